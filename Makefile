@@ -1,0 +1,92 @@
+# make test         lint, types and tests on the pinned versions, then the tests on today's newest ones
+# make demo         a video file to embeddings and a picture of their similarities
+# make help         the rest
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+VENV := .venv
+LATEST := .venv-latest
+# The first interpreter that is new enough; `make test PYTHON=python3.12` chooses another.
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+PYTEST_ARGS ?=
+# What the second leg runs; `make test LATEST_TESTS=` leaves that leg out.
+LATEST_TESTS ?= tests
+
+# An environment is current when a stamp named after the contents of these files is in it (dates do not matter, so
+# that a fresh clone beside a kept environment installs nothing).
+KEY := $(shell cat pyproject.toml constraints.txt | cksum | tr ' ' '-')
+LATEST_KEY := $(shell cksum < pyproject.toml | tr ' ' '-')
+STAMP := $(VENV)/.installed-$(KEY)
+LATEST_STAMP := $(LATEST)/.installed-$(LATEST_KEY)
+
+# $(call bootstrap,DIRECTORY): an environment that holds the pinned uv, which installs the rest.
+define bootstrap
+	@test -x $(1)/bin/uv || { \
+		python="$(PYTHON)"; \
+		"$${python:-none}" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+			echo "Python 3.11 or newer is needed, found '$$python'; name one: PYTHON=/path/to/python3.11" >&2; exit 1; }; \
+		"$$python" -m venv $(1) && \
+		$(1)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv; }
+endef
+
+.PHONY: help env env-latest test test-pinned test-latest lint format demo constraints clean
+
+help: ## show the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '%-14s %s\n' "$$name" "$$text"; done
+
+env: $(STAMP) ## create .venv with the versions in constraints.txt
+
+$(STAMP): | pyproject.toml constraints.txt
+	$(call bootstrap,$(VENV))
+	$(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python --constraint constraints.txt \
+		--build-constraint constraints.txt --editable '.[training,dev]'
+	@rm -f $(VENV)/.installed-*
+	@touch $@
+
+env-latest: $(LATEST_STAMP) ## create .venv-latest: newest versions of everything, without torchaudio
+
+# The overrides lift the bounds that torchaudio puts on torch, and leave torchaudio itself out.
+$(LATEST_STAMP): | pyproject.toml constraints.txt
+	$(call bootstrap,$(LATEST))
+	printf '%s\n' torch torchvision "torchaudio; python_version < '3'" > $(LATEST)/overrides.txt
+	$(LATEST)/bin/uv pip install --quiet --python $(LATEST)/bin/python --upgrade \
+		--override $(LATEST)/overrides.txt --editable '.[training,dev]'
+	@rm -f $(LATEST)/.installed-*
+	@touch $@
+
+test: lint test-pinned $(if $(strip $(LATEST_TESTS)),test-latest) ## lint, types, tests on pinned and on newest versions
+
+test-pinned: $(STAMP) ## the tests on the versions in constraints.txt
+	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+test-latest: $(LATEST_STAMP) ## the tests on today's newest torch and torchvision, without torchaudio
+	@$(LATEST)/bin/python -c 'import importlib.util, torch, torchvision; \
+		assert importlib.util.find_spec("torchaudio") is None, "torchaudio is installed in $(LATEST)"; \
+		print("newest: torch", torch.__version__, "torchvision", torchvision.__version__)'
+	$(LATEST)/bin/python -m pytest -o cache_dir=$(LATEST)/.pytest_cache $(PYTEST_ARGS) $(LATEST_TESTS)
+
+lint: $(STAMP) ## ruff (lint and format) and mypy
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy src
+
+format: $(STAMP) ## let ruff fix what it can and format
+	$(VENV)/bin/ruff check --fix
+	$(VENV)/bin/ruff format
+
+demo: $(STAMP) ## run training/demo.py (options: make demo ARGS="...")
+	$(VENV)/bin/python training/demo.py $(ARGS)
+
+# Keeps every version that still fits and adds what is missing; UPGRADE=1 moves all of them to the newest that fit.
+constraints: ## refresh constraints.txt from pyproject.toml (UPGRADE=1: to the newest versions)
+	$(call bootstrap,$(VENV))
+	$(VENV)/bin/uv pip compile --quiet --python $(VENV)/bin/python --extra training --extra dev \
+		--no-header --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-index-annotation \
+		$(if $(UPGRADE),--upgrade) --output-file constraints.txt pyproject.toml
+
+clean: ## remove environments, caches and builds
+	rm -rf $(VENV) $(LATEST) .mypy_cache .pytest_cache .ruff_cache build dist
+	find src tests training -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,253 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""Which sizes, losses and options a CAV-MAE Sync model has."""
+
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers.configuration_utils import PreTrainedConfig
+
+
+@strict
+class CavMaeSyncConfig(PreTrainedConfig):
+    r"""
+    Configuration of the CAV-MAE Sync models. The defaults are the published CAV-MAE Sync release (CVPR 2025): a
+    ViT-B tower for each modality, one joint layer, 16 frames with a 4.16 s audio window around each.
+
+    Args:
+        hidden_size (`int`, *optional*, defaults to 768):
+            Width of the two towers and of the joint layers. A multiple of 4 (the 2-D sine-cosine positions need it)
+            and of `num_attention_heads`.
+        num_attention_heads (`int`, *optional*, defaults to 12):
+            Attention heads of each encoder layer.
+        intermediate_size (`int`, *optional*, defaults to 3072):
+            Width of the feed-forward part of each encoder layer.
+        num_modality_layers (`int`, *optional*, defaults to 11):
+            Layers of the audio tower, and of the video tower.
+        num_joint_layers (`int`, *optional*, defaults to 1):
+            Layers shared by both modalities, each with its own norms for audio, video and the fused tokens.
+        hidden_act (`str`, *optional*, defaults to `"gelu"`):
+            Activation of the feed-forward parts.
+        layer_norm_eps (`float`, *optional*, defaults to 1e-5):
+            Epsilon of every layer norm.
+        initializer_range (`float`, *optional*, defaults to 0.02):
+            Standard deviation of the initial global, register, modality and mask tokens. Linear layers start
+            Xavier-uniform, as published.
+        attention_probs_dropout_prob (`float`, *optional*, defaults to 0.0):
+            Dropout on attention probabilities while training.
+        position_embedding_type (`str`, *optional*, defaults to `"sincos"`):
+            `"sincos"`: fixed 2-D sine-cosine positions, made for the window length at hand. `"learned"`: positions
+            are weights, as in fine-tuned CAV-MAE checkpoints, resized when the window length differs.
+        image_size (`int`, *optional*, defaults to 224):
+            Height and width of a frame, in pixels. A multiple of `patch_size`.
+        patch_size (`int`, *optional*, defaults to 16):
+            Side of a square patch, in pixels and in spectrogram bins.
+        num_channels (`int`, *optional*, defaults to 3):
+            Colour channels of a frame.
+        num_mel_bins (`int`, *optional*, defaults to 128):
+            Mel bins of the spectrogram. A multiple of `patch_size`.
+        audio_length (`int`, *optional*, defaults to 416):
+            Spectrogram frames (10 ms each) in one audio window. A multiple of `patch_size`.
+        num_frames (`int`, *optional*, defaults to 16):
+            Frames, and windows, sampled from a clip by default. The model takes any number.
+        use_global_tokens (`bool`, *optional*, defaults to `True`):
+            Whether each modality has a global token that carries the contrastive objective. Without them the mean
+            of the patch tokens does (plain CAV-MAE).
+        num_register_tokens (`int`, *optional*, defaults to 8):
+            Register tokens per modality, seen by the tower and dropped before the joint layers.
+        num_contrastive_head_layers (`int`, *optional*, defaults to 0):
+            Extra layers per modality between the joint layers and the contrastive objective.
+        decoder_hidden_size (`int`, *optional*, defaults to 512):
+            Width of the decoder. A multiple of 4 and of `decoder_num_attention_heads`.
+        decoder_num_hidden_layers (`int`, *optional*, defaults to 8):
+            Layers of the decoder.
+        decoder_num_attention_heads (`int`, *optional*, defaults to 16):
+            Attention heads of each decoder layer.
+        decoder_intermediate_size (`int`, *optional*, defaults to 2048):
+            Width of the feed-forward part of each decoder layer.
+        audio_mask_ratio (`float`, *optional*, defaults to 0.75):
+            Share of audio patches removed in pretraining.
+        video_mask_ratio (`float`, *optional*, defaults to 0.75):
+            Share of picture patches removed in pretraining.
+        audio_mask_mode (`str`, *optional*, defaults to `"unstructured"`):
+            `"unstructured"` removes single audio patches, `"time"` columns, `"frequency"` rows, `"time_frequency"`
+            both.
+        norm_pix_loss (`bool`, *optional*, defaults to `True`):
+            Whether each target patch is normalised by its own mean and variance.
+        temperature (`float`, *optional*, defaults to 0.05):
+            Divisor of the cosine similarities in the contrastive loss.
+        contrastive_loss_weight (`float`, *optional*, defaults to 0.1):
+            Weight of the contrastive loss. 0 skips its computation.
+        reconstruction_loss_weight (`float`, *optional*, defaults to 1.0):
+            Weight of the reconstruction losses. 0 skips the decoder.
+        bidirectional_contrast (`bool`, *optional*, defaults to `False`):
+            `False`: a frame must find its audio among all audio windows (as published). `True`: the mean of that and
+            of the opposite direction.
+        intra_clip_negatives (`bool`, *optional*, defaults to `False`):
+            Whether the other moments of the same clip count as negatives. `False` leaves them out of the softmax.
+        modality (`str`, *optional*, defaults to `"multimodal"`):
+            `"multimodal"`, or `"audio"` / `"video"` for a model that has, and was fine-tuned with, that tower alone.
+        classifier_type (`str`, *optional*, defaults to `"mean_pooling"`):
+            Head of the classifier: `"mean_pooling"` (CAV-MAE: mean of tokens, norm, linear; frames are ensembled) or
+            `"frame_attention"` (CAV-MAE Sync: transformer layers over the frames' joined global tokens).
+        num_classifier_layers (`int`, *optional*, defaults to 2):
+            Layers of the `"frame_attention"` head.
+        deduplicate_windows (`bool`, *optional*, defaults to `True`):
+            Whether windows and frames that equal their predecessor in the clip are encoded once. Changes the cost, not
+            the output. Has no effect in compiled or exported models, whose shapes must not depend on data.
+        id2label, label2id, num_labels, problem_type:
+            As in every transformers configuration.
+
+    Raises:
+        StrictDataclassClassValidationError: A value cannot work; the message says which one and what would.
+
+    Example:
+
+    ```python
+    >>> from cavmae_sync_hf import CavMaeSyncConfig, CavMaeSyncModel
+
+    >>> model = CavMaeSyncModel(CavMaeSyncConfig(num_modality_layers=2))
+    >>> model.config.audio_length
+    416
+    ```
+    """
+
+    model_type = "cavmae_sync"
+    # Everything the Trainer must not gather while predicting: per-frame extras beside `logits`.
+    keys_to_ignore_at_inference = (
+        "frame_logits",
+        "audio_hidden_states",
+        "video_hidden_states",
+        "audio_attentions",
+        "video_attentions",
+    )
+
+    hidden_size: int = 768
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    num_modality_layers: int = 11
+    num_joint_layers: int = 1
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-5
+    initializer_range: float = 0.02
+    attention_probs_dropout_prob: float | int = 0.0
+    position_embedding_type: Literal["sincos", "learned"] = "sincos"
+    image_size: int = 224
+    patch_size: int = 16
+    num_channels: int = 3
+    num_mel_bins: int = 128
+    audio_length: int = 416
+    num_frames: int = 16
+    use_global_tokens: bool = True
+    num_register_tokens: int = 8
+    num_contrastive_head_layers: int = 0
+    decoder_hidden_size: int = 512
+    decoder_num_hidden_layers: int = 8
+    decoder_num_attention_heads: int = 16
+    decoder_intermediate_size: int = 2048
+    audio_mask_ratio: float | int = 0.75
+    video_mask_ratio: float | int = 0.75
+    audio_mask_mode: Literal["unstructured", "time", "frequency", "time_frequency"] = "unstructured"
+    norm_pix_loss: bool = True
+    temperature: float | int = 0.05
+    contrastive_loss_weight: float | int = 0.1
+    reconstruction_loss_weight: float | int = 1.0
+    bidirectional_contrast: bool = False
+    intra_clip_negatives: bool = False
+    modality: Literal["multimodal", "audio", "video"] = "multimodal"
+    classifier_type: Literal["mean_pooling", "frame_attention"] = "mean_pooling"
+    num_classifier_layers: int = 2
+    deduplicate_windows: bool = True
+
+    @classmethod
+    def cav_mae_sync(cls, **overrides: Any) -> "CavMaeSyncConfig":
+        """The CAV-MAE Sync release (CVPR 2025): 416-frame windows, global tokens, 8 registers."""
+        return cls(**overrides)
+
+    @classmethod
+    def cav_mae(cls, **overrides: Any) -> "CavMaeSyncConfig":
+        """Plain CAV-MAE (ICLR 2023): the whole 10.24 s clip as one window, no global tokens, no registers."""
+        settings: dict[str, Any] = {
+            "audio_length": 1024,
+            "num_frames": 1,
+            "use_global_tokens": False,
+            "num_register_tokens": 0,
+            "contrastive_loss_weight": 0.01,
+        }
+        return cls(**(settings | overrides))
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Layers that a token of one modality passes: its tower and the joint layers."""
+        return self.num_modality_layers + self.num_joint_layers
+
+    @property
+    def audio_grid(self) -> tuple[int, int]:
+        """Audio patches as (mel rows, time columns)."""
+        return self.num_mel_bins // self.patch_size, self.audio_length // self.patch_size
+
+    @property
+    def video_grid(self) -> tuple[int, int]:
+        """Picture patches as (rows, columns)."""
+        return self.image_size // self.patch_size, self.image_size // self.patch_size
+
+    def validate_architecture(self) -> None:
+        """Refuse sizes that cannot work, each with what would."""
+        super().validate_architecture()
+        positive = (
+            "hidden_size num_attention_heads intermediate_size image_size patch_size num_channels num_mel_bins "
+            "audio_length num_frames decoder_hidden_size decoder_num_hidden_layers decoder_num_attention_heads "
+            "decoder_intermediate_size"
+        )
+        for name in positive.split():
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 1.")
+        counts = (
+            "num_modality_layers num_joint_layers num_register_tokens num_contrastive_head_layers "
+            "num_classifier_layers"
+        )
+        for name in counts.split():
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be 0 or more.")
+        if self.num_joint_layers < 1:
+            raise ValueError("`num_joint_layers` is 0; the two modalities meet in the joint layers, use 1 or more.")
+        for name in ("audio_length", "num_mel_bins", "image_size"):
+            _require_multiple(name, getattr(self, name), "patch_size", self.patch_size)
+        for width, heads in (
+            ("hidden_size", "num_attention_heads"),
+            ("decoder_hidden_size", "decoder_num_attention_heads"),
+        ):
+            _require_multiple(width, getattr(self, width), heads, getattr(self, heads))
+            if getattr(self, width) % 4:
+                raise ValueError(
+                    f"`{width}` is {getattr(self, width)}; the 2-D sine-cosine positions need a multiple of 4, "
+                    f"such as {max(4, getattr(self, width) // 4 * 4)}."
+                )
+
+    def validate_objectives(self) -> None:
+        """Refuse mask ratios, weights and temperatures that leave nothing to see or to learn."""
+        for name, (rows, columns) in (("audio_mask_ratio", self.audio_grid), ("video_mask_ratio", self.video_grid)):
+            ratio, patches = getattr(self, name), rows * columns
+            if not 0 <= ratio < 1 or int(patches * (1 - ratio)) < 1:
+                raise ValueError(
+                    f"`{name}` is {ratio}; of {patches} patches at least one must stay visible: "
+                    f"use a value from 0 to {1 - 1 / patches:.4g}."
+                )
+        if self.temperature <= 0:
+            raise ValueError(f"`temperature` is {self.temperature}; it must be above 0 (published: 0.05).")
+        for name in ("contrastive_loss_weight", "reconstruction_loss_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; use 0 to leave that loss out, or more.")
+        if not 0 <= self.attention_probs_dropout_prob < 1:
+            raise ValueError(
+                f"`attention_probs_dropout_prob` is {self.attention_probs_dropout_prob}; use 0 or more, below 1."
+            )
+
+
+def _require_multiple(name: str, value: int, divisor_name: str, divisor: int) -> None:
+    if value % divisor:
+        lower, upper = value // divisor * divisor, (value // divisor + 1) * divisor
+        fits = f"{lower} or {upper}" if lower else str(upper)
+        raise ValueError(f"`{name}` is {value}, not a multiple of `{divisor_name}` ({divisor}); {fits} would work.")
+
+
+__all__ = ["CavMaeSyncConfig"]

@@ -1,0 +1,414 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""Pretraining: hide most patches, contrast what is left, reconstruct the rest."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_outputs import ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_cavmae_sync import CavMaeSyncConfig
+from .layers_cavmae_sync import CavMaeSyncLayer, CavMaeSyncPositions, run_layers
+from .losses_cavmae_sync import patch_statistics, patchify, reconstruction_loss, unpatchify
+from .masking_cavmae_sync import Masking, gather_patches, random_masking, structured_noise
+from .modeling_cavmae_sync import (
+    CavMaeSyncModel,
+    CavMaeSyncPreTrainedModel,
+    check_present,
+    check_same_frames,
+)
+
+
+@dataclass
+class CavMaeSyncForPreTrainingOutput(ModelOutput):
+    """
+    Output of [`CavMaeSyncForPreTraining`]. The single losses are unweighted; what a zero weight skips is `None`.
+
+    Args:
+        loss (`torch.Tensor` scalar, *optional*):
+            `reconstruction_loss_weight * (audio + video) + contrastive_loss_weight * contrastive`.
+        contrastive_loss (`torch.Tensor` scalar, *optional*):
+            InfoNCE over all pairs of the batch.
+        audio_reconstruction_loss, video_reconstruction_loss (`torch.Tensor` scalar, *optional*):
+            Mean squared error over the removed patches.
+        contrastive_accuracy (`torch.Tensor` scalar, *optional*):
+            Share of the frames whose own window scores highest (with both directions: their mean).
+        audio_mask, video_mask (`torch.Tensor` of shape `(batch_size, num_frames, patches)`):
+            1 where a patch was removed.
+        audio_reconstruction, video_reconstruction (`torch.Tensor` of shape `(batch_size, num_frames, patches, size)`):
+            The decoder's patches, in normalised values under `norm_pix_loss`; `unpatchify_audio` and
+            `unpatchify_video` put them together.
+        audio_embeds, video_embeds (`torch.Tensor` of shape `(batch_size, num_frames, hidden_size)`):
+            L2-normalised embeddings made from the visible patches.
+        audio_patch_embeds, video_patch_embeds (`torch.Tensor` of shape `(batch_size, num_frames, kept, hidden_size)`):
+            The visible patches after the modality's final norm, in the order in which the noise picked them.
+    """
+
+    loss: Tensor | None = None
+    contrastive_loss: Tensor | None = None
+    audio_reconstruction_loss: Tensor | None = None
+    video_reconstruction_loss: Tensor | None = None
+    contrastive_accuracy: Tensor | None = None
+    audio_mask: Tensor | None = None
+    video_mask: Tensor | None = None
+    audio_reconstruction: Tensor | None = None
+    video_reconstruction: Tensor | None = None
+    audio_embeds: Tensor | None = None
+    video_embeds: Tensor | None = None
+    audio_patch_embeds: Tensor | None = None
+    video_patch_embeds: Tensor | None = None
+
+
+@dataclass
+class CavMaeSyncInpaintingOutput(ModelOutput):
+    """
+    Output of [`CavMaeSyncForPreTraining.inpaint`].
+
+    Args:
+        pixel_values_videos (`torch.Tensor` of shape `(batch_size, num_frames, num_channels, height, width)`):
+            The frames with their removed patches filled in, in the processor's normalised values.
+        input_values (`torch.Tensor` of shape `(batch_size, num_frames, audio_length, num_mel_bins)`):
+            The spectrograms with their removed patches filled in.
+        video_mask, audio_mask (`torch.Tensor` of shape `(batch_size, num_frames, patches)`):
+            1 where a patch was removed, and is now the model's.
+    """
+
+    pixel_values_videos: Tensor | None = None
+    input_values: Tensor | None = None
+    video_mask: Tensor | None = None
+    audio_mask: Tensor | None = None
+
+
+class CavMaeSyncDecoder(nn.Module):
+    """Recovers every patch of both modalities from the fused visible ones."""
+
+    def __init__(self, config: CavMaeSyncConfig):
+        super().__init__()
+        width = config.decoder_hidden_size
+        self.embed = nn.Linear(config.hidden_size, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.modality_embeddings = nn.ParameterDict({name: torch.zeros(1, 1, width) for name in ("audio", "video")})
+        learned = config.position_embedding_type == "learned"
+        self.positions = nn.ModuleDict(
+            {
+                "audio": CavMaeSyncPositions(config.audio_grid, width, learned),
+                "video": CavMaeSyncPositions(config.video_grid, width, learned),
+            }
+        )
+        heads, inner = config.decoder_num_attention_heads, config.decoder_intermediate_size
+        self.layers = nn.ModuleList(
+            [CavMaeSyncLayer(config, width, heads, inner) for _ in range(config.decoder_num_hidden_layers)]
+        )
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.predictions = nn.ModuleDict(
+            {
+                "audio": nn.Linear(width, config.patch_size**2),
+                "video": nn.Linear(width, config.patch_size**2 * config.num_channels),
+            }
+        )
+
+    def forward(
+        self,
+        fused: Tensor,
+        maskings: dict[str, Masking],
+        grids: dict[str, tuple[int, int]],
+        attention_mask: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Predict patches `(samples, patches, values)` per modality.
+
+        Args:
+            fused: Visible patches, audio first, `(samples, kept of both, hidden)`.
+            maskings: Per modality which patches those are.
+            grids: Per modality the patch grid.
+            attention_mask: In the form of the attention implementation; `None` when every sample has both modalities.
+        """
+        fused = self.embed(fused)
+        kept = [masking.ids_keep.shape[1] for masking in maskings.values()]
+        visible = dict(zip(maskings, fused.split(kept, dim=1), strict=True))
+        parts = []
+        for modality, masking in maskings.items():
+            removed = masking.ids_restore.shape[1] - masking.ids_keep.shape[1]
+            mask_tokens = self.mask_token.expand(fused.shape[0], removed, -1)
+            tokens = gather_patches(torch.cat([visible[modality], mask_tokens], dim=1), masking.ids_restore)
+            embedding = self.modality_embeddings[modality]
+            parts.append(tokens + (self.positions[modality](grids[modality]) + embedding).to(embedding.dtype))
+        hidden_states = self.norm(run_layers(self.layers, torch.cat(parts, dim=1), attention_mask))
+        split = hidden_states.split([part.shape[1] for part in parts], dim=1)
+        return {modality: self.predictions[modality](part) for modality, part in zip(maskings, split, strict=True)}
+
+
+class CavMaeSyncForPreTraining(CavMaeSyncPreTrainedModel):
+    """
+    CAV-MAE Sync with its two pretraining objectives: contrast between a frame and the window of its moment, and
+    reconstruction of removed patches of both.
+
+    Args:
+        config (`CavMaeSyncConfig`): Sizes, mask ratios and loss weights; `modality` must be `"multimodal"`.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from cavmae_sync_hf import CavMaeSyncConfig, CavMaeSyncForPreTraining
+
+    >>> model = CavMaeSyncForPreTraining(CavMaeSyncConfig(num_modality_layers=1, decoder_num_hidden_layers=1))
+    >>> output = model(pixel_values_videos=torch.rand(2, 1, 3, 224, 224), input_values=torch.rand(2, 1, 416, 128))
+    >>> output.audio_reconstruction.shape
+    torch.Size([2, 1, 208, 256])
+    ```
+    """
+
+    # The losses are means over the batch: the Trainer must divide them by the accumulation steps itself.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: CavMaeSyncConfig):
+        super().__init__(config)
+        if config.modality != "multimodal":
+            raise ValueError(f"Pretraining needs both towers; `modality` is {config.modality!r}, use 'multimodal'.")
+        if not config.contrastive_loss_weight and not config.reconstruction_loss_weight:
+            raise ValueError(
+                "`contrastive_loss_weight` and `reconstruction_loss_weight` are both 0: nothing would be learned."
+            )
+        self.model = CavMaeSyncModel(config)
+        self.decoder = CavMaeSyncDecoder(config)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, CavMaeSyncDecoder):
+            for token in (module.mask_token, *module.modality_embeddings.values()):
+                init.normal_(token, std=self.config.initializer_range)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values_videos: Tensor | None = None,
+        input_values: Tensor | None = None,
+        padding_mask: Tensor | None = None,
+        padding_mask_videos: Tensor | None = None,
+        video_noise: Tensor | None = None,
+        audio_noise: Tensor | None = None,
+        return_loss: bool = True,
+        **kwargs: Any,
+    ) -> tuple | CavMaeSyncForPreTrainingOutput:
+        """One pretraining step's computation.
+
+        Args:
+            pixel_values_videos: Frames `(batch_size, num_frames, num_channels, height, width)`, normalised.
+            input_values: Audio windows `(batch_size, num_frames, audio_length, num_mel_bins)`, normalised.
+            padding_mask: False for absent windows, `(batch_size, num_frames)`; they take part in no loss.
+            padding_mask_videos: False for absent frames, likewise.
+            video_noise: Decides the masking, `(batch_size, num_frames, patches)`: the smallest are kept. Drawn
+                uniformly when absent.
+            audio_noise: Likewise for the audio patches.
+            return_loss: Whether to compute the losses; embeddings and reconstructions come either way.
+            kwargs: Ignored, so that a processor's whole output can be passed.
+
+        Raises:
+            ValueError: An input is missing or its shape does not fit.
+        """
+        if pixel_values_videos is None or input_values is None:
+            missing = "pixel_values_videos" if pixel_values_videos is None else "input_values"
+            raise ValueError(f"Pretraining needs both modalities; `{missing}` is missing.")
+        check_same_frames(input_values, pixel_values_videos)
+        config, batch_shape = self.config, input_values.shape[:2]
+        images = {
+            "audio": self.model.as_images("audio", input_values),
+            "video": self.model.as_images("video", pixel_values_videos),
+        }
+        present = {
+            "audio": check_present(padding_mask, images["audio"]),
+            "video": check_present(padding_mask_videos, images["video"]),
+        }
+        images = {modality: values.flatten(0, 1) for modality, values in images.items()}
+        grids = {modality: self._grid(values) for modality, values in images.items()}
+        maskings = {
+            "audio": self._mask("audio", audio_noise, images["audio"], batch_shape),
+            "video": self._mask("video", video_noise, images["video"], batch_shape),
+        }
+        tokens = {
+            modality: self.model.tower(modality)(values, maskings[modality].ids_keep)
+            for modality, values in images.items()
+        }
+
+        output = CavMaeSyncForPreTrainingOutput(
+            audio_mask=maskings["audio"].mask.unflatten(0, batch_shape),
+            video_mask=maskings["video"].mask.unflatten(0, batch_shape),
+        )
+        total = None
+        if config.reconstruction_loss_weight:
+            predictions = self._reconstruct(tokens, maskings, grids, present)
+            output.audio_reconstruction = predictions["audio"].unflatten(0, batch_shape)
+            output.video_reconstruction = predictions["video"].unflatten(0, batch_shape)
+            if return_loss:
+                losses = self._reconstruction_losses(predictions, images, maskings, present)
+                output.audio_reconstruction_loss, output.video_reconstruction_loss = losses["audio"], losses["video"]
+                total = config.reconstruction_loss_weight * (losses["audio"] + losses["video"])
+        if config.contrastive_loss_weight:
+            audio_embeds, audio_patches = self.model.separate("audio", tokens["audio"])
+            video_embeds, video_patches = self.model.separate("video", tokens["video"])
+            output.audio_embeds = audio_embeds.unflatten(0, batch_shape)
+            output.video_embeds = video_embeds.unflatten(0, batch_shape)
+            output.audio_patch_embeds = audio_patches.unflatten(0, batch_shape)
+            output.video_patch_embeds = video_patches.unflatten(0, batch_shape)
+            if return_loss:
+                contrast = self.model.contrast(
+                    output.audio_embeds, output.video_embeds, present["audio"], present["video"]
+                )
+                output.contrastive_loss, output.contrastive_accuracy = contrast
+                weighted = config.contrastive_loss_weight * contrast.loss
+                total = weighted if total is None else total + weighted
+        output.loss = total
+        return output
+
+    @torch.no_grad()
+    def inpaint(
+        self,
+        pixel_values_videos: Tensor,
+        input_values: Tensor,
+        video_noise: Tensor | None = None,
+        audio_noise: Tensor | None = None,
+    ) -> CavMaeSyncInpaintingOutput:
+        """Remove patches and fill them in again.
+
+        Under `norm_pix_loss` the decoder predicts each patch up to its mean and standard deviation; these two numbers
+        are then taken from the true patch, so the result shows what was learned but is no reconstruction from
+        nothing.
+
+        Args:
+            pixel_values_videos: As in `forward`.
+            input_values: As in `forward`.
+            video_noise: As in `forward`.
+            audio_noise: As in `forward`.
+        """
+        if not self.config.reconstruction_loss_weight:
+            raise ValueError("`reconstruction_loss_weight` is 0, so the decoder is off; set it above 0 to inpaint.")
+        output = self(
+            pixel_values_videos=pixel_values_videos,
+            input_values=input_values,
+            video_noise=video_noise,
+            audio_noise=audio_noise,
+            return_loss=False,
+            return_dict=True,
+        )
+        video = self._fill(self.patchify_video(pixel_values_videos), output.video_reconstruction, output.video_mask)
+        audio = self._fill(self.patchify_audio(input_values), output.audio_reconstruction, output.audio_mask)
+        height, width = pixel_values_videos.shape[-2:]
+        return CavMaeSyncInpaintingOutput(
+            pixel_values_videos=self.unpatchify_video(video, height, width),
+            input_values=self.unpatchify_audio(audio, input_values.shape[2]),
+            video_mask=output.video_mask,
+            audio_mask=output.audio_mask,
+        )
+
+    def patchify_video(self, pixel_values_videos: Tensor) -> Tensor:
+        """Frames `(batch, frames, channels, height, width)` as patches `(batch, frames, patches, values)`."""
+        patches = patchify(self.model.as_images("video", pixel_values_videos).flatten(0, 1), self.config.patch_size)
+        return patches.unflatten(0, pixel_values_videos.shape[:2])
+
+    def patchify_audio(self, input_values: Tensor) -> Tensor:
+        """Windows `(batch, frames, audio_length, mel)` as patches `(batch, frames, patches, values)`, mel-major."""
+        patches = patchify(self.model.as_images("audio", input_values).flatten(0, 1), self.config.patch_size)
+        return patches.unflatten(0, input_values.shape[:2])
+
+    def unpatchify_video(self, patches: Tensor, height: int | None = None, width: int | None = None) -> Tensor:
+        """Inverse of `patchify_video`; the frame size defaults to the configured one."""
+        height, width = height or self.config.image_size, width or self.config.image_size
+        grid = (height // self.config.patch_size, width // self.config.patch_size)
+        return unpatchify(patches.flatten(0, 1), grid, self.config.patch_size).unflatten(0, patches.shape[:2])
+
+    def unpatchify_audio(self, patches: Tensor, audio_length: int | None = None) -> Tensor:
+        """Inverse of `patchify_audio`; the window length defaults to the configured one."""
+        size = self.config.patch_size
+        grid = (self.config.audio_grid[0], (audio_length or self.config.audio_length) // size)
+        spectrograms = unpatchify(patches.flatten(0, 1), grid, size).unflatten(0, patches.shape[:2])
+        return spectrograms.squeeze(2).transpose(2, 3)
+
+    def _grid(self, images: Tensor) -> tuple[int, int]:
+        return images.shape[-2] // self.config.patch_size, images.shape[-1] // self.config.patch_size
+
+    def _mask(self, modality: str, noise: Tensor | None, images: Tensor, batch_shape: torch.Size) -> Masking:
+        """Draw, check and apply the masking of one modality; `images` are `(samples, channels, height, width)`."""
+        grid = self._grid(images)
+        expected = (*batch_shape, grid[0] * grid[1])
+        if noise is None:
+            noise = torch.rand(expected, device=images.device)
+        elif noise.shape != expected:
+            raise ValueError(
+                f"`{modality}_noise` has shape {tuple(noise.shape)}; expected (batch_size, num_frames, patches) "
+                f"{expected}."
+            )
+        noise = noise.flatten(0, 1)
+        if modality == "video":
+            return random_masking(noise, self.config.video_mask_ratio)
+        ratio = self.config.audio_mask_ratio
+        return random_masking(structured_noise(noise, grid, ratio, self.config.audio_mask_mode), ratio)
+
+    def _reconstruct(
+        self,
+        tokens: dict[str, Tensor],
+        maskings: dict[str, Masking],
+        grids: dict[str, tuple[int, int]],
+        present: dict[str, Tensor | None],
+    ) -> dict[str, Tensor]:
+        patches = {modality: self.model.patch_tokens(values) for modality, values in tokens.items()}
+        fused_mask = decoder_mask = None
+        if any(mask is not None for mask in present.values()):
+            fused = torch.cat(list(patches.values()), dim=1)
+            fused_mask = self._attention_mask(fused, present, [p.shape[1] for p in patches.values()])
+            lengths = [masking.ids_restore.shape[1] for masking in maskings.values()]
+            decoded = fused.new_empty(fused.shape[0], sum(lengths), self.config.decoder_hidden_size)
+            decoder_mask = self._attention_mask(decoded, present, lengths)
+        fused = self.model.fuse(patches["audio"], patches["video"], fused_mask)
+        return self.decoder(fused, maskings, grids, decoder_mask)
+
+    def _attention_mask(self, inputs_embeds: Tensor, present: dict[str, Tensor | None], lengths: list[int]) -> Any:
+        """Hide an absent modality's tokens from the other's; `lengths` are the token counts of (audio, video)."""
+        samples, device = inputs_embeds.shape[0], inputs_embeds.device
+        masks = [
+            torch.ones(samples, dtype=torch.bool, device=device) if mask is None else mask.flatten()
+            for mask in present.values()
+        ]
+        # With both absent nothing is counted in any loss; attending to something keeps the softmax defined.
+        nothing = ~(masks[0] | masks[1])
+        visible = torch.cat(
+            [(mask | nothing).unsqueeze(1).expand(-1, length) for mask, length in zip(masks, lengths, strict=True)],
+            dim=1,
+        )
+        return create_bidirectional_mask(config=self.config, inputs_embeds=inputs_embeds, attention_mask=visible)
+
+    def _reconstruction_losses(
+        self,
+        predictions: dict[str, Tensor],
+        images: dict[str, Tensor],
+        maskings: dict[str, Masking],
+        present: dict[str, Tensor | None],
+    ) -> dict[str, Tensor]:
+        losses = {}
+        for modality, prediction in predictions.items():
+            target = patchify(images[modality], self.config.patch_size)
+            valid = present[modality]
+            losses[modality] = reconstruction_loss(
+                prediction,
+                target,
+                maskings[modality].mask,
+                self.config.norm_pix_loss,
+                None if valid is None else valid.flatten(),
+            )
+        return losses
+
+    def _fill(self, patches: Tensor, prediction: Tensor, mask: Tensor) -> Tensor:
+        """True patches where visible, predicted ones where removed; all `(batch, frames, patches, values)`."""
+        prediction = prediction.to(patches.dtype)
+        if self.config.norm_pix_loss:
+            mean, std = patch_statistics(patches)
+            prediction = prediction * std + mean
+        return torch.where(mask.unsqueeze(-1).bool(), prediction, patches)
+
+
+__all__ = ["CavMaeSyncForPreTraining", "CavMaeSyncForPreTrainingOutput", "CavMaeSyncInpaintingOutput"]
