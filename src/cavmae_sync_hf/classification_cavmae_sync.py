@@ -114,7 +114,10 @@ class CavMaeSyncForAudioVisualClassification(CavMaeSyncPreTrainedModel):
         super().__init__(config)
         self.loss_type = "ForSequenceClassification"
         self.model = CavMaeSyncModel(config)
-        heads = {"mean_pooling": CavMaeSyncMeanPoolingClassificationHead, "frame_attention": CavMaeSyncFrameTransformerClassificationHead}
+        heads = {
+            "mean_pooling": CavMaeSyncMeanPoolingClassificationHead,
+            "frame_attention": CavMaeSyncFrameTransformerClassificationHead,
+        }
         self.head = heads[config.classifier_type](config)
         self.post_init()
 

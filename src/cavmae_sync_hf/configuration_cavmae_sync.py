@@ -6,6 +6,8 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
+from .auto_map_cavmae_sync import complete_auto_map
+
 
 @strict
 class CavMaeSyncConfig(PreTrainedConfig):
@@ -189,6 +191,11 @@ class CavMaeSyncConfig(PreTrainedConfig):
     def video_grid(self) -> tuple[int, int]:
         """Picture patches as (rows, columns)."""
         return self.image_size // self.patch_size, self.image_size // self.patch_size
+
+    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Write `config.json`, with the classes of every auto class, whichever model is being saved."""
+        self.auto_map = complete_auto_map(getattr(self, "auto_map", None))
+        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     def validate_architecture(self) -> None:
         """Refuse sizes that cannot work, each with what would."""

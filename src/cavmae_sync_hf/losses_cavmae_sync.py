@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers.utils.generic import maybe_autocast
 
 
 class ContrastiveLoss(NamedTuple):
@@ -34,7 +35,9 @@ def contrastive_loss(
         valid: False for pairs to leave out on both sides, shape `(pairs,)`.
         clip_ids: Clip of each pair, shape `(pairs,)`; other moments of the same clip are then no negatives.
     """
-    logits = audio_embeds.float() @ video_embeds.float().T / temperature  # (audio, video)
+    # Autocast would round the cosines, which the temperature multiplies, to half precision.
+    with maybe_autocast(audio_embeds.device.type, enabled=False):
+        logits = audio_embeds.float() @ video_embeds.float().T / temperature  # (audio, video)
     pairs = torch.arange(logits.shape[0], device=logits.device)
     excluded = torch.zeros_like(logits, dtype=torch.bool)
     if valid is not None:
@@ -47,8 +50,8 @@ def contrastive_loss(
     weights = torch.ones_like(logits[0]) if valid is None else valid.to(logits.dtype)
     weights = weights / weights.sum().clamp(min=1)
     directions = (logits.T, logits) if bidirectional else (logits.T,)
-    losses = [nn.functional.cross_entropy(scores, pairs, reduction="none") @ weights for scores in directions]
-    hits = [(scores.argmax(dim=1) == pairs).to(weights.dtype) @ weights for scores in directions]
+    losses = [(nn.functional.cross_entropy(scores, pairs, reduction="none") * weights).sum() for scores in directions]
+    hits = [((scores.argmax(dim=1) == pairs) * weights).sum() for scores in directions]
     return ContrastiveLoss(sum(losses[1:], losses[0]) / len(losses), (sum(hits[1:], hits[0]) / len(hits)).detach())
 
 

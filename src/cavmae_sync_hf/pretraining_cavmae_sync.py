@@ -83,6 +83,18 @@ class CavMaeSyncInpaintingOutput(ModelOutput):
     audio_mask: Tensor | None = None
 
 
+class CavMaeSyncModalityEmbeddings(nn.Module):
+    """One embedding per modality, got by a call: weights offloaded to disk are brought in when a module is called."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.audio, self.video = (nn.Parameter(torch.zeros(1, 1, width)) for _ in range(2))
+
+    def forward(self, modality: str) -> Tensor:
+        """The embedding of `"audio"` or `"video"`, `(1, 1, width)`."""
+        return self.audio if modality == "audio" else self.video
+
+
 class CavMaeSyncDecoder(nn.Module):
     """Recovers every patch of both modalities from the fused visible ones."""
 
@@ -91,7 +103,7 @@ class CavMaeSyncDecoder(nn.Module):
         width = config.decoder_hidden_size
         self.embed = nn.Linear(config.hidden_size, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.modality_embeddings = nn.ParameterDict({name: torch.zeros(1, 1, width) for name in ("audio", "video")})
+        self.modality_embeddings = CavMaeSyncModalityEmbeddings(width)
         learned = config.position_embedding_type == "learned"
         self.positions = nn.ModuleDict(
             {
@@ -134,7 +146,7 @@ class CavMaeSyncDecoder(nn.Module):
             removed = masking.ids_restore.shape[1] - masking.ids_keep.shape[1]
             mask_tokens = self.mask_token.expand(fused.shape[0], removed, -1)
             tokens = gather_patches(torch.cat([visible[modality], mask_tokens], dim=1), masking.ids_restore)
-            embedding = self.modality_embeddings[modality]
+            embedding = self.modality_embeddings(modality)
             parts.append(tokens + (self.positions[modality](grids[modality]) + embedding).to(embedding.dtype))
         hidden_states = self.norm(run_layers(self.layers, torch.cat(parts, dim=1), attention_mask))
         split = hidden_states.split([part.shape[1] for part in parts], dim=1)
@@ -181,7 +193,7 @@ class CavMaeSyncForPreTraining(CavMaeSyncPreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, CavMaeSyncDecoder):
-            for token in (module.mask_token, *module.modality_embeddings.values()):
+            for token in (module.mask_token, *module.modality_embeddings.parameters()):
                 init.normal_(token, std=self.config.initializer_range)
 
     @can_return_tuple

@@ -1,0 +1,45 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""Which class and which code file stands behind each auto class in a saved folder."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    # transformers copies the files it finds by following relative imports, this block included. The configuration and
+    # the processor import this file, so that whatever is saved first, a folder holds the code of every auto class.
+    from .classification_cavmae_sync import CavMaeSyncForAudioVisualClassification as _Classification  # noqa: F401
+    from .configuration_cavmae_sync import CavMaeSyncConfig as _Config  # noqa: F401
+    from .feature_extraction_cavmae_sync import CavMaeSyncFeatureExtractor as _FeatureExtractor  # noqa: F401
+    from .modeling_cavmae_sync import CavMaeSyncModel as _Model  # noqa: F401
+    from .pretraining_cavmae_sync import CavMaeSyncForPreTraining as _PreTraining  # noqa: F401
+    from .processing_cavmae_sync import CavMaeSyncProcessor as _Processor  # noqa: F401
+    from .video_processing_cavmae_sync import CavMaeSyncVideoProcessor as _VideoProcessor  # noqa: F401
+
+AUTO_MAP: dict[str, str] = {
+    "AutoConfig": "configuration_cavmae_sync.CavMaeSyncConfig",
+    "AutoModel": "modeling_cavmae_sync.CavMaeSyncModel",
+    "AutoModelForPreTraining": "pretraining_cavmae_sync.CavMaeSyncForPreTraining",
+    "AutoModelForAudioClassification": "classification_cavmae_sync.CavMaeSyncForAudioVisualClassification",
+    "AutoModelForVideoClassification": "classification_cavmae_sync.CavMaeSyncForAudioVisualClassification",
+    "AutoFeatureExtractor": "feature_extraction_cavmae_sync.CavMaeSyncFeatureExtractor",
+    "AutoVideoProcessor": "video_processing_cavmae_sync.CavMaeSyncVideoProcessor",
+    "AutoProcessor": "processing_cavmae_sync.CavMaeSyncProcessor",
+}
+
+
+def complete_auto_map(auto_map: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """`auto_map` with every auto class in it.
+
+    transformers writes the saved class alone, so that a checkpoint of the pretraining model could not be opened as a
+    classifier. Entries of a user's own classes stay. Entries that point at the code in another repository
+    (`"owner/name--file.Class"`) give way where this package has the class, since its code is saved alongside.
+    """
+    own = {
+        name: reference
+        for name, reference in (auto_map or {}).items()
+        if name not in AUTO_MAP or "--" not in str(reference)
+    }
+    return AUTO_MAP | own
+
+
+__all__ = ["AUTO_MAP", "complete_auto_map"]

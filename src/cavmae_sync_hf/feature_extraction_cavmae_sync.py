@@ -1,0 +1,567 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""How does a waveform become the spectrogram windows that the audio tower reads?
+
+Two steps. The *log-mel* is Kaldi's filter bank, computed once per clip. The *windows* are cut from it, one per video
+frame, by one of two rules:
+
+- `alignment="time"`: window i is centred on the time of frame i, and whatever lies outside the clip is silence;
+- `alignment="reference"`: the published rule, in which 1024 spectrogram frames stand for the clip whatever its length.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.utils import TensorType
+
+from .media_cavmae_sync import resample
+
+# The one place that fixes the spectrogram's hop: 100 frames per second, 10 ms each (Kaldi's default).
+FRAMES_PER_SECOND = 100
+# Kaldi's defaults: 25 ms analysis window, pre-emphasis 0.97, first mel filter from 20 Hz.
+WINDOW_SECONDS = 0.025
+PREEMPHASIS = 0.97
+LOWEST_HERTZ = 20.0
+# Kaldi floors the mel energies at the float32 epsilon, so this is the log-mel of digital silence.
+ENERGY_FLOOR = float(torch.finfo(torch.float32).eps)
+SILENCE = math.log(ENERGY_FLOOR)
+# The published pipeline pads the spectrogram, before normalisation, with plain zeros.
+REFERENCE_PADDING = 0.0
+# Spectrogram frames per block on the CPU: the working set (a few MB) then stays in the cache. Accelerators take more.
+_CPU_BLOCK, _DEVICE_BLOCK = 1024, 1 << 17
+# Float samples are meant to lie in [-1, 1]; far above that they are integers in disguise.
+_LARGEST_SAMPLE = 64.0
+# Arguments that transformers hands to every feature extractor and that have no meaning for fixed-size windows.
+_IGNORED_ARGUMENTS = frozenset(
+    {"padding", "max_length", "truncation", "pad_to_multiple_of", "return_attention_mask", "padding_side"}
+)
+
+
+class AudioWindows(NamedTuple):
+    """Windows of one clip.
+
+    Attributes:
+        values: Normalised log-mel, shape `(num_frames, audio_length, num_mel_bins)`.
+        starts: Spectrogram frame at which each window starts (negative before the clip), length `num_frames`.
+        coverage: Share of each window that lies inside the clip, in [0, 1], shape `(num_frames,)`.
+        mask: True where the window is present, shape `(num_frames,)`.
+    """
+
+    values: Tensor
+    starts: list[int]
+    coverage: Tensor
+    mask: Tensor
+
+
+class CavMaeSyncFeatureExtractor(SequenceFeatureExtractor):
+    """Turns waveforms into `input_values` of shape `(batch, num_frames, audio_length, num_mel_bins)`.
+
+    Args:
+        feature_size: Channels of a waveform after loading; always 1.
+        sampling_rate: Rate in Hz that the filter bank runs at; other rates are resampled to it.
+        padding_value: Sample value that pads waveforms in the inherited `pad`.
+        num_frames: Windows per clip where neither `num_frames` nor `frame_times` is given in the call.
+        audio_length: Spectrogram frames of 10 ms per window (416 for CAV-MAE Sync, 1024 for plain CAV-MAE).
+        num_mel_bins: Mel filters.
+        alignment: `"time"` or `"reference"`, see the module's text.
+        channel: `"first"` (as published) or `"mean"`: how a clip of several channels becomes one.
+        mean: Mean of the log-mel over the training data.
+        std: Its standard deviation. The log-mel is divided by it once, not twice as AST does.
+        reference_length: Spectrogram frames that stand for the whole clip with `alignment="reference"`.
+        min_window_coverage: With `alignment="time"`, a window is marked absent when the share of it inside the clip
+            is not above this. 0.0 marks only windows that lie wholly outside.
+        kwargs: Passed on to [`SequenceFeatureExtractor`].
+
+    Raises:
+        ValueError: A setting cannot work; the message says what would.
+    """
+
+    model_input_names = ["input_values", "padding_mask"]
+
+    def __init__(
+        self,
+        feature_size: int = 1,
+        sampling_rate: int = 16000,
+        padding_value: float = 0.0,
+        num_frames: int = 16,
+        audio_length: int = 416,
+        num_mel_bins: int = 128,
+        alignment: str = "time",
+        channel: str = "first",
+        mean: float = -5.081,
+        std: float = 4.4849,
+        reference_length: int = 1024,
+        min_window_coverage: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
+        for name, value in (
+            ("num_frames", num_frames),
+            ("audio_length", audio_length),
+            ("num_mel_bins", num_mel_bins),
+            ("reference_length", reference_length),
+        ):
+            if value < 1:
+                raise ValueError(f"`{name}` is {value}; it must be at least 1.")
+        if sampling_rate < 2 * FRAMES_PER_SECOND or sampling_rate % FRAMES_PER_SECOND:
+            raise ValueError(
+                f"`sampling_rate` is {sampling_rate}; it must be a multiple of {FRAMES_PER_SECOND} Hz, since the hop "
+                f"is 1/{FRAMES_PER_SECOND} s. The published models use 16000."
+            )
+        if channel not in ("first", "mean"):
+            raise ValueError(f'`channel` is {channel!r}; it must be "first" or "mean".')
+        if std <= 0:
+            raise ValueError(f"`std` is {std}; it must be positive. The published value is 4.4849.")
+        if not 0.0 <= min_window_coverage < 1.0:
+            raise ValueError(f"`min_window_coverage` is {min_window_coverage}; it must lie in [0, 1).")
+        self.num_frames = num_frames
+        self.audio_length = audio_length
+        self.num_mel_bins = num_mel_bins
+        self.alignment = alignment
+        self.channel = channel
+        self.mean = mean
+        self.std = std
+        self.reference_length = reference_length
+        self.min_window_coverage = min_window_coverage
+        self._check_alignment()
+
+        samples = self.window_samples
+        # Kaldi's "hanning" is the symmetric window, hence not periodic. The names `window` and `mel_filters` are the
+        # two that transformers leaves out of the JSON file.
+        self.window = torch.hann_window(samples, periodic=False)
+        self.mel_filters = _kaldi_mel_filters(num_mel_bins, self.fft_length, sampling_rate)
+
+    @property
+    def hop_samples(self) -> int:
+        """Samples between two spectrogram frames."""
+        return self.sampling_rate // FRAMES_PER_SECOND
+
+    @property
+    def window_samples(self) -> int:
+        """Samples that one spectrogram frame sees (25 ms)."""
+        return int(self.sampling_rate * WINDOW_SECONDS)
+
+    @property
+    def fft_length(self) -> int:
+        """Length of the Fourier transform: the next power of two, as Kaldi rounds."""
+        return 1 << (self.window_samples - 1).bit_length()
+
+    def spectrogram_length(self, num_samples: int) -> int:
+        """Spectrogram frames of a waveform: whole windows only, at least one (short clips are padded with zeros)."""
+        return 1 + max(0, num_samples - self.window_samples) // self.hop_samples
+
+    def __call__(
+        self,
+        raw_speech: Any,
+        sampling_rate: int | None = None,
+        frame_times: Any = None,
+        num_frames: int | None = None,
+        duration: Any = None,
+        return_tensors: str | TensorType | None = None,
+        return_times: bool = False,
+        device: str | torch.device | None = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Compute the windows of one clip or of a batch.
+
+        Args:
+            raw_speech: One clip or several. One clip: `(num_samples,)` as array, tensor or list of floats. Several: a
+                list of clips, each `(num_samples,)` or `(channels, num_samples)` or None for a clip without sound
+                (all its windows are marked absent); a 2-D array `(batch, num_samples)`; or a 3-D array
+                `(batch, channels, num_samples)`. Floats lie in [-1, 1]; int16, int32 and uint8 samples are scaled.
+            sampling_rate: Rate of the samples in Hz. Required; other rates than the extractor's are resampled.
+            frame_times: Times of the video frames in seconds, `(num_frames,)` for one clip, one such row per clip for
+                several. Default: the centres of `num_frames` equal parts of the clip.
+            num_frames: Windows per clip, where `frame_times` is not given.
+            duration: Length of the clip in seconds (one per clip) where the sound track is longer or shorter than the
+                clip; used for the default frame times. Default: the waveform's length.
+            return_tensors: `"pt"`, `"np"` or None (lists of arrays, one per clip).
+            return_times: Also return `frame_times` `(batch, num_frames)`, `window_times` `(batch, num_frames, 2)`
+                (start and end in seconds) and `window_coverage` `(batch, num_frames)`.
+            device: Where to compute; default: where the waveform is.
+            kwargs: Arguments that transformers hands to every extractor (`padding`, `truncation`, ...) are ignored.
+
+        Returns:
+            `input_values` `(batch, num_frames, audio_length, num_mel_bins)` float32 and `padding_mask`
+            `(batch, num_frames)` bool, True where the window is present. Clips with fewer frames than the longest of
+            the batch are filled with silent windows marked absent.
+
+        Raises:
+            ValueError: The input cannot be used; the message names the value and the remedy.
+        """
+        unknown = set(kwargs) - _IGNORED_ARGUMENTS
+        if unknown:
+            raise TypeError(f"Unknown arguments for the feature extractor: {', '.join(sorted(unknown))}.")
+        self._check_alignment()
+        if sampling_rate is None:
+            raise ValueError(
+                "`sampling_rate` is missing. Pass the rate of the waveform in Hz, e.g. `sampling_rate=16000`; a wrong "
+                "rate would shift every mel band without any error."
+            )
+        number = isinstance(sampling_rate, (int, float, np.number)) and not isinstance(sampling_rate, bool)
+        if not number or sampling_rate <= 0 or sampling_rate != int(sampling_rate):
+            raise ValueError(f"`sampling_rate` is {sampling_rate!r}; it must be a positive whole number of Hz.")
+        sampling_rate = int(sampling_rate)
+        clips, is_batch = _split_clips(raw_speech)
+        waveforms = [
+            None if clip is None else self._load(clip, sampling_rate, position, device)
+            for position, clip in enumerate(clips)
+        ]
+        times = self._batch_frame_times(frame_times, waveforms, is_batch, num_frames, duration)
+        present = [waveform for waveform in waveforms if waveform is not None]
+        spectrograms = iter(self.log_mel(present))
+        windows = [
+            self._absent_windows(clip_times, device)
+            if waveform is None
+            else self.windows(next(spectrograms), clip_times)
+            for waveform, clip_times in zip(waveforms, times, strict=True)
+        ]
+        return self._batch(windows, times, return_tensors, return_times)
+
+    def log_mel(self, waveforms: Tensor | Sequence[Tensor]) -> Any:
+        """Kaldi's log-mel filter bank, not normalised.
+
+        The arithmetic is that of `compute-fbank-feats` with `--htk-compat=true --use-energy=false
+        --window-type=hanning --dither=0 --snip-edges=true`: the waveform's mean is removed, then per frame the mean,
+        pre-emphasis, window, power spectrum, mel sums and logarithm. Frames are independent of each other, so clips
+        of different lengths share one pass without any padding.
+
+        Args:
+            waveforms: `(num_samples,)`, `(batch, num_samples)`, or a sequence of 1-D tensors of any lengths, float32
+                at `self.sampling_rate`, on any device.
+
+        Returns:
+            `(frames, num_mel_bins)`, `(batch, frames, num_mel_bins)`, or a list of `(frames_i, num_mel_bins)`, like
+            the input. `frames` is [`~CavMaeSyncFeatureExtractor.spectrogram_length`].
+        """
+        clips = [waveforms] if isinstance(waveforms, Tensor) and waveforms.ndim == 1 else list(waveforms)
+        if not clips:
+            return []
+        frames = [self._frame(clip) for clip in clips]
+        lengths = [len(clip) for clip in frames]
+        window = self.window.to(clips[0].device)
+        filters = self.mel_filters.to(clips[0].device)
+        log_mel = clips[0].new_empty((sum(lengths), self.num_mel_bins), dtype=torch.float32)
+        position = 0
+        for block in _blocks(frames):
+            torch.matmul(self._power_spectrum(block, window), filters, out=log_mel[position : position + len(block)])
+            position += len(block)
+        log_mel.clamp_(min=ENERGY_FLOOR).log_()
+        if isinstance(waveforms, Tensor):
+            return log_mel if waveforms.ndim == 1 else log_mel.view(len(clips), lengths[0], self.num_mel_bins)
+        return list(log_mel.split(lengths))
+
+    def window_starts(self, frame_times: Sequence[float]) -> list[int]:
+        """Spectrogram frame at which the window of each video frame starts.
+
+        Args:
+            frame_times: Times of the video frames in seconds. With `alignment="reference"` only their number counts.
+
+        Returns:
+            One start per frame; with `alignment="time"` it may be negative or beyond the clip's end.
+        """
+        half = self.audio_length // 2
+        if self.alignment == "time":
+            return [round(FRAMES_PER_SECOND * float(time)) - half for time in frame_times]
+        last, count = self.reference_length - self.audio_length, len(frame_times)
+        # Python's round (half to even) is part of the published mapping.
+        return [min(max(round(i * self.reference_length / count) - half, 0), last) for i in range(count)]
+
+    def windows(
+        self, log_mel: Tensor, frame_times: Sequence[float], first_frame: int = 0, total_frames: int | None = None
+    ) -> AudioWindows:
+        """Normalise a clip's log-mel and cut one window per video frame.
+
+        Args:
+            log_mel: `(frames, num_mel_bins)`, from [`~CavMaeSyncFeatureExtractor.log_mel`].
+            frame_times: Times of the video frames in seconds from the clip's start.
+            first_frame: Index in the clip of `log_mel[0]`, for callers that hold only a part of a long clip
+                (`alignment="time"` only). Whatever is not held counts as silence in `values`.
+            total_frames: Spectrogram frames of the whole clip, for coverage and mask; default: up to the end of
+                `log_mel`.
+
+        Returns:
+            The windows, see [`AudioWindows`].
+        """
+        starts = self.window_starts(frame_times)
+        padding = SILENCE
+        if self.alignment == "reference":
+            if first_frame:
+                raise ValueError(
+                    f'`first_frame` is {first_frame}; `alignment="reference"` needs the whole clip. Use "time".'
+                )
+            padding = REFERENCE_PADDING
+        total = first_frame + len(log_mel) if total_frames is None else total_frames
+        if self.alignment == "reference":
+            log_mel, total = log_mel[: self.reference_length], min(total, self.reference_length)
+        outside = log_mel.new_full((1, log_mel.shape[-1]), padding)
+        # One extra row stands for everything outside the clip; normalising before cutting touches each frame once.
+        rows = torch.cat((log_mel, outside)).sub_(self.mean).div_(self.std)
+        index = torch.tensor(starts, dtype=torch.long).unsqueeze(1) + torch.arange(self.audio_length)
+        inside = ((index >= 0) & (index < total)).sum(dim=1)
+        index -= first_frame
+        index[(index < 0) | (index >= len(log_mel))] = len(log_mel)
+        values = rows[index.to(rows.device)]  # (num_frames, audio_length, num_mel_bins)
+        coverage = inside.to(torch.float32) / self.audio_length
+        # The published model was trained on its own padding and sees every window, so nothing is absent there.
+        mask = torch.ones(len(starts), dtype=torch.bool)
+        if self.alignment == "time":
+            mask = coverage > self.min_window_coverage
+        return AudioWindows(values, starts, coverage, mask)
+
+    def default_frame_times(self, duration: float, num_frames: int | None = None) -> list[float]:
+        """Times of the frames of a clip, in seconds, where nobody gave them.
+
+        With `alignment="time"` the centres of `num_frames` equal parts of `duration`; with `"reference"` the times
+        that the published rule gives to its frames, a share i / n of the reference length.
+        """
+        count = self.num_frames if num_frames is None else num_frames
+        if count < 1:
+            raise ValueError(f"`num_frames` is {count}; it must be at least 1.")
+        if self.alignment == "reference":
+            return [i * self.reference_length / count / FRAMES_PER_SECOND for i in range(count)]
+        return [(i + 0.5) * duration / count for i in range(count)]
+
+    def _check_alignment(self) -> None:
+        """Refuse an unknown alignment, or one that the window length does not allow."""
+        if self.alignment not in ("time", "reference"):
+            raise ValueError(f'`alignment` is {self.alignment!r}; it must be "time" or "reference".')
+        if self.alignment == "reference" and self.audio_length > self.reference_length:
+            raise ValueError(
+                f"`audio_length` is {self.audio_length}, longer than `reference_length`={self.reference_length}; "
+                f'use at most {self.reference_length}, or `alignment="time"`.'
+            )
+
+    def _frame(self, waveform: Tensor) -> Tensor:
+        """Cut a waveform without its mean into overlapping frames, `(frames, window_samples)`, a view."""
+        waveform = waveform.to(torch.float32)
+        waveform = waveform - waveform.mean()
+        missing = self.window_samples - len(waveform)
+        if missing > 0:
+            waveform = torch.nn.functional.pad(waveform, (0, missing))
+        return waveform.unfold(0, self.window_samples, self.hop_samples)
+
+    def _power_spectrum(self, frames: Tensor, window: Tensor) -> Tensor:
+        """Power spectrum of frames after mean removal, pre-emphasis and window, `(frames, fft_length / 2 + 1)`."""
+        frames = frames - frames.mean(dim=1, keepdim=True)
+        padded = frames.new_zeros((len(frames), self.fft_length))
+        content = padded[:, : self.window_samples]
+        # In two steps, so that the product is rounded as in the published pipeline (no fused multiply-add). The first
+        # sample has no predecessor: Kaldi repeats it.
+        torch.mul(frames[:, :-1], PREEMPHASIS, out=content[:, 1:])
+        torch.mul(frames[:, :1], PREEMPHASIS, out=content[:, :1])
+        torch.sub(frames, content, out=content)
+        content *= window
+        return torch.fft.rfft(padded).abs().square_()
+
+    def _load(self, clip: Any, sampling_rate: int, position: int, device: str | torch.device | None) -> Tensor:
+        """Check one clip and bring it to one float32 channel at `self.sampling_rate`, `(num_samples,)`."""
+        waveform = _as_float_waveform(clip, position)
+        if waveform.ndim == 2:
+            channels, samples = waveform.shape
+            if channels > samples:
+                raise ValueError(
+                    f"Clip {position} has shape {(channels, samples)}, which reads as {channels} channels of "
+                    f"{samples} samples; put the channels first, `(channels, num_samples)`."
+                )
+            waveform = waveform[0] if self.channel == "first" else waveform.mean(dim=0)
+        if waveform.numel() == 0:
+            raise ValueError(f"Clip {position} is an empty waveform; pass None for a clip without sound.")
+        # A NaN or an infinity survives the maximum, so one pass finds all three faults.
+        largest = float(waveform.abs().max())
+        if not math.isfinite(largest):
+            raise ValueError(f"Clip {position} contains NaN or infinite samples; repair or drop it.")
+        if largest > _LARGEST_SAMPLE:
+            raise ValueError(
+                f"Clip {position} has samples up to {largest:.0f} where [-1, 1] is expected; divide integer samples "
+                "stored as floats by their full scale (32768 for 16 bit)."
+            )
+        if sampling_rate != self.sampling_rate:
+            waveform = resample(waveform, sampling_rate, self.sampling_rate).to(waveform.device)
+        return waveform if device is None else waveform.to(device)
+
+    def _batch_frame_times(
+        self, frame_times: Any, waveforms: list[Tensor | None], is_batch: bool, num_frames: int | None, duration: Any
+    ) -> list[list[float]]:
+        """Frame times of every clip, in seconds, from the call's arguments or the defaults."""
+        count = len(waveforms)
+        if frame_times is not None:
+            rows = [row if isinstance(row, Tensor) else np.asarray(row, dtype=np.float64) for row in frame_times]
+            if rows and rows[0].ndim == 0:
+                rows = [np.asarray([float(value) for value in rows])]
+                if is_batch and count > 1:
+                    raise ValueError(f"One row of `frame_times` for {count} clips; give one row of times per clip.")
+            if len(rows) != count:
+                raise ValueError(f"`frame_times` has {len(rows)} rows for {count} clips; give one row per clip.")
+            times = [[float(value) for value in row] for row in rows]
+            for position, row in enumerate(times):
+                if not row or not all(math.isfinite(value) for value in row):
+                    raise ValueError(f"`frame_times` of clip {position} is empty or not finite: {row}.")
+                if num_frames is not None and len(row) != num_frames:
+                    raise ValueError(
+                        f"`frame_times` of clip {position} has {len(row)} times but `num_frames` is {num_frames}; "
+                        "leave one of them out."
+                    )
+            return times
+        durations = list(duration) if isinstance(duration, (list, tuple, np.ndarray, Tensor)) else [duration] * count
+        if len(durations) != count:
+            raise ValueError(f"`duration` has {len(durations)} values for {count} clips; give one per clip.")
+        lengths = [0.0 if waveform is None else len(waveform) / self.sampling_rate for waveform in waveforms]
+        return [
+            self.default_frame_times(length if given is None else float(given), num_frames)
+            for given, length in zip(durations, lengths, strict=True)
+        ]
+
+    def _absent_windows(self, frame_times: Sequence[float], device: str | torch.device | None) -> AudioWindows:
+        """Windows of a clip without sound: all padding, all marked absent."""
+        windows = self.windows(torch.empty((0, self.num_mel_bins), device=device), frame_times)
+        return windows._replace(mask=torch.zeros_like(windows.mask))
+
+    def _batch(
+        self,
+        windows: list[AudioWindows],
+        times: list[list[float]],
+        return_tensors: str | TensorType | None,
+        return_times: bool,
+    ) -> BatchFeature:
+        """Collect the clips, filling up those with fewer windows where tensors are asked for."""
+        data: dict[str, list[Tensor]] = {
+            "input_values": [clip.values for clip in windows],
+            "padding_mask": [clip.mask for clip in windows],
+        }
+        if return_times:
+            data["frame_times"] = [torch.tensor(row, dtype=torch.float64) for row in times]
+            starts = [torch.tensor(clip.starts, dtype=torch.float64) for clip in windows]
+            data["window_times"] = [
+                torch.stack((start, start + self.audio_length), dim=1) / FRAMES_PER_SECOND for start in starts
+            ]
+            data["window_coverage"] = [clip.coverage for clip in windows]
+        if return_tensors is None:
+            return BatchFeature({name: [value.cpu().numpy() for value in clips] for name, clips in data.items()})
+        padding = SILENCE if self.alignment == "time" else REFERENCE_PADDING
+        fill = {"input_values": (padding - self.mean) / self.std, "padding_mask": False}
+        longest = max(len(clip.mask) for clip in windows)
+        stacked = {name: _stack(clips, longest, fill.get(name, 0.0)) for name, clips in data.items()}
+        if TensorType(return_tensors) == TensorType.PYTORCH:
+            return BatchFeature(stacked)
+        return BatchFeature({name: value.cpu().numpy() for name, value in stacked.items()}, tensor_type=return_tensors)
+
+
+def _kaldi_mel_filters(num_mel_bins: int, fft_length: int, sampling_rate: int) -> Tensor:
+    """Kaldi's triangular filters, `(fft_length / 2 + 1, num_mel_bins)` float32.
+
+    Centres are equally spaced on the mel scale 1127 ln(1 + f / 700), from 20 Hz to half the sampling rate, and the
+    sides are straight lines in mel, not in Hz. In float32 as the published pipeline computes them: rounding moves the
+    weights at the triangles' feet, which shows in the logarithm of nearly silent bins.
+    """
+
+    def mel(hertz: float) -> float:
+        return 1127.0 * math.log1p(hertz / 700.0)
+
+    lowest = mel(LOWEST_HERTZ)
+    spacing = (mel(sampling_rate / 2) - lowest) / (num_mel_bins + 1)
+    left = lowest + torch.arange(num_mel_bins, dtype=torch.float32) * spacing
+    centre = lowest + (torch.arange(num_mel_bins, dtype=torch.float32) + 1.0) * spacing
+    right = lowest + (torch.arange(num_mel_bins, dtype=torch.float32) + 2.0) * spacing
+    # The bin at half the sampling rate belongs to no filter.
+    hertz = torch.arange(fft_length // 2, dtype=torch.float32) * (sampling_rate / fft_length)
+    position = (1127.0 * torch.log(1.0 + hertz / 700.0)).unsqueeze(1)
+    rising = (position - left) / (centre - left)
+    falling = (right - position) / (right - centre)
+    filters = torch.minimum(rising, falling).clamp_(min=0.0)
+    return torch.nn.functional.pad(filters, (0, 0, 0, 1))
+
+
+def _blocks(frames: list[Tensor]) -> Iterator[Tensor]:
+    """Pieces of all clips' frames, in order: cache-sized on the CPU, whole batches on an accelerator."""
+    if frames[0].device.type == "cpu":
+        for clip in frames:
+            yield from clip.split(_CPU_BLOCK)
+    else:
+        yield from (torch.cat(frames) if len(frames) > 1 else frames[0]).split(_DEVICE_BLOCK)
+
+
+def _stack(clips: list[Tensor], longest: int, fill: float | bool) -> Tensor:
+    """Stack clips along a new first dimension, filling shorter ones to `longest` rows."""
+    if all(len(clip) == longest for clip in clips):
+        return clips[0].unsqueeze(0) if len(clips) == 1 else torch.stack(clips)
+    stacked = clips[0].new_full((len(clips), longest, *clips[0].shape[1:]), fill)
+    for row, clip in zip(stacked, clips, strict=True):
+        row[: len(clip)] = clip
+    return stacked
+
+
+def _split_clips(raw_speech: Any) -> tuple[list[Any], bool]:
+    """Tell one clip from several.
+
+    Returns:
+        The clips and whether the input was a batch.
+    """
+    _refuse_text(raw_speech)
+    if isinstance(raw_speech, (np.ndarray, Tensor)):
+        if raw_speech.ndim == 1:
+            return [raw_speech], False
+        if raw_speech.ndim in (2, 3):
+            return list(raw_speech), True
+        raise ValueError(
+            f"The waveform has shape {tuple(raw_speech.shape)}; expected (num_samples,), (batch, num_samples) or "
+            "(batch, channels, num_samples)."
+        )
+    if not isinstance(raw_speech, (list, tuple)):
+        raise ValueError(f"A waveform must be an array, a tensor or a list, not {type(raw_speech).__name__}.")
+    if not raw_speech:
+        raise ValueError("The list of clips is empty; pass at least one waveform.")
+    for clip in raw_speech:
+        _refuse_text(clip)
+    if all(isinstance(value, (int, float, np.number)) for value in raw_speech):
+        return [np.asarray(raw_speech)], False
+    return list(raw_speech), True
+
+
+def _refuse_text(value: Any) -> None:
+    """Refuse a path or any other text where samples belong."""
+    if isinstance(value, (str, bytes)) or hasattr(value, "__fspath__"):
+        shown = str(value)[:80]
+        raise ValueError(
+            f"Got text ({shown!r}) where a waveform belongs. To read a file use the processor, "
+            "`processor(videos=path)`, or decode it first."
+        )
+
+
+def _as_float_waveform(clip: Any, position: int) -> Tensor:
+    """One clip as float32 tensor, `(num_samples,)` or `(channels, num_samples)`; integer samples are scaled."""
+    if not isinstance(clip, Tensor):
+        try:
+            array = np.asarray(clip)
+        except ValueError as error:
+            raise ValueError(f"Clip {position} is a ragged list; its channels must have equal lengths.") from error
+        if array.dtype.kind not in "iuf":
+            raise ValueError(
+                f"Clip {position} holds {array.dtype} values, not samples; pass floats in [-1, 1], int16 or int32."
+            )
+        # A copy where torch cannot share the memory: negative strides, read-only or byte-swapped arrays.
+        native = array.astype(array.dtype.newbyteorder("="), copy=not array.flags.writeable)
+        clip = torch.from_numpy(np.ascontiguousarray(native))
+    if clip.ndim not in (1, 2):
+        raise ValueError(
+            f"Clip {position} has shape {tuple(clip.shape)}; expected (num_samples,) or (channels, num_samples)."
+        )
+    clip = clip.detach()
+    if clip.is_floating_point():
+        return clip.to(torch.float32)
+    # Integer PCM at full scale, as in WAV files; 8 bit is unsigned around 128.
+    if clip.dtype == torch.uint8:
+        return (clip.to(torch.float32) - 128.0) / 128.0
+    if clip.dtype in (torch.int16, torch.int32):
+        return clip.to(torch.float32) / float(-torch.iinfo(clip.dtype).min)
+    raise ValueError(
+        f"Clip {position} has dtype {clip.dtype}, whose full scale is unknown; pass floats in [-1, 1], int16 or int32."
+    )
+
+
+__all__ = ["FRAMES_PER_SECOND", "SILENCE", "AudioWindows", "CavMaeSyncFeatureExtractor"]

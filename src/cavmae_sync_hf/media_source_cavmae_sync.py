@@ -1,0 +1,281 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""What may be opened as a media file, and how is it opened safely?
+
+A path, URL, bytes or file object becomes a `MediaSource`, which looks at the first bytes before FFmpeg does: playlists
+and session descriptions (which would make FFmpeg read *other* files and addresses), pictures, archives and text are
+refused with a message. FFmpeg itself is then limited to the demuxers of real containers.
+"""
+
+import io
+import os
+import shutil
+import tempfile
+import urllib.error
+import urllib.parse
+import urllib.request
+from typing import Any, BinaryIO
+
+try:
+    import av
+except ImportError:  # the folder must load without PyAV; decoding is what needs it
+    av = None  # type: ignore[assignment]
+
+try:
+    import fsspec
+except ImportError:
+    fsspec = None
+
+# FFmpeg's names of the demuxers of self-contained media. Left out on purpose: hls, dash, concat, sdp, image2, lavfi,
+# ...
+CONTAINER_FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,live_flv,mpegts,mpeg,mpegvideo,asf,ogg,wav,w64,mp3,flac,aac,ac3,eac3,"
+    "dts,aiff,au,caf,amr,gif,apng,mxf,nut,h264,hevc,m4v,av1,obu,ivf,rm,dv,wtv,yuv4mpegpipe,ape,tta,wv"
+)
+SNIFF_BYTES = 4096
+HTTP_TIMEOUT_SECONDS = 30.0
+
+_PLAYLIST_STARTS = (
+    b"#extm3u",
+    b"ffconcat",
+    b"v=0\r",
+    b"v=0\n",
+    b"[playlist]",
+    b"[reference]",
+    b"<asx",
+    b"<smil",
+    b"<mpd",
+)
+_PLAYLIST_TAGS = (b"<mpd", b"<smil", b"<asx", b"<playlist")
+_OTHER_FILES = (
+    (b"\x89PNG\r\n\x1a\n", "a PNG picture"),
+    (b"\xff\xd8\xff", "a JPEG picture"),
+    (b"BM", "a BMP picture"),
+    (b"II*\x00", "a TIFF picture"),
+    (b"MM\x00*", "a TIFF picture"),
+    (b"PK\x03\x04", "a ZIP archive"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"%PDF", "a PDF document"),
+    (b"\x93NUMPY", "a NumPy array file"),
+)
+
+
+class MediaError(ValueError):
+    """A media file cannot be used; the message names the file, the reason and the remedy."""
+
+
+class MediaNotFoundError(MediaError, FileNotFoundError):
+    """The media file does not exist."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class MissingTrackError(MediaError):
+    """A wanted track is not in the file.
+
+    Attributes:
+        track: `"audio"` or `"video"`.
+    """
+
+    def __init__(self, message: str, track: str = "") -> None:
+        super().__init__(message)
+        self.track = track
+
+
+def require_av() -> None:
+    """Raise an `ImportError` that says what to install when PyAV is absent."""
+    if av is None:
+        raise ImportError("Decoding media needs PyAV, which brings its own FFmpeg: pip install av")
+
+
+class MediaSource:
+    """One media file that can be opened again and again.
+
+    Args:
+        source: Path (`str` or `os.PathLike`), `file://`, `http(s)://` or any address fsspec knows, `bytes`, a binary
+            file object (left open, read from its beginning), or a mapping with `bytes` or `path` as `datasets` hands
+            out.
+
+    Raises:
+        MediaError: The source is not something that can be a media file.
+    """
+
+    def __init__(self, source: Any) -> None:
+        self.name = describe_source(source)
+        self._target: str | BinaryIO
+        self._owned: list[Any] = []
+        self._protocols = "none"
+        if isinstance(source, dict):
+            source = self._from_mapping(source)
+        if isinstance(source, str | os.PathLike):
+            self._resolve_address(os.fspath(source))
+        elif isinstance(source, bytes | bytearray | memoryview):
+            self._target = io.BytesIO(source)
+        elif hasattr(source, "read"):
+            self._resolve_file_object(source)
+        else:
+            raise MediaError(
+                f"{self.name}: not a media source; pass a path, an address, bytes or a file object opened with mode 'rb'."
+            )
+        try:
+            self._sniff()
+        except BaseException:
+            self.close()
+            raise
+
+    def _from_mapping(self, source: dict[str, Any]) -> Any:
+        if source.get("bytes") is not None:
+            return source["bytes"]
+        if source.get("path") is not None:
+            return source["path"]
+        raise MediaError(f"{self.name}: a mapping needs 'bytes' or 'path', it has {sorted(map(str, source))}.")
+
+    def _resolve_address(self, address: str | bytes) -> None:
+        text = os.fsdecode(address)
+        scheme = text.split("://", 1)[0].lower() if "://" in text else ""
+        if scheme in ("http", "https"):
+            self._target, self._protocols = text, "http,https,tcp,tls,httpproxy"
+            return
+        if scheme == "file":
+            text = urllib.request.url2pathname(urllib.parse.urlsplit(text).path)
+        elif scheme:
+            if fsspec is None:
+                raise MediaError(f"{self.name}: addresses that start with {scheme}:// need fsspec: pip install fsspec")
+            try:
+                handle = fsspec.open(text, "rb").open()
+            except Exception as error:  # each fsspec backend has its own errors
+                raise MediaError(
+                    f"{self.name}: cannot be opened ({error}); check the address and its access."
+                ) from error
+            self._owned.append(handle)
+            self._resolve_file_object(handle)
+            return
+        if not os.path.exists(text):
+            raise MediaNotFoundError(f"{self.name}: no such file; check the path.")
+        if os.path.isdir(text):
+            raise MediaError(f"{self.name}: is a folder; pass the media files inside it.")
+        # The prefix keeps names such as "concat:a|b" from being read as FFmpeg's own protocols.
+        self._target, self._protocols = "file:" + os.path.abspath(text), "file"
+
+    def _resolve_file_object(self, handle: Any) -> None:
+        if isinstance(handle, io.TextIOBase):
+            raise MediaError(f"{self.name}: the file is open in text mode; open it with mode 'rb'.")
+        if not (hasattr(handle, "seekable") and handle.seekable()):
+            # FFmpeg must be able to go back (MP4 keeps its index at the end as often as not).
+            spooled = tempfile.SpooledTemporaryFile(max_size=1 << 28)  # noqa: SIM115 (closed in close())
+            shutil.copyfileobj(handle, spooled)
+            self._owned.append(spooled)
+            handle = spooled
+        self._target = handle
+
+    def _head(self) -> bytes:
+        if not isinstance(self._target, str):
+            self._target.seek(0)
+            head = self._target.read(SNIFF_BYTES)
+            if isinstance(head, str):
+                raise MediaError(f"{self.name}: the file is open in text mode; open it with mode 'rb'.")
+            self._target.seek(0)
+            return bytes(head)
+        try:
+            if self._protocols == "file":
+                with open(self._target.removeprefix("file:"), "rb") as file:
+                    return file.read(SNIFF_BYTES)
+            request = urllib.request.Request(self._target, headers={"Range": f"bytes=0-{SNIFF_BYTES - 1}"})
+            with urllib.request.urlopen(request, timeout=HTTP_TIMEOUT_SECONDS) as reply:  # noqa: S310 (http(s) only)
+                return reply.read(SNIFF_BYTES)
+        except urllib.error.HTTPError as error:
+            raise MediaError(
+                f"{self.name}: the server answers {error.code} ({error.reason}); check the address."
+            ) from error
+        except OSError as error:
+            raise MediaError(
+                f"{self.name}: cannot be read ({error}); check the address and the access rights."
+            ) from error
+
+    def _sniff(self) -> None:
+        head = self._head()
+        self._is_mp4 = head[4:8] == b"ftyp"
+        if not head:
+            raise MediaError(f"{self.name}: is empty (0 bytes); fetch or record it again.")
+        if not head.strip(b"\x00"):
+            raise MediaError(f"{self.name}: begins with nothing but zero bytes and is corrupt; fetch it again.")
+        start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+        tagged = start.startswith((b"<?xml", b"<!--")) and any(tag in start for tag in _PLAYLIST_TAGS)
+        if tagged or start.startswith(_PLAYLIST_STARTS):
+            raise MediaError(
+                f"{self.name}: is a playlist that points at other files, not a media file; it is never followed. "
+                "Pass the media file itself."
+            )
+        for magic, kind in _OTHER_FILES:
+            if head.startswith(magic):
+                raise MediaError(f"{self.name}: is {kind}, not a video; pictures are passed as arrays, decoded.")
+        if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+            raise MediaError(f"{self.name}: is a WebP picture, not a video; pictures are passed as arrays, decoded.")
+        if _looks_like_text(head):
+            raise MediaError(f"{self.name}: is text, not a media file; it begins with {head[:40]!r}.")
+
+    def open(self) -> Any:
+        """Open the container with FFmpeg; the caller closes it.
+
+        Raises:
+            MediaError: FFmpeg finds no container it may read.
+        """
+        require_av()
+        if not isinstance(self._target, str):
+            self._target.seek(0)
+        options = {"format_whitelist": CONTAINER_FORMATS, "protocol_whitelist": self._protocols}
+        timeout = HTTP_TIMEOUT_SECONDS if self._protocols.startswith("http") else None
+        try:
+            return av.open(self._target, mode="r", options=options, metadata_errors="ignore", timeout=timeout)
+        except (av.error.FFmpegError, OSError, ValueError) as error:
+            if self._is_mp4:
+                reason = "its index is missing or damaged: the file is truncated, corrupt or still being written"
+            else:
+                reason = f"it is not a media file that can be read, or it is corrupt ({error})"
+            raise MediaError(f"{self.name}: {reason}; fetch it again or convert it with ffmpeg.") from error
+
+    def close(self) -> None:
+        """Close what this object opened itself; file objects of the caller stay open."""
+        while self._owned:
+            self._owned.pop().close()
+
+    def __enter__(self) -> "MediaSource":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def describe_source(source: Any) -> str:
+    """Name a media source for messages, without its contents."""
+    if isinstance(source, dict):
+        return describe_source(source.get("path") or source.get("bytes") or "<mapping>")
+    if isinstance(source, str | os.PathLike):
+        return os.fsdecode(source)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return f"<{len(source)} bytes>"
+    name = getattr(source, "name", None)
+    return name if isinstance(name, str) and name else f"<{type(source).__name__}>"
+
+
+def _looks_like_text(head: bytes) -> bool:
+    if b"\x00" in head:
+        return False
+    try:
+        text = head.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if error.start < len(head) - 4:  # a character cut in two by the end of the sample is no proof
+            return False
+        text = head[: error.start].decode("utf-8")
+    return bool(text) and all(character.isprintable() or character in "\t\r\n\f" for character in text)
+
+
+__all__ = [
+    "CONTAINER_FORMATS",
+    "MediaError",
+    "MediaNotFoundError",
+    "MediaSource",
+    "MissingTrackError",
+    "describe_source",
+    "require_av",
+]

@@ -1,0 +1,221 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""What does a model's card say, and which lines run the model?"""
+
+from dataclasses import dataclass, field, replace
+from importlib import resources
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+_PUBLISHED = """\
+@inproceedings{araujo2025cavmaesync,
+  title     = {{CAV-MAE Sync}: Improving Contrastive Audio-Visual Mask Autoencoders via Fine-Grained Alignment},
+  author    = {Araujo, Edson and Rouditchenko, Andrew and Gong, Yuan and Bhati, Saurabhchand and Thomas, Samuel and
+               Kingsbury, Brian and Karlinsky, Leonid and Feris, Rogerio and Glass, James R. and Kuehne, Hilde},
+  booktitle = {Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
+  year      = {2025}
+}
+@inproceedings{gong2023cavmae,
+  title     = {Contrastive Audio-Visual Masked Autoencoder},
+  author    = {Gong, Yuan and Rouditchenko, Andrew and Liu, Alexander H. and Harwath, David and Karlinsky, Leonid and
+               Kuehne, Hilde and Glass, James R.},
+  booktitle = {International Conference on Learning Representations (ICLR)},
+  year      = {2023}
+}"""
+
+_INTENDED_USE = """\
+Comparing the sound and the picture of a video at matching moments: retrieval of one by the other, localising what
+sounds, measuring how well a soundtrack fits, and features for classifiers. Test it on your own data first. It is not
+made to identify people, and its similarities are no evidence on their own that a recording is genuine or forged."""
+
+_BIASES = """\
+The model repeats what its training videos over- and under-represent: languages, music, places, animals and devices.
+How its quality differs between groups of people or regions is not known here; measure it where it matters."""
+
+
+@dataclass
+class CardDetails:
+    """What a model card says that the model does not know itself. What stays `None` gets a general text.
+
+    Args:
+        name: Title, and the repository or folder in the snippet.
+        summary: First paragraph.
+        license: Licence of the weights, as a Hub identifier (`"apache-2.0"`, `"bsd-2-clause"`, `"other"`, ...).
+        license_name: Name of a licence that has no identifier (`license="other"`).
+        license_link: Its address or file.
+        datasets: Hub names of the training data.
+        base_model: Hub name of the model that this one was tuned from.
+        results: Figures, as `huggingface_hub.EvalResult`; they become the card's table and its `model-index`.
+        intended_use: What the model is for, and what not.
+        limits: What it cannot do.
+        biases: What it does unequally.
+        training: Data, recipe and cost of the training.
+        citation: BibTeX entries.
+        tags: More tags.
+    """
+
+    name: str | None = None
+    summary: str | None = None
+    license: str | None = None
+    license_name: str | None = None
+    license_link: str | None = None
+    datasets: list[str] = field(default_factory=list)
+    base_model: str | None = None
+    results: list[EvalResult] = field(default_factory=list)
+    intended_use: str | None = None
+    limits: str | None = None
+    biases: str | None = None
+    training: str | None = None
+    citation: str | None = None
+    tags: list[str] = field(default_factory=list)
+
+    def named(self, name: str) -> "CardDetails":
+        """These details with a name, if they have none yet."""
+        return self if self.name else replace(self, name=name)
+
+
+def create_model_card(model: Any, processor: Any, details: CardDetails | None = None) -> ModelCard:
+    """The card of a model, filled from the model, its processor and `details`.
+
+    Args:
+        model: Any of this package's models.
+        processor: The processor that makes its inputs.
+        details: What the model does not tell.
+
+    Returns:
+        A card with its metadata; `card.save("README.md")` writes it.
+    """
+    details = details or CardDetails()
+    name = details.name or type(model).__name__
+    return ModelCard.from_template(
+        _card_data(model, details, name),
+        template_str=resources.files(__package__).joinpath("model_card_template.md").read_text(encoding="utf-8"),
+        name=name.rsplit("/", 1)[-1],
+        summary=details.summary or _summary(model),
+        facts=_facts(model),
+        snippet=usage_snippet(model, name),
+        preprocessing=_preprocessing(model, processor),
+        intended_use=details.intended_use or _INTENDED_USE,
+        limits=details.limits or _limits(model, processor),
+        biases=details.biases or _BIASES,
+        training=details.training or "Nothing is recorded about the training of this checkpoint.",
+        results=details.results,
+        licence=_licence(details),
+        citation=details.citation or _PUBLISHED,
+    )
+
+
+def usage_snippet(model: Any, name: str) -> str:
+    """Lines that load a model by `name` and run it on the file `clip.mp4`."""
+    auto_class = "AutoModelForVideoClassification" if _is_classifier(model) else "AutoModel"
+    inputs = {
+        "multimodal": "**inputs",
+        "audio": 'input_values=inputs["input_values"]',
+        "video": 'pixel_values_videos=inputs["pixel_values_videos"]',
+    }[model.config.modality]
+    if _is_classifier(model):
+        shown = "print(model.config.id2label[outputs.logits[0].argmax().item()])"
+    elif model.config.modality == "multimodal":
+        shown = "print(outputs.similarity[0])  # row: sound of moment i, column: picture of moment j"
+    else:
+        shown = f"print(outputs.{model.config.modality}_embeds.shape)  # (clips, moments, {model.config.hidden_size})"
+    return f"""\
+import torch
+from transformers import {auto_class}, AutoProcessor
+
+model = {auto_class}.from_pretrained("{name}", trust_remote_code=True).eval()
+processor = AutoProcessor.from_pretrained("{name}", trust_remote_code=True)
+
+inputs = processor(videos="clip.mp4", return_tensors="pt")
+with torch.no_grad():
+    outputs = model({inputs})
+{shown}"""
+
+
+def _card_data(model: Any, details: CardDetails, name: str) -> ModelCardData:
+    return ModelCardData(
+        library_name="transformers",
+        pipeline_tag="video-classification" if _is_classifier(model) else "feature-extraction",
+        tags=["audio-visual", "cav-mae", "cav-mae-sync", "custom_code", *details.tags],
+        license=details.license,
+        license_name=details.license_name,
+        license_link=details.license_link,
+        datasets=details.datasets or None,
+        base_model=details.base_model,
+        # The Hub wants a model's name with its figures, and only then.
+        model_name=name.rsplit("/", 1)[-1] if details.results else None,
+        eval_results=details.results or None,
+    )
+
+
+def _is_classifier(model: Any) -> bool:
+    return "Classification" in type(model).__name__
+
+
+def _summary(model: Any) -> str:
+    config = model.config
+    if _is_classifier(model):
+        seen = {"multimodal": "sound and picture", "audio": "sound", "video": "picture"}[config.modality]
+        return f"A CAV-MAE Sync model that sorts video clips into {config.num_labels} classes by their {seen}."
+    if config.modality != "multimodal":
+        return f"The {config.modality} tower of a CAV-MAE Sync model: one embedding for every moment of a clip."
+    return (
+        "A CAV-MAE Sync model: it turns the sound and the picture at every moment of a video into embeddings that lie "
+        "close together where the two belong to the same moment."
+    )
+
+
+def _facts(model: Any) -> list[tuple[str, str]]:
+    config = model.config
+    rows, columns = config.audio_grid
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return [
+        ("Class", f"`{type(model).__name__}`"),
+        ("Parameters", f"{parameters / 1e6:.1f} M" if parameters >= 1e6 else f"{parameters:,}"),
+        ("Modality", config.modality),
+        ("Layers", f"{config.num_modality_layers} per modality, {config.num_joint_layers} joint"),
+        ("Width", str(config.hidden_size)),
+        ("Moments per clip", f"{config.num_frames} by default, any number works"),
+        ("Sound of a moment", f"{config.audio_length} x {config.num_mel_bins} log-mel, {rows} x {columns} patches"),
+        ("Picture of a moment", f"{config.image_size} x {config.image_size} pixels, patches of {config.patch_size}"),
+    ]
+
+
+def _preprocessing(model: Any, processor: Any) -> str:
+    extractor = processor.feature_extractor
+    seconds = extractor.audio_length / 100  # spectrogram frames are 10 ms apart
+    if extractor.alignment == "reference":
+        alignment = (
+            "Windows and frames are placed as in the published code, which takes every clip for one of "
+            f"{extractor.reference_length / 100:.4g} s: figures compare with the published ones, but moments are "
+            "right for clips of that length only."
+        )
+    else:
+        alignment = "Every window is centred on the time of its frame, whatever the length of the clip."
+    channel = {"first": "first channel", "mean": "mean of the channels"}.get(extractor.channel, extractor.channel)
+    return (
+        f"Sound: {extractor.sampling_rate} Hz, {channel}, Kaldi log-mel filter bank, mean {extractor.mean} and "
+        f"standard deviation {extractor.std}, windows of {seconds:.4g} s. Picture: {model.config.image_size} pixels, "
+        f"ImageNet mean and standard deviation. {alignment} The processor does all of this."
+    )
+
+
+def _limits(model: Any, processor: Any) -> str:
+    seconds = processor.feature_extractor.audio_length / 100
+    return (
+        f"There is no text side. A window of sound is {seconds:.4g} s long and neighbouring windows overlap, so "
+        "offsets of a fraction of a second are not resolved. Single frames are seen, not motion. Silence, still "
+        "pictures and music laid over a video give similarities that mean little."
+    )
+
+
+def _licence(details: CardDetails) -> str:
+    code = "The code in this repository is under the Apache License 2.0."
+    if details.license is None:
+        return f"{code} No licence is stated for the weights; ask their authors before you use them."
+    name = details.license_name or details.license
+    link = f" ({details.license_link})" if details.license_link else ""
+    return f"The weights are under {name}{link}. {code}"
+
+
+__all__ = ["CardDetails", "create_model_card", "usage_snippet"]

@@ -1,0 +1,476 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""How do video frames become the pixels that the video tower reads?
+
+Shortest side to 224 (bicubic with antialias), centre crop, scale, ImageNet normalisation. The published pipeline does
+this with PIL, and so the default here gives PIL's pixels exactly (`resize_cavmae_sync.py`); torchvision's own kernel
+is at hand as the faster way that is a grey level off in places.
+"""
+
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision.transforms.v2.functional as tvF
+from PIL import Image
+from torch import Tensor
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    ChannelDimension,
+    PILImageResampling,
+    SizeDict,
+)
+from transformers.processing_utils import Unpack, VideosKwargs
+from transformers.utils import TensorType
+from transformers.video_processing_utils import BaseVideoProcessor
+from transformers.video_utils import VideoMetadata
+
+from .media_cavmae_sync import decode_media
+from .resize_cavmae_sync import resize_crop_exact
+
+# The published rule spreads the frames over the first ten seconds.
+_REFERENCE_SECONDS = 10
+
+
+class CavMaeSyncVideosKwargs(VideosKwargs, total=False):
+    """Arguments of the video processor beside those of every transformers video processor.
+
+    Attributes:
+        alignment: `"time"` or `"reference"`: which frames are taken where the processor samples them itself.
+        exact_resize: Whether bicubic resizing gives PIL's pixels (True), or torchvision's (False, about three times
+            as fast for large frames, a grey level off in about 0.4 % of the pixels).
+    """
+
+    alignment: str | None
+    exact_resize: bool | None
+
+
+class CavMaeSyncVideoProcessor(BaseVideoProcessor):
+    """Turns frames into `pixel_values_videos` of shape `(batch, num_frames, 3, height, width)`.
+
+    A clip is an array or tensor `(T, H, W, C)` or `(T, C, H, W)` with 1, 3 or 4 channels (grey is repeated, alpha is
+    dropped), a grey `(T, H, W)`, one frame, a list of frames (arrays or PIL images, of any sizes), or a path, URL,
+    bytes or file object, which is decoded with `num_frames` frames by `alignment`. A list of clips, or a 5-D array, is
+    a batch. Samples are uint8, other integers in [0, 255], or floats in [0, 255]; floats that all lie in [0, 1] are
+    taken as fractions of white. Floats are rounded to grey levels, as PIL would.
+
+    Decoded frames are all used; `do_sample_frames=True` picks `num_frames` of them by `alignment`.
+
+    Clips with fewer frames than the longest of a batch are filled up with zeros and `padding_mask_videos`
+    `(batch, num_frames)`, True where a frame is present, is returned as well; otherwise there is no mask.
+    """
+
+    valid_kwargs = CavMaeSyncVideosKwargs  # type: ignore[assignment]
+    model_input_names = ["pixel_values_videos"]
+
+    resample = PILImageResampling.BICUBIC
+    image_mean = IMAGENET_DEFAULT_MEAN
+    image_std = IMAGENET_DEFAULT_STD
+    size = {"shortest_edge": 224}
+    default_to_square = False
+    crop_size = {"height": 224, "width": 224}
+    do_resize = True
+    do_center_crop = True
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True
+    do_sample_frames = False
+    num_frames = 16
+    alignment = "time"
+    exact_resize = True
+
+    def __init__(self, **kwargs: Unpack[CavMaeSyncVideosKwargs]) -> None:
+        super().__init__(**kwargs)  # type: ignore[misc]
+        _check_alignment(self.alignment)
+
+    def fetch_videos(self, video_url_or_urls: Any, sample_indices_fn: Any = None) -> Any:
+        """Decode a file, or a list of files, with the processor's `num_frames` and `alignment`.
+
+        Args:
+            video_url_or_urls: Path, URL, bytes or file object, or a list of them.
+            sample_indices_fn: Accepted for transformers' sake; frames are chosen by their time while decoding.
+
+        Returns:
+            Frames `(num_frames, 3, H, W)` uint8 and their `VideoMetadata`; for a list two lists.
+        """
+        if isinstance(video_url_or_urls, (list, tuple)):
+            decoded = [self.fetch_videos(item) for item in video_url_or_urls]
+            return [frames for frames, _ in decoded], [metadata for _, metadata in decoded]
+        return self._decode(video_url_or_urls, self.num_frames, self.alignment)
+
+    def sample_frames(
+        self,
+        metadata: VideoMetadata,
+        num_frames: int | None = None,
+        fps: int | float | None = None,
+        alignment: str | None = None,
+        **kwargs: Any,
+    ) -> np.ndarray:
+        """Indices of the frames to take from a clip of evenly spaced frames.
+
+        Args:
+            metadata: `total_num_frames` is needed; `fps` as well for `alignment="reference"`.
+            num_frames: How many; default: the processor's.
+            fps: Not supported, since the model is fed a fixed number of frames per clip.
+            alignment: `"time"`: the frame on screen at the centre of each of `num_frames` equal parts of the clip.
+                `"reference"`: frame `int(i * min(N, 10 * fps) / num_frames)`, as published.
+            kwargs: Ignored.
+
+        Raises:
+            ValueError: The frames cannot be chosen; the message says what is missing.
+        """
+        if fps is not None:
+            raise ValueError(f"`fps` is {fps}; this processor takes a fixed number of frames: pass `num_frames`.")
+        alignment = self.alignment if alignment is None else alignment
+        _check_alignment(alignment)
+        count = self.num_frames if num_frames is None else num_frames
+        total = int(metadata.total_num_frames)
+        if total < 1:
+            raise ValueError("The clip has no frames to sample from.")
+        if alignment == "time":
+            return np.array([int((i + 0.5) * total / count) for i in range(count)])
+        if metadata.fps is None:
+            raise ValueError(
+                '`alignment="reference"` needs the frame rate: pass `video_metadata={"fps": ..., '
+                '"total_num_frames": ...}`.'
+            )
+        span = min(total, _REFERENCE_SECONDS * metadata.fps)
+        return np.array([int(i * span / count) for i in range(count)])
+
+    def preprocess(self, videos: Any, **kwargs: Unpack[CavMaeSyncVideosKwargs]) -> BatchFeature:
+        """Process one clip or a batch, see the class's text for what a clip may be.
+
+        Raises:
+            ValueError: A clip cannot be used; the message names it and the remedy.
+        """
+        options: dict[str, Any] = dict(kwargs)
+        alignment = options.get("alignment") or self.alignment
+        _check_alignment(alignment)
+        num_frames = options.get("num_frames") or self.num_frames
+        layout = options.get("input_data_format") or getattr(self, "input_data_format", None)
+        clips = _split_clips(videos)
+        metadata = _per_clip_metadata(options.pop("video_metadata", None), len(clips))
+        do_sample = options.pop("do_sample_frames", None)
+        do_sample = self.do_sample_frames if do_sample is None else do_sample
+        frames: list[Any] = []
+        for position, clip in enumerate(clips):
+            if _is_source(clip):
+                decoded, metadata[position] = self._decode(clip, num_frames, alignment)
+                frames.append(decoded)
+                continue
+            parts = _as_frames(clip, position, layout)
+            known = metadata[position]
+            known.total_num_frames = sum(len(part) for part in parts)
+            if do_sample:
+                indices = self.sample_frames(known, num_frames=num_frames, alignment=alignment)
+                known.frames_indices = indices.tolist()
+                single = [frame for part in parts for frame in part.split(1)]
+                parts = [torch.cat([single[i] for i in indices])] if len(parts) == 1 else [single[i] for i in indices]
+            frames.append(parts[0] if len(parts) == 1 else parts)
+        return super().preprocess(frames, do_sample_frames=False, video_metadata=metadata, **options)
+
+    def _decode(self, source: Any, num_frames: int, alignment: str) -> tuple[Tensor, VideoMetadata]:
+        """Frames of a file and what is known about them."""
+        media = decode_media(source, num_frames=num_frames, alignment=alignment, want_audio=False)
+        frames, times = media.frames, media.frame_times
+        if frames is None or times is None:
+            raise ValueError(f"{media.source} has no video track; pass a file with one.")
+        # The decoder knows the frames' times, not a constant rate; these two give the times back as index / fps.
+        fps = media.frame_rate or None
+        indices = [round(float(time) * fps) for time in times] if fps else None
+        metadata = VideoMetadata(
+            total_num_frames=round(media.duration * fps) if fps else len(frames),
+            fps=fps,
+            width=frames.shape[-1],
+            height=frames.shape[-2],
+            duration=media.duration,
+            video_backend="pyav",
+            frames_indices=indices,
+        )
+        return frames, metadata
+
+    def _decode_and_sample_videos(  # type: ignore[override]
+        self, videos: Any, video_metadata: Any, do_sample_frames: Any = None, sample_indices_fn: Any = None
+    ) -> tuple[Any, Any]:
+        """Nothing left to do: `preprocess` has decoded and sampled."""
+        return videos, video_metadata
+
+    def _prepare_input_videos(
+        self,
+        videos: Any,
+        do_convert_rgb: bool | None = None,
+        input_data_format: str | ChannelDimension | None = None,
+        device: str | torch.device | None = None,
+    ) -> list[Any]:
+        """Bring every clip to three channels on the device asked for."""
+        prepared = []
+        for position, clip in enumerate(videos):
+            parts = clip if isinstance(clip, list) else [clip]
+            for part in parts:
+                if part.shape[1] != 3 and not do_convert_rgb:
+                    raise ValueError(
+                        f"Clip {position} has {part.shape[1]} channels; the model takes 3: use `do_convert_rgb=True`."
+                    )
+            parts = [_to_rgb(part) if device is None else _to_rgb(part).to(device) for part in parts]
+            prepared.append(parts if isinstance(clip, list) else parts[0])
+        return prepared
+
+    def _preprocess(  # type: ignore[override]
+        self,
+        videos: list[Any],
+        do_resize: bool,
+        size: SizeDict,
+        resample: Any,
+        do_center_crop: bool,
+        crop_size: SizeDict,
+        do_rescale: bool,
+        rescale_factor: float,
+        do_normalize: bool,
+        image_mean: float | list[float] | None,
+        image_std: float | list[float] | None,
+        return_tensors: str | TensorType | None = None,
+        exact_resize: bool | None = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Resize, crop, scale and normalise clips of `(T, 3, H, W)` (or lists of such parts), then batch them."""
+        bicubic = resample in (PILImageResampling.BICUBIC, int(PILImageResampling.BICUBIC), "bicubic")
+        pixels = []
+        for position, clip in enumerate(videos):
+            outputs = []
+            for part in clip if isinstance(clip, list) else [clip]:
+                part = _to_grey_levels(part, position, do_rescale)
+                height, width = part.shape[-2:]
+                resized = _resized_shape(height, width, size) if do_resize else (height, width)
+                window = _crop_window(*resized, crop_size) if do_center_crop else (0, 0, *resized)
+                if do_resize and bicubic and exact_resize is not False and part.dtype == torch.uint8:
+                    part = _crop(resize_crop_exact(part, resized, _inside(window, resized)), window, resized)
+                else:
+                    part = self.resize(part, size=size, resample=resample) if do_resize else part
+                    part = _crop(_slice(part, _inside(window, resized)), window, resized)
+                outputs.append(
+                    _scale(part, rescale_factor if do_rescale else None, image_mean, image_std, do_normalize)
+                )
+            shapes = {tuple(part.shape[-2:]) for part in outputs}
+            if len(shapes) > 1:
+                raise ValueError(
+                    f"The frames of clip {position} have different sizes after processing ({sorted(shapes)}); use "
+                    "`do_center_crop=True`."
+                )
+            pixels.append(outputs[0] if len(outputs) == 1 else torch.cat(outputs))
+        return _batch(pixels, return_tensors)
+
+
+def _resized_shape(height: int, width: int, size: SizeDict) -> tuple[int, int]:
+    """Height and width after resizing; the longer side is cut to whole pixels, as torchvision does."""
+    if size.height and size.width:
+        return size.height, size.width
+    if not size.shortest_edge or size.longest_edge:
+        raise ValueError(f'`size` is {size}; it must have "shortest_edge", or "height" and "width".')
+    short = size.shortest_edge
+    longer = int(short * max(height, width) / min(height, width))
+    return (short, longer) if height <= width else (longer, short)
+
+
+def _crop_window(height: int, width: int, crop_size: SizeDict) -> tuple[int, int, int, int]:
+    """Centre window `(top, left, height, width)`; may reach outside a smaller picture. Rounds as torchvision does."""
+    if not crop_size.height or not crop_size.width:
+        raise ValueError(f'`crop_size` is {crop_size}; it must have "height" and "width".')
+    top, left = round((height - crop_size.height) / 2.0), round((width - crop_size.width) / 2.0)
+    return top, left, crop_size.height, crop_size.width
+
+
+def _inside(window: tuple[int, int, int, int], shape: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The part of a crop window that lies inside a picture of this height and width."""
+    top, left, height, width = window
+    low, start = max(top, 0), max(left, 0)
+    return low, start, min(top + height, shape[0]) - low, min(left + width, shape[1]) - start
+
+
+def _slice(frames: Tensor, window: tuple[int, int, int, int]) -> Tensor:
+    """Cut a window that lies inside the frames."""
+    top, left, height, width = window
+    return frames[..., top : top + height, left : left + width]
+
+
+def _crop(frames: Tensor, window: tuple[int, int, int, int], shape: tuple[int, int]) -> Tensor:
+    """Surround frames cut to `_inside(window, shape)` with black up to the whole window."""
+    top, left, height, width = window
+    low, start, inner_height, inner_width = _inside(window, shape)
+    above, before = low - top, start - left
+    margins = [before, above, width - inner_width - before, height - inner_height - above]
+    return tvF.pad(frames, margins, fill=0) if any(margins) else frames
+
+
+def _scale(
+    frames: Tensor, factor: float | None, mean: float | list[float] | None, std: float | list[float] | None, norm: bool
+) -> Tensor:
+    """Grey levels times `factor`, minus `mean`, by `std`, as contiguous float32."""
+    pixels = frames.contiguous().to(torch.float32)
+    if pixels.data_ptr() == frames.data_ptr():
+        pixels = pixels.clone()
+    if factor is not None:
+        # The published pipeline divides by 255; multiplying by 1 / 255 differs in the last bit.
+        pixels.div_(round(1.0 / factor)) if math.isclose(1.0 / factor, round(1.0 / factor)) else pixels.mul_(factor)
+    if norm:
+        pixels.sub_(torch.as_tensor(mean, dtype=torch.float32, device=pixels.device).view(-1, 1, 1))
+        pixels.div_(torch.as_tensor(std, dtype=torch.float32, device=pixels.device).view(-1, 1, 1))
+    return pixels
+
+
+def _batch(pixels: list[Tensor], return_tensors: str | TensorType | None) -> BatchFeature:
+    """Stack clips; fill shorter ones with zeros and return a mask where their lengths differ."""
+    if return_tensors is None:
+        return BatchFeature({"pixel_values_videos": pixels})
+    shapes = {tuple(clip.shape[1:]) for clip in pixels}
+    if len(shapes) > 1:
+        raise ValueError(f"The clips have different sizes after processing ({sorted(shapes)}); crop to one size.")
+    longest = max(len(clip) for clip in pixels)
+    if all(len(clip) == longest for clip in pixels):
+        stacked = pixels[0].unsqueeze(0) if len(pixels) == 1 else torch.stack(pixels)
+        return BatchFeature({"pixel_values_videos": _export(stacked, return_tensors)})
+    stacked = pixels[0].new_zeros((len(pixels), longest, *pixels[0].shape[1:]))
+    mask = torch.zeros((len(pixels), longest), dtype=torch.bool, device=stacked.device)
+    for row, clip in enumerate(pixels):
+        stacked[row, : len(clip)] = clip
+        mask[row, : len(clip)] = True
+    data = {"pixel_values_videos": stacked, "padding_mask_videos": mask}
+    return BatchFeature({name: _export(value, return_tensors) for name, value in data.items()})
+
+
+def _export(value: Tensor, return_tensors: str | TensorType) -> Any:
+    """A tensor, or a NumPy array of it."""
+    return value if TensorType(return_tensors) == TensorType.PYTORCH else value.cpu().numpy()
+
+
+def _check_alignment(alignment: Any) -> None:
+    """Refuse an unknown alignment."""
+    if alignment not in ("time", "reference"):
+        raise ValueError(f'`alignment` is {alignment!r}; it must be "time" or "reference".')
+
+
+def _is_source(clip: Any) -> bool:
+    """Whether a clip is something to decode: path, URL, bytes, file object, or a mapping with `bytes` or `path`."""
+    return isinstance(clip, (str, bytes, bytearray, os.PathLike, Mapping)) or (
+        hasattr(clip, "read") and not isinstance(clip, Image.Image)
+    )
+
+
+def _is_frame(value: Any) -> bool:
+    """Whether a value is one frame."""
+    return isinstance(value, Image.Image) or (isinstance(value, (np.ndarray, Tensor)) and value.ndim in (2, 3))
+
+
+def _split_clips(videos: Any) -> list[Any]:
+    """Tell one clip from several; returns a list of clips."""
+    if _is_source(videos) or isinstance(videos, Image.Image):
+        return [videos]
+    if isinstance(videos, (np.ndarray, Tensor)):
+        if videos.ndim == 5:
+            return list(videos)
+        if videos.ndim in (2, 3, 4):
+            return [videos]
+        raise ValueError(f"The video has shape {tuple(videos.shape)}; expected (T, H, W, C) or (T, C, H, W).")
+    if not isinstance(videos, (list, tuple)):
+        raise ValueError(f"A video must be a path, an array or a list of frames, not {type(videos).__name__}.")
+    if not videos:
+        raise ValueError("The list of videos is empty; pass at least one.")
+    return [list(videos)] if all(_is_frame(value) for value in videos) else list(videos)
+
+
+def _per_clip_metadata(given: Any, count: int) -> list[VideoMetadata]:
+    """One `VideoMetadata` per clip out of None, one description (dict or `VideoMetadata`) or a list of them."""
+    items = list(given) if isinstance(given, (list, tuple)) else [given] * count
+    if len(items) != count:
+        raise ValueError(f"`video_metadata` has {len(items)} entries for {count} clips; give one per clip.")
+    known = []
+    for item in items:
+        metadata = VideoMetadata(total_num_frames=0)
+        metadata.update({} if item is None else {key: item[key] for key in item})
+        known.append(metadata)
+    return known
+
+
+def _as_frames(clip: Any, position: int, layout: Any) -> list[Tensor]:
+    """Frames of a decoded clip as tensors `(T, C, H, W)`, one tensor per run of frames of equal size."""
+    if not isinstance(clip, (list, tuple)):
+        return [_as_clip(clip, position, layout)]
+    if not clip or not all(_is_frame(frame) for frame in clip):
+        raise ValueError(
+            f"Clip {position} must be a non-empty list of frames (arrays or PIL images), an array, or a path; "
+            f"got {[type(frame).__name__ for frame in clip][:3]}."
+        )
+    frames = [_as_clip(frame, position, layout) for frame in clip]
+    runs: list[list[Tensor]] = []
+    for frame in frames:
+        frame = _to_rgb(frame) if frame.shape[1] != 3 else frame
+        if runs and runs[-1][0].shape == frame.shape and runs[-1][0].dtype == frame.dtype:
+            runs[-1].append(frame)
+        else:
+            runs.append([frame])
+    return [run[0] if len(run) == 1 else torch.cat(run) for run in runs]
+
+
+def _as_clip(clip: Any, position: int, layout: Any) -> Tensor:
+    """An array, tensor or PIL image as `(T, C, H, W)`; a view where possible."""
+    if isinstance(clip, Image.Image):
+        clip = np.array(clip.convert("RGB"))
+        layout = ChannelDimension.LAST
+    if isinstance(clip, np.ndarray):
+        if clip.dtype.kind not in "uif":
+            raise ValueError(f"Clip {position} holds {clip.dtype} values, not pixels; pass uint8 or float frames.")
+        clip = torch.from_numpy(clip if clip.flags.writeable and min(clip.strides, default=0) >= 0 else clip.copy())
+    if not isinstance(clip, Tensor):
+        raise ValueError(f"Clip {position} is a {type(clip).__name__}; pass frames or a path.")
+    if clip.numel() == 0:
+        raise ValueError(f"Clip {position} has shape {tuple(clip.shape)}: no pixels. Pass at least one frame.")
+    if clip.ndim == 2:
+        return clip[None, None]
+    channels = (1, 3, 4)
+    if clip.ndim == 3 and layout is None and clip.shape[0] not in channels and clip.shape[-1] not in channels:
+        return clip.unsqueeze(1)  # grey frames
+    if clip.ndim == 3:
+        clip = clip.unsqueeze(0)
+    if clip.ndim != 4:
+        raise ValueError(f"Clip {position} has shape {tuple(clip.shape)}; expected (T, H, W, C) or (T, C, H, W).")
+    if layout is None:
+        layout = ChannelDimension.FIRST if clip.shape[1] in channels else ChannelDimension.LAST
+    if ChannelDimension(layout) == ChannelDimension.LAST:
+        clip = clip.permute(0, 3, 1, 2)
+    if clip.shape[1] not in channels:
+        raise ValueError(
+            f"Clip {position} has {clip.shape[1]} channels; expected 1, 3 or 4 as (T, H, W, C) or (T, C, H, W)."
+        )
+    return clip
+
+
+def _to_rgb(frames: Tensor) -> Tensor:
+    """Repeat grey, drop alpha (as PIL's conversion does)."""
+    if frames.shape[1] == 1:
+        return frames.expand(-1, 3, -1, -1)
+    return frames[:, :3] if frames.shape[1] == 4 else frames
+
+
+def _to_grey_levels(frames: Tensor, position: int, do_rescale: bool) -> Tensor:
+    """Frames as uint8, or unchanged floats where the caller scales them himself (`do_rescale=False`)."""
+    if frames.dtype == torch.uint8:
+        return frames
+    if not do_rescale:
+        return frames.to(torch.float32)
+    lowest, highest = (float(value) for value in frames.aminmax())
+    # Written so that a NaN fails too.
+    if not (lowest >= 0.0 and highest <= 255.0):
+        raise ValueError(
+            f"Clip {position} has {frames.dtype} pixels from {lowest:g} to {highest:g}; expected [0, 255] or [0, 1]. "
+            "If the frames are normalised already, pass them to the model directly."
+        )
+    levels = frames.to(torch.float32)
+    if frames.is_floating_point() and highest <= 1.0:
+        levels = levels * 255.0
+    return levels.round().to(torch.uint8)
+
+
+__all__ = ["CavMaeSyncVideoProcessor", "CavMaeSyncVideosKwargs"]

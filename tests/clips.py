@@ -1,0 +1,265 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""Little clips made on the spot, so that no media file needs to be kept: `write_clip` and what tests read back from
+it.
+
+Every picture carries its own frame number as black and white blocks (`numbered_frame`, `read_number`), so that a
+test can tell which frame it was given, after compression and scaling.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+SIZE = (64, 48)  # width, height
+RATE = 48000
+_BITS_PER_ROW = 8
+_ROWS = 2
+
+
+def numbered_frame(number: int, size: tuple[int, int] = SIZE) -> np.ndarray:
+    """A picture `(height, width, 3)` uint8 whose upper half holds `number` (below 65536) as 2 rows of 8 blocks.
+
+    The lower half is a colour ramp: red grows to the right, green downwards.
+    """
+    width, height = size
+    frame = np.zeros((height, width, 3), dtype=np.uint8)
+    frame[..., 0] = np.linspace(40, 200, width).astype(np.uint8)[None]
+    frame[..., 1] = np.linspace(40, 200, height).astype(np.uint8)[:, None]
+    frame[..., 2] = 90
+    for bit in range(_ROWS * _BITS_PER_ROW):
+        row, column = divmod(bit, _BITS_PER_ROW)
+        top, bottom = (height // 2) * row // _ROWS, (height // 2) * (row + 1) // _ROWS
+        left, right = width * column // _BITS_PER_ROW, width * (column + 1) // _BITS_PER_ROW
+        frame[top:bottom, left:right] = 235 if number >> bit & 1 else 16
+    return frame
+
+
+def read_number(frame: np.ndarray) -> int:
+    """The number in a picture made by `numbered_frame`; `frame` is `(3, height, width)` in [0, 255]."""
+    grey = np.asarray(frame, dtype=np.float64).mean(axis=0)
+    height, width = grey.shape
+    number = 0
+    for bit in range(_ROWS * _BITS_PER_ROW):
+        row, column = divmod(bit, _BITS_PER_ROW)
+        y = int((row + 0.5) * (height // 2) / _ROWS)
+        x = int((column + 0.5) * width / _BITS_PER_ROW)
+        number |= int(grey[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2].mean() > 128) << bit
+    return number
+
+
+def tone(seconds: float, rate: int = RATE, frequency: float = 440.0, channels: int = 2) -> np.ndarray:
+    """A sine `(channels, samples)` float32; channel k sounds at `frequency * (k + 1)`, amplitude 0.3."""
+    times = np.arange(round(seconds * rate)) / rate
+    rows = [0.3 * np.sin(2 * np.pi * frequency * (channel + 1) * times) for channel in range(channels)]
+    return np.stack(rows).astype(np.float32)
+
+
+def noise(seconds: float, rate: int = RATE, channels: int = 2, seed: int = 0) -> np.ndarray:
+    """White noise `(channels, samples)` float32, amplitude 0.1."""
+    generator = np.random.default_rng(seed)
+    return (0.1 * generator.standard_normal((channels, round(seconds * rate)))).astype(np.float32)
+
+
+def clicks(times: Iterable[float], seconds: float, rate: int = RATE, channels: int = 2) -> np.ndarray:
+    """Silence with a 5 ms burst of 2 kHz that starts at each of `times`, `(channels, samples)` float32."""
+    samples = np.zeros(round(seconds * rate), dtype=np.float32)
+    burst = np.sin(2 * np.pi * 2000 * np.arange(round(0.005 * rate)) / rate).astype(np.float32)
+    for time in times:
+        first = round(time * rate)
+        samples[first : first + len(burst)] += 0.8 * burst[: len(samples) - first]
+    return np.repeat(samples[None], channels, axis=0)
+
+
+def onset(waveform: np.ndarray, rate: int, after: float = 0.0) -> float:
+    """Time in seconds of the first sample from `after` on that is louder than a fifth of the loudest."""
+    loud = np.abs(np.asarray(waveform, dtype=np.float64))
+    first = round(after * rate)
+    hits = np.flatnonzero(loud[first:] > 0.2 * loud.max())
+    return (first + hits[0]) / rate
+
+
+def write_clip(
+    path: Path | str,
+    *,
+    seconds: float = 2.0,
+    fps: int | Fraction = 25,
+    size: tuple[int, int] = SIZE,
+    picture: Callable[[int, float], np.ndarray] | None = None,
+    video: bool = True,
+    num_frames: int | None = None,
+    frame_times: Sequence[float] | None = None,
+    video_codec: str = "libx264",
+    pixel_format: str = "yuv420p",
+    picture_format: str = "rgb24",
+    rotation: int = 0,
+    gop: int = 12,
+    video_start: float = 0.0,
+    audio: np.ndarray | bool = True,
+    audio_codec: str = "aac",
+    sample_format: str | None = None,
+    layout: str | None = None,
+    rate: int = RATE,
+    audio_start: float = 0.0,
+    container_options: dict[str, str] | None = None,
+    video_options: dict[str, str] | None = None,
+) -> Path:
+    """Write a clip and return its path; the suffix of the path chooses the container.
+
+    Args:
+        path: Where to write.
+        seconds: Length of the video, and of the audio when `audio` is `True`.
+        fps: Frames per second.
+        size: `(width, height)`.
+        picture: `picture(number, time)` makes each frame as `(height, width, channels)` uint8; default
+            `numbered_frame`.
+        video: Whether there is a video track.
+        num_frames: Number of frames instead of `seconds * fps`.
+        frame_times: Presentation times in seconds of a variable frame rate, one per frame.
+        video_codec: FFmpeg's name of the encoder.
+        pixel_format: Format of the encoded pictures.
+        picture_format: Format of what `picture` makes.
+        rotation: Degrees by which a player is told to turn the picture.
+        gop: Distance between key frames.
+        video_start: When the video starts, seconds.
+        audio: Samples `(channels, samples)` in [-1, 1], `True` for a tone, `False` for no audio track.
+        audio_codec: FFmpeg's name of the encoder.
+        sample_format: Format of the encoded samples; the encoder's first if `None`.
+        layout: Channel layout; by the number of channels if `None`.
+        rate: Sampling rate, Hz.
+        audio_start: When the audio starts, seconds.
+        container_options: Options of the muxer.
+        video_options: Options of the video encoder.
+    """
+    path = Path(path)
+    samples = tone(seconds, rate) if audio is True else audio
+    with av.open(str(path), "w", options=container_options or {}) as container:
+        video_stream = audio_stream = None
+        if video:
+            options = {"preset": "veryfast", "crf": "16"} if video_codec == "libx264" else {}
+            video_stream = container.add_stream(video_codec, rate=Fraction(fps), options=options | (video_options or
+            {})) video_stream.width, video_stream.height = size
+            video_stream.pix_fmt = pixel_format
+            video_stream.gop_size = gop
+            if frame_times is not None:
+                video_stream.codec_context.time_base = Fraction(1, 90000)
+            if rotation:
+                video_stream.set_display_rotation(rotation)
+        if samples is not False:
+            layout = layout or {1: "mono", 2: "stereo", 4: "quad", 6: "5.1"}[len(samples)]
+            audio_stream = container.add_stream(audio_codec, rate=rate, layout=layout)
+            if sample_format:
+                audio_stream.format = sample_format
+        packets = []
+        if video_stream is not None:
+            count = len(frame_times) if frame_times is not None else num_frames or round(seconds * fps)
+            pictures = _pictures(count, fps, size, picture, picture_format, pixel_format, frame_times, video_start)
+            packets += _encode(video_stream, pictures)
+        if audio_stream is not None:
+            packets += _encode(audio_stream, _sounds(samples, audio_stream, layout, rate, audio_start))
+        # Interleaved by time as a recorder would write them.
+        packets.sort(key=lambda packet: packet.dts * packet.time_base)
+        container.mux(packets)
+    return path
+
+
+def _encode(stream, frames) -> list[av.Packet]:
+    packets = [packet for frame in frames for packet in stream.encode(frame)]
+    return packets + list(stream.encode(None))
+
+
+def _pictures(count, fps, size, picture, picture_format, pixel_format, frame_times, start):
+    for number in range(count):
+        time = number / float(fps) if frame_times is None else frame_times[number]
+        array = numbered_frame(number, size) if picture is None else picture(number, time)
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format=picture_format)
+        frame = frame.reformat(format=pixel_format)
+        if frame_times is None:
+            frame.time_base = 1 / Fraction(fps)
+            frame.pts = number + round(start * fps)
+        else:
+            frame.time_base = Fraction(1, 90000)
+            frame.pts = round((time + start) * 90000)
+        yield frame
+
+
+def _sounds(samples, stream, layout, rate, start):
+    sample_format = stream.format.name
+    block = stream.codec_context.frame_size or 1024
+    for first in range(0, samples.shape[1], block):
+        piece = np.ascontiguousarray(samples[:, first : first + block], dtype=np.float32)
+        frame = av.AudioFrame.from_ndarray(_as_format(piece, sample_format), format=sample_format, layout=layout)
+        frame.sample_rate = rate
+        frame.time_base = Fraction(1, rate)
+        frame.pts = first + round(start * rate)
+        yield frame
+
+
+def _as_format(piece: np.ndarray, sample_format: str) -> np.ndarray:
+    packed = not sample_format.endswith("p")
+    kind = sample_format.rstrip("p")
+    if kind in ("s16", "s32"):
+        scale = 2 ** (int(kind[1:]) - 1)
+        piece = np.clip(np.round(piece.astype(np.float64) * scale), -scale, scale - 1).astype(f"int{kind[1:]}")
+    elif kind == "u8":
+        piece = np.clip(np.round(piece * 128) + 128, 0, 255).astype(np.uint8)
+    elif kind == "dbl":
+        piece = piece.astype(np.float64)
+    return np.ascontiguousarray(piece.T.reshape(1, -1)) if packed else piece
+
+
+def write_click_and_flash(
+    path: Path | str,
+    moments: Sequence[float] = (0.52, 1.4),
+    *,
+    seconds: float = 2.0,
+    fps: int = 25,
+    channels: int = 2,
+    rate: int = RATE,
+    **kwargs,
+) -> Path:
+    """A dark clip in which the screen is white for two frames, and a click sounds, from each of `moments` on."""
+
+    def picture(number: int, time: float) -> np.ndarray:
+        lit = any(-1e-6 <= time - moment < 2 / fps - 1e-6 for moment in moments)
+        return np.full((SIZE[1], SIZE[0], 3), 235 if lit else 16, dtype=np.uint8)
+
+    audio = clicks(moments, seconds, rate, channels)
+    return write_clip(path, seconds=seconds, fps=fps, picture=picture, audio=audio, rate=rate, **kwargs)
+
+
+def write_wandering_clip(path: Path, seconds: float = 2.0, fps: int = 10, size: int = 48, seed: int = 0) -> Path:
+    """A bright square that wanders, and a tone whose pitch follows it; each `seed` gives another clip."""
+    generator = np.random.default_rng(seed)
+    start, speed = generator.uniform(0, 1), generator.uniform(0.2, 0.6)
+    colours = generator.integers(128, 256, (round(seconds * fps), 3))
+
+    def picture(number: int, time: float) -> np.ndarray:
+        frame = np.full((size, size, 3), 40 + 30 * (seed % 5), dtype=np.uint8)
+        place = int((start + speed * time) % 1 * (size - 12))
+        frame[place : place + 12, place : place + 12] = colours[number]
+        return frame
+
+    times = np.arange(round(seconds * 16000)) / 16000
+    pitch = 200 + 1500 * ((start + speed * times) % 1)
+    sound = 0.3 * np.sin(2 * np.pi * np.cumsum(pitch) / 16000).astype(np.float32)[None]
+    return write_clip(path, seconds=seconds, fps=fps, size=(size, size), picture=picture, audio=sound, rate=16000)
+
+
+def truncate(path: Path, destination: Path, share: float = 0.6) -> Path:
+    """Copy the first `share` of a file's bytes."""
+    data = path.read_bytes()
+    destination.write_bytes(data[: math.floor(len(data) * share)])
+    return destination
+
+
+def corrupt(path: Path, destination: Path, begin: float = 0.3, end: float = 0.8, seed: int = 0) -> Path:
+    """Copy a file with random bytes in the part from `begin` to `end` of its length."""
+    data = bytearray(path.read_bytes())
+    first, last = int(len(data) * begin), int(len(data) * end)
+    data[first:last] = np.random.default_rng(seed).bytes(last - first)
+    destination.write_bytes(data)
+    return destination
