@@ -55,7 +55,9 @@ def main() -> None:
     config = CavMaeSyncConfig.cav_mae_sync()
     model = CavMaeSyncModel._from_config(config, attn_implementation=arguments.attention)
     model = model.to(arguments.device, dtype).eval()
-    inputs = {name: value.to(arguments.device, dtype) for name, value in clip_inputs(arguments.batch_size, config).items()}
+    inputs = {
+        name: value.to(arguments.device, dtype) for name, value in clip_inputs(arguments.batch_size, config).items()
+    }
     windows = inputs["input_values"]
 
     side = 2048 if arguments.device == "cpu" else 8192
@@ -85,7 +87,10 @@ def main() -> None:
 
     medians = {name: statistics.median(values) for name, values in times.items()}
     peak = flops["matrix product"] / medians["matrix product"]
-    print(f"torch {torch.__version__}, {arguments.device}, {arguments.dtype}, {torch.get_num_threads()} threads, ", end="")
+    print(
+        f"torch {torch.__version__}, {arguments.device}, {arguments.dtype}, {torch.get_num_threads()} threads, ",
+        end="",
+    )
     print(f"{arguments.attention}, {arguments.batch_size} clips of {config.num_frames} frames, ViT-B towers")
     print(f"{'matrix product peak':34} {peak / 1e9:9.1f} GFLOP/s")
     for name in list(works)[1:]:

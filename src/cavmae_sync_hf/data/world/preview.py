@@ -1,0 +1,244 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""Do picture, sound and truth of a SyncWorld agree to the eye and ear?
+
+A contact sheet shows the 16 frame times of some clips over their spectrograms; a page plays the clips with their truth
+drawn in. Both read the finished files, so that they show what a user of the world gets.
+"""
+
+import itertools
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from .render import av
+from .truth import read_truth
+from .voices import CLASS_NAMES
+
+__all__ = ["contact_sheet", "preview_page"]
+
+STRIP_HEIGHT = 64  # pixels of a spectrogram
+ROW_HEIGHT = 7  # pixels of an object's line of events
+TITLE_HEIGHT = 14
+
+
+def contact_sheet(
+    folder: str | os.PathLike[str], out: str | os.PathLike[str], *, split: str | None = None, clips: int = 8
+) -> Path:
+    """Draw the first clips of a split into one PNG.
+
+    Each clip gets its frames at the 16 frame times with white boxes around what sounds, a line per object that shows
+    when it sounds (its colour) or pretends (grey), and the spectrogram of the decoded sound up to 8 kHz.
+
+    Args:
+        folder: A world, or one split of it.
+        out: PNG file to write.
+        split: Name of the split when `folder` is the world.
+        clips: How many clips to show.
+
+    Returns:
+        The path written.
+
+    Raises:
+        ValueError: If there are no clips.
+        ImportError: If PyAV is not installed.
+    """
+    records = list(itertools.islice(read_truth(folder, split), clips))
+    panels = [_panel(record) for record in records]
+    sheet = Image.new("RGB", (max(p.width for p in panels), sum(p.height for p in panels)), "black")
+    top = 0
+    for panel in panels:
+        sheet.paste(panel, (0, top))
+        top += panel.height
+    path = Path(out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path, format="PNG")
+    return path
+
+
+def preview_page(
+    folder: str | os.PathLike[str], out: str | os.PathLike[str], *, split: str | None = None, clips: int = 12
+) -> Path:
+    """Write an HTML page that plays the first clips of a split with their truth drawn in.
+
+    The page needs no server and no network; it refers to the clips by paths relative to itself.
+
+    Args:
+        folder: A world, or one split of it.
+        out: HTML file to write.
+        split: Name of the split when `folder` is the world.
+        clips: How many clips to show.
+
+    Returns:
+        The path written.
+
+    Raises:
+        ValueError: If there are no clips.
+    """
+    path = Path(out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    records = []
+    for record in itertools.islice(read_truth(folder, split), clips):
+        source = os.path.relpath(record.pop("path"), path.parent)
+        records.append({**record, "src": Path(source).as_posix()})
+    data = json.dumps({"clips": records, "colours": [_css(k) for k in range(len(CLASS_NAMES))]}, separators=(",", ":"))
+    path.write_text(_PAGE.replace("@DATA@", data.replace("</", "<\\/")), encoding="utf-8")
+    return path
+
+
+def _colour(label: int) -> tuple[int, int, int]:
+    """A colour to draw a class's lines with, evenly spread hues."""
+    angle = 2 * np.pi * (label / len(CLASS_NAMES) + np.array([0, 1 / 3, 2 / 3]))
+    red, green, blue = (int(c) for c in np.rint(150 + 100 * np.cos(angle)))
+    return red, green, blue
+
+
+def _css(label: int) -> str:
+    return "rgb({},{},{})".format(*_colour(label))
+
+
+def _decode(path: str) -> tuple[list[np.ndarray], np.ndarray]:
+    """All pictures and the sound of a clip."""
+    if av is None:
+        raise ImportError("Drawing SyncWorld clips needs PyAV; run `pip install av`.")
+    with av.open(path) as file:
+        frames = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
+        file.seek(0)
+        waveform = np.concatenate([frame.to_ndarray()[0] for frame in file.decode(audio=0)])
+    return frames, waveform
+
+
+def _spectrogram(waveform: np.ndarray, sampling_rate: int, width: int) -> np.ndarray:
+    """A picture of the sound, low frequencies at the bottom; uint8, shape `(STRIP_HEIGHT, width)`."""
+    window = sampling_rate // 40
+    starts = np.linspace(0, len(waveform) - 1, width).astype(int)
+    padded = np.pad(waveform, window // 2)  # each column is centred on its time
+    pieces = padded[starts[:, None] + np.arange(window)] * np.hanning(window)
+    size = 2 * STRIP_HEIGHT * max(1, round(sampling_rate / 16000))
+    power = np.abs(np.fft.rfft(pieces, max(size, window), axis=1)) ** 2
+    bands = np.array_split(power[:, : power.shape[1] * 16000 // sampling_rate], STRIP_HEIGHT, axis=1)
+    level = 10 * np.log10(np.stack([band.mean(1) for band in bands]) + 1e-9)
+    return np.clip((level[::-1] + 50) * 255 / 70, 0, 255).astype(np.uint8)
+
+
+def _panel(record: dict[str, Any]) -> Image.Image:
+    """One clip of the contact sheet."""
+    frames, waveform = _decode(record["path"])
+    cell_width, cell_height = record["width"] + 2, record["height"] + 2
+    width = cell_width * len(record["frame_times"])
+    lines = ROW_HEIGHT * len(record["objects"])
+    panel = Image.new("RGB", (width, TITLE_HEIGHT + cell_height + lines + STRIP_HEIGHT + 6), "black")
+    draw = ImageDraw.Draw(panel)
+    silent = [item["label_name"] for item in record["objects"] if not item["sounding"]]
+    partner = f"   partner {record['partner']}" if record["partner"] is not None else ""
+    heard = ", ".join(record["label_names"])
+    title = f"{record['clip_id']}  {record['kind']}   sounds: {heard}   silent: {', '.join(silent)}{partner}"
+    draw.text((3, 1), title, fill="white")
+    for i, time in enumerate(record["frame_times"]):
+        shown = frames[min(int(time * record["fps"] + 1e-6), len(frames) - 1)]
+        panel.paste(Image.fromarray(shown), (i * cell_width, TITLE_HEIGHT))
+        for x0, y0, x1, y1 in record["sounding_boxes"][i]:
+            box = (i * cell_width + x0, TITLE_HEIGHT + y0, i * cell_width + x1 - 1, TITLE_HEIGHT + y1 - 1)
+            draw.rectangle(box, outline="white")
+    scale = width / record["duration"]
+    top = TITLE_HEIGHT + cell_height
+    for span in record["animations"] + record["events"]:
+        fill = _colour(span["label"]) if "pitch" in span else (110, 110, 110)
+        line = top + ROW_HEIGHT * span["object"]
+        draw.rectangle((span["start"] * scale, line, span["end"] * scale - 1, line + ROW_HEIGHT - 2), fill=fill)
+    strip = Image.fromarray(_spectrogram(waveform, record["sampling_rate"], width))
+    panel.paste(strip, (0, top + lines + 2))
+    for span in record["events"]:
+        colour = _colour(span["label"])
+        for x in (span["start"] * scale, span["end"] * scale):
+            draw.line((x, top + lines, x, top + lines + STRIP_HEIGHT), fill=colour)
+        draw.text((span["start"] * scale + 3, top + lines + 2), span["label_name"], fill=colour)
+    return panel
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>SyncWorld</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>
+body { background: #14161a; color: #e8e8e8; font: 14px/1.4 system-ui, sans-serif; margin: 1.5em; }
+main { display: grid; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); gap: 1.2em; }
+article { background: #1f2329; border-radius: 8px; padding: .7em; }
+.stage { position: relative; }
+.stage video { width: 100%; display: block; border-radius: 4px; image-rendering: pixelated; }
+.stage canvas { position: absolute; inset: 0; width: 100%; height: 100%; pointer-events: none; }
+.line { width: 100%; height: 90px; margin-top: .5em; cursor: pointer; display: block; }
+h1 { font-size: 1.3em; margin: 0 0 .3em; } h2 { font-size: .95em; margin: 0 0 .4em; }
+p { margin: .2em 0 1em; color: #aab; } label { margin-right: 1.2em; }
+</style></head><body>
+<h1>SyncWorld</h1>
+<p>Solid box: sounding now. Dashed box: silent. Coloured bars: sounds; grey bars: silent pretending; ticks: the 16
+frame times. Click a bar to jump there; play a clip and listen.</p>
+<p><label><input type="checkbox" id="truth" checked> draw the truth</label>
+<label><input type="checkbox" id="all" checked> silent objects too</label></p>
+<main></main>
+<script type="application/json" id="data">@DATA@</script>
+<script>
+const { clips, colours } = JSON.parse(document.getElementById("data").textContent);
+const truth = document.getElementById("truth"), all = document.getElementById("all");
+const players = clips.map(make);
+
+function make(clip) {
+  const card = document.createElement("article"), title = document.createElement("h2");
+  const stage = document.createElement("div"), video = document.createElement("video");
+  const over = document.createElement("canvas"), line = document.createElement("canvas");
+  const names = clip.objects.filter(o => !o.sounding).map(o => o.label_name).join(", ");
+  title.textContent = `${clip.clip_id} (${clip.kind}): ${clip.label_names.join(", ")}; silent: ${names}` +
+    (clip.partner === null ? "" : `; partner ${clip.partner}`);
+  stage.className = "stage"; line.className = "line";
+  Object.assign(video, { src: clip.src, controls: true, loop: true, preload: "auto", playsInline: true });
+  over.width = 4 * clip.width; over.height = 4 * clip.height;
+  line.width = 640; line.height = 180;
+  line.onclick = event => { video.currentTime = event.offsetX / line.clientWidth * clip.duration; };
+  stage.append(video, over); card.append(title, stage, line);
+  document.querySelector("main").append(card);
+  const player = { clip, video, over, line, time: 0 };
+  // The time of the picture on screen, where the browser tells it: currentTime may run ahead of it.
+  if (video.requestVideoFrameCallback) {
+    const shown = (now, frame) => { player.time = frame.mediaTime; video.requestVideoFrameCallback(shown); };
+    video.requestVideoFrameCallback(shown);
+  }
+  return player;
+}
+
+function draw({ clip, video, over, line, time }) {
+  const now = video.requestVideoFrameCallback ? time : video.currentTime;
+  const k = Math.min(clip.num_video_frames - 1, Math.floor(now * clip.fps + 1e-3));
+  const on = new Set(clip.events.filter(e => e.start_frame <= k && k < e.end_frame).map(e => e.object));
+  let g = over.getContext("2d");
+  g.clearRect(0, 0, over.width, over.height);
+  g.lineWidth = 4; g.font = "bold 20px system-ui, sans-serif";
+  if (truth.checked) clip.objects.forEach((object, i) => {
+    if (!on.has(i) && !all.checked) return;
+    const [x0, y0, x1, y1] = object.boxes[k].map(v => 4 * v);
+    g.setLineDash(on.has(i) ? [] : [6, 8]);
+    g.strokeStyle = g.fillStyle = on.has(i) ? "#fff" : "#999";
+    g.strokeRect(x0, y0, x1 - x0, y1 - y0);
+    g.fillText(object.label_name, x0, Math.max(18, y0 - 6));
+  });
+  g = line.getContext("2d");
+  const x = t => t / clip.duration * line.width, row = (line.height - 12) / clip.objects.length;
+  g.fillStyle = "#14161a"; g.fillRect(0, 0, line.width, line.height);
+  g.font = "20px system-ui, sans-serif";
+  for (const a of clip.animations) {
+    g.fillStyle = "#666"; g.fillRect(x(a.start), a.object * row, x(a.end - a.start), row - 4);
+    g.fillStyle = "#ccc"; g.fillText(a.kind, x(a.start) + 3, a.object * row + 20);
+  }
+  for (const e of clip.events) {
+    g.fillStyle = colours[e.label]; g.fillRect(x(e.start), e.object * row, x(e.end - e.start), row - 4);
+    g.fillStyle = "#000"; g.fillText(e.label_name, x(e.start) + 3, e.object * row + 20);
+  }
+  g.fillStyle = "#aab"; for (const t of clip.frame_times) g.fillRect(x(t), line.height - 10, 2, 10);
+  g.fillStyle = "#fff"; g.fillRect(x(video.currentTime) - 1, 0, 3, line.height);
+}
+
+(function loop() { players.forEach(draw); requestAnimationFrame(loop); })();
+</script></body></html>
+"""

@@ -1,0 +1,183 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""How does a SyncWorld scene become pictures, sound and an mp4 file?
+
+The picture of an event changes at the video frame its sound begins on, and the sound begins at that frame's time to
+the sample. Both tracks start at time zero: the samples that prime AAC, and the delay of B-frames where the encoder
+preset has them, are taken out again by the container's edit list, which FFmpeg and browsers honour.
+"""
+
+import math
+import os
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from .looks import Sprite, draw_background, draw_sprite
+from .scene import Scene, WorldOptions
+from .voices import synthesize
+
+try:
+    import av
+except ImportError:  # the scenes and their truth can be sampled without it
+    av = None  # type: ignore[assignment]
+
+__all__ = ["encode_clip", "render_frames", "render_waveform"]
+
+HOP_HEIGHT = 0.22  # in units of the object's side
+
+
+def render_frames(scene: Scene, options: WorldOptions) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a scene.
+
+    Returns:
+        frames: Pictures, uint8, shape `(num_frames, height, width, 3)`.
+        boxes: Bodies without their glow as half-open `(x0, y0, x1, y1)` in pixels, inside the picture, int32, shape
+            `(num_objects, num_frames, 4)`.
+    """
+    frames = _render_background(scene, options)
+    boxes = np.zeros((len(scene.objects), options.num_frames, 4), np.int32)
+    limits = np.array([options.width, options.height] * 2)
+    for slot, item in enumerate(scene.objects):
+        states = _states(scene, slot, options.num_frames)
+        sprites: dict[tuple[str, int], Sprite] = {}
+        for k, (state, step) in enumerate(states):
+            look = ("idle", 0) if state == "hop" else (state, step)
+            if look not in sprites:
+                sprites[look] = draw_sprite(item.appearance, *look)
+            sprite = sprites[look]
+            half = sprite.clear.shape[0] / 2
+            x, y = np.rint(item.path[k] - half).astype(int)
+            if state == "active":  # vibrate by about a fortieth of the body
+                x += (1 if step % 2 else -1) * max(1, round(item.appearance.side / 40))
+            elif state == "hop":
+                y -= round(HOP_HEIGHT * item.appearance.side * abs(math.sin(math.pi * step / 4)))
+            _paste(frames[k], sprite, x, y)
+            boxes[slot, k] = np.clip(np.array(sprite.box) + (x, y, x, y), 0, limits)
+    return frames, boxes
+
+
+def render_waveform(scene: Scene, options: WorldOptions) -> np.ndarray:
+    """Play a scene; float32 in [-1, 1], shape `(num_samples,)`."""
+    rate = options.sampling_rate
+    total = options.sample_of_frame(options.num_frames)
+    mix = np.zeros(total, np.float32)
+    for event in scene.events:
+        start, end = options.sample_of_frame(event.start_frame), options.sample_of_frame(event.end_frame)
+        mix[start:end] += synthesize(event.voice, end - start, rate)
+    rng = np.random.default_rng(scene.noise_seed)
+    if options.echo > 0:
+        mix = _add_echo(mix, options, rng)
+    if options.noise_db is not None:
+        mix += np.float32(10 ** (options.noise_db / 20)) * rng.standard_normal(total, dtype=np.float32)
+    peak = float(np.abs(mix).max())
+    # AAC may overshoot what it is given, hence the head room.
+    return mix * np.float32(0.9 / peak) if peak > 0.9 else mix
+
+
+def encode_clip(path: str | os.PathLike[str], frames: np.ndarray, waveform: np.ndarray, options: WorldOptions) -> None:
+    """Write an mp4 file with H.264 and AAC tracks that both begin at time zero.
+
+    Args:
+        path: File to write; the caller renames it when it is whole.
+        frames: Pictures, uint8, shape `(num_frames, height, width, 3)`.
+        waveform: Sound, float32, shape `(num_samples,)`.
+
+    Raises:
+        ImportError: If PyAV is not installed.
+    """
+    if av is None:
+        raise ImportError("Writing SyncWorld clips needs PyAV; run `pip install av`.")
+    # AAC's default coder takes six times as long for 4 dB that no onset or spectrogram shows.
+    settings = {
+        "preset": options.encoder_preset,
+        "crf": str(options.crf),
+        "threads": "1",  # clips run in parallel already, and one thread gives the same bytes everywhere
+        "flags": "+bitexact",
+    }
+    container = {"movflags": "+faststart", "fflags": "+bitexact"}
+    with av.open(os.fspath(path), "w", format="mp4", options=container) as file:
+        picture = file.add_stream("libx264", rate=options.fps, options=settings)
+        picture.width, picture.height, picture.pix_fmt = options.width, options.height, "yuv420p"
+        sound = file.add_stream("aac", rate=options.sampling_rate, options={"aac_coder": "fast", "flags": "+bitexact"})
+        sound.bit_rate, sound.layout = options.audio_bitrate, "mono"
+        for k, pixels in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts = k
+            file.mux(picture.encode(frame))
+        file.mux(picture.encode())
+        samples = av.AudioFrame.from_ndarray(waveform[None], format="fltp", layout="mono")
+        samples.sample_rate, samples.pts = options.sampling_rate, 0
+        file.mux(sound.encode(samples))
+        file.mux(sound.encode())
+
+
+def write_clip(path: Path, scene: Scene, options: WorldOptions) -> np.ndarray:
+    """Render and encode a scene; returns the boxes of `render_frames`."""
+    frames, boxes = render_frames(scene, options)
+    encode_clip(path, frames, render_waveform(scene, options), options)
+    return boxes
+
+
+def _states(scene: Scene, slot: int, num_frames: int) -> list[tuple[str, int]]:
+    """Sprite state and step of one object at every frame."""
+    states = [("idle", 0)] * num_frames
+    for event in scene.events:
+        if event.object == slot:
+            for k in range(event.start_frame, event.end_frame):
+                states[k] = ("active", k % 2)
+    cycle = {"spin": 8, "squash": 4, "dim": 1, "hop": 4}
+    for animation in scene.animations:
+        if animation.object == slot:
+            for k in range(animation.start_frame, animation.end_frame):
+                states[k] = (animation.kind, (k - animation.start_frame + 1) % cycle[animation.kind])
+    return states
+
+
+def _paste(picture: np.ndarray, sprite: Sprite, x: int, y: int) -> None:
+    """Blend a sprite into a picture at its upper left corner, cut at the borders."""
+    side = sprite.clear.shape[0]
+    top, left = max(0, -y), max(0, -x)
+    bottom, right = min(side, picture.shape[0] - y), min(side, picture.shape[1] - x)
+    if bottom <= top or right <= left:
+        return
+    target = picture[y + top : y + bottom, x + left : x + right]
+    # 255 * 256 fits 16 bits: behind * clear + colour never exceeds it, for the two weights sum to 256.
+    blend = target * sprite.clear[top:bottom, left:right]
+    blend += sprite.colour[top:bottom, left:right]
+    target[:] = blend >> 8
+
+
+def _render_background(scene: Scene, options: WorldOptions) -> np.ndarray:
+    """A texture that drifts and sways; uint8, shape `(num_frames, height, width, 3)`."""
+    rng = np.random.default_rng(scene.background_seed)
+    height, width = options.height, options.width
+    tile = draw_background(height, width, rng)
+    wide = np.concatenate([np.concatenate([tile, tile], 0)] * 2, 1)
+    time = np.arange(options.num_frames) / options.fps
+    drift, sway = rng.uniform(-0.12, 0.12, 2), rng.uniform(0, 0.06, 2)
+    shift = drift * time[:, None] + sway * np.sin(2 * np.pi * rng.uniform(0.1, 0.3, 2) * time[:, None])
+    rows = np.rint(shift[:, 1] * height).astype(int) % height
+    columns = np.rint(shift[:, 0] * width).astype(int) % width
+    frames = np.empty((options.num_frames, height, width, 3), np.uint8)
+    for k, (row, column) in enumerate(zip(rows, columns, strict=True)):
+        frames[k] = wide[row : row + height, column : column + width]
+    return frames
+
+
+@lru_cache(maxsize=4)
+def _decays(count: int) -> np.ndarray:
+    """Strengths of the reflections of a room, from the first to the last, 40 dB down."""
+    return 10 ** (-2.0 * np.arange(count) / count)
+
+
+def _add_echo(mix: np.ndarray, options: WorldOptions, rng: np.random.Generator) -> np.ndarray:
+    """Add 24 reflections between 15 ms and up to 0.5 s; the direct sound stays first and strongest."""
+    count = 24
+    reach = options.sampling_rate * (0.15 + 0.35 * options.echo)
+    delays = np.sort(rng.uniform(0.015 * options.sampling_rate, reach, count)).astype(int)
+    strengths = 0.5 * options.echo * _decays(count) * rng.choice((-1.0, 1.0), count)
+    result = mix.copy()
+    for delay, strength in zip(delays, strengths, strict=True):
+        result[delay:] += np.float32(strength) * mix[:-delay]
+    return result

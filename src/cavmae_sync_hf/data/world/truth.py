@@ -1,0 +1,226 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""What is known about a SyncWorld clip, and how is it stored and read?
+
+One record per clip, as a JSON file beside the clip and as a row of the split's `metadata.parquet`. Boxes are half-open
+`[x0, y0, x1, y1]` in pixels of the clip's own picture and hold the body without its glow; times are seconds.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .scene import Scene, WorldOptions, clip_frame_times
+from .voices import CLASS_NAMES
+
+if TYPE_CHECKING:
+    import datasets
+
+__all__ = ["METADATA_NAME", "clip_stem", "load_syncworld", "read_truth", "truth_record", "write_parquet"]
+
+METADATA_NAME = "metadata.parquet"
+ROWS_PER_GROUP = 500
+
+
+def clip_stem(index: int) -> str:
+    """File name of a clip without its ending."""
+    return f"{index:06d}"
+
+
+def truth_record(scene: Scene, options: WorldOptions, boxes: np.ndarray) -> dict[str, Any]:
+    """Everything known about a clip as plain values.
+
+    Args:
+        scene: The clip.
+        options: The split's options.
+        boxes: Box of every object at every video frame, shape `(num_objects, num_frames, 4)`.
+
+    Returns:
+        A record with, besides the obvious, `labels` (ids of the classes that sound), `objects` (all on screen, with a
+        box at every video frame), `events` (who sounds from when to when, with a box at every video frame of the
+        event), `animations` (silent objects pretending), `frame_times` (16 centres of equal spans of the clip) and
+        for each of them `sounding_objects` (indices into `objects`) and `sounding_boxes`, which are empty lists where
+        nothing sounds. `partner` is the index of the other clip of a temporal pair, or None.
+    """
+    times = clip_frame_times(options.duration)
+    # The frame on screen at a time is the last one that began; the tiny sum keeps 0.3 * 10 from falling to frame 2.
+    shown = np.minimum(np.floor(times * options.fps + 1e-6).astype(int), options.num_frames - 1)
+    on = [sorted({e.object for e in scene.events if e.start_frame <= k < e.end_frame}) for k in shown]
+    names = [item.class_name for item in scene.objects]
+    return {
+        "file_name": f"{clip_stem(scene.index)}.mp4",
+        "clip_id": f"{options.split}-{clip_stem(scene.index)}",
+        "split": options.split,
+        "index": scene.index,
+        "seed": options.seed,
+        "preset": options.preset,
+        "kind": scene.kind,
+        "partner": scene.partner,
+        "labels": scene.classes,
+        "label_names": [CLASS_NAMES[c] for c in scene.classes],
+        "duration": options.duration,
+        "fps": options.fps,
+        "num_video_frames": options.num_frames,
+        "width": options.width,
+        "height": options.height,
+        "sampling_rate": options.sampling_rate,
+        "objects": [
+            {
+                "label": CLASS_NAMES.index(item.class_name),
+                "label_name": item.class_name,
+                "sounding": item.sounding,
+                "boxes": boxes[slot].tolist(),
+            }
+            for slot, item in enumerate(scene.objects)
+        ],
+        "events": [
+            {
+                "object": event.object,
+                "label": CLASS_NAMES.index(names[event.object]),
+                "label_name": names[event.object],
+                "start": event.start_frame / options.fps,
+                "end": event.end_frame / options.fps,
+                "start_frame": event.start_frame,
+                "end_frame": event.end_frame,
+                "pitch": round(event.voice.pitch, 2),
+                "level_db": round(event.voice.level_db, 2),
+                "boxes": boxes[event.object, event.start_frame : event.end_frame].tolist(),
+            }
+            for event in scene.events
+        ],
+        "animations": [
+            {
+                "object": animation.object,
+                "label": CLASS_NAMES.index(names[animation.object]),
+                "label_name": names[animation.object],
+                "kind": animation.kind,
+                "start": animation.start_frame / options.fps,
+                "end": animation.end_frame / options.fps,
+            }
+            for animation in scene.animations
+        ],
+        "frame_times": times.tolist(),
+        "sounding_objects": on,
+        "sounding_boxes": [[boxes[slot, k].tolist() for slot in slots] for slots, k in zip(on, shown, strict=True)],
+    }
+
+
+def parquet_schema() -> Any:
+    """The Arrow schema of `metadata.parquet`; the columns are those of `truth_record`."""
+    import pyarrow as pa
+
+    boxes = pa.list_(pa.list_(pa.int32()))
+    common = [("label", pa.int32()), ("label_name", pa.string())]
+    span = [("start", pa.float64()), ("end", pa.float64())]
+    whole = [(name, pa.int32()) for name in ("num_video_frames", "width", "height", "sampling_rate")]
+    events = [("object", pa.int32()), *common, *span, ("start_frame", pa.int32()), ("end_frame", pa.int32())]
+    return pa.schema(
+        [(name, pa.string()) for name in ("file_name", "clip_id", "split")]
+        + [("index", pa.int64()), ("seed", pa.int64()), ("preset", pa.string()), ("kind", pa.string())]
+        + [("partner", pa.int64()), ("labels", pa.list_(pa.int32())), ("label_names", pa.list_(pa.string()))]
+        + [("duration", pa.float64()), ("fps", pa.int32()), *whole]
+        + [
+            ("objects", pa.list_(pa.struct([*common, ("sounding", pa.bool_()), ("boxes", boxes)]))),
+            (
+                "events",
+                pa.list_(pa.struct([*events, ("pitch", pa.float64()), ("level_db", pa.float64()), ("boxes", boxes)])),
+            ),
+            ("animations", pa.list_(pa.struct([("object", pa.int32()), *common, ("kind", pa.string()), *span]))),
+            ("frame_times", pa.list_(pa.float64())),
+            ("sounding_objects", pa.list_(pa.list_(pa.int32()))),
+            ("sounding_boxes", pa.list_(boxes)),
+        ]
+    )
+
+
+def write_parquet(records: Iterable[dict[str, Any]], path: Path) -> None:
+    """Write records in their order, a few hundred in memory at a time; the caller renames the file when it is whole.
+
+    Raises:
+        ImportError: If pyarrow is not installed.
+    """
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise ImportError("Writing SyncWorld's truth needs pyarrow; run `pip install pyarrow`.") from error
+    schema = parquet_schema()
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        batch: list[dict[str, Any]] = []
+        for record in records:
+            batch.append(record)
+            if len(batch) == ROWS_PER_GROUP:
+                writer.write_table(pa.Table.from_pylist(batch, schema))
+                batch = []
+        if batch:
+            writer.write_table(pa.Table.from_pylist(batch, schema))
+
+
+def read_truth(folder: str | os.PathLike[str], split: str | None = None) -> Iterator[dict[str, Any]]:
+    """Read the records of a split from its JSON files, in order, with the clip's full path as `path`.
+
+    Args:
+        folder: A world, or one split of it.
+        split: Name of the split when `folder` is the world.
+
+    Raises:
+        ValueError: If there are no clips there.
+    """
+    root = Path(folder) / split if split else Path(folder)
+    files = sorted(root.glob("[0-9]*.json"), key=lambda file: int(file.stem))
+    if not files:
+        raise ValueError(f"No SyncWorld clips in {root}; name a split folder or make one with make_world.")
+    for file in files:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        yield {**record, "path": str(root / record["file_name"])}
+
+
+def load_syncworld(
+    folder: str | os.PathLike[str], split: str | None = None, *, decode: bool = False
+) -> "datasets.Dataset | datasets.DatasetDict":
+    """Load a world as `datasets` objects.
+
+    Args:
+        folder: The world's folder, as given to `make_world`.
+        split: One split, or None for all of them in a `DatasetDict`.
+        decode: Make `video` a `datasets.Video` column, whose decoding needs torchcodec. By default `video` is the
+            path, which the processor takes.
+
+    Returns:
+        A `Dataset` with the columns of `truth_record` plus `video`, or a `DatasetDict` of them; `labels` carry the
+        class names.
+
+    Raises:
+        ValueError: If the folder or split holds no finished world.
+        ImportError: If `datasets` is not installed.
+    """
+    try:
+        import datasets
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise ImportError("load_syncworld needs the datasets library; run `pip install datasets`.") from error
+    root = Path(folder)
+    found = {path.parent.name: path for path in sorted(root.glob(f"*/{METADATA_NAME}"))}
+    if not found:
+        raise ValueError(f"{root} holds no finished SyncWorld split (no */{METADATA_NAME}); make one with make_world.")
+    if split is not None and split not in found:
+        raise ValueError(f"{root} has no finished split {split!r}, only {', '.join(found)}.")
+    loaded = datasets.DatasetDict()
+    for name, path in found.items():
+        if split not in (None, name):
+            continue
+        table = pq.read_table(path)
+        videos = [str(path.parent.absolute() / file_name) for file_name in table["file_name"].to_pylist()]
+        table = table.replace_schema_metadata().append_column("video", pa.array(videos, pa.string()))
+        features = datasets.Features.from_arrow_schema(table.schema)
+        features["labels"] = datasets.List(datasets.ClassLabel(names=list(CLASS_NAMES)))
+        loaded[name] = datasets.Dataset(
+            datasets.table.InMemoryTable(table.cast(features.arrow_schema)), split=datasets.NamedSplit(name)
+        )
+        if decode:
+            loaded[name] = loaded[name].cast_column("video", datasets.Video())
+    return loaded if split is None else loaded[split]
