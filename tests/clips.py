@@ -140,8 +140,9 @@ def write_clip(
         video_stream = audio_stream = None
         if video:
             options = {"preset": "veryfast", "crf": "16"} if video_codec == "libx264" else {}
-            video_stream = container.add_stream(video_codec, rate=Fraction(fps), options=options | (video_options or
-            {})) video_stream.width, video_stream.height = size
+            options |= video_options or {}
+            video_stream = container.add_stream(video_codec, rate=Fraction(fps), options=options)
+            video_stream.width, video_stream.height = size
             video_stream.pix_fmt = pixel_format
             video_stream.gop_size = gop
             if frame_times is not None:
@@ -229,24 +230,6 @@ def write_click_and_flash(
 
     audio = clicks(moments, seconds, rate, channels)
     return write_clip(path, seconds=seconds, fps=fps, picture=picture, audio=audio, rate=rate, **kwargs)
-
-
-def write_wandering_clip(path: Path, seconds: float = 2.0, fps: int = 10, size: int = 48, seed: int = 0) -> Path:
-    """A bright square that wanders, and a tone whose pitch follows it; each `seed` gives another clip."""
-    generator = np.random.default_rng(seed)
-    start, speed = generator.uniform(0, 1), generator.uniform(0.2, 0.6)
-    colours = generator.integers(128, 256, (round(seconds * fps), 3))
-
-    def picture(number: int, time: float) -> np.ndarray:
-        frame = np.full((size, size, 3), 40 + 30 * (seed % 5), dtype=np.uint8)
-        place = int((start + speed * time) % 1 * (size - 12))
-        frame[place : place + 12, place : place + 12] = colours[number]
-        return frame
-
-    times = np.arange(round(seconds * 16000)) / 16000
-    pitch = 200 + 1500 * ((start + speed * times) % 1)
-    sound = 0.3 * np.sin(2 * np.pi * np.cumsum(pitch) / 16000).astype(np.float32)[None]
-    return write_clip(path, seconds=seconds, fps=fps, size=(size, size), picture=picture, audio=sound, rate=16000)
 
 
 def truncate(path: Path, destination: Path, share: float = 0.6) -> Path:

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from clips import SIZE, noise, numbered_frame, read_number, tone, write_clip
 from PIL import Image
 
 from cavmae_sync_hf.configuration_cavmae_sync import CavMaeSyncConfig
@@ -11,6 +10,7 @@ from cavmae_sync_hf.feature_extraction_cavmae_sync import CavMaeSyncFeatureExtra
 from cavmae_sync_hf.media_cavmae_sync import MediaError, MissingTrackError, decode_media
 from cavmae_sync_hf.processing_cavmae_sync import CavMaeSyncProcessor
 from cavmae_sync_hf.video_processing_cavmae_sync import CavMaeSyncVideoProcessor
+from clips import SIZE, noise, numbered_frame, read_number, tone, write_clip
 
 SIDE = 48
 

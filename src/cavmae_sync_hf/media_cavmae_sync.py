@@ -289,8 +289,8 @@ def _assemble(result: PassResult, request: MediaRequest, name: str) -> DecodedMe
     ):
         if wanted and not present and (request.missing == "error" or not (video_present or audio_present)):
             raise MissingTrackError(
-                f"{name}: nothing could be decoded from its {kind} track in this span; the track is empty, damaged or ends "
-                "earlier. Pass missing='mask' to go on without it.",
+                f"{name}: nothing could be decoded from its {kind} track in this span; the track is empty, damaged or "
+                "ends earlier. Pass missing='mask' to go on without it.",
                 kind,
             )
     true_end = min(request.end, result.measured_end)

@@ -10,16 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from .media_pictures_cavmae_sync import FrameConverter, PictureStore
 from .media_source_cavmae_sync import MediaError, MediaSource
 from .media_tracks_cavmae_sync import (
     TIME_TOLERANCE,
-    FrameConverter,
     FramePicker,
     IndexPicker,
     MediaReader,
     PacketAdvisor,
     Pick,
-    PictureStore,
     TimeGrid,
     WaveformBuilder,
     codec_skips_exactly,
@@ -45,7 +44,7 @@ DEFAULT_FRAME_RATE = 25.0
 
 @dataclass
 class MediaRequest:
-    """What is wanted of a file; the fields are the arguments of `decode_media`, `end` is infinite for the clip's end."""
+    """What is wanted of a file; the fields are those of `decode_media`, with an infinite `end` for the clip's."""
 
     num_frames: int
     alignment: str
@@ -80,7 +79,7 @@ class MediaRequest:
         if self.short_side is not None and self.short_side < 1:
             raise ValueError(f"short_side must be at least 1 pixel, got {self.short_side}.")
         if not 0 <= self.start < self.end:
-            raise MediaError(f"{name}: the segment {self.start:g} s to {self.end:g} s is empty; give 0 <= start < end.")
+            raise MediaError(f"{name}: the segment {self.start:g} to {self.end:g} s is empty; give 0 <= start < end.")
 
     def open(self, media: MediaSource) -> MediaReader:
         """Open the file for a pass."""
@@ -464,10 +463,11 @@ def _check_damage(reader: MediaReader, request: MediaRequest) -> None:
             f"{reader.name}: {reader.num_bad_packets} of {reader.num_packets} packets cannot be decoded, the file is "
             f"corrupt; {remedy}."
         )
-    if reader.declares_exactly and declared is not None and measured < min(declared, request.end) -
-        TRUNCATION_TOLERANCE: raise MediaError(
-            f"{reader.name}: ends after {measured:.2f} s of the {declared:.2f} s its header promises, it is truncated; "
-            f"{remedy}."
+    promised = min(declared or 0.0, request.end) if reader.declares_exactly else 0.0
+    if measured < promised - TRUNCATION_TOLERANCE:
+        raise MediaError(
+            f"{reader.name}: is truncated, it ends after {measured:.2f} s of the {declared:.2f} s its header "
+            f"promises; {remedy}."
         )
 
 

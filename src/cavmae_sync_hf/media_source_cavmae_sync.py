@@ -115,7 +115,7 @@ class MediaSource:
             self._resolve_file_object(source)
         else:
             raise MediaError(
-                f"{self.name}: not a media source; pass a path, an address, bytes or a file object opened with mode 'rb'."
+                f"{self.name}: not a media source; pass a path, an address, bytes or a file opened with mode 'rb'."
             )
         try:
             self._sniff()

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from .media_pass_cavmae_sync import POST_ROLL_SECONDS, PRE_ROLL_SECONDS, VideoFeed, shown_time
+from .media_pictures_cavmae_sync import FrameConverter
 from .media_source_cavmae_sync import MediaError, MediaSource
 from .media_tracks_cavmae_sync import (
     TIME_TOLERANCE,
-    FrameConverter,
     FramePicker,
     MediaReader,
     TimeGrid,
@@ -208,7 +208,7 @@ class _Stream:
         for pick in picks:
             if self._shown is None or pick.frame is not self._shown[0]:
                 self._shown = (pick.frame, np.array(self.convert(pick.frame)))
-            asked = self.grid.time(pick.index)
+            asked = self.grid.time(pick.asked)
             self.pending.append((shown_time(pick.time, pick.until, asked), self._shown[1]))
 
     def _hear(self, packet: Any, seek: bool) -> None:

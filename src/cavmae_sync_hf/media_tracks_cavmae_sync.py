@@ -13,9 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
-from .media_source_cavmae_sync import MediaError, MediaSource, MissingTrackError
+from .media_source_cavmae_sync import MediaSource, MissingTrackError
 
 try:
     import av
@@ -71,13 +70,13 @@ class Pick(NamedTuple):
     """A frame that answers what was asked.
 
     Attributes:
-        index: Which of the asked times or numbers it answers.
+        asked: Which of the asked times or numbers it answers, counted from 0.
         time: When it appears on screen, seconds.
         until: When the next frame follows, seconds (as far as frames were decoded).
         frame: The decoded frame.
     """
 
-    index: int
+    asked: int
     time: float
     until: float
     frame: Any
@@ -367,8 +366,8 @@ class MediaReader:
                 else f"pass missing='mask' to go on without it, or give the {absent[0]} separately"
             )
             raise MissingTrackError(f"{self.name}: has no {absent[0]} track (it has {has}); {remedy}.", absent[0])
-        self.audio = found["audio"] if want_audio else None
-        self.video = found["video"] if want_video else None
+        self.audio: Any = found["audio"] if want_audio else None
+        self.video: Any = found["video"] if want_video else None
 
     def _best(self, kind: str) -> Any:
         # Cover pictures of music files are video streams to FFmpeg, but no track. Streams without a decoder are none
@@ -489,123 +488,20 @@ class _Clock:
         self.frame_seconds = 1.0 / float(rate) if rate else 0.0
 
 
-class FrameConverter:
-    """Turns decoded frames into upright RGB pictures of one size.
-
-    Args:
-        name: Name of the file, for messages.
-        short_side: Scale the shorter side to this many pixels (bicubic) while converting; `None` keeps the size.
-    """
-
-    def __init__(self, name: str, short_side: int | None = None) -> None:
-        self.name = name
-        self.short_side = short_side
-        self.size: tuple[int, int] | None = None  # (height, width) before rotation
-        self.rotation = 0
-
-    def __call__(self, frame: Any) -> np.ndarray:
-        """Convert one frame.
-
-        Returns:
-            uint8 `(height, width, 3)`, rotated as the file says it is shown; a view of FFmpeg's memory, to be copied.
-        """
-        if self.size is None:
-            self.size = self._target_size(frame.height, frame.width)
-        height, width = self.size
-        scaled = {"interpolation": "BICUBIC"} if (height, width) != (frame.height, frame.width) else {}
-        try:
-            picture = frame.reformat(width=width, height=height, format="rgb24", **scaled)
-        except (av.error.FFmpegError, ValueError) as error:
-            raise MediaError(
-                f"{self.name}: frames of format {frame.format.name} cannot be turned into RGB ({error}); "
-                "convert the file with ffmpeg -pix_fmt yuv420p."
-            ) from error
-        plane = picture.planes[0]
-        pixels = np.ndarray((height, width, 3), np.uint8, buffer=plane, strides=(plane.line_size, 3, 1))
-        return orient(pixels, display_matrix(frame))
-
-    def _target_size(self, height: int, width: int) -> tuple[int, int]:
-        if self.short_side is None:
-            return height, width
-        scale = self.short_side / min(height, width)
-        return max(1, round(height * scale)), max(1, round(width * scale))
-
-
 def codec_skips_exactly(stream: Any) -> bool:
     """Whether the decoder of a video stream can leave out frames without touching the others."""
     return stream is not None and stream.codec_context.name in _EXACT_SKIP_CODECS
 
 
-def display_matrix(frame: Any) -> tuple[int, int, int, int]:
-    """The 2 x 2 part `(a, b, c, d)` of a frame's display matrix, entries -1, 0 or 1; the identity when it has none.
-
-    A stored point `(x, y)` is shown at `(a x + c y, b x + d y)`, x to the right and y down (ISO/IEC 14496-12, tkhd).
-    """
-    data = frame.side_data.get("DISPLAYMATRIX")
-    if data is None:
-        return 1, 0, 0, 1
-    entries = np.frombuffer(bytes(data), dtype=np.int32)[[0, 1, 3, 4]]
-    scale = np.abs(entries).max()
-    if not scale:
-        return 1, 0, 0, 1
-    # Angles in between are rounded to the nearest quarter turn: a slanted picture has no rectangular frame.
-    a, b, c, d = (entries / scale).round().astype(int).tolist()
-    return (a, b, c, d) if abs(a * d - b * c) == 1 and abs(a) + abs(b) == 1 else (1, 0, 0, 1)
-
-
-def orient(pixels: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
-    """Show a picture `(height, width, channels)` as a display matrix has it."""
-    a, b, c, d = matrix
-    if a == 0:  # x and y change places
-        pixels, flip_x, flip_y = pixels.swapaxes(0, 1), c < 0, b < 0
-    else:
-        flip_x, flip_y = a < 0, d < 0
-    return pixels[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
-
-
-class PictureStore:
-    """Pictures of one size, copied into one block of memory as they come.
-
-    Args:
-        capacity: Most pictures to come.
-    """
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self.count = 0
-        self._block: np.ndarray | None = None
-
-    def add(self, picture: np.ndarray) -> int:
-        """Copy a picture `(height, width, 3)`; returns its number."""
-        if self._block is None:
-            # NumPy asks the kernel for huge pages where torch does not: a third of the time for 16 HD pictures.
-            self._block = np.empty((self.capacity, *picture.shape), dtype=np.uint8)
-        self._block[self.count] = picture
-        self.count += 1
-        return self.count - 1
-
-    def tensor(self, order: Sequence[int]) -> torch.Tensor:
-        """The pictures numbered `order`, as `(len(order), 3, height, width)` uint8."""
-        assert self._block is not None
-        block = torch.from_numpy(self._block[: self.count])
-        if list(order) != list(range(self.count)):
-            block = block[torch.tensor(order, dtype=torch.long)]
-        return block.permute(0, 3, 1, 2)
-
-
 __all__ = [
-    "FrameConverter",
     "FramePicker",
     "IndexPicker",
     "MediaReader",
     "PacketAdvisor",
     "Pick",
-    "PictureStore",
     "TimeGrid",
     "WaveformBuilder",
     "codec_skips_exactly",
-    "display_matrix",
     "mono_samples",
-    "orient",
     "resample_with_ffmpeg",
 ]

@@ -36,7 +36,7 @@ from .resize_cavmae_sync import resize_crop_exact
 _REFERENCE_SECONDS = 10
 
 
-class CavMaeSyncVideosKwargs(VideosKwargs, total=False):
+class CavMaeSyncVideoProcessorKwargs(VideosKwargs, total=False):
     """Arguments of the video processor beside those of every transformers video processor.
 
     Attributes:
@@ -64,7 +64,7 @@ class CavMaeSyncVideoProcessor(BaseVideoProcessor):
     `(batch, num_frames)`, True where a frame is present, is returned as well; otherwise there is no mask.
     """
 
-    valid_kwargs = CavMaeSyncVideosKwargs  # type: ignore[assignment]
+    valid_kwargs = CavMaeSyncVideoProcessorKwargs  # type: ignore[assignment]
     model_input_names = ["pixel_values_videos"]
 
     resample = PILImageResampling.BICUBIC
@@ -83,7 +83,7 @@ class CavMaeSyncVideoProcessor(BaseVideoProcessor):
     alignment = "time"
     exact_resize = True
 
-    def __init__(self, **kwargs: Unpack[CavMaeSyncVideosKwargs]) -> None:
+    def __init__(self, **kwargs: Unpack[CavMaeSyncVideoProcessorKwargs]) -> None:
         super().__init__(**kwargs)  # type: ignore[misc]
         _check_alignment(self.alignment)
 
@@ -123,8 +123,7 @@ class CavMaeSyncVideoProcessor(BaseVideoProcessor):
         Raises:
             ValueError: The frames cannot be chosen; the message says what is missing.
         """
-        if fps is not None:
-            raise ValueError(f"`fps` is {fps}; this processor takes a fixed number of frames: pass `num_frames`.")
+        _refuse_rate(fps)
         alignment = self.alignment if alignment is None else alignment
         _check_alignment(alignment)
         count = self.num_frames if num_frames is None else num_frames
@@ -141,7 +140,7 @@ class CavMaeSyncVideoProcessor(BaseVideoProcessor):
         span = min(total, _REFERENCE_SECONDS * metadata.fps)
         return np.array([int(i * span / count) for i in range(count)])
 
-    def preprocess(self, videos: Any, **kwargs: Unpack[CavMaeSyncVideosKwargs]) -> BatchFeature:
+    def preprocess(self, videos: Any, **kwargs: Unpack[CavMaeSyncVideoProcessorKwargs]) -> BatchFeature:
         """Process one clip or a batch, see the class's text for what a clip may be.
 
         Raises:
@@ -152,13 +151,15 @@ class CavMaeSyncVideoProcessor(BaseVideoProcessor):
         _check_alignment(alignment)
         num_frames = options.get("num_frames") or self.num_frames
         layout = options.get("input_data_format") or getattr(self, "input_data_format", None)
-        clips = _split_clips(videos)
+        clips = split_clips(videos)
         metadata = _per_clip_metadata(options.pop("video_metadata", None), len(clips))
         do_sample = options.pop("do_sample_frames", None)
         do_sample = self.do_sample_frames if do_sample is None else do_sample
         frames: list[Any] = []
         for position, clip in enumerate(clips):
-            if _is_source(clip):
+            if do_sample or is_media_source(clip):
+                _refuse_rate(options.get("fps"))
+            if is_media_source(clip):
                 decoded, metadata[position] = self._decode(clip, num_frames, alignment)
                 frames.append(decoded)
                 continue
@@ -352,7 +353,7 @@ def _check_alignment(alignment: Any) -> None:
         raise ValueError(f'`alignment` is {alignment!r}; it must be "time" or "reference".')
 
 
-def _is_source(clip: Any) -> bool:
+def is_media_source(clip: Any) -> bool:
     """Whether a clip is something to decode: path, URL, bytes, file object, or a mapping with `bytes` or `path`."""
     return isinstance(clip, (str, bytes, bytearray, os.PathLike, Mapping)) or (
         hasattr(clip, "read") and not isinstance(clip, Image.Image)
@@ -364,9 +365,9 @@ def _is_frame(value: Any) -> bool:
     return isinstance(value, Image.Image) or (isinstance(value, (np.ndarray, Tensor)) and value.ndim in (2, 3))
 
 
-def _split_clips(videos: Any) -> list[Any]:
+def split_clips(videos: Any) -> list[Any]:
     """Tell one clip from several; returns a list of clips."""
-    if _is_source(videos) or isinstance(videos, Image.Image):
+    if is_media_source(videos) or isinstance(videos, Image.Image):
         return [videos]
     if isinstance(videos, (np.ndarray, Tensor)):
         if videos.ndim == 5:
@@ -381,6 +382,12 @@ def _split_clips(videos: Any) -> list[Any]:
     return [list(videos)] if all(_is_frame(value) for value in videos) else list(videos)
 
 
+def _refuse_rate(fps: float | None) -> None:
+    """Say that frames are not sampled by a rate, rather than ignore it."""
+    if fps is not None:
+        raise ValueError(f"`fps` is {fps}; this processor takes a fixed number of frames: pass `num_frames`.")
+
+
 def _per_clip_metadata(given: Any, count: int) -> list[VideoMetadata]:
     """One `VideoMetadata` per clip out of None, one description (dict or `VideoMetadata`) or a list of them."""
     items = list(given) if isinstance(given, (list, tuple)) else [given] * count
@@ -388,6 +395,8 @@ def _per_clip_metadata(given: Any, count: int) -> list[VideoMetadata]:
         raise ValueError(f"`video_metadata` has {len(items)} entries for {count} clips; give one per clip.")
     known = []
     for item in items:
+        if isinstance(item, (list, tuple)) and len(item) == 1:  # transformers also nests one list per sample
+            item = item[0]
         metadata = VideoMetadata(total_num_frames=0)
         metadata.update({} if item is None else {key: item[key] for key in item})
         known.append(metadata)
@@ -473,4 +482,4 @@ def _to_grey_levels(frames: Tensor, position: int, do_rescale: bool) -> Tensor:
     return levels.round().to(torch.uint8)
 
 
-__all__ = ["CavMaeSyncVideoProcessor", "CavMaeSyncVideosKwargs"]
+__all__ = ["CavMaeSyncVideoProcessor", "CavMaeSyncVideoProcessorKwargs"]
