@@ -32,7 +32,7 @@ define bootstrap
 		$(1)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv; }
 endef
 
-.PHONY: help env env-latest test test-pinned test-latest lint format demo constraints clean
+.PHONY: help env env-latest test test-pinned test-latest test-common lint format demo constraints clean
 
 help: ## show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '%-14s %s\n' "$$name" "$$text"; done
@@ -67,6 +67,16 @@ test-latest: $(LATEST_STAMP) ## the tests on today's newest torch and torchvisio
 		assert importlib.util.find_spec("torchaudio") is None, "torchaudio is installed in $(LATEST)"; \
 		print("newest: torch", torch.__version__, "torchvision", torchvision.__version__)'
 	$(LATEST)/bin/python -m pytest -o cache_dir=$(LATEST)/.pytest_cache $(PYTEST_ARGS) $(LATEST_TESTS)
+
+# Their tests are not in the wheel; the source distribution is fetched into the environment once.
+test-common: $(STAMP) ## transformers' own common tests over our classes
+	version="$$($(VENV)/bin/python -c 'import transformers; print(transformers.__version__)')"; \
+	source="$(VENV)/sdist/transformers-$$version"; \
+	test -d "$$source/tests" || { \
+		$(VENV)/bin/python -m pip download --quiet --no-binary :all: --no-deps --no-build-isolation \
+			--dest $(VENV)/sdist "transformers==$$version" && \
+		tar -xzf "$$source.tar.gz" -C $(VENV)/sdist && rm "$$source.tar.gz"; }; \
+	TRANSFORMERS_TESTS="$$source" $(VENV)/bin/python -m pytest $(PYTEST_ARGS) tests/common
 
 lint: $(STAMP) ## ruff (lint and format) and mypy
 	$(VENV)/bin/ruff check

@@ -126,3 +126,10 @@ def test_missing_input__is_refused():
         classifier()()
     with pytest.raises(ValueError, match="no audio tower"):
         classifier(modality="video")(**tiny_inputs())
+
+
+@torch.no_grad()
+def test_hidden_states__come_batch_first_on_request():
+    output = classifier()(**tiny_inputs(), output_hidden_states=True)
+    assert [tuple(states.shape) for states in output.video_hidden_states] == [(2, 3, 1 + 16 + 2, 32)] * 3
+    assert output.audio_attentions is None

@@ -141,3 +141,11 @@ def test_inputs_that_do_not_fit__are_refused(change, says):
         model(**(tiny_inputs() | change))
     with pytest.raises(ValueError, match="Pretraining needs both towers"):
         CavMaeSyncForPreTraining(tiny_config(modality="audio"))
+
+
+def test_hidden_states_and_attentions__come_batch_first_on_request():
+    model = CavMaeSyncForPreTraining._from_config(tiny_config(), attn_implementation="eager")
+    output = model(**tiny_inputs(), **noises(), output_hidden_states=True, output_attentions=True)
+    # The global token, 3 visible patches of 12, 2 registers; the embeddings and two layers.
+    assert [tuple(states.shape) for states in output.audio_hidden_states] == [(2, 3, 6, 32)] * 3
+    assert [tuple(weights.shape) for weights in output.video_attentions] == [(2, 3, 4, 7, 7)] * 2

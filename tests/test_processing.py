@@ -10,7 +10,7 @@ from cavmae_sync_hf.feature_extraction_cavmae_sync import CavMaeSyncFeatureExtra
 from cavmae_sync_hf.media_cavmae_sync import MediaError, MissingTrackError, decode_media
 from cavmae_sync_hf.processing_cavmae_sync import CavMaeSyncProcessor
 from cavmae_sync_hf.video_processing_cavmae_sync import CavMaeSyncVideoProcessor
-from clips import SIZE, noise, numbered_frame, read_number, tone, write_clip
+from clips import SIZE, noise, numbered_frame, read_number, tone, truncate, write_clip
 
 SIDE = 48
 
@@ -272,6 +272,16 @@ def test_stream__missing_tracks(mute, blind):
     assert not chunk["padding_mask"].any() and "padding_mask_videos" not in chunk
     chunk = next(processor.stream(blind, hop=0.5, missing="mask"))
     assert chunk["padding_mask"].all() and not chunk["padding_mask_videos"].any()
+
+
+def test_stream__damaged_file_ends_in_an_error_after_what_could_be_read(folder):
+    path = write_clip(folder / "long.mkv", seconds=4, audio=noise(4))
+    cut, chunks = truncate(path, folder / "cut.mkv"), []
+    kept = list(make_processor().stream(cut, hop=0.25, num_frames=2, damaged="keep"))
+    with pytest.raises(MediaError, match="cut.mkv.*truncated"):
+        for chunk in make_processor().stream(cut, hop=0.25, num_frames=2):
+            chunks.append(chunk)
+    assert len(chunks) == len(kept) > 2
 
 
 def test_stream__refuses_what_is_no_media_file():

@@ -35,11 +35,19 @@ class CavMaeSyncClassifierOutput(ModelOutput):
             of the frames' probabilities.
         frame_logits (`torch.Tensor` of shape `(batch_size, num_frames, num_labels)`, *optional*):
             Scores of every frame (mean-pooling head).
+        audio_hidden_states, video_hidden_states (`tuple` of `(batch_size, num_frames, tokens, hidden_size)`):
+            On `output_hidden_states=True`: the embeddings and the output of every tower layer.
+        audio_attentions, video_attentions (`tuple` of `(batch_size, num_frames, heads, tokens, tokens)`):
+            On `output_attentions=True` (eager attention): the towers' attention probabilities.
     """
 
     loss: Tensor | None = None
     logits: Tensor | None = None
     frame_logits: Tensor | None = None
+    audio_hidden_states: tuple[Tensor, ...] | None = None
+    video_hidden_states: tuple[Tensor, ...] | None = None
+    audio_attentions: tuple[Tensor, ...] | None = None
+    video_attentions: tuple[Tensor, ...] | None = None
 
 
 class CavMaeSyncMeanPoolingClassificationHead(nn.Module):
@@ -135,6 +143,8 @@ class CavMaeSyncForAudioVisualClassification(CavMaeSyncPreTrainedModel):
         padding_mask: Tensor | None = None,
         padding_mask_videos: Tensor | None = None,
         labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
         **kwargs: Any,
     ) -> tuple | CavMaeSyncClassifierOutput:
         """Classify clips.
@@ -147,6 +157,8 @@ class CavMaeSyncForAudioVisualClassification(CavMaeSyncPreTrainedModel):
             labels: Class indices `(batch_size,)`, or 0/1 (also soft) targets `(batch_size, num_labels)` in floats for
                 several labels; `config.problem_type` decides where set (`"single_label_classification"` also takes
                 class probabilities `(batch_size, num_labels)`).
+            output_attentions: Whether to return the towers' attention probabilities (eager attention only).
+            output_hidden_states: Whether to return the towers' hidden states.
             kwargs: Ignored, so that a processor's whole output can be passed.
 
         Raises:
@@ -164,7 +176,11 @@ class CavMaeSyncForAudioVisualClassification(CavMaeSyncPreTrainedModel):
             raise ValueError("Got neither `pixel_values_videos` nor `input_values`; pass at least one of them.")
         check_same_frames(input_values, pixel_values_videos)
         batch_shape = next(iter(images.values())).shape[:2]
-        tokens = {modality: self.model.tower(modality)(values.flatten(0, 1)) for modality, values in images.items()}
+        records = {modality: self.model.make_record(output_attentions, output_hidden_states) for modality in images}
+        tokens = {
+            modality: self.model.tower(modality)(values.flatten(0, 1), record=records[modality])
+            for modality, values in images.items()
+        }
         any_present = self._any_present(present)
         if self.config.classifier_type == "frame_attention":
             frames = self._frame_tokens(tokens, present).unflatten(0, batch_shape)
@@ -173,7 +189,11 @@ class CavMaeSyncForAudioVisualClassification(CavMaeSyncPreTrainedModel):
             frame_logits = self.head(self._pooled_tokens(tokens, present)).unflatten(0, batch_shape)
             logits = self._ensemble(frame_logits, any_present, labels)
         loss = None if labels is None else self._loss(logits, labels)
-        return CavMaeSyncClassifierOutput(loss=loss, logits=logits, frame_logits=frame_logits)
+        output = CavMaeSyncClassifierOutput(loss=loss, logits=logits, frame_logits=frame_logits)
+        for modality, record in records.items():
+            for name, values in record.batch_first(modality, batch_shape).items():
+                output[name] = values
+        return output
 
     def _any_present(self, present: dict[str, Tensor | None]) -> Tensor | None:
         """True for frames that have sound or picture, `(batch, frames)`; `None` when all have."""

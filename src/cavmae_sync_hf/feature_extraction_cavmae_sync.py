@@ -272,8 +272,19 @@ class CavMaeSyncFeatureExtractor(SequenceFeatureExtractor):
         # Python's round (half to even) is part of the published mapping.
         return [min(max(round(i * self.reference_length / count) - half, 0), last) for i in range(count)]
 
+    @property
+    def outside_value(self) -> float:
+        """Normalised log-mel of what lies outside a clip: silence, or the published zero padding."""
+        padding = SILENCE if self.alignment == "time" else REFERENCE_PADDING
+        return (padding - self.mean) / self.std
+
     def windows(
-        self, log_mel: Tensor, frame_times: Sequence[float], first_frame: int = 0, total_frames: int | None = None
+        self,
+        log_mel: Tensor,
+        frame_times: Sequence[float],
+        first_frame: int = 0,
+        total_frames: int | None = None,
+        chosen: Sequence[int] | None = None,
     ) -> AudioWindows:
         """Normalise a clip's log-mel and cut one window per video frame.
 
@@ -284,11 +295,15 @@ class CavMaeSyncFeatureExtractor(SequenceFeatureExtractor):
                 (`alignment="time"` only). Whatever is not held counts as silence in `values`.
             total_frames: Spectrogram frames of the whole clip, for coverage and mask; default: up to the end of
                 `log_mel`.
+            chosen: Indices of the frames whose windows are wanted; default: all. A window's place may depend on how
+                many frames there are, so `frame_times` has all of them.
 
         Returns:
             The windows, see [`AudioWindows`].
         """
         starts = self.window_starts(frame_times)
+        if chosen is not None:
+            starts = [starts[index] for index in chosen]
         padding = SILENCE
         if self.alignment == "reference":
             if first_frame:
@@ -443,8 +458,7 @@ class CavMaeSyncFeatureExtractor(SequenceFeatureExtractor):
             data["window_coverage"] = [clip.coverage for clip in windows]
         if return_tensors is None:
             return BatchFeature({name: [value.cpu().numpy() for value in clips] for name, clips in data.items()})
-        padding = SILENCE if self.alignment == "time" else REFERENCE_PADDING
-        fill = {"input_values": (padding - self.mean) / self.std, "padding_mask": False}
+        fill = {"input_values": self.outside_value, "padding_mask": False}
         longest = max(len(clip.mask) for clip in windows)
         stacked = {name: _stack(clips, longest, fill.get(name, 0.0)) for name, clips in data.items()}
         if TensorType(return_tensors) == TensorType.PYTORCH:

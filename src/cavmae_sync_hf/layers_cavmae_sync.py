@@ -229,6 +229,15 @@ class LayerRecord:
         if self.attentions is not None and attentions is not None:
             self.attentions.append(attentions)
 
+    def batch_first(self, modality: str, batch_shape: torch.Size) -> dict[str, tuple[Tensor, ...]]:
+        """What was recorded, as output fields of shape `(batch, frames, ...)`; nothing where nothing was asked for."""
+        recorded = {"hidden_states": self.hidden_states, "attentions": self.attentions}
+        return {
+            f"{modality}_{name}": tuple(value.unflatten(0, batch_shape) for value in values)
+            for name, values in recorded.items()
+            if values is not None
+        }
+
 
 def run_layers(
     layers: Iterable[nn.Module], hidden_states: Tensor, *arguments: Any, record: LayerRecord | None = None

@@ -37,7 +37,7 @@ def contrastive_loss(
     """
     # Autocast would round the cosines, which the temperature multiplies, to half precision.
     with maybe_autocast(audio_embeds.device.type, enabled=False):
-        logits = audio_embeds.float() @ video_embeds.float().T / temperature  # (audio, video)
+        logits = audio_embeds.float() @ video_embeds.to(audio_embeds.device).float().T / temperature  # (audio, video)
     pairs = torch.arange(logits.shape[0], device=logits.device)
     excluded = torch.zeros_like(logits, dtype=torch.bool)
     if valid is not None:

@@ -197,7 +197,7 @@ def run_pass(
             "native_channels": reader.audio.channels if reader.audio is not None else 0,
         }
         if with_audio and request.damaged == "error":
-            _check_damage(reader, request)
+            check_damage(reader, request.end)
         return result
 
 
@@ -453,7 +453,8 @@ def _cut_waveform(pieces: list[np.ndarray], request: MediaRequest, begin: float,
     return torch.from_numpy(waveform.clip(-1.0, 1.0))
 
 
-def _check_damage(reader: MediaReader, request: MediaRequest) -> None:
+def check_damage(reader: MediaReader, end: float) -> None:
+    """Refuse what a reader that has come to `end` (seconds of the file) found to be cut short or corrupt."""
     remedy = "fetch it again, or pass damaged='keep' to use what can be decoded"
     measured, declared = reader.measured_duration, reader.declared_duration
     if reader.broken_off is not None:
@@ -463,7 +464,7 @@ def _check_damage(reader: MediaReader, request: MediaRequest) -> None:
             f"{reader.name}: {reader.num_bad_packets} of {reader.num_packets} packets cannot be decoded, the file is "
             f"corrupt; {remedy}."
         )
-    promised = min(declared or 0.0, request.end) if reader.declares_exactly else 0.0
+    promised = min(declared or 0.0, end) if reader.declares_exactly else 0.0
     if measured < promised - TRUNCATION_TOLERANCE:
         raise MediaError(
             f"{reader.name}: is truncated, it ends after {measured:.2f} s of the {declared:.2f} s its header "
@@ -478,6 +479,7 @@ __all__ = [
     "PRE_ROLL_SECONDS",
     "TRUNCATION_TOLERANCE",
     "MediaRequest",
+    "check_damage",
     "PassResult",
     "VideoFeed",
     "center_times",

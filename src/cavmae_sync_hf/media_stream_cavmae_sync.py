@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .media_pass_cavmae_sync import POST_ROLL_SECONDS, PRE_ROLL_SECONDS, VideoFeed, shown_time
+from .media_pass_cavmae_sync import POST_ROLL_SECONDS, PRE_ROLL_SECONDS, VideoFeed, check_damage, shown_time
 from .media_pictures_cavmae_sync import FrameConverter
 from .media_source_cavmae_sync import MediaError, MediaSource
 from .media_tracks_cavmae_sync import (
@@ -73,6 +73,7 @@ def iter_media(
     want_audio: bool = True,
     want_video: bool = True,
     missing: str = "error",
+    damaged: str = "error",
     short_side: int | None = None,
     threads: int = 0,
 ) -> Iterator[MediaChunk]:
@@ -94,6 +95,8 @@ def iter_media(
         want_audio: Whether audio is decoded.
         want_video: Whether video is decoded.
         missing: `"error"`, or `"mask"` to go on without a wanted track that is not there.
+        damaged: `"error"`: a truncated or corrupt file ends in an error, after all that could be decoded has been
+            handed out. `"keep"`: it ends there without one.
         short_side: Scale frames to this shorter side while converting; `None` keeps their size.
         threads: Threads of the video decoder, 0 for as many as there are cores.
 
@@ -101,7 +104,7 @@ def iter_media(
         `MediaChunk`.
 
     Raises:
-        MediaError: The file cannot be used, or nothing of it lies in the span.
+        MediaError: The file cannot be used, nothing of it lies in the span, or it turned out to be damaged.
     """
     if not (hop > 0 and math.isfinite(hop)) or num_frames < 1 or not 0 <= context < INTERLEAVE_SECONDS:
         raise ValueError(
@@ -117,6 +120,8 @@ def iter_media(
                 stream = _Stream(reader, hop, num_frames, context, begin, stop, sampling_rate, channel, short_side)
                 try:
                     yield from stream.chunks(seek)
+                    if damaged == "error":
+                        check_damage(reader, stop)
                     return
                 except _LateSeek:
                     continue

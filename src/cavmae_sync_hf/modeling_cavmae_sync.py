@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils.generic import can_return_tuple
+from transformers.utils.generic import can_return_tuple, maybe_autocast
 
 from .configuration_cavmae_sync import CavMaeSyncConfig
 from .layers_cavmae_sync import (
@@ -108,7 +108,7 @@ class CavMaeSyncPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values_videos"
     input_modalities = ["video", "audio"]
     supports_gradient_checkpointing = True
-    _no_split_modules = ["CavMaeSyncEmbeddings", "CavMaeSyncLayer", "CavMaeSyncJointLayer"]
+    _no_split_modules = ["CavMaeSyncEmbeddings", "CavMaeSyncLayer", "CavMaeSyncJointLayer", "CavMaeSyncDecoder"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -238,7 +238,9 @@ class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
             video = self.encode("video", pixel_values_videos, padding_mask_videos, *options)
         similarity = loss = None
         if audio is not None and video is not None:
-            similarity = audio.embeds @ video.embeds.transpose(1, 2)
+            # Autocast would round the cosines of its float32 embeddings to half precision.
+            with maybe_autocast(audio.embeds.device.type, enabled=False):
+                similarity = audio.embeds @ video.embeds.to(audio.embeds.device).transpose(1, 2)
             if return_loss:
                 loss = self.contrast(audio.embeds, video.embeds, padding_mask, padding_mask_videos).loss
         return CavMaeSyncModelOutput(
@@ -337,7 +339,7 @@ class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
 
     def fuse(self, audio_patches: Tensor, video_patches: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Both towers' patch tokens, joined, through the joint layers and the fused norm."""
-        tokens = torch.cat([audio_patches, video_patches], dim=1)
+        tokens = torch.cat([audio_patches, video_patches.to(audio_patches.device)], dim=1)
         return self.norms["fused"](run_layers(self.joint_layers, tokens, attention_mask, "fused"))
 
     def patch_tokens(self, tokens: Tensor) -> Tensor:

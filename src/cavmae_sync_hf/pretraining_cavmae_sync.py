@@ -46,6 +46,10 @@ class CavMaeSyncForPreTrainingOutput(ModelOutput):
             L2-normalised embeddings made from the visible patches.
         audio_patch_embeds, video_patch_embeds (`torch.Tensor` of shape `(batch_size, num_frames, kept, hidden_size)`):
             The visible patches after the modality's final norm, in the order in which the noise picked them.
+        audio_hidden_states, video_hidden_states (`tuple` of `(batch_size, num_frames, tokens, hidden_size)`):
+            On `output_hidden_states=True`: the visible tokens and the output of every tower layer.
+        audio_attentions, video_attentions (`tuple` of `(batch_size, num_frames, heads, tokens, tokens)`):
+            On `output_attentions=True` (eager attention): the towers' attention probabilities.
     """
 
     loss: Tensor | None = None
@@ -61,6 +65,10 @@ class CavMaeSyncForPreTrainingOutput(ModelOutput):
     video_embeds: Tensor | None = None
     audio_patch_embeds: Tensor | None = None
     video_patch_embeds: Tensor | None = None
+    audio_hidden_states: tuple[Tensor, ...] | None = None
+    video_hidden_states: tuple[Tensor, ...] | None = None
+    audio_attentions: tuple[Tensor, ...] | None = None
+    video_attentions: tuple[Tensor, ...] | None = None
 
 
 @dataclass
@@ -206,6 +214,8 @@ class CavMaeSyncForPreTraining(CavMaeSyncPreTrainedModel):
         video_noise: Tensor | None = None,
         audio_noise: Tensor | None = None,
         return_loss: bool = True,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
         **kwargs: Any,
     ) -> tuple | CavMaeSyncForPreTrainingOutput:
         """One pretraining step's computation.
@@ -219,6 +229,8 @@ class CavMaeSyncForPreTraining(CavMaeSyncPreTrainedModel):
                 uniformly when absent.
             audio_noise: Likewise for the audio patches.
             return_loss: Whether to compute the losses; embeddings and reconstructions come either way.
+            output_attentions: Whether to return the towers' attention probabilities (eager attention only).
+            output_hidden_states: Whether to return the towers' hidden states.
             kwargs: Ignored, so that a processor's whole output can be passed.
 
         Raises:
@@ -243,8 +255,9 @@ class CavMaeSyncForPreTraining(CavMaeSyncPreTrainedModel):
             "audio": self._mask("audio", audio_noise, images["audio"], batch_shape),
             "video": self._mask("video", video_noise, images["video"], batch_shape),
         }
+        records = {modality: self.model.make_record(output_attentions, output_hidden_states) for modality in images}
         tokens = {
-            modality: self.model.tower(modality)(values, maskings[modality].ids_keep)
+            modality: self.model.tower(modality)(values, maskings[modality].ids_keep, records[modality])
             for modality, values in images.items()
         }
 
@@ -276,6 +289,9 @@ class CavMaeSyncForPreTraining(CavMaeSyncPreTrainedModel):
                 weighted = config.contrastive_loss_weight * contrast.loss
                 total = weighted if total is None else total + weighted
         output.loss = total
+        for modality, record in records.items():
+            for name, recorded in record.batch_first(modality, batch_shape).items():
+                output[name] = recorded
         return output
 
     @torch.no_grad()

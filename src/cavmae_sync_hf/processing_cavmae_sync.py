@@ -195,6 +195,7 @@ class CavMaeSyncProcessor(ProcessorMixin):
         start: float | None = None,
         end: float | None = None,
         missing: str = "error",
+        damaged: str = "error",
         return_tensors: str | TensorType = "pt",
         device: str | torch.device | None = None,
         **kwargs: Any,
@@ -203,8 +204,7 @@ class CavMaeSyncProcessor(ProcessorMixin):
 
         Frame k is the one on screen at `(k + 0.5) * hop`, and its window is centred on it with the true sound on
         either side, over the borders of chunks. So a clip of `n * hop` seconds gives what a call with `num_frames=n`
-        and
-        `alignment="time"` gives. (The published mapping is one for whole clips; a stream is always aligned in time.)
+        and `alignment="time"` gives. (The published mapping is one for whole clips; a stream is aligned in time.)
 
         Args:
             video: Path, address, bytes or file object.
@@ -213,6 +213,8 @@ class CavMaeSyncProcessor(ProcessorMixin):
             start: Where in the file to start, seconds. What lies before counts as silence.
             end: Where to end, seconds.
             missing: `"error"`, or `"mask"` to mark an absent track as absent.
+            damaged: `"error"`: a truncated or corrupt file ends in an error, after all that could be decoded has been
+                handed out. `"keep"`: it ends there without one.
             return_tensors: `"pt"` or `"np"`.
             device: Where to compute spectrograms and pixels.
             kwargs: Arguments of the video processor.
@@ -237,6 +239,7 @@ class CavMaeSyncProcessor(ProcessorMixin):
             sampling_rate=extractor.sampling_rate,
             channel=extractor.channel,
             missing=missing,
+            damaged=damaged,
         )
         for chunk in chunks:
             clip = _Clip(chunk.source, chunk.frames, chunk.frame_times.tolist())
