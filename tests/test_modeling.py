@@ -180,3 +180,23 @@ def test_single_modality_model__has_one_tower_and_says_so(tmp_path):
 def test_inputs_that_do_not_fit__are_refused(model, change, says):
     with pytest.raises(ValueError, match=f"(?s){says}"):
         model(**(tiny_inputs() | change))
+
+
+def test_unknown_arguments__are_refused_and_times_are_not(model):
+    inputs = tiny_inputs()
+    with pytest.raises(TypeError, match="`padding_masks`; is `padding_mask` meant"):
+        model(**inputs, padding_masks=torch.ones(2, 3))
+    with pytest.raises(ValueError, match="a str, not a tensor.*return_tensors='pt'"):
+        model(input_values="clip.wav")
+    with torch.no_grad():
+        assert model(**inputs, frame_times=torch.zeros(2, 3), window_coverage=torch.ones(2, 3)).similarity is not None
+
+
+def test_return_loss__one_clip_has_nothing_to_be_told_from():
+    inputs = tiny_inputs(batch_size=1)
+    with torch.no_grad():
+        alone = CavMaeSyncModel(tiny_config())
+        output = alone(**inputs)
+        assert alone.contrast(output.audio_embeds, output.video_embeds) == (0.0, 0.0)
+        among_moments = CavMaeSyncModel(tiny_config(intra_clip_negatives=True))
+        assert among_moments(**inputs, return_loss=True).loss > 0

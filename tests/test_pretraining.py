@@ -149,3 +149,12 @@ def test_hidden_states_and_attentions__come_batch_first_on_request():
     # The global token, 3 visible patches of 12, 2 registers; the embeddings and two layers.
     assert [tuple(states.shape) for states in output.audio_hidden_states] == [(2, 3, 6, 32)] * 3
     assert [tuple(weights.shape) for weights in output.video_attentions] == [(2, 3, 4, 7, 7)] * 2
+
+
+def test_inpaint__takes_the_processors_masks():
+    model = CavMaeSyncForPreTraining(tiny_config()).eval()
+    mask = torch.tensor([[True, True, False], [True, True, True]])
+    filled = model.inpaint(**tiny_inputs(), **noises(), padding_mask=mask)
+    expected = model.inpaint(**tiny_inputs(), **noises())
+    torch.testing.assert_close(filled.pixel_values_videos[1], expected.pixel_values_videos[1])
+    assert not torch.equal(filled.pixel_values_videos[0, 2], expected.pixel_values_videos[0, 2])

@@ -17,8 +17,6 @@ from .layers_cavmae_sync import CavMaeSyncLayer, run_layers
 from .modeling_cavmae_sync import (
     CavMaeSyncModel,
     CavMaeSyncPreTrainedModel,
-    check_present,
-    check_same_frames,
 )
 
 
@@ -56,7 +54,7 @@ class CavMaeSyncMeanPoolingClassificationHead(nn.Module):
     def __init__(self, config: CavMaeSyncConfig):
         super().__init__()
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels or 2)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels or 1)
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Logits `(samples, num_labels)` of pooled tokens `(samples, hidden)`."""
@@ -79,7 +77,7 @@ class CavMaeSyncFrameTransformerClassificationHead(nn.Module):
             ]
         )
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.classifier = nn.Linear(width, config.num_labels or 2)
+        self.classifier = nn.Linear(width, config.num_labels or 1)
 
     def forward(self, frames: Tensor, present: Tensor | None = None) -> Tensor:
         """Logits `(batch, num_labels)` of frame tokens `(batch, frames, width)`; `present` is False where absent."""
@@ -159,22 +157,15 @@ class CavMaeSyncForAudioVisualClassification(CavMaeSyncPreTrainedModel):
                 class probabilities `(batch_size, num_labels)`).
             output_attentions: Whether to return the towers' attention probabilities (eager attention only).
             output_hidden_states: Whether to return the towers' hidden states.
-            kwargs: Ignored, so that a processor's whole output can be passed.
+            kwargs: What else a processor or collator gives (times, ids) is ignored; anything else is refused.
 
         Raises:
             ValueError: No input, or an input that the model's modality does not have.
+            TypeError: An unknown argument.
         """
-        inputs = {"audio": input_values, "video": pixel_values_videos}
-        masks = {"audio": padding_mask, "video": padding_mask_videos}
-        images: dict[str, Tensor] = {}
-        present: dict[str, Tensor | None] = {}
-        for modality, values in inputs.items():
-            if values is not None:
-                images[modality] = self.model.as_images(modality, values)
-                present[modality] = check_present(masks[modality], images[modality])
-        if not images:
-            raise ValueError("Got neither `pixel_values_videos` nor `input_values`; pass at least one of them.")
-        check_same_frames(input_values, pixel_values_videos)
+        images, present = self.model.check_inputs(
+            pixel_values_videos, input_values, padding_mask, padding_mask_videos, **kwargs
+        )
         batch_shape = next(iter(images.values())).shape[:2]
         records = {modality: self.model.make_record(output_attentions, output_hidden_states) for modality in images}
         tokens = {

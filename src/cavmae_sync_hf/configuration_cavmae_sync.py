@@ -1,9 +1,11 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
 """Which sizes, losses and options a CAV-MAE Sync model has."""
 
+import difflib
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
+from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 
 from .auto_map_cavmae_sync import complete_auto_map
@@ -85,7 +87,8 @@ class CavMaeSyncConfig(PreTrainedConfig):
             `False`: a frame must find its audio among all audio windows (as published). `True`: the mean of that and
             of the opposite direction.
         intra_clip_negatives (`bool`, *optional*, defaults to `False`):
-            Whether the other moments of the same clip count as negatives. `False` leaves them out of the softmax.
+            Whether the other moments of the same clip count as negatives. `False` leaves them out of the softmax, so
+            that a batch needs several clips.
         modality (`str`, *optional*, defaults to `"multimodal"`):
             `"multimodal"`, or `"audio"` / `"video"` for a model that has, and was fine-tuned with, that tower alone.
         classifier_type (`str`, *optional*, defaults to `"mean_pooling"`):
@@ -114,14 +117,25 @@ class CavMaeSyncConfig(PreTrainedConfig):
     """
 
     model_type = "cavmae_sync"
-    # Everything the Trainer must not gather while predicting: per-frame extras beside `logits`.
-    keys_to_ignore_at_inference = (
+    # What Trainer must not gather while predicting: scalars, which it would join as rows, and what is large. Left are
+    # the logits of a classifier, and the embeddings and similarities of the others.
+    keys_to_ignore_at_inference = [
+        "contrastive_loss",
+        "audio_reconstruction_loss",
+        "video_reconstruction_loss",
+        "contrastive_accuracy",
+        "audio_mask",
+        "video_mask",
+        "audio_reconstruction",
+        "video_reconstruction",
+        "audio_patch_embeds",
+        "video_patch_embeds",
         "frame_logits",
         "audio_hidden_states",
         "video_hidden_states",
         "audio_attentions",
         "video_attentions",
-    )
+    ]
 
     hidden_size: int = 768
     num_attention_heads: int = 12
@@ -129,8 +143,8 @@ class CavMaeSyncConfig(PreTrainedConfig):
     num_modality_layers: int = 11
     num_joint_layers: int = 1
     hidden_act: str = "gelu"
-    layer_norm_eps: float = 1e-5
-    initializer_range: float = 0.02
+    layer_norm_eps: float | int = 1e-5
+    initializer_range: float | int = 0.02
     attention_probs_dropout_prob: float | int = 0.0
     position_embedding_type: Literal["sincos", "learned"] = "sincos"
     image_size: int = 224
@@ -215,6 +229,16 @@ class CavMaeSyncConfig(PreTrainedConfig):
         for name in counts.split():
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it must be 0 or more.")
+        if self.classifier_type == "frame_attention" and self.num_classifier_layers < 1:
+            raise ValueError(
+                "`num_classifier_layers` is 0; the class token of a 'frame_attention' head sees the frames in its "
+                "layers, use 1 or more (published: 2)."
+            )
+        if not self.num_labels:
+            raise ValueError(f"`num_labels` is {self.num_labels}; a classifier needs at least 1 label.")
+        if self.hidden_act not in ACT2FN:
+            near = difflib.get_close_matches(self.hidden_act, list(ACT2FN), n=3) or ["gelu", "relu", "silu"]
+            raise ValueError(f"`hidden_act` is {self.hidden_act!r}, which transformers does not know; such as {near}.")
         if self.num_joint_layers < 1:
             raise ValueError("`num_joint_layers` is 0; the two modalities meet in the joint layers, use 1 or more.")
         for name in ("audio_length", "num_mel_bins", "image_size"):

@@ -9,7 +9,10 @@ from transformers.utils.generic import maybe_autocast
 
 
 class ContrastiveLoss(NamedTuple):
-    """Loss and accuracy of the contrastive objective, both scalars; the accuracy carries no gradient."""
+    """Loss and accuracy of the contrastive objective, both scalars; the accuracy carries no gradient.
+
+    The accuracy counts the pairs that had a negative to be told from, and is 0 when none had.
+    """
 
     loss: Tensor
     accuracy: Tensor
@@ -51,7 +54,9 @@ def contrastive_loss(
     weights = weights / weights.sum().clamp(min=1)
     directions = (logits.T, logits) if bidirectional else (logits.T,)
     losses = [(nn.functional.cross_entropy(scores, pairs, reduction="none") * weights).sum() for scores in directions]
-    hits = [((scores.argmax(dim=1) == pairs) * weights).sum() for scores in directions]
+    contested = (weights > 0) & ((~excluded).sum(dim=0) > 1)  # `excluded` is symmetric
+    contests = contested.sum().clamp(min=1)
+    hits = [((scores.argmax(dim=1) == pairs) & contested).sum() / contests for scores in directions]
     return ContrastiveLoss(sum(losses[1:], losses[0]) / len(losses), (sum(hits[1:], hits[0]) / len(hits)).detach())
 
 

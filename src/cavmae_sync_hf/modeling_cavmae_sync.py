@@ -1,6 +1,7 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
 """The encoder: aligned audio windows and video frames in, embeddings of both and their similarities out."""
 
+import difflib
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple, maybe_autocast
 
 from .configuration_cavmae_sync import CavMaeSyncConfig
@@ -23,6 +25,18 @@ from .layers_cavmae_sync import (
 )
 from .losses_cavmae_sync import contrastive_loss
 
+logger = logging.get_logger(__name__)
+
+# What processors, collators and Trainer hand over beside the inputs. Anything else is a slip of the pen.
+IGNORED_ARGUMENTS = (
+    "frame_times", "window_times", "window_coverage", "frame_indices", "clip_ids", "num_items_in_batch",
+    "return_dict", "return_loss",
+)  # fmt: skip
+FORWARD_ARGUMENTS = (
+    "pixel_values_videos", "input_values", "padding_mask", "padding_mask_videos", "audio_noise", "video_noise",
+    "labels", "return_loss", "output_attentions", "output_hidden_states",
+)  # fmt: skip
+
 
 @dataclass
 class CavMaeSyncModelOutput(ModelOutput):
@@ -31,7 +45,8 @@ class CavMaeSyncModelOutput(ModelOutput):
 
     Args:
         loss (`torch.Tensor` scalar, *optional*, returned when `return_loss=True`):
-            Contrastive loss over all windows and frames of the batch.
+            Contrastive loss over the windows and frames of the batch; other moments of a frame's own clip are
+            negatives only with `config.intra_clip_negatives`.
         audio_embeds (`torch.Tensor` of shape `(batch_size, num_frames, hidden_size)`):
             L2-normalised embedding of every audio window; zeros where a window is absent.
         video_embeds (`torch.Tensor` of shape `(batch_size, num_frames, hidden_size)`):
@@ -220,29 +235,29 @@ class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
             return_loss: Whether to compute the contrastive loss between the windows and frames of the batch.
             output_attentions: Whether to return attention probabilities (eager attention only).
             output_hidden_states: Whether to return the layers' hidden states.
-            kwargs: Ignored, so that a processor's whole output can be passed.
+            kwargs: What else a processor or collator gives (times, ids) is ignored; anything else is refused.
 
         Raises:
             ValueError: No input, shapes that do not fit the configuration, or counts that differ.
+            TypeError: An unknown argument.
         """
-        if pixel_values_videos is None and input_values is None:
-            raise ValueError("Got neither `pixel_values_videos` nor `input_values`; pass at least one of them.")
-        check_same_frames(input_values, pixel_values_videos)
-        if return_loss and (input_values is None or pixel_values_videos is None):
+        images, present = self.check_inputs(
+            pixel_values_videos, input_values, padding_mask, padding_mask_videos, **kwargs
+        )
+        if return_loss and len(images) < 2:
             raise ValueError("`return_loss=True` needs both `pixel_values_videos` and `input_values`.")
-        options = (output_attentions, output_hidden_states)
-        audio = video = None
-        if input_values is not None:
-            audio = self.encode("audio", input_values, padding_mask, *options)
-        if pixel_values_videos is not None:
-            video = self.encode("video", pixel_values_videos, padding_mask_videos, *options)
+        encodings = {
+            modality: self.encode(modality, values, present[modality], output_attentions, output_hidden_states)
+            for modality, values in images.items()
+        }
+        audio, video = encodings.get("audio"), encodings.get("video")
         similarity = loss = None
         if audio is not None and video is not None:
             # Autocast would round the cosines of its float32 embeddings to half precision.
             with maybe_autocast(audio.embeds.device.type, enabled=False):
                 similarity = audio.embeds @ video.embeds.to(audio.embeds.device).transpose(1, 2)
             if return_loss:
-                loss = self.contrast(audio.embeds, video.embeds, padding_mask, padding_mask_videos).loss
+                loss = self.contrast(audio.embeds, video.embeds, present["audio"], present["video"]).loss
         return CavMaeSyncModelOutput(
             loss=loss,
             audio_embeds=audio and audio.embeds,
@@ -266,7 +281,8 @@ class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
         **kwargs: Any,
     ) -> tuple | CavMaeSyncAudioFeatures:
         """Embed audio windows alone; arguments as in `forward`. `pooler_output` is one vector per clip."""
-        encoding = self.encode("audio", input_values, padding_mask, output_attentions, output_hidden_states)
+        images, present = self.check_inputs(None, input_values, padding_mask, None, **kwargs)
+        encoding = self.encode("audio", images["audio"], present["audio"], output_attentions, output_hidden_states)
         return CavMaeSyncAudioFeatures(
             last_hidden_state=encoding.patch_embeds,
             pooler_output=pool_clip(encoding.embeds),
@@ -285,9 +301,8 @@ class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
         **kwargs: Any,
     ) -> tuple | CavMaeSyncVideoFeatures:
         """Embed frames alone; arguments as in `forward`. `pooler_output` is one vector per clip."""
-        encoding = self.encode(
-            "video", pixel_values_videos, padding_mask_videos, output_attentions, output_hidden_states
-        )
+        images, present = self.check_inputs(pixel_values_videos, None, None, padding_mask_videos, **kwargs)
+        encoding = self.encode("video", images["video"], present["video"], output_attentions, output_hidden_states)
         return CavMaeSyncVideoFeatures(
             last_hidden_state=encoding.patch_embeds,
             pooler_output=pool_clip(encoding.embeds),
@@ -296,18 +311,59 @@ class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
             video_embeds=encoding.embeds,
         )
 
+    def check_inputs(
+        self,
+        pixel_values_videos: Tensor | None,
+        input_values: Tensor | None,
+        padding_mask: Tensor | None,
+        padding_mask_videos: Tensor | None,
+        **kwargs: Any,
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
+        """The given modalities, audio first, as `(batch, frames, channels, height, width)`, and who is present.
+
+        Args:
+            pixel_values_videos: As in `forward`.
+            input_values: As in `forward`.
+            padding_mask: As in `forward`.
+            padding_mask_videos: As in `forward`.
+            kwargs: Further arguments of a `forward`, refused unless a processor, a collator or Trainer gives them.
+        """
+        for name in kwargs:
+            if name not in IGNORED_ARGUMENTS:
+                near = difflib.get_close_matches(name, FORWARD_ARGUMENTS, n=1)
+                raise TypeError(f"Unknown argument `{name}`" + (f"; is `{near[0]}` meant?" if near else "."))
+        images: dict[str, Tensor] = {}
+        present: dict[str, Tensor | None] = {}
+        for modality, inputs, mask in (
+            ("audio", input_values, padding_mask),
+            ("video", pixel_values_videos, padding_mask_videos),
+        ):
+            if inputs is not None:
+                images[modality] = self.as_images(modality, inputs)
+                present[modality] = check_present(mask, images[modality])
+        if not images:
+            raise ValueError("Got neither `pixel_values_videos` nor `input_values`; pass at least one of them.")
+        check_same_frames(images.get("audio"), images.get("video"))
+        return images, present
+
     def encode(
         self,
         modality: str,
-        inputs: Tensor,
+        images: Tensor,
         present: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
     ) -> ModalityEncoding:
-        """One modality (`"audio"` or `"video"`) through its tower, the joint layers and its final norm, unmasked."""
+        """One modality through its tower, the joint layers and its final norm, unmasked.
+
+        Args:
+            modality: `"audio"` or `"video"`.
+            images: From `check_inputs`, `(batch, frames, channels, height, width)`.
+            present: From `check_inputs`, `(batch, frames)`.
+            output_attentions: As in `forward`.
+            output_hidden_states: As in `forward`.
+        """
         record = self.make_record(output_attentions, output_hidden_states)
-        images = self.as_images(modality, inputs)  # (batch, frames, channels, height, width)
-        present = check_present(present, images)
         distinct, places = select_distinct(images, present, self.config.deduplicate_windows)
         tokens = self.tower(modality)(distinct, record=record)
         embeds, patch_embeds = self.separate(modality, tokens, record)
@@ -358,6 +414,11 @@ class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
         valid = both_present(padding_mask, padding_mask_videos)
         clip_ids = None
         if num_frames > 1 and not self.config.intra_clip_negatives:
+            if batch_size == 1 and not torch.compiler.is_compiling():
+                logger.warning_once(
+                    "The contrastive loss of a batch of one clip is 0, since other moments of the same clip are no "
+                    "negatives; give several clips, or set `config.intra_clip_negatives=True`."
+                )
             clip_ids = torch.arange(batch_size, device=audio_embeds.device).repeat_interleave(num_frames)
         return contrastive_loss(
             audio_embeds.flatten(0, 1),
@@ -382,6 +443,11 @@ class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
     def as_images(self, modality: str, inputs: Tensor) -> Tensor:
         """Check a modality's input and give it as `(batch, frames, channels, height, width)`."""
         self.tower(modality)
+        if not isinstance(inputs, Tensor):
+            raise ValueError(
+                f"The {modality} input is a {type(inputs).__name__}, not a tensor; call the processor with "
+                "return_tensors='pt'."
+            )
         config, patch = self.config, self.config.patch_size
         if modality == "video":
             expected = f"(batch_size, num_frames, {config.num_channels}, height, width)"
@@ -481,15 +547,13 @@ def check_present(present: Tensor | None, images: Tensor) -> Tensor | None:
     return present.bool()
 
 
-def check_same_frames(input_values: Tensor | None, pixel_values_videos: Tensor | None) -> None:
+def check_same_frames(audio: Tensor | None, video: Tensor | None) -> None:
     """Windows and frames go in pairs: where both are given, refuse batches or counts that differ."""
-    if input_values is None or pixel_values_videos is None:
-        return
-    if input_values.shape[:2] != pixel_values_videos.shape[:2]:
+    if audio is not None and video is not None and audio.shape[:2] != video.shape[:2]:
         raise ValueError(
-            f"Got {input_values.shape[1]} audio windows for {pixel_values_videos.shape[1]} frames (batch sizes "
-            f"{input_values.shape[0]} and {pixel_values_videos.shape[0]}); give every frame the window of its moment, "
-            "as CavMaeSyncProcessor does, or call get_audio_features and get_video_features."
+            f"Got {audio.shape[1]} audio windows for {video.shape[1]} frames (batch sizes {audio.shape[0]} and "
+            f"{video.shape[0]}); give every frame the window of its moment, as CavMaeSyncProcessor does, or call "
+            "get_audio_features and get_video_features."
         )
 
 

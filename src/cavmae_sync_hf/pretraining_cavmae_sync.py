@@ -18,8 +18,6 @@ from .masking_cavmae_sync import Masking, gather_patches, random_masking, struct
 from .modeling_cavmae_sync import (
     CavMaeSyncModel,
     CavMaeSyncPreTrainedModel,
-    check_present,
-    check_same_frames,
 )
 
 
@@ -32,11 +30,13 @@ class CavMaeSyncForPreTrainingOutput(ModelOutput):
         loss (`torch.Tensor` scalar, *optional*):
             `reconstruction_loss_weight * (audio + video) + contrastive_loss_weight * contrastive`.
         contrastive_loss (`torch.Tensor` scalar, *optional*):
-            InfoNCE over all pairs of the batch.
+            InfoNCE over the pairs of the batch; pairs of the same clip are negatives of each other only with
+            `config.intra_clip_negatives`.
         audio_reconstruction_loss, video_reconstruction_loss (`torch.Tensor` scalar, *optional*):
             Mean squared error over the removed patches.
         contrastive_accuracy (`torch.Tensor` scalar, *optional*):
-            Share of the frames whose own window scores highest (with both directions: their mean).
+            Share of the frames whose own window scores highest, of those with a negative (with both directions: the
+            mean of the two shares).
         audio_mask, video_mask (`torch.Tensor` of shape `(batch_size, num_frames, patches)`):
             1 where a patch was removed.
         audio_reconstruction, video_reconstruction (`torch.Tensor` of shape `(batch_size, num_frames, patches, size)`):
@@ -231,24 +231,19 @@ class CavMaeSyncForPreTraining(CavMaeSyncPreTrainedModel):
             return_loss: Whether to compute the losses; embeddings and reconstructions come either way.
             output_attentions: Whether to return the towers' attention probabilities (eager attention only).
             output_hidden_states: Whether to return the towers' hidden states.
-            kwargs: Ignored, so that a processor's whole output can be passed.
+            kwargs: What else a processor or collator gives (times, ids) is ignored; anything else is refused.
 
         Raises:
             ValueError: An input is missing or its shape does not fit.
+            TypeError: An unknown argument.
         """
         if pixel_values_videos is None or input_values is None:
             missing = "pixel_values_videos" if pixel_values_videos is None else "input_values"
             raise ValueError(f"Pretraining needs both modalities; `{missing}` is missing.")
-        check_same_frames(input_values, pixel_values_videos)
-        config, batch_shape = self.config, input_values.shape[:2]
-        images = {
-            "audio": self.model.as_images("audio", input_values),
-            "video": self.model.as_images("video", pixel_values_videos),
-        }
-        present = {
-            "audio": check_present(padding_mask, images["audio"]),
-            "video": check_present(padding_mask_videos, images["video"]),
-        }
+        images, present = self.model.check_inputs(
+            pixel_values_videos, input_values, padding_mask, padding_mask_videos, **kwargs
+        )
+        config, batch_shape = self.config, images["audio"].shape[:2]
         images = {modality: values.flatten(0, 1) for modality, values in images.items()}
         grids = {modality: self._grid(values) for modality, values in images.items()}
         maskings = {
@@ -301,6 +296,7 @@ class CavMaeSyncForPreTraining(CavMaeSyncPreTrainedModel):
         input_values: Tensor,
         video_noise: Tensor | None = None,
         audio_noise: Tensor | None = None,
+        **kwargs: Any,
     ) -> CavMaeSyncInpaintingOutput:
         """Remove patches and fill them in again.
 
@@ -313,6 +309,7 @@ class CavMaeSyncForPreTraining(CavMaeSyncPreTrainedModel):
             input_values: As in `forward`.
             video_noise: As in `forward`.
             audio_noise: As in `forward`.
+            kwargs: Masks of absent windows and frames, and the rest of a processor's output, as in `forward`.
         """
         if not self.config.reconstruction_loss_weight:
             raise ValueError("`reconstruction_loss_weight` is 0, so the decoder is off; set it above 0 to inpaint.")
@@ -321,8 +318,7 @@ class CavMaeSyncForPreTraining(CavMaeSyncPreTrainedModel):
             input_values=input_values,
             video_noise=video_noise,
             audio_noise=audio_noise,
-            return_loss=False,
-            return_dict=True,
+            **(kwargs | {"return_loss": False, "return_dict": True}),
         )
         video = self._fill(self.patchify_video(pixel_values_videos), output.video_reconstruction, output.video_mask)
         audio = self._fill(self.patchify_audio(input_values), output.audio_reconstruction, output.audio_mask)
