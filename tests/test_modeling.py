@@ -182,7 +182,7 @@ def test_inputs_that_do_not_fit__are_refused(model, change, says):
         model(**(tiny_inputs() | change))
 
 
-def test_unknown_arguments__are_refused_and_times_are_not(model):
+def test_unknown_arguments__are_refused_and_known_ones_are_not(model):
     inputs = tiny_inputs()
     with pytest.raises(TypeError, match="`padding_masks`; is `padding_mask` meant"):
         model(**inputs, padding_masks=torch.ones(2, 3))

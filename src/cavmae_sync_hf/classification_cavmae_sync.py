@@ -157,7 +157,7 @@ class CavMaeSyncForAudioVisualClassification(CavMaeSyncPreTrainedModel):
                 class probabilities `(batch_size, num_labels)`).
             output_attentions: Whether to return the towers' attention probabilities (eager attention only).
             output_hidden_states: Whether to return the towers' hidden states.
-            kwargs: What else a processor or collator gives (times, ids) is ignored; anything else is refused.
+            kwargs: What else a processor or collator gives is ignored; unknown names are refused.
 
         Raises:
             ValueError: No input, or an input that the model's modality does not have.

@@ -27,14 +27,12 @@ from .losses_cavmae_sync import contrastive_loss
 
 logger = logging.get_logger(__name__)
 
-# What processors, collators and Trainer hand over beside the inputs. Anything else is a slip of the pen.
-IGNORED_ARGUMENTS = (
-    "frame_times", "window_times", "window_coverage", "frame_indices", "clip_ids", "num_items_in_batch",
-    "return_dict", "return_loss",
-)  # fmt: skip
-FORWARD_ARGUMENTS = (
+# What a forward or feature method takes without using it, so that the whole output of a processor or collator, and the
+# arguments of the other classes, can be passed. Anything else is a slip of the pen.
+KNOWN_ARGUMENTS = (
     "pixel_values_videos", "input_values", "padding_mask", "padding_mask_videos", "audio_noise", "video_noise",
-    "labels", "return_loss", "output_attentions", "output_hidden_states",
+    "labels", "return_loss", "output_attentions", "output_hidden_states", "return_dict", "num_items_in_batch",
+    "frame_times", "window_times", "window_coverage", "frame_indices", "clip_ids",
 )  # fmt: skip
 
 
@@ -235,7 +233,7 @@ class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
             return_loss: Whether to compute the contrastive loss between the windows and frames of the batch.
             output_attentions: Whether to return attention probabilities (eager attention only).
             output_hidden_states: Whether to return the layers' hidden states.
-            kwargs: What else a processor or collator gives (times, ids) is ignored; anything else is refused.
+            kwargs: What else a processor or collator gives is ignored; unknown names are refused.
 
         Raises:
             ValueError: No input, shapes that do not fit the configuration, or counts that differ.
@@ -326,11 +324,11 @@ class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
             input_values: As in `forward`.
             padding_mask: As in `forward`.
             padding_mask_videos: As in `forward`.
-            kwargs: Further arguments of a `forward`, refused unless a processor, a collator or Trainer gives them.
+            kwargs: Further arguments; unknown ones are refused.
         """
         for name in kwargs:
-            if name not in IGNORED_ARGUMENTS:
-                near = difflib.get_close_matches(name, FORWARD_ARGUMENTS, n=1)
+            if name not in KNOWN_ARGUMENTS:
+                near = difflib.get_close_matches(name, KNOWN_ARGUMENTS, n=1)
                 raise TypeError(f"Unknown argument `{name}`" + (f"; is `{near[0]}` meant?" if near else "."))
         images: dict[str, Tensor] = {}
         present: dict[str, Tensor | None] = {}

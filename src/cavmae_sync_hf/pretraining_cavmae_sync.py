@@ -231,7 +231,7 @@ class CavMaeSyncForPreTraining(CavMaeSyncPreTrainedModel):
             return_loss: Whether to compute the losses; embeddings and reconstructions come either way.
             output_attentions: Whether to return the towers' attention probabilities (eager attention only).
             output_hidden_states: Whether to return the towers' hidden states.
-            kwargs: What else a processor or collator gives (times, ids) is ignored; anything else is refused.
+            kwargs: What else a processor or collator gives is ignored; unknown names are refused.
 
         Raises:
             ValueError: An input is missing or its shape does not fit.
