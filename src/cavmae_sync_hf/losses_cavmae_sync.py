@@ -4,8 +4,11 @@
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from transformers.utils.generic import maybe_autocast
+
+from .distributed_cavmae_sync import gather_sizes, gather_with_gradient, share_of_mean
 
 
 class ContrastiveLoss(NamedTuple):
@@ -25,6 +28,7 @@ def contrastive_loss(
     bidirectional: bool = False,
     valid: Tensor | None = None,
     clip_ids: Tensor | None = None,
+    distributed: bool = False,
 ) -> ContrastiveLoss:
     """InfoNCE between the windows and the frames of a batch (CAV-MAE, `forward_contrastive`).
 
@@ -36,32 +40,50 @@ def contrastive_loss(
         temperature: Divisor of the cosine similarities.
         bidirectional: Average with the opposite direction (a window must find its frame).
         valid: False for pairs to leave out on both sides, shape `(pairs,)`.
-        clip_ids: Clip of each pair, shape `(pairs,)`; other moments of the same clip are then no negatives.
+        clip_ids: Clip of each pair, numbers from 0 to below `pairs`, shape `(pairs,)`; other moments of the same clip
+            are then no negatives.
+        distributed: Contrast with the pairs of all processes, which must all call this with the same settings; their
+            numbers of pairs may differ. The loss is then this process's share (see `share_of_mean`): averaged over
+            the processes, as data-parallel training does with gradients, it is the loss of the joined batch.
     """
-    # Autocast would round the cosines, which the temperature multiplies, to half precision.
-    with maybe_autocast(audio_embeds.device.type, enabled=False):
-        logits = audio_embeds.float() @ video_embeds.to(audio_embeds.device).float().T / temperature  # (audio, video)
-    pairs = torch.arange(logits.shape[0], device=logits.device)
-    excluded = torch.zeros_like(logits, dtype=torch.bool)
-    if valid is not None:
-        excluded = ~(valid.unsqueeze(0) & valid.unsqueeze(1))
-    if clip_ids is not None:
-        excluded = excluded | (clip_ids.unsqueeze(0) == clip_ids.unsqueeze(1))
+    count, device = len(audio_embeds), audio_embeds.device
+    video_embeds = video_embeds.to(device)
+    valid = torch.ones(count, dtype=torch.bool, device=device) if valid is None else valid.to(device)
+    own = torch.arange(count, device=device)
+    clip_ids = own if clip_ids is None else clip_ids.to(device)
+    all_audio, all_video, all_valid, all_clips = audio_embeds, video_embeds, valid, clip_ids
+    if distributed:
+        sizes = gather_sizes(count, device)
+        own = own + sum(sizes[: dist.get_rank()])
+        clip_ids = clip_ids + own[:1]
+        all_audio = gather_with_gradient(audio_embeds.float(), sizes)
+        all_video = gather_with_gradient(video_embeds.float(), sizes) if bidirectional else video_embeds
+        all_valid, all_clips = gather_with_gradient(torch.stack([valid.long(), clip_ids], dim=1), sizes).unbind(1)
+
+    excluded = ~(valid.unsqueeze(1) & all_valid.bool()) | (clip_ids.unsqueeze(1) == all_clips)
     # The true pair stays in its own softmax even where the pair is invalid: a row without any entry would be NaN.
-    excluded = excluded & (pairs.unsqueeze(0) != pairs.unsqueeze(1))
-    logits = logits.masked_fill(excluded, -torch.inf)
-    weights = torch.ones_like(logits[0]) if valid is None else valid.to(logits.dtype)
-    weights = weights / weights.sum().clamp(min=1)
-    directions = (logits.T, logits) if bidirectional else (logits.T,)
-    losses = [(nn.functional.cross_entropy(scores, pairs, reduction="none") * weights).sum() for scores in directions]
-    contested = (weights > 0) & ((~excluded).sum(dim=0) > 1)  # `excluded` is symmetric
-    contests = contested.sum().clamp(min=1)
-    hits = [((scores.argmax(dim=1) == pairs) & contested).sum() / contests for scores in directions]
-    return ContrastiveLoss(sum(losses[1:], losses[0]) / len(losses), (sum(hits[1:], hits[0]) / len(hits)).detach())
+    excluded = excluded & (own.unsqueeze(1) != torch.arange(len(all_valid), device=device))
+    contested = valid & ((~excluded).sum(dim=1) > 1)
+    losses, hits = [], []
+    for queries, keys in ((video_embeds, all_audio), (audio_embeds, all_video))[: 2 if bidirectional else 1]:
+        # Autocast would round the cosines, which the temperature multiplies, to half precision.
+        with maybe_autocast(device.type, enabled=False):
+            scores = queries.float() @ keys.float().T / temperature  # (own pairs, all pairs)
+        scores = scores.masked_fill(excluded, -torch.inf)
+        losses.append((nn.functional.cross_entropy(scores, own, reduction="none") * valid).sum())
+        hits.append(((scores.argmax(dim=1) == own) & contested).sum())
+    loss = share_of_mean(torch.stack(losses).mean(), valid.sum(), distributed)
+    accuracy = share_of_mean(torch.stack(hits).float().mean(), contested.sum(), distributed)
+    return ContrastiveLoss(loss, accuracy.detach())
 
 
 def reconstruction_loss(
-    prediction: Tensor, target: Tensor, mask: Tensor, norm_pix_loss: bool = True, valid: Tensor | None = None
+    prediction: Tensor,
+    target: Tensor,
+    mask: Tensor,
+    norm_pix_loss: bool = True,
+    valid: Tensor | None = None,
+    distributed: bool = False,
 ) -> Tensor:
     """Mean squared error over the removed patches (MAE, He et al. 2022), a scalar in float32.
 
@@ -71,6 +93,7 @@ def reconstruction_loss(
         mask: 1 where a patch was removed, shape `(samples, patches)`.
         norm_pix_loss: Normalise each target patch by its own mean and (unbiased) variance.
         valid: False for samples without this modality, shape `(samples,)`; they do not count.
+        distributed: Average over the patches of all processes, as in `contrastive_loss`.
     """
     target = target.float()
     if norm_pix_loss:
@@ -79,7 +102,7 @@ def reconstruction_loss(
     error = (prediction.float() - target).square().mean(dim=-1)
     if valid is not None:
         mask = mask * valid.unsqueeze(1).to(mask.dtype)
-    return (error * mask).sum() / mask.sum().clamp(min=1)
+    return share_of_mean((error * mask).sum(), mask.sum(), distributed)
 
 
 def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:

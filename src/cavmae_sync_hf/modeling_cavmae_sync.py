@@ -14,6 +14,7 @@ from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple, maybe_autocast
 
 from .configuration_cavmae_sync import CavMaeSyncConfig
+from .distributed_cavmae_sync import world_size
 from .layers_cavmae_sync import (
     CavMaeSyncEmbeddings,
     CavMaeSyncJointLayer,
@@ -411,8 +412,9 @@ class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
         batch_size, num_frames = audio_embeds.shape[:2]
         valid = both_present(padding_mask, padding_mask_videos)
         clip_ids = None
-        if num_frames > 1 and not self.config.intra_clip_negatives:
-            if batch_size == 1 and not torch.compiler.is_compiling():
+        # Processes may differ in their number of frames, but not in whether they name their clips.
+        if not self.config.intra_clip_negatives:
+            if batch_size == 1 and not self.trains_together and not torch.compiler.is_compiling():
                 logger.warning_once(
                     "The contrastive loss of a batch of one clip is 0, since other moments of the same clip are no "
                     "negatives; give several clips, or set `config.intra_clip_negatives=True`."
@@ -425,7 +427,17 @@ class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
             self.config.bidirectional_contrast,
             None if valid is None else valid.flatten(),
             clip_ids,
+            distributed=self.trains_together,
         )
+
+    @property
+    def trains_together(self) -> bool:
+        """Whether losses are those of the joined batch of several processes: in distributed training.
+
+        Not in evaluation, where processes may hold different numbers of batches and would wait for each other for
+        ever.
+        """
+        return self.training and world_size() > 1
 
     def tower(self, modality: str) -> CavMaeSyncTower:
         """The tower of `"audio"` or `"video"`; a `ValueError` where the configuration has none."""

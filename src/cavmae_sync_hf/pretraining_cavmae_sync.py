@@ -423,6 +423,7 @@ class CavMaeSyncForPreTraining(CavMaeSyncPreTrainedModel):
                 maskings[modality].mask,
                 self.config.norm_pix_loss,
                 None if valid is None else valid.flatten(),
+                distributed=self.model.trains_together,
             )
         return losses
 

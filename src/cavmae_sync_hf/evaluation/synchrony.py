@@ -1,0 +1,513 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""Does a clip's sound happen when its picture says, and if not, how far is it off?
+
+Everything here is a function of similarity matrices: rows are audio windows, columns are video frames, one clip
+`(windows, frames)` or many `(clips, windows, frames)`. Nothing here depends on a model. Times are seconds.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .classification import equal_error_rate, roc_auc
+from .similarity import paired_similarity
+
+__all__ = [
+    "AlignmentTest",
+    "OffsetEstimate",
+    "SyncScores",
+    "alignment_test",
+    "estimate_offset",
+    "shift_discrimination",
+    "sync_detection",
+    "sync_scores",
+    "temporal_pair_discrimination",
+    "win_rate",
+]
+
+QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
+
+
+def _matrix(similarity: Any, square: bool = True, dimensions: tuple[int, ...] = (2,)) -> Tensor:
+    matrix = torch.as_tensor(similarity).detach().cpu().double()
+    if matrix.ndim not in dimensions or matrix.numel() == 0 or (square and matrix.shape[-1] != matrix.shape[-2]):
+        shapes = " or ".join("(windows, frames)" if n == 2 else "(clips, windows, frames)" for n in dimensions)
+        more = ", as many windows as frames: window i belongs to frame i" if square else ""
+        raise ValueError(f"The similarity matrix has shape {tuple(matrix.shape)}; it must be {shapes}{more}.")
+    return matrix
+
+
+def _present(mask: Any, name: str, shape: tuple[int, ...]) -> Tensor:
+    present = torch.ones(shape, dtype=torch.bool) if mask is None else torch.as_tensor(mask).detach().cpu().bool()
+    if tuple(present.shape) != shape:
+        raise ValueError(
+            f"`{name}` has shape {tuple(present.shape)}; it must be {shape}, one entry per row or column."
+        )
+    return present
+
+
+def _check_finite(matrix: Tensor, valid: Tensor) -> None:
+    wrong = (valid & ~torch.isfinite(matrix)).nonzero()
+    if len(wrong):
+        raise ValueError(
+            f"The similarity matrix is not finite at {tuple(wrong[0].tolist())}; mark that window or frame as absent "
+            "in its mask."
+        )
+
+
+@dataclass(frozen=True)
+class SyncScores:
+    """How well each moment of a clip fits.
+
+    Args:
+        times_present: Whether window and frame i are both present, shape `(frames,)`.
+        per_frame: Similarity of window i with frame i, NaN where one is absent, shape `(frames,)`.
+        mean: Mean over the present moments.
+        maximum: Highest of them.
+        minimum: Lowest of them.
+        quantiles: `{0.1: ..., 0.25: ..., 0.5: ..., 0.75: ..., 0.9: ...}` of them.
+    """
+
+    times_present: Tensor
+    per_frame: Tensor
+    mean: float
+    maximum: float
+    minimum: float
+    quantiles: dict[float, float]
+
+
+def sync_scores(similarity: Any, *, window_mask: Any = None, frame_mask: Any = None) -> SyncScores:
+    """Summarise the diagonal of one clip's matrix.
+
+    Args:
+        similarity: Shape `(frames, frames)`: window i is centred on frame i.
+        window_mask: True where an audio window is present, shape `(frames,)`.
+        frame_mask: True where a frame is present, shape `(frames,)`.
+
+    Raises:
+        ValueError: If the matrix is not square, no moment is present, or a present one is not finite.
+    """
+    matrix = _matrix(similarity)
+    count = len(matrix)
+    present = _present(window_mask, "window_mask", (count,)) & _present(frame_mask, "frame_mask", (count,))
+    if not present.any():
+        raise ValueError(f"None of the {count} moments has both its window and its frame; there is nothing to score.")
+    diagonal = matrix.diagonal()
+    _check_finite(diagonal, present)
+    here = diagonal[present]
+    levels = torch.quantile(here, torch.tensor(QUANTILES, dtype=torch.float64)).tolist()
+    return SyncScores(
+        times_present=present,
+        per_frame=diagonal.masked_fill(~present, torch.nan),
+        mean=float(here.mean()),
+        maximum=float(here.max()),
+        minimum=float(here.min()),
+        quantiles=dict(zip(QUANTILES, levels, strict=True)),
+    )
+
+
+@dataclass(frozen=True)
+class AlignmentTest:
+    """The diagonal of a clip's matrix against the rest of it.
+
+    Args:
+        diagonal_mean: Mean similarity of windows with their own frames.
+        off_diagonal_mean: Mean similarity of windows with frames at least `exclude` moments away.
+        effect: Difference of the two in standard deviations of the off-diagonal.
+        z_score: Distance of the diagonal's mean from that of a random assignment of windows to frames, in standard
+            deviations of such assignments.
+        p_value: Share of random assignments that fit at least as well, one-sided.
+    """
+
+    diagonal_mean: float
+    off_diagonal_mean: float
+    effect: float
+    z_score: float
+    p_value: float
+
+
+def alignment_test(
+    similarity: Any,
+    *,
+    window_mask: Any = None,
+    frame_mask: Any = None,
+    exclude: int = 1,
+    permutations: int = 9999,
+    seed: int = 0,
+) -> AlignmentTest:
+    """Is the diagonal higher than chance would have it?
+
+    `z_score` compares the diagonal with a random one-to-one assignment of windows to frames, whose mean and variance
+    are known exactly (Hoeffding 1951): with the rows' and columns' means taken out, the variance of the sum is the
+    sum of squares over n - 1. So a frame that fits every window, or a window that fits every frame, counts for
+    nothing. `p_value` counts random assignments, the true one included. Neighbouring moments look and sound alike, so
+    within one clip neither is a probability that the clip is in sync: compare clips of one kind.
+
+    Args:
+        similarity: Shape `(frames, frames)`: window i is centred on frame i.
+        window_mask: True where an audio window is present, shape `(frames,)`.
+        frame_mask: True where a frame is present, shape `(frames,)`.
+        exclude: `off_diagonal_mean` and `effect` leave out pairs closer than this many moments.
+        permutations: Random assignments drawn.
+        seed: Of the draw.
+
+    Returns:
+        `effect` and `z_score` are 0 where all entries are equal.
+
+    Raises:
+        ValueError: On fewer than 3 present moments, an `exclude` that leaves no pair, or entries that are not finite.
+    """
+    matrix = _matrix(similarity)
+    count = len(matrix)
+    kept = _present(window_mask, "window_mask", (count,)) & _present(frame_mask, "frame_mask", (count,))
+    moments = kept.nonzero()[:, 0]
+    if len(moments) < 3:
+        raise ValueError(f"Only {len(moments)} moments have both window and frame; the test needs 3 or more.")
+    matrix = matrix[moments][:, moments]
+    _check_finite(matrix, torch.ones_like(matrix, dtype=torch.bool))
+    far = (moments[:, None] - moments).abs() >= max(exclude, 1)
+    if not far.any():
+        raise ValueError(f"`exclude` is {exclude}, which leaves no pair among {len(moments)} moments; lower it.")
+    diagonal, others = matrix.diagonal().mean(), matrix[far]
+    spread = float(others.std(correction=0))
+
+    size = len(moments)
+    centred = matrix - matrix.mean(dim=0) - matrix.mean(dim=1, keepdim=True) + matrix.mean()
+    deviation = float((centred.square().sum() / (size - 1)).sqrt()) / size
+    # Entries that are equal but for rounding have a deviation that means nothing.
+    tiny = 1e-12 * max(float(matrix.abs().max()), 1e-300)
+    generator = np.random.default_rng(seed)
+    values, rows = centred.numpy(), np.arange(size)
+    observed = values[rows, rows].mean()
+    drawn = generator.permuted(np.tile(rows, (permutations, 1)), axis=1)
+    at_least = int((values[rows, drawn].mean(axis=1) >= observed - tiny).sum())
+    return AlignmentTest(
+        diagonal_mean=float(diagonal),
+        off_diagonal_mean=float(others.mean()),
+        effect=float(diagonal - others.mean()) / spread if spread > tiny else 0.0,
+        z_score=float(observed) / deviation if deviation > tiny else 0.0,
+        p_value=(at_least + 1) / (permutations + 1),
+    )
+
+
+def win_rate(true_scores: Any, other_scores: Any) -> float:
+    """Share of comparisons that the true score wins; equal scores count half.
+
+    Args:
+        true_scores: Scores of what is right, any shape.
+        other_scores: Scores of the alternatives, of a shape that broadcasts with it.
+
+    Raises:
+        ValueError: If there is nothing to compare, or NaN among it.
+    """
+    true, other = torch.broadcast_tensors(
+        torch.as_tensor(true_scores).cpu().double(), torch.as_tensor(other_scores).cpu().double()
+    )
+    if true.numel() == 0:
+        raise ValueError("There are no scores to compare.")
+    if bool(true.isnan().any() | other.isnan().any()):
+        raise ValueError("The scores hold NaN; leave out what could not be scored.")
+    return float((true > other).double().mean() + 0.5 * (true == other).double().mean())
+
+
+def sync_detection(aligned_scores: Any, shifted_scores: Any) -> dict[str, float]:
+    """How well one threshold on the score tells aligned clips from shifted ones.
+
+    Args:
+        aligned_scores: Scores of clips in sync, shape `(aligned clips,)`.
+        shifted_scores: Scores of clips out of sync, shape `(shifted clips,)`.
+
+    Returns:
+        `auc` and `equal_error_rate`.
+
+    Raises:
+        ValueError: If either is empty or holds NaN.
+    """
+    aligned, shifted = (
+        torch.as_tensor(scores).cpu().double().flatten() for scores in (aligned_scores, shifted_scores)
+    )
+    if len(aligned) == 0 or len(shifted) == 0:
+        raise ValueError(f"There are {len(aligned)} aligned and {len(shifted)} shifted scores; both are needed.")
+    labels = torch.cat([torch.ones_like(aligned), torch.zeros_like(shifted)])
+    scores = torch.cat([aligned, shifted])
+    return {"auc": roc_auc(labels, scores), "equal_error_rate": equal_error_rate(labels, scores)}
+
+
+def shift_discrimination(
+    similarity: Any,
+    *,
+    step: float,
+    min_shift: float = 2.0,
+    max_shift: float | None = None,
+    min_overlap: int | None = None,
+    window_mask: Any = None,
+    frame_mask: Any = None,
+) -> dict[str, float | int]:
+    """Is the true alignment told from the same clip's audio shifted by some seconds?
+
+    Shifting the audio by k moments puts window `i + k` on frame `i`: the k-th diagonal of the same matrix. Both
+    directions count. True and shifted alignment are compared as means over the same frames, those that still have a
+    window after the shift.
+
+    Args:
+        similarity: Shape `(clips, frames, frames)` or `(frames, frames)`, moments equally far apart.
+        step: Seconds between moments.
+        min_shift: Smallest shift in seconds.
+        max_shift: Largest shift in seconds; by default as far as the overlap allows.
+        min_overlap: Frames that must still have a window after the shift; by default a quarter of them.
+        window_mask: True where an audio window is present, of the matrix's shape without its last dimension.
+        frame_mask: True where a frame is present, of the same shape.
+
+    Returns:
+        `accuracy`: share of comparisons (all clips, all shifts) won by the true alignment, ties counting half, clips
+        weighing alike; chance is 0.5. `all_shifts_accuracy`: share of clips that beat every shift. `auc` and
+        `equal_error_rate` of one threshold over all clips, for the true alignment over all frames against every
+        shift. `clips`: clips compared. `comparisons`: their number.
+
+    Raises:
+        ValueError: If no shift fits, no clip can be compared, or present entries are not finite.
+    """
+    matrix = _matrix(similarity, dimensions=(2, 3))
+    shape = tuple(matrix.shape[:-1])
+    windows, frames = _present(window_mask, "window_mask", shape), _present(frame_mask, "frame_mask", shape)
+    if matrix.ndim == 2:
+        matrix, windows, frames = matrix[None], windows[None], frames[None]
+    valid = windows[:, :, None] & frames[:, None]
+    _check_finite(matrix, valid)
+    shifts, needed = _shifts(matrix.shape[-1], step, min_shift, max_shift, min_overlap)
+    matrix = matrix.masked_fill(~valid, 0.0)
+    own, own_valid = (part.diagonal(dim1=1, dim2=2) for part in (matrix, valid))
+    true, shifted, kept = [], [], []
+    for shift in shifts:
+        # Window i + shift on frame i: rows are windows, so this diagonal lies below the main one for shift > 0.
+        moved, moved_valid = (part.diagonal(-shift, dim1=1, dim2=2) for part in (matrix, valid))
+        first = max(0, -shift)
+        span = slice(first, first + moved.shape[1])
+        both = moved_valid & own_valid[:, span]
+        count = both.sum(dim=1)
+        true.append((own[:, span] * both).sum(dim=1) / count.clamp(min=1))
+        shifted.append((moved * both).sum(dim=1) / count.clamp(min=1))
+        kept.append(count >= needed)
+    true_scores, shifted_scores, counted = torch.stack(true, 1), torch.stack(shifted, 1), torch.stack(kept, 1)
+    usable = counted.any(dim=1)
+    if not usable.any():
+        raise ValueError(f"No clip has {needed} present frames that keep a present window after a shift.")
+    wins = (true_scores > shifted_scores).double() + 0.5 * (true_scores == shifted_scores).double()
+    per_clip = (wins * counted).sum(dim=1)[usable] / counted.sum(dim=1)[usable]
+    perfect = ((true_scores > shifted_scores) | ~counted).all(dim=1)[usable]
+    whole = own.masked_fill(~own_valid, 0).sum(dim=1)[usable] / own_valid.sum(dim=1)[usable]
+    return {
+        "accuracy": float(per_clip.mean()),
+        "all_shifts_accuracy": float(perfect.double().mean()),
+        **sync_detection(whole, shifted_scores[counted]),
+        "clips": int(usable.sum()),
+        "comparisons": int(counted.sum()),
+    }
+
+
+def _shifts(
+    count: int, step: float, min_shift: float, max_shift: float | None, overlap: int | None
+) -> tuple[list[int], int]:
+    """Shifts in moments, both ways, and the overlap they must leave."""
+    if not step > 0 or not min_shift > 0:
+        raise ValueError(f"`step` is {step} and `min_shift` is {min_shift}; both are seconds above 0.")
+    needed = max(1, count // 4) if overlap is None else overlap
+    if needed < 1:
+        raise ValueError(f"`min_overlap` is {needed}; at least 1 frame must be compared.")
+    limit = float("inf") if max_shift is None else max_shift
+    # The sum keeps a shift of exactly `min_shift` in spite of rounding: 10 / 16 seconds is no round number.
+    sizes = [k for k in range(1, count - needed + 1) if min_shift <= k * step + 1e-9 and k * step - 1e-9 <= limit]
+    if not sizes:
+        raise ValueError(
+            f"No shift from {min_shift} s to {limit} s leaves {needed} of {count} frames {step} s apart; use longer "
+            "clips, a smaller `min_shift` or a smaller `min_overlap`."
+        )
+    return [-k for k in reversed(sizes)] + sizes, needed
+
+
+def temporal_pair_discrimination(
+    audio_embeds: Tensor | np.ndarray,
+    video_embeds: Tensor | np.ndarray,
+    partners: Any,
+    strategy: str = "diagonal_mean",
+    *,
+    audio_mask: Any = None,
+    video_mask: Any = None,
+) -> dict[str, float | int]:
+    """Among two clips that differ only in when things sound, is the right partner found?
+
+    Args:
+        audio_embeds: Shape `(clips, windows, hidden)`.
+        video_embeds: Shape `(clips, frames, hidden)`.
+        partners: Index of each clip's twin, shape `(clips,)`; -1 or None where it has none.
+        strategy: How clips are compared; see `clip_similarity`.
+        audio_mask: True where a window is present, shape `(clips, windows)`.
+        video_mask: True where a frame is present, shape `(clips, frames)`.
+
+    Returns:
+        `audio_to_video`: share of sounds closer to their own pictures than to the twin's, ties counting half;
+        `video_to_audio`; `accuracy`, their mean; chance is 0.5. `clips`: clips with a twin.
+
+    Raises:
+        ValueError: If a partner is out of range or the clip itself, or no clip has one.
+    """
+    count = len(audio_embeds)
+    twins = torch.tensor([-1 if partner is None else int(partner) for partner in partners])
+    if len(twins) != count:
+        raise ValueError(f"There are {len(twins)} partners for {count} clips.")
+    own = (twins >= 0).nonzero()[:, 0]
+    if not len(own):
+        raise ValueError("No clip has a partner; this figure needs clips in pairs, such as SyncWorld's temporal ones.")
+    wrong = own[(twins[own] >= count) | (twins[own] == own)]
+    if len(wrong):
+        clip = int(wrong[0])
+        raise ValueError(f"Clip {clip} has partner {int(twins[clip])}; it must be another of the {count} clips.")
+    twin = twins[own]
+
+    def scores(sounds: Tensor, pictures: Tensor) -> Tensor:
+        return paired_similarity(
+            _pick(audio_embeds, sounds),
+            _pick(video_embeds, pictures),
+            strategy,
+            audio_mask=None if audio_mask is None else _pick(audio_mask, sounds),
+            video_mask=None if video_mask is None else _pick(video_mask, pictures),
+        )
+
+    true = scores(own, own)
+    to_video, to_audio = win_rate(true, scores(own, twin)), win_rate(true, scores(twin, own))
+    return {
+        "audio_to_video": to_video,
+        "video_to_audio": to_audio,
+        "accuracy": (to_video + to_audio) / 2,
+        "clips": len(own),
+    }
+
+
+def _pick(values: Any, clips: Tensor) -> Any:
+    return values[clips.numpy()] if isinstance(values, np.ndarray) else values[clips.to(values.device)]
+
+
+@dataclass(frozen=True)
+class OffsetEstimate:
+    """By how much the sound is late.
+
+    Args:
+        offset: Seconds; positive when the sound comes after its picture, so that playing it earlier by `offset`
+            repairs the clip.
+        resolution: Seconds between the offsets that were tried. The estimate is one of them: it cannot be finer.
+        confidence: Distance of the winner from the mean of the other offsets, in their standard deviations.
+        margin: By how much the winner's score exceeds the best offset that is not its neighbour.
+        offsets: The offsets tried, shape `(offsets,)`.
+        scores: Mean (centred) similarity at each of them, shape `(offsets,)`.
+    """
+
+    offset: float
+    resolution: float
+    confidence: float
+    margin: float
+    offsets: Tensor
+    scores: Tensor
+
+
+def estimate_offset(
+    similarity: Any,
+    window_times: Any,
+    frame_times: Any,
+    *,
+    max_offset: float = 2.0,
+    resolution: float | None = None,
+    min_overlap: float = 0.5,
+    window_mask: Any = None,
+    frame_mask: Any = None,
+    center: bool = True,
+) -> OffsetEstimate:
+    """Find the offset at which windows fit frames best, over the diagonals of one clip's matrix.
+
+    Windows hopped densely, from `processor.stream` for example, give fine offsets; the matrix need not be square.
+    Each pair of window and frame belongs to the offset nearest to the difference of their times.
+
+    Args:
+        similarity: Shape `(windows, frames)`.
+        window_times: Centres of the windows in seconds, shape `(windows,)`.
+        frame_times: Times of the frames in seconds, shape `(frames,)`.
+        max_offset: Largest offset tried, seconds, both ways.
+        resolution: Seconds between the offsets tried; by default the median distance between windows.
+        min_overlap: Share of the present frames that must find a window at an offset for it to be tried.
+        window_mask: True where an audio window is present, shape `(windows,)`.
+        frame_mask: True where a frame is present, shape `(frames,)`.
+        center: Take out each window's and each frame's mean similarity first. Otherwise a frame that fits every
+            window favours the offsets at which it takes part.
+
+    Returns:
+        The estimate; among equal scores the offset closest to 0.
+
+    Raises:
+        ValueError: If times do not fit the matrix, fewer than 3 offsets can be tried, or present entries are not
+            finite.
+    """
+    matrix = _matrix(similarity, square=False)
+    axes = []
+    for name, times, count in (
+        ("window_times", window_times, matrix.shape[0]),
+        ("frame_times", frame_times, matrix.shape[1]),
+    ):
+        axis = torch.as_tensor(times).detach().cpu().double()
+        if tuple(axis.shape) != (count,) or not torch.isfinite(axis).all():
+            raise ValueError(f"`{name}` has shape {tuple(axis.shape)}; it must be ({count},) and hold finite seconds.")
+        axes.append(axis)
+    windows = _present(window_mask, "window_mask", (matrix.shape[0],)).nonzero()[:, 0]
+    frames = _present(frame_mask, "frame_mask", (matrix.shape[1],)).nonzero()[:, 0]
+    matrix, heard, seen = matrix[windows][:, frames], axes[0][windows], axes[1][frames]
+    _check_finite(matrix, torch.ones_like(matrix, dtype=torch.bool))
+    if matrix.numel() == 0:
+        raise ValueError("No window or no frame is present; there is nothing to align.")
+    hop = _resolution(heard, resolution)
+    if center:
+        matrix = matrix - matrix.mean(dim=0) - matrix.mean(dim=1, keepdim=True) + matrix.mean()
+
+    # The small sum decides halves the same way whatever the rounding of the times.
+    lags = torch.floor((heard[:, None] - seen) / hop + 0.5 + 1e-9).long()
+    furthest = int(max_offset / hop + 1e-9)
+    inside = lags.abs() <= furthest
+    bins = lags[inside] + furthest
+    count = 2 * furthest + 1
+    sums = torch.zeros(count, dtype=torch.float64).index_add_(0, bins, matrix[inside])
+    pairs = torch.bincount(bins, minlength=count)
+    served = torch.zeros(count, len(frames), dtype=torch.bool)
+    served[bins, torch.arange(len(frames)).expand_as(lags)[inside]] = True
+    tried = (served.sum(dim=1) >= max(min_overlap * len(frames), 1)).nonzero()[:, 0]
+    if len(tried) < 3:
+        raise ValueError(
+            f"Only {len(tried)} offsets of {hop:g} s within {max_offset:g} s keep {min_overlap:.0%} of {len(frames)} "
+            "frames; use more windows, a larger `max_offset` or a smaller `min_overlap`."
+        )
+    scores = sums[tried] / pairs[tried]
+    steps = tried - furthest
+    # Equal but for rounding is equal: then the smallest offset wins.
+    level = scores >= scores.max() - 1e-12 * max(1.0, float(scores.abs().max()))
+    winner = int(torch.where(level, steps.abs(), count).argmin())
+    far = (steps - steps[winner]).abs() > 1
+    others = torch.cat([scores[:winner], scores[winner + 1 :]])
+    spread = float(others.std(correction=0))
+    lead = float(scores[winner] - others.mean())
+    return OffsetEstimate(
+        offset=float(steps[winner]) * hop,
+        resolution=hop,
+        confidence=lead / spread if spread > 1e-12 else (float("inf") if lead > 1e-12 else 0.0),
+        margin=float(scores[winner] - scores[far].max()) if far.any() else 0.0,
+        offsets=steps.double() * hop,
+        scores=scores,
+    )
+
+
+def _resolution(window_times: Tensor, resolution: float | None) -> float:
+    if resolution is None:
+        if len(window_times) < 2:
+            raise ValueError("One window gives no resolution; use more windows or pass `resolution` in seconds.")
+        resolution = float(window_times.sort().values.diff().median())
+    if not resolution > 0:
+        raise ValueError(f"The resolution is {resolution} s; window times must differ, or pass `resolution` above 0.")
+    return resolution

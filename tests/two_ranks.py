@@ -1,0 +1,75 @@
+"""What each of several gloo processes does in the tests of distributed training."""
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.nn.parallel import DistributedDataParallel
+
+from cavmae_sync_hf.pretraining_cavmae_sync import CavMaeSyncForPreTraining
+from tiny import tiny_config, tiny_inputs
+
+
+def run_ranks(work: Callable[..., Any], folder: Path, *arguments: Any, ranks: int = 2) -> list[Any]:
+    """What `work(rank, *arguments)` returns in each of `ranks` processes of one gloo group."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_rank, (ranks, port, work, folder, arguments), nprocs=ranks)
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(ranks)]
+
+
+def _rank(rank: int, ranks: int, port: int, work: Callable[..., Any], folder: Path, arguments: tuple) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
+    dist.init_process_group("gloo", rank=rank, world_size=ranks)
+    try:
+        torch.save(work(rank, *arguments), folder / f"{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+def batch(clips: slice, masked: bool) -> dict[str, torch.Tensor]:
+    """Some of five clips of two frames, with the noise that masks their patches."""
+    generator = torch.Generator().manual_seed(1)
+    inputs = tiny_inputs(batch_size=5, num_frames=2) | {
+        "audio_noise": torch.rand(5, 2, 12, generator=generator),
+        "video_noise": torch.rand(5, 2, 16, generator=generator),
+    }
+    if masked:
+        inputs["padding_mask"] = torch.ones(5, 2, dtype=torch.bool)
+        inputs["padding_mask"][3, 1] = inputs["padding_mask"][4, 0] = False
+    inputs = {name: value[clips] for name, value in inputs.items()}
+    if masked and inputs["padding_mask"].all():
+        del inputs["padding_mask"]  # a collator leaves it out where nothing is absent, so ranks differ in it
+    return inputs
+
+
+def model(**settings: Any) -> CavMaeSyncForPreTraining:
+    torch.manual_seed(0)
+    return CavMaeSyncForPreTraining(tiny_config(**settings)).train()
+
+
+def losses_and_gradients(network: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
+    output = network(**inputs)
+    output.loss.backward()
+    parts = ("loss", "contrastive_loss", "audio_reconstruction_loss", "video_reconstruction_loss")
+    return {name: output[name].detach() for name in (*parts, "contrastive_accuracy")} | {
+        "gradients": {name.removeprefix("module."): weight.grad for name, weight in network.named_parameters()}
+    }
+
+
+def train_step(rank: int, split: int, masked: bool, settings: dict[str, Any]) -> dict[str, Any]:
+    """One step of data-parallel training; rank 0 has the first `split` clips of five, rank 1 the rest."""
+    clips = slice(0, split) if rank == 0 else slice(split, 5)
+    return losses_and_gradients(DistributedDataParallel(model(**settings)), batch(clips, masked))
+
+
+def loss_in_evaluation(rank: int) -> float:
+    """Rank 0 alone computes a loss: it must not wait for the other."""
+    return model().eval()(**batch(slice(0, 3), False)).loss.item() if rank == 0 else 0.0
