@@ -93,7 +93,7 @@ demo: $(STAMP) ## run training/demo.py (options: make demo ARGS="...")
 # Keeps every version that still fits and adds what is missing; UPGRADE=1 moves all of them to the newest that fit.
 constraints: ## refresh constraints.txt from pyproject.toml (UPGRADE=1: to the newest versions)
 	$(call bootstrap,$(VENV))
-	$(VENV)/bin/uv pip compile --quiet --python $(VENV)/bin/python --extra training --extra dev \
+	$(VENV)/bin/uv pip compile --quiet --python $(VENV)/bin/python --extra training --extra ray --extra benchmarks --extra dev \
 		--no-header --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-index-annotation \
 		$(if $(UPGRADE),--upgrade) --output-file constraints.txt pyproject.toml
 

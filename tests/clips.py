@@ -6,8 +6,13 @@ Every picture carries its own frame number as black and white blocks (`numbered_
 test can tell which frame it was given, after compression and scaling.
 """
 
+import contextlib
+import functools
+import http.server
 import math
-from collections.abc import Callable, Iterable, Sequence
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -246,3 +251,53 @@ def corrupt(path: Path, destination: Path, begin: float = 0.3, end: float = 0.8,
     data[first:last] = np.random.default_rng(seed).bytes(last - first)
     destination.write_bytes(data)
     return destination
+
+
+class _Files(http.server.SimpleHTTPRequestHandler):
+    """The files of a folder; byte ranges are answered or ignored, as `ranges` says."""
+
+    def __init__(self, *args, ranges: bool, stop_after: int | None, **kwargs) -> None:
+        self.ranges, self.stop_after = ranges, stop_after
+        super().__init__(*args, **kwargs)
+
+    def log_message(self, *args) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        path = Path(self.translate_path(self.path))
+        if not path.is_file() or (not (asked and self.ranges) and self.stop_after is None):
+            with contextlib.suppress(ConnectionError):  # the other side may have seen enough
+                super().do_GET()
+            return
+        data = path.read_bytes()
+        first, last = 0, len(data) - 1
+        if asked and self.ranges:
+            first, last = int(asked[1]), min(int(asked[2] or last), last)
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {first}-{last}/{len(data)}")
+        else:
+            self.send_response(200)
+        self.send_header("Content-Length", str(last + 1 - first))
+        self.end_headers()
+        with contextlib.suppress(ConnectionError):
+            self.wfile.write(data[first : last + 1][: self.stop_after])
+
+
+@contextlib.contextmanager
+def serve(folder: Path, ranges: bool = False, stop_after: int | None = None) -> Iterator[str]:
+    """Serve a folder on this machine; gives the address without a slash at its end.
+
+    Args:
+        folder: What to serve.
+        ranges: Whether the server knows byte ranges.
+        stop_after: Break every reply off after this many bytes.
+    """
+    handler = functools.partial(_Files, directory=str(folder), ranges=ranges, stop_after=stop_after)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -66,7 +66,7 @@ def test_help__does_not_load_torch(tmp_path):
     code = (
         "import sys, time\n"
         "sys.argv = ['cavmae-sync', '--help']\n"
-        "from cavmae_sync_hf.cli import main\n"
+        "from cavmae_sync_command import main\n"
         "try:\n    main()\n"
         "finally:\n    print([name for name in ('torch', 'transformers', 'av', 'numpy') if name in sys.modules])"
     )
@@ -83,10 +83,36 @@ def test_help__does_not_load_torch(tmp_path):
 def test_command__registers_the_classes_that_the_import_left_out(saved, clips, tmp_path):
     code = f"import sys\nsys.argv = ['cavmae-sync', 'selfcheck', {str(saved)!r}, '--json', {str(clips[0])!r}]\n"
 
-    done = run_apart(["-c", code + "from cavmae_sync_hf.cli import main\nmain()"], tmp_path, PYTHONPATH=SOURCE)
+    done = run_apart(["-c", code + "from cavmae_sync_command import main\nmain()"], tmp_path, PYTHONPATH=SOURCE)
 
     assert done.returncode in (0, 1), done.stderr
     assert json.loads(done.stdout)["clips"] == ["0.mp4"]
+
+
+def test_import__registers_in_a_script_of_the_same_name_and_in_worker_processes(tmp_path):
+    # The script that an installer writes, which runs the command and then asks a worker process.
+    script = tmp_path / "cavmae-sync.py"
+    script.write_text(
+        "import multiprocessing, sys\n"
+        "from cavmae_sync_command import main\n"
+        "def known():\n"
+        "    import cavmae_sync_hf\n"
+        "    from transformers import CONFIG_MAPPING\n"
+        "    return 'cavmae_sync' in CONFIG_MAPPING\n"
+        "if __name__ == '__main__':\n"
+        "    if sys.argv[1:] == ['alone']:\n"
+        "        sys.exit(not known())\n"
+        "    sys.argv[1:] = ['--version']\n"
+        "    try:\n        main()\n"
+        "    except SystemExit:\n        pass\n"
+        "    assert 'transformers' not in sys.modules\n"
+        "    with multiprocessing.get_context('spawn').Pool(1) as pool:\n"
+        "        sys.exit(not pool.apply(known))\n"
+    )
+
+    for arguments in (["alone"], []):
+        done = run_apart([str(script), *arguments], tmp_path, PYTHONPATH=SOURCE)
+        assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -96,12 +122,15 @@ def test_command__registers_the_classes_that_the_import_left_out(saved, clips, t
         (["convert"], "SRC"),
         (["convert", "a", "b", "--set", "heads"], "KEY=VALUE"),
         (["selfcheck", "model", "clip", "--min-margin", "much"], "--min-margin"),
+        (["selfcheck", "model", "clip", "--device", "foo"], "'foo' is no device"),
+        (["selfcheck", "model", "clip", "--device", "meta"], "'meta' cannot be used on this machine"),
     ],
 )
 def test_wrong_usage__exits_with_2(run, arguments, words):
     code, _, err = run(*arguments)
 
-    assert code == 2 and words in err
+    # Without the frame and the line breaks around the words.
+    assert code == 2 and words in " ".join(err.replace("│", " ").split())
 
 
 @pytest.mark.parametrize(
@@ -172,6 +201,35 @@ def test_convert__passes_settings_on_and_shows_the_report(run, monkeypatch):
     }
 
 
+def test_convert__remedies_are_options_of_the_command(run, tmp_path):
+    published = Path(__file__).parent / "fixtures" / "sync.pth"
+
+    def refused(*settings: str) -> str:
+        options = [part for setting in settings for part in ("--set", setting)]
+        code, _, err = run("convert", published, tmp_path / "out", *options)
+        assert code == 1 and not (tmp_path / "out").exists()
+        assert "config_overrides" not in err and "Strict" not in err and "validator" not in err
+        return " ".join(err.split())
+
+    assert "such as --set num_attention_heads=" in refused()
+    heads = ("num_attention_heads=4", "decoder_num_attention_heads=2")
+    assert "`--set` names no setting" in refused("num_atention_heads=4")
+    assert "did you mean num_attention_heads?" in refused("num_atention_heads=4")
+    assert "`audio_length` is 100, not a multiple of `patch_size`" in refused(*heads, "audio_length=100")
+    assert "'num_frames' expected int" in refused(*heads, "num_frames=many")
+
+
+def test_convert__report_names_options_of_the_command(run, monkeypatch):
+    note = (
+        "take config_overrides={'modality': 'audio'} or config_overrides={'modality': 'video'}, by `config_overrides`"
+    )
+    monkeypatch.setattr("cavmae_sync_hf.convert.convert_checkpoint", lambda *_, **__: note)
+
+    _, out, _ = run("convert", "a", "b")
+
+    assert out.strip() == "take --set modality=audio or --set modality=video, by `--set`"
+
+
 def test_convert__missing_file_is_named(run, tmp_path):
     code, _, err = run("convert", tmp_path / "nowhere.pth", tmp_path / "out")
 
@@ -195,9 +253,42 @@ def test_selfcheck__missing_model_and_clip_are_named(run, saved, tmp_path):
     assert code == 1 and "nothing.mp4" in err
 
 
+def test_selfcheck__bare_name_file_and_other_folder_are_told_apart_without_the_hub(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "model.pth").write_bytes(b"weights")
+
+    for name, words in (
+        ("nofolder", "nofolder is not a folder; name one that holds a saved model, or a Hub repository as OWNER/NAME"),
+        ("no/such/folder", "no/such/folder is not a folder"),
+        ("empty", "empty holds no config.json"),
+        ("model.pth", "model.pth is a file; name the folder"),
+    ):
+        code, _, err = run("selfcheck", name, "clip.mp4")
+        assert code == 1 and words in " ".join(err.split())
+
+
+def test_selfcheck__hub_name_that_cannot_be_fetched(run):
+    code, _, err = run("selfcheck", "owner/name", "clip.mp4")
+
+    assert code == 1 and "There is no folder owner/name, and the Hub gives no model of this name" in err
+
+
 def test_selfcheck__another_kind_of_model_is_refused(run, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
 
     code, _, err = run("selfcheck", tmp_path, "clip.mp4")
 
     assert code == 1 and "'bert'" in err
+
+
+def test_world__makes_clips_as_hard_as_asked_and_a_page(run, tmp_path):
+    out = tmp_path / "world"
+    asked = ("world", out, "--preset", "temporal", "--echo", 0.5, "--crf", 35)
+    code, printed, _ = run(*asked, "--clips", 2, "--preview")
+    assert code == 0 and "2 clips" in printed
+    options = json.loads((out / "train" / "world.json").read_text(encoding="utf-8"))["options"]
+    assert (options["echo"], options["crf"]) == (0.5, 35)
+    assert (out / "train.html").stat().st_size > 0 and (out / "train.png").stat().st_size > 0
+    code, _, errors = run(*asked, "--clips", 3)
+    assert code == 1 and "use 4" in errors

@@ -268,8 +268,12 @@ def test_converted_already__says_so():
 
 def test_heads__that_do_not_fit_are_asked_for():
     published = torch.load(FIXTURES / "sync.pth", weights_only=True)
-    with pytest.raises(ConversionError, match=r"`hidden_size` is 32.*12 attention heads.*'num_attention_heads'"):
+    with pytest.raises(
+        ConversionError, match=r"`hidden_size` is 32.*12 attention heads.*'num_attention_heads': (\d+)"
+    ) as caught:
         convert_state_dict(published)
+    suggested = re.search(r"'num_attention_heads': (\d+)", str(caught.value))[1]
+    assert 32 % int(suggested) == 0
 
 
 def test_overrides__contradicting_the_shapes_are_refused():
@@ -278,8 +282,23 @@ def test_overrides__contradicting_the_shapes_are_refused():
 
 
 def test_overrides__unknown_are_refused():
-    with pytest.raises(ConversionError, match="num_heads"):
-        model_of(published_encoder() | published_decoder(), num_heads=8)
+    with pytest.raises(ConversionError, match=r"num_heads \(did you mean num_attention_heads\?\), zzz\."):
+        model_of(published_encoder() | published_decoder(), num_heads=8, zzz=1)
+    # A configuration has these too, but they are no settings.
+    for name in ("to_dict", "model_type", "num_hidden_layers"):
+        with pytest.raises(ConversionError, match=f"no setting of CavMaeSyncConfig: {name}"):
+            model_of(published_encoder() | published_decoder(), **{name: 1})
+
+
+def test_overrides__that_make_no_model_are_refused_in_plain_words():
+    with pytest.raises(ConversionError, match=r"do not make a model: `audio_length` is 13, not a multiple"):
+        model_of(published_encoder() | published_decoder(), audio_length=13)
+
+
+def test_mel_bins__that_do_not_fit_the_positions_are_asked_for():
+    tensors = published_encoder() | {"pos_embed_a": torch.zeros(1, 7, WIDTH)}
+    with pytest.raises(ConversionError, match=r"7 positions.*config_overrides=\{'num_mel_bins': \d+\}"):
+        model_of(tensors)
 
 
 def test_overrides__window_length_is_free_with_fixed_positions():

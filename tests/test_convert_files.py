@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 from cavmae_sync_hf.convert import ConversionError, convert_checkpoint, convert_state_dict
 from cavmae_sync_hf.convert.reading import read_checkpoint, strip_prefixes
 from cavmae_sync_hf.feature_extraction_cavmae_sync import CavMaeSyncFeatureExtractor
+from cavmae_sync_hf.hub import code_files
 from cavmae_sync_hf.pretraining_cavmae_sync import CavMaeSyncForPreTraining
 from published_tensors import assert_close
 
@@ -158,7 +160,8 @@ def test_round_trip__published_figures(tmp_path):
     assert report.sha256 == {src.name: hashlib.sha256(src.read_bytes()).hexdigest()}
     assert report.sha256[src.name] in str(report)
     names = {path.name for path in dst.iterdir()}
-    assert {"config.json", "model.safetensors", "processor_config.json"} <= names
+    assert {"config.json", "model.safetensors", "processor_config.json", "README.md"} <= names
+    assert {file.name for file in code_files()} <= names
     assert (dst / "model.safetensors").stat().st_mode == (dst / "config.json").stat().st_mode
     model = CavMaeSyncForPreTraining.from_pretrained(dst).eval()
     figures = load_file(FIXTURES / "sync_inputs.safetensors") | load_file(FIXTURES / "sync_outputs.safetensors")
@@ -186,6 +189,21 @@ def test_round_trip__processor_keeps_the_published_alignment(tmp_path):
     feature_extractor = CavMaeSyncFeatureExtractor.from_pretrained(tmp_path / "out")
     assert feature_extractor.alignment == "reference"
     assert feature_extractor.audio_length == 96
+
+
+@pytest.mark.parametrize(
+    ("case", "auto_class"),
+    [("sync", "AutoModel"), ("cavmae_ft", "AutoModelForVideoClassification")],
+)
+def test_model_card__tells_origin_and_use(tmp_path, case, auto_class):
+    src = FIXTURES / f"{case}.pth"
+    report = convert_checkpoint(src, tmp_path / "my-model", HEADS)
+    card = ModelCard.load(tmp_path / "my-model" / "README.md")
+    assert card.data.library_name == "transformers"
+    assert f'{auto_class}.from_pretrained("my-model"' in card.text
+    assert report.family in card.text and report.sha256[src.name] in card.text
+    assert str(tmp_path) not in card.text  # nobody else's business
+    assert "No licence is stated for the weights" in card.text
 
 
 def test_conversion__prints_nothing(tmp_path, capfd):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from cavmae_sync_hf import waveforms_cavmae_sync
 from cavmae_sync_hf.feature_extraction_cavmae_sync import SILENCE, CavMaeSyncFeatureExtractor
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -204,6 +205,28 @@ def test_call__accepts_lists_arrays_and_integer_samples() -> None:
     assert (coarse - expected).abs().mean() < 0.1
 
 
+def test_call__takes_sound_as_datasets_decodes_it() -> None:
+    extractor = CavMaeSyncFeatureExtractor(audio_length=96, num_frames=2)
+    sounds = [noise(1).numpy(), noise(0.5, 1).numpy()]
+    mappings = [{"path": None, "array": sounds[0], "sampling_rate": RATE}, {"array": sounds[1], "sampling_rate": 8000}]
+    for mapping, sound, rate in zip(mappings, sounds, (RATE, 8000), strict=True):
+        expected = extractor(sound, sampling_rate=rate, return_tensors="pt")["input_values"]
+        assert torch.equal(extractor(mapping, return_tensors="pt")["input_values"], expected)
+        assert torch.equal(extractor(audio=sound, sampling_rate=rate, return_tensors="pt")["input_values"], expected)
+    assert extractor(mappings, return_tensors="pt")["input_values"].shape == (2, 2, 96, 128)
+
+
+def test_call__two_rows_are_two_clips_and_a_warning_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(waveforms_cavmae_sync.logger, "warning_once", said.append)
+    extractor = CavMaeSyncFeatureExtractor(audio_length=96, num_frames=1)
+    stereo = torch.stack((noise(1), noise(1, 1)))
+    assert extractor(stereo, sampling_rate=RATE, return_tensors="pt")["input_values"].shape[0] == 2
+    assert len(said) == 1 and "[waveform]" in said[0]
+    assert extractor([stereo], sampling_rate=RATE, return_tensors="pt")["input_values"].shape[0] == 1
+    assert len(said) == 1
+
+
 def test_call__two_dimensional_array_is_a_batch() -> None:
     extractor = CavMaeSyncFeatureExtractor(audio_length=96, num_frames=2)
     output = extractor(np.zeros((3, RATE), dtype=np.float32), sampling_rate=RATE, return_tensors="np")
@@ -252,8 +275,15 @@ def test_missing_sound__is_marked_absent() -> None:
 def test_frame_times__of_different_number_are_filled_up() -> None:
     extractor = CavMaeSyncFeatureExtractor(audio_length=96)
     output = extractor(
-        [noise(2, 1), noise(2, 2)], sampling_rate=RATE, frame_times=[[0.5], [0.5, 1.5]], return_tensors="pt"
+        [noise(2, 1), noise(2, 2)],
+        sampling_rate=RATE,
+        frame_times=[[0.5], [0.5, 1.5]],
+        return_tensors="pt",
+        return_times=True,
     )
+    assert output["frame_times"].isnan().tolist() == [[False, True], [False, False]]
+    assert output["window_times"].isnan().any(-1).tolist() == [[False, True], [False, False]]
+    assert output["window_coverage"][0, 1] == 0
     assert output["padding_mask"].tolist() == [[True, False], [True, True]]
     torch.testing.assert_close(output["input_values"][0, 1], torch.full((96, 128), (SILENCE + 5.081) / 4.4849))
 
@@ -270,7 +300,7 @@ def test_save_and_load__keeps_every_setting_and_no_arrays(tmp_path: Path) -> Non
     extractor = CavMaeSyncFeatureExtractor(**settings)
     extractor.save_pretrained(tmp_path)
     written = json.loads((tmp_path / "preprocessor_config.json").read_text())
-    assert "mel_filters" not in written and "window" not in written
+    assert not {"mel_filters", "window", "return_attention_mask"} & set(written)
     loaded = CavMaeSyncFeatureExtractor.from_pretrained(tmp_path)
     assert loaded.to_dict() == extractor.to_dict()
     assert {name: getattr(loaded, name) for name in settings} == settings
@@ -297,6 +327,13 @@ def test_save_and_load__keeps_every_setting_and_no_arrays(tmp_path: Path) -> Non
         (torch.zeros(100, dtype=torch.int64), {}, "int16"),
         (torch.zeros(1, 1, 1, 100), {}, r"\(1, 1, 1, 100\)"),
         ([torch.zeros(100, 2)], {}, "channels first"),
+        (torch.zeros(16000, 2), {}, r"\(16000, 2\).*channels first"),
+        (torch.zeros(3, 16000, 2), {}, r"\(16000, 2\).*channels first"),
+        ([[0.0, 0.1]] * 16000, {}, r"\(16000, 2\).*channels first"),
+        (None, {}, "`raw_speech` or as `audio`"),
+        (noise(1), {"audio": noise(1)}, "one of them"),
+        ({"path": "clip.wav"}, {}, "'array'"),
+        ({"array": noise(1), "sampling_rate": 8000}, {}, "8000 and the call says 16000"),
         (5.0, {}, "float"),
         ([[0.0, 1.0], [0.0]], {"frame_times": [[0.1]]}, "1 rows for 2 clips"),
         ([noise(1), noise(1)], {"frame_times": [0.1, 0.2]}, "2 clips"),
@@ -320,6 +357,7 @@ def test_bad_input__is_refused_with_the_remedy(waveform: object, options: dict, 
         ({"channel": "left"}, "channel"),
         ({"std": 0.0}, "std"),
         ({"audio_length": 0}, "audio_length"),
+        ({"num_frames": 2.5}, "whole number"),
         ({"sampling_rate": 11025}, "multiple of 100"),
         ({"min_window_coverage": 1.0}, "min_window_coverage"),
         ({"alignment": "reference", "audio_length": 1040}, "at most 1024"),

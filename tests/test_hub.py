@@ -189,6 +189,8 @@ def test_save_for_hub__writes_weights_settings_code_and_card(folder):
     assert names >= {file.name for file in code_files()}
     for file in ("config.json", "processor_config.json"):
         assert json.loads((folder / file).read_text())["auto_map"] == AUTO_MAP
+    # Whoever may read the settings may read the weights.
+    assert (folder / "model.safetensors").stat().st_mode == (folder / "config.json").stat().st_mode
 
 
 def test_save_for_hub__leaves_the_processor_as_it_was(classifier, tmp_path):

@@ -16,9 +16,9 @@ from cavmae_sync_hf.media_cavmae_sync import (
     decode_many,
     decode_media,
     probe_media,
-    reference_indices,
     resample,
 )
+from cavmae_sync_hf.media_pass_cavmae_sync import reference_indices
 from cavmae_sync_hf.media_stream_cavmae_sync import INTERLEAVE_SECONDS, iter_media
 from cavmae_sync_hf.media_tracks_cavmae_sync import MediaReader, WaveformBuilder
 from clips import (
@@ -27,6 +27,7 @@ from clips import (
     noise,
     onset,
     read_number,
+    serve,
     tone,
     truncate,
     write_click_and_flash,
@@ -293,7 +294,7 @@ def test_decode_media__not_a_number_in_the_sound_is_refused(folder):
     path = write_clip(folder / "nan.mkv", seconds=1, audio=audio, audio_codec="pcm_f32le")
     with pytest.raises(MediaError, match="nan.mkv.*NaN"):
         decode_media(path)
-    with pytest.raises(MediaError, match="nan.mkv.*NaN"):
+    with pytest.raises(MediaError, match="nan.mkv.*NaN.*encode it again"):
         list(iter_media(path))
 
 
@@ -362,27 +363,44 @@ def test_decode_media__fsspec_addresses(clip):
 
 
 def test_decode_media__http_addresses(clip):
-    import functools
-    import http.server
-    import threading
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *args):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(clip.parent)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_address[1]}"
-    try:
+    with serve(clip.parent) as address:
         assert numbers(decode_media(f"{address}/clip.mp4", num_frames=4)) == [12, 37, 62, 87]
         with pytest.raises(MediaError, match="gone.mp4.*404"):
             decode_media(f"{address}/gone.mp4")
         (clip.parent / "list.mp4").write_bytes(b"#EXTM3U\nclip.mp4\n")
         with pytest.raises(MediaError, match="playlist"):
             decode_media(f"{address}/list.mp4")
-    finally:
-        server.shutdown()
-        server.server_close()
+
+
+@pytest.fixture(scope="module")
+def index_at_the_end(folder):
+    """A plain mp4 whose index lies farther from its start than FFmpeg would read ahead for it."""
+    path = write_clip(folder / "index_at_the_end.mp4", seconds=4, audio=noise(4, 48000), audio_codec="pcm_s16le")
+    data = path.read_bytes()
+    assert data.index(b"moov") > data.index(b"mdat") + 200_000
+    return path
+
+
+@pytest.mark.parametrize("spool_bytes", [1 << 26, 1000])
+@pytest.mark.parametrize("ranges", [True, False])
+def test_decode_media__http_servers_with_and_without_ranges(index_at_the_end, ranges, spool_bytes, monkeypatch):
+    from cavmae_sync_hf import media_source_cavmae_sync
+
+    monkeypatch.setattr(media_source_cavmae_sync, "SPOOL_BYTES", spool_bytes)
+    expected = decode_media(index_at_the_end, num_frames=4)
+    with serve(index_at_the_end.parent, ranges) as address:
+        media = decode_media(f"{address}/{index_at_the_end.name}", num_frames=4)
+        chunks = list(iter_media(f"{address}/{index_at_the_end.name}", hop=1.0, num_frames=4))
+    assert torch.equal(media.frames, expected.frames) and torch.equal(media.waveform, expected.waveform)
+    assert _joined(chunks)[0] == numbers(expected)
+
+
+def test_decode_media__http_transfer_that_breaks_off(index_at_the_end):
+    with (
+        serve(index_at_the_end.parent, ranges=False, stop_after=100_000) as address,
+        pytest.raises(MediaError, match="index_at_the_end.mp4: .*(breaks off after 100000|cannot be read)"),
+    ):
+        decode_media(f"{address}/{index_at_the_end.name}")
 
 
 def test_decode_media__missing_tracks(folder):
@@ -450,7 +468,9 @@ def test_media_source__ffmpeg_itself_may_not_follow_references(folder, clip, mon
 
     path = folder / "concat.txt"
     path.write_text(f"ffconcat version 1.0\nfile {clip}\n")
-    monkeypatch.setattr(media_source_cavmae_sync.MediaSource, "_sniff", lambda self: setattr(self, "_is_mp4", False))
+    monkeypatch.setattr(
+        media_source_cavmae_sync.MediaSource, "_sniff", lambda self, head: setattr(self, "_is_mp4", False)
+    )
     with pytest.raises(MediaError, match="concat.txt"):
         decode_media(path)
     with pytest.raises(MediaNotFoundError):
@@ -490,7 +510,20 @@ def test_decode_media__corrupt_file(folder, clip):
 
 @pytest.mark.parametrize(
     ("argument", "value"),
-    [("alignment", "x"), ("channel", "x"), ("missing", "x"), ("damaged", "x"), ("num_frames", 0), ("short_side", 0)],
+    [
+        ("alignment", "x"),
+        ("channel", "x"),
+        ("missing", "x"),
+        ("damaged", "x"),
+        ("num_frames", 0),
+        ("num_frames", "8"),
+        ("num_frames", 3.5),
+        ("sampling_rate", 16000.5),
+        ("short_side", 0),
+        ("start", "abc"),
+        ("end", math.nan),
+        ("frame_times", "abc"),
+    ],
 )
 def test_decode_media__impossible_arguments(clip, argument, value):
     with pytest.raises(ValueError, match=argument):
@@ -546,6 +579,14 @@ def test_waveform_builder__gaps_are_silence_and_jitter_is_not():
 def _joined(chunks):
     frames = [number for chunk in chunks for number in numbers(chunk)]
     return frames, torch.cat([chunk.frame_times for chunk in chunks])
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"), [("num_frames", "8"), ("hop", "x"), ("hop", 0), ("start", "abc"), ("end", "abc")]
+)
+def test_iter_media__impossible_arguments(clip, argument, value):
+    with pytest.raises(ValueError, match=argument):
+        next(iter_media(clip, **{argument: value}))
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])

@@ -5,14 +5,18 @@ import pytest
 import torch
 from PIL import Image
 
+from cavmae_sync_hf import processing_cavmae_sync
 from cavmae_sync_hf.configuration_cavmae_sync import CavMaeSyncConfig
 from cavmae_sync_hf.feature_extraction_cavmae_sync import CavMaeSyncFeatureExtractor
 from cavmae_sync_hf.media_cavmae_sync import MediaError, MissingTrackError, decode_media
+from cavmae_sync_hf.modeling_cavmae_sync import CavMaeSyncModel
 from cavmae_sync_hf.processing_cavmae_sync import CavMaeSyncProcessor
 from cavmae_sync_hf.video_processing_cavmae_sync import CavMaeSyncVideoProcessor
 from clips import SIZE, noise, numbered_frame, read_number, tone, truncate, write_clip
+from tiny import tiny_config
 
 SIDE = 48
+FRAMES = np.zeros((4, 48, 64, 3), np.uint8)
 
 
 def make_processor(alignment="time", num_frames=4, audio_length=64, **kwargs):
@@ -174,6 +178,113 @@ def test_call__missing_track_is_an_error_or_a_mask(clip, mute, blind):
     assert only["pixel_values_videos"].shape == (1, 4, 3, SIDE, SIDE) and not only["padding_mask_videos"].any()
 
 
+def test_call__sound_of_a_file_has_its_own_rate(clip):
+    processor = make_processor()
+    frames = np.stack([numbered_frame(k) for k in range(4)])
+    for arguments in ({"videos": clip}, {"videos": frames, "audio": str(clip)}, {"videos": clip, "audio": str(clip)}):
+        for rate in ({"sampling_rate": 44100}, {"audio_kwargs": {"sampling_rate": 44100}}):
+            with pytest.raises(ValueError, match="sampling_rate is 44100.*Leave sampling_rate out"):
+                processor(**arguments, **rate)
+        plain, named = (processor(**arguments, **rate, return_tensors="pt") for rate in ({}, {"sampling_rate": 16000}))
+        assert torch.equal(plain["input_values"], named["input_values"])
+
+
+def test_call__rate_of_waveforms_does_not_touch_files_beside_them(clip):
+    processor = make_processor()
+    wave = noise(4, 44100)[0]
+    both = processor(audio=[str(clip), wave], sampling_rate=44100, return_tensors="pt")["input_values"]
+    assert torch.equal(both[:1], processor(audio=str(clip), return_tensors="pt")["input_values"])
+    assert torch.equal(both[1:], processor(audio=wave, sampling_rate=44100, return_tensors="pt")["input_values"])
+
+
+def test_call__takes_sound_as_datasets_decodes_it(clip):
+    processor = make_processor()
+    wave = tone(4, 8000)[0]
+    expected = processor(videos=clip, audio=wave, sampling_rate=8000, return_tensors="pt")
+    output = processor(videos=clip, audio={"array": wave, "sampling_rate": 8000}, return_tensors="pt")
+    assert torch.equal(output["input_values"], expected["input_values"])
+
+
+@pytest.mark.parametrize("kind", ["sound without a picture", "file without a picture"])
+def test_call__clips_of_different_lengths_fill_up_frames_and_windows_alike(blind, kind):
+    processor = make_processor(num_frames=6)
+    frames = np.stack([numbered_frame(k) for k in range(4)])
+    if kind == "sound without a picture":
+        wave = noise(1, 16000)[0]
+        inputs = {"videos": [frames, None], "audio": [wave, wave], "sampling_rate": 16000}
+    else:
+        inputs = {"videos": [frames, blind], "fps": 4}
+    output = processor(**inputs, missing="mask", return_tensors="pt", return_times=True)
+    shown, heard = output["pixel_values_videos"], output["input_values"]
+    assert shown.shape[:2] == heard.shape[:2] == output["frame_times"].shape == (2, 6)
+    assert output["padding_mask_videos"].tolist() == [[True] * 4 + [False] * 2, [False] * 6]
+    assert not output["padding_mask"][0, 4:].any() and not shown[0, 4:].any()
+    assert output["frame_times"].isnan().tolist() == [[False] * 4 + [True] * 2, [False] * 6]
+    config = tiny_config(image_size=SIDE, audio_length=64, num_mel_bins=16, num_frames=6)
+    with torch.no_grad():
+        names = ("pixel_values_videos", "input_values", "padding_mask_videos", "padding_mask")
+        similarity = CavMaeSyncModel(config).eval()(**{name: output[name] for name in names}).similarity
+    assert similarity.shape == (2, 6, 6)
+
+
+def test_call__frames_without_sound_beside_files_with_sound(clip):
+    processor = make_processor()
+    frames = np.stack([numbered_frame(k) for k in range(4)])
+    with pytest.raises(MissingTrackError, match="Clip 1 is frames without sound.*missing='mask'"):
+        processor(videos=[clip, frames], fps=4)
+    output = processor(videos=[clip, frames], fps=4, missing="mask", return_tensors="pt")
+    assert output["padding_mask"].tolist() == [[True] * 4, [False] * 4]
+
+
+def test_call__full_size_frames_of_few_clips_are_held_at_a_time(clip, monkeypatch):
+    held, most = 0, 0
+
+    class Counted:
+        def __init__(self):
+            nonlocal held, most
+            held += 1
+            most = max(most, held)
+
+        def __del__(self):
+            nonlocal held
+            held -= 1
+
+    decode = processing_cavmae_sync.decode_media
+
+    def watched(*args, **kwargs):
+        media = decode(*args, **kwargs)
+        media.frames.counted = Counted()
+        return media
+
+    monkeypatch.setattr(processing_cavmae_sync, "decode_media", watched)
+    monkeypatch.setattr(processing_cavmae_sync.os, "cpu_count", lambda: 2)
+    output = make_processor()(videos=[clip] * 12, return_tensors="pt")
+    assert len(output["pixel_values_videos"]) == 12 and held == 0
+    assert most <= 2  # one per thread
+
+
+def test_call__names_the_clip_whose_frames_cannot_be_used(clip):
+    frames = np.zeros((2, 8, 8, 3), np.uint8)
+    with pytest.raises(ValueError, match="Clip 1 has .* pixels"):
+        make_processor()(videos=[frames, frames - 1.0])
+
+
+def test_call__times_of_frames_without_sound(clip):
+    processor = make_processor()
+    frames = np.stack([numbered_frame(k) for k in range(4)])
+    with pytest.raises(ValueError, match="Clip 0: the times of its frames are unknown; pass `fps`"):
+        processor(videos=frames, return_times=True)
+    output = processor(videos=[frames, frames[:2]], fps=2, return_times=True, return_tensors="np")
+    assert np.array_equal(output["frame_times"], [[0, 0.5, 1, 1.5], [0, 0.5, np.nan, np.nan]], equal_nan=True)
+
+
+def test_call__metadata_and_rates_per_clip(clip):
+    processor = make_processor()
+    frames = np.stack([numbered_frame(k) for k in range(4)])
+    output = processor(videos=[clip, frames], fps=[None, 2], missing="mask", return_times=True, return_tensors="pt")
+    assert output["frame_times"][1].tolist() == [0, 0.5, 1, 1.5]
+
+
 def test_call__segments_start_at_zero(folder):
     path = write_clip(folder / "long.mp4", seconds=6, audio=noise(6))
     processor = make_processor()
@@ -214,11 +325,36 @@ def test_call__lists_and_arrays(clip, kind):
         ({"videos": np.zeros((4, 48, 64, 3), np.uint8), "frame_times": [0.1, 0.2]}, "2 frame times for 4 frames"),
         ({"videos": np.zeros((4, 48, 64, 3), np.uint8), "fps": -1.0}, "positive"),
         ({"videos": np.zeros((4, 48, 64, 3), np.uint8), "start": [0, 1]}, "start has 2 values for 1 clips"),
+        ({"videos": "FILE", "fps": 4}, "fps means nothing.*`num_frames`"),
+        ({"videos": "FILE", "video_metadata": {"fps": 4}}, "video_metadata means nothing"),
+        ({"videos": ["FILE", "FILE"], "fps": [None, 4]}, "fps means nothing for clip 1"),
+        ({"videos": FRAMES, "start": 1.0}, "only files are cut"),
+        ({"videos": FRAMES, "end": [1.0]}, "end means nothing for clip 0"),
+        ({"videos": "FILE", "frame_times": [0.1, 0.2, 0.3], "num_frames": 7}, "3 frame times, but num_frames is 7"),
+        ({"videos": FRAMES, "frame_times": [0, 1, 2, 3], "fps": 2}, "leave one of them out"),
+        ({"videos": "FILE", "alignment": "reference"}, "processor.feature_extractor.alignment"),
+        ({"videos": "FILE", "videos_kwargs": {"alignment": "reference"}}, "processor.feature_extractor.alignment"),
+        ({"videos": "FILE", "videos_kwargs": {"num_frames": 4}}, "`num_frames` in `videos_kwargs`"),
+        ({"videos": "FILE", "audio_kwargs": {"num_frames": 4}}, "`num_frames` in `audio_kwargs`"),
+        ({"videos": FRAMES, "missing": "masked"}, '`missing` is \'masked\'; it must be "error" or "mask"'),
+        ({"videos": FRAMES, "damaged": "use"}, '`damaged` is \'use\'; it must be "error" or "keep"'),
+        ({"videos": "FILE", "num_frames": "8"}, "num_frames is '8'"),
+        ({"videos": "FILE", "num_frames": 3.5}, "num_frames is 3.5"),
+        ({"videos": "FILE", "frame_times": "abc"}, "frame_times is 'abc'"),
+        ({"videos": "FILE", "frame_times": ["abc"]}, "'abc'.*seconds"),
+        ({"videos": "FILE", "start": "abc"}, "start is 'abc'"),
+        ({"videos": FRAMES, "fps": "abc"}, "frame rate must be a positive number, got 'abc'"),
+        ({"videos": FRAMES, "audio": np.ones(16000)}, "`sampling_rate` is missing"),
+        ({"audio": np.zeros((16000, 2)), "sampling_rate": 16000}, "channels first"),
+        ({"audio": {"array": np.ones(9), "sampling_rate": 8000}, "sampling_rate": 16000}, "8000 and the call"),
         ({"audio": np.array([0.1, np.nan] * 8000), "sampling_rate": 16000}, "NaN"),
         ({"audio": np.float32(1.0), "sampling_rate": 16000}, "audio"),
     ],
 )
-def test_call__input_that_cannot_work(arguments, message):
+def test_call__input_that_cannot_work(clip, arguments, message):
+    arguments = dict(arguments)
+    if "FILE" in str(arguments.get("videos")):
+        arguments["videos"] = clip if isinstance(arguments["videos"], str) else [clip] * len(arguments["videos"])
     with pytest.raises(ValueError, match=message):
         make_processor()(**arguments)
 
@@ -282,6 +418,21 @@ def test_stream__damaged_file_ends_in_an_error_after_what_could_be_read(folder):
         for chunk in make_processor().stream(cut, hop=0.25, num_frames=2):
             chunks.append(chunk)
     assert len(chunks) == len(kept) > 2
+
+
+def test_stream__refuses_arguments_as_the_call_does_and_at_once(clip):
+    processor = make_processor()
+    for call in (processor, processor.stream):
+        with pytest.raises(TypeError, match="Unknown argument 'foo'"):
+            call(clip, foo=1)
+        with pytest.raises(ValueError, match="feature_extractor.alignment"):
+            call(clip, alignment="time")
+        with pytest.raises(ValueError, match="num_frames is '8'"):
+            call(clip, num_frames="8")
+        with pytest.raises(ValueError, match="`missing` is 'x'"):
+            call(clip, missing="x")
+    with pytest.raises(TypeError, match="'fps'"):
+        processor.stream(clip, fps=2)
 
 
 def test_stream__refuses_what_is_no_media_file():

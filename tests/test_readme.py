@@ -25,6 +25,7 @@ def test_readme__python_runs(tmp_path, monkeypatch):
     for block in python_blocks():
         exec(compile(block, str(README), "exec"), names)
     assert names["output"].similarity.shape == (1, 16, 16)
+    assert names["batch"]["input_values"].shape == (2, 1, 48, 16)
     assert names["sound"].shape == (1, 32) and names["scores"].ndim == 2
 
 

@@ -1,6 +1,7 @@
 """A pipeline that pairs sound with the wrong picture must not pass unnoticed."""
 
 import json
+import pickle
 from types import SimpleNamespace
 
 import pytest
@@ -70,6 +71,16 @@ def test_selfcheck__fails_when_moments_are_shuffled():
     assert not result.passed and result.within_margin < 0 < result.across_margin
     assert result.within_p_value > 0.5
     assert "FAILED" in str(caught.value)
+
+
+def test_selfcheck_error__survives_pickling():
+    with pytest.raises(SelfCheckError) as caught:
+        selfcheck(FakeModel(), FakeProcessor(clip_shift=1), ["1", "2"])
+
+    again = pickle.loads(pickle.dumps(caught.value))
+
+    assert type(again) is SelfCheckError and str(again) == str(caught.value)
+    assert again.result == caught.value.result
 
 
 def test_selfcheck__fails_when_clips_are_mixed_up():

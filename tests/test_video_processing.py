@@ -118,6 +118,20 @@ def test_grey_and_alpha_frames__become_rgb() -> None:
     assert torch.equal(pixels([Image.fromarray(frame, "RGBA") for frame in alpha.numpy()]), pixels(clip))
 
 
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_grey_clips__with_their_channel_leave_nothing_to_guess(count: int) -> None:
+    grey = picture(30, 40, count=count)[..., :1]
+    assert pixels(grey).shape[1] == pixels(grey.permute(0, 3, 1, 2)).shape[1] == count
+    assert pixels(grey[..., 0]).shape[1] == 1  # one frame of that many channels
+
+
+def test_input_data_format__settles_which_length_is_the_channels() -> None:
+    frames = picture(4, 5, count=2).permute(0, 2, 1, 3)[:, :4].permute(0, 2, 1, 3)  # (2, 4, 4, 3)
+    last = pixels(frames, input_data_format="channels_last")
+    assert torch.equal(last, pixels(frames.permute(0, 3, 1, 2).contiguous()))
+    assert not torch.equal(last, pixels(frames))
+
+
 def test_frames_of_different_sizes__in_one_clip_and_in_one_batch() -> None:
     small, large = picture(30, 40)[0], picture(60, 50)[0]
     mixed = pixels([Image.fromarray(small.numpy()), Image.fromarray(large.numpy())])
@@ -140,7 +154,7 @@ def test_clips_of_different_lengths__are_filled_up_and_masked() -> None:
     assert torch.equal(output["pixel_values_videos"][:1, :1], pixels(clips[0]))
     assert "padding_mask_videos" not in CavMaeSyncVideoProcessor()(clips[1], return_tensors="pt")
     plain = CavMaeSyncVideoProcessor()(clips)["pixel_values_videos"]
-    assert [len(clip) for clip in plain] == [1, 3]
+    assert [len(clip) for clip in plain] == [1, 3] and all(isinstance(clip, np.ndarray) for clip in plain)
     assert isinstance(CavMaeSyncVideoProcessor()(clips, return_tensors="np")["padding_mask_videos"], np.ndarray)
 
 

@@ -64,12 +64,28 @@ def losses_and_gradients(network: torch.nn.Module, inputs: dict[str, torch.Tenso
     }
 
 
-def train_step(rank: int, split: int, masked: bool, settings: dict[str, Any]) -> dict[str, Any]:
-    """One step of data-parallel training; rank 0 has the first `split` clips of five, rank 1 the rest."""
-    clips = slice(0, split) if rank == 0 else slice(split, 5)
-    return losses_and_gradients(DistributedDataParallel(model(**settings)), batch(clips, masked))
+# (clips of rank 0 out of five, whether windows are absent, settings)
+CASES: dict[str, tuple[int, bool, dict[str, Any]]] = {
+    "unequal batches, as at the end of an epoch": (3, False, {}),
+    "both directions, absent windows on one rank": (
+        3,
+        True,
+        {"bidirectional_contrast": True, "contrastive_loss_weight": 1.0},
+    ),
+    "moments of the same clip as negatives": (
+        2,
+        True,
+        {"intra_clip_negatives": True, "use_global_tokens": False, "num_register_tokens": 0},
+    ),
+}
 
 
-def loss_in_evaluation(rank: int) -> float:
-    """Rank 0 alone computes a loss: it must not wait for the other."""
-    return model().eval()(**batch(slice(0, 3), False)).loss.item() if rank == 0 else 0.0
+def train_steps(rank: int) -> dict[str, Any]:
+    """One step of data-parallel training for every case, and what evaluation by rank 0 alone gives."""
+    results: dict[str, Any] = {}
+    for name, (split, masked, settings) in CASES.items():
+        clips = slice(0, split) if rank == 0 else slice(split, 5)
+        results[name] = losses_and_gradients(DistributedDataParallel(model(**settings)), batch(clips, masked))
+    if rank == 0:  # must not wait for the other
+        results["evaluation"] = model().eval()(**batch(slice(0, 3), False)).loss.item()
+    return results

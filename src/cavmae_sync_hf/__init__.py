@@ -6,7 +6,6 @@ Importing the package registers its classes with transformers' auto classes.
 
 import sys
 from importlib import import_module, metadata
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -64,9 +63,8 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-# The command line parses its arguments before it loads torch and transformers (seconds), so that `--help` answers at
-# once; what it then runs uses the classes directly or registers them itself.
-if Path(sys.argv[0] if getattr(sys, "argv", None) else "").stem != "cavmae-sync":
+# The `cavmae-sync` script alone asks to leave this out, so that its help appears at once (see that module).
+if not getattr(sys.modules.get("cavmae_sync_command"), "defer_registration", False):
     from .hub import register_auto_classes
 
     register_auto_classes()

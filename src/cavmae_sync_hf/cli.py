@@ -5,11 +5,17 @@ Every subcommand is one function that parses, calls the library and shows the re
 imported inside it, so that `cavmae-sync --help` answers at once.
 """
 
+import ast
 import json
 import os
+import re
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -55,8 +61,9 @@ def _report(error: Exception) -> int:
         return 1
     if _show_tracebacks:
         raise error
-    message = " ".join(str(error).split()) or type(error).__name__
-    expected = isinstance(error, ValueError | OSError | ImportError) or type(error).__name__.startswith("Strict")
+    strict = type(error).__name__.startswith("Strict")  # a configuration's check; the cause is what is wrong
+    message = " ".join(str(error.__cause__ if strict and error.__cause__ else error).split()) or type(error).__name__
+    expected = strict or isinstance(error, ValueError | OSError | ImportError)
     if not expected:
         message = f"{type(error).__name__}: {message} (run again with --traceback before the command to see where)"
     _errors.print(f"[bold red]Error:[/bold red] {escape(message)}", highlight=False, soft_wrap=True)
@@ -94,12 +101,13 @@ def convert(
 ) -> None:
     """Turn a published checkpoint into a folder that transformers loads."""
     overrides = _parse_settings(settings or [])
-    from .convert import convert_checkpoint
-    from .hub import register_auto_classes
+    from .convert import ConversionError, convert_checkpoint
 
-    register_auto_classes()  # so that the folder carries the code
-    report = convert_checkpoint(source, destination, config_overrides=overrides or None)
-    _console.print(str(report), highlight=False, markup=False, soft_wrap=True)
+    try:
+        report = convert_checkpoint(source, destination, config_overrides=overrides or None)
+    except ConversionError as error:
+        raise ConversionError(_as_options(str(error))) from error
+    _console.print(_as_options(str(report)), highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -111,6 +119,7 @@ def selfcheck(
     as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
 ) -> None:
     """Check that sound scores higher with its own picture than with others; exit code 1 when it does not."""
+    _check_device(device)
     from .selfcheck import selfcheck as run_selfcheck
 
     loaded, processor = _load(model)
@@ -138,8 +147,137 @@ def _print_selfcheck(result: Any) -> None:
         _console.print(f"- {escape(reason)}", highlight=False, soft_wrap=True)
 
 
+@app.command()
+def prepare(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder, pattern, list, address or data set name.")],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Folder for the shards: new, or begun by the same command.")
+    ],
+    name: Annotated[str, typer.Option(help="Name of the set; shards are called NAME-00000.tar.")] = "train",
+    media: Annotated[str | None, typer.Option(help="Folder of the files that a list names.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="File of label names: lines, JSON, or AudioSet's CSV.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split of a list or data set.")] = None,
+    folder_labels: Annotated[bool, typer.Option("--folder-labels", help="Label files by their folders.")] = False,
+    cut: Annotated[
+        Literal["auto", "done", "needed"], typer.Option(help="Whether files found by id are cut to their segments.")
+    ] = "auto",
+    num_frames: Annotated[int, typer.Option(help="Frames per clip.")] = 16,
+    alignment: Annotated[
+        Literal["time", "reference"], typer.Option(help="Frames at centres of equal spans, or as published.")
+    ] = "time",
+    short_side: Annotated[int, typer.Option(help="Shorter side of stored frames, pixels; 0 keeps every size.")] = 256,
+    jpeg_quality: Annotated[int, typer.Option(help="1 to 100.")] = 95,
+    jpeg_chroma: Annotated[Literal["4:4:4", "4:2:2", "4:2:0"], typer.Option(help="Colour resolution.")] = "4:4:4",
+    channel: Annotated[Literal["first", "mean"], typer.Option(help="How several channels become one.")] = "first",
+    num_mel_bins: Annotated[int, typer.Option(help="Mel bins of the spectrogram.")] = 128,
+    missing: Annotated[
+        Literal["error", "keep"], typer.Option(help="Clips without sound or pictures: bad, or kept as such.")
+    ] = "error",
+    silent: Annotated[Literal["error", "keep"], typer.Option(help="Clips with a silent sound track.")] = "error",
+    damaged: Annotated[Literal["error", "keep"], typer.Option(help="Truncated and corrupt files.")] = "error",
+    max_seconds: Annotated[float, typer.Option(help="Longer clips are bad clips.")] = 600.0,
+    clips_per_shard: Annotated[int | None, typer.Option(help="Default: 256, less for small sets.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes; default: one per core.")] = None,
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option(help="This machine's processes, or a Ray cluster.")
+    ] = "local",
+    ray_address: Annotated[str | None, typer.Option(help="Of the cluster; default: RAY_ADDRESS.")] = None,
+) -> None:
+    """Turn a collection of videos into shards for training; run it again to continue after an interruption."""
+    options = dict(locals())
+    from .data.prepare import prepare as run_prepare
+
+    options["short_side"] = short_side or None
+    with _progress_bar("preparing") as show:
+        summary = run_prepare(
+            **options, progress=lambda at: show(at.done, at.total, f"{at.bad} bad" if at.bad else "")
+        )
+    _console.print(str(summary), highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def world(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the world; splits are folders in it.")],
+    clips: Annotated[int, typer.Option(help="Clips of the split.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Another seed gives another world.")] = 0,
+    split: Annotated[str, typer.Option(help="Name of the split.")] = "train",
+    preset: Annotated[
+        Literal["semantic", "temporal", "spatial", "mixed"],
+        typer.Option(help="What makes the clips hard to tell apart."),
+    ] = "mixed",
+    size: Annotated[int, typer.Option(help="Side of the picture, pixels.")] = 96,
+    fps: Annotated[int, typer.Option(help="Frames per second.")] = 10,
+    seconds: Annotated[float, typer.Option(help="Length of a clip.")] = 10.0,
+    echo: Annotated[float, typer.Option(help="Strength of the room's echo, 0 to 1.")] = 0.0,
+    noise_db: Annotated[float, typer.Option(help="Background noise, dB relative to full scale.")] = -55.0,
+    overlap: Annotated[float, typer.Option(help="Chance that a sound begins before the previous one ends.")] = 0.0,
+    crf: Annotated[int, typer.Option(help="H.264 compression, 0 (lossless) to 51.")] = 23,
+    audio_bitrate: Annotated[int, typer.Option(help="AAC bits per second.")] = 64000,
+    workers: Annotated[int | None, typer.Option(help="Processes; default: one per core.")] = None,
+    preview: Annotated[bool, typer.Option("--preview", help="Also write a page and a picture to look at.")] = False,
+) -> None:
+    """Make SyncWorld: short videos in which who sounds, when and where is known."""
+    options = {key: value for key, value in locals().items() if key != "preview"}
+    from .data.world import contact_sheet, make_world, preview_page
+
+    with _progress_bar("making") as show:
+        summary = make_world(**options, progress=show)
+    rate = f", {summary.clips_per_second:.1f} clips/s" if summary.made else ", all there already"
+    _console.print(f"{summary.folder}: {summary.clips} clips{rate}", highlight=False, markup=False, soft_wrap=True)
+    if preview:
+        for path in (
+            preview_page(out, out / f"{split}.html", split=split),
+            contact_sheet(out, out / f"{split}.png", split=split),
+        ):
+            _console.print(str(path), highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def _progress_bar(what: str) -> Iterator[Callable[..., None]]:
+    """A bar on the error stream, with rate and time left; gives `show(done, total, remark)`."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn(what),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=_errors, transient=True) as bar:
+        task = bar.add_task(what, total=None, rate="")
+        first: list[float] = []  # what earlier runs did, and when this one began
+
+        def show(done: int, total: int, remark: str = "") -> None:
+            first.extend([] if first else [done, time.monotonic()])
+            made, seconds = done - first[0], time.monotonic() - first[1]
+            parts = [remark]
+            if made and seconds:
+                left = timedelta(seconds=round((total - done) * seconds / made))
+                parts = [f"{made / seconds:.1f} clips/s", f"{left} left", remark]
+            bar.update(task, completed=done, total=total, rate=", ".join(filter(None, parts)))
+
+        yield show
+
+
+def _check_device(device: str) -> None:
+    """Refuse a device that torch does not know, or that this machine does not have, before anything is loaded."""
+    import torch
+
+    try:
+        torch.device(device)
+    except RuntimeError as error:
+        raise typer.BadParameter(f"{device!r} is no device; use one such as cpu, cuda, cuda:1 or mps.") from error
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise typer.BadParameter(f"{device!r} cannot be used on this machine ({reason}); use cpu.") from error
+
+
 def _load(name: str) -> tuple[Any, Any]:
     """A model and its processor from a folder or the Hub, with this package's classes."""
+    _check_name(name)
     from transformers import AutoConfig, AutoModel, AutoProcessor
     from transformers.utils import logging
 
@@ -148,12 +286,39 @@ def _load(name: str) -> tuple[Any, Any]:
 
     register_auto_classes()
     logging.disable_progress_bar()
-    if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-        raise ValueError(f"{name} is not a folder; name one that holds a saved model, or a Hub repository.")
-    model_type = AutoConfig.from_pretrained(name).model_type
+    try:
+        model_type = AutoConfig.from_pretrained(name).model_type
+    except OSError as error:
+        if Path(name).is_dir():
+            raise
+        raise ValueError(f"There is no folder {name}, and the Hub gives no model of this name: {error}") from error
     if model_type != CavMaeSyncConfig.model_type:
         raise ValueError(f"{name} holds a model of type {model_type!r}, not {CavMaeSyncConfig.model_type!r}.")
     return AutoModel.from_pretrained(name).eval(), AutoProcessor.from_pretrained(name)
+
+
+def _check_name(name: str) -> None:
+    """Refuse what can be neither a folder with a model nor a repository on the Hub, without asking the Hub."""
+    path = Path(name)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ValueError(f"{name} holds no config.json; name a folder that holds a saved model.")
+    elif path.exists():
+        raise ValueError(f"{name} is a file; name the folder of a saved model (`cavmae-sync convert` makes one).")
+    elif not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
+        raise ValueError(
+            f"{name} is not a folder; name one that holds a saved model, or a Hub repository as OWNER/NAME."
+        )
+
+
+def _as_options(text: str) -> str:
+    """`text` of the library with Python's `config_overrides={'key': value}` as this command's `--set key=value`."""
+
+    def as_options(match: re.Match[str]) -> str:
+        return " ".join(f"--set {key}={value}" for key, value in ast.literal_eval(match[1]).items())
+
+    text = re.sub(r"config_overrides=(\{[^{}]*\})", as_options, text)
+    return text.replace("config_overrides", "--set")
 
 
 def _parse_settings(settings: list[str]) -> dict[str, Any]:

@@ -20,6 +20,8 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.utils import TensorType
 
 from .media_cavmae_sync import resample
+from .media_pass_cavmae_sync import center_times
+from .waveforms_cavmae_sync import as_float_waveform, channels_first, samples_and_rate, split_waveforms
 
 # The one place that fixes the spectrogram's hop: 100 frames per second, 10 ms each (Kaldi's default).
 FRAMES_PER_SECOND = 100
@@ -60,6 +62,13 @@ class AudioWindows(NamedTuple):
 
 class CavMaeSyncFeatureExtractor(SequenceFeatureExtractor):
     """Turns waveforms into `input_values` of shape `(batch, num_frames, audio_length, num_mel_bins)`.
+
+    **Which windows count as absent.** With `alignment="time"` a window may reach beyond the clip, where it holds
+    silence. `padding_mask` is False for windows that lie wholly outside the clip and True for those that lie partly
+    inside; a positive `min_window_coverage` also drops windows of which no more than that share lies inside. The
+    share itself is `window_coverage`, which `return_times=True` adds: 1.0 for windows wholly inside the clip, between
+    0 and 1 for those partly in padding, 0.0 for those wholly in it. With `alignment="reference"` all windows of a
+    clip with sound count as present, since the published model is given its zero padding unmasked.
 
     Args:
         feature_size: Channels of a waveform after loading; always 1.
@@ -106,8 +115,8 @@ class CavMaeSyncFeatureExtractor(SequenceFeatureExtractor):
             ("num_mel_bins", num_mel_bins),
             ("reference_length", reference_length),
         ):
-            if value < 1:
-                raise ValueError(f"`{name}` is {value}; it must be at least 1.")
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"`{name}` is {value!r}; it must be a whole number of at least 1.")
         if sampling_rate < 2 * FRAMES_PER_SECOND or sampling_rate % FRAMES_PER_SECOND:
             raise ValueError(
                 f"`sampling_rate` is {sampling_rate}; it must be a multiple of {FRAMES_PER_SECOND} Hz, since the hop "
@@ -155,9 +164,15 @@ class CavMaeSyncFeatureExtractor(SequenceFeatureExtractor):
         """Spectrogram frames of a waveform: whole windows only, at least one (short clips are padded with zeros)."""
         return 1 + max(0, num_samples - self.window_samples) // self.hop_samples
 
+    def to_dict(self) -> dict[str, Any]:
+        """Settings as they are saved; `return_attention_mask` of the base class means nothing here."""
+        settings = super().to_dict()
+        settings.pop("return_attention_mask", None)
+        return settings
+
     def __call__(
         self,
-        raw_speech: Any,
+        raw_speech: Any = None,
         sampling_rate: int | None = None,
         frame_times: Any = None,
         num_frames: int | None = None,
@@ -165,6 +180,7 @@ class CavMaeSyncFeatureExtractor(SequenceFeatureExtractor):
         return_tensors: str | TensorType | None = None,
         return_times: bool = False,
         device: str | torch.device | None = None,
+        audio: Any = None,
         **kwargs: Any,
     ) -> BatchFeature:
         """Compute the windows of one clip or of a batch.
@@ -173,8 +189,11 @@ class CavMaeSyncFeatureExtractor(SequenceFeatureExtractor):
             raw_speech: One clip or several. One clip: `(num_samples,)` as array, tensor or list of floats. Several: a
                 list of clips, each `(num_samples,)` or `(channels, num_samples)` or None for a clip without sound
                 (all its windows are marked absent); a 2-D array `(batch, num_samples)`; or a 3-D array
-                `(batch, channels, num_samples)`. Floats lie in [-1, 1]; int16, int32 and uint8 samples are scaled.
-            sampling_rate: Rate of the samples in Hz. Required; other rates than the extractor's are resampled.
+                `(batch, channels, num_samples)`. So an array of two rows is two clips: the two channels of one clip
+                are given as `[array]`. Instead of an array also `{"array": ..., "sampling_rate": ...}`, as `datasets`
+                decodes sound. Floats lie in [-1, 1]; int16, int32 and uint8 samples are scaled.
+            sampling_rate: Rate of the samples in Hz. Required, unless each clip brings its own; other rates than the
+                extractor's are resampled.
             frame_times: Times of the video frames in seconds, `(num_frames,)` for one clip, one such row per clip for
                 several. Default: the centres of `num_frames` equal parts of the clip.
             num_frames: Windows per clip, where `frame_times` is not given.
@@ -182,14 +201,16 @@ class CavMaeSyncFeatureExtractor(SequenceFeatureExtractor):
                 clip; used for the default frame times. Default: the waveform's length.
             return_tensors: `"pt"`, `"np"` or None (lists of arrays, one per clip).
             return_times: Also return `frame_times` `(batch, num_frames)`, `window_times` `(batch, num_frames, 2)`
-                (start and end in seconds) and `window_coverage` `(batch, num_frames)`.
+                (start and end in seconds) and `window_coverage` `(batch, num_frames)`, the share of each window that
+                lies inside the clip. Times that fill up clips with fewer frames are NaN.
             device: Where to compute; default: where the waveform is.
+            audio: Another name for `raw_speech`.
             kwargs: Arguments that transformers hands to every extractor (`padding`, `truncation`, ...) are ignored.
 
         Returns:
             `input_values` `(batch, num_frames, audio_length, num_mel_bins)` float32 and `padding_mask`
-            `(batch, num_frames)` bool, True where the window is present. Clips with fewer frames than the longest of
-            the batch are filled with silent windows marked absent.
+            `(batch, num_frames)` bool, True where the window is present (see the class's text). Clips with fewer
+            frames than the longest of the batch are filled with silent windows marked absent.
 
         Raises:
             ValueError: The input cannot be used; the message names the value and the remedy.
@@ -198,20 +219,13 @@ class CavMaeSyncFeatureExtractor(SequenceFeatureExtractor):
         if unknown:
             raise TypeError(f"Unknown arguments for the feature extractor: {', '.join(sorted(unknown))}.")
         self._check_alignment()
-        if sampling_rate is None:
-            raise ValueError(
-                "`sampling_rate` is missing. Pass the rate of the waveform in Hz, e.g. `sampling_rate=16000`; a wrong "
-                "rate would shift every mel band without any error."
-            )
-        number = isinstance(sampling_rate, (int, float, np.number)) and not isinstance(sampling_rate, bool)
-        if not number or sampling_rate <= 0 or sampling_rate != int(sampling_rate):
-            raise ValueError(f"`sampling_rate` is {sampling_rate!r}; it must be a positive whole number of Hz.")
-        sampling_rate = int(sampling_rate)
-        clips, is_batch = _split_clips(raw_speech)
-        waveforms = [
-            None if clip is None else self._load(clip, sampling_rate, position, device)
-            for position, clip in enumerate(clips)
-        ]
+        if (raw_speech is None) == (audio is None):
+            raise ValueError("Pass the waveform as `raw_speech` or as `audio`, one of them.")
+        clips, is_batch = split_waveforms(raw_speech if audio is None else audio)
+        waveforms = []
+        for position, clip in enumerate(clips):
+            samples, rate = samples_and_rate(clip, sampling_rate, position)
+            waveforms.append(None if samples is None else self._load(samples, rate, position, device))
         times = self._batch_frame_times(frame_times, waveforms, is_batch, num_frames, duration)
         present = [waveform for waveform in waveforms if waveform is not None]
         spectrograms = iter(self.log_mel(present))
@@ -340,7 +354,7 @@ class CavMaeSyncFeatureExtractor(SequenceFeatureExtractor):
             raise ValueError(f"`num_frames` is {count}; it must be at least 1.")
         if self.alignment == "reference":
             return [i * self.reference_length / count / FRAMES_PER_SECOND for i in range(count)]
-        return [(i + 0.5) * duration / count for i in range(count)]
+        return center_times(duration, count)
 
     def _check_alignment(self) -> None:
         """Refuse an unknown alignment, or one that the window length does not allow."""
@@ -376,14 +390,11 @@ class CavMaeSyncFeatureExtractor(SequenceFeatureExtractor):
 
     def _load(self, clip: Any, sampling_rate: int, position: int, device: str | torch.device | None) -> Tensor:
         """Check one clip and bring it to one float32 channel at `self.sampling_rate`, `(num_samples,)`."""
-        waveform = _as_float_waveform(clip, position)
+        waveform = as_float_waveform(clip, position)
         if waveform.ndim == 2:
             channels, samples = waveform.shape
             if channels > samples:
-                raise ValueError(
-                    f"Clip {position} has shape {(channels, samples)}, which reads as {channels} channels of "
-                    f"{samples} samples; put the channels first, `(channels, num_samples)`."
-                )
+                raise ValueError(channels_first(f"Clip {position}", channels, samples, "channels"))
             waveform = waveform[0] if self.channel == "first" else waveform.mean(dim=0)
         if waveform.numel() == 0:
             raise ValueError(f"Clip {position} is an empty waveform; pass None for a clip without sound.")
@@ -458,7 +469,8 @@ class CavMaeSyncFeatureExtractor(SequenceFeatureExtractor):
             data["window_coverage"] = [clip.coverage for clip in windows]
         if return_tensors is None:
             return BatchFeature({name: [value.cpu().numpy() for value in clips] for name, clips in data.items()})
-        fill = {"input_values": self.outside_value, "padding_mask": False}
+        nan = math.nan
+        fill = {"input_values": self.outside_value, "padding_mask": False, "frame_times": nan, "window_times": nan}
         longest = max(len(clip.mask) for clip in windows)
         stacked = {name: _stack(clips, longest, fill.get(name, 0.0)) for name, clips in data.items()}
         if TensorType(return_tensors) == TensorType.PYTORCH:
@@ -508,74 +520,6 @@ def _stack(clips: list[Tensor], longest: int, fill: float | bool) -> Tensor:
     for row, clip in zip(stacked, clips, strict=True):
         row[: len(clip)] = clip
     return stacked
-
-
-def _split_clips(raw_speech: Any) -> tuple[list[Any], bool]:
-    """Tell one clip from several.
-
-    Returns:
-        The clips and whether the input was a batch.
-    """
-    _refuse_text(raw_speech)
-    if isinstance(raw_speech, (np.ndarray, Tensor)):
-        if raw_speech.ndim == 1:
-            return [raw_speech], False
-        if raw_speech.ndim in (2, 3):
-            return list(raw_speech), True
-        raise ValueError(
-            f"The waveform has shape {tuple(raw_speech.shape)}; expected (num_samples,), (batch, num_samples) or "
-            "(batch, channels, num_samples)."
-        )
-    if not isinstance(raw_speech, (list, tuple)):
-        raise ValueError(f"A waveform must be an array, a tensor or a list, not {type(raw_speech).__name__}.")
-    if not raw_speech:
-        raise ValueError("The list of clips is empty; pass at least one waveform.")
-    for clip in raw_speech:
-        _refuse_text(clip)
-    if all(isinstance(value, (int, float, np.number)) for value in raw_speech):
-        return [np.asarray(raw_speech)], False
-    return list(raw_speech), True
-
-
-def _refuse_text(value: Any) -> None:
-    """Refuse a path or any other text where samples belong."""
-    if isinstance(value, (str, bytes)) or hasattr(value, "__fspath__"):
-        shown = str(value)[:80]
-        raise ValueError(
-            f"Got text ({shown!r}) where a waveform belongs. To read a file use the processor, "
-            "`processor(videos=path)`, or decode it first."
-        )
-
-
-def _as_float_waveform(clip: Any, position: int) -> Tensor:
-    """One clip as float32 tensor, `(num_samples,)` or `(channels, num_samples)`; integer samples are scaled."""
-    if not isinstance(clip, Tensor):
-        try:
-            array = np.asarray(clip)
-        except ValueError as error:
-            raise ValueError(f"Clip {position} is a ragged list; its channels must have equal lengths.") from error
-        if array.dtype.kind not in "iuf":
-            raise ValueError(
-                f"Clip {position} holds {array.dtype} values, not samples; pass floats in [-1, 1], int16 or int32."
-            )
-        # A copy where torch cannot share the memory: negative strides, read-only or byte-swapped arrays.
-        native = array.astype(array.dtype.newbyteorder("="), copy=not array.flags.writeable)
-        clip = torch.from_numpy(np.ascontiguousarray(native))
-    if clip.ndim not in (1, 2):
-        raise ValueError(
-            f"Clip {position} has shape {tuple(clip.shape)}; expected (num_samples,) or (channels, num_samples)."
-        )
-    clip = clip.detach()
-    if clip.is_floating_point():
-        return clip.to(torch.float32)
-    # Integer PCM at full scale, as in WAV files; 8 bit is unsigned around 128.
-    if clip.dtype == torch.uint8:
-        return (clip.to(torch.float32) - 128.0) / 128.0
-    if clip.dtype in (torch.int16, torch.int32):
-        return clip.to(torch.float32) / float(-torch.iinfo(clip.dtype).min)
-    raise ValueError(
-        f"Clip {position} has dtype {clip.dtype}, whose full scale is unknown; pass floats in [-1, 1], int16 or int32."
-    )
 
 
 __all__ = ["FRAMES_PER_SECOND", "SILENCE", "AudioWindows", "CavMaeSyncFeatureExtractor"]

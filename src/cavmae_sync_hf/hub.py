@@ -150,6 +150,9 @@ def _write_folder(model: Any, processor: Any, folder: Path) -> None:
         shutil.copyfile(file, folder / file.name)
     # A weight-conversion mapping, where one is registered, must not turn our names into the published ones.
     model.save_pretrained(folder, save_original_format=False)
+    # safetensors makes its files private; others may read these as they may read the configuration.
+    for weights in folder.glob("*.safetensors"):
+        weights.chmod((folder / "config.json").stat().st_mode)
     # Saving writes into the objects that are saved; the caller's processor stays as it was.
     saved = copy.copy(processor)
     for name in saved.get_attributes():

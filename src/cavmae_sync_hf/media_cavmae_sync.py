@@ -21,7 +21,7 @@ from .media_pass_cavmae_sync import (
     TRUNCATION_TOLERANCE,
     MediaRequest,
     PassResult,
-    center_times,
+    as_seconds,
     reference_indices,
     run_pass,
     shown_time,
@@ -147,8 +147,10 @@ def decode_media(
         MissingTrackError: A wanted track is not in the file.
     """
     request = MediaRequest(
-        num_frames, alignment, _as_times(frame_times), int(sampling_rate), channel, float(start or 0.0),
-        math.inf if end is None else float(end), want_audio, want_video, missing, damaged, short_side, threads,
+        _as_whole(num_frames), alignment, _as_times(frame_times), _as_whole(sampling_rate), channel,
+        0.0 if start is None else as_seconds("start", start),
+        math.inf if end in (None, math.inf) else as_seconds("end", end),
+        want_audio, want_video, missing, damaged, short_side, threads,
     )  # fmt: skip
     with MediaSource(source) as media:
         request.check(media.name)
@@ -247,12 +249,22 @@ def resample(waveform: torch.Tensor | np.ndarray, from_rate: int, to_rate: int) 
     return result.reshape(*tensor.shape[:-1], length).to(tensor.device)
 
 
+def _as_whole(value: Any) -> Any:
+    """Whole numbers of other types as `int`, anything else as it is, to be refused by name."""
+    return int(value) if isinstance(value, float | np.number) and float(value).is_integer() else value
+
+
 def _as_times(times: Any) -> list[float] | None:
     if times is None:
         return None
-    array = torch.as_tensor(times, dtype=torch.float64).flatten()
+    try:
+        array = torch.as_tensor(times, dtype=torch.float64).flatten()
+    except (TypeError, ValueError):
+        array = torch.empty(0)
     if array.numel() == 0 or not bool(torch.isfinite(array).all()) or bool((array < 0).any()):
-        raise MediaError(f"frame_times must be finite seconds from the start of the clip, at least one; got {times}.")
+        raise MediaError(
+            f"frame_times must be finite seconds from the start of the clip, at least one; got {times!r}."
+        )
     return array.tolist()
 
 
@@ -335,11 +347,8 @@ __all__ = [
     "MediaNotFoundError",
     "MissingTrackError",
     "SAMPLING_RATE",
-    "center_times",
     "decode_many",
     "decode_media",
     "probe_media",
-    "reference_indices",
     "resample",
-    "shown_time",
 ]

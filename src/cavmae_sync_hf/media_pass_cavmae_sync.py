@@ -74,8 +74,8 @@ class MediaRequest:
         if not (self.want_audio or self.want_video):
             raise ValueError("want_audio and want_video are both False: there is nothing to decode.")
         for option, count in (("num_frames", self.num_frames), ("sampling_rate", self.sampling_rate)):
-            if count < 1:
-                raise ValueError(f"{option} must be at least 1, got {count}.")
+            if not isinstance(count, int | np.integer) or count < 1:
+                raise ValueError(f"{option} must be a whole number of at least 1, got {count!r}.")
         if self.short_side is not None and self.short_side < 1:
             raise ValueError(f"short_side must be at least 1 pixel, got {self.short_side}.")
         if not 0 <= self.start < self.end:
@@ -121,6 +121,17 @@ class PassResult:
     late: bool = False
     packet_times: list[float] = field(default_factory=list)
     info: dict[str, Any] = field(default_factory=dict)
+
+
+def as_seconds(name: str, value: Any) -> float:
+    """A finite time in seconds out of a number; `ValueError` names what was given."""
+    try:
+        seconds = math.nan if isinstance(value, str | bytes) else float(value)
+    except (TypeError, ValueError):
+        seconds = math.nan
+    if not math.isfinite(seconds):
+        raise ValueError(f"{name} is {value!r}; give a finite number of seconds.")
+    return seconds
 
 
 def center_times(duration: float, num_frames: int, start: float = 0.0) -> list[float]:
@@ -446,11 +457,15 @@ def _cut_waveform(pieces: list[np.ndarray], request: MediaRequest, begin: float,
     waveform = np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.float32)
     first = round((request.start - begin) * request.sampling_rate)
     last = None if request.end == math.inf else first + round((request.end - request.start) * request.sampling_rate)
-    waveform = waveform[first:last]
-    if not np.isfinite(waveform).all():
+    return checked_waveform(waveform[first:last], name)
+
+
+def checked_waveform(samples: np.ndarray, name: str) -> torch.Tensor:
+    """Decoded samples as a tensor in [-1, 1]; `MediaError` when they are no numbers."""
+    if not np.isfinite(samples).all():
         raise MediaError(f"{name}: the sound holds values that are not numbers (NaN or infinite); encode it again.")
     # Lossy decoders overshoot full scale a little; the published 16-bit files are clipped there.
-    return torch.from_numpy(waveform.clip(-1.0, 1.0))
+    return torch.from_numpy(samples.clip(-1.0, 1.0))
 
 
 def check_damage(reader: MediaReader, end: float) -> None:
@@ -477,12 +492,15 @@ __all__ = [
     "DURATION_TOLERANCE",
     "POST_ROLL_SECONDS",
     "PRE_ROLL_SECONDS",
+    "REFERENCE_SECONDS",
     "TRUNCATION_TOLERANCE",
     "MediaRequest",
-    "check_damage",
     "PassResult",
     "VideoFeed",
+    "as_seconds",
     "center_times",
+    "check_damage",
+    "checked_waveform",
     "reference_indices",
     "run_pass",
     "shown_time",

@@ -40,7 +40,8 @@ class FrameConverter:
         height, width = self.size
         scaled = {"interpolation": "BICUBIC"} if (height, width) != (frame.height, frame.width) else {}
         try:
-            picture = frame.reformat(width=width, height=height, format="rgb24", **scaled)
+            # One thread: converters that have threads, when freed in a forked process, wait for them for ever.
+            picture = frame.reformat(width=width, height=height, format="rgb24", threads=1, **scaled)
         except (av.error.FFmpegError, ValueError) as error:
             raise MediaError(
                 f"{self.name}: frames of format {frame.format.name} cannot be turned into RGB ({error}); "

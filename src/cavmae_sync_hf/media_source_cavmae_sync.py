@@ -6,6 +6,7 @@ and session descriptions (which would make FFmpeg read *other* files and address
 refused with a message. FFmpeg itself is then limited to the demuxers of real containers.
 """
 
+import http.client
 import io
 import os
 import shutil
@@ -33,6 +34,9 @@ CONTAINER_FORMATS = (
 )
 SNIFF_BYTES = 4096
 HTTP_TIMEOUT_SECONDS = 30.0
+# What can only be read forwards is copied: up to this many bytes in memory, more on disk.
+SPOOL_BYTES = 1 << 26
+_COPY_BYTES = 1 << 20
 
 _PLAYLIST_STARTS = (
     b"#extm3u",
@@ -118,7 +122,7 @@ class MediaSource:
                 f"{self.name}: not a media source; pass a path, an address, bytes or a file opened with mode 'rb'."
             )
         try:
-            self._sniff()
+            self._look()
         except BaseException:
             self.close()
             raise
@@ -162,38 +166,61 @@ class MediaSource:
             raise MediaError(f"{self.name}: the file is open in text mode; open it with mode 'rb'.")
         if not (hasattr(handle, "seekable") and handle.seekable()):
             # FFmpeg must be able to go back (MP4 keeps its index at the end as often as not).
-            spooled = tempfile.SpooledTemporaryFile(max_size=1 << 28)  # noqa: SIM115 (closed in close())
-            shutil.copyfileobj(handle, spooled)
-            self._owned.append(spooled)
-            handle = spooled
+            handle = self._spool(handle)
         self._target = handle
 
-    def _head(self) -> bytes:
+    def _spool(self, handle: Any, head: bytes = b"") -> Any:
+        """Copy what can only be read forwards to where one can go back; memory stays bounded."""
+        spooled = tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES)  # noqa: SIM115 (closed in close())
+        self._owned.append(spooled)
+        spooled.write(head)
+        shutil.copyfileobj(handle, spooled, _COPY_BYTES)
+        return spooled
+
+    def _look(self) -> None:
+        """Read the first bytes and refuse what is no media file."""
         if not isinstance(self._target, str):
             self._target.seek(0)
             head = self._target.read(SNIFF_BYTES)
             if isinstance(head, str):
                 raise MediaError(f"{self.name}: the file is open in text mode; open it with mode 'rb'.")
             self._target.seek(0)
-            return bytes(head)
+            self._sniff(bytes(head))
+            return
         try:
             if self._protocols == "file":
                 with open(self._target.removeprefix("file:"), "rb") as file:
-                    return file.read(SNIFF_BYTES)
+                    head = file.read(SNIFF_BYTES)
+                self._sniff(head)
+                return
             request = urllib.request.Request(self._target, headers={"Range": f"bytes=0-{SNIFF_BYTES - 1}"})
             with urllib.request.urlopen(request, timeout=HTTP_TIMEOUT_SECONDS) as reply:  # noqa: S310 (http(s) only)
-                return reply.read(SNIFF_BYTES)
+                head = reply.read(SNIFF_BYTES)
+                self._sniff(head)
+                if reply.status == 200:
+                    self._fetch_whole(reply, head)
         except urllib.error.HTTPError as error:
             raise MediaError(
                 f"{self.name}: the server answers {error.code} ({error.reason}); check the address."
             ) from error
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             raise MediaError(
                 f"{self.name}: cannot be read ({error}); check the address and the access rights."
             ) from error
 
-    def _sniff(self) -> None:
-        head = self._head()
+    def _fetch_whole(self, reply: Any, head: bytes) -> None:
+        """Copy the reply of a server that knows no byte ranges, for FFmpeg could not go back in it."""
+        promised = reply.headers.get("Content-Length")
+        if promised is None and not self._is_mp4:
+            return  # perhaps a broadcast without end: read forwards, as it comes
+        spooled = self._spool(reply, head)
+        if promised is not None and spooled.tell() < int(promised):
+            raise MediaError(
+                f"{self.name}: the transfer breaks off after {spooled.tell()} of {promised} bytes; try again."
+            )
+        self._target, self._protocols = spooled, "none"
+
+    def _sniff(self, head: bytes) -> None:
         self._is_mp4 = head[4:8] == b"ftyp"
         if not head:
             raise MediaError(f"{self.name}: is empty (0 bytes); fetch or record it again.")

@@ -14,7 +14,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from .media_pass_cavmae_sync import POST_ROLL_SECONDS, PRE_ROLL_SECONDS, VideoFeed, check_damage, shown_time
+from .media_pass_cavmae_sync import (
+    POST_ROLL_SECONDS,
+    PRE_ROLL_SECONDS,
+    VideoFeed,
+    as_seconds,
+    check_damage,
+    checked_waveform,
+    shown_time,
+)
 from .media_pictures_cavmae_sync import FrameConverter
 from .media_source_cavmae_sync import MediaError, MediaSource
 from .media_tracks_cavmae_sync import (
@@ -106,12 +114,14 @@ def iter_media(
     Raises:
         MediaError: The file cannot be used, nothing of it lies in the span, or it turned out to be damaged.
     """
-    if not (hop > 0 and math.isfinite(hop)) or num_frames < 1 or not 0 <= context < INTERLEAVE_SECONDS:
+    whole = isinstance(num_frames, int | np.integer) and num_frames >= 1
+    if not whole or not as_seconds("hop", hop) > 0 or not 0 <= context < INTERLEAVE_SECONDS:
         raise ValueError(
-            f"hop must be positive, num_frames at least 1 and context in [0, {INTERLEAVE_SECONDS:g}) seconds; got "
-            f"hop={hop}, num_frames={num_frames}, context={context}."
+            "hop must be positive, num_frames a whole number of at least 1 and context in "
+            f"[0, {INTERLEAVE_SECONDS:g}) seconds; got hop={hop!r}, num_frames={num_frames!r}, context={context!r}."
         )
-    begin, stop = float(start or 0.0), math.inf if end is None else float(end)
+    begin = 0.0 if start is None else as_seconds("start", start)
+    stop = math.inf if end in (None, math.inf) else as_seconds("end", end)
     with MediaSource(source) as media:
         if not 0 <= begin < stop:
             raise MediaError(f"{media.name}: the span {begin:g} s to {stop:g} s is empty; give 0 <= start < end.")
@@ -277,9 +287,7 @@ class _Stream:
         held = np.concatenate(self.pieces) if self.pieces else np.zeros(0, dtype=np.float32)
         offset = second * self.rate - self.held_from
         piece = held[max(0, offset) : max(0, last_sample - self.held_from)]
-        if not np.isfinite(piece).all():
-            raise MediaError(f"{self.reader.name}: the sound holds values that are not numbers (NaN or infinite).")
-        return torch.from_numpy(piece.clip(-1.0, 1.0)), second
+        return checked_waveform(piece, self.reader.name), second
 
 
 __all__ = ["INTERLEAVE_SECONDS", "MediaChunk", "iter_media"]

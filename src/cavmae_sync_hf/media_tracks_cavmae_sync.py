@@ -7,7 +7,9 @@ the earliest track starts at 0, and a track that starts later keeps its distance
 """
 
 import bisect
+import gc
 import math
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -312,6 +314,34 @@ def mono_samples(frame: Any, channel: str) -> np.ndarray:
     return (samples / scale).astype(np.float32)
 
 
+class _ForkGuard:
+    """Frees what is left of decoders before this process forks.
+
+    PyAV's containers and streams hold each other, so decoders, which own threads, wait for the cycle collector. Should
+    it find them in a forked process, where those threads do not exist, freeing them would wait for ever.
+    """
+
+    def __init__(self) -> None:
+        self.registered = False
+        self.pending = False
+
+    def note_reader(self) -> None:
+        """Say that there is a new decoder."""
+        self.pending = True
+        if not self.registered and hasattr(os, "register_at_fork"):
+            os.register_at_fork(before=self.collect)
+            self.registered = True
+
+    def collect(self) -> None:
+        """Collect, if a file was decoded since the last time."""
+        if self.pending:
+            self.pending = False
+            gc.collect()
+
+
+_FORK_GUARD = _ForkGuard()
+
+
 class MediaReader:
     """One pass over one open file.
 
@@ -330,6 +360,7 @@ class MediaReader:
         self, source: MediaSource, want_audio: bool, want_video: bool, missing: str = "error", threads: int = 0
     ) -> None:
         self.name = source.name
+        _FORK_GUARD.note_reader()
         self.container = source.open()
         try:
             self._find_tracks(want_audio, want_video, missing)

@@ -6,10 +6,11 @@ the feature extractor. Which frames are taken and where windows lie is one rule,
 """
 
 import copy
+import math
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,37 +21,39 @@ from transformers.utils import TensorType
 from transformers.video_utils import VideoMetadata
 
 from .auto_map_cavmae_sync import AUTO_MAP
+from .clips_cavmae_sync import Clip, Wishes, as_frame_list, check_rate, check_tracks, pair_clips, share_out
 from .feature_extraction_cavmae_sync import FRAMES_PER_SECOND, CavMaeSyncFeatureExtractor
 from .media_cavmae_sync import decode_media
 from .media_stream_cavmae_sync import MediaChunk, iter_media
-from .video_processing_cavmae_sync import CavMaeSyncVideoProcessor, is_media_source, split_clips
+from .video_processing_cavmae_sync import CavMaeSyncVideoProcessor, is_media_source, pad_clips
+from .waveforms_cavmae_sync import samples_and_rate
 
 # Sound beyond half a window that a chunk of a stream needs: the spectrogram's own 25 ms and a margin for rounding.
 _CONTEXT_MARGIN_SECONDS = 0.1
 _AUDIO_OPTIONS = frozenset({"padding", "max_length", "truncation", "pad_to_multiple_of", "return_attention_mask"})
-
-
-@dataclass
-class _Clip:
-    """One clip on its way through the processor.
-
-    Attributes:
-        frames: What the video processor takes, `None` without video.
-        times: Times of the frames in seconds, `None` when nobody knows them.
-        waveform: `(num_samples,)`, `None` without sound.
-        duration: Seconds, `None` when unknown.
-        name: For messages.
-    """
-
-    name: str
-    frames: Any = None
-    times: list[float] | None = None
-    waveform: Any = None
-    duration: float | None = None
+# Arguments of the call that concern frames and windows alike; one of the two alone would not know of them.
+_SHARED_ARGUMENTS = frozenset(
+    {
+        "num_frames",
+        "frame_times",
+        "fps",
+        "video_metadata",
+        "do_sample_frames",
+        "return_tensors",
+        "return_times",
+        "device",
+    }
+)
 
 
 class CavMaeSyncProcessor(ProcessorMixin):
     """Turns videos with sound into `input_values` and `pixel_values_videos`, window i on the time of frame i.
+
+    Absent windows and frames are marked by False in `padding_mask` and `padding_mask_videos`: those of a missing
+    track, those that fill up clips with fewer frames than the longest of a batch, and, with `alignment="time"`,
+    windows that lie wholly outside the clip. A window partly outside counts as present, unless no more than
+    `feature_extractor.min_window_coverage` of it lies inside; `return_times=True` tells the share of each,
+    `window_coverage`. The model takes all that this returns, `model(**inputs)`.
 
     Args:
         feature_extractor: A [`CavMaeSyncFeatureExtractor`]; its `alignment` rules frames and windows alike.
@@ -101,7 +104,7 @@ class CavMaeSyncProcessor(ProcessorMixin):
         sampling_rate: int | None = None,
         num_frames: int | None = None,
         frame_times: Any = None,
-        fps: float | Sequence[float] | None = None,
+        fps: float | Sequence[float | None] | None = None,
         video_metadata: Any = None,
         do_sample_frames: bool = False,
         start: float | Sequence[float | None] | None = None,
@@ -120,25 +123,29 @@ class CavMaeSyncProcessor(ProcessorMixin):
         Args:
             videos: A file (path, address, bytes, file object) whose two tracks are decoded in one pass, or decoded
                 frames (array, tensor or list of pictures), or a list of either.
-            audio: Waveforms or files of their own, one per video; then the videos' own sound is not read.
+            audio: Waveforms or files of their own, one per video; then the videos' own sound is not read. An array of
+                two rows is two clips; `[array]` is one clip of two channels. `datasets`' `{"array": ...,
+                "sampling_rate": ...}` is taken as well.
             text: Not taken; there is no text side.
             images: Not taken; pass pictures as `videos`.
-            sampling_rate: Rate in Hz of waveforms in `audio`; required with them.
+            sampling_rate: Rate in Hz of waveforms in `audio`; required with them. Files say theirs themselves.
             num_frames: Frames and windows per clip; default: the feature extractor's.
             frame_times: Seconds from the start of each clip: the frames to take from files, or the times of decoded
                 frames. `(num_frames,)` for one clip, one row per clip for several.
-            fps: Frame rate of decoded frames; frame i is then at `i / fps`.
+            fps: Frame rate of decoded frames (one value or one per clip); frame i is then at `i / fps`.
             video_metadata: Instead of `fps`: `{"fps": ..., "frames_indices": ...}` per clip, as transformers' loaders
                 return it.
             do_sample_frames: Take `num_frames` of the decoded frames, by the alignment; needs `fps` or
                 `video_metadata` unless the clip is all the sound there is.
             start: Where in the files the clips start, seconds (one value or one per clip); times count from there.
             end: Where they end, seconds.
-            missing: `"error"`, or `"mask"` to mark the windows or frames of an absent track as absent.
+            missing: `"error"`, or `"mask"` to mark the windows or frames of an absent track as absent. Decoded frames
+                without sound beside files with sound have an absent track, too.
             damaged: `"error"`, or `"keep"` to use what can be decoded of truncated and corrupt files.
             return_tensors: `"pt"`, `"np"` or `None` (lists of arrays, one per clip).
             return_times: Also return `frame_times` `(batch, num_frames)` and, with sound, `window_times`
-                `(batch, num_frames, 2)` and `window_coverage` `(batch, num_frames)`.
+                `(batch, num_frames, 2)`, in seconds and NaN where a shorter clip is filled up, and `window_coverage`
+                `(batch, num_frames)`, the share of each window that lies inside the clip.
             device: Where to compute spectrograms and pixels.
             audio_kwargs: More arguments for the feature extractor.
             videos_kwargs: More arguments for the video processor.
@@ -152,39 +159,35 @@ class CavMaeSyncProcessor(ProcessorMixin):
 
         Raises:
             ValueError: An input cannot be used (`MediaError` for files); the message says which, why and the remedy.
+            TypeError: An argument is unknown.
         """
         if text is not None or images is not None:
             raise ValueError("This processor takes `videos` and `audio` only; there is no text or image side.")
         if videos is None and audio is None:
             raise ValueError("Nothing to process: pass `videos`, `audio` or both.")
-        options = dict(videos_kwargs or {})
-        sound_options = dict(audio_kwargs or {})
-        sampling_rate = sound_options.pop("sampling_rate", sampling_rate)
-        for name, value in kwargs.items():
-            if name in _AUDIO_OPTIONS:
-                sound_options[name] = value
-            elif name in _names_of(self.video_processor.valid_kwargs):
-                options[name] = value
-            else:
-                raise TypeError(f"Unknown argument {name!r}; see the arguments of the processor's call.")
-        count = self.feature_extractor.num_frames if num_frames is None else num_frames
-        clips = self._gather(
-            videos, audio, sampling_rate, count, frame_times, start, end, {"missing": missing, "damaged": damaged}
-        )
-        if videos is not None:
-            self._place_frames(clips, videos, fps, video_metadata, num_frames, do_sample_frames)
-        rate = sampling_rate
-        if audio is None or all(map(is_media_source, _split_audio(audio))):
-            rate = rate or self.feature_extractor.sampling_rate
+        _check_rules(missing, damaged, num_frames)
+        picture_options, sound_options = self._sort_options(kwargs, audio_kwargs, videos_kwargs)
+        rate = _one_rate(sampling_rate, sound_options.pop("sampling_rate", None))
+        clips = pair_clips(videos, audio)
+        own_sound = audio is None and any(is_media_source(clip.video) for clip in clips)
+        wishes = Wishes(
+            num_frames, rate, do_sample_frames, missing, damaged, device, picture_options, sound_options,
+            audio is not None or own_sound, own_sound, 1 if len(clips) > 1 else 0,
+        )  # fmt: skip
+        share_out(clips, wishes, frame_times, fps, video_metadata, start, end)
+        check_rate(clips, rate, self.feature_extractor.sampling_rate)
+        if missing == "error":
+            check_tracks(clips, videos is not None, audio is not None, own_sound)
+        self._load_all(clips, wishes)
         output: dict[str, Any] = {}
-        with_sound = audio is not None or any(is_media_source(clip) for clip in split_clips(videos))
-        self._settle_times(clips, count, rate)
+        for clip in clips:
+            self._settle_times(clip, wishes)
         if videos is not None:
-            output |= self._pixels(clips, count, options, device)
-        if with_sound:
-            output |= self._windows(clips, count, rate, return_times, device, sound_options)
-        elif return_times and all(clip.times is not None for clip in clips):
-            output["frame_times"] = _stack_rows([clip.times for clip in clips])
+            output |= self._stack_pixels(clips, wishes)
+        if wishes.with_sound:
+            output |= self._windows(clips, wishes, return_times)
+        elif return_times:
+            output["frame_times"] = _stack_rows(_known_times(clips))
         return _finish(output, return_tensors)
 
     def stream(
@@ -224,16 +227,19 @@ class CavMaeSyncProcessor(ProcessorMixin):
             `(1, num_frames, 2)`, both in seconds of the *file*, and `window_coverage` `(1, num_frames)`.
 
         Raises:
-            MediaError: The file cannot be used.
+            MediaError: The file cannot be used (raised with the first chunk).
+            ValueError: An argument cannot work; raised at once.
+            TypeError: An argument is unknown; raised at once.
         """
+        _check_rules(missing, damaged, num_frames)
+        options, _ = self._sort_options(kwargs, None, None)
         extractor = copy.copy(self.feature_extractor)
         extractor.alignment = "time"
-        context = extractor.audio_length / 2 / FRAMES_PER_SECOND + _CONTEXT_MARGIN_SECONDS
         chunks = iter_media(
             video,
             hop=hop,
             num_frames=extractor.num_frames if num_frames is None else num_frames,
-            context=context,
+            context=extractor.audio_length / 2 / FRAMES_PER_SECOND + _CONTEXT_MARGIN_SECONDS,
             start=start,
             end=end,
             sampling_rate=extractor.sampling_rate,
@@ -241,178 +247,194 @@ class CavMaeSyncProcessor(ProcessorMixin):
             missing=missing,
             damaged=damaged,
         )
+        return self._stream_chunks(chunks, extractor, options, device, return_tensors)
+
+    def _stream_chunks(
+        self, chunks: Iterator[MediaChunk], extractor: Any, options: dict[str, Any], device: Any, return_tensors: Any
+    ) -> Iterator[BatchFeature]:
+        """The model's inputs of each chunk of a stream."""
         for chunk in chunks:
-            clip = _Clip(chunk.source, chunk.frames, chunk.frame_times.tolist())
-            output = self._pixels([clip], len(chunk.frame_times), kwargs, device)
-            output |= _chunk_windows(extractor, chunk, device)
+            pixels = self._pixels(chunk.frames, chunk.source, options, device)
+            output = pad_clips([pixels], len(chunk.frame_times)) | _chunk_windows(extractor, chunk, device)
             yield _finish(output, return_tensors)
 
-    def _gather(
-        self,
-        videos: Any,
-        audio: Any,
-        sampling_rate: int | None,
-        count: int,
-        frame_times: Any,
-        start: Any,
-        end: Any,
-        rules: dict[str, str],
-    ) -> list[_Clip]:
-        """Decode what are files and pair videos with their sound."""
-        pictures = split_clips(videos) if videos is not None else None
-        sounds = _split_audio(audio) if audio is not None else None
-        number = len(pictures if pictures is not None else sounds or [])
-        if pictures is not None and sounds is not None and len(pictures) != len(sounds):
-            raise ValueError(
-                f"Got {len(pictures)} videos and {len(sounds)} waveforms; pass one waveform per video (several "
-                "channels of one clip as `[array]`, channels first)."
-            )
-        times = _time_rows(frame_times, number)
-        starts, ends = _per_clip("start", start, number), _per_clip("end", end, number)
-        extractor = self.feature_extractor
-        rate = sampling_rate or extractor.sampling_rate
-
-        def load(position: int) -> _Clip:
-            clip = _Clip(f"Clip {position}", times=times[position])
-            span = {"start": starts[position], "end": ends[position], "channel": extractor.channel, **rules}
-            span["threads"] = 1 if number > 1 else 0
-            picture = pictures[position] if pictures is not None else None
-            if is_media_source(picture):
-                media = decode_media(
-                    picture,
-                    num_frames=count,
-                    alignment=extractor.alignment,
-                    frame_times=times[position],
-                    sampling_rate=extractor.sampling_rate,
-                    want_audio=sounds is None,
-                    **span,
+    def _sort_options(
+        self, kwargs: dict[str, Any], audio_kwargs: dict[str, Any] | None, videos_kwargs: dict[str, Any] | None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Arguments for the video processor and for the feature extractor; refuses what neither would heed."""
+        pictures, sounds = dict(videos_kwargs or {}), dict(audio_kwargs or {})
+        for name in (*kwargs, *pictures, *sounds):
+            if name == "alignment":
+                raise ValueError(
+                    "`alignment` is one setting for frames and windows and no argument of a call; set "
+                    '`processor.feature_extractor.alignment = "reference"` (or "time").'
                 )
-                clip = _Clip(media.source, media.frames, times[position], media.waveform, media.duration)
-                if media.frame_times is not None:
-                    clip.times = media.frame_times.tolist()
-            elif pictures is not None:
-                clip.frames = picture
-                if picture is None and rules["missing"] == "error":
-                    raise ValueError(f"Clip {position} is None; pass missing='mask' to mark its frames as absent.")
-            if sounds is not None:
-                clip.waveform = sounds[position]
-                if is_media_source(clip.waveform):
-                    media = decode_media(clip.waveform, sampling_rate=rate, want_video=False, **span)
-                    clip.waveform = media.waveform
-                    clip.duration = clip.duration or media.duration
-                elif clip.waveform is None and rules["missing"] == "error":
-                    raise ValueError(f"The sound of clip {position} is None; pass missing='mask' to mark it absent.")
-            return clip
+        for group, options in (("videos_kwargs", pictures), ("audio_kwargs", sounds)):
+            for name in sorted(_SHARED_ARGUMENTS & set(options)):
+                raise ValueError(
+                    f"`{name}` in `{group}` would reach frames or windows alone; pass it to the call itself, beside "
+                    "`videos`."
+                )
+        typed = self.video_processor.valid_kwargs
+        known = (set(typed.__required_keys__) | set(typed.__optional_keys__)) - _SHARED_ARGUMENTS - {"return_metadata"}
+        for name, value in kwargs.items():
+            (sounds if name in _AUDIO_OPTIONS else pictures)[name] = value
+        for name in pictures:
+            if name not in known:
+                raise TypeError(f"Unknown argument {name!r}; see the arguments of the processor's call.")
+        return pictures, sounds
 
-        workers = min(number, os.cpu_count() or 1)
+    def _load_all(self, clips: list[Clip], wishes: Wishes) -> None:
+        """Read clips side by side and make pixels of each at once; only as many as threads hold full-size frames."""
+        workers = min(sum(clip.has_file for clip in clips), os.cpu_count() or 1)
         if workers <= 1:
-            return [load(position) for position in range(number)]
+            for clip in clips:
+                self._make_pixels(clip, self._read(clip, wishes), wishes)
+            return
+        # torch spreads the work on pixels over the cores itself, so one clip at a time is enough; decoding goes on.
+        turn = threading.Lock()
+
+        def load(clip: Clip) -> None:
+            frames = self._read(clip, wishes)
+            with turn:
+                self._make_pixels(clip, frames, wishes)
+
         with ThreadPoolExecutor(workers) as pool:  # PyAV decodes without holding the interpreter's lock
-            return list(pool.map(load, range(number)))
+            list(pool.map(load, clips))
 
-    def _place_frames(
-        self, clips: list[_Clip], videos: Any, fps: Any, metadata: Any, num_frames: int | None, sample: bool
-    ) -> None:
+    def _make_pixels(self, clip: Clip, frames: Any, wishes: Wishes) -> None:
+        """Turn the frames of a clip into its pixels."""
+        if frames is not None:
+            clip.pixels = self._pixels(frames, clip.name, wishes.picture_options, wishes.device)
+
+    def _read(self, clip: Clip, wishes: Wishes) -> Any:
+        """Decode a clip, or place its decoded frames; returns the frames."""
+        frames = None
+        if is_media_source(clip.video):
+            frames = self._decode(clip, wishes)
+        elif clip.video is not None:
+            frames = self._place_frames(clip, wishes)
+        clip.video = None
+        if is_media_source(clip.audio):
+            rate = self.feature_extractor.sampling_rate
+            media = decode_media(clip.audio, sampling_rate=rate, want_video=False, **self._span(clip, wishes))
+            self._set_sound(clip, media.waveform, rate, media.duration)
+        elif clip.audio is not None:
+            samples, rate = samples_and_rate(clip.audio, wishes.sampling_rate, clip.position)
+            shape = np.shape(samples) if isinstance(samples, np.ndarray | torch.Tensor) else (len(samples),)
+            self._set_sound(clip, samples, rate, shape[-1] / rate if shape else None)
+        return frames
+
+    def _span(self, clip: Clip, wishes: Wishes) -> dict[str, Any]:
+        """Arguments that the decoding of videos and of sound of their own share."""
+        return {
+            "start": clip.start,
+            "end": clip.end,
+            "channel": self.feature_extractor.channel,
+            "missing": wishes.missing,
+            "damaged": wishes.damaged,
+            "threads": wishes.threads,
+        }
+
+    def _decode(self, clip: Clip, wishes: Wishes) -> torch.Tensor | None:
+        """Read a file: its frames, and its sound if that is wanted."""
+        extractor = self.feature_extractor
+        media = decode_media(
+            clip.video,
+            num_frames=extractor.num_frames if wishes.num_frames is None else wishes.num_frames,
+            alignment=extractor.alignment,
+            frame_times=clip.times,
+            sampling_rate=extractor.sampling_rate,
+            want_audio=wishes.own_sound,
+            **self._span(clip, wishes),
+        )
+        clip.name, clip.duration = media.source, media.duration
+        if media.frame_times is not None:
+            clip.times = media.frame_times.tolist()
+        self._set_sound(clip, media.waveform, extractor.sampling_rate, None)
+        return media.frames
+
+    @staticmethod
+    def _set_sound(clip: Clip, samples: Any, rate: int, duration: float | None) -> None:
+        """Keep sound together with its rate; its length counts where the video's is unknown."""
+        clip.waveform = None if samples is None else {"array": samples, "sampling_rate": rate}
+        clip.duration = clip.duration or duration
+
+    def _place_frames(self, clip: Clip, wishes: Wishes) -> Any:
         """Give decoded frames their times, and take some of them where that is asked for."""
-        rates = _per_clip("fps", fps, len(clips))
-        known = list(metadata) if isinstance(metadata, list | tuple) else [metadata] * len(clips)
-        if len(known) != len(clips):
-            raise ValueError(f"`video_metadata` has {len(known)} entries for {len(clips)} clips; give one per clip.")
-        for clip, given, rate, facts in zip(clips, split_clips(videos), rates, known, strict=True):
-            if is_media_source(given) or clip.frames is None:
-                continue
-            clip.frames = _as_frame_list(clip.frames)
-            total = len(clip.frames)
-            facts = dict(facts) if facts is not None else {}
-            rate = rate or facts.get("fps")
-            if rate is not None and not rate > 0:
-                raise ValueError(f"{clip.name}: the frame rate must be positive, got {rate}.")
-            numbers = facts.get("frames_indices")
-            numbers = list(range(total)) if numbers is None else [int(index) for index in numbers]
-            if len(numbers) != total:
-                raise ValueError(f"{clip.name}: {len(numbers)} frame indices for {total} frames; give one per frame.")
-            if clip.times is None and rate is not None:
-                clip.times = [index / rate for index in numbers]
-            if sample:
-                places = self.video_processor.sample_frames(
-                    VideoMetadata(total_num_frames=total, fps=rate),
-                    num_frames=self.feature_extractor.num_frames if num_frames is None else num_frames,
-                    alignment=self.feature_extractor.alignment,
-                ).tolist()
-                clip.frames = _take(clip.frames, places)
-                clip.times = None if clip.times is None else [clip.times[place] for place in places]
-                total = len(places)
-            if clip.times is not None and len(clip.times) != total:
-                raise ValueError(
-                    f"{clip.name}: {len(clip.times)} frame times for {total} frames; give one time per frame."
-                )
-            if num_frames is not None and total != num_frames:
-                raise ValueError(
-                    f"{clip.name}: num_frames is {num_frames} but the clip has {total} frames; leave num_frames "
-                    "out, or pass do_sample_frames=True with fps to take some of them."
-                )
+        frames = as_frame_list(clip.video)
+        total = len(frames)
+        facts = dict(clip.facts) if clip.facts is not None else {}
+        rate = facts.get("fps") if clip.fps is None else clip.fps
+        if rate is not None:
+            if not (isinstance(rate, int | float | np.number) and rate > 0):
+                raise ValueError(f"{clip.name}: the frame rate must be a positive number, got {rate!r}.")
+            rate = float(rate)
+        numbers = facts.get("frames_indices")
+        numbers = list(range(total)) if numbers is None else [int(index) for index in numbers]
+        if len(numbers) != total:
+            raise ValueError(f"{clip.name}: {len(numbers)} frame indices for {total} frames; give one per frame.")
+        if clip.times is None and rate is not None:
+            clip.times = [index / rate for index in numbers]
+        if clip.times is not None and len(clip.times) != total:
+            raise ValueError(
+                f"{clip.name}: {len(clip.times)} frame times for {total} frames; give one time per frame."
+            )
+        if wishes.do_sample_frames:
+            places = self.video_processor.sample_frames(
+                VideoMetadata(total_num_frames=total, fps=rate),
+                num_frames=self.feature_extractor.num_frames if wishes.num_frames is None else wishes.num_frames,
+                alignment=self.feature_extractor.alignment,
+            ).tolist()
+            clip.times = None if clip.times is None else [clip.times[place] for place in places]
+            return [frames[place] for place in places] if isinstance(frames, list) else frames[places]
+        if wishes.num_frames is not None and total != wishes.num_frames:
+            raise ValueError(
+                f"{clip.name}: num_frames is {wishes.num_frames} but the clip has {total} frames; leave num_frames "
+                "out, or pass do_sample_frames=True with fps to take some of them."
+            )
+        return frames
 
-    def _settle_times(self, clips: list[_Clip], count: int, rate: int | None) -> None:
-        """Give the clips whose frames have no known times the default ones, as far as their length is known."""
-        for clip in clips:
-            if clip.times is not None:
-                continue
-            if clip.duration is None and clip.waveform is not None and rate:
-                clip.duration = np.shape(clip.waveform)[-1] / rate
-            if clip.duration is None and clip.frames is not None:
-                continue
-            frames = count if clip.frames is None else len(clip.frames)
-            clip.times = self.feature_extractor.default_frame_times(clip.duration or 0.0, frames)
-
-    def _pixels(self, clips: list[_Clip], count: int, options: dict[str, Any], device: Any) -> dict[str, torch.Tensor]:
-        """Pixels of all clips; zeros and a mask for those without frames."""
-        present = [clip.frames for clip in clips if clip.frames is not None]
-        mask = None
-        if present:
+    def _pixels(self, frames: Any, name: str, options: dict[str, Any], device: Any) -> torch.Tensor:
+        """Pixels `(num_frames, 3, height, width)` of one clip; none of them, in the right size, without frames."""
+        given = torch.zeros(1, 3, 8, 8, dtype=torch.uint8) if frames is None else frames
+        try:
             done = self.video_processor(
-                present,
+                [given],
                 do_sample_frames=False,
                 return_tensors="pt",
                 **options,
                 **({"device": device} if device else {}),
             )
-            pixels, mask = done["pixel_values_videos"], done.get("padding_mask_videos")
-        else:
-            crop = self.video_processor.crop_size
-            pixels = torch.zeros(0, count, 3, crop["height"], crop["width"], device=device)
-        if len(present) < len(clips):
-            if mask is None:
-                mask = torch.ones(pixels.shape[:2], dtype=torch.bool, device=pixels.device)
-            places = [place for place, clip in enumerate(clips) if clip.frames is not None]
-            pixels, mask = (_spread(value, places, len(clips)) for value in (pixels, mask))
-        output = {"pixel_values_videos": pixels}
-        if mask is not None and not bool(mask.all()):
-            output["padding_mask_videos"] = mask
-        return output
+        except ValueError as error:
+            # The video processor counts the clips it is given, which is one.
+            raise ValueError(str(error).replace("Clip 0", name).replace("clip 0", name)) from error
+        pixels = done["pixel_values_videos"][0]
+        return pixels[:0] if frames is None else pixels
 
-    def _windows(
-        self,
-        clips: list[_Clip],
-        count: int,
-        rate: int | None,
-        return_times: bool,
-        device: Any,
-        options: dict[str, Any],
-    ) -> dict[str, torch.Tensor]:
+    def _settle_times(self, clip: Clip, wishes: Wishes) -> None:
+        """Give frames without known times the default ones, as far as the clip's length is known."""
+        if clip.times is None and (clip.duration is not None or clip.pixels is None):
+            count = clip.num_frames or wishes.num_frames or self.feature_extractor.num_frames
+            clip.times = self.feature_extractor.default_frame_times(clip.duration or 0.0, count)
+
+    def _stack_pixels(self, clips: list[Clip], wishes: Wishes) -> dict[str, torch.Tensor]:
+        """Pixels of all clips, as many frames as there are windows; zeros and a mask where a clip has none."""
+        present = [clip.pixels for clip in clips if clip.pixels is not None]
+        none = present[0][:0] if present else self._pixels(None, "", wishes.picture_options, wishes.device)
+        pixels = [none if clip.pixels is None else clip.pixels for clip in clips]
+        return pad_clips(pixels, max(clip.num_frames for clip in clips))
+
+    def _windows(self, clips: list[Clip], wishes: Wishes, return_times: bool) -> dict[str, torch.Tensor]:
         """Windows of all clips on their frames' times."""
-        rows = [clip.times for clip in clips]
-        if any(row is None for row in rows):
-            # Frames without times, sound without frames' count: the centres of equal parts of the clip.
-            raise ValueError("The times of the frames are unknown; pass `fps`, `frame_times` or the sound's duration.")
         return dict(
             self.feature_extractor(
                 [clip.waveform for clip in clips],
-                sampling_rate=rate,
-                frame_times=rows,
+                frame_times=_known_times(clips),
                 return_tensors="pt",
                 return_times=return_times,
-                device=device,
-                **options,
+                device=wishes.device,
+                **wishes.sound_options,
             )
         )
 
@@ -439,70 +461,38 @@ def _chunk_windows(extractor: Any, chunk: MediaChunk, device: Any) -> dict[str, 
     }
 
 
-def _split_audio(audio: Any) -> list[Any]:
-    """Tell one waveform or file from several."""
-    if is_media_source(audio):
-        return [audio]
-    if isinstance(audio, np.ndarray | torch.Tensor):
-        if audio.ndim == 0:
-            raise ValueError("audio is a single number; pass a waveform `(num_samples,)`.")
-        return [audio] if audio.ndim == 1 else list(audio)
-    if not isinstance(audio, list | tuple) or not len(audio):
-        raise ValueError(f"audio must be a waveform, a file or a list of them, got {type(audio).__name__}.")
-    if isinstance(audio[0], int | float | np.number):
-        return [np.asarray(audio, dtype=np.float32)]
-    return list(audio)
+def _check_rules(missing: Any, damaged: Any, num_frames: Any) -> None:
+    """Refuse values of the call's arguments that cannot work, whatever the input."""
+    for name, value, other in (("missing", missing, "mask"), ("damaged", damaged, "keep")):
+        if value not in ("error", other):
+            raise ValueError(f'`{name}` is {value!r}; it must be "error" or "{other}".')
+    whole = isinstance(num_frames, int | np.integer) and not isinstance(num_frames, bool)
+    if num_frames is not None and not (whole and num_frames >= 1):
+        raise ValueError(f"num_frames is {num_frames!r}; it must be a whole number of at least 1.")
 
 
-def _time_rows(frame_times: Any, count: int) -> list[list[float] | None]:
-    """One row of times per clip."""
-    if frame_times is None:
-        return [None] * count
-    rows = list(frame_times)
-    if rows and np.ndim(rows[0]) == 0:
-        rows = [rows]
-    if len(rows) != count:
-        raise ValueError(f"frame_times has {len(rows)} rows for {count} clips; give one row of times per clip.")
-    return [[float(time) for time in row] for row in rows]
+def _one_rate(first: Any, second: Any) -> Any:
+    """The sampling rate, which may be given beside `audio` or in `audio_kwargs`."""
+    if first is not None and second is not None and first != second:
+        raise ValueError(f"sampling_rate is {first} and, in `audio_kwargs`, {second}; give one of them.")
+    return second if first is None else first
 
 
-def _per_clip(name: str, value: Any, count: int) -> list[Any]:
-    """One value per clip out of one for all or a list."""
-    if not isinstance(value, list | tuple | np.ndarray):
-        return [value] * count
-    if len(value) != count:
-        raise ValueError(f"{name} has {len(value)} values for {count} clips; give one for all or one per clip.")
-    return list(value)
+def _known_times(clips: list[Clip]) -> list[list[float]]:
+    """The times of every clip's frames."""
+    rows = []
+    for clip in clips:
+        if clip.times is None:
+            raise ValueError(
+                f"{clip.name}: the times of its frames are unknown; pass `fps`, `video_metadata` or `frame_times`."
+            )
+        rows.append(clip.times)
+    return rows
 
 
-def _as_frame_list(frames: Any) -> Any:
-    """Frames as something with a length and an order: a single picture becomes a list of one."""
-    if isinstance(frames, np.ndarray | torch.Tensor):
-        coloured = frames.ndim == 3 and not {frames.shape[0], frames.shape[-1]}.isdisjoint((1, 3, 4))
-        return frames[None] if frames.ndim == 2 or coloured else frames
-    return list(frames) if isinstance(frames, list | tuple) else [frames]
-
-
-def _take(frames: Any, places: list[int]) -> Any:
-    return [frames[place] for place in places] if isinstance(frames, list) else frames[places]
-
-
-def _names_of(typed: Any) -> set[str]:
-    """Names that a `TypedDict` of arguments allows."""
-    return set(typed.__required_keys__) | set(typed.__optional_keys__)
-
-
-def _spread(values: torch.Tensor, places: list[int], count: int) -> torch.Tensor:
-    """Put rows at their places among `count` rows of zeros."""
-    result = values.new_zeros((count, *values.shape[1:]))
-    if places:
-        result[torch.tensor(places, device=values.device)] = values
-    return result
-
-
-def _stack_rows(rows: Sequence[Any]) -> torch.Tensor:
-    """Rows of times as `(batch, longest)` float64, filled with zeros."""
-    result = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.float64)
+def _stack_rows(rows: Sequence[Sequence[float]]) -> torch.Tensor:
+    """Rows of times as `(batch, longest)` float64, filled up with NaN."""
+    result = torch.full((len(rows), max(map(len, rows))), math.nan, dtype=torch.float64)
     for place, row in enumerate(rows):
         result[place, : len(row)] = torch.tensor(row, dtype=torch.float64)
     return result

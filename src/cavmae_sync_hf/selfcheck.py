@@ -21,6 +21,10 @@ class SelfCheckError(ValueError):
         super().__init__(message)
         self.result = result
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exceptions are pickled by their message alone; worker processes hand theirs to the parent that way.
+        return type(self), (str(self), self.result)
+
 
 class SelfCheckWarning(UserWarning):
     """As [`SelfCheckError`], where only a warning was asked for."""

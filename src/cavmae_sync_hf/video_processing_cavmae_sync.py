@@ -8,7 +8,7 @@ is at hand as the faster way that is a grey level off in places.
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,10 +30,11 @@ from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata
 
 from .media_cavmae_sync import decode_media
+from .media_pass_cavmae_sync import center_times, reference_indices
 from .resize_cavmae_sync import resize_crop_exact
 
-# The published rule spreads the frames over the first ten seconds.
-_REFERENCE_SECONDS = 10
+# Grey, RGB, RGB with alpha.
+_CHANNELS = (1, 3, 4)
 
 
 class CavMaeSyncVideoProcessorKwargs(VideosKwargs, total=False):
@@ -57,6 +58,11 @@ class CavMaeSyncVideoProcessor(BaseVideoProcessor):
     bytes or file object, which is decoded with `num_frames` frames by `alignment`. A list of clips, or a 5-D array, is
     a batch. Samples are uint8, other integers in [0, 255], or floats in [0, 255]; floats that all lie in [0, 1] are
     taken as fractions of white. Floats are rounded to grey levels, as PIL would.
+
+    A 3-D array whose first or last length is 1, 3 or 4 is one frame with that many channels, never a grey clip of so
+    many frames: give grey clips their channel, `(T, H, W, 1)`, and nothing is left to guess. Of a 4-D array whose
+    second and last lengths both look like channels the second is taken, unless `input_data_format` says
+    `"channels_last"`.
 
     Decoded frames are all used; `do_sample_frames=True` picks `num_frames` of them by `alignment`.
 
@@ -131,14 +137,13 @@ class CavMaeSyncVideoProcessor(BaseVideoProcessor):
         if total < 1:
             raise ValueError("The clip has no frames to sample from.")
         if alignment == "time":
-            return np.array([int((i + 0.5) * total / count) for i in range(count)])
+            return np.array([int(place) for place in center_times(total, count)])
         if metadata.fps is None:
             raise ValueError(
                 '`alignment="reference"` needs the frame rate: pass `video_metadata={"fps": ..., '
                 '"total_num_frames": ...}`.'
             )
-        span = min(total, _REFERENCE_SECONDS * metadata.fps)
-        return np.array([int(i * span / count) for i in range(count)])
+        return np.array(reference_indices(total, metadata.fps, count))
 
     def preprocess(self, videos: Any, **kwargs: Unpack[CavMaeSyncVideoProcessorKwargs]) -> BatchFeature:
         """Process one clip or a batch, see the class's text for what a clip may be.
@@ -325,21 +330,37 @@ def _scale(
 def _batch(pixels: list[Tensor], return_tensors: str | TensorType | None) -> BatchFeature:
     """Stack clips; fill shorter ones with zeros and return a mask where their lengths differ."""
     if return_tensors is None:
-        return BatchFeature({"pixel_values_videos": pixels})
+        return BatchFeature({"pixel_values_videos": [clip.cpu().numpy() for clip in pixels]})
+    data = pad_clips(pixels)
+    return BatchFeature({name: _export(value, return_tensors) for name, value in data.items()})
+
+
+def pad_clips(pixels: Sequence[Tensor], longest: int = 0) -> dict[str, Tensor]:
+    """Stack clips, filled up with zeros to the longest one.
+
+    Args:
+        pixels: One `(num_frames_i, channels, height, width)` per clip; a clip may have no frames.
+        longest: Fill up to at least this many frames.
+
+    Returns:
+        `pixel_values_videos` `(batch, num_frames, channels, height, width)`, and `padding_mask_videos`
+        `(batch, num_frames)` bool where a frame is absent anywhere.
+
+    Raises:
+        ValueError: The clips' frames differ in size.
+    """
     shapes = {tuple(clip.shape[1:]) for clip in pixels}
     if len(shapes) > 1:
         raise ValueError(f"The clips have different sizes after processing ({sorted(shapes)}); crop to one size.")
-    longest = max(len(clip) for clip in pixels)
+    longest = max(longest, *(len(clip) for clip in pixels))
     if all(len(clip) == longest for clip in pixels):
-        stacked = pixels[0].unsqueeze(0) if len(pixels) == 1 else torch.stack(pixels)
-        return BatchFeature({"pixel_values_videos": _export(stacked, return_tensors)})
+        return {"pixel_values_videos": pixels[0].unsqueeze(0) if len(pixels) == 1 else torch.stack(list(pixels))}
     stacked = pixels[0].new_zeros((len(pixels), longest, *pixels[0].shape[1:]))
     mask = torch.zeros((len(pixels), longest), dtype=torch.bool, device=stacked.device)
     for row, clip in enumerate(pixels):
         stacked[row, : len(clip)] = clip
         mask[row, : len(clip)] = True
-    data = {"pixel_values_videos": stacked, "padding_mask_videos": mask}
-    return BatchFeature({name: _export(value, return_tensors) for name, value in data.items()})
+    return {"pixel_values_videos": stacked, "padding_mask_videos": mask}
 
 
 def _export(value: Tensor, return_tensors: str | TensorType) -> Any:
@@ -354,8 +375,13 @@ def _check_alignment(alignment: Any) -> None:
 
 
 def is_media_source(clip: Any) -> bool:
-    """Whether a clip is something to decode: path, URL, bytes, file object, or a mapping with `bytes` or `path`."""
-    return isinstance(clip, (str, bytes, bytearray, os.PathLike, Mapping)) or (
+    """Whether a clip is something to decode: path, URL, bytes, file object, or a mapping with `bytes` or `path`.
+
+    A mapping with an `array` is decoded already, as `datasets` hands out sound.
+    """
+    if isinstance(clip, Mapping):
+        return clip.get("array") is None
+    return isinstance(clip, (str, bytes, bytearray, os.PathLike)) or (
         hasattr(clip, "read") and not isinstance(clip, Image.Image)
     )
 
@@ -363,6 +389,11 @@ def is_media_source(clip: Any) -> bool:
 def _is_frame(value: Any) -> bool:
     """Whether a value is one frame."""
     return isinstance(value, Image.Image) or (isinstance(value, (np.ndarray, Tensor)) and value.ndim in (2, 3))
+
+
+def is_single_frame(array: Any) -> bool:
+    """Whether a 2-D or 3-D array is one frame, and not a grey clip `(T, H, W)`; see the video processor's text."""
+    return array.ndim == 2 or (array.ndim == 3 and (array.shape[0] in _CHANNELS or array.shape[-1] in _CHANNELS))
 
 
 def split_clips(videos: Any) -> list[Any]:
@@ -438,18 +469,17 @@ def _as_clip(clip: Any, position: int, layout: Any) -> Tensor:
         raise ValueError(f"Clip {position} has shape {tuple(clip.shape)}: no pixels. Pass at least one frame.")
     if clip.ndim == 2:
         return clip[None, None]
-    channels = (1, 3, 4)
-    if clip.ndim == 3 and layout is None and clip.shape[0] not in channels and clip.shape[-1] not in channels:
+    if clip.ndim == 3 and layout is None and not is_single_frame(clip):
         return clip.unsqueeze(1)  # grey frames
     if clip.ndim == 3:
         clip = clip.unsqueeze(0)
     if clip.ndim != 4:
         raise ValueError(f"Clip {position} has shape {tuple(clip.shape)}; expected (T, H, W, C) or (T, C, H, W).")
     if layout is None:
-        layout = ChannelDimension.FIRST if clip.shape[1] in channels else ChannelDimension.LAST
+        layout = ChannelDimension.FIRST if clip.shape[1] in _CHANNELS else ChannelDimension.LAST
     if ChannelDimension(layout) == ChannelDimension.LAST:
         clip = clip.permute(0, 3, 1, 2)
-    if clip.shape[1] not in channels:
+    if clip.shape[1] not in _CHANNELS:
         raise ValueError(
             f"Clip {position} has {clip.shape[1]} channels; expected 1, 3 or 4 as (T, H, W, C) or (T, C, H, W)."
         )
@@ -482,4 +512,11 @@ def _to_grey_levels(frames: Tensor, position: int, do_rescale: bool) -> Tensor:
     return levels.round().to(torch.uint8)
 
 
-__all__ = ["CavMaeSyncVideoProcessor", "CavMaeSyncVideoProcessorKwargs"]
+__all__ = [
+    "CavMaeSyncVideoProcessor",
+    "CavMaeSyncVideoProcessorKwargs",
+    "is_media_source",
+    "is_single_frame",
+    "pad_clips",
+    "split_clips",
+]

@@ -2,8 +2,6 @@
 """How a published checkpoint becomes a folder that `from_pretrained` loads."""
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +13,11 @@ from transformers.utils import logging
 
 from ..classification_cavmae_sync import CavMaeSyncForAudioVisualClassification
 from ..configuration_cavmae_sync import CavMaeSyncConfig
+from ..hub import save_for_hub
+from ..model_card import CardDetails
 from ..modeling_cavmae_sync import CavMaeSyncModel, CavMaeSyncPreTrainedModel
 from ..pretraining_cavmae_sync import CavMaeSyncForPreTraining
+from ..processing_cavmae_sync import CavMaeSyncProcessor
 from .mae import adapt_mae, is_mae, is_transformers_mae, rename_transformers_mae
 from .naming import Renaming, drop_decoder, move_classifier, move_decoder, move_encoder
 from .reading import Checkpoint, read_checkpoint, strip_prefixes
@@ -27,7 +28,9 @@ from .settings import Family, has_decoder, infer_config, tell_family
 def convert_checkpoint(
     src: str | os.PathLike, dst: str | os.PathLike, config_overrides: Mapping[str, Any] | None = None
 ) -> ConversionReport:
-    """Convert a published checkpoint into a folder with configuration, processor files and safetensors.
+    """Convert a published checkpoint into a folder that loads, and can be uploaded, as it is.
+
+    The folder holds the configuration, processor files, safetensors, the code of every auto class and a model card.
 
     The family is told by the tensors: CAV-MAE Sync and CAV-MAE pretraining, their classifiers, the ImageNet MAE
     initialisation that the authors adapted, an MAE checkpoint itself (the authors' file, or a transformers folder).
@@ -45,7 +48,7 @@ def convert_checkpoint(
     Raises:
         ConversionError: `src` is no checkpoint, is damaged or does not fit; or `dst` is in use. Nothing is written.
     """
-    src, dst = Path(src), Path(dst)
+    src, dst = Path(src).expanduser(), Path(dst).expanduser()
     if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
         raise ConversionError(f"{dst}: already exists and is not an empty folder; name another one, or remove it.")
     try:
@@ -189,7 +192,10 @@ def _notes(
             "For one fine-tuned on sound alone convert with config_overrides={'modality': 'audio'}."
         )
     if model_class is CavMaeSyncForAudioVisualClassification and config.problem_type is None:
-        notes.append("`problem_type` is open; name it in `config_overrides` to average several frames accordingly.")
+        notes.append(
+            "`problem_type` is open; to average several frames accordingly, name it, such as "
+            "config_overrides={'problem_type': 'multi_label_classification'}."
+        )
     if model_class is CavMaeSyncModel and not has_decoder(published):
         notes.append("The file has no decoder: saved as the encoder alone; pretraining would start a new decoder.")
     if config.position_embedding_type == "learned":
@@ -210,28 +216,23 @@ def _notes(
 
 
 def _write(conversion: Conversion, dst: Path) -> None:
-    """Write everything beside `dst`, then give it the name."""
-    from ..processing_cavmae_sync import CavMaeSyncProcessor
-
+    """Write a folder ready for the Hub: weights, settings, the code of every auto class and a model card."""
     # Published figures depend on the published alignment of frames and windows; an initialisation has none.
     published = conversion.report.family != Family.INITIALISATION
     processor = CavMaeSyncProcessor.from_config(conversion.config, alignment="reference" if published else "time")
-    dst.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{dst.name}-", dir=dst.parent) as room:
-        folder = Path(room) / "converted"
-        folder.mkdir()
-        with _without_progress_bars():
-            model = conversion.model_class.from_pretrained(
-                None, config=conversion.config, state_dict=conversion.state_dict
-            )
-            model.save_pretrained(folder)
-        processor.save_pretrained(folder)
-        # safetensors makes its files private; others may read these as they may read the configuration.
-        for weights in folder.glob("*.safetensors"):
-            weights.chmod((folder / "config.json").stat().st_mode)
-        if dst.is_dir():
-            dst.rmdir()
-        shutil.move(folder, dst)
+    with _without_progress_bars():
+        model = conversion.model_class.from_pretrained(
+            None, config=conversion.config, state_dict=conversion.state_dict
+        )
+        save_for_hub(model, processor, dst, card=CardDetails(training=_provenance(conversion.report)))
+
+
+def _provenance(report: ConversionReport) -> str:
+    """Where the weights come from, for the model card."""
+    files = ", ".join(f"`{name}` (SHA-256 `{digest}`)" for name, digest in report.sha256.items())
+    origin = f"Converted from a published checkpoint ({report.family}), {files}, without further training."
+    new = f" Drawn at random, since the file does not have them: {shorten(report.new)}." if report.new else ""
+    return origin + new
 
 
 @contextmanager

@@ -4,6 +4,7 @@
 Nothing is taken from file names: CAV-MAE and CAV-MAE Sync checkpoints travel under the same ones.
 """
 
+import difflib
 import math
 import re
 from collections.abc import Mapping
@@ -28,6 +29,8 @@ AUDIOSET_CLASSES = 527
 POSITION_TOLERANCE = 1e-4
 _ANCHORS = ("patch_embed_a.proj.weight", "patch_embed_v.proj.weight", "blocks_u.0.mlp.fc1.weight")
 _LABEL_SETTINGS = {"num_labels", "id2label", "label2id", "problem_type"}
+# In every configuration, and not for an override.
+_FIXED_SETTINGS = {"model_type", "transformers_version", "architectures", "auto_map"}
 
 
 class Family(StrEnum):
@@ -118,14 +121,32 @@ def infer_config(tensors: Mapping[str, Tensor], family: Family, overrides: Mappi
     try:
         return make(**settings)
     except (ValueError, TypeError, StrictDataclassError) as error:
-        raise ConversionError(f"the sizes in the file and `config_overrides` do not make a model: {error}") from error
+        # A strict configuration puts the name of its validator before what is wrong.
+        reason = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error
+        raise ConversionError(f"the sizes in the file and `config_overrides` do not make a model: {reason}") from error
 
 
 def _refuse_unknown(overrides: Mapping[str, Any]) -> None:
-    known = CavMaeSyncConfig()
-    unknown = [name for name in overrides if name not in _LABEL_SETTINGS and not hasattr(known, name)]
+    known = sorted(_LABEL_SETTINGS | set(CavMaeSyncConfig().to_dict()) - _FIXED_SETTINGS)
+    unknown = []
+    for name in overrides:
+        if name not in known:
+            near = _nearest_name(name, known)
+            unknown.append(f"{name} (did you mean {near}?)" if near else name)
     if unknown:
         raise ConversionError(f"`config_overrides` names no setting of CavMaeSyncConfig: {shorten(unknown)}.")
+
+
+def _nearest_name(name: str, known: list[str]) -> str | None:
+    """The known name with most words in common, then most letters; `None` where none comes near."""
+
+    def likeness(other: str) -> tuple[int, float]:
+        shared = len(set(name.split("_")) & set(other.split("_")))
+        return shared, difflib.SequenceMatcher(None, name, other).ratio()
+
+    best = max(known, key=likeness)
+    shared, ratio = likeness(best)
+    return best if shared > 1 or ratio > 0.7 else None
 
 
 def _told_sizes(tensors: Mapping[str, Tensor], overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,7 +175,8 @@ def _told_sizes(tensors: Mapping[str, Tensor], overrides: Mapping[str, Any]) -> 
         if patches % max(rows, 1):
             raise ConversionError(
                 f"`pos_embed_a` has {patches} positions, which do not fit {mel_bins} mel bins in patches of "
-                f"{patch_size}; name the right count in `config_overrides` as `num_mel_bins`."
+                f"{patch_size}: name the count it was trained with, such as "
+                f"config_overrides={{'num_mel_bins': {_nearest_divisor(patches, rows) * patch_size}}}."
             )
         told["audio_length"] = patches // rows * patch_size
     if "pos_embed_v" in tensors:
@@ -215,7 +237,7 @@ def _told_head(
     if overrides.get("modality") not in ("audio", "video"):
         raise ConversionError(
             f"the head of this classifier is as wide as one modality ({width}), but nothing tells which: name it, "
-            "with config_overrides={'modality': 'audio'} or {'modality': 'video'}."
+            "with config_overrides={'modality': 'audio'} or config_overrides={'modality': 'video'}."
         )
     return told
 
@@ -231,8 +253,13 @@ def _add_heads(settings: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
             fits = ", ".join(str(count) for count in range(1, 65) if width % count == 0)
             raise ConversionError(
                 f"`{width_name}` is {width}, which {heads} attention heads do not divide, and shapes do not tell the "
-                f"count: name it, with config_overrides={{'{heads_name}': ...}} ({fits} divide it)."
+                "count: name the one it was trained with, such as "
+                f"config_overrides={{'{heads_name}': {_nearest_divisor(width, width / 64)}}} ({fits} divide it)."
             )
+
+
+def _nearest_divisor(number: int, wanted: float) -> int:
+    return min((d for d in range(1, number + 1) if number % d == 0), key=lambda d: abs(d - wanted))
 
 
 __all__ = [

@@ -1,0 +1,295 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""How are training samples varied: crops, flips and colours of frames, masks, noise and shifts of windows, mixed
+clips?
+
+Everything is off by default and switched on by a field of [`AugmentationOptions`]; `AUGMENTATION_PRESETS` holds what
+the published recipes use. Every random choice comes from a generator of its own, seeded by (seed, epoch, clip,
+purpose), so that switching one augmentation changes no other, and neither does the number of workers.
+"""
+
+import hashlib
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision.transforms.v2.functional as tvF
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+
+from ..feature_extraction_cavmae_sync import SILENCE
+
+# Tries to fit a random crop into the picture before the largest possible one is taken, as torchvision has it.
+_CROP_TRIES = 10
+
+
+def make_generator(*key: Any) -> torch.Generator:
+    """A generator seeded by a key of numbers and texts, the same in every process and on every machine."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+@dataclass(frozen=True)
+class AugmentationOptions:
+    """What is varied, and how much. The defaults vary nothing.
+
+    Attributes:
+        crop_scale: Smallest and largest share of the picture's area that a random crop keeps; `None` for the
+            processor's resize and centre crop. All frames of a sample get the same crop.
+        crop_ratio: Smallest and largest width : height of the crop.
+        flip: Probability of mirroring all frames of a sample.
+        color_jitter: Brightness, contrast and saturation are each multiplied by a factor from `[1 - x, 1 + x]`.
+        frequency_mask: Largest number of neighbouring mel bins blanked per window.
+        time_mask: Largest number of neighbouring spectrogram frames (10 ms) blanked per window.
+        mask_fill: What blanked places hold: `"mean"` (0 after normalisation) or `"reference"` (0 before it, as
+            published, which is louder than most sounds).
+        noise: Strength of uniform noise on normalised windows: its range is drawn from `[0, noise]` per window.
+        time_roll: Windows are shifted, circularly, by up to so many spectrogram frames either way. This breaks the
+            alignment within a window by as much, so it suits classification and whole-clip windows.
+        mixup: Probability that a sample is mixed with another of its batch (done by the collator).
+        mixup_alpha: Weights of the mixture come from a Beta(alpha, alpha) distribution.
+        mixup_audio: `"waveform"`: mel energies are added with squared weights, which is what mixing the two waveforms
+            gives on average (their cross terms cancel for unrelated sounds), since shards hold no waveforms.
+            `"spectrogram"`: the log-mels are averaged.
+        label_smoothing: Share of a label that is spread over all classes.
+
+    Raises:
+        ValueError: A value is out of its range.
+    """
+
+    crop_scale: tuple[float, float] | None = None
+    crop_ratio: tuple[float, float] = (0.9, 1.1)
+    flip: float = 0.0
+    color_jitter: float = 0.0
+    frequency_mask: int = 0
+    time_mask: int = 0
+    mask_fill: str = "mean"
+    noise: float = 0.0
+    time_roll: int = 0
+    mixup: float = 0.0
+    mixup_alpha: float = 10.0
+    mixup_audio: str = "waveform"
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("flip", "mixup", "color_jitter", "label_smoothing"):
+            value = getattr(self, name)
+            if not 0.0 <= value <= 1.0:
+                raise ValueError(f"`{name}` is {value}; it must lie in [0, 1].")
+        for name in ("frequency_mask", "time_mask", "noise", "time_roll"):
+            value = getattr(self, name)
+            if not value >= 0:
+                raise ValueError(f"`{name}` is {value}; it must not be negative.")
+        if self.crop_scale is not None and not 0.0 < self.crop_scale[0] <= self.crop_scale[1] <= 1.0:
+            raise ValueError(f"`crop_scale` is {self.crop_scale}; give two shares in (0, 1], the smaller one first.")
+        if not 0.0 < self.crop_ratio[0] <= self.crop_ratio[1]:
+            raise ValueError(f"`crop_ratio` is {self.crop_ratio}; give two positive numbers, the smaller one first.")
+        if not self.mixup_alpha > 0:
+            raise ValueError(f"`mixup_alpha` is {self.mixup_alpha}; it must be positive.")
+        if self.mask_fill not in ("mean", "reference"):
+            raise ValueError(f'`mask_fill` is {self.mask_fill!r}; it must be "mean" or "reference".')
+        if self.mixup_audio not in ("waveform", "spectrogram"):
+            raise ValueError(f'`mixup_audio` is {self.mixup_audio!r}; it must be "waveform" or "spectrogram".')
+
+
+_PUBLISHED_NOISE: dict[str, Any] = {"noise": 0.1, "time_roll": 1024}
+
+# The published training code's settings: CAV-MAE Sync's pretraining crops and flips; CAV-MAE's adds noise and rolls
+# the whole clip; its classification also masks, mixes and smooths.
+AUGMENTATION_PRESETS: dict[str, AugmentationOptions] = {
+    "none": AugmentationOptions(),
+    "cavmae_sync": AugmentationOptions(crop_scale=(0.08, 1.0), flip=0.5),
+    "cavmae": AugmentationOptions(**_PUBLISHED_NOISE),
+    "cavmae_classification": AugmentationOptions(
+        **_PUBLISHED_NOISE, frequency_mask=48, time_mask=192, mask_fill="reference", mixup=0.5, label_smoothing=0.1
+    ),
+}
+
+
+class SampleAugmentation:
+    """Varies the frames and the windows of one sample.
+
+    Args:
+        options: What to vary.
+        processor: A `CavMaeSyncProcessor`; gives the size of the pictures and the normalisation of the windows.
+    """
+
+    def __init__(self, options: AugmentationOptions, processor: Any) -> None:
+        self.options = options
+        self.picture_size = picture_size(processor.video_processor)
+        extractor = processor.feature_extractor
+        self.fill = 0.0 if options.mask_fill == "mean" else -extractor.mean / extractor.std
+
+    def frames(self, frames: Tensor, *key: Any) -> Tensor:
+        """Vary frames `(num_frames, 3, height, width)` uint8; all of them alike.
+
+        Args:
+            frames: Decoded frames.
+            key: Seeds the choices.
+
+        Returns:
+            Frames of the model's picture size where a crop is on, else of their own size.
+        """
+        options = self.options
+        if options.crop_scale is not None:
+            crop = random_crop(frames.shape[-2:], options.crop_scale, options.crop_ratio, make_generator("crop", *key))
+            # Bilinear, as the published recipe has it; parity with the processor's resize means nothing for a random
+            # crop.
+            frames = tvF.resized_crop(
+                frames, *crop, list(self.picture_size), interpolation=InterpolationMode.BILINEAR, antialias=True
+            )
+        if options.flip and _uniform(make_generator("flip", *key)) < options.flip:
+            frames = frames.flip(-1)
+        if options.color_jitter:
+            generator = make_generator("color", *key)
+            for adjust in (tvF.adjust_brightness, tvF.adjust_contrast, tvF.adjust_saturation):
+                factor = _uniform(generator, 1.0 - options.color_jitter, 1.0 + options.color_jitter)
+                frames = adjust(frames, factor)
+        return frames
+
+    def windows(self, windows: Tensor, *key: Any) -> Tensor:
+        """Vary normalised windows `(num_frames, audio_length, num_mel_bins)`, each for itself.
+
+        Args:
+            windows: From the feature extractor; not changed.
+            key: Seeds the choices.
+        """
+        options = self.options
+        if not (options.frequency_mask or options.time_mask or options.noise or options.time_roll):
+            return windows
+        windows = windows.clone()
+        generators = {name: make_generator(name, *key) for name in ("frequency", "time", "noise", "roll")}
+        for window in windows:
+            if options.frequency_mask:
+                blank(window, 1, options.frequency_mask, self.fill, generators["frequency"])
+            if options.time_mask:
+                blank(window, 0, options.time_mask, self.fill, generators["time"])
+            if options.noise:
+                strength = _uniform(generators["noise"], 0.0, options.noise)
+                window += torch.rand(window.shape, generator=generators["noise"]) * strength
+            if options.time_roll:
+                shift = torch.randint(-options.time_roll, options.time_roll + 1, (), generator=generators["roll"])
+                window.copy_(window.roll(int(shift), 0))
+        return windows
+
+
+def picture_size(video_processor: Any) -> tuple[int, int]:
+    """Height and width of the pictures that a video processor gives."""
+    size = video_processor.crop_size if video_processor.do_center_crop else video_processor.size
+    if not size.get("height") or not size.get("width"):
+        raise ValueError(
+            f"The video processor gives pictures of no fixed size ({size}); use `do_center_crop=True`, `crop_size`."
+        )
+    return size["height"], size["width"]
+
+
+def random_crop(
+    shape: tuple[int, ...] | torch.Size,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    generator: torch.Generator,
+) -> tuple[int, int, int, int]:
+    """A random part of a picture: its area uniform in `scale`, its aspect log-uniform in `ratio`, its place uniform.
+
+    Args:
+        shape: Height and width of the picture.
+        scale: Smallest and largest share of the area.
+        ratio: Smallest and largest width : height.
+        generator: Source of randomness.
+
+    Returns:
+        Top, left, height and width. Where nothing fits, the largest centred part with an allowed aspect.
+    """
+    height, width = shape
+    for _ in range(_CROP_TRIES):
+        area = height * width * _uniform(generator, *scale)
+        aspect = math.exp(_uniform(generator, math.log(ratio[0]), math.log(ratio[1])))
+        crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            top = int(torch.randint(height - crop_height + 1, (), generator=generator))
+            left = int(torch.randint(width - crop_width + 1, (), generator=generator))
+            return top, left, crop_height, crop_width
+    aspect = min(max(width / height, ratio[0]), ratio[1])
+    crop_width, crop_height = min(width, round(height * aspect)), min(height, round(width / aspect))
+    return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
+
+
+def blank(window: Tensor, axis: int, largest: int, fill: float, generator: torch.Generator) -> None:
+    """Blank a random stretch of a window, in place, as torchaudio's `TimeMasking` and `FrequencyMasking` do.
+
+    The stretch's length is uniform in `[0, largest)` and its place uniform where it fits. (torchaudio draws from the
+    global generator, which would tie samples to their order; given the same two numbers, its masks are the same.)
+
+    Args:
+        window: `(audio_length, num_mel_bins)`.
+        axis: 0 for time, 1 for mel bins.
+        largest: Bound of the length.
+        fill: Value to write.
+        generator: Source of randomness.
+    """
+    length, place = (float(number) for number in torch.rand(2, generator=generator))
+    size = window.shape[axis]
+    span = length * largest
+    first = int(place * (size - span)) if span < size else 0
+    window.narrow(axis, first, min(int(span), size - first)).fill_(fill)
+
+
+def mix_windows(first: Tensor, second: Tensor, weight: float, extractor: Any, rule: str = "waveform") -> Tensor:
+    """Mix normalised windows of two clips.
+
+    For waveforms, `weight * a + (1 - weight) * b` has the power spectrum `weight² |A|² + (1 - weight)² |B|²` plus a
+    cross term that is zero on average for unrelated sounds. Mel energies are sums of power, so the same holds for
+    them; in the normalised log domain the sum is a `logaddexp`, from which the mean drops out.
+
+    Args:
+        first: Windows of any shape.
+        second: Windows of the same shape.
+        weight: Weight of `first`, in [0, 1].
+        extractor: The feature extractor that normalised them.
+        rule: `"waveform"` or `"spectrogram"` (plain average of the log-mels).
+    """
+    if rule == "spectrogram" or weight in (0.0, 1.0):
+        return weight * first + (1.0 - weight) * second
+    std = extractor.std
+    loudness = [2.0 * math.log(share) for share in (weight, 1.0 - weight)]
+    mixed = torch.logaddexp(first * std + loudness[0], second * std + loudness[1]) / std
+    # The filter bank floors energies, also those of mixed waveforms.
+    return mixed.clamp_(min=(SILENCE - extractor.mean) / std)
+
+
+def smooth_labels(labels: Tensor, smoothing: float) -> Tensor:
+    """Spread a share of the labels over all classes: `(1 - smoothing) * labels + smoothing / num_labels`.
+
+    The published code does so for mixed clips; for others it leaves the second term out where a label is set, a
+    difference of `smoothing / num_labels`. Being linear, this commutes with mixing.
+
+    Args:
+        labels: Targets `(..., num_labels)`, float.
+        smoothing: The share, in [0, 1].
+    """
+    return labels * (1.0 - smoothing) + smoothing / labels.shape[-1]
+
+
+def mixing_weight(alpha: float, generator: torch.Generator) -> float:
+    """A draw from Beta(alpha, alpha)."""
+    seed = int(torch.randint(1 << 62, (), generator=generator))
+    return float(np.random.default_rng(seed).beta(alpha, alpha))
+
+
+def _uniform(generator: torch.Generator, low: float = 0.0, high: float = 1.0) -> float:
+    return low + (high - low) * float(torch.rand((), generator=generator, dtype=torch.float64))
+
+
+__all__ = [
+    "AUGMENTATION_PRESETS",
+    "AugmentationOptions",
+    "SampleAugmentation",
+    "blank",
+    "make_generator",
+    "mix_windows",
+    "mixing_weight",
+    "picture_size",
+    "random_crop",
+    "smooth_labels",
+]

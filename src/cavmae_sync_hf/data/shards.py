@@ -1,0 +1,436 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""What is a folder of shards: its tar files, its index, its card, and how are they written and read?
+
+A clip is a row of tar members that share a key: its frames as JPEG, the log-mel of its whole sound, and a JSON record.
+
+    00000007-some_id.frame_00.jpg ... 00000007-some_id.frame_15.jpg
+    00000007-some_id.log_mel.npy      float16 (log-mel frames, mel bins), not normalised
+    00000007-some_id.json             times, labels, source, versions
+
+That is the WebDataset layout, which `datasets`, `webdataset` and plain `tarfile` read. Nothing in a shard depends on
+when, where or by how many processes it was written.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import fsspec
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.io import ImageReadMode
+from torchvision.io import decode_jpeg as torchvision_jpeg
+
+FORMAT = "cavmae-sync-shards"
+FORMAT_VERSION = 1
+INDEX_NAME = "index.json"
+CARD_NAME = "README.md"
+CLIPS_NAME = "clips.jsonl"
+BAD_CLIPS_NAME = "bad_clips.csv"
+BAD_CLIPS_COLUMNS = ("number", "id", "source", "reason", "message")
+# A key is at most this long, so that member names fit the 100 characters of a plain tar header.
+_KEY_LENGTH = 72
+_BLOCK = 512
+
+
+class ShardError(ValueError):
+    """A folder of shards cannot be used; the message names the file, the reason and the remedy."""
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """One tar file of a set.
+
+    Attributes:
+        file: Its name in the folder.
+        clips: Clips in it.
+        bytes: Its size.
+        sha256: Its checksum, hexadecimal.
+    """
+
+    file: str
+    clips: int
+    bytes: int
+    sha256: str
+
+
+@dataclass
+class ShardIndex:
+    """What `index.json` says about a set of shards.
+
+    Attributes:
+        name: Name of the set; shards are called `NAME-00000.tar` and so on.
+        clips: Clips in all shards.
+        bad_clips: Clips of the source that could not be used, listed in `bad_clips.csv`.
+        seconds: Length of all clips together.
+        num_frames: Frames per clip.
+        alignment: `"time"` or `"reference"`: how frames were chosen and windows are to be cut.
+        short_side: Shorter side of the stored frames in pixels; smaller pictures kept their size. `None`: all did.
+        jpeg_quality: Quality of the frames' compression.
+        jpeg_chroma: Its colour resolution, `"4:4:4"` or `"4:2:0"`.
+        sampling_rate: Rate in Hz at which the log-mel was computed.
+        num_mel_bins: Mel bins of the log-mel.
+        channel: `"first"` or `"mean"`: how several channels of sound became one.
+        mean: Mean of the log-mel over the set, `None` without sound.
+        std: Its standard deviation.
+        log_mel_frames: Log-mel frames (10 ms each) in the set.
+        with_audio: Clips that have sound.
+        with_video: Clips that have pictures.
+        label_names: Names of the label numbers, `None` when labels have no names.
+        label_counts: Clips per label number.
+        versions: Versions of the software that wrote the shards.
+        shards: The tar files, in order.
+        folder: Where the set lies; not part of the file.
+    """
+
+    name: str
+    clips: int
+    bad_clips: int
+    seconds: float
+    num_frames: int
+    alignment: str
+    short_side: int | None
+    jpeg_quality: int
+    jpeg_chroma: str
+    sampling_rate: int
+    num_mel_bins: int
+    channel: str
+    mean: float | None
+    std: float | None
+    log_mel_frames: int
+    with_audio: int
+    with_video: int
+    label_names: list[str] | None
+    label_counts: dict[int, int]
+    versions: dict[str, str]
+    shards: list[ShardInfo]
+    folder: str = field(default="", compare=False)
+
+    @property
+    def paths(self) -> list[str]:
+        """Paths or addresses of the shards, in order."""
+        return [_join(self.folder, shard.file) for shard in self.shards]
+
+    def to_json(self) -> str:
+        """The text of `index.json`."""
+        facts = {"format": FORMAT, "format_version": FORMAT_VERSION} | asdict(self)
+        del facts["folder"]
+        facts["label_counts"] = {str(label): count for label, count in sorted(self.label_counts.items())}
+        return json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
+
+
+@dataclass
+class ShardClip:
+    """One clip as read from a shard.
+
+    Attributes:
+        key: What its members' names begin with.
+        info: Its JSON record: `id`, `source`, `start`, `end`, `duration` (seconds), `frame_times` (seconds from the
+            clip's start), `labels`, `sampling_rate`, `num_mel_bins`, `alignment`, `has_audio`, `has_video`,
+            `versions`.
+        jpegs: Its frames, compressed.
+        log_mel: `(log-mel frames, mel bins)` float16, no frames without sound.
+    """
+
+    key: str
+    info: dict[str, Any]
+    jpegs: list[bytes]
+    log_mel: np.ndarray
+
+    def frames(self, numbers: Sequence[int] | None = None) -> torch.Tensor:
+        """Frames (or those numbered `numbers`), `(num_frames, 3, height, width)` uint8 RGB."""
+        chosen = range(len(self.jpegs)) if numbers is None else numbers
+        return torch.stack([decode_jpeg(self.jpegs[number]) for number in chosen])
+
+
+def decode_jpeg(data: bytes) -> torch.Tensor:
+    """A JPEG as `(3, height, width)` uint8 RGB, a view of `(height, width, 3)` memory."""
+    # torchvision gives the same pixels in three quarters of the time, but takes a truncated picture for a whole one.
+    if data[:2] == b"\xff\xd8" and data[-2:] == b"\xff\xd9":
+        with contextlib.suppress(RuntimeError):
+            return torchvision_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+    with Image.open(io.BytesIO(data)) as image:
+        pixels = np.array(image.convert("RGB"))
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def encode_jpeg(frame: torch.Tensor, quality: int, chroma: str) -> bytes:
+    """Compress one frame `(3, height, width)` uint8."""
+    buffer = io.BytesIO()
+    image = Image.fromarray(np.ascontiguousarray(frame.permute(1, 2, 0).numpy()))
+    image.save(buffer, "JPEG", quality=quality, subsampling=chroma)
+    return buffer.getvalue()
+
+
+def encode_array(array: np.ndarray) -> bytes:
+    """An array as the bytes of a `.npy` file."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def encode_json(value: Any) -> bytes:
+    """A value as JSON without line breaks; the order of keys is the value's."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+
+
+def clip_key(number: int, clip_id: str) -> str:
+    """What the member names of a clip begin with: its number in the source list and its id, without dots."""
+    return f"{number:08d}-{re.sub(r'[^A-Za-z0-9_-]+', '_', clip_id)}"[:_KEY_LENGTH]
+
+
+def shard_name(name: str, number: int) -> str:
+    """File name of a shard."""
+    return f"{name}-{number:05d}.tar"
+
+
+class ShardWriter:
+    """Writes one tar file; its bytes depend on what is added only.
+
+    Args:
+        path: File to write; whoever calls this renames it when it is whole.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.size = 0
+        self._digest = hashlib.sha256()
+        self._file: BinaryIO = open(path, "wb")  # noqa: SIM115 (closed in finish and abandon)
+
+    def add(self, key: str, members: Sequence[tuple[str, bytes]]) -> tuple[int, int]:
+        """Add a clip: members as (extension, content).
+
+        Returns:
+            Offset of the clip's first byte in the file and the number of its bytes.
+        """
+        begin = self.size
+        for extension, content in members:
+            header = tarfile.TarInfo(f"{key}.{extension}")
+            header.size, header.mode = len(content), 0o644
+            self._write(header.tobuf(tarfile.USTAR_FORMAT))
+            self._write(content)
+            self._write(bytes(-len(content) % _BLOCK))
+        return begin, self.size - begin
+
+    def finish(self) -> tuple[int, str]:
+        """Close the file, with its bytes on the disk.
+
+        Returns:
+            Its size and sha256.
+        """
+        self._write(bytes(2 * _BLOCK))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        return self.size, self._digest.hexdigest()
+
+    def abandon(self) -> None:
+        """Close and remove the file."""
+        self._file.close()
+        self.path.unlink(missing_ok=True)
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._digest.update(data)
+        self.size += len(data)
+
+
+def read_shard(path: str | os.PathLike[str] | BinaryIO) -> Iterator[ShardClip]:
+    """Read the clips of one shard in order.
+
+    Args:
+        path: Path or fsspec address of a tar file, or a file object at its beginning.
+
+    Raises:
+        ShardError: The file is damaged.
+    """
+    with contextlib.ExitStack() as stack:
+        handle: Any = path
+        if isinstance(path, str | os.PathLike):
+            handle = stack.enter_context(fsspec.open(os.fspath(path), "rb"))
+        try:
+            archive = stack.enter_context(tarfile.open(fileobj=handle, mode="r|"))
+            key = ""
+            members: dict[str, bytes] = {}
+            for member in archive:
+                content = archive.extractfile(member)
+                stem, _, extension = os.path.basename(member.name).partition(".")
+                if stem != key and members:
+                    yield decode_clip(key, members)
+                    members = {}
+                key, members[extension] = stem, content.read() if content is not None else b""
+            if members:
+                yield decode_clip(key, members)
+        except (tarfile.TarError, KeyError) as error:
+            raise ShardError(f"{path}: is not a whole shard ({error}); prepare it again.") from error
+
+
+def decode_clip(key: str, members: dict[str, bytes]) -> ShardClip:
+    """A clip from its members, by extension (`"json"`, `"log_mel.npy"`, `"frame_00.jpg"`, ...)."""
+    jpegs = [members[name] for name in sorted(members) if name.startswith("frame_")]
+    log_mel = np.load(io.BytesIO(members["log_mel.npy"]), allow_pickle=False)
+    return ShardClip(key, json.loads(members["json"]), jpegs, log_mel)
+
+
+def read_index(folder: str | os.PathLike[str]) -> ShardIndex:
+    """Read `index.json` of a folder of shards.
+
+    Args:
+        folder: Path or fsspec address.
+
+    Raises:
+        ShardError: There is no finished set of shards, or one of another format.
+    """
+    folder = os.fspath(folder)
+    address = _join(folder, INDEX_NAME)
+    try:
+        with fsspec.open(address, "r", encoding="utf-8") as file:
+            facts = json.load(file)
+    except FileNotFoundError as error:
+        raise ShardError(
+            f"{folder} holds no finished set of shards (no {INDEX_NAME}); make one with `cavmae-sync prepare`, or run "
+            "an interrupted one again."
+        ) from error
+    except ValueError as error:
+        raise ShardError(f"{address}: is not JSON ({error}); prepare the set again, which is quick.") from error
+    if not isinstance(facts, dict) or facts.pop("format", None) != FORMAT:
+        raise ShardError(f"{address}: does not describe shards of this package.")
+    version = facts.pop("format_version", None)
+    if version != FORMAT_VERSION:
+        raise ShardError(
+            f"{address}: has format version {version}, this package reads {FORMAT_VERSION}; prepare it again."
+        )
+    facts["label_counts"] = {int(label): count for label, count in facts["label_counts"].items()}
+    facts["shards"] = [ShardInfo(**shard) for shard in facts["shards"]]
+    return ShardIndex(**facts, folder=folder)
+
+
+def read_clip_table(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Read `clips.jsonl`: per clip its `key`, `id`, `labels`, `duration`, and where it lies: `shard`, `offset`,
+    `size`."""
+    with fsspec.open(_join(os.fspath(folder), CLIPS_NAME), "r", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def check_shards(folder: str | os.PathLike[str]) -> list[str]:
+    """Compare the shards with the sizes and checksums of the index.
+
+    Returns:
+        One message per missing or changed shard; none when all is well.
+    """
+    faults = []
+    index = read_index(folder)
+    for shard, path in zip(index.shards, index.paths, strict=True):
+        try:
+            with fsspec.open(path, "rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except FileNotFoundError:
+            faults.append(f"{path}: is missing")
+            continue
+        if digest != shard.sha256:
+            faults.append(f"{path}: has sha256 {digest}, the index says {shard.sha256}")
+    return faults
+
+
+def card_text(index: ShardIndex) -> str:
+    """The dataset card of a set, with the settings by which `datasets.load_dataset(folder)` finds the shards."""
+    minutes = index.seconds / 60
+    length = f"{minutes / 60:.1f} hours" if minutes >= 120 else f"{minutes:.1f} minutes"
+    size = (
+        "their own size" if index.short_side is None else f"{index.short_side} pixels on the shorter side, or smaller"
+    )
+    spectrum = "-" if index.mean is None else f"mean {index.mean:.4f}, standard deviation {index.std:.4f}"
+    labels = "none" if not index.label_counts else f"{len(index.label_counts)} in use"
+    rows = [
+        ("clips", f"{index.clips} ({index.with_audio} with sound, {index.with_video} with pictures)"),
+        ("left out", f"{index.bad_clips}, with reasons in `{BAD_CLIPS_NAME}`"),
+        ("length", length),
+        ("frames", f"{index.num_frames} per clip, {size}, JPEG quality {index.jpeg_quality} ({index.jpeg_chroma})"),
+        ("frame times", f"alignment `{index.alignment}`"),
+        (
+            "sound",
+            f"log-mel, {index.num_mel_bins} bins at {index.sampling_rate} Hz, 10 ms hop, float16, not normalised",
+        ),
+        ("log-mel", spectrum),
+        ("labels", labels),
+        ("shards", str(len(index.shards))),
+        ("written by", ", ".join(f"{name} {version}" for name, version in index.versions.items())),
+    ]
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    return f"""---
+pretty_name: {json.dumps(index.name)}
+tags:
+- audio-visual
+- webdataset
+configs:
+- config_name: default
+  data_files:
+  - split: {split_name(index.name)}
+    path: {index.name}-*.tar
+---
+
+# {index.name}
+
+Frames and spectrograms of videos, prepared for CAV-MAE Sync.
+
+| | |
+|---|---|
+{table}
+
+Each clip is a row of members in a tar file: `frame_00.jpg` and so on, `log_mel.npy` for the whole clip, and `json`
+with the times of the frames in seconds, the length, the labels and the source.
+
+```python
+from datasets import load_dataset
+
+clips = load_dataset("webdataset", data_files="{index.name}-*.tar", split="train", streaming=True)
+```
+
+`{INDEX_NAME}` counts the clips and gives the mean and the standard deviation that the spectrogram is normalised with;
+`{CLIPS_NAME}` says where each clip lies.
+"""
+
+
+def split_name(name: str) -> str:
+    """A set's name as `datasets` allows splits to be called."""
+    return re.sub(r"\W+", "_", name)
+
+
+def _join(folder: str, name: str) -> str:
+    return f"{folder.rstrip('/')}/{name}" if "://" in folder else os.path.join(folder, name)
+
+
+__all__ = [
+    "BAD_CLIPS_COLUMNS",
+    "BAD_CLIPS_NAME",
+    "CARD_NAME",
+    "CLIPS_NAME",
+    "INDEX_NAME",
+    "ShardClip",
+    "ShardError",
+    "ShardIndex",
+    "ShardInfo",
+    "ShardWriter",
+    "card_text",
+    "check_shards",
+    "clip_key",
+    "decode_clip",
+    "decode_jpeg",
+    "encode_array",
+    "encode_jpeg",
+    "encode_json",
+    "read_clip_table",
+    "read_index",
+    "read_shard",
+    "shard_name",
+    "split_name",
+]

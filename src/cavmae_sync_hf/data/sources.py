@@ -1,0 +1,463 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""Which clips does a source hold? A folder, pattern, list, bucket or data set becomes one list of clip records.
+
+The list is sorted where the source has no order of its own, and its records name files relative to the source, so
+that the same collection gives the same list wherever it lies. No media file is opened here.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import fsspec
+
+from .tables import (
+    LIST_SUFFIXES,
+    Entry,
+    Vocabulary,
+    entries_from_rows,
+    number_labels,
+    observed_vocabulary,
+    read_list,
+    read_vocabulary,
+)
+from .world.build import OPTIONS_NAME as WORLD_OPTIONS
+from .world.voices import CLASS_NAMES
+
+MEDIA_SUFFIXES = frozenset(
+    (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv", ".asf")
+    + (".ogv", ".3gp", ".mxf")
+)
+# Tables beside the files that give their labels, as `datasets`' video folders have them.
+_FOLDER_TABLES = ("metadata.parquet", "metadata.jsonl", "metadata.csv")
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+class SourceError(ValueError):
+    """A source cannot be read; the message names it, the reason and the remedy."""
+
+
+@dataclass(frozen=True)
+class ClipRecord:
+    """One clip of a source, before anything of it is opened.
+
+    Attributes:
+        id: Its name, unique in the list.
+        source: Where it comes from, relative to the source: what shards and reports say.
+        path: What is opened: a path or an address; `None` for a row of a data set, or when nothing was found.
+        start: Where it starts in the file, seconds.
+        end: Where it ends in the file, seconds.
+        labels: Its label numbers.
+        audio: Path of its sound where that is a file of its own.
+        frames: Pattern of its pictures, with `{}` for the frame's number, where they are files of their own.
+        row: Row of the data set that holds it.
+        maybe_cut: The file may already be the segment from `start` to `end`; its length tells.
+        problem: Why nothing was found, a bad clip already.
+    """
+
+    id: str
+    source: str
+    path: str | None = None
+    start: float | None = None
+    end: float | None = None
+    labels: tuple[int, ...] = ()
+    audio: str | None = None
+    frames: str | None = None
+    row: int | None = None
+    maybe_cut: bool = False
+    problem: str | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """What makes this the same clip in another run: not where the files lie."""
+        return {
+            "id": self.id,
+            "source": self.source,
+            "start": self.start,
+            "end": self.end,
+            "labels": list(self.labels),
+            "found": self.problem is None,
+        }
+
+
+@dataclass
+class ClipList:
+    """The clips of a source.
+
+    Attributes:
+        records: The clips, in their final order.
+        label_names: Names of the label numbers, `None` when labels are numbers from the start.
+        rows: The data set that records refer to by `row`.
+        video_column: Its column of videos.
+        audio_column: Its column of sound, if that is apart.
+    """
+
+    records: list[ClipRecord]
+    label_names: list[str] | None = None
+    rows: Any = None
+    video_column: str | None = None
+    audio_column: str | None = None
+    _lines: list[str] = field(default_factory=list, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def lines(self) -> list[str]:
+        """One JSON text per clip that says which clip it is."""
+        if not self._lines:
+            self._lines = [json.dumps(record.identity(), ensure_ascii=False) for record in self.records]
+        return self._lines
+
+    def digest(self) -> str:
+        """Checksum of the whole list and of its label names."""
+        digest = hashlib.sha256(json.dumps(self.label_names, ensure_ascii=False).encode())
+        for line in self.lines():
+            digest.update(b"\n" + line.encode())
+        return digest.hexdigest()
+
+
+def read_source(
+    source: Any,
+    *,
+    media: str | os.PathLike[str] | None = None,
+    labels: str | os.PathLike[str] | Sequence[str] | None = None,
+    split: str | None = None,
+    folder_labels: bool = False,
+    cut: str = "auto",
+) -> ClipList:
+    """List the clips of a source.
+
+    Args:
+        source: One of
+            - a folder, searched with all folders inside; a `metadata.parquet`, `.jsonl` or `.csv` in it is read as its
+              list;
+            - a pattern such as `videos/**/*.mp4`, or one media file;
+            - a list: CSV, TSV, Parquet, JSON or JSON lines with columns such as `path`, `id`, `start`, `end`,
+              `labels`, `audio`; AudioSet's and VGGSound's own CSV files; JSON as the published training code reads it;
+            - any of these at an fsspec address (`s3://`, `hf://`, `file://`, ...);
+            - the name of a data set for `datasets.load_dataset`, or a loaded `datasets.Dataset`;
+            - a sequence of paths or of mappings with the columns of a list.
+        media: Folder of the files that a list names; default: the list's own folder.
+        labels: Label names in order, or a file of them (text lines, JSON, or a CSV table of index, mid and display
+            name).
+        split: Which split of a data set or of a list with such a column.
+        folder_labels: Label each file of a folder with the name of the folder it lies in.
+        cut: `"done"`: files found by a video's id are cut to the segment already, `"needed"`: they are whole videos,
+            `"auto"`: their lengths tell.
+
+    Raises:
+        SourceError: The source does not exist, holds no clips or cannot be understood.
+    """
+    if cut not in ("auto", "done", "needed"):
+        raise ValueError(f"cut must be 'auto', 'done' or 'needed', got {cut!r}.")
+    vocabulary = read_vocabulary(labels)
+    if hasattr(source, "column_names") or hasattr(source, "take"):
+        clips = _from_dataset(source, vocabulary)
+    elif isinstance(source, str | os.PathLike):
+        clips = _from_address(os.fspath(source), media, vocabulary, split, folder_labels, cut)
+    elif isinstance(source, Iterable):
+        rows = [item if isinstance(item, Mapping) else {"path": os.fspath(item)} for item in source]
+        clips = _from_entries(
+            entries_from_rows(rows, "the list", split), _folder_of(media, os.curdir), vocabulary, cut
+        )
+    else:
+        raise SourceError(f"A source is a path, an address, a data set or a list, not {type(source).__name__}.")
+    if not clips.records:
+        raise SourceError(f"{source}: holds no clips; nothing to prepare.")
+    _check_ids(clips.records)
+    return clips
+
+
+def _from_address(
+    source: str,
+    media: str | os.PathLike[str] | None,
+    vocabulary: Vocabulary | None,
+    split: str | None,
+    folder_labels: bool,
+    cut: str,
+) -> ClipList:
+    remote = "://" in source
+    pattern = any(mark in source for mark in "*?[") and not os.path.exists(source)
+    if not remote and not pattern and not os.path.exists(source):
+        if _HUB_NAME.fullmatch(source) and not source.endswith((*LIST_SUFFIXES, *MEDIA_SUFFIXES)):
+            return _from_dataset(_load_dataset(source, split), vocabulary)
+        raise SourceError(f"{source}: no such file or folder; check the path.")
+    try:
+        system, root = fsspec.url_to_fs(source if remote else os.path.abspath(source))
+    except (ValueError, ImportError) as error:  # a protocol that nobody knows, or whose package is not installed
+        raise SourceError(f"{source}: cannot be read ({error}); check the address.") from error
+    try:
+        if pattern:
+            base = root.split("*")[0].split("?")[0].split("[")[0].rpartition("/")[0]
+            return _from_files(system, base, system.glob(root), vocabulary, folder_labels)
+        suffix = os.path.splitext(root)[1].lower()
+        if not system.isdir(root):
+            if suffix in LIST_SUFFIXES:
+                return _from_list(source, system, root, media, vocabulary, split, cut)
+            return _from_files(system, root.rpartition("/")[0], [root], vocabulary, folder_labels)
+        if vocabulary is None and system.exists(f"{root.rstrip('/')}/{WORLD_OPTIONS}"):
+            vocabulary = Vocabulary(CLASS_NAMES)  # a SyncWorld: a small split need not show every class
+        for name in _FOLDER_TABLES:
+            table = f"{root.rstrip('/')}/{name}"
+            if system.exists(table):
+                return _from_list(f"{source.rstrip('/')}/{name}", system, table, media, vocabulary, split, cut)
+        return _from_files(system, root.rstrip("/"), system.find(root), vocabulary, folder_labels)
+    except OSError as error:
+        raise SourceError(f"{source}: cannot be read ({error}); check the address and its access.") from error
+
+
+def _from_files(
+    system: Any, base: str, files: Sequence[str], vocabulary: Vocabulary | None, folder_labels: bool
+) -> ClipList:
+    """Media files below a folder, by their names."""
+    named = []
+    for file in sorted(set(files)):
+        relative = file[len(base) :].lstrip("/")
+        hidden = any(part.startswith(".") for part in relative.split("/"))
+        if os.path.splitext(file)[1].lower() in MEDIA_SUFFIXES and not hidden:
+            named.append((relative, file))
+    stems = Counter(os.path.splitext(relative)[0] for relative, _ in named)
+    entries = []
+    for relative, file in named:
+        stem = os.path.splitext(relative)[0]
+        label = [relative.split("/")[-2]] if folder_labels and "/" in relative else []
+        # Two files that differ in their suffix only keep it.
+        entries.append(Entry(id=stem if stems[stem] == 1 else relative, path=_address(system, file), labels=label))
+    numbers, names = number_labels([entry.labels for entry in entries], vocabulary)
+    records = [
+        ClipRecord(str(entry.id), relative, entry.path, labels=row)
+        for entry, row, (relative, _) in zip(entries, numbers, named, strict=True)
+    ]
+    return ClipList(records, names)
+
+
+def _from_list(
+    source: str,
+    system: Any,
+    root: str,
+    media: str | os.PathLike[str] | None,
+    vocabulary: Vocabulary | None,
+    split: str | None,
+    cut: str,
+) -> ClipList:
+    """A table of clips."""
+    if root.lower().endswith(".parquet") and _holds_media(system, root):
+        return _from_dataset(_load_parquet(source), vocabulary)
+    entries = read_list(system, root, split)
+    folder = _folder_of(media, _address(system, root.rpartition("/")[0] or "/"))
+    return _from_entries(entries, folder, vocabulary, cut)
+
+
+def _from_entries(entries: Sequence[Entry], folder: str, vocabulary: Vocabulary | None, cut: str) -> ClipList:
+    """Records of the entries of a list, whose files lie in `folder`."""
+    wanted = any(entry.path is None and entry.frames is None for entry in entries)
+    finder = _MediaFinder(folder) if wanted else None
+    vocabulary = vocabulary or observed_vocabulary(entries)
+    numbers, names = number_labels([entry.labels for entry in entries], vocabulary)
+    # Named first: a file that is the segment itself has no times left, but they tell segments of one video apart.
+    records = _with_ids(
+        [
+            ClipRecord(entry.id or "", entry.path or entry.frames or "", None, entry.start, entry.end, row)
+            for entry, row in zip(entries, numbers, strict=True)
+        ],
+        [entry.id is not None for entry in entries],
+    )
+    for place, entry in enumerate(entries):
+        record = records[place]
+        if entry.path is not None:
+            record = replace(record, path=_join(folder, entry.path))
+        elif entry.frames is not None:
+            record = replace(record, frames=_join(folder, entry.frames))
+        elif finder is not None:
+            record = finder.find(record, str(entry.id), cut)
+        records[place] = record if entry.audio is None else replace(record, audio=_join(folder, entry.audio))
+    return ClipList(records, names)
+
+
+class _MediaFinder:
+    """Finds the file of a video by its id and segment, as the usual downloaders name it."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        system, root = fsspec.url_to_fs(folder)
+        if not system.isdir(root):
+            raise SourceError(f"{folder}: no such folder; name the one with the media files (option `media`).")
+        self.files: dict[str, str] = {}
+        self.base = root.rstrip("/")
+        self.system = system
+        for file in sorted(system.find(root), reverse=True):  # of equal stems the first in order stays
+            stem, suffix = os.path.splitext(file.rpartition("/")[2])
+            if suffix.lower() in MEDIA_SUFFIXES:
+                self.files[stem] = file
+
+    def find(self, record: ClipRecord, video: str, cut: str) -> ClipRecord:
+        """The record with its file, or with what is wrong."""
+        for stem, is_cut in _stems(video, record.start, record.end):
+            file = self.files.get(stem)
+            if file is None:
+                continue
+            record = replace(record, path=_address(self.system, file), source=file[len(self.base) :].lstrip("/"))
+            if is_cut or cut == "done":
+                return replace(record, start=None, end=None)
+            return replace(record, maybe_cut=cut == "auto" and record.end is not None)
+        return replace(record, source=video, problem="no media file has this id in its name")
+
+
+def _stems(video: str, start: float | None, end: float | None) -> list[tuple[str, bool]]:
+    """File names without suffix that a video's segment may have, and whether such a file is the segment itself."""
+    stems = [(video, False), (f"Y{video}", False)]
+    if start is None:
+        return stems
+    whole = int(start)
+    named = [f"{video}_{whole:06d}", f"{video}_{whole}", f"{video}_{round(start * 1000)}", f"{video}_{start:.3f}"]
+    if end is not None:
+        named += [
+            f"{video}_{whole:06d}_{int(end):06d}",
+            f"{video}_{whole}_{int(end)}",
+            f"{video}_{round(start * 1000)}_{round(end * 1000)}",
+            f"{video}_{start:.3f}_{end:.3f}",
+        ]
+    named += [f"Y{stem}" for stem in named]
+    return [(stem, True) for stem in named] + stems
+
+
+def _with_ids(records: list[ClipRecord], given: list[bool]) -> list[ClipRecord]:
+    """Name clips without an id by their file, and tell segments of one video apart by their times."""
+    named = [
+        record if has_id else replace(record, id=os.path.splitext(record.source)[0])
+        for record, has_id in zip(records, given, strict=True)
+    ]
+    counts = Counter(record.id for record in named)
+    return [
+        replace(record, id=f"{record.id}_{_number(record.start)}-{_number(record.end)}")
+        if counts[record.id] > 1 and (record.start is not None or record.end is not None)
+        else record
+        for record in named
+    ]
+
+
+def _number(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds:g}"
+
+
+def _check_ids(records: Sequence[ClipRecord]) -> None:
+    doubled = [clip_id for clip_id, count in Counter(record.id for record in records).items() if count > 1]
+    if doubled:
+        shown = ", ".join(repr(clip_id) for clip_id in doubled[:5]) + (", ..." if len(doubled) > 5 else "")
+        raise SourceError(f"{len(doubled)} ids stand for several clips: {shown}; give each clip an id of its own.")
+
+
+def _load_dataset(name: str, split: str | None) -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise SourceError(f"{name}: is no file or folder; to load it as a data set: pip install datasets") from error
+    try:
+        return datasets.load_dataset(name, split=split or "train")
+    except Exception as error:  # each loading script and backend has its own errors
+        raise SourceError(f"{name}: no such file or folder, and not a data set that loads ({error}).") from error
+
+
+def _load_parquet(source: str) -> Any:
+    import datasets
+
+    return datasets.load_dataset("parquet", data_files=source, split="train")
+
+
+def _holds_media(system: Any, root: str) -> bool:
+    """Whether a Parquet file holds the media themselves, not their names."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with system.open(root, "rb") as file:
+        schema = pq.read_schema(file)
+    kinds = [field.type for field in schema if field.name.lower() in ("video", "mp4", "path", "file")]
+    return any(
+        pa.types.is_struct(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind) for kind in kinds
+    )
+
+
+def _from_dataset(rows: Any, vocabulary: Vocabulary | None) -> ClipList:
+    """Rows of a `datasets.Dataset` whose videos are bytes or paths."""
+    import datasets
+
+    if isinstance(rows, datasets.DatasetDict | datasets.IterableDatasetDict):
+        raise SourceError(
+            f"The data set has the splits {', '.join(rows)}; pass one of them, such as dataset['train']."
+        )
+    if not isinstance(rows, datasets.Dataset):
+        raise SourceError("A streaming data set has no fixed list of clips; load it without streaming=True.")
+    columns = {name.lower(): name for name in rows.column_names}
+    video = _media_column(rows, datasets.Video, ("video", "mp4", "path", "file", "file_name"))
+    if video is None:
+        raise SourceError(f"The data set has no column of videos, it has {', '.join(rows.column_names)}.")
+    audio = _media_column(rows, datasets.Audio, ("audio", "wav"))
+    # Undecoded: bytes and paths, which the processor's decoder reads itself.
+    for column, kind in ((video, datasets.Video), (audio, datasets.Audio)):
+        if column is not None and isinstance(rows.features[column], kind):
+            rows = rows.cast_column(column, kind(decode=False))
+    heavy = {column for column in (video, audio) if column is not None}
+    light = rows.select_columns([name for name in rows.column_names if name not in heavy])
+    label = next((columns[name] for name in ("labels", "label", "class", "category") if name in columns), None)
+    table = [dict(row, path=str(number)) for number, row in enumerate(light)] if light.column_names else []
+    table = table or [{"path": str(number)} for number in range(len(rows))]
+    entries = entries_from_rows(table, "the data set", None)
+    names = _class_names(rows.features[label]) if label is not None else None
+    if names is not None and vocabulary is None:
+        vocabulary = Vocabulary(names)
+    numbers, label_names = number_labels([entry.labels for entry in entries], vocabulary)
+    records = [
+        ClipRecord(entry.id or f"row_{number:08d}", f"row {number}", None, entry.start, entry.end, row, row=number)
+        for number, (entry, row) in enumerate(zip(entries, numbers, strict=True))
+    ]
+    return ClipList(_with_ids(records, [True] * len(records)), label_names, rows, video, audio)
+
+
+def _media_column(rows: Any, kind: type, names: Sequence[str]) -> str | None:
+    typed = [name for name, feature in rows.features.items() if isinstance(feature, kind)]
+    lowered = {name.lower(): name for name in rows.column_names}
+    return next(iter(typed + [lowered[name] for name in names if name in lowered]), None)
+
+
+def _class_names(feature: Any) -> list[str] | None:
+    inner = getattr(feature, "feature", feature)
+    return list(inner.names) if hasattr(inner, "names") else None
+
+
+def _folder_of(media: str | os.PathLike[str] | None, default: str) -> str:
+    folder = os.fspath(media) if media is not None else default
+    return folder if "://" in folder else os.path.abspath(folder)
+
+
+def _address(system: Any, path: str) -> str:
+    """A path as `decode_media` opens it: plain on this machine, with its protocol elsewhere."""
+    protocols = system.protocol if isinstance(system.protocol, tuple | list) else (system.protocol,)
+    return path if "file" in protocols or "local" in protocols else system.unstrip_protocol(path)
+
+
+def _join(folder: str, path: str) -> str:
+    if "://" in path or os.path.isabs(path):
+        return path
+    return f"{folder.rstrip('/')}/{path}" if "://" in folder else os.path.join(folder, path)
+
+
+def describe_difference(old: Sequence[str], new: Sequence[str]) -> str:
+    """Say in what two lists of clips (as `ClipList.lines` gives them) differ, shortly."""
+    before, after = ({json.loads(line)["id"]: line for line in lines} for lines in (old, new))
+    parts = []
+    for what, ids in (
+        ("new", [clip_id for clip_id in after if clip_id not in before]),
+        ("gone", [clip_id for clip_id in before if clip_id not in after]),
+        ("changed", [clip_id for clip_id in after if clip_id in before and before[clip_id] != after[clip_id]]),
+    ):
+        if ids:
+            shown = ", ".join(repr(clip_id) for clip_id in ids[:3]) + (", ..." if len(ids) > 3 else "")
+            parts.append(f"{len(ids)} {what} ({shown})")
+    return "; ".join(parts) or "the same clips in another order"
+
+
+__all__ = ["MEDIA_SUFFIXES", "ClipList", "ClipRecord", "SourceError", "describe_difference", "read_source"]

@@ -1,0 +1,387 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""What do the rows of a list of clips mean: which column is what, which format is it, and what do its labels say?"""
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+LIST_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")
+# What columns are called, the first that is there counts.
+_COLUMNS = {
+    "path": ("path", "video", "file", "file_name", "filename", "filepath", "video_file", "url", "source", "mp4"),
+    "id": ("id", "video_id", "clip_id", "youtube_id", "ytid", "key", "uid"),
+    "start": ("start", "start_time", "start_seconds", "start_sec", "begin"),
+    "end": ("end", "end_time", "end_seconds", "end_sec", "stop"),
+    "labels": ("labels", "label", "positive_labels", "class", "category", "classes"),
+    "names": ("label_names",),
+    "audio": ("audio", "wav", "audio_path", "wav_path"),
+    "frames": ("video_path",),
+    "split": ("split", "subset"),
+}
+_VGGSOUND_SECONDS = 10.0
+
+
+class ListError(ValueError):
+    """A list of clips or of labels cannot be read; the message names it, the row and the remedy."""
+
+
+@dataclass
+class Entry:
+    """One row of a list.
+
+    Attributes:
+        id: Name of the clip, or of the video it is cut from.
+        path: Its file as the list has it.
+        start: Seconds.
+        end: Seconds.
+        labels: Names or numbers.
+        label_names: Names of `labels` where the list gives both.
+        audio: File of its sound.
+        frames: Pattern of its pictures, `{}` for the number.
+    """
+
+    id: str | None = None
+    path: str | None = None
+    start: float | None = None
+    end: float | None = None
+    labels: list[Any] = field(default_factory=list)
+    label_names: list[str] = field(default_factory=list)
+    audio: str | None = None
+    frames: str | None = None
+
+
+class Vocabulary:
+    """Label names in order, and other words for them.
+
+    Args:
+        names: Name of label 0, 1, ...
+        aliases: Further words, such as AudioSet's mids, to numbers.
+    """
+
+    def __init__(self, names: Sequence[str], aliases: Mapping[str, int] | None = None) -> None:
+        self.names = list(names)
+        self.numbers = {name: number for number, name in reversed(list(enumerate(self.names)))} | dict(aliases or {})
+
+    def __contains__(self, word: object) -> bool:
+        return word in self.numbers
+
+    def number(self, label: Any) -> int:
+        """The number of a label that is a name, an alias or a number."""
+        if label in self.numbers:
+            return self.numbers[label]
+        text = str(label).strip()
+        if text in self.numbers:
+            return self.numbers[text]
+        if text.isdigit() and int(text) < len(self.names):
+            return int(text)
+        raise ListError(
+            f"The label {label!r} is not among the {len(self.names)} label names; add it or correct the list."
+        )
+
+
+def read_vocabulary(labels: str | os.PathLike[str] | Sequence[str] | None) -> Vocabulary | None:
+    """Label names from a sequence or a file: text lines, a JSON list or mapping, or a CSV of index, mid, display_name.
+
+    Raises:
+        ListError: The file cannot be understood.
+    """
+    if labels is None or isinstance(labels, Vocabulary):
+        return labels
+    if not isinstance(labels, str | os.PathLike):
+        return Vocabulary([str(name) for name in labels])
+    path = os.fspath(labels)
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            text = file.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ListError(f"{path}: the label names cannot be read ({error}).") from error
+    if path.lower().endswith(".json"):
+        return _json_vocabulary(json.loads(text), path)
+    if path.lower().endswith(".csv"):
+        rows = list(csv.DictReader(io.StringIO(text)))
+        if rows and {"index", "display_name"} <= set(rows[0]):
+            names = _in_order({row["display_name"]: int(row["index"]) for row in rows}, path)
+            return Vocabulary(names, {row["mid"]: int(row["index"]) for row in rows if row.get("mid")})
+    names = [line.strip() for line in text.splitlines() if line.strip()]
+    if not names:
+        raise ListError(f"{path}: holds no label names.")
+    return Vocabulary(names)
+
+
+def _json_vocabulary(value: Any, path: str) -> Vocabulary:
+    if isinstance(value, list):
+        return Vocabulary([str(name) for name in value])
+    if isinstance(value, dict) and value:
+        if all(isinstance(number, int) for number in value.values()):
+            return Vocabulary(_in_order(value, path))
+        if all(str(number).isdigit() for number in value):
+            return Vocabulary(_in_order({str(name): int(number) for number, name in value.items()}, path))
+    raise ListError(f"{path}: label names are a JSON list, or a mapping between names and numbers.")
+
+
+def _in_order(numbers: Mapping[str, int], path: str) -> list[str]:
+    names = sorted(numbers, key=lambda name: numbers[name])
+    if [numbers[name] for name in names] != list(range(len(names))):
+        raise ListError(f"{path}: the label numbers are not 0 to {len(names) - 1}, each once.")
+    return names
+
+
+def number_labels(
+    rows: Sequence[Sequence[Any]], vocabulary: Vocabulary | None
+) -> tuple[list[tuple[int, ...]], list[str] | None]:
+    """Label numbers of all clips.
+
+    Args:
+        rows: Labels per clip, as the list has them.
+        vocabulary: Names in order, `None` to number the names found, in alphabetical order (numbers stay numbers).
+
+    Returns:
+        Ascending label numbers per clip, each once, and the names of the numbers (`None` where there are none).
+    """
+    if vocabulary is not None:
+        rows = [_split_text(row, vocabulary) for row in rows]
+        return [tuple(sorted({vocabulary.number(label) for label in row})) for row in rows], vocabulary.names
+    rows = [_split_text(row, None) for row in rows]
+    found = {label for row in rows for label in row}
+    if all(isinstance(label, int) or str(label).isdigit() for label in found):
+        return [tuple(sorted({int(label) for label in row})) for row in rows], None
+    return number_labels(rows, Vocabulary(sorted(map(str, found))))
+
+
+def observed_vocabulary(entries: Sequence[Entry]) -> Vocabulary | None:
+    """The names that a list gives beside its label numbers; a number that never occurs is its own name."""
+    names = {number: name for entry in entries for number, name in zip(entry.labels, entry.label_names, strict=False)}
+    return Vocabulary([names.get(number, str(number)) for number in range(max(names) + 1)]) if names else None
+
+
+def _split_text(labels: Sequence[Any], vocabulary: Vocabulary | None) -> list[Any]:
+    """Labels of one clip, where a text may hold several."""
+    parts: list[Any] = []
+    for label in labels:
+        if not isinstance(label, str) or (vocabulary is not None and label.strip() in vocabulary):
+            parts.append(label.strip() if isinstance(label, str) else label)
+            continue
+        separator = next((mark for mark in (";", "|") if mark in label), None)
+        pieces = [piece.strip() for piece in label.split(separator)] if separator else [label.strip()]
+        # Names may hold commas ("gunshot, gunfire"); ids and numbers never do.
+        listed = [piece.strip() for piece in label.split(",")]
+        if separator is None and len(listed) > 1 and all(_is_code(piece, vocabulary) for piece in listed):
+            pieces = listed
+        parts += [piece for piece in pieces if piece]
+    return parts
+
+
+def _is_code(piece: str, vocabulary: Vocabulary | None) -> bool:
+    return (
+        piece.startswith("/m/")
+        or piece.startswith("/t/")
+        or piece.startswith("/g/")
+        or piece.isdigit()
+        or (vocabulary is not None and piece in vocabulary)
+    )
+
+
+def read_list(system: Any, path: str, split: str | None = None) -> list[Entry]:
+    """Read a list of clips.
+
+    Args:
+        system: fsspec file system.
+        path: Path of the list on it.
+        split: Keep the rows of this split only.
+
+    Raises:
+        ListError: The list cannot be understood.
+    """
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix == ".parquet":
+        return entries_from_rows(_parquet_rows(system, path), path, split)
+    try:
+        with system.open(path, "rb") as file:
+            text = file.read().decode("utf-8-sig")
+        if suffix in (".csv", ".tsv"):
+            return _csv_entries(text, path, "\t" if suffix == ".tsv" else ",", split)
+        if suffix == ".json":
+            value = json.loads(text)
+            if isinstance(value, dict) and isinstance(value.get("data"), list):
+                value = value["data"]
+            if not isinstance(value, list):
+                raise ListError(f'{path}: a JSON list of clips is a list, or a mapping with the key "data".')
+        else:
+            value = [json.loads(line) for line in text.splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ListError(f"{path}: is not UTF-8 text ({error}).") from error
+    except json.JSONDecodeError as error:
+        raise ListError(f"{path}: is not valid JSON ({error}).") from error
+    return entries_from_rows([row if isinstance(row, dict) else {"path": row} for row in value], path, split)
+
+
+def _parquet_rows(system: Any, path: str) -> list[dict[str, Any]]:
+    try:
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise ListError(f"{path}: reading Parquet needs pyarrow: pip install pyarrow") from error
+    known = {name for names in _COLUMNS.values() for name in names}
+    with system.open(path, "rb") as file:
+        table = pq.ParquetFile(file)
+        columns = [name for name in table.schema_arrow.names if name.lower() in known]
+        return table.read(columns=columns).to_pylist()
+
+
+def _csv_entries(text: str, path: str, delimiter: str, split: str | None) -> list[Entry]:
+    """A table with a header, or AudioSet's or VGGSound's without one."""
+    comments = [line for line in text.splitlines() if line.startswith("#")]
+    body = "\n".join(line for line in text.splitlines() if line.strip() and not line.startswith("#"))
+    rows = [row for row in csv.reader(io.StringIO(body), delimiter=delimiter, skipinitialspace=True) if row]
+    if not rows:
+        raise ListError(f"{path}: holds no rows.")
+    header = [name.strip().lower() for name in rows[0]]
+    if any("ytid" in line.lower() for line in comments) or (header[:1] == ["ytid"] or _is_audioset(rows[0])):
+        named = [dict(zip(("ytid", "start", "end", "labels"), row, strict=False)) for row in rows if row[0] != "YTID"]
+        return entries_from_rows(named, path, None)
+    if _is_vggsound(rows[0]):
+        named = [dict(zip(("id", "start", "label", "split"), row, strict=False)) for row in rows]
+        for entry in named:
+            entry["end"] = str(float(entry["start"]) + _VGGSOUND_SECONDS)
+        return entries_from_rows(named, path, split)
+    known = {name for role in ("path", "id", "frames") for name in _COLUMNS[role]}
+    if known & set(header):
+        short = next((number for number, row in enumerate(rows) if len(row) != len(header)), None)
+        if short is not None:
+            raise ListError(f"{path}: row {short + 1} has {len(rows[short])} values for {len(header)} columns.")
+        return entries_from_rows([dict(zip(header, row, strict=True)) for row in rows[1:]], path, split)
+    if len(header) <= 2 and os.path.splitext(rows[0][0])[1]:
+        return entries_from_rows([dict(zip(("path", "label"), row, strict=False)) for row in rows], path, split)
+    raise ListError(
+        f"{path}: which column is the file? It begins with {', '.join(rows[0][:6])}; name the columns in the first "
+        "row, such as path,start,end,labels."
+    )
+
+
+def _is_audioset(row: Sequence[str]) -> bool:
+    return (
+        len(row) == 4
+        and all(_as_seconds(value) is not None for value in row[1:3])
+        and row[3].startswith(("/m/", "/t/"))
+    )
+
+
+def _is_vggsound(row: Sequence[str]) -> bool:
+    return len(row) == 4 and row[1].strip().isdigit() and row[3].strip() in ("train", "test")
+
+
+def entries_from_rows(rows: Iterable[Mapping[str, Any]], name: str, split: str | None) -> list[Entry]:
+    """Entries of rows with named columns.
+
+    Args:
+        rows: The rows.
+        name: The list's name, for messages.
+        split: Keep the rows of this split only; needs such a column.
+
+    Raises:
+        ListError: A row names no clip, or holds a time that is none.
+    """
+    entries = []
+    for number, given in enumerate(rows):
+        row = {str(key).lower(): value for key, value in given.items()}
+        values = {role: _pick(row, names) for role, names in _COLUMNS.items()}
+        if split is not None:
+            if values["split"] is None:
+                raise ListError(f"{name}: row {number + 1} has no split; leave the option `split` out.")
+            if str(values["split"]) != split:
+                continue
+        entry = Entry(
+            id=_text(values["id"]),
+            path=_text(values["path"]),
+            start=_seconds(values["start"], "start", name, number),
+            end=_seconds(values["end"], "end", name, number),
+            labels=_labels(values["labels"] if values["labels"] is not None else values["names"]),
+            audio=_text(values["audio"]),
+        )
+        names = _labels(values["names"])
+        if len(names) == len(entry.labels) and all(isinstance(label, int) for label in entry.labels):
+            entry.label_names = [str(label) for label in names]
+        _place_published(entry, _text(values["frames"]))
+        if entry.id is None and entry.path is None:
+            raise ListError(f"{name}: row {number + 1} names no clip; it needs a path or an id, it has {sorted(row)}.")
+        if entry.start is not None and entry.end is not None and not 0 <= entry.start < entry.end:
+            raise ListError(
+                f"{name}: row {number + 1} goes from {entry.start:g} s to {entry.end:g} s, which is empty."
+            )
+        entries.append(entry)
+    if not entries:
+        raise ListError(f"{name}: holds no rows" + (f" of the split {split!r}." if split is not None else "."))
+    return entries
+
+
+def _place_published(entry: Entry, folder: str | None) -> None:
+    """`video_path`, in the published lists the folder of `frame_0/ID.jpg` and so on; elsewhere a video file."""
+    if folder is None or entry.path is not None:
+        return
+    if os.path.splitext(folder)[1] or entry.id is None:
+        entry.path = folder
+    else:
+        entry.frames = f"{folder.rstrip('/')}/frame_{{}}/{entry.id}.jpg"
+
+
+def _pick(row: Mapping[str, Any], names: Sequence[str]) -> Any:
+    return next((row[name] for name in names if row.get(name) is not None), None)
+
+
+def _text(value: Any) -> str | None:
+    if isinstance(value, dict):
+        value = value.get("path")
+    text = "" if value is None or (isinstance(value, float) and math.isnan(value)) else str(value).strip()
+    return text or None
+
+
+def _as_seconds(value: Any) -> float | None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _seconds(value: Any, what: str, name: str, number: int) -> float | None:
+    if _text(value) is None:
+        return None
+    seconds = _as_seconds(value)
+    if seconds is None or seconds < 0:
+        raise ListError(f"{name}: row {number + 1} has the {what} {value!r}; times are seconds, such as 12.5.")
+    return seconds
+
+
+def _labels(value: Any) -> list[Any]:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return []
+    if isinstance(value, str):
+        text = value.strip()
+        if text.startswith("["):
+            try:
+                return _labels(json.loads(text))
+            except json.JSONDecodeError:
+                return [text]
+        return [text] if text else []
+    if isinstance(value, float) and value.is_integer():
+        return [int(value)]
+    if isinstance(value, Iterable):
+        return [label for part in value for label in _labels(part)]
+    return [int(value)]
+
+
+__all__ = [
+    "LIST_SUFFIXES",
+    "Entry",
+    "ListError",
+    "Vocabulary",
+    "entries_from_rows",
+    "number_labels",
+    "observed_vocabulary",
+    "read_list",
+    "read_vocabulary",
+]
