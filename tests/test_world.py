@@ -6,15 +6,19 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from cavmae_sync_hf.data.locks import exclusive
 from cavmae_sync_hf.data.world import (
     CLASS_NAMES,
+    PRESETS,
     WorldError,
     WorldOptions,
     build,
@@ -96,9 +100,10 @@ def test_temporal_pair__differs_only_in_when_things_sound():
             assert np.array_equal(one.path, other.path)
 
         def sounds(scene):
-            return sorted((e.object, e.end_frame - e.start_frame, e.voice.seed, e.voice.pitch) for e in scene.events)
+            return {(event.object, event.end_frame - event.start_frame, event.voice) for event in scene.events}
 
         assert sounds(first) == sounds(second)
+        assert len(first.events) == len(second.events) == len(sounds(first))
         active = np.zeros((2, len(first.objects), options.num_frames), bool)
         for which, scene in enumerate((first, second)):
             for event in scene.events:
@@ -107,13 +112,66 @@ def test_temporal_pair__differs_only_in_when_things_sound():
         assert first.noise_seed != second.noise_seed
 
 
+def test_temporal_pair__pictures_and_sound_follow_from_the_times_alone():
+    options = WorldOptions(preset="temporal", echo=0.8, noise_db=None, **SHORT_OPTIONS)
+    for pair in range(3):
+        first, second = sample_scene(options, 2 * pair), sample_scene(options, 2 * pair + 1)
+        moved = replace(first, events=second.events)
+        assert np.array_equal(render_frames(moved, options)[0], render_frames(second, options)[0])
+        assert np.array_equal(render_waveform(moved, options), render_waveform(second, options))
+        assert not np.array_equal(render_waveform(first, options), render_waveform(second, options))
+
+
+def test_temporal_pair__truth_differs_only_in_times_and_the_shaking_of_what_sounds():
+    options = WorldOptions(preset="temporal", **SHORT_OPTIONS)
+    times = {"start", "end", "start_frame", "end_frame", "boxes"}
+
+    def events(record):
+        return sorted(json.dumps({k: v for k, v in e.items() if k not in times}) for e in record["events"])
+
+    shaken = 0
+    for pair in range(3):
+        records, on = [], np.zeros((2, 4, options.num_frames), bool)
+        for which in range(2):
+            scene = sample_scene(options, 2 * pair + which)
+            records.append(truth_record(scene, options, render_frames(scene, options)[1]))
+            for event in scene.events:
+                on[which, event.object, event.start_frame : event.end_frame] = True
+        one, other = records
+        assert {key for key in one if one[key] != other[key]} <= {
+            "file_name", "clip_id", "index", "partner", "objects", "events", "sounding_objects", "sounding_boxes"
+        }  # fmt: skip
+        assert events(one) == events(other)
+        for slot, (item, twin) in enumerate(zip(one["objects"], other["objects"], strict=True)):
+            apart = np.abs(np.array(item.pop("boxes")) - np.array(twin.pop("boxes"))).max(1)
+            assert item == twin
+            assert apart[on[0, slot] == on[1, slot]].max() == 0
+            assert apart.max() <= 1  # a fortieth of a body of about 27 pixels
+            shaken += int(apart.max())
+    assert shaken > 0
+
+
 def test_spatial__two_candidates_of_two_classes_one_sounds():
     options = WorldOptions(preset="spatial", **SHORT_OPTIONS)
     for index in range(20):
         scene = sample_scene(options, index)
-        assert [item.sounding for item in scene.objects] == [True, False]
+        assert sorted(item.sounding for item in scene.objects) == [False, True]
         assert scene.objects[0].class_name != scene.objects[1].class_name
-        assert {event.object for event in scene.events} == {0}
+        assert {scene.objects[event.object].sounding for event in scene.events} == {True}
+
+
+@pytest.mark.parametrize("preset", ["semantic", "temporal", "spatial"])
+def test_order_of_objects__says_nothing_about_who_sounds(preset):
+    options = WorldOptions(preset=preset, **SHORT_OPTIONS)
+    wanted, first, last = [], [], []
+    for index in range(0, 300, 2):  # one of each pair
+        sounding = [item.sounding for item in sample_scene(options, index).objects]
+        wanted.append(np.mean(sounding))
+        first.append(sounding[0])
+        last.append(sounding[-1])
+    # 150 draws have a standard error of 0.04; sounding objects first would make the means 1 and 0.
+    assert np.mean(first) == pytest.approx(np.mean(wanted), abs=0.13)
+    assert np.mean(last) == pytest.approx(np.mean(wanted), abs=0.13)
 
 
 def test_mixed__takes_the_presets_in_turn():
@@ -342,8 +400,12 @@ def test_parquet_and_json__hold_the_same_and_load(tmp_path):
         load_syncworld(tmp_path, "nope")
     with pytest.raises(ValueError, match="no finished SyncWorld"):
         load_syncworld(tmp_path / "train")
-    with pytest.raises(ValueError, match="No SyncWorld clips"):
+    with pytest.raises(ValueError, match="No SyncWorld clips.*its splits are test, train: name one"):
         next(read_truth(tmp_path))
+    with pytest.raises(ValueError, match="No SyncWorld clips.*its splits are test, train: name one"):
+        next(read_truth(tmp_path, "nope"))
+    with pytest.raises(ValueError, match="No SyncWorld clips.*make a split with make_world"):
+        next(read_truth(tmp_path / "nowhere"))
 
 
 # --- building -------------------------------------------------------------------------------------------------------
@@ -362,7 +424,9 @@ def test_make_world__same_bytes_for_any_number_of_workers_and_other_bytes_for_an
     }  # fmt: skip
     for name, data in contents(other.folder).items():
         assert data != contents(one.folder)[name]
-    assert "| train | 10 | mixed | 0 | 48x48 | 8 | 3 |" in (tmp_path / "a" / "README.md").read_text()
+    card = (tmp_path / "a" / "README.md").read_text()
+    assert "| train | 10 | mixed | 0 | 48x48 | 8 | 3 |" in card
+    assert all(f"\n- `{preset}`: " in card for preset in PRESETS)
 
 
 def test_make_world__extends_and_repairs(tmp_path):
@@ -398,6 +462,49 @@ def test_make_world__killed_and_run_again_ends_with_the_same_bytes(tmp_path):
     again = make_world(tmp_path / "cut", **arguments)
     assert again.made == 60 - made
     assert contents(again.folder) == contents(make_world(tmp_path / "whole", **arguments).folder)
+
+
+def test_make_world__refuses_a_second_run_on_the_split_and_lets_the_first_finish(tmp_path, monkeypatch):
+    pytest.importorskip("fcntl")
+    monkeypatch.setattr(build, "LOCK_PATIENCE", 0.1)
+    refused = []
+
+    def second_run(done, total):
+        if done == 2:
+            with pytest.raises(WorldError, match="train: another run is writing to it; wait"):
+                make_world(tmp_path, clips=4, workers=1, **SMALL)
+            make_world(tmp_path, clips=2, split="test", workers=1, **SMALL)  # another split is free
+            refused.append((tmp_path / "train").exists())
+
+    first = make_world(tmp_path, clips=8, workers=2, progress=second_run, **SMALL)
+    assert refused == [True] and first.made == 8
+    assert make_world(tmp_path, clips=8, workers=1, **SMALL).made == 0
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_make_world__waits_for_a_run_that_is_about_to_end(tmp_path):
+    pytest.importorskip("fcntl")
+    (tmp_path / "world").mkdir()
+    held, ended = threading.Event(), []
+
+    def hold():
+        with exclusive(tmp_path / "world" / ".train.lock", tmp_path):
+            held.set()
+            time.sleep(0.3)
+            ended.append(True)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait(10)
+    make_world(tmp_path / "world", clips=1, workers=1, **SMALL)
+    assert ended
+    thread.join()
+
+
+def test_make_world__goes_on_where_a_killed_run_left_its_lock_file(tmp_path):
+    (tmp_path / ".train.lock").write_bytes(b"")
+    assert make_world(tmp_path, clips=1, workers=1, **SMALL).made == 1
+    assert not (tmp_path / ".train.lock").exists()
 
 
 def test_make_world__reports_a_failing_worker_and_leaves_nothing_half_written(tmp_path, monkeypatch):
@@ -452,6 +559,9 @@ def test_make_world__reports_a_killed_worker(tmp_path, monkeypatch):
         ({"sampling_rate": 8000}, "sampling_rate must be"),
         ({"crf": 60}, "crf must be"),
         ({"audio_bitrate": 1}, "audio_bitrate must be"),
+        ({"encoder_preset": "quick"}, "Unknown encoder_preset 'quick'; use one of ultrafast"),
+        ({"workers": 0}, "workers must be at least 1, got 0"),
+        ({"workers": -1}, "workers must be at least 1, got -1"),
     ],
 )
 def test_make_world__refuses_bad_options_before_writing(tmp_path, settings, message):
@@ -470,7 +580,11 @@ def test_make_world__refuses_folders_of_others(tmp_path):
     (tmp_path / "photos" / "me.jpg").write_bytes(b"")
     with pytest.raises(WorldError, match="no SyncWorld split"):
         make_world(tmp_path, clips=2, split="photos", **SMALL)
-    (tmp_path / "train" / "world.json").write_text("{")
+    note = tmp_path / "train" / "world.json"
+    note.write_text(json.dumps({**json.loads(note.read_text()), "format_version": 1}))
+    with pytest.raises(WorldError, match=r"another version of SyncWorld \(format 1, this is 2\)"):
+        make_world(tmp_path, clips=4, **SMALL)
+    note.write_text("{")
     with pytest.raises(WorldError, match="does not describe a SyncWorld split"):
         make_world(tmp_path, clips=4, **SMALL)
 
@@ -503,3 +617,11 @@ def test_preview_page__refers_to_the_clips_relative_to_itself(tmp_path):
     assert all((tmp_path / "show" / clip["src"]).is_file() for clip in data["clips"])
     assert len(data["colours"]) == len(CLASS_NAMES)
     assert str(tmp_path) not in page and "http" not in page
+
+
+@pytest.mark.parametrize("show", [contact_sheet, preview_page])
+def test_showing_no_clips__is_refused(tmp_path, show):
+    make_world(tmp_path, clips=1, workers=1, **SMALL)
+    with pytest.raises(ValueError, match="at least one clip to show, got clips=0"):
+        show(tmp_path / "train", tmp_path / "show" / "out", clips=0)
+    assert not (tmp_path / "show").exists()

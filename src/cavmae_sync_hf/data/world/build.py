@@ -19,17 +19,20 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from ..locks import LockedError, exclusive
 from .render import av, write_clip
-from .scene import WorldOptions, sample_scene, sounding_class_sets
+from .scene import MAX_SOUNDING, TRAIN_SPLIT, WorldOptions, sample_scene, sounding_class_sets
 from .truth import METADATA_NAME, clip_stem, read_truth, truth_record, write_parquet
 from .voices import CLASS_NAMES
 
 __all__ = ["WorldError", "WorldSummary", "make_clip", "make_world"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: objects in random order, one room for both clips of a temporal pair
 OPTIONS_NAME = "world.json"
 PARTIAL = ".partial-"
 CARD_MARK = "pretty_name: SyncWorld"
+# The workers of a killed run notice within a second and finish their clip; their lock goes with them.
+LOCK_PATIENCE = 3.0
 CHUNK = 4  # clips handed to a worker at a time: few enough to share out evenly, many enough to keep it busy
 
 
@@ -81,7 +84,7 @@ def make_world(
         out: Folder of the world; splits are folders in it.
         clips: Clips of the split.
         size: Side of the square picture, or `(height, width)`, in pixels.
-        workers: Processes; by default one for each core this process may use.
+        workers: Processes, at least one; by default one for each core this process may use.
         progress: Called as `progress(done, total)` at the start and after each clip; clips of earlier runs count.
         seed, split, preset, fps, seconds, sampling_rate, echo, noise_db, overlap, crf, encoder_preset, audio_bitrate:
             See `WorldOptions`.
@@ -90,7 +93,8 @@ def make_world(
         A `WorldSummary`.
 
     Raises:
-        ValueError: If an option is out of range, or the split exists with other options or more clips.
+        ValueError: If an option is out of range, the split exists with other options or more clips, or another run
+            is making it.
         RuntimeError: If a worker dies or fails.
         ImportError: If PyAV is not installed.
     """
@@ -115,12 +119,27 @@ def make_world(
     if av is None:
         raise ImportError("Making a SyncWorld needs PyAV; run `pip install av`.")
     _check_clips(options, clips)
+    if workers is not None and workers < 1:
+        raise WorldError(f"workers must be at least 1, got {workers}; leave it out for one per core.")
     folder = Path(out) / split
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with exclusive(folder.parent / f".{split}.lock", folder, patience=LOCK_PATIENCE):
+            made = _make_split(folder, options, clips, workers or _usable_cores(), progress)
+    except LockedError as error:
+        raise WorldError(str(error)) from error
+    return WorldSummary(folder, clips, made, time.perf_counter() - began)
+
+
+def _make_split(
+    folder: Path, options: WorldOptions, clips: int, workers: int, progress: Callable[[int, int], None] | None
+) -> int:
+    """Make what is missing of a split that no other run works on; returns how many clips that was."""
     _claim_folder(folder, options, clips)
     missing = [index for index in range(clips) if not _is_whole(folder, index)]
     if missing:  # the table of a smaller or broken split must not outlive it if this run is killed
         (folder / METADATA_NAME).unlink(missing_ok=True)
-    total_workers = max(1, min(workers or _usable_cores(), math.ceil(len(missing) / CHUNK)))
+    total_workers = max(1, min(workers, math.ceil(len(missing) / CHUNK)))
     done = clips - len(missing)
     if progress is not None:
         progress(done, clips)
@@ -134,7 +153,7 @@ def make_world(
     finally:
         _remove_partial(folder)
     _finish(folder)
-    return WorldSummary(folder, clips, len(missing), time.perf_counter() - began)
+    return len(missing)
 
 
 def make_clip(folder: Path, options: WorldOptions, index: int) -> None:
@@ -185,8 +204,13 @@ def _claim_folder(folder: Path, options: WorldOptions, clips: int) -> None:
     if present != wanted:
         now = options.to_dict()
         changes = [f"{name} {before.get(name)!r} -> {now[name]!r}" for name in now if before.get(name) != now[name]]
+        if not changes:
+            raise WorldError(
+                f"{folder} was made by another version of SyncWorld (format {present.get('format_version')!r}, "
+                f"this is {FORMAT_VERSION}); remove it, or name another folder or split."
+            )
         raise WorldError(
-            f"{folder} was made with other settings ({', '.join(changes) or 'another format version'}); "
+            f"{folder} was made with other settings ({', '.join(changes)}); "
             "continue with the same ones, or name another folder or split."
         )
     if any(int(file.stem) >= clips for file in folder.glob("[0-9]*.json")):
@@ -194,7 +218,7 @@ def _claim_folder(folder: Path, options: WorldOptions, clips: int) -> None:
 
 
 def _remove_partial(folder: Path) -> None:
-    """Remove what a killed run left half-written; one run at a time may work on a split."""
+    """Remove what a killed run left half-written; the lock keeps other runs out of the split."""
     for left_over in folder.glob(f"{PARTIAL}*"):
         left_over.unlink(missing_ok=True)
 
@@ -335,6 +359,17 @@ move over textured backgrounds; one that sounds opens its mouth and gets a white
 starts for as long as it sounds. The other objects are silent; some are animated in other ways at other times.
 
 Classes: {", ".join(CLASS_NAMES)}.
+
+Presets:
+
+- `semantic`: 1 to {MAX_SOUNDING} of 2 to 4 objects sound; in an evaluation split (any but `{TRAIN_SPLIT}`) no two
+  clips have the same set of sounding classes.
+- `temporal`: clips 2k and 2k + 1 have the same objects, looks, paths and sounds and differ only in when things sound
+  (and in the samples of their background noise).
+- `spatial`: one of two objects sounds.
+- `mixed`: in turn one semantic clip, one spatial clip and a temporal pair; `kind` tells which.
+
+The order of `objects` is random: it says nothing about who sounds.
 
 | split | clips | preset | seed | size | frames per second | seconds |
 |---|---|---|---|---|---|---|

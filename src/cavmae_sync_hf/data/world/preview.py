@@ -35,7 +35,7 @@ def contact_sheet(
 
     Args:
         folder: A world, or one split of it.
-        out: PNG file to write.
+        out: PNG file to write; its folder is made.
         split: Name of the split when `folder` is the world.
         clips: How many clips to show.
 
@@ -46,15 +46,13 @@ def contact_sheet(
         ValueError: If there are no clips.
         ImportError: If PyAV is not installed.
     """
-    records = list(itertools.islice(read_truth(folder, split), clips))
+    records, path = _open(folder, out, split, clips)
     panels = [_panel(record) for record in records]
     sheet = Image.new("RGB", (max(p.width for p in panels), sum(p.height for p in panels)), "black")
     top = 0
     for panel in panels:
         sheet.paste(panel, (0, top))
         top += panel.height
-    path = Path(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path, format="PNG")
     return path
 
@@ -66,27 +64,28 @@ def preview_page(
 
     The page needs no server and no network; it refers to the clips by paths relative to itself.
 
-    Args:
-        folder: A world, or one split of it.
-        out: HTML file to write.
-        split: Name of the split when `folder` is the world.
-        clips: How many clips to show.
-
-    Returns:
-        The path written.
-
-    Raises:
-        ValueError: If there are no clips.
+    Args and errors are those of `contact_sheet`; `out` is the HTML file, and no PyAV is needed.
     """
-    path = Path(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    records = []
-    for record in itertools.islice(read_truth(folder, split), clips):
+    records, path = _open(folder, out, split, clips)
+    shown = []
+    for record in records:
         source = os.path.relpath(record.pop("path"), path.parent)
-        records.append({**record, "src": Path(source).as_posix()})
-    data = json.dumps({"clips": records, "colours": [_css(k) for k in range(len(CLASS_NAMES))]}, separators=(",", ":"))
+        shown.append({**record, "src": Path(source).as_posix()})
+    data = json.dumps({"clips": shown, "colours": [_css(k) for k in range(len(CLASS_NAMES))]}, separators=(",", ":"))
     path.write_text(_PAGE.replace("@DATA@", data.replace("</", "<\\/")), encoding="utf-8")
     return path
+
+
+def _open(
+    folder: str | os.PathLike[str], out: str | os.PathLike[str], split: str | None, clips: int
+) -> tuple[list[dict[str, Any]], Path]:
+    """The records of the first clips, and the file to write, in a folder that is there."""
+    if clips < 1:
+        raise ValueError(f"There must be at least one clip to show, got clips={clips}.")
+    records = list(itertools.islice(read_truth(folder, split), clips))
+    path = Path(out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return records, path
 
 
 def _colour(label: int) -> tuple[int, int, int]:

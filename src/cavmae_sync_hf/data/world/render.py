@@ -65,10 +65,10 @@ def render_waveform(scene: Scene, options: WorldOptions) -> np.ndarray:
     for event in scene.events:
         start, end = options.sample_of_frame(event.start_frame), options.sample_of_frame(event.end_frame)
         mix[start:end] += synthesize(event.voice, end - start, rate)
-    rng = np.random.default_rng(scene.noise_seed)
-    if options.echo > 0:
-        mix = _add_echo(mix, options, rng)
+    if options.echo > 0:  # the room goes with the background: the two clips of a pair share both
+        mix = _add_echo(mix, options, np.random.default_rng([scene.background_seed, 1]))
     if options.noise_db is not None:
+        rng = np.random.default_rng(scene.noise_seed)
         mix += np.float32(10 ** (options.noise_db / 20)) * rng.standard_normal(total, dtype=np.float32)
     peak = float(np.abs(mix).max())
     # AAC may overshoot what it is given, hence the head room.

@@ -18,6 +18,7 @@ from .looks import Appearance, sample_appearance
 from .voices import CLASS_NAMES, Voice, sample_voice
 
 __all__ = [
+    "ENCODER_PRESETS",
     "EVENT_SECONDS",
     "NUM_FRAME_TIMES",
     "PRESETS",
@@ -32,6 +33,9 @@ __all__ = [
 ]
 
 PRESETS = ("semantic", "temporal", "spatial", "mixed")
+ENCODER_PRESETS = (
+    "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo"
+)  # fmt: skip
 EVENT_SECONDS = (0.3, 2.0)
 GAP_SECONDS = 0.25  # silence between events, so that every onset can be told from what came before
 SOUNDING_SHARE = (0.5, 0.65)  # part of a clip in which something sounds: a random frame shows it as often as not
@@ -50,8 +54,9 @@ class WorldOptions:
         split: Name of the split; another name is another world from the same seed. Every split but `"train"` is an
             evaluation split.
         preset: `"semantic"` (1 to 3 of 2 to 4 objects sound; in an evaluation split no two clips have the same set of
-            sounding classes), `"temporal"` (clips 2k and 2k + 1 differ only in when things sound), `"spatial"` (two
-            candidates, one sounds) or `"mixed"` (in turn one semantic clip, one spatial clip and a temporal pair).
+            sounding classes), `"temporal"` (clips 2k and 2k + 1 differ only in when things sound, see
+            `sample_scene`), `"spatial"` (two candidates, one sounds) or `"mixed"` (in turn one semantic clip, one
+            spatial clip and a temporal pair).
         width: Picture width in pixels, even.
         height: Picture height in pixels, even.
         fps: Video frames per second.
@@ -108,6 +113,10 @@ class WorldOptions:
             raise ValueError(f"noise_db must be None or in -120..-12, got {self.noise_db}.")
         if not 0 <= self.crf <= 51:
             raise ValueError(f"crf must be in 0..51, got {self.crf}.")
+        if self.encoder_preset not in ENCODER_PRESETS:
+            raise ValueError(
+                f"Unknown encoder_preset {self.encoder_preset!r}; use one of {', '.join(ENCODER_PRESETS)}."
+            )
         if not 8000 <= self.audio_bitrate <= 512000:
             raise ValueError(f"audio_bitrate must be in 8000..512000, got {self.audio_bitrate}.")
 
@@ -203,6 +212,15 @@ def sounding_class_sets(num_classes: int = len(CLASS_NAMES), most: int = MAX_SOU
 def sample_scene(options: WorldOptions, index: int) -> Scene:
     """Decide everything that happens in clip `index` of a split.
 
+    The order of the objects is random, so their place in the list says nothing about who sounds.
+
+    The two clips of a temporal pair share the objects, in the same order, with their classes, looks and paths, the
+    background and how it drifts, what silent objects pretend and when, the room's echo, and the sounds one by one:
+    whose it is, its length, pitch, rate, decay, level and random seed. They differ in when each sound starts, hence
+    also in the order of the sounds (and which of them meet, if `overlap` lets them), and in the samples of the
+    background noise. An object vibrates by a fortieth of its side while it sounds, so in the truth its boxes move by
+    these few pixels at the frames at which it sounds in one clip alone.
+
     Raises:
         ValueError: If a semantic evaluation split has no set of sounding classes left for this index.
     """
@@ -214,15 +232,16 @@ def sample_scene(options: WorldOptions, index: int) -> Scene:
     rng = _generator(options, base)
     sounding, silent = _sample_classes(options, kind, index, rng)
     objects = _sample_objects(options, sounding, silent, rng)
-    plan = _sample_plan(options, len(sounding), rng)
-    voices = [sample_voice(objects[slot].class_name, rng) for slot, _ in plan]
+    slots = [slot for slot, item in enumerate(objects) if item.sounding]
+    plan = _sample_plan(options, len(slots), rng)
+    voices = [sample_voice(objects[slots[k]].class_name, rng) for k, _ in plan]
     background_seed = int(rng.integers(2**31))
     spans = _schedule(options, plan, rng)
     other = _reschedule(options, plan, spans, rng) if paired else spans
     animations = _sample_animations(options, objects, [spans, other], rng)
     if index != base:
         spans = other
-    events = [Event(plan[i][0], start, end, voices[i]) for i, (start, end) in enumerate(spans)]
+    events = [Event(slots[plan[i][0]], start, end, voices[i]) for i, (start, end) in enumerate(spans)]
     events.sort(key=lambda event: (event.start_frame, event.object))
     return Scene(
         index=index,
@@ -269,15 +288,15 @@ def _sample_classes(
 def _sample_objects(
     options: WorldOptions, sounding: list[int], silent: list[int], rng: np.random.Generator
 ) -> list[WorldObject]:
-    """Looks and paths, sounding objects first."""
-    classes = sounding + silent
+    """Looks and paths, in random order: the later a path is found, the less room it has, which must tell nothing."""
+    classes = [int(c) for c in rng.permutation(sounding + silent)]
     low, high = {2: (0.25, 0.32), 3: (0.24, 0.29), 4: (0.22, 0.26)}[len(classes)]
     scale = min(options.width, options.height)
     sides = [rng.uniform(low, high) * scale for _ in classes]
     paths = _sample_paths(options, sides, rng)
     return [
-        WorldObject(CLASS_NAMES[c], sample_appearance(CLASS_NAMES[c], side, rng), slot < len(sounding), path)
-        for slot, (c, side, path) in enumerate(zip(classes, sides, paths, strict=True))
+        WorldObject(CLASS_NAMES[c], sample_appearance(CLASS_NAMES[c], side, rng), c in sounding, path)
+        for c, side, path in zip(classes, sides, paths, strict=True)
     ]
 
 
@@ -309,7 +328,10 @@ def _sample_paths(options: WorldOptions, sides: list[float], rng: np.random.Gene
 
 
 def _sample_plan(options: WorldOptions, num_sounding: int, rng: np.random.Generator) -> list[tuple[int, int]]:
-    """Events as (object, frames long). Each object has one long enough to be on at one of the 16 frame times."""
+    """Events as (which of the sounding objects, frames long).
+
+    Each of these objects has one long enough to be on at one of the 16 frame times.
+    """
     shortest = math.ceil(EVENT_SECONDS[0] * options.fps - 1e-9)
     longest = math.floor(EVENT_SECONDS[1] * options.fps + 1e-9)
     gap = math.ceil(GAP_SECONDS * options.fps)
@@ -369,7 +391,7 @@ def _reschedule(
 
 
 def _activity(options: WorldOptions, plan: list[tuple[int, int]], spans: list[tuple[int, int]]) -> np.ndarray:
-    """Which object is on at which frame, bool, shape `(MAX_SOUNDING, num_frames)`."""
+    """Which sounding object is on at which frame, bool, shape `(MAX_SOUNDING, num_frames)`."""
     active = np.zeros((MAX_SOUNDING, options.num_frames), bool)
     for (slot, _), (start, end) in zip(plan, spans, strict=True):
         active[slot, start:end] = True

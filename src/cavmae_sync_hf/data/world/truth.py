@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .scene import Scene, WorldOptions, clip_frame_times
+from .scene import Animation, Event, Scene, WorldObject, WorldOptions, clip_frame_times
 from .voices import CLASS_NAMES
 
 if TYPE_CHECKING:
@@ -49,7 +49,6 @@ def truth_record(scene: Scene, options: WorldOptions, boxes: np.ndarray) -> dict
     # The frame on screen at a time is the last one that began; the tiny sum keeps 0.3 * 10 from falling to frame 2.
     shown = np.minimum(np.floor(times * options.fps + 1e-6).astype(int), options.num_frames - 1)
     on = [sorted({e.object for e in scene.events if e.start_frame <= k < e.end_frame}) for k in shown]
-    names = [item.class_name for item in scene.objects]
     return {
         "file_name": f"{clip_stem(scene.index)}.mp4",
         "clip_id": f"{options.split}-{clip_stem(scene.index)}",
@@ -68,43 +67,35 @@ def truth_record(scene: Scene, options: WorldOptions, boxes: np.ndarray) -> dict
         "height": options.height,
         "sampling_rate": options.sampling_rate,
         "objects": [
-            {
-                "label": CLASS_NAMES.index(item.class_name),
-                "label_name": item.class_name,
-                "sounding": item.sounding,
-                "boxes": boxes[slot].tolist(),
-            }
+            {**_label(item), "sounding": item.sounding, "boxes": boxes[slot].tolist()}
             for slot, item in enumerate(scene.objects)
         ],
-        "events": [
-            {
-                "object": event.object,
-                "label": CLASS_NAMES.index(names[event.object]),
-                "label_name": names[event.object],
-                "start": event.start_frame / options.fps,
-                "end": event.end_frame / options.fps,
-                "start_frame": event.start_frame,
-                "end_frame": event.end_frame,
-                "pitch": round(event.voice.pitch, 2),
-                "level_db": round(event.voice.level_db, 2),
-                "boxes": boxes[event.object, event.start_frame : event.end_frame].tolist(),
-            }
-            for event in scene.events
-        ],
-        "animations": [
-            {
-                "object": animation.object,
-                "label": CLASS_NAMES.index(names[animation.object]),
-                "label_name": names[animation.object],
-                "kind": animation.kind,
-                "start": animation.start_frame / options.fps,
-                "end": animation.end_frame / options.fps,
-            }
-            for animation in scene.animations
-        ],
+        "events": [_event_record(event, scene, options, boxes) for event in scene.events],
+        "animations": [{**_span(animation, scene, options), "kind": animation.kind} for animation in scene.animations],
         "frame_times": times.tolist(),
         "sounding_objects": on,
         "sounding_boxes": [[boxes[slot, k].tolist() for slot in slots] for slots, k in zip(on, shown, strict=True)],
+    }
+
+
+def _label(item: WorldObject) -> dict[str, Any]:
+    return {"label": CLASS_NAMES.index(item.class_name), "label_name": item.class_name}
+
+
+def _span(span: Event | Animation, scene: Scene, options: WorldOptions) -> dict[str, Any]:
+    """Whose it is, and from when to when."""
+    times = {"start": span.start_frame / options.fps, "end": span.end_frame / options.fps}
+    return {"object": span.object, **_label(scene.objects[span.object]), **times}
+
+
+def _event_record(event: Event, scene: Scene, options: WorldOptions, boxes: np.ndarray) -> dict[str, Any]:
+    return {
+        **_span(event, scene, options),
+        "start_frame": event.start_frame,
+        "end_frame": event.end_frame,
+        "pitch": round(event.voice.pitch, 2),
+        "level_db": round(event.voice.level_db, 2),
+        "boxes": boxes[event.object, event.start_frame : event.end_frame].tolist(),
     }
 
 
@@ -167,12 +158,14 @@ def read_truth(folder: str | os.PathLike[str], split: str | None = None) -> Iter
         split: Name of the split when `folder` is the world.
 
     Raises:
-        ValueError: If there are no clips there.
+        ValueError: If there are no clips there; the message names the splits that are.
     """
     root = Path(folder) / split if split else Path(folder)
     files = sorted(root.glob("[0-9]*.json"), key=lambda file: int(file.stem))
     if not files:
-        raise ValueError(f"No SyncWorld clips in {root}; name a split folder or make one with make_world.")
+        splits = sorted({file.parent.name for file in Path(folder).glob("*/[0-9]*.json")})
+        remedy = f"its splits are {', '.join(splits)}: name one" if splits else "make a split with make_world"
+        raise ValueError(f"No SyncWorld clips in {root}; {remedy}.")
     for file in files:
         record = json.loads(file.read_text(encoding="utf-8"))
         yield {**record, "path": str(root / record["file_name"])}
