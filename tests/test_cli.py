@@ -292,3 +292,14 @@ def test_world__makes_clips_as_hard_as_asked_and_a_page(run, tmp_path):
     assert (out / "train.html").stat().st_size > 0 and (out / "train.png").stat().st_size > 0
     code, _, errors = run(*asked, "--clips", 3)
     assert code == 1 and "use 4" in errors
+
+
+def test_world__size_rates_and_encoder_reach_the_split(run, tmp_path):
+    asked = ("world", tmp_path / "world", "--clips", 1, "--seconds", 3)
+    code, _, errors = run(*asked, "--size", "96 by 64")
+    assert code == 1 and "'96 by 64'" in errors and "160x96" in errors and not (tmp_path / "world").exists()
+    code, *_ = run(*asked, "--size", "80x64", "--sampling-rate", 24000, "--encoder-preset", "superfast")
+    assert code == 0
+    options = json.loads((tmp_path / "world" / "train" / "world.json").read_text(encoding="utf-8"))["options"]
+    assert (options["width"], options["height"]) == (80, 64)
+    assert (options["sampling_rate"], options["encoder_preset"]) == (24000, "superfast")

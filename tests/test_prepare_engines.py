@@ -195,6 +195,18 @@ def test_run_processes__error_of_the_function_ends_the_run():
         list(run_processes(raise_in_third, tasks(6), 2))
 
 
+def stop_in_third(task, begin, skip):
+    begin(0)
+    if task.number == 2:
+        raise EngineError("The clip 2.mp4 cannot be read for now.")
+    return task.number
+
+
+def test_run_processes__own_errors_keep_their_words():
+    with pytest.raises(EngineError, match=r"^The clip 2.mp4 cannot be read for now\.$"):
+        list(run_processes(stop_in_third, tasks(6), 2))
+
+
 def double(task, begin, skip):
     begin(0)
     return 2 * task.number

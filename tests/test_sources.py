@@ -240,3 +240,105 @@ def test_describe_difference__names_what_changed(folder):
     assert describe_difference(fewer, before) == "1 new ('a')"
     assert describe_difference(before, changed) == "1 changed ('a')"
     assert describe_difference(before, before[::-1]) == "the same clips in another order"
+
+
+def test_read_source__published_folder_with_a_dot_is_a_folder(tmp_path):
+    rows = [
+        {"video_id": "v", "wav": "/d/v.wav", "video_path": "/d/fr_v1.0"},
+        {"video_id": "w", "wav": "/d/w.wav", "video_path": "/d/w.mp4"},
+    ]
+
+    frames, file = read_source(write(tmp_path / "train.json", json.dumps({"data": rows}))).records
+
+    assert frames.frames == "/d/fr_v1.0/frame_{}/v.jpg" and frames.path is None
+    assert file.path == "/d/w.mp4" and file.frames is None
+
+
+def test_read_source__rows_that_begin_with_a_hash_are_rows(folder, tmp_path):
+    table = write(tmp_path / "t.csv", "# a comment\n\nid,path\n#1,b.mp4\n# two,dog/one.mp4\n")
+
+    assert ids(read_source(table, media=folder)) == ["#1", "# two"]
+
+
+def test_read_source__line_breaks_within_values(folder, tmp_path):
+    table = write(tmp_path / "t.csv", 'path,label\nb.mp4,"two\nlines"\ndog/one.mp4,a\u2028b\n')
+    lines = write(
+        tmp_path / "t.jsonl", '{"path": "b.mp4", "label": "a\u2028b"}\r\n{"path": "a.MKV", "label": "c\x85"}\n'
+    )
+
+    assert read_source(table, media=folder).label_names == ["a\u2028b", "two\nlines"]
+    assert read_source(lines, media=folder).label_names == ["a\u2028b", "c"]
+
+
+def test_read_source__close_segments_have_names_of_their_own(tmp_path):
+    table = write(tmp_path / "t.csv", "path,start,end\na.mp4,12345.671,12346\na.mp4,12345.672,12346\n")
+
+    assert ids(read_source(table)) == ["a_12345.671-12346", "a_12345.672-12346"]
+
+
+def test_read_source__numbers_in_whatever_form(tmp_path):
+    table = write(tmp_path / "t.csv", 'path,label\na.mp4,1.0\nb.mp4,\nc.mp4,10\nd.mp4,"2.0,1"\n')
+
+    clips = read_source(table)
+
+    assert [record.labels for record in clips.records] == [(1,), (), (10,), (1, 2)] and clips.label_names is None
+    rows = [{"path": "a.mp4", "labels": 1.0}, {"path": "b.mp4", "labels": [2, 0]}]
+    assert [record.labels for record in read_source(rows).records] == [(1,), (0, 2)]
+    assert read_source(table, labels=[str(chr(97 + number)) for number in range(11)]).records[0].labels == (1,)
+
+
+@pytest.mark.parametrize("label", ["-1", -1, "0.5", 0.5, True, {"dog": 1}, "dog", float("inf")])
+def test_read_source__labels_that_are_no_numbers_are_refused(label):
+    rows = [{"path": "a.mp4", "label": 2}, {"path": "b.mp4", "label": label}]
+
+    with pytest.raises(ListError, match=r"row 2: has the label .*label names in order \(option `labels`\)"):
+        read_source(rows)
+
+
+def test_read_source__folders_called_by_digits_and_names(tmp_path):
+    for name in ("1", "dog"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.mp4").touch()
+
+    assert read_source(tmp_path, folder_labels=True).label_names == ["1", "dog"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("names.txt", "cat\ndog\ncat\n", r"names.txt: holds 'cat' more than once"),
+        ("names.json", "[", r"names.json: the label names cannot be understood"),
+        ("names.csv", "index,display_name\none,Dog\n", r"names.csv: the label names cannot be understood"),
+    ],
+)
+def test_read_source__wrong_label_files_are_named(folder, tmp_path, name, text, words):
+    with pytest.raises(ListError, match=words):
+        read_source(folder, labels=write(tmp_path / name, text))
+
+
+def test_read_source__broken_parquet_is_named(tmp_path):
+    pytest.importorskip("pyarrow")
+    (tmp_path / "list.parquet").write_bytes(b"PAR1 broken PAR1")
+
+    with pytest.raises((ListError, SourceError), match=r"list.parquet: is not a whole Parquet file"):
+        read_source(tmp_path / "list.parquet")
+
+
+def test_read_source__sizes_are_part_of_the_list(folder):
+    digest = read_source(folder).digest()
+    (folder / "b.mp4").write_bytes(b"other")
+
+    assert read_source(folder).digest() != digest
+    assert [record.size for record in read_source([folder / "b.mp4"]).records] == [5]
+
+
+def test_read_source__options_without_effect_are_refused(folder, tmp_path):
+    table = write(tmp_path / "t.csv", "path\nb.mp4\n")
+
+    for source, options in (
+        (folder, {"split": "train"}),
+        (f"{folder}/*.mp4", {"media": folder}),
+        (table, {"folder_labels": True}),
+    ):
+        with pytest.raises(SourceError, match=f"has no use for the option `{next(iter(options))}`"):
+            read_source(source, **options)

@@ -32,6 +32,9 @@ app = typer.Typer(
 _console = Console()
 _errors = Console(stderr=True)
 
+# How often progress is reported where the output is no terminal.
+_SECONDS_BETWEEN_LINES = 30.0
+
 # Set by `--traceback` before a subcommand runs.
 _show_tracebacks = False
 
@@ -150,8 +153,9 @@ def _print_selfcheck(result: Any) -> None:
 @app.command()
 def prepare(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder, pattern, list, address or data set name.")],
+    # Text: a Path would make the folder "s3:" of an address, which is to be refused.
     out: Annotated[
-        Path, typer.Argument(metavar="OUT", help="Folder for the shards: new, or begun by the same command.")
+        str, typer.Argument(metavar="OUT", help="Folder for the shards: new, or begun by the same command.")
     ],
     name: Annotated[str, typer.Option(help="Name of the set; shards are called NAME-00000.tar.")] = "train",
     media: Annotated[str | None, typer.Option(help="Folder of the files that a list names.")] = None,
@@ -169,6 +173,7 @@ def prepare(
     jpeg_quality: Annotated[int, typer.Option(help="1 to 100.")] = 95,
     jpeg_chroma: Annotated[Literal["4:4:4", "4:2:2", "4:2:0"], typer.Option(help="Colour resolution.")] = "4:4:4",
     channel: Annotated[Literal["first", "mean"], typer.Option(help="How several channels become one.")] = "first",
+    sampling_rate: Annotated[int, typer.Option(help="Rate of the sound in Hz, for the spectrogram.")] = 16000,
     num_mel_bins: Annotated[int, typer.Option(help="Mel bins of the spectrogram.")] = 128,
     missing: Annotated[
         Literal["error", "keep"], typer.Option(help="Clips without sound or pictures: bad, or kept as such.")
@@ -183,7 +188,11 @@ def prepare(
     ] = "local",
     ray_address: Annotated[str | None, typer.Option(help="Of the cluster; default: RAY_ADDRESS.")] = None,
 ) -> None:
-    """Turn a collection of videos into shards for training; run it again to continue after an interruption."""
+    """Turn a collection of videos into shards for training; run it again to continue after an interruption.
+
+    Clips that cannot be used are left out and listed. Where the network or a disk fails, the run ends, and continues
+    when it is run again.
+    """
     options = dict(locals())
     from .data.prepare import prepare as run_prepare
 
@@ -205,19 +214,22 @@ def world(
         Literal["semantic", "temporal", "spatial", "mixed"],
         typer.Option(help="What makes the clips hard to tell apart."),
     ] = "mixed",
-    size: Annotated[int, typer.Option(help="Side of the picture, pixels.")] = 96,
+    size: Annotated[str, typer.Option(help="Side of the picture, or WIDTHxHEIGHT, pixels.")] = "96",
     fps: Annotated[int, typer.Option(help="Frames per second.")] = 10,
     seconds: Annotated[float, typer.Option(help="Length of a clip.")] = 10.0,
     echo: Annotated[float, typer.Option(help="Strength of the room's echo, 0 to 1.")] = 0.0,
     noise_db: Annotated[float, typer.Option(help="Background noise, dB relative to full scale.")] = -55.0,
     overlap: Annotated[float, typer.Option(help="Chance that a sound begins before the previous one ends.")] = 0.0,
+    sampling_rate: Annotated[int, typer.Option(help="Sound samples per second.")] = 16000,
     crf: Annotated[int, typer.Option(help="H.264 compression, 0 (lossless) to 51.")] = 23,
+    encoder_preset: Annotated[str, typer.Option(help="x264 preset: slower ones make smaller files.")] = "ultrafast",
     audio_bitrate: Annotated[int, typer.Option(help="AAC bits per second.")] = 64000,
     workers: Annotated[int | None, typer.Option(help="Processes; default: one per core.")] = None,
     preview: Annotated[bool, typer.Option("--preview", help="Also write a page and a picture to look at.")] = False,
 ) -> None:
     """Make SyncWorld: short videos in which who sounds, when and where is known."""
-    options = {key: value for key, value in locals().items() if key != "preview"}
+    options: dict[str, Any] = {key: value for key, value in locals().items() if key != "preview"}
+    options["size"] = _height_and_width(size)
     from .data.world import contact_sheet, make_world, preview_page
 
     with _progress_bar("making") as show:
@@ -232,9 +244,20 @@ def world(
             _console.print(str(path), highlight=False, markup=False, soft_wrap=True)
 
 
+def _height_and_width(size: str) -> tuple[int, int]:
+    """Picture size of `96` or, width first as video sizes are written, `160x96`."""
+    found = re.fullmatch(r"(\d+)(?:[xX](\d+))?", size.strip())
+    if not found:
+        raise ValueError(f"--size must be a number of pixels or WIDTHxHEIGHT such as 160x96, got {size!r}.")
+    return int(found[2] or found[1]), int(found[1])
+
+
 @contextmanager
 def _progress_bar(what: str) -> Iterator[Callable[..., None]]:
     """A bar on the error stream, with rate and time left; gives `show(done, total, remark)`."""
+    if not _errors.is_terminal:
+        yield _plain_progress(what)
+        return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (
@@ -250,14 +273,37 @@ def _progress_bar(what: str) -> Iterator[Callable[..., None]]:
 
         def show(done: int, total: int, remark: str = "") -> None:
             first.extend([] if first else [done, time.monotonic()])
-            made, seconds = done - first[0], time.monotonic() - first[1]
-            parts = [remark]
-            if made and seconds:
-                left = timedelta(seconds=round((total - done) * seconds / made))
-                parts = [f"{made / seconds:.1f} clips/s", f"{left} left", remark]
-            bar.update(task, completed=done, total=total, rate=", ".join(filter(None, parts)))
+            rate = _rate(int(done - first[0]), time.monotonic() - first[1], total - done, remark)
+            bar.update(task, completed=done, total=total, rate=rate)
 
         yield show
+
+
+def _rate(made: int, seconds: float, to_do: int, remark: str) -> str:
+    parts = [remark]
+    if made and seconds:
+        left = timedelta(seconds=round(to_do * seconds / made))
+        parts = [f"{made / seconds:.1f} clips/s", f"{left} left", remark]
+    return ", ".join(filter(None, parts))
+
+
+def _plain_progress(what: str) -> Callable[..., None]:
+    """`show(done, total, remark)` for logs: a line now and then."""
+    first: list[float] = []  # what earlier runs did, and when this one began
+    printed = time.monotonic()
+
+    def show(done: int, total: int, remark: str = "") -> None:
+        nonlocal printed
+        now = time.monotonic()
+        first.extend([] if first else [done, now])
+        if now - printed < _SECONDS_BETWEEN_LINES:
+            return
+        printed = now
+        rate = _rate(int(done - first[0]), now - first[1], total - done, remark)
+        line = f"{what}: {done} of {total}" + (f", {rate}" if rate else "")
+        _errors.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    return show
 
 
 def _check_device(device: str) -> None:

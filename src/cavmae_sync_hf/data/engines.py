@@ -201,7 +201,8 @@ def _serve(connection: Connection, function: Callable[..., Any]) -> None:
             except Exception as error:
                 where = traceback.extract_tb(sys.exc_info()[2])[-1]
                 place = f"{os.path.basename(where.filename)}, line {where.lineno}"
-                connection.send(("error", f"{type(error).__name__}: {error} ({place})"))
+                known = isinstance(error, EngineError)
+                connection.send(("error", str(error) if known else f"{type(error).__name__}: {error} ({place})"))
                 return
             connection.send(("done", result))
 

@@ -16,7 +16,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from .shards import (
     ShardInfo,
     card_text,
     encode_json,
+    split_name,
 )
 from .sources import ClipList, describe_difference, read_source
 
@@ -142,13 +143,17 @@ def prepare(
 ) -> PrepareSummary:
     """Turn a collection of videos into shards; the same call again continues after an interruption.
 
+    A clip that cannot be used (not found, no media, damaged) is a bad clip: it is left out and listed with its reason.
+    A clip that cannot be read for now (a server that does not answer after three attempts, a failing disk, no access)
+    says nothing about the clip: it ends the run, finished shards stay, and the same call continues.
+
     The bytes written depend on the source, the options and the versions of the software, not on the number of
     processes, the engine or interruptions.
 
     Args:
         source: Folder, pattern, list, bucket or data set; see `read_source`.
         out: Folder for the shards: new, empty, or begun by the same call.
-        name: Name of the set; shards are called `NAME-00000.tar`.
+        name: Name of the set; shards are called `NAME-00000.tar`. Not `all`, by which `datasets` means every split.
         media: Folder of the files that a list names, see `read_source`.
         labels: Label names or a file of them, see `read_source`.
         split: Split of a list or data set, see `read_source`.
@@ -178,11 +183,11 @@ def prepare(
 
     Raises:
         ValueError: An option or the source is wrong (`SourceError`, `ListError`), the folder holds another set or is
-            in use,
-            no clip could be used, or a process was killed (`PrepareError`).
+            in use or cannot be written, no clip could be used, a clip could not be read for now, or a process was
+            killed (`PrepareError`).
     """
     began = time.perf_counter()
-    _check_run(name, clips_per_shard, workers, engine)
+    _check_run(name, clips_per_shard, workers, engine, ray_address)
     options = PrepareOptions(
         num_frames, alignment, short_side, jpeg_quality, jpeg_chroma, sampling_rate, num_mel_bins, channel, missing,
         silent, damaged, float(max_seconds),
@@ -194,7 +199,8 @@ def prepare(
     per_shard = clips_per_shard or _clips_per_shard(len(clips))
     tasks = shard_tasks(clips.records, per_shard)
     notes = folder / WORK_FOLDER
-    notes.mkdir(parents=True, exist_ok=True)
+    with _writable(folder):
+        notes.mkdir(parents=True, exist_ok=True)
     with _lock(folder):
         _claim(folder, clips, {"name": name, "clips_per_shard": per_shard, "cut": cut} | asdict(options))
         job = ShardJob(
@@ -203,22 +209,41 @@ def prepare(
         missing_tasks = [task for task in tasks if not _is_whole(folder, notes, task)]
         meter = _Meter(progress, len(clips), sum(task.size for task in missing_tasks))
         if missing_tasks:
-            (folder / INDEX_NAME).unlink(missing_ok=True)
+            with _writable(folder):
+                (folder / INDEX_NAME).unlink(missing_ok=True)
             _run(job, missing_tasks, meter, engine, workers, ray_address)
-        index, reasons = _finish(job, clips, tasks)
+        with _writable(folder):
+            index, reasons = _finish(job, clips, tasks)
     return PrepareSummary(folder, index, meter.to_make, reasons, time.perf_counter() - began)
 
 
-def _check_run(name: str, clips_per_shard: int | None, workers: int | None, engine: str) -> None:
+@contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    """Name the folder in errors of writing to it."""
+    try:
+        yield
+    except OSError as error:
+        raise PrepareError(
+            f"{folder}: cannot be written ({error}); make room, mend the access or name another."
+        ) from (error)
+
+
+def _check_run(
+    name: str, clips_per_shard: int | None, workers: int | None, engine: str, ray_address: str | None
+) -> None:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise ValueError(
             f"name must be letters, digits, '_', '-' and '.', got {name!r}; it becomes part of file names."
         )
+    if split_name(name) == "all":
+        raise ValueError("name must not be 'all', by which `datasets` means every split; use another such as 'train'.")
     for option, value in (("clips_per_shard", clips_per_shard), ("workers", workers)):
         if value is not None and value < 1:
             raise ValueError(f"{option} must be at least 1, got {value}.")
     if engine not in ENGINES:
         raise ValueError(f"engine must be one of {', '.join(map(repr, ENGINES))}, got {engine!r}.")
+    if ray_address is not None and engine != "ray":
+        raise ValueError(f"ray_address is for the engine 'ray', got the engine {engine!r}; set engine='ray' too.")
 
 
 def _clips_per_shard(clips: int) -> int:
@@ -232,7 +257,7 @@ def _versions() -> dict[str, str]:
 
 
 def _open_folder(out: str | os.PathLike[str]) -> Path:
-    if "://" in os.fspath(out):
+    if re.match(r"\w[\w.+-]+:/", os.fspath(out)):  # `Path` makes s3:/ of s3://; a Windows drive is one letter
         raise PrepareError(f"{os.fspath(out)}: shards are written to a folder; write them here and upload the folder.")
     folder = Path(out).absolute()
     if folder.exists() and not folder.is_dir():
@@ -245,7 +270,9 @@ def _open_folder(out: str | os.PathLike[str]) -> Path:
 @contextmanager
 def _lock(folder: Path) -> Iterator[None]:
     """Keep a second run out; the lock goes with the process, however it ends."""
-    with open(folder / WORK_FOLDER / _LOCK_NAME, "wb") as file:
+    with _writable(folder):
+        lock = open(folder / WORK_FOLDER / _LOCK_NAME, "wb")  # noqa: SIM115 (closed by the next line)
+    with lock as file:
         if fcntl is not None:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -257,15 +284,16 @@ def _lock(folder: Path) -> Iterator[None]:
 def _claim(folder: Path, clips: ClipList, settings: dict[str, Any]) -> None:
     """Note what this folder is for, or refuse when it is for something else."""
     notes = folder / WORK_FOLDER
-    for left in notes.glob(f"{PARTIAL}*"):
-        left.unlink(missing_ok=True)
+    with _writable(folder):
+        _clear(notes)
     job: dict[str, Any] = {"options": settings, "versions": _versions(), "clips": len(clips), "digest": clips.digest()}
     try:
         before = json.loads((notes / _JOB_NAME).read_text(encoding="utf-8"))
     except FileNotFoundError:
         lines = "".join(f"{line}\n" for line in clips.lines()).encode()
-        write_whole(notes / _LIST_NAME, gzip.compress(lines, mtime=0), notes)
-        write_whole(notes / _JOB_NAME, encode_json(job) + b"\n", notes)
+        with _writable(folder):
+            write_whole(notes / _LIST_NAME, gzip.compress(lines, mtime=0), notes)
+            write_whole(notes / _JOB_NAME, encode_json(job) + b"\n", notes)
         return
     for what in ("options", "versions"):
         old, new = before[what], job[what]
@@ -282,6 +310,12 @@ def _claim(folder: Path, clips: ClipList, settings: dict[str, Any]) -> None:
             f"{folder}: was begun with another list of clips: {difference}; use the same source, or another "
             "folder, or delete it."
         )
+
+
+def _clear(notes: Path) -> None:
+    """Remove what was being written when a run ended."""
+    for left in notes.glob(f"{PARTIAL}*"):
+        left.unlink(missing_ok=True)
 
 
 def _is_whole(folder: Path, notes: Path, task: ShardTask) -> bool:
@@ -337,7 +371,11 @@ def _run(
         with closing(results) as notes:  # type: ignore[type-var]
             for note in notes:
                 meter.add(note)
-    except EngineError as error:
+    except BaseException as error:  # Ctrl-C, too; the workers have ended
+        with suppress(OSError):
+            _clear(job.notes)
+        if not isinstance(error, EngineError):
+            raise
         raise PrepareError(
             f"{job.folder}: stopped with {meter.finished} of {meter.to_make} clips done. {error} Run the same "
             "command again to continue."

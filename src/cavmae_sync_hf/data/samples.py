@@ -7,9 +7,6 @@ bank. What cannot be used is a `BadClip` with a reason, never a row of zeros.
 
 import math
 import os
-import shutil
-import tempfile
-import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import fsspec
 import numpy as np
 import torch
 import torchvision.transforms.v2.functional as tvF
@@ -28,14 +24,15 @@ from ..media_cavmae_sync import (
     SAMPLING_RATE,
     DecodedMedia,
     MediaError,
-    MediaNotFoundError,
     MissingTrackError,
     decode_media,
     probe_media,
 )
 from ..media_pass_cavmae_sync import REFERENCE_SECONDS
+from .engines import EngineError
+from .fetching import FetchError, fault_of_machine, local_file, reading_fault
 from .shards import ShardWriter, clip_key, decode_jpeg, encode_array, encode_jpeg, encode_json, shard_name
-from .sources import ClipRecord
+from .sources import ClipRecord, printable
 
 # Sound that never exceeds this is silence: 80 dB below full scale, under what 16-bit dither makes audible.
 SILENT_PEAK = 1e-4
@@ -43,9 +40,8 @@ SILENT_PEAK = 1e-4
 _CUT_TOLERANCE = 1.0
 # Files above this size (bytes) have their length looked up before they are decoded, since that costs an opening.
 _LARGE_FILE = 1 << 26
-_FETCH_ATTEMPTS = 3
-_FETCH_PAUSE_SECONDS = 1.0
-_MEMORY_FOR_FETCHED_FILE = 1 << 27
+# Of a segment, at least this share must lie in the file.
+_LEAST_SHARE_OF_SEGMENT = 0.5
 JPEG_CHROMA = ("4:4:4", "4:2:2", "4:2:0")
 
 
@@ -86,7 +82,7 @@ class PrepareOptions:
             raise ValueError(f"jpeg_quality must be 1 to 100, got {self.jpeg_quality}.")
         if self.short_side is not None and self.short_side < 16:
             raise ValueError(f"short_side must be at least 16 pixels, or None to keep all, got {self.short_side}.")
-        if self.max_seconds <= 0:
+        if not self.max_seconds > 0:  # also NaN
             raise ValueError(f"max_seconds must be positive, got {self.max_seconds}.")
         self.extractor()
 
@@ -170,6 +166,7 @@ class ClipPreparer:
 
         Raises:
             BadClip: The clip cannot be used.
+            FetchError: It cannot be read for now, which says nothing about the clip.
         """
         if record.problem is not None:
             raise BadClip("not found", record.problem)
@@ -177,9 +174,17 @@ class ClipPreparer:
             return self._pack(record, self.material(record))
         except MissingTrackError as error:
             raise BadClip(f"no {error.track}", self._say(record, error)) from error
-        except MediaNotFoundError as error:
+        except FileNotFoundError as error:
             raise BadClip("not found", self._say(record, error)) from error
+        except EngineError:
+            raise
         except (MediaError, OSError) as error:
+            fault = fault_of_machine(error) or reading_fault((record.path, record.audio))
+            if fault is not None:
+                raise FetchError(
+                    f"The clip {printable(record.source)} cannot be read for now ({printable(str(fault))}); mend the "
+                    "cause."
+                ) from error
             raise BadClip("unreadable", self._say(record, error)) from error
         except (ValueError, RuntimeError, ArithmeticError, LookupError) as error:
             raise BadClip("error", f"{type(error).__name__}: {self._say(record, error)}") from error
@@ -190,6 +195,7 @@ class ClipPreparer:
         for path in (record.path, record.audio):
             message = message.replace(path, record.source) if path else message
         message = message.replace("<SpooledTemporaryFile>", record.source).replace("missing='mask'", "missing='keep'")
+        message = printable(message)
         return message if record.source in message else f"{record.source}: {message}"
 
     def material(self, record: ClipRecord) -> _Material:
@@ -203,10 +209,10 @@ class ClipPreparer:
             audio = row[self.audio_column] if self.audio_column else None
         if video is None:
             raise BadClip("not found", f"{record.source}: has no video.")
-        with _local(video) as file:
+        with local_file(video) as file:
             media = self._decode(record, file, own_sound=audio is None)
         if audio is not None:
-            with _local(audio) as file:
+            with local_file(audio) as file:
                 sound = self._decode_sound(file, record.start, record.end)
             media.waveform, media.duration = sound.waveform, max(media.duration, sound.duration)
         frames = list(media.frames) if media.frames is not None else []
@@ -233,6 +239,13 @@ class ClipPreparer:
             threads=1,
         )
         self._check_length(record, media.duration)
+        wanted = math.inf if end is None else end - (start or 0.0)
+        if end is not None and media.duration < _LEAST_SHARE_OF_SEGMENT * wanted:
+            raise BadClip(
+                "cut short",
+                f"{record.source}: holds {media.duration:.1f} s of the {wanted:g} s from {start or 0.0:g} s to "
+                f"{end:g} s; correct the times or fetch the file again.",
+            )
         return media
 
     def _decode_sound(self, file: Any, start: float | None, end: float | None) -> DecodedMedia:
@@ -257,12 +270,14 @@ class ClipPreparer:
 
     def _from_pictures(self, record: ClipRecord) -> _Material:
         """A clip of the published layout: pictures `frame_i/ID.jpg` and a sound file."""
-        pattern, count = str(record.frames), self.options.num_frames
+        count = self.options.num_frames
+        # Only the number's own place is filled in: folders and ids may hold braces.
+        before, place, after = str(record.frames).rpartition("frame_{}/")
         jpegs: list[bytes] = []
         for number in range(count):
             try:
-                with fsspec.open(pattern.format(number), "rb") as file:
-                    jpegs.append(file.read())
+                with local_file(f"{before}{place.format(number)}{after}") as file:
+                    jpegs.append(file.read() if hasattr(file, "read") else Path(file).read_bytes())
             except FileNotFoundError:
                 break
         if len(jpegs) < count:
@@ -271,7 +286,7 @@ class ClipPreparer:
             )
         if record.audio is None:
             raise BadClip("no audio", f"{record.source}: the list names no sound file for it.")
-        with _local(record.audio) as file:
+        with local_file(record.audio) as file:
             sound = self._decode_sound(file, record.start, record.end)
         self._check_length(record, sound.duration)
         # The published extraction takes frame int(i * min(N, 10 fps) / n), which is this time.
@@ -357,30 +372,6 @@ def _size(file: Any) -> int:
         return 0
 
 
-@contextmanager
-def _local(source: Any) -> Iterator[Any]:
-    """A media source that can be opened at little cost: what lies in a bucket is fetched once, as a whole."""
-    if not (isinstance(source, str) and "://" in source) or source.startswith(("http://", "https://", "file://")):
-        yield source
-        return
-    with tempfile.SpooledTemporaryFile(max_size=_MEMORY_FOR_FETCHED_FILE) as file:
-        for attempt in range(1, _FETCH_ATTEMPTS + 1):
-            try:
-                file.seek(0)
-                file.truncate()
-                with fsspec.open(source, "rb") as remote:
-                    shutil.copyfileobj(remote, file)
-                break
-            except FileNotFoundError as error:
-                raise MediaNotFoundError(f"{source}: no such file; check the address.") from error
-            except (OSError, ImportError) as error:
-                if attempt == _FETCH_ATTEMPTS or isinstance(error, PermissionError | ImportError):
-                    raise MediaError(f"{source}: cannot be fetched ({error}).") from error
-                time.sleep(_FETCH_PAUSE_SECONDS * attempt)
-        file.seek(0)
-        yield file
-
-
 @dataclass(frozen=True)
 class ShardTask:
     """The unit of work and of resuming: one shard.
@@ -440,22 +431,34 @@ class ShardJob:
 
         Returns:
             The shard's note, see `note_path`.
+
+        Raises:
+            EngineError: The shard cannot be written, or a clip cannot be read for now; nothing of the shard is left.
         """
+        try:
+            return self._make(task, begin or (lambda place: None), skip or {})
+        except OSError as error:  # clips' own are told apart before
+            raise EngineError(
+                f"The shard {self.folder / shard_name(self.name, task.number)} cannot be written ({error}); make room "
+                "or mend the access."
+            ) from error
+
+    def _make(self, task: ShardTask, begin: Callable[[int], None], skip: Mapping[int, str]) -> dict[str, Any]:
         with one_thread():
             preparer = ClipPreparer(self.options, self.rows, self.video_column, self.audio_column, self.versions)
             partial = self.notes / f"{PARTIAL}{task.number:05d}-{uuid.uuid4().hex}"
             writer = ShardWriter(partial)
             try:
-                note = self._fill(writer, task, preparer, begin or (lambda place: None), skip or {})
+                note = self._fill(writer, task, preparer, begin, skip)
             except BaseException:
                 writer.abandon()
                 raise
-        if note["clips"]:
-            os.replace(partial, self.folder / note["file"])
-        else:
-            partial.unlink()
-            note["file"] = None
-        write_whole(note_path(self.notes, task.number), encode_json(note) + b"\n", self.notes)
+            if note["clips"]:
+                os.replace(partial, self.folder / note["file"])
+            else:
+                partial.unlink()
+                note["file"] = None
+            write_whole(note_path(self.notes, task.number), encode_json(note) + b"\n", self.notes)
         return note
 
     def _fill(

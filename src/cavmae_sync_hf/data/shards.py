@@ -339,6 +339,54 @@ def check_shards(folder: str | os.PathLike[str]) -> list[str]:
 
 def card_text(index: ShardIndex) -> str:
     """The dataset card of a set, with the settings by which `datasets.load_dataset(folder)` finds the shards."""
+    split = split_name(index.name)
+    return f"""---
+pretty_name: {json.dumps(index.name)}
+tags:
+- audio-visual
+- webdataset
+configs:
+- config_name: default
+  data_files:
+  - split: {split}
+    path: {index.name}-*.tar
+dataset_info:
+  features:
+{_features_text(index)}
+---
+
+# {index.name}
+
+Frames and spectrograms of videos, prepared for CAV-MAE Sync.
+
+| | |
+|---|---|
+{_facts_text(index)}
+
+Each clip is a row of members in a tar file: `frame_00.jpg` and so on, `log_mel.npy` for the whole clip, and `json`
+with the times of the frames in seconds, the length, the labels and the source.
+
+```python
+from datasets import load_dataset
+
+clips = load_dataset("path/of/this/folder", split="{split}", streaming=True)
+```
+
+Clips without pictures have `None` for them. Whether the files are whole is told by
+
+```python
+from cavmae_sync_hf.data.shards import check_shards
+
+print(check_shards("path/of/this/folder"))  # nothing but [] when they are
+```
+
+`{INDEX_NAME}` counts the clips and gives the mean and the standard deviation that the spectrogram is normalised with;
+`{CLIPS_NAME}` says where each clip lies.
+"""
+
+
+def _facts_text(index: ShardIndex) -> str:
+    """The rows of a card's table."""
     minutes = index.seconds / 60
     length = f"{minutes / 60:.1f} hours" if minutes >= 120 else f"{minutes:.1f} minutes"
     size = (
@@ -361,39 +409,32 @@ def card_text(index: ShardIndex) -> str:
         ("shards", str(len(index.shards))),
         ("written by", ", ".join(f"{name} {version}" for name, version in index.versions.items())),
     ]
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
-    return f"""---
-pretty_name: {json.dumps(index.name)}
-tags:
-- audio-visual
-- webdataset
-configs:
-- config_name: default
-  data_files:
-  - split: {split_name(index.name)}
-    path: {index.name}-*.tar
----
+    return "\n".join(f"| {name} | {value} |" for name, value in rows)
 
-# {index.name}
 
-Frames and spectrograms of videos, prepared for CAV-MAE Sync.
+def _features_text(index: ShardIndex) -> str:
+    """The columns and their types as a card's YAML has them.
 
-| | |
-|---|---|
-{table}
-
-Each clip is a row of members in a tar file: `frame_00.jpg` and so on, `log_mel.npy` for the whole clip, and `json`
-with the times of the frames in seconds, the length, the labels and the source.
-
-```python
-from datasets import load_dataset
-
-clips = load_dataset("webdataset", data_files="{index.name}-*.tar", split="train", streaming=True)
-```
-
-`{INDEX_NAME}` counts the clips and gives the mean and the standard deviation that the spectrogram is normalised with;
-`{CLIPS_NAME}` says where each clip lies.
-"""
+    Without them `datasets` takes the first clips for typical, which fails where later ones have labels, or none.
+    """
+    texts, numbers, flags = "string", "float64", "bool"
+    record: dict[str, str] = {"id": texts, "source": texts, "start": numbers, "end": numbers, "duration": numbers}
+    record |= {"frame_times": "list", "labels": "list", "sampling_rate": "int64", "num_mel_bins": "int64"}
+    record |= {"alignment": texts, "has_audio": flags, "has_video": flags}
+    lists = {"frame_times": numbers, "labels": "int64"}
+    lines = []
+    for number in range(index.num_frames):
+        lines += [f"  - name: frame_{number:02d}.jpg", "    dtype: image"]
+    lines += ["  - name: log_mel.npy", "    list:", "      list: float16", "  - name: json", "    struct:"]
+    for name, kind in record.items():
+        lines += [f"    - name: {name}", f"      list: {lists[name]}" if name in lists else f"      dtype: {kind}"]
+    if index.versions:
+        lines += ["    - name: versions", "      struct:"]
+    for name in index.versions:
+        lines += [f"      - name: {name}", "        dtype: string"]
+    for name in ("__key__", "__url__"):
+        lines += [f"  - name: {name}", "    dtype: string"]
+    return "\n".join(lines)
 
 
 def split_name(name: str) -> str:

@@ -18,6 +18,7 @@ import fsspec
 
 from .tables import (
     LIST_SUFFIXES,
+    MEDIA_SUFFIXES,
     Entry,
     Vocabulary,
     entries_from_rows,
@@ -29,10 +30,6 @@ from .tables import (
 from .world.build import OPTIONS_NAME as WORLD_OPTIONS
 from .world.voices import CLASS_NAMES
 
-MEDIA_SUFFIXES = frozenset(
-    (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv", ".asf")
-    + (".ogv", ".3gp", ".mxf")
-)
 # Tables beside the files that give their labels, as `datasets`' video folders have them.
 _FOLDER_TABLES = ("metadata.parquet", "metadata.jsonl", "metadata.csv")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -58,6 +55,7 @@ class ClipRecord:
         row: Row of the data set that holds it.
         maybe_cut: The file may already be the segment from `start` to `end`; its length tells.
         problem: Why nothing was found, a bad clip already.
+        size: Bytes of its file, where that is known without opening it.
     """
 
     id: str
@@ -71,6 +69,7 @@ class ClipRecord:
     row: int | None = None
     maybe_cut: bool = False
     problem: str | None = None
+    size: int | None = None
 
     def identity(self) -> dict[str, Any]:
         """What makes this the same clip in another run: not where the files lie."""
@@ -81,6 +80,7 @@ class ClipRecord:
             "end": self.end,
             "labels": list(self.labels),
             "found": self.problem is None,
+            "size": self.size,
         }
 
 
@@ -156,11 +156,13 @@ def read_source(
         raise ValueError(f"cut must be 'auto', 'done' or 'needed', got {cut!r}.")
     vocabulary = read_vocabulary(labels)
     if hasattr(source, "column_names") or hasattr(source, "take"):
+        _refuse_unused("a loaded data set", media=media, split=split, folder_labels=folder_labels or None)
         clips = _from_dataset(source, vocabulary)
     elif isinstance(source, str | os.PathLike):
         clips = _from_address(os.fspath(source), media, vocabulary, split, folder_labels, cut)
     elif isinstance(source, Iterable):
         rows = [item if isinstance(item, Mapping) else {"path": os.fspath(item)} for item in source]
+        _refuse_unused("a list", folder_labels=folder_labels or None)
         clips = _from_entries(
             entries_from_rows(rows, "the list", split), _folder_of(media, os.curdir), vocabulary, cut
         )
@@ -168,8 +170,30 @@ def read_source(
         raise SourceError(f"A source is a path, an address, a data set or a list, not {type(source).__name__}.")
     if not clips.records:
         raise SourceError(f"{source}: holds no clips; nothing to prepare.")
+    clips.records = [
+        replace(record, id=printable(record.id), source=printable(record.source)) for record in clips.records
+    ]
+    if clips.label_names is not None:
+        clips.label_names = [printable(name) for name in clips.label_names]
     _check_ids(clips.records)
     return clips
+
+
+def printable(text: str) -> str:
+    """A text as UTF-8 can hold it: bytes of a file name that are not UTF-8 are written as `\\xe9`."""
+
+    def escape(match: re.Match[str]) -> str:
+        code = ord(match[0])
+        return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
+
+    return re.sub("[\ud800-\udfff]", escape, text)
+
+
+def _refuse_unused(kind: str, **options: Any) -> None:
+    """Refuse arguments that a source of this kind has no use for, rather than ignore them."""
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise SourceError(f"{kind} has no use for the option `{given[0]}`; leave it out.")
 
 
 def _from_address(
@@ -184,6 +208,7 @@ def _from_address(
     pattern = any(mark in source for mark in "*?[") and not os.path.exists(source)
     if not remote and not pattern and not os.path.exists(source):
         if _HUB_NAME.fullmatch(source) and not source.endswith((*LIST_SUFFIXES, *MEDIA_SUFFIXES)):
+            _refuse_unused(f"{source}: a data set", media=media, folder_labels=folder_labels or None)
             return _from_dataset(_load_dataset(source, split), vocabulary)
         raise SourceError(f"{source}: no such file or folder; check the path.")
     try:
@@ -191,31 +216,44 @@ def _from_address(
     except (ValueError, ImportError) as error:  # a protocol that nobody knows, or whose package is not installed
         raise SourceError(f"{source}: cannot be read ({error}); check the address.") from error
     try:
+        table = None if pattern else _table_of(system, root)
+        if table is not None:
+            _refuse_unused(f"{source}: a list", folder_labels=folder_labels or None)
+            name = source if table == root else f"{source.rstrip('/')}/{table.rpartition('/')[2]}"
+            if vocabulary is None and table != root:
+                vocabulary = _vocabulary_of_world(system, root)
+            return _from_list(name, system, table, media, vocabulary, split, cut)
+        _refuse_unused(f"{source}: a collection of files without a list", media=media, split=split)
         if pattern:
             base = root.split("*")[0].split("?")[0].split("[")[0].rpartition("/")[0]
-            return _from_files(system, base, system.glob(root), vocabulary, folder_labels)
-        suffix = os.path.splitext(root)[1].lower()
+            return _from_files(system, base, system.glob(root, detail=True), vocabulary, folder_labels)
         if not system.isdir(root):
-            if suffix in LIST_SUFFIXES:
-                return _from_list(source, system, root, media, vocabulary, split, cut)
-            return _from_files(system, root.rpartition("/")[0], [root], vocabulary, folder_labels)
-        if vocabulary is None and system.exists(f"{root.rstrip('/')}/{WORLD_OPTIONS}"):
-            vocabulary = Vocabulary(CLASS_NAMES)  # a SyncWorld: a small split need not show every class
-        for name in _FOLDER_TABLES:
-            table = f"{root.rstrip('/')}/{name}"
-            if system.exists(table):
-                return _from_list(f"{source.rstrip('/')}/{name}", system, table, media, vocabulary, split, cut)
-        return _from_files(system, root.rstrip("/"), system.find(root), vocabulary, folder_labels)
+            return _from_files(system, root.rpartition("/")[0], {root: system.info(root)}, vocabulary, folder_labels)
+        vocabulary = vocabulary or _vocabulary_of_world(system, root)
+        return _from_files(system, root.rstrip("/"), system.find(root, detail=True), vocabulary, folder_labels)
     except OSError as error:
         raise SourceError(f"{source}: cannot be read ({error}); check the address and its access.") from error
 
 
+def _table_of(system: Any, root: str) -> str | None:
+    """The list that a path names, or that lies in the folder it names."""
+    if not system.isdir(root):
+        return root if os.path.splitext(root)[1].lower() in LIST_SUFFIXES else None
+    tables = [f"{root.rstrip('/')}/{name}" for name in _FOLDER_TABLES]
+    return next((table for table in tables if system.exists(table)), None)
+
+
+def _vocabulary_of_world(system: Any, root: str) -> Vocabulary | None:
+    """The classes of a SyncWorld: a small split need not show every one."""
+    return Vocabulary(CLASS_NAMES) if system.exists(f"{root.rstrip('/')}/{WORLD_OPTIONS}") else None
+
+
 def _from_files(
-    system: Any, base: str, files: Sequence[str], vocabulary: Vocabulary | None, folder_labels: bool
+    system: Any, base: str, files: Mapping[str, Mapping[str, Any]], vocabulary: Vocabulary | None, folder_labels: bool
 ) -> ClipList:
     """Media files below a folder, by their names."""
     named = []
-    for file in sorted(set(files)):
+    for file in sorted(files):
         relative = file[len(base) :].lstrip("/")
         hidden = any(part.startswith(".") for part in relative.split("/"))
         if os.path.splitext(file)[1].lower() in MEDIA_SUFFIXES and not hidden:
@@ -227,10 +265,14 @@ def _from_files(
         label = [relative.split("/")[-2]] if folder_labels and "/" in relative else []
         # Two files that differ in their suffix only keep it.
         entries.append(Entry(id=stem if stems[stem] == 1 else relative, path=_address(system, file), labels=label))
-    numbers, names = number_labels([entry.labels for entry in entries], vocabulary)
+    folders = sorted({label for entry in entries for label in entry.labels})
+    if vocabulary is None and not all(name.isascii() and name.isdigit() for name in folders):
+        vocabulary = Vocabulary(folders)  # names all, some of which may be digits
+    places = [relative for relative, _ in named]
+    numbers, names = number_labels([entry.labels for entry in entries], vocabulary, places)
     records = [
-        ClipRecord(str(entry.id), relative, entry.path, labels=row)
-        for entry, row, (relative, _) in zip(entries, numbers, named, strict=True)
+        ClipRecord(str(entry.id), relative, entry.path, labels=row, size=files[file].get("size"))
+        for entry, row, (relative, file) in zip(entries, numbers, named, strict=True)
     ]
     return ClipList(records, names)
 
@@ -257,7 +299,8 @@ def _from_entries(entries: Sequence[Entry], folder: str, vocabulary: Vocabulary 
     wanted = any(entry.path is None and entry.frames is None for entry in entries)
     finder = _MediaFinder(folder) if wanted else None
     vocabulary = vocabulary or observed_vocabulary(entries)
-    numbers, names = number_labels([entry.labels for entry in entries], vocabulary)
+    places = [entry.place for entry in entries]
+    numbers, names = number_labels([entry.labels for entry in entries], vocabulary, places)
     # Named first: a file that is the segment itself has no times left, but they tell segments of one video apart.
     records = _with_ids(
         [
@@ -269,13 +312,22 @@ def _from_entries(entries: Sequence[Entry], folder: str, vocabulary: Vocabulary 
     for place, entry in enumerate(entries):
         record = records[place]
         if entry.path is not None:
-            record = replace(record, path=_join(folder, entry.path))
+            path = _join(folder, entry.path)
+            record = replace(record, path=path, size=_size_here(path))
         elif entry.frames is not None:
             record = replace(record, frames=_join(folder, entry.frames))
         elif finder is not None:
             record = finder.find(record, str(entry.id), cut)
         records[place] = record if entry.audio is None else replace(record, audio=_join(folder, entry.audio))
     return ClipList(records, names)
+
+
+def _size_here(path: str) -> int | None:
+    """Bytes of a file of this machine; asking elsewhere takes too long for a whole list."""
+    try:
+        return None if "://" in path else os.path.getsize(path)
+    except (OSError, ValueError):  # what is wrong with it is said when it is opened
+        return None
 
 
 class _MediaFinder:
@@ -289,7 +341,8 @@ class _MediaFinder:
         self.files: dict[str, str] = {}
         self.base = root.rstrip("/")
         self.system = system
-        for file in sorted(system.find(root), reverse=True):  # of equal stems the first in order stays
+        self.details = system.find(root, detail=True)
+        for file in sorted(self.details, reverse=True):  # of equal stems the first in order stays
             stem, suffix = os.path.splitext(file.rpartition("/")[2])
             if suffix.lower() in MEDIA_SUFFIXES:
                 self.files[stem] = file
@@ -300,7 +353,12 @@ class _MediaFinder:
             file = self.files.get(stem)
             if file is None:
                 continue
-            record = replace(record, path=_address(self.system, file), source=file[len(self.base) :].lstrip("/"))
+            record = replace(
+                record,
+                path=_address(self.system, file),
+                source=file[len(self.base) :].lstrip("/"),
+                size=self.details[file].get("size"),
+            )
             if is_cut or cut == "done":
                 return replace(record, start=None, end=None)
             return replace(record, maybe_cut=cut == "auto" and record.end is not None)
@@ -341,7 +399,7 @@ def _with_ids(records: list[ClipRecord], given: list[bool]) -> list[ClipRecord]:
 
 
 def _number(seconds: float | None) -> str:
-    return "" if seconds is None else f"{seconds:g}"
+    return "" if seconds is None else f"{seconds:.12g}"
 
 
 def _check_ids(records: Sequence[ClipRecord]) -> None:
@@ -373,8 +431,11 @@ def _holds_media(system: Any, root: str) -> bool:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with system.open(root, "rb") as file:
-        schema = pq.read_schema(file)
+    try:
+        with system.open(root, "rb") as file:
+            schema = pq.read_schema(file)
+    except pa.ArrowException as error:
+        raise SourceError(f"{root}: is not a whole Parquet file ({error}); fetch or write it again.") from error
     kinds = [field.type for field in schema if field.name.lower() in ("video", "mp4", "path", "file")]
     return any(
         pa.types.is_struct(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind) for kind in kinds
@@ -409,7 +470,8 @@ def _from_dataset(rows: Any, vocabulary: Vocabulary | None) -> ClipList:
     names = _class_names(rows.features[label]) if label is not None else None
     if names is not None and vocabulary is None:
         vocabulary = Vocabulary(names)
-    numbers, label_names = number_labels([entry.labels for entry in entries], vocabulary)
+    places = [entry.place for entry in entries]
+    numbers, label_names = number_labels([entry.labels for entry in entries], vocabulary, places)
     records = [
         ClipRecord(entry.id or f"row_{number:08d}", f"row {number}", None, entry.start, entry.end, row, row=number)
         for number, (entry, row) in enumerate(zip(entries, numbers, strict=True))
@@ -460,4 +522,12 @@ def describe_difference(old: Sequence[str], new: Sequence[str]) -> str:
     return "; ".join(parts) or "the same clips in another order"
 
 
-__all__ = ["MEDIA_SUFFIXES", "ClipList", "ClipRecord", "SourceError", "describe_difference", "read_source"]
+__all__ = [
+    "MEDIA_SUFFIXES",
+    "ClipList",
+    "ClipRecord",
+    "SourceError",
+    "describe_difference",
+    "printable",
+    "read_source",
+]

@@ -6,10 +6,17 @@ import io
 import json
 import math
 import os
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
+MEDIA_SUFFIXES = frozenset(
+    (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv", ".asf")
+    + (".ogv", ".3gp", ".mxf")
+)
 LIST_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")
 # What columns are called, the first that is there counts.
 _COLUMNS = {
@@ -24,6 +31,9 @@ _COLUMNS = {
     "split": ("split", "subset"),
 }
 _VGGSOUND_SECONDS = 10.0
+# What stands for a number; tables whose column has empty cells come with "1.0" for 1.
+_NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?")
+_WITH_NAMES = "give the label names in order (option `labels`)"
 
 
 class ListError(ValueError):
@@ -43,6 +53,7 @@ class Entry:
         label_names: Names of `labels` where the list gives both.
         audio: File of its sound.
         frames: Pattern of its pictures, `{}` for the number.
+        place: Where the list says so, for messages.
     """
 
     id: str | None = None
@@ -53,6 +64,7 @@ class Entry:
     label_names: list[str] = field(default_factory=list)
     audio: str | None = None
     frames: str | None = None
+    place: str = ""
 
 
 class Vocabulary:
@@ -72,13 +84,12 @@ class Vocabulary:
 
     def number(self, label: Any) -> int:
         """The number of a label that is a name, an alias or a number."""
-        if label in self.numbers:
-            return self.numbers[label]
         text = str(label).strip()
         if text in self.numbers:
             return self.numbers[text]
-        if text.isdigit() and int(text) < len(self.names):
-            return int(text)
+        number = _as_number(label)
+        if number is not None and number < len(self.names):
+            return number
         raise ListError(
             f"The label {label!r} is not among the {len(self.names)} label names; add it or correct the list."
         )
@@ -93,13 +104,29 @@ def read_vocabulary(labels: str | os.PathLike[str] | Sequence[str] | None) -> Vo
     if labels is None or isinstance(labels, Vocabulary):
         return labels
     if not isinstance(labels, str | os.PathLike):
-        return Vocabulary([str(name) for name in labels])
+        return _each_once(Vocabulary([str(name) for name in labels]), "the label names")
     path = os.fspath(labels)
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             text = file.read()
     except (OSError, UnicodeDecodeError) as error:
         raise ListError(f"{path}: the label names cannot be read ({error}).") from error
+    try:
+        return _each_once(_parse_vocabulary(text, path), path)
+    except (ValueError, TypeError) as error:
+        if isinstance(error, ListError):
+            raise
+        raise ListError(f"{path}: the label names cannot be understood ({error}); correct the file.") from error
+
+
+def _each_once(vocabulary: Vocabulary, name: str) -> Vocabulary:
+    doubled = [word for word, count in Counter(vocabulary.names).items() if count > 1]
+    if doubled:
+        raise ListError(f"{name}: holds {', '.join(map(repr, doubled[:5]))} more than once; give each label one name.")
+    return vocabulary
+
+
+def _parse_vocabulary(text: str, path: str) -> Vocabulary:
     if path.lower().endswith(".json"):
         return _json_vocabulary(json.loads(text), path)
     if path.lower().endswith(".csv"):
@@ -117,7 +144,7 @@ def _json_vocabulary(value: Any, path: str) -> Vocabulary:
     if isinstance(value, list):
         return Vocabulary([str(name) for name in value])
     if isinstance(value, dict) and value:
-        if all(isinstance(number, int) for number in value.values()):
+        if all(isinstance(number, int) and not isinstance(number, bool) for number in value.values()):
             return Vocabulary(_in_order(value, path))
         if all(str(number).isdigit() for number in value):
             return Vocabulary(_in_order({str(name): int(number) for number, name in value.items()}, path))
@@ -132,25 +159,62 @@ def _in_order(numbers: Mapping[str, int], path: str) -> list[str]:
 
 
 def number_labels(
-    rows: Sequence[Sequence[Any]], vocabulary: Vocabulary | None
+    rows: Sequence[Sequence[Any]], vocabulary: Vocabulary | None, places: Sequence[str] | None = None
 ) -> tuple[list[tuple[int, ...]], list[str] | None]:
     """Label numbers of all clips.
 
     Args:
         rows: Labels per clip, as the list has them.
         vocabulary: Names in order, `None` to number the names found, in alphabetical order (numbers stay numbers).
+        places: Where the list has each clip, for messages.
 
     Returns:
         Ascending label numbers per clip, each once, and the names of the numbers (`None` where there are none).
+
+    Raises:
+        ListError: A label is not in the vocabulary; without one, labels are numbers and names mixed, or are neither
+            names nor whole numbers from 0.
     """
+    places = places or [f"the list: row {number + 1}" for number in range(len(rows))]
     if vocabulary is not None:
-        rows = [_split_text(row, vocabulary) for row in rows]
-        return [tuple(sorted({vocabulary.number(label) for label in row})) for row in rows], vocabulary.names
+        numbers = []
+        for row, place in zip(rows, places, strict=True):
+            try:
+                numbers.append(tuple(sorted({vocabulary.number(label) for label in _split_text(row, vocabulary)})))
+            except ListError as error:
+                raise ListError(f"{place}: {error}") from error
+        return numbers, vocabulary.names
     rows = [_split_text(row, None) for row in rows]
-    found = {label for row in rows for label in row}
-    if all(isinstance(label, int) or str(label).isdigit() for label in found):
-        return [tuple(sorted({int(label) for label in row})) for row in rows], None
-    return number_labels(rows, Vocabulary(sorted(map(str, found))))
+    kinds: dict[bool, tuple[str, Any]] = {}
+    for row, place in zip(rows, places, strict=True):
+        for label in row:
+            is_name = isinstance(label, str) and not _NUMBER.fullmatch(label)
+            if not is_name and _as_number(label) is None:
+                raise ListError(
+                    f"{place}: has the label {label!r}; labels are names or whole numbers from 0. Correct it, or "
+                    f"{_WITH_NAMES}."
+                )
+            kinds.setdefault(is_name, (place, label))
+    if len(kinds) == 2:
+        (place, label), (other, other_label) = kinds.values()
+        raise ListError(
+            f"{other}: has the label {other_label!r} where {place} has {label!r}; names and numbers are mixed: use "
+            f"one kind, or {_WITH_NAMES}."
+        )
+    if True not in kinds:
+        return [tuple(sorted({_as_number(label) or 0 for label in row})) for row in rows], None
+    return number_labels(rows, Vocabulary(sorted({label for row in rows for label in row})), places)
+
+
+def _as_number(label: Any) -> int | None:
+    """A label that is a whole number from 0, however it is written; `None` for any other."""
+    if isinstance(label, str):
+        text = label.strip()
+        label = float(text) if _NUMBER.fullmatch(text) else None
+        # Above 2 ** 53 a float is no longer that number; no set has as many labels.
+    if isinstance(label, bool) or not isinstance(label, int | float) or not 0 <= label < 2**53:
+        return None
+    return int(label) if label == int(label) else None
 
 
 def observed_vocabulary(entries: Sequence[Entry]) -> Vocabulary | None:
@@ -181,7 +245,7 @@ def _is_code(piece: str, vocabulary: Vocabulary | None) -> bool:
         piece.startswith("/m/")
         or piece.startswith("/t/")
         or piece.startswith("/g/")
-        or piece.isdigit()
+        or _NUMBER.fullmatch(piece) is not None
         or (vocabulary is not None and piece in vocabulary)
     )
 
@@ -212,7 +276,7 @@ def read_list(system: Any, path: str, split: str | None = None) -> list[Entry]:
             if not isinstance(value, list):
                 raise ListError(f'{path}: a JSON list of clips is a list, or a mapping with the key "data".')
         else:
-            value = [json.loads(line) for line in text.splitlines() if line.strip()]
+            value = [json.loads(line) for line in text.split("\n") if line.strip()]
     except UnicodeDecodeError as error:
         raise ListError(f"{path}: is not UTF-8 text ({error}).") from error
     except json.JSONDecodeError as error:
@@ -222,25 +286,37 @@ def read_list(system: Any, path: str, split: str | None = None) -> list[Entry]:
 
 def _parquet_rows(system: Any, path: str) -> list[dict[str, Any]]:
     try:
+        import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
         raise ListError(f"{path}: reading Parquet needs pyarrow: pip install pyarrow") from error
     known = {name for names in _COLUMNS.values() for name in names}
-    with system.open(path, "rb") as file:
-        table = pq.ParquetFile(file)
-        columns = [name for name in table.schema_arrow.names if name.lower() in known]
-        return table.read(columns=columns).to_pylist()
+    try:
+        with system.open(path, "rb") as file:
+            table = pq.ParquetFile(file)
+            columns = [name for name in table.schema_arrow.names if name.lower() in known]
+            return table.read(columns=columns).to_pylist()
+    except pa.ArrowException as error:
+        raise ListError(f"{path}: is not a whole Parquet file ({error}); fetch or write it again.") from error
 
 
 def _csv_entries(text: str, path: str, delimiter: str, split: str | None) -> list[Entry]:
     """A table with a header, or AudioSet's or VGGSound's without one."""
-    comments = [line for line in text.splitlines() if line.startswith("#")]
-    body = "\n".join(line for line in text.splitlines() if line.strip() and not line.startswith("#"))
-    rows = [row for row in csv.reader(io.StringIO(body), delimiter=delimiter, skipinitialspace=True) if row]
+    lines = io.StringIO(text, newline="").readlines()
+    # Comments stand before the first row only: further down a row's first value may begin with "#".
+    first = next((number for number, line in enumerate(lines) if line.strip() and line[0] != "#"), len(lines))
+    comments = lines[:first]
+    try:
+        table = csv.reader(lines[first:], delimiter=delimiter, skipinitialspace=True)
+        rows = [row for row in table if any(value.strip() for value in row)]
+    except csv.Error as error:
+        raise ListError(f"{path}: is not a table that can be read ({error}); correct it.") from error
     if not rows:
         raise ListError(f"{path}: holds no rows.")
     header = [name.strip().lower() for name in rows[0]]
     if any("ytid" in line.lower() for line in comments) or (header[:1] == ["ytid"] or _is_audioset(rows[0])):
+        if split is not None:
+            raise ListError(f"{path}: a list of AudioSet has no splits; leave the option `split` out.")
         named = [dict(zip(("ytid", "start", "end", "labels"), row, strict=False)) for row in rows if row[0] != "YTID"]
         return entries_from_rows(named, path, None)
     if _is_vggsound(rows[0]):
@@ -301,9 +377,10 @@ def entries_from_rows(rows: Iterable[Mapping[str, Any]], name: str, split: str |
             end=_seconds(values["end"], "end", name, number),
             labels=_labels(values["labels"] if values["labels"] is not None else values["names"]),
             audio=_text(values["audio"]),
+            place=f"{name}: row {number + 1}",
         )
         names = _labels(values["names"])
-        if len(names) == len(entry.labels) and all(isinstance(label, int) for label in entry.labels):
+        if len(names) == len(entry.labels) and all(type(label) is int for label in entry.labels):
             entry.label_names = [str(label) for label in names]
         _place_published(entry, _text(values["frames"]))
         if entry.id is None and entry.path is None:
@@ -322,7 +399,8 @@ def _place_published(entry: Entry, folder: str | None) -> None:
     """`video_path`, in the published lists the folder of `frame_0/ID.jpg` and so on; elsewhere a video file."""
     if folder is None or entry.path is not None:
         return
-    if os.path.splitext(folder)[1] or entry.id is None:
+    # Not any suffix: folders are called "frames_v1.0", too.
+    if os.path.splitext(folder)[1].lower() in MEDIA_SUFFIXES or entry.id is None:
         entry.path = folder
     else:
         entry.frames = f"{folder.rstrip('/')}/frame_{{}}/{entry.id}.jpg"
@@ -367,15 +445,16 @@ def _labels(value: Any) -> list[Any]:
             except json.JSONDecodeError:
                 return [text]
         return [text] if text else []
-    if isinstance(value, float) and value.is_integer():
-        return [int(value)]
-    if isinstance(value, Iterable):
+    if isinstance(value, Iterable) and not isinstance(value, Mapping):
         return [label for part in value for label in _labels(part)]
-    return [int(value)]
+    if isinstance(value, Integral | float) and not isinstance(value, bool):
+        return [int(value) if math.isfinite(value) and value == int(value) else value]
+    return [value]  # what is no label is refused where labels are numbered
 
 
 __all__ = [
     "LIST_SUFFIXES",
+    "MEDIA_SUFFIXES",
     "Entry",
     "ListError",
     "Vocabulary",
