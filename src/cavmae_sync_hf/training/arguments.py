@@ -1,0 +1,249 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""What can be set for a training run, as typed arguments that flags and YAML recipes fill in alike?"""
+
+import difflib
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+__all__ = [
+    "DataArguments",
+    "ModelArguments",
+    "PretrainingArguments",
+    "RecipeError",
+    "parse_arguments",
+]
+
+
+class RecipeError(ValueError):
+    """A recipe or flag cannot be used; the message names the file, the key and what would do."""
+
+
+def _help(text: str) -> dict[str, str]:
+    return {"help": text.replace("%", "%%")}
+
+
+@dataclass
+class ModelArguments:
+    """Which model is trained, and from which weights.
+
+    Attributes:
+        init_from: Where weights come from; `None` draws all of them at random. A folder or Hub name of one of this
+            package's models continues that one. A published `.pth` or safetensors file, an ImageNet MAE file or a
+            ViT-MAE folder is converted on the spot.
+        family: Whose settings `model_config` starts from: `"cav_mae_sync"` (CVPR 2025) or `"cav_mae"` (ICLR 2023).
+            Not used when a model is continued, whose own settings hold.
+        model_config: Settings of `CavMaeSyncConfig` that differ, as a mapping or JSON.
+        processor: Settings of the feature extractor that the model's configuration does not hold (`alignment`,
+            `mean`, `std`, `channel`), as a mapping or JSON. Defaults are those of a continued model, else
+            `alignment="time"`.
+        attention: Implementation of attention, such as `"sdpa"` or `"flash_attention_2"`; default: transformers'
+            choice.
+    """
+
+    init_from: str | None = field(
+        default=None, metadata=_help("Model folder or Hub name, published file, MAE file; empty: random weights.")
+    )
+    family: Literal["cav_mae_sync", "cav_mae"] = field(
+        default="cav_mae_sync", metadata=_help("Whose settings `model_config` starts from.")
+    )
+    model_config: dict[str, Any] | str | None = field(
+        default=None, metadata=_help("Settings of CavMaeSyncConfig that differ, as JSON.")
+    )
+    processor: dict[str, Any] | str | None = field(
+        default=None, metadata=_help("Settings of the feature extractor (alignment, mean, std, channel), as JSON.")
+    )
+    attention: str | None = field(default=None, metadata=_help("Attention implementation, such as sdpa."))
+
+    def __post_init__(self) -> None:
+        self.model_config = _mapping("model_config", self.model_config)
+        self.processor = _mapping("processor", self.processor)
+
+
+@dataclass
+class DataArguments:
+    """What is trained on and evaluated on.
+
+    Attributes:
+        train_data: A folder of shards, a folder or list of video files; see `open_clips`.
+        eval_data: Name -> such a source, as a mapping or JSON; each is evaluated under its name.
+        syncworld: Makes a SyncWorld and its shards before training, where they are not there yet: a mapping with
+            `folder`, `train` (clips), `semantic` and `temporal` (clips of these evaluation sets), and any options of
+            `make_world`. It gives `train_data` and `eval_data`, unless these are set.
+        frames_per_clip: Random frames of a clip in a training sample; 1 as published.
+        augmentation: Name of a preset (`none`, `cavmae_sync`, `cavmae`, `cavmae_classification`), or settings of
+            `AugmentationOptions` as a mapping or JSON.
+        streaming: Read shards in an order that is good to the disk, each process and worker its own part; for sets
+            that no disk cache holds.
+        shuffle_buffer: Clips among which a worker picks the next when streaming.
+        in_memory: Decode all clips once and keep them, training and evaluation, for sets that fit: about 0.7 MB a
+            clip at 96 pixels, 3.3 MB at 256.
+    """
+
+    train_data: str | None = field(default=None, metadata=_help("Shards, or a folder or list of videos."))
+    eval_data: dict[str, str] | str | None = field(
+        default=None, metadata=_help('Evaluation sets, as JSON: {"name": "folder"}.')
+    )
+    syncworld: dict[str, Any] | str | None = field(
+        default=None, metadata=_help("SyncWorld to make first, as JSON: folder, train, semantic, temporal, options.")
+    )
+    frames_per_clip: int = field(default=1, metadata=_help("Random frames of a clip in a training sample."))
+    augmentation: dict[str, Any] | str | None = field(
+        default=None, metadata=_help("Preset (none, cavmae_sync, cavmae) or options, as JSON.")
+    )
+    streaming: bool = field(default=False, metadata=_help("Read shards in an order that is good to the disk."))
+    shuffle_buffer: int = field(default=1000, metadata=_help("Clips among which a streaming worker picks."))
+    in_memory: bool = field(default=False, metadata=_help("Decode all clips once and keep them."))
+
+    def __post_init__(self) -> None:
+        self.eval_data = _mapping("eval_data", self.eval_data)
+        self.syncworld = _mapping("syncworld", self.syncworld)
+        if isinstance(self.augmentation, str) and self.augmentation.lstrip().startswith("{"):
+            self.augmentation = _mapping("augmentation", self.augmentation)
+        if self.frames_per_clip < 1:
+            raise RecipeError(f"`frames_per_clip` is {self.frames_per_clip}; it must be at least 1 (published: 1).")
+        if self.streaming and self.in_memory:
+            raise RecipeError("`streaming` and `in_memory` are both on; take one of them.")
+
+
+@dataclass
+class PretrainingArguments(TrainingArguments):
+    """transformers' `TrainingArguments` with what pretraining needs beside them, and other defaults where its own
+    would be wrong here (each said below).
+
+    Attributes:
+        adam_with_l2: Adam whose weight decay is part of the gradient (`torch.optim.Adam`), as published, instead of
+            the optimiser named by `optim`.
+        step_decay: The rate is multiplied by `factor` from epoch `start` on, every `every` epochs, after the warm-up;
+            as a mapping or JSON with these keys. Takes the place of `lr_scheduler_type` (published CAV-MAE: 10, 5,
+            0.5).
+        eval_min_shift: Smallest shift in seconds that the true alignment is compared with in evaluation.
+        eval_batch_frames: Frames (with their windows) embedded at a time in evaluation.
+        pictures: Draw reconstructions and a similarity matrix into `output_dir/pictures` at every evaluation.
+        peak_tflops: Peak of a device in TFLOP/s at the precision in use, for the utilisation; `0` measures a matrix
+            product on CUDA devices and leaves the utilisation out elsewhere.
+        remove_unused_columns: Off: samples are not rows of columns named like the model's arguments.
+        dataloader_drop_last: On: a contrastive loss needs batches of one size.
+        ddp_find_unused_parameters: Off: weights without a gradient are frozen before training.
+        average_tokens_across_devices: Off: there are no tokens to count.
+        logging_nan_inf_filter: Off: a loss that is not finite stops the run instead of vanishing from the log.
+    """
+
+    adam_with_l2: bool = field(
+        default=False, metadata=_help("Adam with weight decay in the gradient, as published, instead of `optim`.")
+    )
+    step_decay: dict[str, Any] | str | None = field(
+        default=None, metadata=_help("Step decay of the rate, as JSON: start, every (epochs), factor.")
+    )
+    eval_min_shift: float = field(default=2.0, metadata=_help("Smallest shift in the alignment check, seconds."))
+    eval_batch_frames: int = field(default=256, metadata=_help("Frames embedded at a time in evaluation."))
+    pictures: bool = field(default=False, metadata=_help("Draw reconstructions and similarities at evaluations."))
+    peak_tflops: float = field(default=0.0, metadata=_help("Peak TFLOP/s of a device; 0: measure it on CUDA."))
+    remove_unused_columns: bool = field(default=False, metadata=_help("Must stay off."))
+    dataloader_drop_last: bool = field(default=True, metadata=_help("Drop the incomplete last batch."))
+    ddp_find_unused_parameters: bool | None = field(default=False, metadata=_help("Not needed; costs time."))
+    average_tokens_across_devices: bool = field(default=False, metadata=_help("Has no use here."))
+    logging_nan_inf_filter: bool = field(default=False, metadata=_help("Hides non-finite losses from the log."))
+
+    def __post_init__(self) -> None:
+        self.step_decay = _mapping("step_decay", self.step_decay)
+        if self.step_decay:
+            wrong = set(self.step_decay) ^ {"start", "every", "factor"}
+            if wrong:
+                raise RecipeError(f"`step_decay` has {sorted(self.step_decay)}; it needs start, every and factor.")
+        if self.remove_unused_columns:
+            raise RecipeError("`remove_unused_columns` would remove the samples' content; leave it off.")
+        if not self.dataloader_num_workers:
+            # What only worker processes can have; a recipe names it, a flag takes the workers away.
+            self.dataloader_multiprocessing_context = self.dataloader_prefetch_factor = None
+            self.dataloader_persistent_workers = False
+        super().__post_init__()
+
+
+def parse_arguments(
+    kinds: Sequence[Any], arguments: Sequence[str] | None = None, description: str | None = None
+) -> tuple[Any, ...]:
+    """Read flags, after the recipe that the first argument may name.
+
+    Args:
+        kinds: Dataclasses to fill, such as `(ModelArguments, DataArguments, PretrainingArguments)`.
+        arguments: Words of the command line without the program's name; default: this process's. If the first one is
+            no flag it is a YAML recipe: `key: value` lines whose keys are the fields of `kinds`. Flags win over it;
+            a mapping given as a flag changes the keys that it names.
+        description: Text of `--help`.
+
+    Returns:
+        One object of each kind.
+
+    Raises:
+        RecipeError: The recipe cannot be read, or names a key that is no field.
+        SystemExit: A flag is wrong or `--help` was asked for.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    parser = HfArgumentParser(kinds, description=description)
+    recipe: dict[str, Any] = {}
+    if words and not words[0].startswith("-"):
+        recipe = read_recipe(words.pop(0), kinds)
+        parser.set_defaults(**recipe)
+    filled = parser.parse_args_into_dataclasses(args=words, look_for_args_file=False)
+    for item in filled:
+        for name, value in recipe.items():
+            given = getattr(item, name, None)
+            if isinstance(value, dict) and isinstance(given, dict):
+                setattr(item, name, value | given)
+    return filled
+
+
+def read_recipe(path: str | Path, kinds: Sequence[type]) -> dict[str, Any]:
+    """The settings of a YAML recipe, their names checked.
+
+    Raises:
+        RecipeError: The file cannot be read, is no mapping, or names a key that is no field of `kinds`.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read as a YAML recipe ({error}).") from error
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path}: a recipe is a YAML mapping of settings, this is a {type(values).__name__}.")
+    known = {item.name: item for kind in kinds for item in fields(kind) if item.init}
+    for name, value in values.items():
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"did you mean `{near[0]}`?" if near else "see --help-all for all of them."
+            raise RecipeError(f"{path}: `{name}` is no setting; {hint}")
+        # YAML 1.1 takes 1e-3 for a text; the argument parser makes numbers of texts, but not of lists or mappings.
+        values[name] = _numbers(value) if isinstance(value, dict | list) else value
+    return values
+
+
+def _numbers(value: Any) -> Any:
+    """Texts like 1e-3 in mappings and lists as the numbers that they are meant to be."""
+    if isinstance(value, dict):
+        return {key: _numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_numbers(item) for item in value]
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _mapping(name: str, value: Any) -> dict[str, Any] | None:
+    """A mapping given as such or as JSON."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise RecipeError(f"`{name}` is {value!r}, which is no JSON ({error}).") from error
+    if value is not None and not isinstance(value, dict):
+        raise RecipeError(f'`{name}` is {value!r}; it must be a mapping, such as {{"key": value}}.')
+    return value

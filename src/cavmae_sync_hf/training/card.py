@@ -1,0 +1,60 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""What does the card of a trained model say about its training and its figures?"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from huggingface_hub import EvalResult
+
+from ..model_card import CardDetails
+
+__all__ = ["training_details"]
+
+# What is worth a line in a card, by the end of a figure's name.
+_FIGURES = {
+    "audio_to_video_r1": "recall at 1, sound to pictures",
+    "video_to_audio_r1": "recall at 1, pictures to sound",
+    "audio_to_video_r10": "recall at 10, sound to pictures",
+    "video_to_audio_r10": "recall at 10, pictures to sound",
+    "shift_accuracy": "true alignment told from shifted ones",
+    "pair_accuracy": "right partner of two clips that differ in time alone",
+}
+
+
+def training_details(
+    settings: Any, metrics: Mapping[str, float], counts: Mapping[str, int], steps: int, processes: int, clips: int
+) -> CardDetails:
+    """The details of a card, from the run itself.
+
+    Args:
+        settings: The run's `PretrainingArguments`.
+        metrics: Of the last evaluation, under `eval_SET_FIGURE`.
+        counts: Clips of each evaluation set.
+        steps: Optimiser steps made.
+        processes: Processes that trained together.
+        clips: Clips of the training set.
+    """
+    results = [
+        EvalResult(
+            task_type="feature-extraction",
+            task_name="audio-visual alignment",
+            dataset_type=name,
+            dataset_name=f"{name} ({count} clips)",
+            metric_type=figure,
+            metric_name=text,
+            metric_value=round(metrics[f"eval_{name}_{figure}"], 4),
+        )
+        for name, count in counts.items()
+        for figure, text in _FIGURES.items()
+        if f"eval_{name}_{figure}" in metrics
+    ]
+    batch = settings.per_device_train_batch_size * processes
+    schedule = "steps" if settings.step_decay else str(settings.lr_scheduler_type.value)
+    optimiser = "Adam with L2" if settings.adam_with_l2 else str(settings.optim.value)
+    training = (
+        f"{steps} steps with batches of {batch} clips out of {clips}, on {processes} "
+        f"{'process' if processes == 1 else 'processes'}; {optimiser}, rate {settings.learning_rate:g} ({schedule}), "
+        f"betas {settings.adam_beta1:g} and {settings.adam_beta2:g}, weight decay {settings.weight_decay:g}, seed "
+        f"{settings.seed}. The figures are those of the evaluation after the last step."
+    )
+    return CardDetails(results=results, training=training)

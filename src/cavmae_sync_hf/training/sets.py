@@ -1,0 +1,271 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""Which data sets does a run train and evaluate on, and how do they come to be?"""
+
+import os
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data.augmentation import AUGMENTATION_PRESETS, AugmentationOptions
+from ..data.clips import Clip, Clips, FrameChooser
+from ..data.dataset import CavMaeSyncDataset, Frames
+from ..data.prepare import prepare
+from ..data.streaming import CavMaeSyncStreamingDataset
+from ..data.world import make_world, read_truth
+from .arguments import DataArguments, RecipeError
+
+__all__ = ["EvaluationSet", "InMemoryDataset", "augmentation_options", "build_sets", "make_syncworld"]
+
+# What SyncWorld's evaluation splits hold, by the key that sets their number of clips.
+_EVALUATION_SPLITS = ("semantic", "temporal")
+
+
+@dataclass
+class EvaluationSet:
+    """Clips to evaluate on, with all their frames.
+
+    Attributes:
+        dataset: Gives every clip with all its frames.
+        partners: Number of each clip's temporal twin, `None` where clips have none.
+    """
+
+    dataset: CavMaeSyncDataset
+    partners: list[int | None] | None = field(default=None)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+
+class InMemoryDataset(CavMaeSyncDataset):
+    """A `CavMaeSyncDataset` whose clips are decoded once, at the start, and kept.
+
+    Frames are kept as 8-bit pixels of the source's size and sounds as half-precision log-mels, so samples are those of
+    `CavMaeSyncDataset` over shards. Without augmentation the pixels of a batch are normalised together, which a
+    `DataLoader` uses by itself (`__getitems__`). Meant for loading without worker processes, each of which would need
+    a copy unless it is forked.
+
+    Args:
+        source, processor, frames, augmentation, seed: As of `CavMaeSyncDataset`.
+        threads: Clips decoded at a time.
+    """
+
+    def __init__(
+        self,
+        source: Any,
+        processor: Any,
+        *,
+        frames: Frames = 1,
+        augmentation: AugmentationOptions | None = None,
+        seed: int = 0,
+        threads: int | None = None,
+    ) -> None:
+        super().__init__(source, processor, frames=frames, augmentation=augmentation, seed=seed)
+        self.source = _KeptClips(self.source, threads or len(os.sched_getaffinity(0)))
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Several samples, as `__getitem__` gives each."""
+        maker = self.maker
+        if maker.augmentation is not None:
+            return [self[index] for index in indices]
+        epoch = self.epoch
+        clips = [
+            self.source.read(int(index), partial(self._choose, epoch, getattr(index, "draw", 0))) for index in indices
+        ]
+        pictures = [clip.frames for clip in clips if clip.frames is not None]
+        if len(pictures) < len(clips) or len({tuple(frames.shape[1:]) for frames in pictures}) > 1:
+            return [self[index] for index in indices]
+        done = maker.processor.video_processor(
+            torch.cat(pictures), do_sample_frames=False, input_data_format="channels_first", return_tensors="pt"
+        )["pixel_values_videos"][0]
+        pixels = done.split([len(frames) for frames in pictures])
+        return [self._sample(clip, values, epoch) for clip, values in zip(clips, pixels, strict=True)]
+
+    def _choose(self, epoch: int, draw: int, clip_id: str, count: int) -> list[int]:
+        return self.maker.choose(clip_id, count, epoch, draw)
+
+    def _sample(self, clip: Clip, pixels: Tensor, epoch: int) -> dict[str, Any]:
+        values, mask = self.maker._windows(clip, ())
+        return {
+            "pixel_values_videos": pixels,
+            "input_values": values,
+            "padding_mask": mask,
+            "padding_mask_videos": torch.ones(len(pixels), dtype=torch.bool),
+            "frame_times": torch.tensor([clip.frame_times[index] for index in clip.chosen], dtype=torch.float64),
+            "frame_indices": torch.tensor(clip.chosen),
+            "labels": clip.labels,
+            "clip_id": clip.clip_id,
+            "epoch": epoch,
+        }
+
+
+class _KeptClips:
+    """Clips of another source, held decoded."""
+
+    def __init__(self, source: Clips, threads: int) -> None:
+        self.group_sizes = source.group_sizes
+        self.fingerprint = source.fingerprint
+        count = sum(self.group_sizes)
+        with ThreadPoolExecutor(threads) as pool:
+            self._clips = list(pool.map(lambda number: self._keep(source, number), range(count)))
+
+    @staticmethod
+    def _keep(source: Clips, number: int) -> Clip:
+        clip = source.read(number, lambda clip_id, frames: range(frames))
+        if clip.log_mel is not None:
+            clip.log_mel = clip.log_mel.half()
+        return clip
+
+    def read(self, number: int, choose: FrameChooser) -> Clip:
+        kept = self._clips[number]
+        chosen = list(choose(kept.clip_id, len(kept.frame_times)))
+        return Clip(
+            kept.clip_id,
+            None if kept.frames is None else kept.frames[chosen],
+            kept.frame_times,
+            chosen,
+            None if kept.log_mel is None else kept.log_mel.float(),
+            kept.labels,
+            kept.duration,
+        )
+
+    def labels(self) -> list[list[int]]:
+        return [clip.labels for clip in self._clips]
+
+    def clip_ids(self) -> list[str]:
+        return [clip.clip_id for clip in self._clips]
+
+
+def augmentation_options(value: Any) -> AugmentationOptions | None:
+    """Options from the name of a preset or from settings; `None` where nothing is varied.
+
+    Raises:
+        RecipeError: The name is that of no preset, or a setting is unknown.
+    """
+    if value is None or value == "none":
+        return None
+    if isinstance(value, str):
+        if value not in AUGMENTATION_PRESETS:
+            raise RecipeError(f"`augmentation` is {value!r}; presets are {', '.join(AUGMENTATION_PRESETS)}.")
+        return AUGMENTATION_PRESETS[value]
+    unknown = set(value) - {item.name for item in fields(AugmentationOptions)}
+    if unknown:
+        raise RecipeError(f"`augmentation` has {', '.join(sorted(unknown))}; no such settings.")
+    settings: dict[str, Any] = {
+        name: tuple(setting) if isinstance(setting, list) else setting for name, setting in value.items()
+    }
+    return AugmentationOptions(**settings)
+
+
+def make_syncworld(
+    settings: dict[str, Any], num_frames: int = 16, alignment: str = "time", is_main: bool = True
+) -> tuple[str, dict[str, str]]:
+    """Make a SyncWorld and its shards, as far as they are not there; returns the training set and the evaluation sets.
+
+    Args:
+        settings: As `DataArguments.syncworld`.
+        num_frames: Frames kept per clip.
+        alignment: Which frames, see `prepare`; each choice has shards of its own beside the one world.
+        is_main: Whether this process makes them; the others must wait until it has.
+
+    Raises:
+        RecipeError: `folder` is missing.
+        WorldError: The folder holds another world.
+    """
+    options = dict(settings)
+    try:
+        folder = Path(options.pop("folder")).expanduser()
+    except KeyError:
+        raise RecipeError("`syncworld` needs `folder`, where the world is, or is to be made.") from None
+    counts = {"train": int(options.pop("train", 1000))}
+    counts |= {name: int(options.pop(name)) for name in _EVALUATION_SPLITS if options.get(name)}
+    preset = options.pop("preset", "mixed")
+    shards = {}
+    for split, clips in counts.items():
+        shards[split] = str(folder / f"shards_{alignment}_{num_frames}" / split)
+        if is_main:
+            chosen = preset if split == "train" else split
+            make_world(
+                folder, clips=clips, split=split, preset=chosen, progress=_Counter(f"clips of {split}"), **options
+            )
+            prepare(
+                folder / split, shards[split], name=split, short_side=None, num_frames=num_frames,
+                alignment=alignment, workers=options.get("workers"),
+            )  # fmt: skip
+    return shards.pop("train"), shards
+
+
+def build_sets(
+    arguments: DataArguments, processor: Any, *, seed: int, batch_size: int, is_main: bool = True
+) -> tuple[Any, dict[str, EvaluationSet]]:
+    """The training set and the evaluation sets.
+
+    Args:
+        arguments: What to build.
+        processor: The model's processor.
+        seed: Seeds order and samples.
+        batch_size: Samples of a process in a batch; only streaming needs it.
+        is_main: Whether this process makes a SyncWorld where one is asked for.
+
+    Raises:
+        RecipeError: There is no training set.
+        ValueError: A source cannot be used.
+    """
+    settings: Any = arguments.syncworld
+    given: Any = arguments.eval_data
+    train, evaluation = arguments.train_data, dict(given or {})
+    if settings:
+        extractor = processor.feature_extractor
+        made, made_evaluation = make_syncworld(settings, extractor.num_frames, extractor.alignment, is_main)
+        train, evaluation = train or made, evaluation or made_evaluation
+    if train is None:
+        raise RecipeError("There is nothing to train on; name `train_data`, or a `syncworld` to make.")
+    options: dict[str, Any] = {"augmentation": augmentation_options(arguments.augmentation), "seed": seed}
+    train_set: Any
+    if arguments.streaming:
+        train_set = CavMaeSyncStreamingDataset(
+            train, processor, frames=arguments.frames_per_clip, shuffle_buffer=arguments.shuffle_buffer,
+            batch_size=batch_size, uneven="drop", **options,
+        )  # fmt: skip
+    else:
+        kind = InMemoryDataset if arguments.in_memory else CavMaeSyncDataset
+        train_set = kind(train, processor, frames=arguments.frames_per_clip, **options)
+    kind = InMemoryDataset if arguments.in_memory else CavMaeSyncDataset
+    sets = {}
+    for name, source in evaluation.items():
+        dataset = kind(source, processor, frames="all")
+        sets[name] = EvaluationSet(dataset, _partners(source, dataset))
+    return train_set, sets
+
+
+def _partners(source: str, dataset: CavMaeSyncDataset) -> list[int | None] | None:
+    """Temporal twins of a SyncWorld split, which lies beside the folder of its shards, or is the source itself."""
+    path = Path(source)
+    for split in (path, path.parent.parent / path.name):
+        if (split / "world.json").is_file():
+            break
+    else:
+        return None
+    twins = {record["clip_id"].rpartition("-")[2]: record["partner"] for record in read_truth(split)}
+    stems = [clip_id.rpartition("-")[2] for clip_id in dataset.clip_ids()]
+    places = {int(stem): place for place, stem in enumerate(stems) if stem.isdigit()}
+    partners = [None if (twin := twins.get(stem)) is None else places.get(twin) for stem in stems]
+    return partners if any(partner is not None for partner in partners) else None
+
+
+class _Counter:
+    """One line on the terminal that counts; nothing where no one watches."""
+
+    def __init__(self, noun: str) -> None:
+        self.noun = noun
+        self.shown = sys.stderr.isatty()
+
+    def __call__(self, done: int, total: int) -> None:
+        if self.shown:
+            print(f"\r{done} / {total} {self.noun}", end="\n" if done == total else "", file=sys.stderr, flush=True)
