@@ -496,3 +496,26 @@ def test_export__gives_a_tower_for_any_number_of_clips_and_frames(modality):
         inputs = tiny_inputs(clips, frames)[key]
         for found, expected in zip(program(inputs), module(inputs), strict=True):
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_flash_attention__is_reached_through_the_interface(monkeypatch):
+    """The kernel needs a GPU; a stand-in gets what the kernel would, and with plain attention gives sdpa's output."""
+    from transformers.integrations import flash_attention
+
+    given = []
+
+    def stand_in(query, key, value, attention_mask, *, is_causal, softmax_scale=None, **kwargs):
+        given.append((attention_mask, is_causal))
+        heads_first = [
+            states.transpose(1, 2) for states in (query, key, value)
+        ]  # flash has (batch, tokens, heads, size)
+        mixed = torch.nn.functional.scaled_dot_product_attention(*heads_first, scale=softmax_scale)
+        return mixed.transpose(1, 2)
+
+    monkeypatch.setattr(flash_attention, "_flash_attention_forward", stand_in)
+    model, inputs = CavMaeSyncModel(tiny_config()).eval(), tiny_inputs()
+    expected = model(**inputs).similarity
+    model.config._attn_implementation_internal = "flash_attention_2"  # past the check for a GPU
+    torch.testing.assert_close(model(**inputs).similarity, expected)
+    assert given == [(None, False)] * 6  # two towers of two layers, and the joint layer for each
