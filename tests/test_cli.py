@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 import cavmae_sync_hf
 from apart import run_apart
@@ -20,9 +21,9 @@ SOURCE = str(Path(cavmae_sync_hf.__file__).parents[1])
 @pytest.fixture
 def run(capsys, monkeypatch):
     """Run a command line in this process; gives the exit code, what it printed and its errors."""
-    monkeypatch.setattr(cli, "_console", cli.Console(width=100))
-    monkeypatch.setattr(cli, "_errors", cli.Console(stderr=True, width=100))
-    monkeypatch.setattr(cli, "_show_tracebacks", False)
+    monkeypatch.setattr(cli.terminal, "console", Console(width=100))
+    monkeypatch.setattr(cli.terminal, "errors", Console(stderr=True, width=100))
+    monkeypatch.setattr(cli.terminal, "show_tracebacks", False)
 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["cavmae-sync", *map(str, arguments)])
@@ -163,7 +164,7 @@ def test_error__is_shown_in_full_on_request(monkeypatch):
 
     monkeypatch.setattr("cavmae_sync_hf.convert.convert_checkpoint", fail)
     monkeypatch.setattr(sys, "argv", ["cavmae-sync", "--traceback", "convert", "a", "b"])
-    monkeypatch.setattr(cli, "_show_tracebacks", False)
+    monkeypatch.setattr(cli.terminal, "show_tracebacks", False)
 
     with pytest.raises(KeyError):
         cli.main()

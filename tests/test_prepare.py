@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 from cavmae_sync_hf import CavMaeSyncConfig, CavMaeSyncProcessor, cli
 from cavmae_sync_hf.data.prepare import PrepareError, prepare
@@ -404,8 +405,8 @@ def test_prepare__rows_of_a_data_set(videos, tmp_path):
 
 
 def test_prepare__command_line(videos, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "_console", cli.Console(width=300))
-    monkeypatch.setattr(cli, "_errors", cli.Console(stderr=True, width=300))
+    monkeypatch.setattr(cli.terminal, "console", Console(width=300))
+    monkeypatch.setattr(cli.terminal, "errors", Console(stderr=True, width=300))
 
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["cavmae-sync", *map(str, arguments)])

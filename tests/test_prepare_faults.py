@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from cavmae_sync_hf import cli
 from cavmae_sync_hf.data import fetching, samples
@@ -46,8 +47,8 @@ def ids(summary) -> list[str]:
 
 
 def run_cli(monkeypatch, *arguments: object) -> int:
-    monkeypatch.setattr(cli, "_console", cli.Console(width=300))
-    monkeypatch.setattr(cli, "_errors", cli.Console(stderr=True, width=300))
+    monkeypatch.setattr(cli.terminal, "console", Console(width=300))
+    monkeypatch.setattr(cli.terminal, "errors", Console(stderr=True, width=300))
     monkeypatch.setattr("sys.argv", ["cavmae-sync", *map(str, arguments)])
     with pytest.raises(SystemExit) as caught:
         cli.main()
@@ -293,7 +294,7 @@ def test_prepare__command_line_reports_in_lines_without_a_terminal(videos, tmp_p
     assert run_cli(monkeypatch, "prepare", videos, tmp_path / "quiet", "--workers", 1, "--sampling-rate", 8000) == 0
     assert capsys.readouterr().err == ""
 
-    monkeypatch.setattr(cli, "_SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(cli.terminal, "SECONDS_BETWEEN_LINES", 0.0)
     assert run_cli(monkeypatch, "prepare", videos, tmp_path / "out", "--workers", 1) == 0
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "preparing: 0 of 3" and lines[-1].startswith("preparing: 3 of 3, ")

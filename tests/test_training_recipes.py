@@ -26,7 +26,7 @@ from published_tensors import published_decoder, published_encoder
 from tiny import tiny_config
 
 TRAINING = Path(__file__).parents[1] / "training"
-RECIPES = sorted((TRAINING / "recipes").glob("*.yaml"))
+RECIPES = sorted((TRAINING / "recipes" / "pretraining").glob("*.yaml"))
 KINDS = (ModelArguments, DataArguments, PretrainingArguments)
 SMALL = {
     "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "num_modality_layers": 1, "image_size": 48,
@@ -82,7 +82,7 @@ def test_recipe__runs_two_steps_and_saves(recipe, script, world, tmp_path):
 
 
 def test_script__resumes_from_its_last_checkpoint_if_there_is_one(script, world, tmp_path, capsys):
-    recipe = TRAINING / "recipes" / "syncworld_tiny.yaml"
+    recipe = TRAINING / "recipes" / "pretraining" / "syncworld_tiny.yaml"
     for steps in (2, 4):  # the first time there is nothing to go on from
         run(script, recipe, tmp_path, world, "--resume_from_checkpoint", "auto", "--save_steps", "2",
             "--max_steps", str(steps))  # fmt: skip
@@ -99,8 +99,12 @@ def test_script__help_does_not_wait_for_torch(script, capsys, monkeypatch):
 
 
 def test_published_recipes__are_the_published_values():
-    sync_model, sync_data, sync = parse_arguments(KINDS, [str(TRAINING / "recipes" / "audioset.yaml"), "--use_cpu"])
-    plain_model, _, plain = parse_arguments(KINDS, [str(TRAINING / "recipes" / "audioset_cavmae.yaml"), "--use_cpu"])
+    sync_model, sync_data, sync = parse_arguments(
+        KINDS, [str(TRAINING / "recipes" / "pretraining" / "audioset.yaml"), "--use_cpu"]
+    )
+    plain_model, _, plain = parse_arguments(
+        KINDS, [str(TRAINING / "recipes" / "pretraining" / "audioset_cavmae.yaml"), "--use_cpu"]
+    )
     for settings, batch in ((sync, 512), (plain, 256)):
         assert (settings.learning_rate, settings.weight_decay) == (2e-4, 5e-7)
         assert (settings.adam_beta1, settings.adam_beta2, settings.adam_with_l2) == (0.95, 0.999, True)

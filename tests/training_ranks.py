@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
 
-from accelerate import PartialState
 from cavmae_sync_hf.data.dataset import CavMaeSyncDataset
 from cavmae_sync_hf.pretraining_cavmae_sync import CavMaeSyncForPreTraining
 from cavmae_sync_hf.training import CavMaeSyncTrainer, EvaluationSet, PretrainingArguments

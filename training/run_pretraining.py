@@ -1,8 +1,8 @@
 """Pretrain CAV-MAE Sync or CAV-MAE, on one CPU, one GPU or many.
 
-    python training/run_pretraining.py training/recipes/syncworld_tiny.yaml
-    torchrun --nproc_per_node 8 training/run_pretraining.py training/recipes/audioset.yaml --train_data SHARDS
-    accelerate launch --config_file training/accelerate/fsdp2.yaml training/run_pretraining.py training/recipes/...
+    python training/run_pretraining.py training/recipes/pretraining/syncworld_tiny.yaml
+    torchrun --nproc_per_node 8 training/run_pretraining.py training/recipes/pretraining/audioset.yaml --train_data DATA
+    accelerate launch --config_file training/accelerate/fsdp2.yaml training/run_pretraining.py RECIPE
 
 The first argument may be a recipe, a YAML file of settings; flags of the same names win over it. The most used ones:
 

@@ -1,0 +1,66 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""What can be done from the command line?
+
+Every subcommand is one function, in the file of its room, that parses, calls the library and shows the result. What
+takes long to import is imported inside it, so that `cavmae-sync --help` answers at once.
+"""
+
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+
+from . import data, model, terminal
+
+app = typer.Typer(
+    name="cavmae-sync",
+    help="CAV-MAE and CAV-MAE Sync: which sound belongs to which moment of a video.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_MAKING = "Models and data"
+
+for _command, _panel in (
+    (model.convert, _MAKING),
+    (model.selfcheck, _MAKING),
+    (data.prepare, _MAKING),
+    (data.world, _MAKING),
+):
+    app.command(rich_help_panel=_panel)(_command)
+
+
+def main() -> NoReturn:
+    """Run the command line and exit: 0 when all went well, 1 for an error, 2 for wrong arguments, 130 for Ctrl-C."""
+    try:
+        result = app(standalone_mode=False, prog_name="cavmae-sync")
+    except Exception as error:
+        sys.exit(terminal.report(error))
+    sys.exit(result if isinstance(result, int) else 0)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from .. import __version__
+
+        terminal.console.print(f"cavmae-sync-hf {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+    traceback: Annotated[bool, typer.Option("--traceback", help="Show where an error comes from.")] = False,
+) -> None:
+    """Options of every subcommand."""
+    terminal.show_tracebacks = traceback
+
+
+if __name__ == "__main__":
+    main()
+
+__all__ = ["app", "main"]

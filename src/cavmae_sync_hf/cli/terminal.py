@@ -1,0 +1,123 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""How does a subcommand speak to its user: consoles, progress and errors?"""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+__all__ = ["check_device", "console", "errors", "progress_bar", "report", "say"]
+
+console = Console()
+errors = Console(stderr=True)
+
+# How often progress is reported where the output is no terminal.
+SECONDS_BETWEEN_LINES = 30.0
+
+# Set by `--traceback` before a subcommand runs.
+show_tracebacks = False
+
+
+def say(text: str) -> None:
+    """Print plain text: no markup in file names, no line breaks in paths."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def report(error: Exception) -> int:
+    """Print an exception as one message and give the exit code."""
+    if isinstance(error, typer.Exit):  # also Ctrl-C, as 130
+        return error.exit_code
+    if isinstance(error, typer.Abort):
+        errors.print("Aborted.")
+        return 1
+    if hasattr(error, "show") and hasattr(error, "exit_code"):  # wrong usage: typer has its own words
+        error.show()
+        return int(error.exit_code)
+    if isinstance(error, BrokenPipeError):
+        # Whoever read the output has gone; the interpreter must not complain about it while closing.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    if show_tracebacks:
+        raise error
+    strict = type(error).__name__.startswith("Strict")  # a configuration's check; the cause is what is wrong
+    message = " ".join(str(error.__cause__ if strict and error.__cause__ else error).split()) or type(error).__name__
+    expected = strict or isinstance(error, ValueError | OSError | ImportError)
+    if not expected:
+        message = f"{type(error).__name__}: {message} (run again with --traceback before the command to see where)"
+    errors.print(f"[bold red]Error:[/bold red] {escape(message)}", highlight=False, soft_wrap=True)
+    return 1
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Callable[..., None]]:
+    """A bar on the error stream, with rate and time left; gives `show(done, total, remark)`."""
+    if not errors.is_terminal:
+        yield _plain_progress(what)
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn(what),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=errors, transient=True) as bar:
+        task = bar.add_task(what, total=None, rate="")
+        first: list[float] = []  # what earlier runs did, and when this one began
+
+        def show(done: int, total: int, remark: str = "") -> None:
+            first.extend([] if first else [done, time.monotonic()])
+            rate = _rate(int(done - first[0]), time.monotonic() - first[1], total - done, remark)
+            bar.update(task, completed=done, total=total, rate=rate)
+
+        yield show
+
+
+def _rate(made: int, seconds: float, to_do: int, remark: str) -> str:
+    parts = [remark]
+    if made and seconds:
+        left = timedelta(seconds=round(to_do * seconds / made))
+        parts = [f"{made / seconds:.1f} clips/s", f"{left} left", remark]
+    return ", ".join(filter(None, parts))
+
+
+def _plain_progress(what: str) -> Callable[..., None]:
+    """`show(done, total, remark)` for logs: a line now and then."""
+    first: list[float] = []  # what earlier runs did, and when this one began
+    printed = time.monotonic()
+
+    def show(done: int, total: int, remark: str = "") -> None:
+        nonlocal printed
+        now = time.monotonic()
+        first.extend([] if first else [done, now])
+        if now - printed < SECONDS_BETWEEN_LINES:
+            return
+        printed = now
+        rate = _rate(int(done - first[0]), now - first[1], total - done, remark)
+        line = f"{what}: {done} of {total}" + (f", {rate}" if rate else "")
+        errors.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    return show
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that torch does not know, or that this machine does not have, before anything is loaded."""
+    import torch
+
+    try:
+        torch.device(device)
+    except RuntimeError as error:
+        raise typer.BadParameter(f"{device!r} is no device; use one such as cpu, cuda, cuda:1 or mps.") from error
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise typer.BadParameter(f"{device!r} cannot be used on this machine ({reason}); use cpu.") from error

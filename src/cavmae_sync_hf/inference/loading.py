@@ -1,0 +1,95 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""How does a model folder or Hub name become a model and its processor, fit for a use?"""
+
+import os
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ..classification_cavmae_sync import CavMaeSyncForAudioVisualClassification
+from ..configuration_cavmae_sync import CavMaeSyncConfig
+from ..hub import register_auto_classes
+from ..modeling_cavmae_sync import CavMaeSyncModel
+from ..pretraining_cavmae_sync import CavMaeSyncForPreTraining
+
+__all__ = ["ModelLoadError", "load_model"]
+
+_CLASSES: dict[str, Any] = {
+    "embedding": CavMaeSyncModel,
+    "classification": CavMaeSyncForAudioVisualClassification,
+    "pretraining": CavMaeSyncForPreTraining,
+}
+
+
+class ModelLoadError(ValueError):
+    """What was named is no model, or none for this use; the message names it and what would do."""
+
+
+def load_model(
+    name: str | os.PathLike[str],
+    *,
+    use: Literal["embedding", "classification", "pretraining"] = "embedding",
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    modalities: Literal["any", "both"] = "any",
+) -> tuple[Any, Any]:
+    """A model in evaluation mode, and its processor, from a folder or the Hub.
+
+    Args:
+        name: Folder of a saved model, or Hub repository as `OWNER/NAME`.
+        use: `"embedding"` loads the encoder of any checkpoint; the other two need a checkpoint that has that head.
+        device: Where the model goes.
+        dtype: Of its weights.
+        modalities: `"both"` refuses models of one tower, for uses that compare sound and picture.
+
+    Raises:
+        ModelLoadError: There is no such model, it is of another kind, or lacks what the use needs.
+    """
+    name = os.fspath(name)
+    _check_name(name)
+    from transformers import AutoConfig, AutoProcessor
+    from transformers.utils import logging
+
+    register_auto_classes()
+    logging.disable_progress_bar()
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except OSError as error:
+        if Path(name).is_dir():
+            raise ModelLoadError(f"{name}: config.json cannot be read ({error}); save the model anew.") from error
+        raise ModelLoadError(f"There is no folder {name}, and the Hub gives no model of this name: {error}") from error
+    if config.model_type != CavMaeSyncConfig.model_type:
+        raise ModelLoadError(
+            f"{name} holds a model of type {config.model_type!r}, not {CavMaeSyncConfig.model_type!r}."
+        )
+    kinds = config.architectures or []
+    if use != "embedding" and _CLASSES[use].__name__ not in kinds:
+        remedy = "training/run_classification.py fine-tunes one" if use == "classification" else "name another"
+        raise ModelLoadError(
+            f"{name} was saved as {', '.join(kinds) or 'a bare model'}, without the {use} head that this needs; "
+            f"{remedy}."
+        )
+    if modalities == "both" and config.modality != "multimodal":
+        raise ModelLoadError(f"{name} has the {config.modality} tower alone; this compares sound and picture.")
+    try:
+        model = _CLASSES[use].from_pretrained(name, dtype=dtype)
+        processor = AutoProcessor.from_pretrained(name)
+    except OSError as error:
+        raise ModelLoadError(f"{name}: cannot be loaded ({error})") from error
+    return model.to(device).eval(), processor
+
+
+def _check_name(name: str) -> None:
+    """Refuse what can be neither a folder with a model nor a repository on the Hub, without asking the Hub."""
+    path = Path(name)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelLoadError(f"{name} holds no config.json; name a folder that holds a saved model.")
+    elif path.exists():
+        raise ModelLoadError(f"{name} is a file; name the folder of a saved model (`cavmae-sync convert` makes one).")
+    elif not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
+        raise ModelLoadError(
+            f"{name} is not a folder; name one that holds a saved model, or a Hub repository as OWNER/NAME."
+        )
