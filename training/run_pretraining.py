@@ -1,7 +1,7 @@
 """Pretrain CAV-MAE Sync or CAV-MAE, on one CPU, one GPU or many.
 
     python training/run_pretraining.py training/recipes/pretraining/syncworld_tiny.yaml
-    torchrun --nproc_per_node 8 training/run_pretraining.py training/recipes/pretraining/audioset.yaml --train_data DATA
+    torchrun --nproc_per_node 8 training/run_pretraining.py training/recipes/pretraining/audioset.yaml --train_data DIR
     accelerate launch --config_file training/accelerate/fsdp2.yaml training/run_pretraining.py RECIPE
 
 The first argument may be a recipe, a YAML file of settings; flags of the same names win over it. The most used ones:
