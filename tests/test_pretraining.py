@@ -158,3 +158,56 @@ def test_inpaint__takes_the_processors_masks():
     expected = model.inpaint(**tiny_inputs(), **noises())
     torch.testing.assert_close(filled.pixel_values_videos[1], expected.pixel_values_videos[1])
     assert not torch.equal(filled.pixel_values_videos[0, 2], expected.pixel_values_videos[0, 2])
+
+
+def test_contrastive_pass__has_a_masking_of_its_own():
+    """Embeddings come from half of the patches, reconstructions from a quarter, and neither moves the other."""
+    model = CavMaeSyncForPreTraining(tiny_config(contrastive_mask_ratio=0.5)).eval()
+    inputs, noise = tiny_inputs(), noises()
+    own = {f"contrastive_{name}": value.flip(-1) for name, value in noise.items()}
+    output = model(**inputs, **noise, **own)
+    assert output.audio_patch_embeds.shape == (2, 3, 6, 32) and output.video_patch_embeds.shape == (2, 3, 8, 32)
+    assert output.audio_mask.sum(-1).eq(9).all()
+
+    single = CavMaeSyncForPreTraining(tiny_config()).eval()
+    single.load_state_dict(model.state_dict())
+    plain = single(**inputs, **noise)
+    torch.testing.assert_close(plain.audio_reconstruction_loss, output.audio_reconstruction_loss)
+    assert (plain.audio_embeds - output.audio_embeds).abs().max() > 1e-3
+
+    other = model(**inputs, **noise, **{name: value.flip(-1) for name, value in own.items()})
+    torch.testing.assert_close(other.audio_reconstruction, output.audio_reconstruction)
+    assert (other.audio_embeds - output.audio_embeds).abs().max() > 1e-3
+
+
+def test_contrastive_pass__is_the_only_one_without_a_decoder():
+    model = CavMaeSyncForPreTraining(tiny_config(contrastive_mask_ratio=0.5, reconstruction_loss_weight=0.0))
+    passes = []
+    model.model.audio_tower.register_forward_hook(lambda *_: passes.append("tower"))
+    output = model(**tiny_inputs())
+    assert passes == ["tower"] and output.audio_mask.sum(-1).eq(6).all()
+
+
+def test_contrastive_pass__wrong_ratio_and_noise_are_refused():
+    with pytest.raises(Exception, match="`contrastive_mask_ratio` is 0.95"):
+        tiny_config(contrastive_mask_ratio=0.95)
+    model = CavMaeSyncForPreTraining(tiny_config(contrastive_mask_ratio=0.5))
+    with pytest.raises(ValueError, match=r"`contrastive_audio_noise` has shape \(2, 3, 5\)"):
+        model(**tiny_inputs(), contrastive_audio_noise=torch.rand(2, 3, 5))
+
+
+def test_distillation__is_one_less_the_cosine_over_what_is_present():
+    model = CavMaeSyncForPreTraining(tiny_config(distillation_loss_weight=0.5)).eval()
+    inputs, noise = tiny_inputs(), noises()
+    inputs["padding_mask"] = torch.ones(2, 3, dtype=torch.bool)
+    inputs["padding_mask"][1, 2] = False
+    plain = model(**inputs, **noise)
+    assert plain.distillation_loss is None  # nobody teaches
+    targets = {"audio_teacher_embeds": plain.audio_embeds.clone(), "video_teacher_embeds": -plain.video_embeds}
+    targets["audio_teacher_embeds"][1, 2] = 0  # absent: must not count
+    output = model(**inputs, **noise, **{name: value.detach() for name, value in targets.items()})
+    # Five windows at distance 0, six frames at distance 2.
+    assert output.distillation_loss.item() == pytest.approx(2 * 6 / 11, rel=1e-5)
+    torch.testing.assert_close(output.loss, plain.loss + 0.5 * output.distillation_loss)
+    with pytest.raises(ValueError, match="`audio_teacher_embeds` has shape"):
+        model(**inputs, **noise, **(targets | {"audio_teacher_embeds": torch.zeros(2, 2, 32)}))

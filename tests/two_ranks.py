@@ -1,5 +1,6 @@
 """What each of several gloo processes does in the tests of distributed training."""
 
+import contextlib
 import os
 import socket
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 from cavmae_sync_hf.pretraining_cavmae_sync import CavMaeSyncForPreTraining
+from cavmae_sync_hf.training.cached_contrast import cached_contrastive_step
 from tiny import tiny_config, tiny_inputs
 
 
@@ -40,7 +42,12 @@ def batch(clips: slice, masked: bool) -> dict[str, torch.Tensor]:
     inputs = tiny_inputs(batch_size=5, num_frames=2) | {
         "audio_noise": torch.rand(5, 2, 12, generator=generator),
         "video_noise": torch.rand(5, 2, 16, generator=generator),
+        "contrastive_audio_noise": torch.rand(5, 2, 12, generator=generator),
+        "contrastive_video_noise": torch.rand(5, 2, 16, generator=generator),
     }
+    for modality in ("audio", "video"):
+        target = torch.randn(5, 2, 32, generator=generator)
+        inputs[f"{modality}_teacher_embeds"] = torch.nn.functional.normalize(target, dim=-1)
     if masked:
         inputs["padding_mask"] = torch.ones(5, 2, dtype=torch.bool)
         inputs["padding_mask"][3, 1] = inputs["padding_mask"][4, 0] = False
@@ -55,10 +62,24 @@ def model(**settings: Any) -> CavMaeSyncForPreTraining:
     return CavMaeSyncForPreTraining(tiny_config(**settings)).train()
 
 
-def losses_and_gradients(network: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
-    output = network(**inputs)
-    output.loss.backward()
-    parts = ("loss", "contrastive_loss", "audio_reconstruction_loss", "video_reconstruction_loss")
+def losses_and_gradients(
+    network: torch.nn.Module, inputs: dict[str, torch.Tensor], chunk_size: int = 0
+) -> dict[str, Any]:
+    """Of a batch at once, or of `chunk_size` clips at a time."""
+    if chunk_size:
+        output = cached_contrastive_step(
+            network,
+            getattr(network, "module", network),
+            dict(inputs),
+            chunk_size,
+            backward=torch.Tensor.backward,
+            autocast=contextlib.nullcontext,
+            no_sync=getattr(network, "no_sync", contextlib.nullcontext),
+        )
+    else:
+        output = network(**inputs)
+        output.loss.backward()
+    parts = [name for name in output if name.endswith("loss")]
     return {name: output[name].detach() for name in (*parts, "contrastive_accuracy")} | {
         "gradients": {name.removeprefix("module."): weight.grad for name, weight in network.named_parameters()}
     }
@@ -77,15 +98,22 @@ CASES: dict[str, tuple[int, bool, dict[str, Any]]] = {
         True,
         {"intra_clip_negatives": True, "use_global_tokens": False, "num_register_tokens": 0},
     ),
+    "contrast in a pass of its own, with a teacher": (
+        3,
+        True,
+        {"contrastive_mask_ratio": 0.5, "distillation_loss_weight": 0.5},
+    ),
 }
 
 
 def train_steps(rank: int) -> dict[str, Any]:
-    """One step of data-parallel training for every case, and what evaluation by rank 0 alone gives."""
+    """One step of data-parallel training for every case, also in chunks, and what evaluation by rank 0 alone gives."""
     results: dict[str, Any] = {}
     for name, (split, masked, settings) in CASES.items():
         clips = slice(0, split) if rank == 0 else slice(split, 5)
-        results[name] = losses_and_gradients(DistributedDataParallel(model(**settings)), batch(clips, masked))
+        inputs = batch(clips, masked)
+        results[name] = losses_and_gradients(DistributedDataParallel(model(**settings)), inputs)
+        results[name, "chunks"] = losses_and_gradients(DistributedDataParallel(model(**settings)), inputs, 2)
     if rank == 0:  # must not wait for the other
         results["evaluation"] = model().eval()(**batch(slice(0, 3), False)).loss.item()
     return results

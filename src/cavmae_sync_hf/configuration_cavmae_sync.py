@@ -2,13 +2,14 @@
 """Which sizes, losses and options a CAV-MAE Sync model has."""
 
 import difflib
+import math
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 
-from .auto_map_cavmae_sync import complete_auto_map
+from .auto_map_cavmae_sync import complete_auto_map, complete_pipelines, pipelines_to_load
 
 
 @strict
@@ -72,6 +73,9 @@ class CavMaeSyncConfig(PreTrainedConfig):
             Share of audio patches removed in pretraining.
         video_mask_ratio (`float`, *optional*, defaults to 0.75):
             Share of picture patches removed in pretraining.
+        contrastive_mask_ratio (`float`, *optional*):
+            Share of the patches of both modalities removed in a pass of its own for the contrastive objective (TG-DP,
+            CVPR 2026: 0.5). `None`: one pass serves both objectives, as published.
         audio_mask_mode (`str`, *optional*, defaults to `"unstructured"`):
             `"unstructured"` removes single audio patches, `"time"` columns, `"frequency"` rows, `"time_frequency"`
             both.
@@ -83,6 +87,8 @@ class CavMaeSyncConfig(PreTrainedConfig):
             Weight of the contrastive loss. 0 skips its computation.
         reconstruction_loss_weight (`float`, *optional*, defaults to 1.0):
             Weight of the reconstruction losses. 0 skips the decoder.
+        distillation_loss_weight (`float`, *optional*, defaults to 0.0):
+            Weight of the distance between the embeddings and a teacher's, where pretraining is given those (TG-DP).
         bidirectional_contrast (`bool`, *optional*, defaults to `False`):
             `False`: a frame must find its audio among all audio windows (as published). `True`: the mean of that and
             of the opposite direction.
@@ -123,6 +129,7 @@ class CavMaeSyncConfig(PreTrainedConfig):
         "contrastive_loss",
         "audio_reconstruction_loss",
         "video_reconstruction_loss",
+        "distillation_loss",
         "contrastive_accuracy",
         "audio_mask",
         "video_mask",
@@ -162,11 +169,13 @@ class CavMaeSyncConfig(PreTrainedConfig):
     decoder_intermediate_size: int = 2048
     audio_mask_ratio: float | int = 0.75
     video_mask_ratio: float | int = 0.75
+    contrastive_mask_ratio: float | int | None = None
     audio_mask_mode: Literal["unstructured", "time", "frequency", "time_frequency"] = "unstructured"
     norm_pix_loss: bool = True
     temperature: float | int = 0.05
     contrastive_loss_weight: float | int = 0.1
     reconstruction_loss_weight: float | int = 1.0
+    distillation_loss_weight: float | int = 0.0
     bidirectional_contrast: bool = False
     intra_clip_negatives: bool = False
     modality: Literal["multimodal", "audio", "video"] = "multimodal"
@@ -206,9 +215,14 @@ class CavMaeSyncConfig(PreTrainedConfig):
         """Picture patches as (rows, columns)."""
         return self.image_size // self.patch_size, self.image_size // self.patch_size
 
+    def __post_init__(self, **kwargs: Any) -> None:
+        pipelines = pipelines_to_load(kwargs.pop("custom_pipelines", None))
+        super().__post_init__(**kwargs, **({"custom_pipelines": pipelines} if pipelines else {}))
+
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
-        """Write `config.json`, with the classes of every auto class, whichever model is being saved."""
+        """Write `config.json`, with every auto class and pipeline, whichever model is being saved."""
         self.auto_map = complete_auto_map(getattr(self, "auto_map", None))
+        self.custom_pipelines = complete_pipelines(getattr(self, "custom_pipelines", None))
         super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     def validate_architecture(self) -> None:
@@ -256,8 +270,15 @@ class CavMaeSyncConfig(PreTrainedConfig):
 
     def validate_objectives(self) -> None:
         """Refuse mask ratios, weights and temperatures that leave nothing to see or to learn."""
-        for name, (rows, columns) in (("audio_mask_ratio", self.audio_grid), ("video_mask_ratio", self.video_grid)):
+        fewest = min(self.audio_grid, self.video_grid, key=math.prod)
+        for name, (rows, columns) in (
+            ("audio_mask_ratio", self.audio_grid),
+            ("video_mask_ratio", self.video_grid),
+            ("contrastive_mask_ratio", fewest),
+        ):
             ratio, patches = getattr(self, name), rows * columns
+            if ratio is None:
+                continue
             if not 0 <= ratio < 1 or int(patches * (1 - ratio)) < 1:
                 raise ValueError(
                     f"`{name}` is {ratio}; of {patches} patches at least one must stay visible: "
@@ -265,7 +286,7 @@ class CavMaeSyncConfig(PreTrainedConfig):
                 )
         if self.temperature <= 0:
             raise ValueError(f"`temperature` is {self.temperature}; it must be above 0 (published: 0.05).")
-        for name in ("contrastive_loss_weight", "reconstruction_loss_weight"):
+        for name in ("contrastive_loss_weight", "reconstruction_loss_weight", "distillation_loss_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; use 0 to leave that loss out, or more.")
         if not 0 <= self.attention_probs_dropout_prob < 1:

@@ -12,6 +12,7 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_cavmae_sync import CavMaeSyncConfig
+from .distributed_cavmae_sync import share_of_mean
 from .layers_cavmae_sync import CavMaeSyncLayer, CavMaeSyncPositions, run_layers
 from .losses_cavmae_sync import patch_statistics, patchify, reconstruction_loss, unpatchify
 from .masking_cavmae_sync import Masking, gather_patches, random_masking, structured_noise
@@ -28,22 +29,27 @@ class CavMaeSyncForPreTrainingOutput(ModelOutput):
 
     Args:
         loss (`torch.Tensor` scalar, *optional*):
-            `reconstruction_loss_weight * (audio + video) + contrastive_loss_weight * contrastive`.
+            `reconstruction_loss_weight * (audio + video) + contrastive_loss_weight * contrastive +
+            distillation_loss_weight * distillation`.
         contrastive_loss (`torch.Tensor` scalar, *optional*):
             InfoNCE over the pairs of the batch; pairs of the same clip are negatives of each other only with
             `config.intra_clip_negatives`.
         audio_reconstruction_loss, video_reconstruction_loss (`torch.Tensor` scalar, *optional*):
             Mean squared error over the removed patches.
+        distillation_loss (`torch.Tensor` scalar, *optional*):
+            One less the cosine of an embedding and its teacher's, mean over the embeddings of both modalities; where
+            a teacher's embeddings were given.
         contrastive_accuracy (`torch.Tensor` scalar, *optional*):
             Share of the frames whose own window scores highest, of those with a negative (with both directions: the
             mean of the two shares).
         audio_mask, video_mask (`torch.Tensor` of shape `(batch_size, num_frames, patches)`):
-            1 where a patch was removed.
+            1 where a patch was removed: in the pass that reconstructs, or in the only one there is.
         audio_reconstruction, video_reconstruction (`torch.Tensor` of shape `(batch_size, num_frames, patches, size)`):
             The decoder's patches, in normalised values under `norm_pix_loss`; `unpatchify_audio` and
             `unpatchify_video` put them together.
         audio_embeds, video_embeds (`torch.Tensor` of shape `(batch_size, num_frames, hidden_size)`):
-            L2-normalised embeddings made from the visible patches.
+            L2-normalised embeddings made from the visible patches (of the contrastive pass, where it is a pass of its
+            own).
         audio_patch_embeds, video_patch_embeds (`torch.Tensor` of shape `(batch_size, num_frames, kept, hidden_size)`):
             The visible patches after the modality's final norm, in the order in which the noise picked them.
         audio_hidden_states, video_hidden_states (`tuple` of `(batch_size, num_frames, tokens, hidden_size)`):
@@ -56,6 +62,7 @@ class CavMaeSyncForPreTrainingOutput(ModelOutput):
     contrastive_loss: Tensor | None = None
     audio_reconstruction_loss: Tensor | None = None
     video_reconstruction_loss: Tensor | None = None
+    distillation_loss: Tensor | None = None
     contrastive_accuracy: Tensor | None = None
     audio_mask: Tensor | None = None
     video_mask: Tensor | None = None
@@ -213,7 +220,13 @@ class CavMaeSyncForPreTraining(CavMaeSyncPreTrainedModel):
         padding_mask_videos: Tensor | None = None,
         video_noise: Tensor | None = None,
         audio_noise: Tensor | None = None,
+        contrastive_video_noise: Tensor | None = None,
+        contrastive_audio_noise: Tensor | None = None,
+        video_teacher_embeds: Tensor | None = None,
+        audio_teacher_embeds: Tensor | None = None,
         return_loss: bool = True,
+        reconstruct: bool = True,
+        contrast: bool = True,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         **kwargs: Any,
@@ -228,7 +241,16 @@ class CavMaeSyncForPreTraining(CavMaeSyncPreTrainedModel):
             video_noise: Decides the masking, `(batch_size, num_frames, patches)`: the smallest are kept. Drawn
                 uniformly when absent.
             audio_noise: Likewise for the audio patches.
+            contrastive_video_noise: Likewise for the contrastive pass, where `config.contrastive_mask_ratio` makes it
+                one of its own; a teacher's attention may have shaped it (its smallest are kept, whatever the scale).
+            contrastive_audio_noise: Likewise for its audio patches.
+            video_teacher_embeds: Embeddings of the frames by a teacher, `(batch_size, num_frames, hidden_size)`,
+                L2-normalised, for `config.distillation_loss_weight`.
+            audio_teacher_embeds: Likewise of the windows.
             return_loss: Whether to compute the losses; embeddings and reconstructions come either way.
+            reconstruct: Whether to run the decoder; without it no reconstruction and no loss of it.
+            contrast: Whether to compute the losses between embeddings, which come either way. `align` computes them
+                elsewhere, for a batch that is larger than memory holds.
             output_attentions: Whether to return the towers' attention probabilities (eager attention only).
             output_hidden_states: Whether to return the towers' hidden states.
             kwargs: What else a processor or collator gives is ignored; unknown names are refused.
@@ -243,51 +265,66 @@ class CavMaeSyncForPreTraining(CavMaeSyncPreTrainedModel):
         images, present = self.model.check_inputs(
             pixel_values_videos, input_values, padding_mask, padding_mask_videos, **kwargs
         )
-        config, batch_shape = self.config, images["audio"].shape[:2]
+        batch_shape = images["audio"].shape[:2]
         images = {modality: values.flatten(0, 1) for modality, values in images.items()}
-        grids = {modality: self._grid(values) for modality, values in images.items()}
-        maskings = {
-            "audio": self._mask("audio", audio_noise, images["audio"], batch_shape),
-            "video": self._mask("video", video_noise, images["video"], batch_shape),
-        }
+        align = bool(self.config.contrastive_loss_weight)
+        decode = bool(self.config.reconstruction_loss_weight) and reconstruct
+        # Where the contrast has a pass of its own, the other one serves the decoder alone.
+        apart = align and self.config.contrastive_mask_ratio is not None
         records = {modality: self.model.make_record(output_attentions, output_hidden_states) for modality in images}
-        tokens = {
-            modality: self.model.tower(modality)(values, maskings[modality].ids_keep, records[modality])
-            for modality, values in images.items()
-        }
-
-        output = CavMaeSyncForPreTrainingOutput(
-            audio_mask=maskings["audio"].mask.unflatten(0, batch_shape),
-            video_mask=maskings["video"].mask.unflatten(0, batch_shape),
-        )
-        total = None
-        if config.reconstruction_loss_weight:
-            predictions = self._reconstruct(tokens, maskings, grids, present)
-            output.audio_reconstruction = predictions["audio"].unflatten(0, batch_shape)
-            output.video_reconstruction = predictions["video"].unflatten(0, batch_shape)
-            if return_loss:
-                losses = self._reconstruction_losses(predictions, images, maskings, present)
-                output.audio_reconstruction_loss, output.video_reconstruction_loss = losses["audio"], losses["video"]
-                total = config.reconstruction_loss_weight * (losses["audio"] + losses["video"])
-        if config.contrastive_loss_weight:
-            audio_embeds, audio_patches = self.model.separate("audio", tokens["audio"])
-            video_embeds, video_patches = self.model.separate("video", tokens["video"])
-            output.audio_embeds = audio_embeds.unflatten(0, batch_shape)
-            output.video_embeds = video_embeds.unflatten(0, batch_shape)
-            output.audio_patch_embeds = audio_patches.unflatten(0, batch_shape)
-            output.video_patch_embeds = video_patches.unflatten(0, batch_shape)
-            if return_loss:
-                contrast = self.model.contrast(
-                    output.audio_embeds, output.video_embeds, present["audio"], present["video"]
-                )
-                output.contrastive_loss, output.contrastive_accuracy = contrast
-                weighted = config.contrastive_loss_weight * contrast.loss
-                total = weighted if total is None else total + weighted
-        output.loss = total
+        output, tokens = CavMaeSyncForPreTrainingOutput(), {}
+        if decode or not apart:
+            maskings = self._mask(images, batch_shape, {"audio": audio_noise, "video": video_noise})
+            tokens = self._towers(images, maskings, batch_shape, output, records)
+        if decode:
+            self._add_reconstruction(output, tokens, images, maskings, present, return_loss)
+        if apart:
+            noise = {"audio": contrastive_audio_noise, "video": contrastive_video_noise}
+            maskings = self._mask(images, batch_shape, noise, self.config.contrastive_mask_ratio)
+            tokens = self._towers(images, maskings, batch_shape, output, None if decode else records)
+        if align:
+            self._add_embeddings(output, tokens)
+            if return_loss and contrast:
+                self.align(output, present, {"audio": audio_teacher_embeds, "video": video_teacher_embeds})
+        output.loss = self.weigh(output) if return_loss else None
         for modality, record in records.items():
             for name, recorded in record.batch_first(modality, batch_shape).items():
                 output[name] = recorded
         return output
+
+    def align(
+        self,
+        output: CavMaeSyncForPreTrainingOutput,
+        present: dict[str, Tensor | None],
+        teacher: dict[str, Tensor | None],
+    ) -> None:
+        """Add the losses between the embeddings that `output` holds: contrastive, and to a teacher's where given.
+
+        Args:
+            output: With `audio_embeds` and `video_embeds`, `(batch_size, num_frames, hidden_size)`.
+            present: By modality False for absent frames or windows, `(batch_size, num_frames)`; `None`: none is.
+            teacher: By modality a teacher's embeddings, of the same shape as the own.
+        """
+        output.contrastive_loss, output.contrastive_accuracy = self.model.contrast(
+            output.audio_embeds, output.video_embeds, present["audio"], present["video"]
+        )
+        if self.config.distillation_loss_weight and all(target is not None for target in teacher.values()):
+            output.distillation_loss = self._distil(output, present, teacher)
+
+    def weigh(self, output: CavMaeSyncForPreTrainingOutput) -> Tensor | None:
+        """The weighted sum of the losses that `output` holds, a scalar; `None` where it holds none."""
+        config = self.config
+        weighted = [
+            weight * loss
+            for weight, loss in (
+                (config.reconstruction_loss_weight, output.audio_reconstruction_loss),
+                (config.reconstruction_loss_weight, output.video_reconstruction_loss),
+                (config.contrastive_loss_weight, output.contrastive_loss),
+                (config.distillation_loss_weight, output.distillation_loss),
+            )
+            if weight and loss is not None
+        ]
+        return sum(weighted[1:], weighted[0]) if weighted else None
 
     @torch.no_grad()
     def inpaint(
@@ -356,22 +393,99 @@ class CavMaeSyncForPreTraining(CavMaeSyncPreTrainedModel):
     def _grid(self, images: Tensor) -> tuple[int, int]:
         return images.shape[-2] // self.config.patch_size, images.shape[-1] // self.config.patch_size
 
-    def _mask(self, modality: str, noise: Tensor | None, images: Tensor, batch_shape: torch.Size) -> Masking:
-        """Draw, check and apply the masking of one modality; `images` are `(samples, channels, height, width)`."""
-        grid = self._grid(images)
-        expected = (*batch_shape, grid[0] * grid[1])
-        if noise is None:
-            noise = torch.rand(expected, device=images.device)
-        elif noise.shape != expected:
-            raise ValueError(
-                f"`{modality}_noise` has shape {tuple(noise.shape)}; expected (batch_size, num_frames, patches) "
-                f"{expected}."
-            )
-        noise = noise.flatten(0, 1)
-        if modality == "video":
-            return random_masking(noise, self.config.video_mask_ratio)
-        ratio = self.config.audio_mask_ratio
-        return random_masking(structured_noise(noise, grid, ratio, self.config.audio_mask_mode), ratio)
+    def _mask(
+        self,
+        images: dict[str, Tensor],
+        batch_shape: torch.Size,
+        given: dict[str, Tensor | None],
+        ratio: float | None = None,
+    ) -> dict[str, Masking]:
+        """Draw and check the maskings of a pass; `images` are `(samples, channels, height, width)`.
+
+        Args:
+            images: By modality.
+            batch_shape: `(batch, frames)`.
+            given: Noise that the caller drew, by modality.
+            ratio: Share to remove; default: the configured ones, with the configured structure in the audio.
+        """
+        config, maskings = self.config, {}
+        for modality, values in images.items():
+            grid = self._grid(values)
+            expected, noise = (*batch_shape, grid[0] * grid[1]), given[modality]
+            if noise is None:
+                noise = torch.rand(expected, device=values.device)
+            elif noise.shape != expected:
+                name = f"{modality}_noise" if ratio is None else f"contrastive_{modality}_noise"
+                raise ValueError(
+                    f"`{name}` has shape {tuple(noise.shape)}; expected (batch_size, num_frames, patches) {expected}."
+                )
+            noise = noise.flatten(0, 1)
+            if modality == "audio" and ratio is None:
+                noise = structured_noise(noise, grid, config.audio_mask_ratio, config.audio_mask_mode)
+            configured = config.audio_mask_ratio if modality == "audio" else config.video_mask_ratio
+            maskings[modality] = random_masking(noise, configured if ratio is None else ratio)
+        return maskings
+
+    def _towers(
+        self,
+        images: dict[str, Tensor],
+        maskings: dict[str, Masking],
+        batch_shape: torch.Size,
+        output: CavMaeSyncForPreTrainingOutput,
+        records: dict[str, Any] | None = None,
+    ) -> dict[str, Tensor]:
+        """The visible tokens of both modalities, through their towers; notes the masks of the first pass."""
+        tokens = {}
+        for modality, values in images.items():
+            record = None if records is None else records[modality]
+            tokens[modality] = self.model.tower(modality)(values, maskings[modality].ids_keep, record)
+            if f"{modality}_mask" not in output:
+                output[f"{modality}_mask"] = maskings[modality].mask.unflatten(0, batch_shape)
+        return tokens
+
+    def _add_reconstruction(
+        self,
+        output: CavMaeSyncForPreTrainingOutput,
+        tokens: dict[str, Tensor],
+        images: dict[str, Tensor],
+        maskings: dict[str, Masking],
+        present: dict[str, Tensor | None],
+        with_loss: bool,
+    ) -> None:
+        """Decode, and compare with the true patches."""
+        grids = {modality: self._grid(values) for modality, values in images.items()}
+        predictions = self._reconstruct(tokens, maskings, grids, present)
+        losses = self._reconstruction_losses(predictions, images, maskings, present) if with_loss else {}
+        for modality, prediction in predictions.items():
+            output[f"{modality}_reconstruction"] = prediction.unflatten(0, output[f"{modality}_mask"].shape[:2])
+            if with_loss:
+                output[f"{modality}_reconstruction_loss"] = losses[modality]
+
+    def _add_embeddings(self, output: CavMaeSyncForPreTrainingOutput, tokens: dict[str, Tensor]) -> None:
+        for modality, values in tokens.items():
+            embeds, patches = self.model.separate(modality, values)
+            shape = output[f"{modality}_mask"].shape[:2]
+            output[f"{modality}_embeds"] = embeds.unflatten(0, shape)
+            output[f"{modality}_patch_embeds"] = patches.unflatten(0, shape)
+
+    def _distil(
+        self, output: CavMaeSyncForPreTrainingOutput, present: dict[str, Tensor | None], teacher: dict[str, Any]
+    ) -> Tensor:
+        """How far the embeddings are from their teacher's: 1 - cosine, mean over both modalities' present ones."""
+        distances, counts = [], []
+        for modality, target in teacher.items():
+            embeds = output[f"{modality}_embeds"]
+            if target.shape != embeds.shape:
+                raise ValueError(
+                    f"`{modality}_teacher_embeds` has shape {tuple(target.shape)}; expected {tuple(embeds.shape)}."
+                )
+            mask = present[modality]
+            valid = torch.ones_like(embeds[..., 0]) if mask is None else mask
+            distance = 1 - (embeds.float() * target.to(embeds.device).float()).sum(dim=-1)
+            distances.append((distance * valid).sum())
+            counts.append(valid.sum().to(distance.dtype))
+        total, count = torch.stack(distances).sum(), torch.stack(counts).sum()
+        return share_of_mean(total, count, self.model.trains_together)
 
     def _reconstruct(
         self,

@@ -1,15 +1,17 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
 """How are the models trained? Arguments, data sets, initial weights and the Trainer, for scripts of any kind."""
 
-from .arguments import DataArguments, ModelArguments, PretrainingArguments, RecipeError, parse_arguments
+from .arguments import DataArguments, ModelArguments, PretrainingArguments, RecipeError, RunArguments, parse_arguments
+from .base import CavMaeSyncBaseTrainer, EpochSampler, NonFiniteLossError, last_checkpoint
 from .callbacks import SaveOnSignal
 from .evaluation import Embeddings, embed_clips, evaluate_alignment
 from .flops import measure_peak, pretraining_flops
 from .initialization import build_for_pretraining, freeze_unused
 from .sets import EvaluationSet, InMemoryDataset, augmentation_options, build_sets, make_syncworld
-from .trainer import CavMaeSyncTrainer, EpochSampler, NonFiniteLossError, last_checkpoint
+from .trainer import CavMaeSyncTrainer
 
 __all__ = [
+    "CavMaeSyncBaseTrainer",
     "CavMaeSyncTrainer",
     "DataArguments",
     "Embeddings",
@@ -20,6 +22,7 @@ __all__ = [
     "NonFiniteLossError",
     "PretrainingArguments",
     "RecipeError",
+    "RunArguments",
     "SaveOnSignal",
     "augmentation_options",
     "build_for_pretraining",

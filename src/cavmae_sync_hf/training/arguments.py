@@ -17,6 +17,7 @@ __all__ = [
     "ModelArguments",
     "PretrainingArguments",
     "RecipeError",
+    "RunArguments",
     "parse_arguments",
 ]
 
@@ -113,9 +114,9 @@ class DataArguments:
 
 
 @dataclass
-class PretrainingArguments(TrainingArguments):
-    """transformers' `TrainingArguments` with what pretraining needs beside them, and other defaults where its own
-    would be wrong here (each said below).
+class RunArguments(TrainingArguments):
+    """transformers' `TrainingArguments` with what every training here needs beside them, and other defaults where its
+    own would be wrong here (each said below).
 
     Attributes:
         adam_with_l2: Adam whose weight decay is part of the gradient (`torch.optim.Adam`), as published, instead of
@@ -123,9 +124,7 @@ class PretrainingArguments(TrainingArguments):
         step_decay: The rate is multiplied by `factor` from epoch `start` on, every `every` epochs, after the warm-up;
             as a mapping or JSON with these keys. Takes the place of `lr_scheduler_type` (published CAV-MAE: 10, 5,
             0.5).
-        eval_min_shift: Smallest shift in seconds that the true alignment is compared with in evaluation.
-        eval_batch_frames: Frames (with their windows) embedded at a time in evaluation.
-        pictures: Draw reconstructions and a similarity matrix into `output_dir/pictures` at every evaluation.
+        eval_batch_frames: Frames (with their windows) that the model sees at a time in evaluation.
         peak_tflops: Peak of a device in TFLOP/s at the precision in use, for the utilisation; `0` measures a matrix
             product on CUDA devices and leaves the utilisation out elsewhere.
         remove_unused_columns: Off: samples are not rows of columns named like the model's arguments.
@@ -141,9 +140,7 @@ class PretrainingArguments(TrainingArguments):
     step_decay: dict[str, Any] | str | None = field(
         default=None, metadata=_help("Step decay of the rate, as JSON: start, every (epochs), factor.")
     )
-    eval_min_shift: float = field(default=2.0, metadata=_help("Smallest shift in the alignment check, seconds."))
-    eval_batch_frames: int = field(default=256, metadata=_help("Frames embedded at a time in evaluation."))
-    pictures: bool = field(default=False, metadata=_help("Draw reconstructions and similarities at evaluations."))
+    eval_batch_frames: int = field(default=256, metadata=_help("Frames seen at a time in evaluation."))
     peak_tflops: float = field(default=0.0, metadata=_help("Peak TFLOP/s of a device; 0: measure it on CUDA."))
     remove_unused_columns: bool = field(default=False, metadata=_help("Must stay off."))
     dataloader_drop_last: bool = field(default=True, metadata=_help("Drop the incomplete last batch."))
@@ -164,6 +161,36 @@ class PretrainingArguments(TrainingArguments):
             self.dataloader_multiprocessing_context = self.dataloader_prefetch_factor = None
             self.dataloader_persistent_workers = False
         super().__post_init__()
+
+
+@dataclass
+class PretrainingArguments(RunArguments):
+    """`RunArguments` with what pretraining needs beside them.
+
+    Attributes:
+        eval_min_shift: Smallest shift in seconds that the true alignment is compared with in evaluation.
+        pictures: Draw reconstructions and a similarity matrix into `output_dir/pictures` at every evaluation.
+        contrast_chunk_size: Clips of a process that go through the model at a time, for batches that memory does not
+            hold: same losses and gradients, one forward pass of the towers more. Unlike gradient accumulation, which
+            adds up the gradients of batches that contrast each for itself, it makes more negatives. `0`: all at once.
+        teacher_momentum: Momentum of a teacher (TG-DP) that guides the contrastive pass, which
+            `contrastive_mask_ratio` and `distillation_loss_weight` of the model's configuration bring about; `0`: no
+            teacher.
+    """
+
+    eval_min_shift: float = field(default=2.0, metadata=_help("Smallest shift in the alignment check, seconds."))
+    pictures: bool = field(default=False, metadata=_help("Draw reconstructions and similarities at evaluations."))
+    contrast_chunk_size: int = field(
+        default=0, metadata=_help("Clips at a time of a batch that contrasts as a whole; 0: all.")
+    )
+    teacher_momentum: float = field(default=0.0, metadata=_help("Momentum of a teacher, such as 0.999; 0: none."))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.contrast_chunk_size < 0:
+            raise RecipeError(f"`contrast_chunk_size` is {self.contrast_chunk_size}; use 0 (all at once) or more.")
+        if not 0 <= self.teacher_momentum < 1:
+            raise RecipeError(f"`teacher_momentum` is {self.teacher_momentum}; use 0 (none) or more, below 1.")
 
 
 def parse_arguments(

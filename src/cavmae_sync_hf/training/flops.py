@@ -7,7 +7,10 @@ import torch
 
 from ..configuration_cavmae_sync import CavMaeSyncConfig
 
-__all__ = ["pretraining_flops", "measure_peak"]
+__all__ = ["measure_peak", "pretraining_flops", "pretraining_flops_by_part"]
+
+# Times the forward pass's products: itself once, and the gradients of inputs and of weights.
+_STEP = 3
 
 
 def pretraining_flops(config: CavMaeSyncConfig) -> int:
@@ -15,39 +18,43 @@ def pretraining_flops(config: CavMaeSyncConfig) -> int:
 
     Matrix products alone, a multiply-add counted as two. The backward pass does twice the forward's, but for the
     projection of the patches, whose inputs need no gradient. Recomputation (activation checkpointing) is not counted,
-    as is usual for a model's FLOP utilisation.
+    as is usual for a model's FLOP utilisation, and neither is a teacher.
     """
-    sizes = {
-        "audio": (config.audio_grid[0] * config.audio_grid[1], config.audio_mask_ratio, config.patch_size**2),
-        "video": (
-            config.video_grid[0] * config.video_grid[1],
-            config.video_mask_ratio,
-            config.patch_size**2 * config.num_channels,
-        ),
-    }
+    return sum(pretraining_flops_by_part(config).values())
+
+
+def pretraining_flops_by_part(config: CavMaeSyncConfig) -> dict[str, int]:
+    """The operations that `pretraining_flops` adds up, of `"audio tower"`, `"video tower"`, `"contrast"` (the joint
+    layers for each modality alone), `"fusion"` (the joint layers for both) and `"decoder"`.
+    """
     width, inner = config.hidden_size, config.intermediate_size
-    extra = int(config.use_global_tokens)
-    total, projected, fused, decoded = 0, 0, 0, 0
-    for patches, ratio, values in sizes.values():
+    decode, align = bool(config.reconstruction_loss_weight), bool(config.contrastive_loss_weight)
+    apart = align and config.contrastive_mask_ratio is not None
+    parts = dict.fromkeys(("audio tower", "video tower", "contrast", "fusion", "decoder"), 0)
+    fused, decoded = 0, 0
+    for modality, grid, ratio, channels in (
+        ("audio", config.audio_grid, config.audio_mask_ratio, 1),
+        ("video", config.video_grid, config.video_mask_ratio, config.num_channels),
+    ):
+        patches, values = grid[0] * grid[1], config.patch_size**2 * channels
         kept = int(patches * (1 - ratio))
-        # Every patch is projected before the masking picks among them.
-        projected += 2 * patches * values * width
-        total += config.num_modality_layers * _layer(kept + extra + config.num_register_tokens, width, inner)
-        if config.contrastive_loss_weight:
-            total += (config.num_joint_layers + config.num_contrastive_head_layers) * _layer(
-                kept + extra, width, inner
-            )
-        fused += kept
-        decoded += patches
-        if config.reconstruction_loss_weight:
-            total += 2 * patches * config.decoder_hidden_size * values
-    if config.reconstruction_loss_weight:
-        total += config.num_joint_layers * _layer(fused, width, inner)
-        total += 2 * fused * width * config.decoder_hidden_size
-        total += config.decoder_num_hidden_layers * _layer(
-            decoded, config.decoder_hidden_size, config.decoder_intermediate_size
-        )
-    return 3 * total + 2 * projected
+        contrasted = int(patches * (1 - config.contrastive_mask_ratio)) if apart else kept
+        extra = int(config.use_global_tokens)
+        for visible in ([kept] if decode or not apart else []) + ([contrasted] if apart else []):
+            tokens = visible + extra + config.num_register_tokens
+            # Every patch is projected before the masking picks among them; inputs need no gradient.
+            parts[f"{modality} tower"] += (_STEP - 1) * 2 * patches * values * width
+            parts[f"{modality} tower"] += _STEP * config.num_modality_layers * _layer(tokens, width, inner)
+        if align:
+            layers = config.num_joint_layers + config.num_contrastive_head_layers
+            parts["contrast"] += _STEP * layers * _layer(contrasted + extra, width, inner)
+        fused, decoded = fused + kept, decoded + patches
+        parts["decoder"] += _STEP * 2 * patches * config.decoder_hidden_size * values
+    parts["fusion"] = _STEP * config.num_joint_layers * _layer(fused, width, inner)
+    decoder_layer = _layer(decoded, config.decoder_hidden_size, config.decoder_intermediate_size)
+    parts["decoder"] += _STEP * config.decoder_num_hidden_layers * decoder_layer
+    parts["decoder"] += _STEP * 2 * fused * width * config.decoder_hidden_size
+    return parts if decode else parts | {"fusion": 0, "decoder": 0}
 
 
 def _layer(tokens: int, width: int, inner: int) -> int:
@@ -55,16 +62,30 @@ def _layer(tokens: int, width: int, inner: int) -> int:
     return 2 * tokens * (4 * width * width + 2 * width * inner) + 4 * tokens * tokens * width
 
 
-def measure_peak(device: torch.device, dtype: torch.dtype, size: int = 8192, seconds: float = 0.5) -> float:
-    """Rate of a large matrix product on a CUDA device, in TFLOP/s: what is within reach, below the data sheet's."""
+def measure_peak(device: torch.device, dtype: torch.dtype, size: int | None = None, seconds: float = 0.5) -> float:
+    """Rate of a large matrix product on a device, in TFLOP/s: what is within reach, below the data sheet's.
+
+    Args:
+        device: Where to multiply.
+        dtype: Of the matrices.
+        size: Rows and columns; default: 8192 on accelerators, 2048 on a CPU.
+        seconds: How long to measure; at least five products are made.
+    """
+    size = size or (2048 if device.type == "cpu" else 8192)
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     for _ in range(3):
         left @ right
-    torch.cuda.synchronize(device)
+    _wait(device)
     began, runs = time.perf_counter(), 0
     while time.perf_counter() - began < seconds:
         for _ in range(5):
             left @ right
-        torch.cuda.synchronize(device)
+        _wait(device)
         runs += 5
     return runs * 2 * size**3 / (time.perf_counter() - began) / 1e12
+
+
+def _wait(device: torch.device) -> None:
+    """Until the device has done what it was given; a CPU has by then."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

@@ -1,110 +1,54 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""How is a CAV-MAE Sync model trained with transformers' Trainer?
+"""How is a CAV-MAE Sync model pretrained with transformers' Trainer?
 
-`CavMaeSyncTrainer` adds what this model needs to it: orders and masks that depend on the seed, the epoch and the step
-alone, so that a resumed run is the run that was not interrupted; checkpoints that hold the processor; a stop with the
-clips named where a loss is not finite; the parts of the loss and the speed in the log; retrieval as evaluation.
+`CavMaeSyncTrainer` adds to what all trainings share masks that depend on the seed, the process and the step alone, and
+retrieval and alignment as evaluation.
 """
 
 import contextlib
-import json
-import os
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
-from torch.utils.data import DataLoader, Sampler
-from transformers import Trainer, TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
-from transformers.utils import logging
 
 from ..data.augmentation import make_generator
 from ..data.collator import CavMaeSyncCollator
-from ..data.streaming import CavMaeSyncStreamingDataset, StreamingLoader
-from ..model_card import create_model_card
+from ..model_card import CardDetails
 from ..pretraining_cavmae_sync import CavMaeSyncForPreTraining
 from .arguments import PretrainingArguments
-from .callbacks import SaveOnSignal
+from .base import CavMaeSyncBaseTrainer
+from .cached_contrast import cached_contrastive_step
 from .card import training_details
 from .evaluation import Embeddings, embed_clips, evaluate_alignment
-from .flops import measure_peak, pretraining_flops
+from .flops import pretraining_flops
 from .initialization import freeze_unused
 from .pictures import draw_reconstructions, draw_similarities
 from .sets import EvaluationSet
+from .teacher import MomentumTeacher
 
-__all__ = ["CavMaeSyncTrainer", "EpochSampler", "NonFiniteLossError", "last_checkpoint"]
+__all__ = ["CavMaeSyncTrainer"]
 
-_logger = logging.get_logger(__name__)
-
-_LOGGED = ("contrastive_loss", "audio_reconstruction_loss", "video_reconstruction_loss", "contrastive_accuracy")
-_DATA_STATE = "data_state.json"
-_TRAINER_STATE = "trainer_state.json"
+_INPUTS = {"video": "pixel_values_videos", "audio": "input_values"}
 
 
-class NonFiniteLossError(FloatingPointError):
-    """A loss was NaN or infinite; the message names the clips, the step and the last checkpoint.
-
-    Attributes:
-        clip_ids: The clips of the batch that are to blame, or all of them where none can be told.
-    """
-
-    def __init__(self, message: str, clip_ids: list[str]) -> None:
-        super().__init__(message)
-        self.clip_ids = clip_ids
-
-
-class EpochSampler(Sampler[int]):
-    """Every number once, in an order drawn from (seed, epoch); tells the data set the epoch as well.
-
-    Trainer and accelerate call `set_epoch` of a sampler before every epoch, on any number of processes and after a
-    resume, but that of a data set on one process only.
-
-    Args:
-        dataset: Its length is the count of numbers; its `set_epoch` is called where it has one.
-        seed: Seeds the orders.
-    """
-
-    def __init__(self, dataset: Any, seed: int) -> None:
-        self.dataset, self.seed, self.epoch = dataset, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Change the order."""
-        self.epoch = epoch
-        if hasattr(self.dataset, "set_epoch"):
-            self.dataset.set_epoch(epoch)
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __iter__(self) -> Iterator[int]:
-        generator = make_generator("order", self.seed, self.epoch)
-        yield from torch.randperm(len(self), generator=generator).tolist()
-
-
-class CavMaeSyncTrainer(Trainer):
+class CavMaeSyncTrainer(CavMaeSyncBaseTrainer):
     """transformers' Trainer for `CavMaeSyncForPreTraining`.
 
     Args:
         model: The model; weights that none of its losses reaches are frozen.
         args: `PretrainingArguments`.
         processor: The model's `CavMaeSyncProcessor`, saved with every checkpoint.
-        train_dataset: A `CavMaeSyncDataset` or `CavMaeSyncStreamingDataset`.
-        evaluation_sets: Name -> `EvaluationSet`; `evaluate` reports each under its name.
         data_collator: Default: a `CavMaeSyncCollator`.
-        kwargs: Other arguments of Trainer.
-
-    Attributes:
-        stopped_by: The signal that ended the last training, `None` if none did.
+        kwargs: Other arguments of `CavMaeSyncBaseTrainer` (`train_dataset`, `evaluation_sets`) and of Trainer.
     """
 
-    model: Any
+    logged_parts = (
+        "contrastive_loss", "distillation_loss", "audio_reconstruction_loss", "video_reconstruction_loss",
+        "contrastive_accuracy",
+    )  # fmt: skip
     args: PretrainingArguments
-    train_dataset: Any
 
     def __init__(
         self,
@@ -112,122 +56,78 @@ class CavMaeSyncTrainer(Trainer):
         args: PretrainingArguments,
         *,
         processor: Any,
-        train_dataset: Any = None,
-        evaluation_sets: dict[str, EvaluationSet] | None = None,
         data_collator: Any = None,
-        callbacks: list[TrainerCallback] | None = None,
         **kwargs: Any,
     ) -> None:
-        self.processor = processor
-        self.evaluation_sets = dict(evaluation_sets or {})
-        self._signals = SaveOnSignal()
+        _check_teacher(args, model.config)
         freeze_unused(model)
-        if not self.evaluation_sets and args.eval_strategy != "no":
-            _logger.warning("There are no evaluation sets, so there will be no evaluation (`eval_data` names some).")
-            args.eval_strategy, args.do_eval = IntervalStrategy.NO, False
-        if args.adam_with_l2 and "optimizer_cls_and_kwargs" not in kwargs:
-            kwargs["optimizer_cls_and_kwargs"] = (torch.optim.Adam, _adam_settings(args))
+        self._mask_place = (-1, 0)
+        self._teacher: MomentumTeacher | None = None
+        self._taught_step = -1
         super().__init__(
-            model=model,
-            args=args,
-            train_dataset=train_dataset,
-            # Trainer asks for one where evaluation is on; the sets go their own way.
-            eval_dataset=train_dataset if self.evaluation_sets else None,
+            model,
+            args,
+            processor=processor,
             data_collator=data_collator or CavMaeSyncCollator(processor),
-            callbacks=[*(callbacks or []), self._signals],
+            flops_per_pair=pretraining_flops(model.config),
             **kwargs,
         )
-        self._sums: dict[str, Tensor] = {}
-        self._batches = 0
-        self._meter = _Meter(pretraining_flops(model.config))
-        self._mask_place = (-1, 0)
-        self._resume_from: str | None = None
-        self._loader: StreamingLoader | None = None
-
-    @property
-    def stopped_by(self) -> Any:
-        """The signal that ended the last training."""
-        return self._signals.received
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train; see Trainer. `resume_from_checkpoint=True` takes the newest whole checkpoint of `output_dir`.
-
-        Raises:
-            ValueError: There is no whole checkpoint to go on from.
-            NonFiniteLossError: A loss was NaN or infinite; no weight was changed by it.
-        """
-        if resume_from_checkpoint is True:
-            found = last_checkpoint(self.args.output_dir)
-            if found is None:
-                raise ValueError(f"{self.args.output_dir}: holds no whole checkpoint to resume from; train without.")
-            resume_from_checkpoint = str(found)
-        self._resume_from = resume_from_checkpoint or None
-        self._signals.received = None
-        self._meter.peak_tflops = self._peak()
-        with self._signals.listening():
-            return super().train(self._resume_from, *args, **kwargs)
-
-    # Data
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        dataset = self.train_dataset if train_dataset is None else train_dataset
-        return EpochSampler(dataset, self._data_seed)
-
-    @property
-    def _data_seed(self) -> int:
-        return self.args.seed if self.args.data_seed is None else self.args.data_seed
-
-    def get_train_dataloader(self) -> DataLoader:
-        """The training batches; a streaming set reads its own part and must not be split once more."""
-        dataset = self.train_dataset
-        if not isinstance(dataset, CavMaeSyncStreamingDataset):
-            return super().get_train_dataloader()
-        self._loader = StreamingLoader(
-            dataset,
-            collate_fn=self.data_collator,
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory,
-            persistent_workers=self.args.dataloader_persistent_workers,
-            multiprocessing_context=self.args.dataloader_multiprocessing_context,
-            prefetch_factor=self.args.dataloader_prefetch_factor,
-        )
-        state = Path(self._resume_from or "") / _DATA_STATE
-        if self._resume_from and state.is_file():
-            self._loader.load_state_dict(json.loads(state.read_text(encoding="utf-8")))
-        return self._loader
-
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # A streaming loader goes on from its state by itself; skipping would read all that was seen once more.
-        skip: Any = contextlib.nullcontext()
-        if self._loader is not None:
-            skip = mock.patch("transformers.trainer.skip_first_batches", lambda loader, *_: loader)
-        with skip:
-            super()._run_epoch(*args, **kwargs)
-
-    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> Any:
-        """As in Trainer, with the time taken."""
-        began = time.perf_counter()
-        found = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._meter.waited += time.perf_counter() - began
-        return found
 
     # Steps
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train; see `CavMaeSyncBaseTrainer.train`."""
+        self._teacher, self._taught_step = None, -1
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The model's loss, with masks drawn for this step and process, its parts noted and checked."""
-        clip_ids = inputs.get("clip_ids")
-        names = ("pixel_values_videos", "input_values", "padding_mask", "padding_mask_videos")
-        fed = {name: inputs[name] for name in names if name in inputs}
-        if model.training:
-            fed |= self._noise(fed)
+        fed = self._fed(model, inputs)
         output = model(**fed)
         if model.training:
-            if not bool(torch.isfinite(output.loss.detach())):
-                self._refuse(output, fed, clip_ids)
-            self._note(output, fed)
+            self._check_and_note(output, fed, inputs.get("clip_ids"))
         return (output.loss, output) if return_outputs else output.loss
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """As in Trainer; with `contrast_chunk_size` in chunks whose contrast is that of the whole batch."""
+        size = self.args.contrast_chunk_size
+        if not size or not self._config.contrastive_loss_weight:
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        inputs = self._prepare_inputs(inputs)
+        fed = self._fed(model, inputs)
+        # While gradients accumulate, Trainer keeps the processes from exchanging them already.
+        exchange = self.accelerator.sync_gradients
+        output = cached_contrastive_step(
+            model,
+            self.accelerator.unwrap_model(model, keep_torch_compile=False),
+            dict(fed),
+            size,
+            backward=lambda loss: self.accelerator.backward(loss / self.current_gradient_accumulation_steps),
+            autocast=self.compute_loss_context_manager,
+            no_sync=(lambda: self.accelerator.no_sync(model)) if exchange else contextlib.nullcontext,
+        )
+        self._check_and_note(output, fed, inputs.get("clip_ids"))
+        loss: Any = output.loss
+        return loss / self.current_gradient_accumulation_steps
+
+    def _fed(self, model: Any, inputs: dict[str, Any]) -> dict[str, Tensor]:
+        """What the model is called with: its inputs, and in training noise and the teacher's guidance."""
+        names = ("pixel_values_videos", "input_values", "padding_mask", "padding_mask_videos")
+        fed = {name: inputs[name] for name in names if name in inputs}
+        if not model.training:
+            return fed
+        noise = self._noise(fed)
+        fed |= {"video_noise": noise["video"], "audio_noise": noise["audio"]}
+        if self._config.contrastive_mask_ratio is not None:
+            fed |= {f"contrastive_{modality}_noise": noise[f"contrastive_{modality}"] for modality in _INPUTS}
+        if self.args.teacher_momentum:
+            uniform = {modality: noise[f"contrastive_{modality}"] for modality in _INPUTS}
+            with self.compute_loss_context_manager():
+                fed |= self._current_teacher().guide(fed, uniform)
+        return fed
 
     def _noise(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Uniform noise that decides the masks: other on every process, the same again after a resume."""
@@ -235,126 +135,52 @@ class CavMaeSyncTrainer(Trainer):
         batch = self._mask_place[1] + 1 if self._mask_place[0] == step else 0
         self._mask_place = (step, batch)
         generator = make_generator("masks", self.args.seed, self.args.process_index, step, batch)
-        size = self._config.patch_size
-        noise = {}
-        for name, key in (("video_noise", "pixel_values_videos"), ("audio_noise", "input_values")):
-            values = inputs[key]
-            patches = (values.shape[-2] // size) * (values.shape[-1] // size)
-            drawn = torch.rand(*values.shape[:2], patches, generator=generator)
-            noise[name] = drawn.to(values.device, non_blocking=True)
+        size, noise = self._config.patch_size, {}
+        for prefix in ("", "contrastive_"):
+            for modality, key in _INPUTS.items():
+                values = inputs[key]
+                patches = (values.shape[-2] // size) * (values.shape[-1] // size)
+                drawn = torch.rand(*values.shape[:2], patches, generator=generator)
+                noise[prefix + modality] = drawn.to(values.device, non_blocking=True)
         return noise
 
-    @property
-    def _config(self) -> Any:
-        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False).config
+    def _check_and_note(self, output: Any, inputs: dict[str, Tensor], clip_ids: list[str] | None) -> None:
+        if not bool(torch.isfinite(output.loss.detach())):
+            self._refuse(output, inputs, clip_ids)
+        self._note(output, inputs)
 
-    def _note(self, output: Any, inputs: dict[str, Tensor]) -> None:
-        """Add a batch to what the next log line says, without waiting for the device."""
-        for name in _LOGGED:
-            value = getattr(output, name)
-            if value is not None:
-                value = value.detach().float()
-                self._sums[name] = self._sums[name] + value if name in self._sums else value
-        self._batches += 1
-        clips, frames = inputs["input_values"].shape[:2]
-        self._meter.add(clips, clips * frames)
+    def _current_teacher(self) -> MomentumTeacher:
+        """The teacher, moved towards the model once for every step."""
+        core = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        if self._teacher is None:
+            # Not before the first step, when a resumed run has its weights.
+            if isinstance(core, FSDPModule) or any(weight.numel() == 0 for weight in core.parameters()):
+                raise ValueError(
+                    "`teacher_momentum` needs the model's weights whole on every process, which FSDP and ZeRO-3 do "
+                    "not keep; train with plain data parallelism, or set it to 0."
+                )
+            self._teacher = MomentumTeacher(core.model, self.args.teacher_momentum)
+            if self._resume_from:
+                self._teacher.load(Path(self._resume_from))
+        if self._taught_step != self.state.global_step:
+            self._taught_step = self.state.global_step
+            self._teacher.update(core.model, self.state.global_step)
+        return self._teacher
 
-    def _refuse(self, output: Any, inputs: dict[str, Tensor], clip_ids: list[str] | None) -> None:
-        """Stop, naming the clips whose inputs, else whose outputs, are not finite."""
-        count = len(inputs["input_values"])
-        names = list(clip_ids) if clip_ids is not None else [f"clip {place} of the batch" for place in range(count)]
-        why, blamed = "whose inputs are not finite", _not_finite(inputs.values(), count)
-        if not blamed.any():
-            why = "whose outputs are not finite, while their inputs are"
-            blamed = _not_finite((value for value in output.values() if isinstance(value, Tensor)), count)
-        if not blamed.any() or blamed.all():
-            why = "none of which stands out: lower the learning rate or `max_grad_norm`"
-            blamed = torch.ones_like(blamed)
-        guilty = [name for name, bad in zip(names, blamed.tolist(), strict=True) if bad]
-        losses = {name: getattr(output, name) for name in _LOGGED[:3]}
-        parts = ", ".join(f"{name} {value.item():g}" for name, value in losses.items() if value is not None)
-        kept = last_checkpoint(self.args.output_dir)
-        after = f"Go on from {kept}." if kept else "There is no checkpoint yet."
-        raise NonFiniteLossError(
-            f"The loss of step {self.state.global_step + 1} on process {self.args.process_index} is not finite "
-            f"({parts}), with the clips {', '.join(guilty)}, {why}. No weight was changed by it. {after}",
-            guilty,
-        )
-
-    def _peak(self) -> float:
-        if self.args.peak_tflops or self.args.device.type != "cuda":
-            return self.args.peak_tflops
-        half = {"bf16": torch.bfloat16, "fp16": torch.float16}
-        return measure_peak(self.args.device, half.get(self.accelerator.mixed_precision, torch.float32))
-
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Operations of a batch's step, for Trainer's `total_flos`."""
-        clips, frames = inputs["input_values"].shape[:2]
-        return self._meter.flops_per_pair * clips * frames
-
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """The rate's course: Trainer's, or warm-up and steps with `step_decay`."""
-        decay: Any = self.args.step_decay
-        if not decay or self.lr_scheduler is not None:
-            return super().create_scheduler(num_training_steps, optimizer)
-        warmup = self.args.get_warmup_steps(num_training_steps)
-        per_epoch = num_training_steps / self.args.num_train_epochs
-
-        def factor(step: int) -> float:
-            drops = int((step / per_epoch - decay["start"]) // decay["every"]) + 1 if step else 0
-            return min(1.0, (step + 1) / (warmup + 1)) * decay["factor"] ** max(0, drops)
-
-        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)  # type: ignore[arg-type]
-        self._created_lr_scheduler = True
-        return self.lr_scheduler
-
-    # Log
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As in Trainer, with the parts of the loss, speed, waiting and memory beside the loss."""
-        if self._batches and "loss" in logs:
-            names = sorted(self._sums)
-            means = torch.stack([self._sums[name] for name in names]) / self._batches
-            means = self.accelerator.reduce(means, "mean")
-            logs = logs | dict(zip(names, means.tolist(), strict=True)) | self._meter.read(self.args.world_size)
-            logs |= _memory(self.args.device)
-            self._sums, self._batches = {}, 0
-        super().log(logs, start_time)
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        if self._teacher is not None and self.args.should_save:
+            # Before the trainer's state, whose file says that a checkpoint is whole.
+            self._teacher.save(self._checkpoint_folder(trial))
+        super()._save_checkpoint(model, trial)
 
     # Evaluation
 
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
-        """Retrieval, alignment and temporal twins on each evaluation set.
-
-        Args:
-            eval_dataset: An `EvaluationSet` or a mapping of them; default: those given at the start.
-            ignore_keys: Not used.
-            metric_key_prefix: First part of every name.
-
-        Returns:
-            `eval_NAME_METRIC` for every set; see `evaluate_alignment`.
-        """
-        sets = self.evaluation_sets
-        if isinstance(eval_dataset, EvaluationSet):
-            sets = {"": eval_dataset}
-        elif isinstance(eval_dataset, dict):
-            sets = eval_dataset
-        began = time.perf_counter()
-        metrics: dict[str, float] = {}
-        for name, evaluation_set in sets.items():
-            embeddings = self.embed(evaluation_set)
-            found = evaluate_alignment(embeddings, evaluation_set.partners, self.args.eval_min_shift)
-            if self.args.pictures and self.is_world_process_zero():
-                self._draw(name, evaluation_set, embeddings)
-            middle = f"_{name}" if name else ""
-            metrics |= {f"{metric_key_prefix}{middle}_{key}": value for key, value in found.items()}
-        metrics[f"{metric_key_prefix}_runtime"] = time.perf_counter() - began
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self._meter.restart()
-        return metrics
+    def evaluate_set(self, name: str, evaluation_set: EvaluationSet) -> dict[str, float]:
+        """Retrieval, alignment and temporal twins; see `evaluate_alignment`."""
+        embeddings = self.embed(evaluation_set)
+        if self.args.pictures and self.is_world_process_zero():
+            self._draw(name, evaluation_set, embeddings)
+        return evaluate_alignment(embeddings, evaluation_set.partners, self.args.eval_min_shift)
 
     def embed(self, evaluation_set: EvaluationSet) -> Embeddings:
         """Embeddings of all clips of a set, on every process."""
@@ -382,60 +208,26 @@ class CavMaeSyncTrainer(Trainer):
             batch = self.data_collator([evaluation_set.dataset[number] for number in some])
             draw_reconstructions(model, self.processor, batch, folder / f"{step}_{name}_reconstruction.png")
 
-    # Saving
+    def card_details(self, metrics: dict[str, float]) -> CardDetails:
+        """The run's settings and the figures of the last evaluation."""
+        counts = {name: len(evaluation_set) for name, evaluation_set in self.evaluation_sets.items()}
+        steps, processes = self.state.global_step, self.args.world_size
+        return training_details(self.args, metrics, counts, steps, processes, len(self.train_dataset))
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            self.processor.save_pretrained(output_dir or self.args.output_dir)
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write the card of the model as it is, with the figures of the last evaluation, to `output_dir/README.md`.
-
-        Trainer calls it before an upload.
-        """
-        if not self.is_world_process_zero():
-            return
-        metrics = next((entry for entry in reversed(self.state.log_history) if "eval_runtime" in entry), {})
-        details = training_details(
-            self.args,
-            metrics,
-            {name: len(evaluation_set) for name, evaluation_set in self.evaluation_sets.items()},
-            self.state.global_step,
-            self.args.world_size,
-            len(self.train_dataset),
+def _check_teacher(args: PretrainingArguments, config: Any) -> None:
+    """Refuse a teacher that nothing would listen to, and what only a teacher can give."""
+    follows = config.contrastive_mask_ratio is not None or config.distillation_loss_weight
+    if args.teacher_momentum and not (follows and config.contrastive_loss_weight):
+        raise ValueError(
+            f"`teacher_momentum` is {args.teacher_momentum}, but the model follows no teacher: set "
+            "`contrastive_mask_ratio` (published: 0.5) or `distillation_loss_weight` in `model_config`."
         )
-        model = self.accelerator.unwrap_model(self.model_wrapped, keep_torch_compile=False)
-        name = self.args.hub_model_id or Path(str(self.args.output_dir)).resolve().name
-        card = create_model_card(model, self.processor, details.named(name))
-        card.save(Path(str(self.args.output_dir)) / "README.md")
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        if self._loader is not None and self.args.should_save:
-            # Before the trainer's state, whose file says that a checkpoint is whole.
-            folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / _DATA_STATE).write_text(json.dumps(self._loader.state_dict()), encoding="utf-8")
-        super()._save_checkpoint(model, trial)
-        self._meter.restart()
-
-
-def last_checkpoint(folder: str | os.PathLike[str] | None) -> Path | None:
-    """The newest checkpoint of an output folder that was written to its end; `None` where there is none.
-
-    A run that is killed while it saves leaves a checkpoint without (or with half) the trainer's state, which is
-    written last.
-    """
-    found = []
-    for path in Path(folder or ".").glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        number = path.name.rpartition("-")[2]
-        try:
-            json.loads((path / _TRAINER_STATE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if number.isdigit():
-            found.append((int(number), path))
-    return max(found)[1] if found else None
+    if config.distillation_loss_weight and not args.teacher_momentum:
+        raise ValueError(
+            f"`distillation_loss_weight` is {config.distillation_loss_weight}, but there is no teacher; set "
+            "`teacher_momentum`, such as 0.999."
+        )
 
 
 def _encoder(model: Any) -> Any:
@@ -448,61 +240,3 @@ def _encoder(model: Any) -> Any:
         register_fsdp_forward_method(whole, "run_encoder")
         return whole.run_encoder
     return encoder
-
-
-class _Meter:
-    """Speed since the last log line."""
-
-    def __init__(self, flops_per_pair: int) -> None:
-        self.flops_per_pair, self.peak_tflops = flops_per_pair, 0.0
-        self.restart()
-
-    def restart(self) -> None:
-        """Forget; called after what is no training."""
-        self.began, self.waited, self.clips, self.pairs = time.perf_counter(), 0.0, 0, 0
-
-    def add(self, clips: int, pairs: int) -> None:
-        self.clips, self.pairs = self.clips + clips, self.pairs + pairs
-
-    def read(self, processes: int) -> dict[str, float]:
-        """Figures of the time since the last call, of all processes, taken as alike; then begins anew."""
-        seconds = max(time.perf_counter() - self.began, 1e-9)
-        tflops = self.pairs * self.flops_per_pair / seconds / 1e12
-        figures = {
-            "samples_per_second": self.clips * processes / seconds,
-            "data_wait_share": min(1.0, self.waited / seconds),
-            "tflops_per_device": tflops,
-        }
-        if self.peak_tflops:
-            figures["flop_utilisation"] = tflops / self.peak_tflops
-        self.restart()
-        return figures
-
-
-def _memory(device: torch.device) -> dict[str, float]:
-    """Most memory held so far, in GiB: the device's, or the process's own on a CPU."""
-    if device.type == "cuda":
-        return {"memory_gib": torch.cuda.max_memory_allocated(device) / 2**30}
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return {}
-    return {"memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
-
-
-def _not_finite(tensors: Any, count: int) -> Tensor:
-    """True for the rows of a batch in which any of the tensors is not finite."""
-    bad = torch.zeros(count, dtype=torch.bool)
-    for values in tensors:
-        if values.is_floating_point() and values.ndim and len(values) == count:
-            bad |= ~torch.isfinite(values.detach().flatten(1)).all(dim=1).cpu()
-    return bad
-
-
-def _adam_settings(args: PretrainingArguments) -> dict[str, Any]:
-    return {
-        "lr": args.learning_rate,
-        "betas": (args.adam_beta1, args.adam_beta2),
-        "eps": args.adam_epsilon,
-        "weight_decay": args.weight_decay,
-    }

@@ -1,0 +1,408 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""What do all trainings of this package share?
+
+`CavMaeSyncBaseTrainer` adds to transformers' Trainer what these models need: orders that depend on the seed and the
+epoch alone, so that a resumed run is the run that was not interrupted; checkpoints that hold the processor; a stop
+with the clips named where a loss is not finite; the parts of the loss and the speed in the log; own evaluation sets.
+"""
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
+from transformers.utils import logging
+
+from ..data.augmentation import make_generator
+from ..data.streaming import CavMaeSyncStreamingDataset, StreamingLoader
+from ..model_card import CardDetails, create_model_card
+from .arguments import RunArguments
+from .callbacks import SaveOnSignal
+from .flops import measure_peak
+from .meter import SpeedMeter, memory_in_use
+from .sets import EvaluationSet
+
+__all__ = ["CavMaeSyncBaseTrainer", "EpochSampler", "NonFiniteLossError", "last_checkpoint"]
+
+_logger = logging.get_logger(__name__)
+
+_DATA_STATE = "data_state.json"
+_TRAINER_STATE = "trainer_state.json"
+
+
+class NonFiniteLossError(FloatingPointError):
+    """A loss was NaN or infinite; the message names the clips, the step and the last checkpoint.
+
+    Attributes:
+        clip_ids: The clips of the batch that are to blame, or all of them where none can be told.
+    """
+
+    def __init__(self, message: str, clip_ids: list[str]) -> None:
+        super().__init__(message)
+        self.clip_ids = clip_ids
+
+
+class EpochSampler(Sampler[int]):
+    """Every number once, in an order drawn from (seed, epoch); tells the data set the epoch as well.
+
+    Trainer and accelerate call `set_epoch` of a sampler before every epoch, on any number of processes and after a
+    resume, but that of a data set on one process only.
+
+    Args:
+        dataset: Its length is the count of numbers; its `set_epoch` is called where it has one.
+        seed: Seeds the orders.
+    """
+
+    def __init__(self, dataset: Any, seed: int) -> None:
+        self.dataset, self.seed, self.epoch = dataset, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Change the order."""
+        self.epoch = epoch
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = make_generator("order", self.seed, self.epoch)
+        yield from torch.randperm(len(self), generator=generator).tolist()
+
+
+class CavMaeSyncBaseTrainer(Trainer):
+    """transformers' Trainer for models of this package; subclasses say how a loss and an evaluation come about.
+
+    Args:
+        model: The model; no weight may be left without a gradient by every step.
+        args: `RunArguments` of a kind.
+        processor: The model's `CavMaeSyncProcessor`, saved with every checkpoint.
+        data_collator: Makes batches.
+        flops_per_pair: Operations of a training step for one pair of a frame and its window.
+        train_dataset: A `CavMaeSyncDataset` or `CavMaeSyncStreamingDataset`.
+        evaluation_sets: Name -> `EvaluationSet`; `evaluate` reports each under its name.
+        kwargs: Other arguments of Trainer.
+
+    Attributes:
+        stopped_by: The signal that ended the last training, `None` if none did.
+        logged_parts: Scalars of the model's output that the log shows beside the loss.
+    """
+
+    logged_parts: tuple[str, ...] = ()
+    model: Any
+    args: RunArguments
+    train_dataset: Any
+
+    def __init__(
+        self,
+        model: Any,
+        args: RunArguments,
+        *,
+        processor: Any,
+        data_collator: Any,
+        flops_per_pair: int,
+        train_dataset: Any = None,
+        evaluation_sets: dict[str, EvaluationSet] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.processor = processor
+        self.evaluation_sets = dict(evaluation_sets or {})
+        self._signals = SaveOnSignal()
+        if not self.evaluation_sets and args.eval_strategy != "no":
+            _logger.warning("There are no evaluation sets, so there will be no evaluation (`eval_data` names some).")
+            args.eval_strategy, args.do_eval = IntervalStrategy.NO, False
+        if args.adam_with_l2 and "optimizer_cls_and_kwargs" not in kwargs:
+            kwargs["optimizer_cls_and_kwargs"] = (torch.optim.Adam, _adam_settings(args))
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            # Trainer asks for one where evaluation is on; the sets go their own way.
+            eval_dataset=train_dataset if self.evaluation_sets else None,
+            data_collator=data_collator,
+            callbacks=[*(callbacks or []), self._signals],
+            **kwargs,
+        )
+        self._sums: dict[str, Tensor] = {}
+        self._batches = 0
+        self._meter = SpeedMeter(flops_per_pair)
+        self._resume_from: str | None = None
+        self._loader: StreamingLoader | None = None
+
+    @property
+    def stopped_by(self) -> Any:
+        """The signal that ended the last training."""
+        return self._signals.received
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train; see Trainer. `resume_from_checkpoint=True` takes the newest whole checkpoint of `output_dir`.
+
+        Raises:
+            ValueError: There is no whole checkpoint to go on from.
+            NonFiniteLossError: A loss was NaN or infinite; no weight was changed by it.
+        """
+        if resume_from_checkpoint is True:
+            found = last_checkpoint(self.args.output_dir)
+            if found is None:
+                raise ValueError(f"{self.args.output_dir}: holds no whole checkpoint to resume from; train without.")
+            resume_from_checkpoint = str(found)
+        self._resume_from = resume_from_checkpoint or None
+        self._signals.received = None
+        self._meter.peak_tflops = self._peak()
+        with self._signals.listening():
+            return super().train(self._resume_from, *args, **kwargs)
+
+    # Data
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        return EpochSampler(dataset, self._data_seed)
+
+    @property
+    def _data_seed(self) -> int:
+        return self.args.seed if self.args.data_seed is None else self.args.data_seed
+
+    def get_train_dataloader(self) -> DataLoader:
+        """The training batches; a streaming set reads its own part and must not be split once more."""
+        dataset = self.train_dataset
+        if not isinstance(dataset, CavMaeSyncStreamingDataset):
+            return super().get_train_dataloader()
+        self._loader = StreamingLoader(
+            dataset,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            persistent_workers=self.args.dataloader_persistent_workers,
+            multiprocessing_context=self.args.dataloader_multiprocessing_context,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+        )
+        state = Path(self._resume_from or "") / _DATA_STATE
+        if self._resume_from and state.is_file():
+            self._loader.load_state_dict(json.loads(state.read_text(encoding="utf-8")))
+        return self._loader
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # A streaming loader goes on from its state by itself; skipping would read all that was seen once more.
+        skip: Any = contextlib.nullcontext()
+        if self._loader is not None:
+            skip = mock.patch("transformers.trainer.skip_first_batches", lambda loader, *_: loader)
+        with skip:
+            super()._run_epoch(*args, **kwargs)
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> Any:
+        """As in Trainer, with the time taken."""
+        began = time.perf_counter()
+        found = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._meter.waited += time.perf_counter() - began
+        return found
+
+    # Steps
+
+    @property
+    def _config(self) -> Any:
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False).config
+
+    def _note(self, output: Any, inputs: dict[str, Tensor]) -> None:
+        """Add a batch to what the next log line says, without waiting for the device."""
+        for name in self.logged_parts:
+            value = getattr(output, name, None)
+            if value is not None:
+                value = value.detach().float()
+                self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._batches += 1
+        clips, frames = _clips_and_frames(inputs)
+        self._meter.add(clips, clips * frames)
+
+    def _refuse(self, output: Any, inputs: dict[str, Tensor], clip_ids: list[str] | None) -> None:
+        """Stop, naming the clips whose inputs, else whose outputs, are not finite."""
+        count = _clips_and_frames(inputs)[0]
+        names = list(clip_ids) if clip_ids is not None else [f"clip {place} of the batch" for place in range(count)]
+        why, blamed = "whose inputs are not finite", _not_finite(inputs.values(), count)
+        if not blamed.any():
+            why = "whose outputs are not finite, while their inputs are"
+            blamed = _not_finite((value for value in output.values() if isinstance(value, Tensor)), count)
+        if not blamed.any() or blamed.all():
+            why = "none of which stands out: lower the learning rate or `max_grad_norm`"
+            blamed = torch.ones_like(blamed)
+        guilty = [name for name, bad in zip(names, blamed.tolist(), strict=True) if bad]
+        losses = [name for name in self.logged_parts if name.endswith("loss") and output.get(name) is not None]
+        parts = ", ".join(f"{name} {output[name].item():g}" for name in losses or ["loss"])
+        kept = last_checkpoint(self.args.output_dir)
+        after = f"Go on from {kept}." if kept else "There is no checkpoint yet."
+        raise NonFiniteLossError(
+            f"The loss of step {self.state.global_step + 1} on process {self.args.process_index} is not finite "
+            f"({parts}), with the clips {', '.join(guilty)}, {why}. No weight was changed by it. {after}",
+            guilty,
+        )
+
+    def _peak(self) -> float:
+        if self.args.peak_tflops or self.args.device.type != "cuda":
+            return self.args.peak_tflops
+        half = {"bf16": torch.bfloat16, "fp16": torch.float16}
+        return measure_peak(self.args.device, half.get(self.accelerator.mixed_precision, torch.float32))
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Operations of a batch's step, for Trainer's `total_flos`."""
+        clips, frames = _clips_and_frames(inputs)
+        return self._meter.flops_per_pair * clips * frames
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The rate's course: Trainer's, or warm-up and steps with `step_decay`."""
+        decay: Any = self.args.step_decay
+        if not decay or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        warmup = self.args.get_warmup_steps(num_training_steps)
+        per_epoch = num_training_steps / self.args.num_train_epochs
+
+        def factor(step: int) -> float:
+            drops = int((step / per_epoch - decay["start"]) // decay["every"]) + 1 if step else 0
+            return min(1.0, (step + 1) / (warmup + 1)) * decay["factor"] ** max(0, drops)
+
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)  # type: ignore[arg-type]
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    # Log
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As in Trainer, with the parts of the loss, speed, waiting and memory beside the loss."""
+        if self._batches and "loss" in logs:
+            names = sorted(self._sums)
+            if names:
+                means = torch.stack([self._sums[name] for name in names]) / self._batches
+                means = self.accelerator.reduce(means, "mean")
+                logs = logs | dict(zip(names, means.tolist(), strict=True))
+            logs = logs | self._meter.read(self.args.world_size)
+            logs |= memory_in_use(self.args.device)
+            self._sums, self._batches = {}, 0
+        super().log(logs, start_time)
+
+    # Evaluation
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """The figures of each evaluation set.
+
+        Args:
+            eval_dataset: An `EvaluationSet` or a mapping of them; default: those given at the start.
+            ignore_keys: Not used.
+            metric_key_prefix: First part of every name.
+
+        Returns:
+            `eval_NAME_METRIC` for every set; see `evaluate_set`.
+        """
+        sets = self.evaluation_sets
+        if isinstance(eval_dataset, EvaluationSet):
+            sets = {"": eval_dataset}
+        elif isinstance(eval_dataset, dict):
+            sets = eval_dataset
+        began = time.perf_counter()
+        metrics: dict[str, float] = {}
+        for name, evaluation_set in sets.items():
+            middle = f"_{name}" if name else ""
+            found = self.evaluate_set(name, evaluation_set)
+            metrics |= {f"{metric_key_prefix}{middle}_{key}": value for key, value in found.items()}
+        metrics[f"{metric_key_prefix}_runtime"] = time.perf_counter() - began
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self._meter.restart()
+        return metrics
+
+    def evaluate_set(self, name: str, evaluation_set: EvaluationSet) -> dict[str, float]:
+        """The figures of one evaluation set; subclasses measure something."""
+        return {}
+
+    def card_details(self, metrics: dict[str, float]) -> CardDetails:
+        """What the model's card says of this run; subclasses say more.
+
+        Args:
+            metrics: Of the last evaluation, under `eval_NAME_METRIC`.
+        """
+        return CardDetails()
+
+    # Saving
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            self.processor.save_pretrained(output_dir or self.args.output_dir)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write the card of the model as it is, with the figures of the last evaluation, to `output_dir/README.md`.
+
+        Trainer calls it before an upload.
+        """
+        if not self.is_world_process_zero():
+            return
+        metrics = next((entry for entry in reversed(self.state.log_history) if "eval_runtime" in entry), {})
+        model = self.accelerator.unwrap_model(self.model_wrapped, keep_torch_compile=False)
+        name = self.args.hub_model_id or Path(str(self.args.output_dir)).resolve().name
+        card = create_model_card(model, self.processor, self.card_details(metrics).named(name))
+        card.save(Path(str(self.args.output_dir)) / "README.md")
+
+    def _checkpoint_folder(self, trial: Any) -> Path:
+        """The folder of the checkpoint that is being written."""
+        folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        if self._loader is not None and self.args.should_save:
+            # Before the trainer's state, whose file says that a checkpoint is whole.
+            path = self._checkpoint_folder(trial) / _DATA_STATE
+            path.write_text(json.dumps(self._loader.state_dict()), encoding="utf-8")
+        super()._save_checkpoint(model, trial)
+        self._meter.restart()
+
+
+def last_checkpoint(folder: str | os.PathLike[str] | None) -> Path | None:
+    """The newest checkpoint of an output folder that was written to its end; `None` where there is none.
+
+    A run that is killed while it saves leaves a checkpoint without (or with half) the trainer's state, which is
+    written last.
+    """
+    found = []
+    for path in Path(folder or ".").glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        number = path.name.rpartition("-")[2]
+        try:
+            json.loads((path / _TRAINER_STATE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if number.isdigit():
+            found.append((int(number), path))
+    return max(found)[1] if found else None
+
+
+def _clips_and_frames(inputs: dict[str, Any]) -> tuple[int, int]:
+    """Size of a batch of either modality or both."""
+    values = inputs["input_values"] if "input_values" in inputs else inputs["pixel_values_videos"]
+    return values.shape[0], values.shape[1]
+
+
+def _not_finite(tensors: Any, count: int) -> Tensor:
+    """True for the rows of a batch in which any of the tensors is not finite."""
+    bad = torch.zeros(count, dtype=torch.bool)
+    for values in tensors:
+        if values.is_floating_point() and values.ndim and len(values) == count:
+            bad |= ~torch.isfinite(values.detach().flatten(1)).all(dim=1).cpu()
+    return bad
+
+
+def _adam_settings(args: RunArguments) -> dict[str, Any]:
+    return {
+        "lr": args.learning_rate,
+        "betas": (args.adam_beta1, args.adam_beta2),
+        "eps": args.adam_epsilon,
+        "weight_decay": args.weight_decay,
+    }
