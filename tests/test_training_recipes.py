@@ -39,7 +39,7 @@ SMALL = {
 def world(tmp_path_factory) -> dict[str, Any]:
     return {
         "folder": str(tmp_path_factory.mktemp("world")),
-        "train": 8, "semantic": 4, "temporal": 4, "size": 48, "seconds": 3.0, "workers": 1,
+        "train": 8, "semantic": 4, "temporal": 4, "spatial": 3, "size": 48, "seconds": 3.0, "workers": 1,
     }  # fmt: skip
 
 

@@ -23,13 +23,14 @@ FSDP = {
 }
 
 
-def train(rank: int, shards: Path, out: Path, sharded: bool) -> dict[str, Any]:
-    """Three steps with a checkpoint after the second; what was seen, what came out."""
+def train(rank: int, shards: Path, out: Path, sharded: bool, more: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Three steps with a checkpoint after the second, with `more` settings; what was seen, what came out."""
     os.environ.update(LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE="2", OMP_NUM_THREADS="1")
     torch.manual_seed(3)
     model = CavMaeSyncForPreTraining(tiny_config(contrastive_loss_weight=1.0))
     processor = little_processor()
     settings: dict[str, Any] = {"fsdp": True, "fsdp_config": dict(FSDP)} if sharded else {}
+    settings |= more or {}
     arguments = PretrainingArguments(
         output_dir=str(out), use_cpu=True, ddp_backend="gloo", per_device_train_batch_size=3, max_steps=3,
         learning_rate=3e-3, save_steps=2, logging_steps=1, disable_tqdm=True, dataloader_pin_memory=False,

@@ -1,52 +1,84 @@
-"""From a video file to aligned embeddings: `make demo`, or
+"""The whole story on two CPU cores: `make demo`, or
 
-    python training/demo.py                                        # a made clip, a small random model
-    python training/demo.py --video my.mp4 --model my/checkpoint   # your own
+    python training/demo.py                                        # makes a world, trains, evaluates, looks
+    python training/demo.py --video my.mp4 --model my/checkpoint   # looks at your own video with a trained model
 
-Decodes both tracks of the file in one pass, loads model and processor through `AutoModel` and `AutoProcessor`, embeds
-every audio window and every frame, and draws their similarities to `outputs/demo/similarity.png`.
+Makes a SyncWorld (videos in which who sounds, when and where is known), pretrains a small model on it, compares its
+figures on held-out clips with chance, loads the saved folder back through `AutoModel` and `AutoProcessor`, and draws
+what it hears and sees in one held-out video to `outputs/demo`.
 """
 
 import argparse
+import importlib.util
+import json
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 import torch
+from rich.console import Console
+from rich.table import Table
 from transformers import AutoModel, AutoProcessor
 
-from cavmae_sync_hf import CavMaeSyncConfig, CavMaeSyncModel, CavMaeSyncProcessor, save_for_hub
-from cavmae_sync_hf.data.world import make_world
+from cavmae_sync_hf.inference.localize import localize
+from cavmae_sync_hf.inference.overlay import draw_strip
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
 
+HERE = Path(__file__).parent
+RECIPE = HERE / "recipes" / "pretraining" / "syncworld_tiny.yaml"
+# The recipe with fewer clips and steps.
+WORLD = {"train": 1000, "semantic": 100, "temporal": 100, "spatial": 60, "size": 96}
+STEPS = 300
+
+# What is shown of the evaluation: text, metric, chance (a number, or the metric that holds it).
+SHOWN: tuple[tuple[str, str, float | str], ...] = (
+    ("picture found by its sound first, of {semantic}", "eval_semantic_audio_to_video_r1", 1 / WORLD["semantic"]),
+    ("sound found by its picture first, of {semantic}", "eval_semantic_video_to_audio_r1", 1 / WORLD["semantic"]),
+    ("own track preferred to one shifted by 2 s or more", "eval_temporal_shift_accuracy", 0.5),
+    ("clips told apart that differ only in when things sound", "eval_temporal_pair_accuracy", 0.5),
+    ("sounding object pointed at", "eval_spatial_pointing_accuracy", "eval_spatial_pointing_chance"),
+)
+
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--video", help="a video file with sound; made on the spot when absent")
-    parser.add_argument("--model", help="folder or Hub name of a model; a small one with random weights when absent")
+    parser.add_argument("--video", help="a video file with sound; a held-out one of the world when absent")
+    parser.add_argument("--model", help="folder or Hub name of a model; one is trained when absent")
     parser.add_argument("--out", type=Path, default=Path("outputs/demo"))
+    parser.add_argument("--steps", type=int, default=STEPS, help="training steps")
+    parser.add_argument("--clips", type=int, default=WORLD["train"], help="training clips")
     return parser.parse_args()
 
 
-def made_video(folder: Path) -> Path:
-    """One clip of SyncWorld: an mp4 with H.264 picture and AAC sound in which every source is known."""
-    return make_world(folder / "world", clips=1, split="demo", size=224, fps=25, seed=1).folder / "000000.mp4"
+def train_model(arguments: argparse.Namespace) -> Path:
+    """Make the world, pretrain on it, and save the model; returns its folder."""
+    spec: Any = importlib.util.spec_from_file_location("run_pretraining", HERE / "run_pretraining.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    folder = arguments.out / "model"
+    world = WORLD | {"folder": str(arguments.out / "world"), "train": arguments.clips}
+    words = ["--output_dir", str(folder), "--syncworld", json.dumps(world), "--max_steps", str(arguments.steps)]
+    if script.main([str(RECIPE), *words, "--save_strategy", "no", "--pictures", "true"]):
+        sys.exit("The training was stopped.")
+    return folder
 
 
-def random_model(folder: Path) -> Path:
-    """A folder as it lies on the Hub, with a small untrained model and its processor."""
-    torch.manual_seed(0)
-    config = CavMaeSyncConfig(
-        hidden_size=96, num_attention_heads=4, intermediate_size=384, num_modality_layers=3, num_register_tokens=4
-    )
-    return save_for_hub(
-        CavMaeSyncModel(config), CavMaeSyncProcessor.from_config(config), folder / "model", overwrite=True
-    )
+def show_metrics(folder: Path, console: Console) -> None:
+    """The evaluation of held-out clips beside chance."""
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    table = Table("held-out clips", "model", "chance", title="What it learned")
+    for text, name, chance in SHOWN:
+        odds = metrics[chance] if isinstance(chance, str) else chance
+        table.add_row(text.format(**WORLD), f"{metrics[name]:.1%}", f"{odds:.1%}")
+    console.print(table)
 
 
-def draw_similarity(similarity: torch.Tensor, inputs: dict[str, torch.Tensor], processor: object, path: Path) -> None:
+def draw_similarity(similarity: torch.Tensor, inputs: dict[str, torch.Tensor], processor: Any, path: Path) -> None:
     """The window-by-frame matrix with the frames along its top and the spectrogram windows along its side."""
     frames, windows = inputs["pixel_values_videos"][0], inputs["input_values"][0]
     times = inputs["frame_times"][0].tolist()
@@ -58,7 +90,7 @@ def draw_similarity(similarity: torch.Tensor, inputs: dict[str, torch.Tensor], p
     figure = pyplot.figure(figsize=(11, 9.4), layout="constrained")
     grid = figure.add_gridspec(2, 3, width_ratios=[1.3, count / 1.6, 0.35], height_ratios=[1, count / 1.6])
     top, side, middle = (figure.add_subplot(grid[place]) for place in ((0, 1), (1, 0), (1, 1)))
-    top.imshow(np.concatenate(list(pictures[:, ::2, ::2]), axis=1), aspect="auto")
+    top.imshow(np.concatenate(list(pictures), axis=1), aspect="auto")
     top.set_title("frames")
     side.imshow(torch.cat(list(windows[:, ::8])).numpy(), aspect="auto", origin="upper", cmap="magma")
     side.set_title("windows")
@@ -76,37 +108,40 @@ def draw_similarity(similarity: torch.Tensor, inputs: dict[str, torch.Tensor], p
     pyplot.close(figure)
 
 
+def look(source: str, video: str, out: Path, console: Console) -> None:
+    """What the model hears and sees in one video: numbers, and two pictures."""
+    model, processor = AutoModel.from_pretrained(source).eval(), AutoProcessor.from_pretrained(source)
+    inputs = processor(videos=video, return_tensors="pt", return_times=True)
+    with torch.inference_mode():
+        output = model(**inputs)
+    similarity = output.similarity[0]
+    draw_similarity(similarity, inputs, processor, out / "similarity.png")
+    draw_strip(localize(model, processor, video), video, out / "localization.png")
+    others = similarity[~torch.eye(len(similarity), dtype=torch.bool)]
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    console.print(f"model       {type(model).__name__} through AutoModel, {weights:,} weights, from {source}")
+    console.print(f"video       {video}")
+    console.print(f"similarity  same moment {similarity.diagonal().mean():+.3f}, other moments {others.mean():+.3f}")
+    console.print(f"pictures    {out / 'similarity.png'}, {out / 'localization.png'}")
+
+
 def main() -> None:
     arguments = parse_arguments()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    video = arguments.video or made_video(arguments.out)
-    source = arguments.model or random_model(arguments.out)
-
-    model, processor = AutoModel.from_pretrained(source).eval(), AutoProcessor.from_pretrained(source)
-    inputs = processor(videos=str(video), return_tensors="pt", return_times=True)
-    with torch.inference_mode():
-        output = model(**inputs)
-
-    similarity = output.similarity[0]
-    draw_similarity(similarity, inputs, processor, arguments.out / "similarity.png")
-    np.savez(
-        arguments.out / "embeddings.npz",
-        audio_embeds=output.audio_embeds[0].numpy(),
-        video_embeds=output.video_embeds[0].numpy(),
-        frame_times=np.asarray(inputs["frame_times"][0]),
-    )
-    others = similarity[~torch.eye(len(similarity), dtype=torch.bool)]
-    print(f"video       {video}")
-    print(
-        f"model       {type(model).__name__} through AutoModel, {sum(p.numel() for p in model.parameters()):,} weights"
-    )
-    print(f"audio       {tuple(inputs['input_values'].shape)} -> audio_embeds {tuple(output.audio_embeds.shape)}")
-    print(
-        f"frames      {tuple(inputs['pixel_values_videos'].shape)} -> video_embeds {tuple(output.video_embeds.shape)}"
-    )
-    print(f"similarity  same moment {similarity.diagonal().mean():+.3f}, other moments {others.mean():+.3f}", end="")
-    print("" if arguments.model else "   (random weights: the two must not differ)")
-    print(f"written     {arguments.out / 'similarity.png'}, {arguments.out / 'embeddings.npz'}")
+    console, began = Console(highlight=False, soft_wrap=True), time.perf_counter()
+    source = arguments.model
+    if source is None:
+        source = str(train_model(arguments))
+        show_metrics(Path(source), console)
+    video = arguments.video
+    if video is None:
+        if arguments.model is not None:
+            sys.exit("--model needs --video, the file to look at.")
+        video = str(arguments.out / "world" / "semantic" / "000000.mp4")
+    look(source, video, arguments.out, console)
+    if arguments.model is None:
+        console.print(f"            {Path(source) / 'pictures'} (reconstructions and similarities of the evaluation)")
+        console.print(f"time        {time.perf_counter() - began:.0f} s in all")
 
 
 if __name__ == "__main__":

@@ -19,10 +19,7 @@ The first argument may be a recipe, a YAML file of settings; flags of the same n
 all of transformers' TrainingArguments.
 """
 
-import json
-import os
 import sys
-from pathlib import Path
 
 
 def main(words: list[str] | None = None) -> int:
@@ -41,8 +38,8 @@ def main(words: list[str] | None = None) -> int:
         PretrainingArguments,
         build_for_pretraining,
         build_sets,
-        last_checkpoint,
         parse_arguments,
+        run_to_end,
     )
 
     kinds = (ModelArguments, DataArguments, PretrainingArguments)
@@ -63,28 +60,7 @@ def main(words: list[str] | None = None) -> int:
     trainer = CavMaeSyncTrainer(
         model, training_arguments, processor=processor, train_dataset=train_set, evaluation_sets=evaluation_sets
     )
-
-    resume = training_arguments.resume_from_checkpoint
-    if resume == "auto":
-        resume = last_checkpoint(training_arguments.output_dir)
-    trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
-    if trainer.stopped_by is not None:
-        print(f"Stopped by {trainer.stopped_by.name} after a checkpoint; --resume_from_checkpoint auto goes on.")
-        trainer.end()
-        return 128 + trainer.stopped_by
-
-    metrics = trainer.evaluate() if evaluation_sets else {}
-    trainer.create_model_card()
-    trainer.save_model()  # and uploads, with --push_to_hub
-    if trainer.is_world_process_zero():
-        trainer.save_state()
-        path = Path(training_arguments.output_dir) / "metrics.json"
-        path.write_text(json.dumps(metrics, indent=1) + os.linesep, encoding="utf-8")
-        for name, value in metrics.items():
-            print(f"{name:48} {value:.4f}")
-    trainer.accelerator.wait_for_everyone()  # the first process has more to write
-    trainer.end()
-    return 0
+    return run_to_end(trainer)
 
 
 if __name__ == "__main__":

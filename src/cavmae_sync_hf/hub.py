@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import transformers
 from huggingface_hub import HfApi
 from transformers import (
     AutoConfig,
@@ -21,8 +22,10 @@ from transformers import (
     AutoProcessor,
     AutoVideoProcessor,
 )
+from transformers.pipelines import PIPELINE_REGISTRY
 
-from .auto_map_cavmae_sync import AUTO_MAP
+from . import pipelines_cavmae_sync
+from .auto_map_cavmae_sync import AUTO_MAP, CUSTOM_PIPELINES
 from .classification_cavmae_sync import CavMaeSyncForAudioVisualClassification
 from .configuration_cavmae_sync import CavMaeSyncConfig
 from .feature_extraction_cavmae_sync import CavMaeSyncFeatureExtractor
@@ -39,7 +42,7 @@ _OWN_FILES = ("config.json", "README.md", "processor_config.json", "model*.safet
 
 
 def register_auto_classes() -> None:
-    """Make transformers' auto classes know this package, and let saved folders carry its code.
+    """Make transformers' auto classes and pipelines know this package, and let saved folders carry its code.
 
     Importing the package does this; calling it again changes nothing. Installed classes win over the code in a
     folder or on the Hub, also under `trust_remote_code=True`.
@@ -52,6 +55,12 @@ def register_auto_classes() -> None:
     AutoFeatureExtractor.register(CavMaeSyncConfig, CavMaeSyncFeatureExtractor, exist_ok=True)
     AutoVideoProcessor.register(CavMaeSyncConfig, CavMaeSyncVideoProcessor, exist_ok=True)
     AutoProcessor.register(CavMaeSyncConfig, CavMaeSyncProcessor, exist_ok=True)
+
+    for task, entry in CUSTOM_PIPELINES.items():
+        pipeline_class = getattr(pipelines_cavmae_sync, entry["impl"].split(".")[1])
+        if PIPELINE_REGISTRY.supported_tasks.get(task, {}).get("impl") is not pipeline_class:
+            loaders = tuple(getattr(transformers, name) for name in entry["pt"])
+            PIPELINE_REGISTRY.register_pipeline(task, pipeline_class, pt_model=loaders, type=entry["type"])
 
     # With these, `save_pretrained` (and so a Trainer's checkpoint) copies the code beside the weights.
     CavMaeSyncConfig.register_for_auto_class()
@@ -88,7 +97,7 @@ def save_for_hub(
     target = Path(directory).expanduser()
     _check_pair(model, processor)
     _check_target(target, overwrite)
-    with _written_whole(target) as folder:
+    with written_whole(target) as folder:
         _write_folder(model, processor, folder)
         details = card or CardDetails()
         create_model_card(model, processor, details.named(target.resolve().name)).save(folder / "README.md")
@@ -153,6 +162,11 @@ def _write_folder(model: Any, processor: Any, folder: Path) -> None:
     # safetensors makes its files private; others may read these as they may read the configuration.
     for weights in folder.glob("*.safetensors"):
         weights.chmod((folder / "config.json").stat().st_mode)
+    save_processor(processor, folder)
+
+
+def save_processor(processor: Any, folder: Path) -> None:
+    """Write `processor_config.json`, with the classes of every auto class, and the code."""
     # Saving writes into the objects that are saved; the caller's processor stays as it was.
     saved = copy.copy(processor)
     for name in saved.get_attributes():
@@ -216,7 +230,7 @@ def _is_own_model(folder: Path) -> bool:
 
 
 @contextmanager
-def _written_whole(target: Path) -> Iterator[Path]:
+def written_whole(target: Path) -> Iterator[Path]:
     """A folder to write into that becomes `target` at the end, and disappears when anything fails before."""
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
@@ -236,4 +250,12 @@ def _written_whole(target: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-__all__ = ["AUTO_MAP", "code_files", "push_to_hub", "register_auto_classes", "save_for_hub"]
+__all__ = [
+    "AUTO_MAP",
+    "code_files",
+    "push_to_hub",
+    "register_auto_classes",
+    "save_for_hub",
+    "save_processor",
+    "written_whole",
+]

@@ -35,6 +35,8 @@ from .media_tracks_cavmae_sync import (
 
 # Tracks of a file lie at most this far apart. What is further behind has ended: waiting for it would fill the memory.
 INTERLEAVE_SECONDS = 10.0
+# A frame's own time lies at most so far before the centre of its step (see `shown_time`).
+DUB_CONTEXT_SECONDS = 1.0
 
 
 @dataclass
@@ -62,6 +64,61 @@ class MediaChunk:
     sampling_rate: int
     start: float
     source: str
+
+
+def iter_waveform(
+    waveform: torch.Tensor,
+    sampling_rate: int,
+    *,
+    hop: float,
+    num_frames: int,
+    context: float,
+    start: float | None = None,
+    end: float | None = None,
+    name: str = "the sound",
+) -> Iterator[MediaChunk]:
+    """A waveform in memory as `iter_media(want_video=False)` gives the sound of a file.
+
+    Args:
+        waveform: Samples `(num_samples,)`, sample 0 at time 0.
+        sampling_rate: Hz.
+        hop: As for `iter_media`, like the others.
+        num_frames: Steps per chunk.
+        context: Seconds of sound before and after a step's centre.
+        start: Start of the span, seconds.
+        end: End of the span, seconds.
+        name: For messages.
+    """
+    begin = 0.0 if start is None else start
+    samples = waveform[round(begin * sampling_rate) : None if end is None else round(end * sampling_rate)]
+    grid = TimeGrid(offset=0.5 * hop, step=hop, end=len(samples) / sampling_rate)
+    count = int(grid.count)
+    for first in range(0, count, num_frames):
+        asked = [grid.time(place) for place in range(first, min(first + num_frames, count))]
+        second = max(0, math.floor(asked[0] - context))
+        piece = samples[second * sampling_rate : math.ceil(asked[-1] + context) * sampling_rate]
+        times = torch.tensor(asked, dtype=torch.float64)
+        yield MediaChunk(None, times, times, piece, second, sampling_rate, begin, name)
+
+
+def with_sound_of(pictures: Iterator[MediaChunk], sounds: Iterator[MediaChunk]) -> Iterator[MediaChunk]:
+    """The pictures of one reading with the sound of another, in step: another sound track for the same film.
+
+    Args:
+        pictures: From `iter_media(want_audio=False)`.
+        sounds: From `iter_media(want_video=False)` or `iter_waveform`, with the same `hop`, `num_frames`, `start` and
+            `end`, and with `DUB_CONTEXT_SECONDS` more `context`: a frame may have appeared before its step's centre.
+
+    Yields:
+        Chunks of `pictures` with their sound, as far as it goes.
+    """
+    sound: MediaChunk | None = None
+    for chunk in pictures:
+        # When the sound has ended, its last piece still reaches into the windows that follow.
+        sound = next(sounds, sound)
+        if sound is not None:
+            chunk.waveform, chunk.waveform_start = sound.waveform, sound.waveform_start
+        yield chunk
 
 
 class _LateSeek(Exception):
@@ -290,4 +347,11 @@ class _Stream:
         return checked_waveform(piece, self.reader.name), second
 
 
-__all__ = ["INTERLEAVE_SECONDS", "MediaChunk", "iter_media"]
+__all__ = [
+    "DUB_CONTEXT_SECONDS",
+    "INTERLEAVE_SECONDS",
+    "MediaChunk",
+    "iter_media",
+    "iter_waveform",
+    "with_sound_of",
+]

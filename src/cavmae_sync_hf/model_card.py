@@ -46,6 +46,8 @@ class CardDetails:
         datasets: Hub names of the training data.
         base_model: Hub name of the model that this one was tuned from.
         results: Figures, as `huggingface_hub.EvalResult`; they become the card's table and its `model-index`.
+        evaluations: How they were taken, a line each.
+        weights_sha256: Checksum of the weights' file, where the card stands beside no weights.
         intended_use: What the model is for, and what not.
         limits: What it cannot do.
         biases: What it does unequally.
@@ -62,6 +64,8 @@ class CardDetails:
     datasets: list[str] = field(default_factory=list)
     base_model: str | None = None
     results: list[EvalResult] = field(default_factory=list)
+    evaluations: list[str] = field(default_factory=list)
+    weights_sha256: str | None = None
     intended_use: str | None = None
     limits: str | None = None
     biases: str | None = None
@@ -92,7 +96,7 @@ def create_model_card(model: Any, processor: Any, details: CardDetails | None = 
         template_str=resources.files(__package__).joinpath("model_card_template.md").read_text(encoding="utf-8"),
         name=name.rsplit("/", 1)[-1],
         summary=details.summary or _summary(model),
-        facts=_facts(model),
+        facts=_facts(model) + ([("Weights", f"sha256 `{details.weights_sha256}`")] if details.weights_sha256 else []),
         snippet=usage_snippet(model, name),
         preprocessing=_preprocessing(model, processor),
         intended_use=details.intended_use or _INTENDED_USE,
@@ -100,6 +104,7 @@ def create_model_card(model: Any, processor: Any, details: CardDetails | None = 
         biases=details.biases or _BIASES,
         training=details.training or "Nothing is recorded about the training of this checkpoint.",
         results=details.results,
+        evaluations=details.evaluations,
         licence=_licence(details),
         citation=details.citation or _PUBLISHED,
     )

@@ -24,9 +24,9 @@ from .auto_map_cavmae_sync import AUTO_MAP
 from .clips_cavmae_sync import Clip, Wishes, as_frame_list, check_rate, check_tracks, pair_clips, share_out
 from .feature_extraction_cavmae_sync import FRAMES_PER_SECOND, CavMaeSyncFeatureExtractor
 from .media_cavmae_sync import decode_media
-from .media_stream_cavmae_sync import MediaChunk, iter_media
+from .media_stream_cavmae_sync import DUB_CONTEXT_SECONDS, MediaChunk, iter_media, iter_waveform, with_sound_of
 from .video_processing_cavmae_sync import CavMaeSyncVideoProcessor, is_media_source, pad_clips
-from .waveforms_cavmae_sync import samples_and_rate
+from .waveforms_cavmae_sync import samples_and_rate, split_waveforms
 
 # Sound beyond half a window that a chunk of a stream needs: the spectrogram's own 25 ms and a margin for rounding.
 _CONTEXT_MARGIN_SECONDS = 0.1
@@ -199,7 +199,12 @@ class CavMaeSyncProcessor(ProcessorMixin):
         end: float | None = None,
         missing: str = "error",
         damaged: str = "error",
+        want_audio: bool = True,
+        want_video: bool = True,
+        audio: Any = None,
+        sampling_rate: int | None = None,
         return_tensors: str | TensorType = "pt",
+        return_media: bool = False,
         device: str | torch.device | None = None,
         **kwargs: Any,
     ) -> Iterator[BatchFeature]:
@@ -218,7 +223,15 @@ class CavMaeSyncProcessor(ProcessorMixin):
             missing: `"error"`, or `"mask"` to mark an absent track as absent.
             damaged: `"error"`: a truncated or corrupt file ends in an error, after all that could be decoded has been
                 handed out. `"keep"`: it ends there without one.
+            want_audio: Whether sound is decoded; if not, all windows are absent.
+            want_video: Whether pictures are decoded; if not, all frames are absent, windows lie on the centres of
+                the steps themselves, and files without a video track will do.
+            audio: Another sound track for the film: a file, or a waveform as `__call__` takes one clip's. Its time 0
+                is the film's; then the film's own sound is not read. Windows after its end are absent.
+            sampling_rate: Rate in Hz of a waveform in `audio`; required with it.
             return_tensors: `"pt"` or `"np"`.
+            return_media: Also give each chunk's decoded frames and sound, a `MediaChunk`, as `media`; it is no input
+                of the model.
             device: Where to compute spectrograms and pixels.
             kwargs: Arguments of the video processor.
 
@@ -235,28 +248,61 @@ class CavMaeSyncProcessor(ProcessorMixin):
         options, _ = self._sort_options(kwargs, None, None)
         extractor = copy.copy(self.feature_extractor)
         extractor.alignment = "time"
-        chunks = iter_media(
-            video,
-            hop=hop,
-            num_frames=extractor.num_frames if num_frames is None else num_frames,
-            context=extractor.audio_length / 2 / FRAMES_PER_SECOND + _CONTEXT_MARGIN_SECONDS,
-            start=start,
-            end=end,
-            sampling_rate=extractor.sampling_rate,
-            channel=extractor.channel,
-            missing=missing,
-            damaged=damaged,
-        )
-        return self._stream_chunks(chunks, extractor, options, device, return_tensors)
+        context = extractor.audio_length / 2 / FRAMES_PER_SECOND + _CONTEXT_MARGIN_SECONDS
+        span: dict[str, Any] = {
+            "hop": hop,
+            "num_frames": extractor.num_frames if num_frames is None else num_frames,
+            "start": start,
+            "end": end,
+        }
+        rules = {"missing": missing, "damaged": damaged}
+        if audio is None:
+            heard = {"sampling_rate": extractor.sampling_rate, "channel": extractor.channel}
+            chunks = iter_media(
+                video, context=context, want_audio=want_audio, want_video=want_video, **span, **heard, **rules
+            )
+        else:
+            if not want_audio or not want_video:
+                raise ValueError("`audio` goes with the pictures of `video`; leave out `want_audio` and `want_video`.")
+            sounds = self._sound_of_its_own(audio, sampling_rate, context + DUB_CONTEXT_SECONDS, span, rules)
+            chunks = with_sound_of(iter_media(video, context=0.0, want_audio=False, **span, **rules), sounds)
+        return self._stream_chunks(chunks, extractor, options, device, return_tensors, return_media)
+
+    def _sound_of_its_own(
+        self, audio: Any, sampling_rate: int | None, context: float, span: dict[str, Any], rules: dict[str, Any]
+    ) -> Iterator[MediaChunk]:
+        """The sound of a stream from a file or waveform of its own."""
+        extractor = self.feature_extractor
+        rate = extractor.sampling_rate
+        if is_media_source(audio):
+            check_rate([Clip(0, "The sound", audio=audio)], sampling_rate, rate)
+            heard = {"sampling_rate": rate, "channel": extractor.channel}
+            return iter_media(audio, context=context, want_video=False, **span, **heard, **rules)
+        clips, _ = split_waveforms(audio)
+        if len(clips) != 1:
+            raise ValueError(f"`audio` is {len(clips)} waveforms for one film; give one (its channels as `[array]`).")
+        samples, own_rate = samples_and_rate(clips[0], sampling_rate)
+        if samples is None:
+            raise ValueError("`audio` is a list of None; give the film's sound, or leave `audio` out.")
+        return iter_waveform(extractor._load(samples, own_rate, 0, None), rate, context=context, **span)
 
     def _stream_chunks(
-        self, chunks: Iterator[MediaChunk], extractor: Any, options: dict[str, Any], device: Any, return_tensors: Any
+        self,
+        chunks: Iterator[MediaChunk],
+        extractor: Any,
+        options: dict[str, Any],
+        device: Any,
+        return_tensors: Any,
+        return_media: bool = False,
     ) -> Iterator[BatchFeature]:
         """The model's inputs of each chunk of a stream."""
         for chunk in chunks:
             pixels = self._pixels(chunk.frames, chunk.source, options, device)
             output = pad_clips([pixels], len(chunk.frame_times)) | _chunk_windows(extractor, chunk, device)
-            yield _finish(output, return_tensors)
+            batch = _finish(output, return_tensors)
+            if return_media:
+                batch["media"] = chunk
+            yield batch
 
     def _sort_options(
         self, kwargs: dict[str, Any], audio_kwargs: dict[str, Any] | None, videos_kwargs: dict[str, Any] | None

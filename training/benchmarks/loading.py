@@ -2,13 +2,17 @@
 
     python training/benchmarks/loading.py                       # made shards, a step of 512 samples in 0.2 s
     python training/benchmarks/loading.py --data SHARDS --step-seconds 0.31 --batch-size 256 --workers 2
+    python training/benchmarks/loading.py --measure-step cuda --step-samples 256 --step-variant sdpa+compiled+fused
 
 Prints per stage the milliseconds of processor time per sample in one process with one thread (what a worker of a
 `DataLoader` is), for three uses: pretraining (one random frame, the published crop and flip), the same without
 augmentation, and evaluation (all frames); then samples per second of a whole loader, and the workers that keep up with
-a training step. Take the step's time from a measurement on your GPU. The default is an estimate for one H100: the
-published pretraining costs about 135 GFLOP a sample, so 512 samples take 0.2 s at 350 TFLOP/s, half of what its matrix
-products reach in bfloat16.
+a training step. How fast that is, is said in three ways:
+
+- the step as given (`--batch-size`, `--step-seconds`); the default is an estimate for one H100, 512 samples in 0.2 s;
+- measured, with `--measure-step DEVICE`: the step of pretraining_step.py on a device of this machine;
+- a projection for one H100 from the FLOPs of a sample and the 989 TFLOP/s that its data sheet says of dense bfloat16:
+  at 50 %, which is what training aims at, and at 100 %, which no step can pass and so no loader need pass.
 
 Stages: `read` finds and copies the bytes of the chosen frames out of the tar file; `decode` is JPEG, JSON and float16;
 `crop` the random crop and flip; `pixels` the processor's resize and normalisation; `windows` cuts and normalises the
@@ -16,17 +20,21 @@ spectrogram; `collate` stacks batches. `all` is measured on its own and includes
 """
 
 import argparse
+import json
 import math
+import multiprocessing
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from pretraining_step import measure_step_seconds
 
 from cavmae_sync_hf import CavMaeSyncConfig, CavMaeSyncProcessor
 from cavmae_sync_hf.data.augmentation import AUGMENTATION_PRESETS
@@ -46,7 +54,10 @@ from cavmae_sync_hf.data.shards import (
     shard_name,
 )
 from cavmae_sync_hf.data.streaming import CavMaeSyncStreamingDataset, StreamingLoader
+from cavmae_sync_hf.training import pretraining_flops
 
+# Dense bfloat16 of the SXM5 board, TFLOP/s, from NVIDIA's data sheet; and the share of it that training aims at.
+H100_TFLOPS, GOAL = 989.0, 0.5
 MADE_SHARDS, CLIPS_PER_SHARD, FRAMES, SECONDS = 4, 40, 16, 10.0
 # Use: name, frames per clip, augmentation.
 USES: tuple[tuple[str, Frames, str], ...] = (
@@ -64,6 +75,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=2, help="worker processes of the whole loader")
     parser.add_argument("--batch-size", type=int, default=512, help="samples per step of one GPU")
     parser.add_argument("--step-seconds", type=float, default=0.2, help="time of that step")
+    parser.add_argument("--measure-step", metavar="DEVICE", help="also measure a step there, such as cuda or cpu")
+    parser.add_argument("--step-samples", type=int, help="samples of the measured step; default: 64, CPU 2")
+    parser.add_argument("--step-variant", default="sdpa", help="how it is made, see pretraining_step.py")
+    parser.add_argument("--step-config", type=json.loads, default={}, help="other sizes of its model, as JSON")
+    parser.add_argument("--need-only", action="store_true", help="say what a GPU needs and measure no loading")
     parser.add_argument(
         "--fast-resize", action="store_true", help="torchvision's resize instead of PIL's exact pixels"
     )
@@ -173,11 +189,42 @@ def measure_loader(arguments: argparse.Namespace, folder: str, processor: Any, f
     return statistics.median(rates[1:])
 
 
+def needs(arguments: argparse.Namespace) -> dict[str, float]:
+    """Samples per second that one device trains on, by the way in which that is known."""
+    given = f"as given: {arguments.batch_size} samples in {arguments.step_seconds:g} s"
+    if (arguments.batch_size, arguments.step_seconds) == (512, 0.2):
+        given += " (an estimate for one H100)"
+    found = {given: arguments.batch_size / arguments.step_seconds}
+    device, variant = arguments.measure_step, arguments.step_variant
+    if device:
+        on_cpu = device.startswith("cpu")
+        samples = arguments.step_samples or (2 if on_cpu else 64)
+        dtype, rounds, steps = (torch.float32, 2, 1) if on_cpu else (torch.bfloat16, 5, 10)
+        # In a process of its own: its threads and its memory must not be the loader's.
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:
+            measured = apart.submit(
+                measure_step_seconds, device, dtype, samples, variant, rounds, steps, arguments.step_config
+            )
+            seconds = measured.result()
+        kind = f"{variant}, {str(dtype).removeprefix('torch.')}"
+        found[f"measured on {device}: {samples} samples in {seconds:.3g} s ({kind})"] = samples / seconds
+    flops = pretraining_flops(CavMaeSyncConfig.cav_mae_sync(**arguments.step_config))
+    for share, what in ((GOAL, "projection for one H100"), (1.0, "upper bound for one H100")):
+        label = f"{what}: {flops / 1e9:.4g} GFLOP a sample, {share:.0%} of {H100_TFLOPS:g} TFLOP/s"
+        found[label] = share * H100_TFLOPS * 1e12 / flops
+    return found
+
+
 def main() -> None:
     arguments = parse_arguments()
+    wanted = needs(arguments)
     torch.set_num_threads(1)
-    need = arguments.batch_size / arguments.step_seconds
-    print(f"need: {arguments.batch_size} samples every {arguments.step_seconds:g} s = {need:.0f} samples/s per GPU\n")
+    print("need of one device in samples/s")
+    for label, need in wanted.items():
+        print(f"  {need:9.4g}  {label}")
+    print()
+    if arguments.need_only:
+        return
     with tempfile.TemporaryDirectory() as made:
         folder = arguments.data
         if folder is None:
@@ -199,7 +246,8 @@ def main() -> None:
             print("  " + "  ".join(f"{stage} {value:.3f}" for stage, value in stages.items()) + "  ms per sample")
             print(f"  one process {rate:.0f} samples/s; loader with {arguments.workers} workers {whole:.0f} samples/s")
             if frames != "all":
-                print(f"  workers for {need:.0f} samples/s: {math.ceil(need / rate)}")
+                workers = (f"{math.ceil(need / rate)} for {need:.4g} samples/s" for need in wanted.values())
+                print(f"  workers needed: {', '.join(workers)}")
             print()
 
 

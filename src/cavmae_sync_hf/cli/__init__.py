@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from . import data, model, terminal
+from . import cards, data, evaluate, export, features, model, tagging, terminal
 
 app = typer.Typer(
     name="cavmae-sync",
@@ -22,14 +22,20 @@ app = typer.Typer(
 )
 
 _MAKING = "Models and data"
+_USING = "Using a model"
 
 for _command, _panel in (
     (model.convert, _MAKING),
     (model.selfcheck, _MAKING),
+    (cards.card, _MAKING),
     (data.prepare, _MAKING),
     (data.world, _MAKING),
+    (export.export, _MAKING),
+    (tagging.classify, _USING),
+    (features.extract, _USING),
 ):
     app.command(rich_help_panel=_panel)(_command)
+app.add_typer(evaluate.app, rich_help_panel=_USING)
 
 
 def main() -> NoReturn:

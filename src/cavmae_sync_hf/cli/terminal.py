@@ -55,10 +55,10 @@ def report(error: Exception) -> int:
 
 
 @contextmanager
-def progress_bar(what: str) -> Iterator[Callable[..., None]]:
+def progress_bar(what: str, unit: str = "clips") -> Iterator[Callable[..., None]]:
     """A bar on the error stream, with rate and time left; gives `show(done, total, remark)`."""
     if not errors.is_terminal:
-        yield _plain_progress(what)
+        yield _plain_progress(what, unit)
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -75,21 +75,21 @@ def progress_bar(what: str) -> Iterator[Callable[..., None]]:
 
         def show(done: int, total: int, remark: str = "") -> None:
             first.extend([] if first else [done, time.monotonic()])
-            rate = _rate(int(done - first[0]), time.monotonic() - first[1], total - done, remark)
+            rate = _rate(int(done - first[0]), time.monotonic() - first[1], total - done, remark, unit)
             bar.update(task, completed=done, total=total, rate=rate)
 
         yield show
 
 
-def _rate(made: int, seconds: float, to_do: int, remark: str) -> str:
+def _rate(made: int, seconds: float, to_do: int, remark: str, unit: str) -> str:
     parts = [remark]
     if made and seconds:
         left = timedelta(seconds=round(to_do * seconds / made))
-        parts = [f"{made / seconds:.1f} clips/s", f"{left} left", remark]
+        parts = [f"{made / seconds:.1f} {unit}/s", f"{left} left", remark]
     return ", ".join(filter(None, parts))
 
 
-def _plain_progress(what: str) -> Callable[..., None]:
+def _plain_progress(what: str, unit: str) -> Callable[..., None]:
     """`show(done, total, remark)` for logs: a line now and then."""
     first: list[float] = []  # what earlier runs did, and when this one began
     printed = time.monotonic()
@@ -101,7 +101,7 @@ def _plain_progress(what: str) -> Callable[..., None]:
         if now - printed < SECONDS_BETWEEN_LINES:
             return
         printed = now
-        rate = _rate(int(done - first[0]), now - first[1], total - done, remark)
+        rate = _rate(int(done - first[0]), now - first[1], total - done, remark, unit)
         line = f"{what}: {done} of {total}" + (f", {rate}" if rate else "")
         errors.print(line, highlight=False, markup=False, soft_wrap=True)
 

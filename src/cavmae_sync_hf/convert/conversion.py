@@ -48,18 +48,33 @@ def convert_checkpoint(
     Raises:
         ConversionError: `src` is no checkpoint, is damaged or does not fit; or `dst` is in use. Nothing is written.
     """
-    src, dst = Path(src).expanduser(), Path(dst).expanduser()
+    dst = Path(dst).expanduser()
     if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
         raise ConversionError(f"{dst}: already exists and is not an empty folder; name another one, or remove it.")
+    conversion = convert_file(src, config_overrides)
+    conversion.report.destination = str(dst)
+    _write(conversion, dst)
+    return conversion.report
+
+
+def convert_file(src: str | os.PathLike, config_overrides: Mapping[str, Any] | None = None) -> Conversion:
+    """Convert a published checkpoint in memory; writes nothing.
+
+    Args:
+        src: As in `convert_checkpoint`. Of a ViT-MAE folder, the head counts are those of its `config.json`.
+        config_overrides: As in `convert_checkpoint`.
+
+    Raises:
+        ConversionError: `src` is no checkpoint, is damaged or does not fit.
+    """
+    src = Path(src).expanduser()
     try:
         checkpoint = read_checkpoint(src)
         conversion = convert_state_dict(checkpoint.tensors, _with_hints(checkpoint, config_overrides))
     except ConversionError as error:
         raise ConversionError(f"{src}: {error}") from error
-    report = conversion.report
-    report.source, report.sha256, report.destination = str(src), checkpoint.sha256, str(dst)
-    _write(conversion, dst)
-    return report
+    conversion.report.source, conversion.report.sha256 = str(src), checkpoint.sha256
+    return conversion
 
 
 def convert_state_dict(tensors: Mapping[str, Tensor], config_overrides: Mapping[str, Any] | None = None) -> Conversion:
@@ -247,4 +262,4 @@ def _without_progress_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-__all__ = ["convert_checkpoint", "convert_state_dict"]
+__all__ = ["convert_checkpoint", "convert_file", "convert_state_dict"]

@@ -77,6 +77,10 @@ class Clips(Protocol):
     def clip_ids(self) -> list[str]:
         """The name of every clip, without decoding any."""
 
+    @property
+    def label_names(self) -> list[str] | None:
+        """Names of the label numbers, `None` where labels are numbers alone."""
+
 
 def open_clips(source: Any, processor: Any) -> Clips:
     """Find out what a data set is to be read from.
@@ -147,6 +151,11 @@ class ShardClips:
     def clip_ids(self) -> list[str]:
         """The name of every clip."""
         return [row["id"] for row in read_clip_table(self.folder)]
+
+    @property
+    def label_names(self) -> list[str] | None:
+        """Names of the label numbers."""
+        return self.index.label_names
 
     def _shard(self, group: int) -> "_OpenShard":
         shard = self._open.get(group)
@@ -224,6 +233,11 @@ class VideoClips:
     def clip_ids(self) -> list[str]:
         """The name of every clip."""
         return [record.id for record in self.clips.records]
+
+    @property
+    def label_names(self) -> list[str] | None:
+        """Names of the label numbers."""
+        return self.clips.label_names
 
 
 class _OpenShard:

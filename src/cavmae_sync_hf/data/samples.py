@@ -221,7 +221,7 @@ class ClipPreparer:
 
     def _decode(self, record: ClipRecord, file: Any, own_sound: bool) -> DecodedMedia:
         options, start, end = self.options, record.start, record.end
-        if record.maybe_cut and _is_cut(record, probe_media(file).duration):
+        if record.maybe_cut and is_cut(record, probe_media(file).duration):
             start = end = None
         if end is None and _size(file) > _LARGE_FILE:
             self._check_length(record, (probe_media(file).duration or 0.0) - (start or 0.0))
@@ -350,7 +350,7 @@ def shrink(frame: torch.Tensor, short_side: int | None) -> torch.Tensor:
     return tvF.resize(frame, [short_side], tvF.InterpolationMode.BICUBIC, antialias=True)
 
 
-def _is_cut(record: ClipRecord, seconds: float | None) -> bool:
+def is_cut(record: ClipRecord, seconds: float | None) -> bool:
     """Whether a file of this length is the segment itself rather than the video it is cut from."""
     start, end = record.start or 0.0, record.end or math.inf
     if seconds is None or seconds >= end - _CUT_TOLERANCE:
@@ -562,6 +562,7 @@ __all__ = [
     "PrepareOptions",
     "ShardJob",
     "ShardTask",
+    "is_cut",
     "note_path",
     "one_thread",
     "shard_tasks",

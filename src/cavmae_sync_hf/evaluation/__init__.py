@@ -1,10 +1,14 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""How good is a model? Retrieval, classification, synchrony and localisation, as functions of tensors."""
+"""How good is a model? Retrieval, classification, synchrony and localisation, as functions of tensors, and as runs of
+a model on a data set under a protocol (`evaluate_*`)."""
 
 from .classification import classification_metrics, d_prime, equal_error_rate, mean_average_precision, roc_auc
 from .evaluate_modules import list_metrics, load_metric
 from .localization import boxes_in_view, localization_metrics, patch_maps, pointing_accuracy
+from .protocols import PROTOCOLS
+from .results import read_results, write_results
 from .retrieval import RetrievalRanks, clip_similarity, paired_similarity, retrieval_metrics, retrieval_ranks
+from .runs import evaluate_classification, evaluate_localization, evaluate_retrieval, evaluate_sync
 from .synchrony import (
     alignment_test,
     estimate_offset,
@@ -15,6 +19,7 @@ from .synchrony import (
 )
 
 __all__ = [
+    "PROTOCOLS",
     "RetrievalRanks",
     "alignment_test",
     "boxes_in_view",
@@ -23,6 +28,10 @@ __all__ = [
     "d_prime",
     "equal_error_rate",
     "estimate_offset",
+    "evaluate_classification",
+    "evaluate_localization",
+    "evaluate_retrieval",
+    "evaluate_sync",
     "list_metrics",
     "load_metric",
     "localization_metrics",
@@ -30,6 +39,7 @@ __all__ = [
     "paired_similarity",
     "patch_maps",
     "pointing_accuracy",
+    "read_results",
     "retrieval_metrics",
     "retrieval_ranks",
     "roc_auc",
@@ -37,4 +47,5 @@ __all__ = [
     "sync_detection",
     "sync_scores",
     "temporal_pair_discrimination",
+    "write_results",
 ]

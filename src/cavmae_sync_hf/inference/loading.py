@@ -14,7 +14,7 @@ from ..hub import register_auto_classes
 from ..modeling_cavmae_sync import CavMaeSyncModel
 from ..pretraining_cavmae_sync import CavMaeSyncForPreTraining
 
-__all__ = ["ModelLoadError", "load_model"]
+__all__ = ["ModelLoadError", "example_model", "load_model"]
 
 _CLASSES: dict[str, Any] = {
     "embedding": CavMaeSyncModel,
@@ -38,7 +38,8 @@ def load_model(
     """A model in evaluation mode, and its processor, from a folder or the Hub.
 
     Args:
-        name: Folder of a saved model, or Hub repository as `OWNER/NAME`.
+        name: Folder of a saved model, Hub repository as `OWNER/NAME`, or `example` for the small model that comes with
+            the package (see `example_model`).
         use: `"embedding"` loads the encoder of any checkpoint; the other two need a checkpoint that has that head.
         device: Where the model goes.
         dtype: Of its weights.
@@ -48,6 +49,8 @@ def load_model(
         ModelLoadError: There is no such model, it is of another kind, or lacks what the use needs.
     """
     name = os.fspath(name)
+    if name == "example" and not Path(name).exists():
+        name = str(example_model())
     _check_name(name)
     from transformers import AutoConfig, AutoProcessor
     from transformers.utils import logging
@@ -79,6 +82,15 @@ def load_model(
     except OSError as error:
         raise ModelLoadError(f"{name}: cannot be loaded ({error})") from error
     return model.to(device).eval(), processor
+
+
+def example_model() -> Path:
+    """Folder of the small model that comes with the package, to try everything with.
+
+    Trained on SyncWorld by `training/recipes/pretraining/syncworld_tiny.yaml`: it knows that world, and nothing of the
+    real one.
+    """
+    return Path(__file__).parents[1] / "example"
 
 
 def _check_name(name: str) -> None:

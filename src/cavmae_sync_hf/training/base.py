@@ -9,6 +9,7 @@ with the clips named where a loss is not finite; the parts of the loss and the s
 import contextlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, IntervalStrategy
 from transformers.utils import logging
 
 from ..data.augmentation import make_generator
@@ -28,6 +29,7 @@ from ..model_card import CardDetails, create_model_card
 from .arguments import RunArguments
 from .callbacks import SaveOnSignal
 from .flops import measure_peak
+from .lora import plain_model
 from .meter import SpeedMeter, memory_in_use
 from .sets import EvaluationSet
 
@@ -133,6 +135,9 @@ class CavMaeSyncBaseTrainer(Trainer):
             callbacks=[*(callbacks or []), self._signals],
             **kwargs,
         )
+        if self.accelerator.is_fsdp2:
+            # Compiled as a whole, a model passes by the hooks that bring its sharded weights together.
+            self.accelerator.state.dynamo_plugin.use_regional_compilation = True
         self._sums: dict[str, Tensor] = {}
         self._batches = 0
         self._meter = SpeedMeter(flops_per_pair)
@@ -331,6 +336,9 @@ class CavMaeSyncBaseTrainer(Trainer):
         """
         return CardDetails()
 
+    def after_training(self) -> None:
+        """What is done to the weights between the last step and the last evaluation; nothing, unless overridden."""
+
     # Saving
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
@@ -346,10 +354,19 @@ class CavMaeSyncBaseTrainer(Trainer):
         if not self.is_world_process_zero():
             return
         metrics = next((entry for entry in reversed(self.state.log_history) if "eval_runtime" in entry), {})
-        model = self.accelerator.unwrap_model(self.model_wrapped, keep_torch_compile=False)
+        model = plain_model(self.accelerator.unwrap_model(self.model_wrapped, keep_torch_compile=False))
         name = self.args.hub_model_id or Path(str(self.args.output_dir)).resolve().name
         card = create_model_card(model, self.processor, self.card_details(metrics).named(name))
         card.save(Path(str(self.args.output_dir)) / "README.md")
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """As in Trainer, whose uploads on the way are weights and configuration alone; here also what loads them."""
+        if self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END:
+            for path in Path(checkpoint_folder).iterdir():
+                if path.suffix == ".py" or path.name.endswith("_config.json"):
+                    shutil.copy(path, Path(str(self.args.output_dir)) / path.name)
+            self.create_model_card()
+        super()._push_from_checkpoint(checkpoint_folder)
 
     def _checkpoint_folder(self, trial: Any) -> Path:
         """The folder of the checkpoint that is being written."""

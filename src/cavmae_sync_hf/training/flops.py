@@ -7,7 +7,7 @@ import torch
 
 from ..configuration_cavmae_sync import CavMaeSyncConfig
 
-__all__ = ["measure_peak", "pretraining_flops", "pretraining_flops_by_part"]
+__all__ = ["classification_flops", "measure_peak", "pretraining_flops", "pretraining_flops_by_part"]
 
 # Times the forward pass's products: itself once, and the gradients of inputs and of weights.
 _STEP = 3
@@ -55,6 +55,37 @@ def pretraining_flops_by_part(config: CavMaeSyncConfig) -> dict[str, int]:
     parts["decoder"] += _STEP * config.decoder_num_hidden_layers * decoder_layer
     parts["decoder"] += _STEP * 2 * fused * width * config.decoder_hidden_size
     return parts if decode else parts | {"fusion": 0, "decoder": 0}
+
+
+def classification_flops(config: CavMaeSyncConfig, encoder_passes: int = 3) -> int:
+    """Floating-point operations of one pair (a frame and its window) in a step of a classifier's training.
+
+    Args:
+        config: The classifier's; a head over frames is taken to see `num_frames` of them.
+        encoder_passes: Times the encoder's forward pass: 3 for a trained one, 2 where gradients only go through it
+            (LoRA), 1 for a frozen one.
+    """
+    width, inner = config.hidden_size, config.intermediate_size
+    extra, alone = int(config.use_global_tokens), config.modality != "multimodal"
+    over_frames = config.classifier_type == "frame_attention"
+    encoder, joined = 0, 0
+    pictures = ("video", config.video_grid, config.num_channels)
+    for modality, grid, channels in (("audio", config.audio_grid, 1), pictures):
+        if config.modality not in ("multimodal", modality):
+            continue
+        patches = grid[0] * grid[1]
+        encoder += min(encoder_passes, _STEP - 1) * 2 * patches * config.patch_size**2 * channels * width
+        tokens = patches + extra + config.num_register_tokens
+        encoder += encoder_passes * config.num_modality_layers * _layer(tokens, width, inner)
+        joined += patches + (extra if over_frames else 0)
+    if alone or not over_frames:
+        encoder += encoder_passes * config.num_joint_layers * _layer(joined, width, inner)
+    scale = 2 if over_frames and not alone else 1
+    head = 2 * scale * width * (config.num_labels or 1)
+    if over_frames:
+        layers = config.num_classifier_layers * _layer(config.num_frames + 1, scale * width, scale * inner)
+        head = (head + layers) // config.num_frames
+    return encoder + _STEP * head
 
 
 def _layer(tokens: int, width: int, inner: int) -> int:

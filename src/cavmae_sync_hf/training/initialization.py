@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from ..configuration_cavmae_sync import CavMaeSyncConfig
-from ..convert.conversion import convert_state_dict
-from ..convert.reading import read_checkpoint
+from ..convert.conversion import convert_file
 from ..convert.settings import Family
 from ..pretraining_cavmae_sync import CavMaeSyncForPreTraining
 from ..processing_cavmae_sync import CavMaeSyncProcessor
@@ -89,9 +88,8 @@ def _from_published(
     source: str, changes: dict[str, Any], family: str, extra: dict[str, Any]
 ) -> tuple[CavMaeSyncForPreTraining, bool]:
     """A model out of a published file, and whether it was an audio-visual one."""
-    checkpoint = read_checkpoint(Path(source).expanduser())
     preset = {} if family == "cav_mae_sync" else _differences(CavMaeSyncConfig.cav_mae())
-    conversion = convert_state_dict(checkpoint.tensors, preset | changes)
+    conversion = convert_file(source, preset | changes)
     initialisation = conversion.report.family == Family.INITIALISATION
     if conversion.model_class is not CavMaeSyncForPreTraining:
         raise ValueError(

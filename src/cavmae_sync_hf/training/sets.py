@@ -18,13 +18,14 @@ from ..data.clips import Clip, Clips, FrameChooser
 from ..data.dataset import CavMaeSyncDataset, Frames
 from ..data.prepare import prepare
 from ..data.streaming import CavMaeSyncStreamingDataset
-from ..data.world import make_world, read_truth
+from ..data.world import clip_frame_times, make_world, read_truth
+from ..evaluation.localization import boxes_in_view
 from .arguments import DataArguments, RecipeError
 
 __all__ = ["EvaluationSet", "InMemoryDataset", "augmentation_options", "build_sets", "make_syncworld"]
 
 # What SyncWorld's evaluation splits hold, by the key that sets their number of clips.
-_EVALUATION_SPLITS = ("semantic", "temporal")
+_EVALUATION_SPLITS = ("semantic", "temporal", "spatial")
 
 
 @dataclass
@@ -34,10 +35,13 @@ class EvaluationSet:
     Attributes:
         dataset: Gives every clip with all its frames.
         partners: Number of each clip's temporal twin, `None` where clips have none.
+        boxes: Per clip and frame the boxes of what sounds at that moment, `(boxes, 4)` in pixels of the model's view;
+            `None` where they are not known.
     """
 
     dataset: CavMaeSyncDataset
     partners: list[int | None] | None = field(default=None)
+    boxes: list[list[Tensor]] | None = field(default=None)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -111,6 +115,7 @@ class _KeptClips:
     def __init__(self, source: Clips, threads: int) -> None:
         self.group_sizes = source.group_sizes
         self.fingerprint = source.fingerprint
+        self.label_names = source.label_names
         count = sum(self.group_sizes)
         with ThreadPoolExecutor(threads) as pool:
             self._clips = list(pool.map(lambda number: self._keep(source, number), range(count)))
@@ -240,23 +245,50 @@ def build_sets(
     sets = {}
     for name, source in evaluation.items():
         dataset = kind(source, processor, frames="all")
-        sets[name] = EvaluationSet(dataset, _partners(source, dataset))
+        sets[name] = EvaluationSet(dataset, *_syncworld_truth(source, dataset, processor))
     return train_set, sets
 
 
-def _partners(source: str, dataset: CavMaeSyncDataset) -> list[int | None] | None:
-    """Temporal twins of a SyncWorld split, which lies beside the folder of its shards, or is the source itself."""
+def _syncworld_truth(
+    source: str, dataset: CavMaeSyncDataset, processor: Any
+) -> tuple[list[int | None] | None, list[list[Tensor]] | None]:
+    """Temporal twins and sounding boxes of a SyncWorld split, which lies beside the folder of its shards, or is the
+    source itself; `None` for what is not known.
+    """
     path = Path(source)
     for split in (path, path.parent.parent / path.name):
         if (split / "world.json").is_file():
             break
     else:
-        return None
-    twins = {record["clip_id"].rpartition("-")[2]: record["partner"] for record in read_truth(split)}
+        return None, None
+    records = {record["clip_id"].rpartition("-")[2]: record for record in read_truth(split)}
     stems = [clip_id.rpartition("-")[2] for clip_id in dataset.clip_ids()]
-    places = {int(stem): place for place, stem in enumerate(stems) if stem.isdigit()}
-    partners = [None if (twin := twins.get(stem)) is None else places.get(twin) for stem in stems]
-    return partners if any(partner is not None for partner in partners) else None
+    if not set(stems) <= set(records):
+        return None, None
+    places = {int(stem): place for place, stem in enumerate(stems)}
+    partners = [places.get(records[stem]["partner"]) for stem in stems]
+    boxes = [_sounding_boxes(records[stem], processor) for stem in stems]
+    return (partners if any(partner is not None for partner in partners) else None), boxes
+
+
+def _sounding_boxes(record: dict[str, Any], processor: Any) -> list[Tensor]:
+    """What sounds in each of a clip's frames, as boxes in the model's view."""
+    extractor, view = processor.feature_extractor, processor.video_processor
+    count, shown, fps = extractor.num_frames, record["num_video_frames"], record["fps"]
+    if extractor.alignment == "time":  # the frame on screen at the time, to a rounding error of it
+        frames = [int(time * fps + 1e-6) for time in clip_frame_times(record["duration"], count)]
+    else:
+        frames = [int(number * min(shown, 10 * fps) / count) for number in range(count)]
+    side, edge = view.crop_size["height"], view.size["shortest_edge"]
+    found = []
+    for frame in frames:
+        given = [
+            event["boxes"][frame - event["start_frame"]]
+            for event in record["events"]
+            if event["start_frame"] <= frame < event["end_frame"]
+        ]
+        found.append(boxes_in_view(given, (record["height"], record["width"]), side, edge))
+    return found
 
 
 class _Counter:

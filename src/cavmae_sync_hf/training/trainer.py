@@ -176,11 +176,17 @@ class CavMaeSyncTrainer(CavMaeSyncBaseTrainer):
     # Evaluation
 
     def evaluate_set(self, name: str, evaluation_set: EvaluationSet) -> dict[str, float]:
-        """Retrieval, alignment and temporal twins; see `evaluate_alignment`."""
+        """Retrieval, alignment, temporal twins and pointing; see `evaluate_alignment`."""
         embeddings = self.embed(evaluation_set)
         if self.args.pictures and self.is_world_process_zero():
             self._draw(name, evaluation_set, embeddings)
-        return evaluate_alignment(embeddings, evaluation_set.partners, self.args.eval_min_shift)
+        return evaluate_alignment(
+            embeddings,
+            evaluation_set.partners,
+            self.args.eval_min_shift,
+            evaluation_set.boxes,
+            self._config.image_size,
+        )
 
     def embed(self, evaluation_set: EvaluationSet) -> Embeddings:
         """Embeddings of all clips of a set, on every process."""

@@ -1,0 +1,152 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""Which clips can be tried without an upload, and where do they come from?
+
+They are SyncWorld clips, made on the spot: objects whose rim glows and whose mouth opens while they sound. Some are in
+step, in others sound and picture were parted on purpose, so that a visitor can check what the model says.
+"""
+
+import dataclasses
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..data.locks import exclusive
+from ..data.world.render import encode_clip, render_frames, render_waveform
+from ..data.world.scene import Scene, WorldOptions, sample_scene
+from ..inference.picture_files import whole_file
+
+__all__ = ["DemoClip", "DemoClips", "default_folder", "make_demo_clips"]
+
+# Part of the folder's name: another version makes other clips.
+VERSION = 1
+SIDE = 288
+LATE_SECONDS = 0.8
+# Clips that are there to be found, besides the ones that are shown.
+LIBRARY_CLIPS = 10
+_LOCK_PATIENCE = 120.0
+
+
+@dataclass(frozen=True)
+class DemoClip:
+    """One clip that can be picked.
+
+    Attributes:
+        name: Short name; also of its files.
+        title: What it is called on the page.
+        text: What is known about it.
+        video: The mp4 file.
+        poster: A picture of it, a JPEG file.
+        seconds: Its length.
+    """
+
+    name: str
+    title: str
+    text: str
+    video: Path
+    poster: Path
+    seconds: float
+
+
+@dataclass(frozen=True)
+class DemoClips:
+    """The clips to pick from, and the folder with those that can be searched."""
+
+    clips: tuple[DemoClip, ...]
+    library: Path
+
+
+def default_folder() -> Path:
+    """Where the clips are kept from one start to the next: the user's cache, or else a temporary folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or os.path.join("~", ".cache")
+    folder = Path(base).expanduser() / "cavmae-sync-hf" / f"demo-clips-{VERSION}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except (OSError, RuntimeError):  # read-only, full, or no home
+        return Path(tempfile.mkdtemp(prefix="cavmae-sync-demo-clips-"))
+
+
+def make_demo_clips(folder: Path, *, progress: Callable[[int, int], None] | None = None) -> DemoClips:
+    """Make the clips that are not there yet.
+
+    Args:
+        folder: Where they go. Several programs may share it.
+        progress: Called with the number of clips that are there, and of how many.
+    """
+    library, parted = folder / "library", folder / "parted"
+    for place in (folder, library, parted):
+        place.mkdir(parents=True, exist_ok=True)
+    makers = _makers(library, parted)
+    with exclusive(folder / ".lock", folder, patience=_LOCK_PATIENCE):
+        for done, (path, make) in enumerate(makers.items()):
+            if progress is not None:
+                progress(done, len(makers))
+            if not (path.exists() and path.with_suffix(".jpg").exists()):
+                make(path)
+    if progress is not None:
+        progress(len(makers), len(makers))
+
+    def clip(place: Path, name: str, title: str, text: str) -> DemoClip:
+        path = place / f"{name}.mp4"
+        return DemoClip(name, title, text, path, path.with_suffix(".jpg"), _options("mixed").duration)
+
+    return DemoClips(
+        (
+            clip(library, "in-step", "In step", "Sounds and pictures as they were made."),
+            clip(parted, "sound-late", "Sound moved", f"The same clip; its sound comes {LATE_SECONDS:g} s late."),
+            clip(parted, "other-sound", "Other sound", "The same pictures, with the sound of another take."),
+            clip(library, "who-is-it", "Who is it?", "Several could make this sound; one of them does."),
+        ),
+        library,
+    )
+
+
+def _makers(library: Path, parted: Path) -> dict[Path, Callable[[Path], None]]:
+    """How each file is made; a clip's poster lies beside it."""
+    pair = _options("temporal")
+    first, second = sample_scene(pair, 0), sample_scene(pair, 1)  # they differ in when things sound alone
+    single = _options("spatial")
+    mixed = _options("semantic")
+    makers: dict[Path, Callable[[Path], None]] = {
+        library / "in-step.mp4": lambda path: _write(path, pair, first),
+        library / "another-take.mp4": lambda path: _write(path, pair, second),
+        library / "who-is-it.mp4": lambda path: _write(path, single, sample_scene(single, 0)),
+        parted / "sound-late.mp4": lambda path: _write(path, pair, first, late=LATE_SECONDS),
+        parted / "other-sound.mp4": lambda path: _write(path, pair, first, sound_of=second),
+    }
+    for number in range(LIBRARY_CLIPS):
+        scene = sample_scene(mixed, number)
+        names = sorted({item.class_name for item in scene.objects if item.sounding})
+        path = library / f"{number + 1:02d}-{'-and-'.join(names)}.mp4"
+        makers[path] = lambda path, scene=scene: _write(path, mixed, scene)  # type: ignore[misc]
+    return makers
+
+
+def _options(preset: str) -> WorldOptions:
+    # A split of its own name is a world of its own, which no model was trained on.
+    return WorldOptions(seed=VERSION, split="demo", preset=preset, width=SIDE, height=SIDE, crf=20)
+
+
+def _write(
+    path: Path, options: WorldOptions, scene: Scene, *, sound_of: Scene | None = None, late: float = 0.0
+) -> None:
+    """Write a clip and a picture of it, taken while something sounds."""
+    frames, _ = render_frames(scene, options)
+    waveform = render_waveform(sound_of or scene, options)
+    if late:
+        samples = round(late * options.sampling_rate)
+        # What stands at the front is the noise that lies over the whole clip, not silence that would give it away.
+        noise = render_waveform(dataclasses.replace(scene, events=()), options)[:samples]
+        waveform = np.concatenate([noise, waveform[:-samples]])
+    event = max(scene.events, key=lambda item: item.end_frame - item.start_frame)
+    picture = Image.fromarray(frames[(event.start_frame + event.end_frame) // 2])
+    with whole_file(path.with_suffix(".jpg")) as poster:
+        picture.save(poster, format="JPEG", quality=85)
+    with whole_file(path) as video:
+        encode_clip(video, frames, waveform, options)

@@ -1,0 +1,417 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""What happens when a visitor picks a clip or presses a button?
+
+Every step takes the visitor's session, does one thing and returns a view: a dict that the page's script draws (see
+`views.py`). What goes wrong becomes a view with a message. A step whose clip is not the current one any more stops.
+"""
+
+import json
+import logging
+import math
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ..inference.picture_files import file_stem, whole_file
+from .demo_clips import DemoClips
+from .engine import Engine
+from .guard import copy_safely, display_name
+from .limits import AppError, Limits
+from .views import labels_view, places_view, sync_view
+from .workspace import Session, Workspace
+
+__all__ = ["SEARCHES", "Clip", "Desk"]
+
+View = dict[str, Any]
+Progress = Callable[..., None]
+
+# What to look for, in the page's words: what of the query is compared with what of the index.
+SEARCHES: dict[str, tuple[str, str]] = {
+    "Pictures that fit this sound": ("sound", "picture"),
+    "Sounds that fit this picture": ("picture", "sound"),
+    "Moments that sound the same": ("sound", "sound"),
+    "Moments that look the same": ("picture", "picture"),
+}
+# Seconds around the player's position that are searched for.
+QUERY_SECONDS = 2.0
+# A clip of this length has as many moments as the matrix shows at most, at the finest step.
+_FINE_SECONDS = 60.0
+_FINE_HOP = 0.1
+_MAPS_PER_SECOND = 5.0
+_PREVIEW_MARGIN = 1.5
+_PREVIEW_SECONDS = 12.0
+
+logger = logging.getLogger(__name__)
+
+
+class Superseded(Exception):
+    """The visitor has gone on to something else; nobody waits for this result."""
+
+
+@dataclass
+class Clip:
+    """The clip that a visitor looks at.
+
+    Attributes:
+        path: The file: a demo clip, or the copy that was made of an upload.
+        title: What it is called on the page.
+        stem: What its results are called when they are saved.
+        seconds: Its length.
+    """
+
+    path: Path
+    title: str
+    stem: str
+    seconds: float
+
+
+@dataclass
+class Desk:
+    """Where requests are worked on.
+
+    Attributes:
+        engine: Model and index.
+        workspace: Where visitors' files lie.
+        demo: The demo clips.
+        turn_at_model: One request at a time uses the model: they would only slow each other down.
+    """
+
+    engine: Engine
+    workspace: Workspace
+    demo: DemoClips
+    turn_at_model: Any = field(default_factory=threading.Lock)
+
+    @property
+    def limits(self) -> Limits:
+        """How much a visitor may ask for."""
+        return self.workspace.limits
+
+    # --- choosing a clip -----------------------------------------------------------------------------------------
+
+    def pick(self, visitor: str, number: Any) -> View:
+        """Take a demo clip."""
+        session = self.workspace.session(visitor)
+        clips = self.demo.clips
+        if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < len(clips):
+            return _message("There is no such clip.")
+        chosen = clips[number]
+        session.begin()
+        session.state["clip"] = Clip(chosen.video, chosen.title, chosen.name, chosen.seconds)
+        url = session.offer(chosen.video, f"{chosen.name}.mp4")
+        view = {"url": url, "title": chosen.title, "note": chosen.text, "number": number}
+        return {"turn": session.turn, "clip": view | {"bytes": chosen.video.stat().st_size}}
+
+    def take(self, visitor: str, upload: Any, progress: Progress | None = None) -> View:
+        """Take an uploaded video: copy it safely and remove it, whatever comes of it."""
+        if not upload:
+            return {}
+        session = self.workspace.session(visitor)
+        turn = session.begin()
+        name = display_name(upload)
+        try:
+            target = session.path("clip.mp4")
+
+            def show(done: float, total: float) -> None:
+                _check_turn(session, turn)
+                if progress is not None:
+                    progress(done, total, "reading")
+
+            facts = copy_safely(upload, target, "video", self.limits, name=name, progress=show)
+            _check_turn(session, turn)
+            stem = file_stem(name, set())
+            session.state["clip"] = Clip(target, name, stem, facts["duration"])
+            url = session.offer(target, f"{stem}.mp4")
+            note = f"{facts['duration']:.1f} s. Your upload is removed already; its copy goes when you leave."
+            view = {"url": url, "title": name, "note": note, "bytes": target.stat().st_size}
+            return {"turn": turn, "clip": view}
+        except AppError as error:
+            return _message(str(error)) | {"turn": turn}
+        except Superseded:
+            return {}
+        finally:
+            self.workspace.remove_upload(upload)
+
+    # --- results -------------------------------------------------------------------------------------------------
+
+    def measure(self, visitor: str, turn: Any, progress: Progress | None = None) -> View:
+        """Synchrony of the clip."""
+        from ..inference.sync import measure_sync
+        from ..inference.timeline import draw_timeline
+
+        def work(session: Session, clip: Clip, tell: Progress) -> View:
+            hop = _FINE_HOP * max(1, math.ceil(clip.seconds / _FINE_SECONDS))
+            result = measure_sync(
+                self.engine.model, self.engine.processor, clip.path, hop=hop, damaged="keep", progress=tell
+            )
+            result.source = clip.title
+            facts = _save_json(session.path("sync.json"), self._facts(clip) | {"sync": result.to_dict()})
+            arrays = session.path("sync.npz")
+            with whole_file(arrays) as partial:
+                np.savez_compressed(
+                    partial, times=result.times, scores=result.scores, contrast=result.contrast, band=result.band,
+                    band_offsets=result.band_offsets, matrix=result.matrix, matrix_times=result.matrix_times,
+                    offsets=result.offsets, offset_scores=result.offset_scores,
+                )  # fmt: skip
+            downloads = [
+                _download(session, facts, f"{clip.stem}-sync.json", "All figures of the synchrony"),
+                _download(session, arrays, f"{clip.stem}-sync.npz", "Matrix and curves as NumPy arrays"),
+            ]
+            try:
+                picture = session.path("sync.png")
+                draw_timeline(result, picture)
+                downloads.insert(0, _download(session, picture, f"{clip.stem}-sync.png", "Matrix and timeline"))
+            except ImportError:  # the picture alone needs matplotlib
+                logger.info("No picture of the timeline: matplotlib is not installed.")
+            return {"sync": sync_view(result), "downloads": downloads}
+
+        return self._work(visitor, turn, "sync", work, progress)
+
+    def locate(self, visitor: str, turn: Any, progress: Progress | None = None) -> View:
+        """Where in the picture the sound is."""
+        from ..inference.localize import localize
+        from ..inference.overlay import draw_spectrogram, draw_strip
+
+        def work(session: Session, clip: Clip, tell: Progress) -> View:
+            found = localize(
+                self.engine.model, self.engine.processor, clip.path,
+                fps=_MAPS_PER_SECOND, damaged="keep", progress=tell,
+            )  # fmt: skip
+            found.source = clip.title
+            session.state["found"] = found
+            strip, sound = session.path("sources.png"), session.path("spectrogram.png")
+            draw_strip(found, clip.path, strip)
+            draw_spectrogram(found, sound)
+            facts = _save_json(session.path("sources.json"), self._facts(clip) | {"sources": found.to_dict()})
+            arrays = session.path("sources.npz")
+            with whole_file(arrays) as partial:
+                np.savez_compressed(
+                    partial, times=found.times, video_maps=found.video_maps, audio_maps=found.audio_maps,
+                    window_times=found.window_times, present=found.present, peaks=found.peaks(),
+                )  # fmt: skip
+            downloads = [
+                _download(session, strip, f"{clip.stem}-sources.png", "Frames with the sound's place"),
+                _download(session, sound, f"{clip.stem}-spectrogram.png", "Spectrogram with the picture's place"),
+                _download(session, facts, f"{clip.stem}-sources.json", "Places as figures"),
+                _download(session, arrays, f"{clip.stem}-sources.npz", "Maps as NumPy arrays"),
+            ]
+            pictures = {"strip": downloads[0]["url"], "spectrogram": downloads[1]["url"]}
+            return {"places": places_view(found, found.region), "pictures": pictures, "downloads": downloads}
+
+        return self._work(visitor, turn, "places", work, progress)
+
+    def film(self, visitor: str, turn: Any, progress: Progress | None = None) -> View:
+        """The clip as a film with the sound's place drawn in."""
+        from ..inference.overlay_video import write_overlay_video
+
+        def work(session: Session, clip: Clip, tell: Progress) -> View:
+            found = session.state.get("found")
+            if found is None:
+                raise AppError("The places are not found yet; wait a moment and press again.")
+            target = session.path("sources.mp4")
+            write_overlay_video(found, clip.path, target, progress=tell)
+            entry = _download(session, target, f"{clip.stem}-sources.mp4", "Film with the sound's place and its sound")
+            return {"downloads": [entry], "film": entry["url"]}
+
+        return self._work(visitor, turn, None, work, progress)
+
+    def label(self, visitor: str, turn: Any, progress: Progress | None = None) -> View:
+        """Labels of the clip, where the model has a head for them."""
+        from ..inference.classify import classify
+
+        if self.engine.classifier is None:
+            return {}
+
+        def work(session: Session, clip: Clip, tell: Progress) -> View:
+            result = classify(
+                self.engine.classifier, self.engine.processor, clip.path, top_k=10, moments=True, damaged="keep",
+                progress=lambda *_: tell(0, 0, "labels"),
+            )[0]  # fmt: skip
+            result.clip = clip.title
+            facts = _save_json(session.path("labels.json"), self._facts(clip) | {"labels": result.to_dict()})
+            entry = _download(session, facts, f"{clip.stem}-labels.json", "Labels and scores")
+            return {"labels": labels_view(result, self.engine.classifier.config.modality), "downloads": [entry]}
+
+        return self._work(visitor, turn, "labels", work, progress)
+
+    # --- search --------------------------------------------------------------------------------------------------
+
+    def search(self, visitor: str, turn: Any, what: Any, seconds: Any, progress: Progress | None = None) -> View:
+        """Moments of the index that are like the one in the player."""
+
+        def work(session: Session, clip: Clip, tell: Progress) -> View:
+            middle = float(seconds) if isinstance(seconds, int | float) and 0 <= seconds < 1e6 else 0.0
+            start = max(0.0, middle - QUERY_SECONDS / 2)
+            query = {"start": start, "end": start + QUERY_SECONDS}
+            return self._search(session, clip.path, what, query, f"{clip.stem}-similar", tell)
+
+        return self._work(visitor, turn, None, work, progress)
+
+    def search_with(
+        self, visitor: str, upload: Any, kind: Literal["sound", "picture"], what: Any, progress: Progress | None = None
+    ) -> View:
+        """Moments of the index that are like a sound or a picture that was sent; it is removed at once."""
+        if not upload:
+            return {}
+        session = self.workspace.session(visitor)
+        turn = session.turn
+        try:
+            target = session.path("query.wav" if kind == "sound" else "query.png")
+            copy_safely(upload, target, kind, self.limits, name=display_name(upload))
+            try:
+                with self.turn_at_model:
+                    tell = _teller(session, turn, progress)
+                    return {"turn": turn} | self._search(session, target, what, {}, f"{kind}-similar", tell)
+            finally:
+                target.unlink(missing_ok=True)
+        except Superseded:
+            return {}
+        except (ValueError, ImportError) as error:
+            return _message(_plain(error, session)) | {"turn": turn}
+        finally:
+            self.workspace.remove_upload(upload)
+
+    def _search(
+        self, session: Session, query: Path, what: Any, span: dict[str, float], stem: str, tell: Progress
+    ) -> View:
+        from ..search import SearchFilters, search
+
+        if what not in SEARCHES:
+            raise AppError("Choose what to look for.")
+        by, find = SEARCHES[what]
+        store = self.engine.store(self.demo, self.workspace.root, tell)
+        tell(0, 0, "searching")
+        result = search(
+            store, query, self.engine.model, self.engine.processor, by=by, find=find,  # type: ignore[arg-type]
+            top=self.limits.search_results, filters=SearchFilters(exclude_same_file=True, per_file=2), **span,
+        )  # fmt: skip
+        if not result.hits:
+            raise AppError("The index holds no moment to compare with but this clip itself; index more videos.")
+        session.state["searches"] = searches = session.state.get("searches", 0) + 1
+        hits = []
+        for number, hit in enumerate(result.hits):
+            tell(number, len(result.hits), "cutting")
+            hits.append(self._hit_view(session, f"hit-{searches}-{number}.mp4", hit))
+        found = result.to_dict() | {"query": stem}
+        for entry in found["hits"]:  # where files lie on the server is nobody's business
+            entry["path"] = os.path.basename(entry["path"])
+        path = _save_json(session.path("similar.json"), {"model": self.engine.name, "search": found})
+        entry = _download(session, path, f"{stem}.json", "Moments found")
+        return {"hits": hits, "asked": {"what": what, **span}, "downloads": [entry]}
+
+    def _hit_view(self, session: Session, name: str, hit: Any) -> View:
+        """A hit with a video to play it from, if there still is one."""
+        path = Path(hit.path)
+        view = {"title": display_name(path), "score": round(hit.score, 3), "start": hit.start, "end": hit.end}
+        if path.parent == self.demo.library:
+            url = session.offer(path, path.name)
+            return view | {"url": url, "from": hit.start, "to": hit.end}
+        start = max(0.0, hit.start - _PREVIEW_MARGIN)
+        end = min(hit.end + _PREVIEW_MARGIN, start + _PREVIEW_SECONDS)
+        target = session.path(name)
+        try:
+            cut_preview(path, target, start, end)
+        except (ValueError, OSError) as error:
+            logger.warning("No preview of %s: %s", path, error)
+            return view | {"url": None}
+        url = session.offer(target, f"{path.stem}-{hit.start:.1f}s.mp4")
+        return view | {"url": url, "from": hit.start - start, "to": min(hit.end, end) - start}
+
+    # --- the common way ------------------------------------------------------------------------------------------
+
+    def _work(
+        self,
+        visitor: str,
+        turn: Any,
+        once: str | None,
+        work: Callable[[Session, Clip, Progress], View],
+        progress: Progress | None,
+    ) -> View:
+        """Do a step for the clip of a turn, when the model is free.
+
+        Args:
+            visitor: Who asks.
+            turn: Of the clip that is meant.
+            once: Name of what is done once for a clip.
+            work: Does it.
+            progress: Called with how far it is, of how much, and a remark.
+        """
+        session = self.workspace.session(visitor)
+        clip = session.state.get("clip")
+        if turn != session.turn:
+            return {}
+        if clip is None:
+            return _message("The clip is not here any more; choose it again.")
+        begun = session.state.setdefault("begun", set())
+        if once in begun:
+            return {}
+        if once is not None:
+            begun.add(once)
+        try:
+            with self.turn_at_model:
+                tell = _teller(session, session.turn, progress)
+                tell(0, 0, "")
+                return {"turn": session.turn} | work(session, clip, tell)
+        except Superseded:
+            return {}
+        except (ValueError, ImportError) as error:
+            return _message(_plain(error, session, clip)) | {"turn": session.turn}
+        except OSError:
+            if turn != session.turn:  # the visitor has gone, and the folder with them
+                return {}
+            raise
+
+    def _facts(self, clip: Clip) -> dict[str, Any]:
+        from .. import __version__
+
+        return {"clip": clip.title, "model": self.engine.name, "cavmae_sync_hf": __version__}
+
+
+def cut_preview(source: Path, target: Path, start: float, end: float) -> None:
+    """Write a piece of a film of the operator's own as an mp4 file that browsers play."""
+    from .intake import cut
+
+    with whole_file(target) as partial:
+        cut(source, partial, start, end)
+
+
+def _teller(session: Session, turn: int, progress: Progress | None) -> Progress:
+    """Reports progress, and stops the work when the visitor has gone on."""
+
+    def tell(done: float = 0, total: float = 0, remark: str = "") -> None:
+        _check_turn(session, turn)
+        if progress is not None:
+            progress(done, total, remark)
+
+    return tell
+
+
+def _check_turn(session: Session, turn: int) -> None:
+    if session.turn != turn:
+        raise Superseded
+
+
+def _message(text: str) -> View:
+    return {"error": text}
+
+
+def _plain(error: Exception, session: Session, clip: Clip | None = None) -> str:
+    """A message without the places of files on the server."""
+    text = str(error)
+    if clip is not None:
+        text = text.replace(os.fspath(clip.path), clip.title)
+    return text.replace(f"{session.folder}{os.sep}", "")
+
+
+def _save_json(path: Path, values: dict[str, Any]) -> Path:
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(values, indent=2, ensure_ascii=False), encoding="utf-8")
+    return path
+
+
+def _download(session: Session, path: Path, save_as: str, what: str) -> dict[str, Any]:
+    return {"url": session.offer(path, save_as), "name": save_as, "what": what, "bytes": path.stat().st_size}

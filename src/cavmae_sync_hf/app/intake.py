@@ -1,0 +1,301 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""What does the process do that opens a stranger's file?
+
+It runs on its own, with little time, memory and disk, and without the server's environment (see `guard.py`). It
+decodes the file and writes what it saw and heard into a new one: from then on the server touches that copy alone, and
+the upload is removed. A video becomes H.264 and AAC, which every browser plays; a sound becomes WAV, a picture PNG.
+
+The job arrives as JSON on the standard input; lines of JSON on the standard output tell of progress and of the end.
+"""
+
+import errno
+import io
+import json
+import math
+import os
+import sys
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+__all__ = ["copy_picture", "copy_sound", "copy_video", "cut", "main"]
+
+# Shorter side of the copy. The largest model sees 224 lines, so this costs it nothing.
+LINES = 480
+LONGEST_SIDE = 1280
+MAX_FRAME_RATE = 30.0
+USUAL_FRAME_RATE = 25.0
+# Frames that are held at once.
+_CHUNK = 8
+_AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
+_WAV_RATE = 16000
+# A clip as long as is allowed may end a little later, by the last packet of its sound.
+_GRACE_SECONDS = 0.5
+
+Progress = Callable[[float, float], None]
+
+
+class _Upload(io.FileIO):
+    """An open file that calls itself as its owner does, in messages; its path stays unknown to FFmpeg."""
+
+    def __init__(self, path: str, name: str) -> None:
+        super().__init__(path, "rb")
+        self.name = name
+
+
+def copy_video(
+    source: Any, target: Path, *, max_seconds: float, max_pixels: int, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Write the pictures and the sound of a file into a plain mp4 file, on the same clock.
+
+    Args:
+        source: Binary file object with a `name`.
+        target: File to write.
+        max_seconds: Longest clip that is accepted.
+        max_pixels: Largest picture that is accepted.
+        progress: Called with the seconds that are done, and of how many.
+
+    Returns:
+        `duration`, `frame_rate`, `width` and `height` of the copy.
+
+    Raises:
+        MediaError: The file cannot be used, lacks a track, or is too long or too large.
+    """
+    info = _probe(source, max_seconds, max_pixels)
+
+    def show(done: float) -> None:
+        if done > max_seconds + _GRACE_SECONDS:
+            raise _too_long(source.name, None, max_seconds)
+        if progress is not None:
+            progress(done, info.duration or 0.0)
+
+    return _rewrite(source, target, info, show)
+
+
+def cut(source: Any, target: Path, start: float, end: float) -> dict[str, Any]:
+    """Write a piece of a film as `copy_video` writes a whole one. For files that are trusted.
+
+    Args:
+        source: Path, address, bytes or file object.
+        target: File to write.
+        start: Where the piece starts, seconds.
+        end: Where it ends.
+
+    Raises:
+        MediaError: The file cannot be used.
+    """
+    from ..media_cavmae_sync import probe_media
+
+    return _rewrite(source, target, probe_media(source), lambda done: None, start=start, end=end)
+
+
+def _rewrite(source: Any, target: Path, info: Any, show: Callable[[float], None], **span: float) -> dict[str, Any]:
+    """Decode a file chunk by chunk and write it anew."""
+    from ..media_stream_cavmae_sync import iter_media
+
+    rate = Fraction(min(info.frame_rate or USUAL_FRAME_RATE, MAX_FRAME_RATE)).limit_denominator(1001)
+    sound_rate = info.sampling_rate if info.sampling_rate in _AAC_RATES else _AAC_RATES[-1]
+    writer: _Writer | None = None
+    for chunk in iter_media(
+        source, hop=float(1 / rate), num_frames=_CHUNK, context=1.0, sampling_rate=sound_rate, threads=1, **span
+    ):
+        show(float(chunk.asked_times[-1]))
+        if writer is None:
+            writer = _Writer(target, rate, sound_rate, *_fit(*chunk.frames.shape[2:]))
+        writer.add(chunk)
+    assert writer is not None  # a file without a frame is an error of `iter_media`
+    writer.close()
+    return {
+        "duration": float(writer.frames / rate),
+        "frame_rate": float(rate),
+        "width": writer.size[1],
+        "height": writer.size[0],
+    }
+
+
+def copy_sound(source: Any, target: Path, *, max_seconds: float) -> dict[str, Any]:
+    """Write the sound of a file into a WAV file; arguments and errors as for `copy_video`."""
+    import wave
+
+    from ..media_cavmae_sync import decode_media
+
+    _probe(source, max_seconds, None)
+    media = decode_media(source, sampling_rate=_WAV_RATE, want_video=False, end=max_seconds + 2 * _GRACE_SECONDS)
+    if media.duration > max_seconds + _GRACE_SECONDS:
+        raise _too_long(source.name, None, max_seconds)
+    assert media.waveform is not None  # a file without sound is an error of `decode_media`
+    samples = (media.waveform * 32767.0).round().clamp(-32768, 32767).numpy().astype("<i2")
+    with wave.open(str(target), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(_WAV_RATE)
+        file.writeframes(samples.tobytes())
+    return {"duration": len(samples) / _WAV_RATE}
+
+
+def copy_picture(source: Any, target: Path, *, max_pixels: int) -> dict[str, Any]:
+    """Write a picture as PNG, upright and no larger than is of use; arguments and errors as for `copy_video`."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    from ..media_source_cavmae_sync import MediaError
+
+    try:
+        with Image.open(source, formats=("PNG", "JPEG", "WEBP", "BMP", "GIF")) as opened:
+            if opened.width * opened.height > max_pixels:
+                raise _too_large(source.name, opened.width, opened.height, max_pixels)
+            picture = ImageOps.exif_transpose(opened).convert("RGB")
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise MediaError(f"{source.name}: is no picture that can be read; save it as PNG or JPEG.") from error
+    height, width = _fit(picture.height, picture.width)
+    picture.resize((width, height), Image.Resampling.BICUBIC).save(target, format="PNG")
+    return {"width": width, "height": height}
+
+
+class _Writer:
+    """An mp4 file in the making: constant frame rate, one channel of sound, both from time zero."""
+
+    def __init__(self, target: Path, rate: Fraction, sound_rate: int, height: int, width: int) -> None:
+        import av
+
+        self.size, self.frames, self.samples, self.rate, self.sound_rate = (height, width), 0, 0, rate, sound_rate
+        self.file = av.open(os.fspath(target), "w", format="mp4", options={"movflags": "+faststart"})
+        self.picture: Any = self.file.add_stream("libx264", rate=rate, options={"preset": "veryfast", "crf": "16"})
+        self.picture.width, self.picture.height, self.picture.pix_fmt = width, height, "yuv420p"
+        self.picture.thread_count = 1
+        self.sound: Any = self.file.add_stream("aac", rate=sound_rate, options={"aac_coder": "fast"})
+        self.sound.bit_rate, self.sound.layout = 128_000, "mono"
+
+    def add(self, chunk: Any) -> None:
+        """Write the frames of a chunk, and its sound as far as it is not written yet."""
+        import av
+
+        for pixels in chunk.frames.permute(0, 2, 3, 1).contiguous().numpy():
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame = frame.reformat(self.size[1], self.size[0], "yuv420p", interpolation="BICUBIC")
+            frame.pts, frame.time_base = self.frames, 1 / self.rate
+            self.file.mux(self.picture.encode(frame))
+            self.frames += 1
+        if chunk.waveform is None:
+            return
+        # A second beyond the last frame is there too; it counts at the end alone, where no chunk follows.
+        ends = math.ceil(self.frames / self.rate * self.sound_rate)
+        first = chunk.waveform_start * self.sound_rate
+        samples = chunk.waveform[max(0, self.samples - first) : max(0, ends - first)].numpy()
+        if len(samples):
+            sound = av.AudioFrame.from_ndarray(samples[None].copy(), format="fltp", layout="mono")
+            sound.sample_rate, sound.pts = self.sound_rate, self.samples
+            self.file.mux(self.sound.encode(sound))
+            self.samples += len(samples)
+
+    def close(self) -> None:
+        self.file.mux(self.picture.encode())
+        self.file.mux(self.sound.encode())
+        self.file.close()
+
+
+def _probe(source: Any, max_seconds: float, max_pixels: int | None) -> Any:
+    """Refuse by its header what is too long or too large."""
+    from ..media_cavmae_sync import probe_media
+
+    info = probe_media(source)
+    if info.duration is not None and info.duration > max_seconds + _GRACE_SECONDS:
+        raise _too_long(source.name, info.duration, max_seconds)
+    if max_pixels is not None and info.width * info.height > max_pixels:
+        raise _too_large(source.name, info.width, info.height, max_pixels)
+    return info
+
+
+def _too_long(name: str, seconds: float | None, most: float) -> ValueError:
+    from ..media_source_cavmae_sync import MediaError
+
+    length = "more" if seconds is None else f"{seconds:.0f} s"
+    return MediaError(
+        f"{name}: lasts {length}, and at most {most:g} s are taken here. Cut out the part that matters, or use the "
+        "command line, which reads films of any length."
+    )
+
+
+def _too_large(name: str, width: int, height: int, most: int) -> ValueError:
+    from ..media_source_cavmae_sync import MediaError
+
+    return MediaError(
+        f"{name}: its picture is {width} by {height}, and at most {most / 1e6:.1f} million pixels are taken here; "
+        "scale it down."
+    )
+
+
+def _fit(height: int, width: int) -> tuple[int, int]:
+    """Height and width of the copy: even, as H.264 needs, and no larger than is of use."""
+    scale = min(1.0, LINES / min(height, width), LONGEST_SIDE / max(height, width))
+    return max(2, round(height * scale / 2) * 2), max(2, round(width * scale / 2) * 2)
+
+
+def limit_resources(memory: int, cpu_seconds: float, file_bytes: int) -> None:
+    """Bound what this process can take, as far as the system knows such bounds.
+
+    Args:
+        memory: Bytes of address space beyond what it has now.
+        cpu_seconds: Processor time.
+        file_bytes: Largest file that it can write.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows: there is the time limit alone
+        return
+
+    def bound(name: str, value: float) -> None:
+        try:
+            kind = getattr(resource, name)
+            hard = resource.getrlimit(kind)[1]
+            most = int(value) if hard == resource.RLIM_INFINITY else min(int(value), hard)
+            resource.setrlimit(kind, (most, most))
+        except (AttributeError, ValueError, OSError):  # not on this system
+            return
+
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+        bound("RLIMIT_AS", pages * resource.getpagesize() + memory)
+    except OSError:  # no /proc: what the process has now is unknown
+        pass
+    bound("RLIMIT_CPU", math.ceil(cpu_seconds))
+    bound("RLIMIT_FSIZE", file_bytes)
+    bound("RLIMIT_CORE", 0)
+    bound("RLIMIT_NOFILE", 128)
+
+
+def main() -> None:
+    """Do the job on the standard input and tell of it on the standard output."""
+    job = json.load(sys.stdin)
+    import torch  # before the limits: what it needs is not the upload's doing
+
+    from .. import media_cavmae_sync, media_stream_cavmae_sync  # noqa: F401
+
+    torch.set_num_threads(1)
+    limit_resources(job["memory"], job["cpu_seconds"], job["file_bytes"])
+
+    def tell(**message: Any) -> None:
+        print(json.dumps(message), flush=True)
+
+    try:
+        with _Upload(job["source"], job["name"]) as source:
+            target = Path(job["target"])
+            if job["kind"] == "video":
+                result = copy_video(
+                    source,
+                    target,
+                    max_seconds=job["max_seconds"],
+                    max_pixels=job["max_pixels"],
+                    progress=lambda done, total: tell(done=done, total=total),
+                )
+            elif job["kind"] == "sound":
+                result = copy_sound(source, target, max_seconds=job["max_seconds"])
+            else:
+                result = copy_picture(source, target, max_pixels=job["max_pixels"])
+        tell(result=result)
+    except ValueError as error:
+        tell(error=str(error))
+    except (MemoryError, RuntimeError, OSError) as error:
+        # Where a thread finds no memory for its stack, FFmpeg says "try again" (EAGAIN).
+        scarce = isinstance(error, MemoryError) or getattr(error, "errno", None) in (errno.ENOMEM, errno.EAGAIN)
+        tell(failed="memory" if scarce or "memory" in str(error).lower() else "unknown")

@@ -1,0 +1,115 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""What does the page's own script need in order to draw a result?
+
+Everything is plain JSON. Maps of many numbers go as one byte each, in base64, with the values that 1 and 255 stand
+for; 0 is what is absent. Texts are plain: the script never takes them for HTML.
+"""
+
+import base64
+from typing import Any
+
+import numpy as np
+
+from ..inference.classify import ClipLabels
+from ..inference.sync import SyncResult
+
+__all__ = ["bytes_view", "labels_view", "places_view", "sync_view", "verdict"]
+
+# An offset that fewer random draws agree on than this is not called one.
+LEAST_CONFIDENCE = 0.5
+
+
+def bytes_view(values: np.ndarray, low: float | None = None, high: float | None = None) -> dict[str, Any]:
+    """An array as bytes: `shape`, `low`, `high` and `data`."""
+    finite = values[np.isfinite(values)]
+    low = float(finite.min()) if low is None and finite.size else low or 0.0
+    high = float(finite.max()) if high is None and finite.size else high or 0.0
+    scale = 254.0 / (high - low) if high > low else 0.0
+    levels = np.rint(np.clip(np.nan_to_num((values - low) * scale, nan=0.0), 0, 254)) + 1
+    levels = np.where(np.isfinite(values), levels, 0).astype(np.uint8)
+    data = base64.b64encode(np.ascontiguousarray(levels).tobytes()).decode("ascii")
+    return {"shape": list(values.shape), "low": low, "high": high, "data": data}
+
+
+def verdict(result: SyncResult) -> dict[str, str]:
+    """In plain words, whether sound and picture are in step: `kind`, `headline` and `detail`."""
+    if result.offset is None or result.confidence < LEAST_CONFIDENCE:
+        return {
+            "kind": "unsure",
+            "headline": "No offset fits",
+            "detail": f"Within {result.max_offset:g} s, no way of moving the sound makes it clearly fit these pictures. "
+            "They may not belong together, too little may change in them, or the model may not know such things.",
+        }
+    sure = f"{result.confidence:.0%} of random draws of the clip's pieces agree."
+    fine = max(result.hop, result.resolution)
+    if abs(result.offset) <= fine:
+        return {
+            "kind": "step",
+            "headline": "In step",
+            "detail": f"Sound and picture fit best as they are, to within {fine:.2g} s. {sure}",
+        }
+    late = result.offset > 0
+    return {
+        "kind": "late" if late else "early",
+        "headline": f"The sound is {abs(result.offset):.1f} s {'late' if late else 'early'}",
+        "detail": f"It would fit its picture if it came {abs(result.offset):.2f} s {'earlier' if late else 'later'}. "
+        f"{sure}",
+    }
+
+
+def sync_view(result: SyncResult) -> dict[str, Any]:
+    """What the matrix, the timeline and the offset curve show."""
+    facts = [
+        ["Similarity", f"{result.similarity:.2f}", "mean over all moments of the sound's likeness to its own picture"],
+        ["Fit", f"{result.mean_contrast:+.2f}", "how much better they fit than moments nearby; 0 is chance"],
+    ]
+    shift = result.test.get("shift_p_value")
+    if shift is not None:
+        facts.append(["Chance", f"{shift:.1%}", "share of turns of the sound track that fit as well as the true one"])
+    return {
+        "verdict": verdict(result),
+        "facts": facts,
+        "remarks": list(result.remarks),
+        "times": _rounded(result.times, 3),
+        "scores": _rounded(result.scores, 4),
+        "contrast": _rounded(result.contrast, 4),
+        "hop": result.hop,
+        "matrix": bytes_view(result.matrix),
+        "matrix_times": _rounded(result.matrix_times, 3),
+        "offset": result.offset,
+        "interval": list(result.interval) if result.interval is not None else None,
+        "clear": result.offset is not None and result.confidence >= LEAST_CONFIDENCE,
+        "offsets": _rounded(result.offsets, 3),
+        "offset_scores": _rounded(result.offset_scores, 4),
+    }
+
+
+def places_view(found: Any, region: tuple[float, float, float, float]) -> dict[str, Any]:
+    """What the overlay on the player shows.
+
+    Args:
+        found: A `LocalizationResult`.
+        region: Left, top, right and bottom of what the model sees of the picture, as shares of the whole.
+    """
+    maps = np.where(np.asarray(found.present)[:, None, None], found.video_maps, np.nan)
+    finite = maps[np.isfinite(maps)]
+    # What lies below the middle of all values is no sign of a sound.
+    low, high = np.quantile(finite, (0.5, 0.998)) if finite.size else (0.0, 1.0)
+    return {
+        "times": _rounded(found.times, 3),
+        "maps": bytes_view(maps, float(low), float(high)),
+        "region": [round(float(value), 5) for value in region],
+    }
+
+
+def labels_view(result: ClipLabels, modality: str) -> dict[str, Any]:
+    """What the labels show."""
+    return {
+        "labels": [[str(entry["label"]), round(float(entry["score"]), 4)] for entry in result.labels],
+        "moments": result.num_moments,
+        "modality": modality,
+    }
+
+
+def _rounded(values: Any, digits: int) -> list[float | None]:
+    return [round(float(value), digits) if np.isfinite(value) else None for value in np.asarray(values)]

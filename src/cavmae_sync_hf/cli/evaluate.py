@@ -1,0 +1,267 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""The subcommands that score a model on a data set, under a protocol."""
+
+import json
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from . import terminal
+
+__all__ = ["app", "classification", "localization", "protocols", "retrieval", "sync"]
+
+app = typer.Typer(
+    name="evaluate",
+    help="Score a model on shards, videos or SyncWorld, under a protocol that the result names.",
+    no_args_is_help=True,
+    add_completion=False,
+)
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Folder or Hub name of a model.")]
+Data = Annotated[str, typer.Argument(metavar="DATA", help="Folder of shards or videos, SyncWorld split, or list.")]
+Out = Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write the results to this JSON file.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]
+Ids = Annotated[str | None, typer.Option(metavar="FILE", help="The protocol's list of clips: ids, CSV or JSON.")]
+Media = Annotated[str | None, typer.Option(help="Folder of the files that a list names.")]
+Labels = Annotated[str | None, typer.Option(metavar="FILE", help="Label names of the data, in order.")]
+Split = Annotated[str | None, typer.Option(help="Split of a list or data set.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Take so many clips at most, for a try.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Give no figures where a clip is missing or unusable.")]
+Device = Annotated[str, typer.Option(help="Where to run the model, such as cpu or cuda.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Clips per batch.")]
+Workers = Annotated[int, typer.Option(min=0, help="Processes that load clips; 0 loads in this one.")]
+
+# Figures of several views of one set of annotations are shown as a table of views by these.
+_VIEW_FIGURES = ("hit_rate", "accuracy", "f1", "f1_macro", "jaccard", "precision", "recall")
+
+
+@app.command()
+def retrieval(
+    model: Model,
+    data: Data,
+    protocol: Annotated[str, typer.Option(help="Rules to follow; see `evaluate protocols`.")] = "clips",
+    strategy: Annotated[
+        str | None, typer.Option(help="diagonal_mean, diagonal_max, mean or max, instead of the protocol's.")
+    ] = None,
+    ids: Ids = None,
+    media: Media = None,
+    labels: Labels = None,
+    split: Split = None,
+    limit: Limit = None,
+    strict: Strict = False,
+    device: Device = "cpu",
+    batch_size: BatchSize = 8,
+    num_workers: Workers = 0,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Sounds find their pictures, and pictures their sounds."""
+    settings = {key: value for key, value in locals().items() if key not in _RUN}
+
+    def run(loaded: Any, processor: Any, progress: Callable[..., None]) -> dict[str, Any]:
+        from ..evaluation import evaluate_retrieval
+
+        return evaluate_retrieval(loaded, processor, data, **settings, progress=progress, command=_command())
+
+    _evaluate(model, device, out, as_json, run, modalities="both")
+
+
+@app.command()
+def classification(
+    model: Model,
+    data: Data,
+    protocol: Annotated[str, typer.Option(help="Rules to follow; see `evaluate protocols`.")] = "clips",
+    inputs: Annotated[
+        str | None, typer.Option(metavar="av,a,v", help="What the model is given, in turn, instead of the protocol's.")
+    ] = None,
+    annotations: Annotated[str | None, typer.Option(metavar="FILE", help="VGGSounder's table of labels.")] = None,
+    class_names: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Names of the model's classes, where its configuration has none."),
+    ] = None,
+    ids: Ids = None,
+    media: Media = None,
+    labels: Labels = None,
+    split: Split = None,
+    limit: Limit = None,
+    strict: Strict = False,
+    device: Device = "cpu",
+    batch_size: BatchSize = 8,
+    num_workers: Workers = 0,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """A fine-tuned model tags clips."""
+    settings = {key: value for key, value in locals().items() if key not in _RUN}
+    settings["inputs"] = None if inputs is None else [name.strip() for name in inputs.split(",") if name.strip()]
+
+    def run(loaded: Any, processor: Any, progress: Callable[..., None]) -> dict[str, Any]:
+        from ..evaluation import evaluate_classification
+
+        return evaluate_classification(loaded, processor, data, **settings, progress=progress, command=_command())
+
+    _evaluate(model, device, out, as_json, run, use="classification")
+
+
+@app.command()
+def localization(
+    model: Model,
+    data: Annotated[str, typer.Argument(metavar="DATA", help="SyncWorld split, shards of one, or a table of masks.")],
+    protocol: Annotated[str, typer.Option(help="Rules to follow; see `evaluate protocols`.")] = "syncworld",
+    truth: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="SyncWorld split of shards that lie elsewhere.")
+    ] = None,
+    ids: Ids = None,
+    limit: Limit = None,
+    strict: Strict = False,
+    device: Device = "cpu",
+    batch_size: BatchSize = 8,
+    num_workers: Workers = 0,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Sounds point at what makes them, against boxes or masks."""
+    settings = {key: value for key, value in locals().items() if key not in _RUN}
+
+    def run(loaded: Any, processor: Any, progress: Callable[..., None]) -> dict[str, Any]:
+        from ..evaluation import evaluate_localization
+
+        return evaluate_localization(loaded, processor, data, **settings, progress=progress, command=_command())
+
+    _evaluate(model, device, out, as_json, run, modalities="both")
+
+
+@app.command()
+def sync(
+    model: Model,
+    data: Data,
+    protocol: Annotated[str, typer.Option(help="Rules to follow; see `evaluate protocols`.")] = "shifted",
+    min_shift: Annotated[float | None, typer.Option(help="Smallest shift in seconds, instead of 2.")] = None,
+    positive: Annotated[
+        str | None, typer.Option(metavar="LABEL", help="Label of clips in sync (protocol labelled).")
+    ] = None,
+    score: Annotated[
+        str | None, typer.Option(help="mean, minimum, p10, median or z_score (protocol labelled).")
+    ] = None,
+    ids: Ids = None,
+    media: Media = None,
+    labels: Labels = None,
+    split: Split = None,
+    limit: Limit = None,
+    strict: Strict = False,
+    device: Device = "cpu",
+    batch_size: BatchSize = 8,
+    num_workers: Workers = 0,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """True alignment is told from shifted sound, or clips in sync from others."""
+    settings = {key: value for key, value in locals().items() if key not in _RUN}
+
+    def run(loaded: Any, processor: Any, progress: Callable[..., None]) -> dict[str, Any]:
+        from ..evaluation import evaluate_sync
+
+        return evaluate_sync(loaded, processor, data, **settings, progress=progress, command=_command())
+
+    _evaluate(model, device, out, as_json, run, modalities="both")
+
+
+# Arguments of a subcommand that are no settings of the evaluation.
+_RUN = frozenset(("model", "data", "device", "out", "as_json"))
+
+
+@app.command()
+def protocols(as_json: AsJson = False) -> None:
+    """List the protocols, with their versions."""
+    from ..evaluation import PROTOCOLS
+
+    if as_json:
+        known = {task: [rules.to_dict() for rules in group.values()] for task, group in PROTOCOLS.items()}
+        print(json.dumps(known, indent=2, ensure_ascii=False))
+        return
+    from rich.table import Table
+
+    table = Table("task", "protocol", "version", "what", show_lines=False)
+    for task, group in PROTOCOLS.items():
+        for rules in group.values():
+            table.add_row(task, rules.name, rules.version, escape(rules.summary))
+    terminal.console.print(table)
+
+
+def _command() -> str:
+    return shlex.join(["cavmae-sync", *sys.argv[1:]])
+
+
+def _evaluate(
+    model: str,
+    device: str,
+    out: Path | None,
+    as_json: bool,
+    run: Callable[[Any, Any, Callable[..., None]], dict[str, Any]],
+    **wanted: Any,
+) -> None:
+    """Load, run, write and show."""
+    terminal.check_device(device)
+    from ..evaluation.results import check_target, write_results
+    from ..inference.loading import load_model
+
+    if out is not None:
+        check_target(out)  # before the work, not after it
+    loaded, processor = load_model(model, device=device, **wanted)
+    with terminal.progress_bar("evaluating") as show:
+        record = run(loaded, processor, show)
+    if out is not None:
+        write_results(out, record)
+    if as_json:
+        print(json.dumps(record, indent=2, ensure_ascii=False))
+        return
+    _print_record(record)
+    if out is not None:
+        terminal.say(f"written to {out}")
+
+
+def _print_record(record: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    rules, counts = record["protocol"], record["counts"]
+    title = f"{record['task']}: {rules['name']} (version {rules['version']})"
+    metrics = dict(record["metrics"])
+    views = list(
+        dict.fromkeys(key.partition("_clips")[0] for key in metrics if key.endswith("_clips") and "@" not in key)
+    )
+    if record["protocol"].get("scoring") == "vggsounder":
+        table = Table("labels", "clips", *(f"{figure}@1" for figure in _VIEW_FIGURES), title=escape(title))
+        for view in views:
+            row = [_number(metrics.get(f"{view}_{figure}@1")) for figure in _VIEW_FIGURES]
+            table.add_row(view, str(metrics[f"{view}_clips"]), *row)
+        terminal.console.print(table)
+        metrics = {key: value for key, value in metrics.items() if key.startswith(("mu_", "labels_"))}
+        title = "over all labels"
+    table = Table("figure", "value", title=escape(title))
+    table.columns[1].justify = "right"
+    for key, value in metrics.items():
+        table.add_row(key, _number(value))
+    terminal.console.print(table)
+    text = f"{counts['clips_seen']} of {counts['clips_expected']} clips seen"
+    absent = {what: counts[f"clips_{what}"] for what in ("missing", "unusable")}
+    if any(absent.values()):
+        text += f": {absent['missing']} missing, {absent['unusable']} unusable"
+    published = counts.get("published_list")
+    if published is not None and published != counts["clips_expected"]:
+        text += f" (the published list has {published})"
+    style = "green" if record["complete"] else "yellow"
+    terminal.console.print(escape(text), style=style, highlight=False, soft_wrap=True)
+    for row in counts["unusable"][:5]:
+        terminal.say(f"- {row['id']}: {row['reason']}")
+    terminal.say(f"checkpoint {record['checkpoint']['sha256'][:12]}, data {record['data']['fingerprint'][:12]}")
+
+
+def _number(value: float | int | None) -> str:
+    if value is None:
+        return "-"
+    return str(value) if isinstance(value, int) else f"{value:.4f}"

@@ -1,0 +1,215 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""What does a model's card say, out of results files and of a file of what only people know?"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from huggingface_hub import EvalResult
+
+from ..classification_cavmae_sync import CavMaeSyncForAudioVisualClassification
+from ..hub import register_auto_classes
+from ..model_card import CardDetails, create_model_card
+from ..modeling_cavmae_sync import CavMaeSyncModel
+from ..pretraining_cavmae_sync import CavMaeSyncForPreTraining
+from .results import folder_digest, read_results
+
+__all__ = ["CardError", "card_text", "read_details", "results_details"]
+
+_CLASSES: dict[str, Any] = {
+    kind.__name__: kind for kind in (CavMaeSyncModel, CavMaeSyncForPreTraining, CavMaeSyncForAudioVisualClassification)
+}
+# Task type and name of a card's entries, by task of a results file.
+_TASKS = {
+    "retrieval": ("feature-extraction", "audio-visual retrieval"),
+    "classification": ("video-classification", "audio-visual classification"),
+    "localization": ("feature-extraction", "sound localisation"),
+    "sync": ("feature-extraction", "audio-visual synchrony"),
+}
+# What is worth a line in a card, by task and by the figure's name.
+_HEADLINES: dict[str, dict[str, str]] = {
+    "retrieval": {
+        "audio_to_video_r1": "recall at 1, sound to pictures",
+        "audio_to_video_r5": "recall at 5, sound to pictures",
+        "audio_to_video_r10": "recall at 10, sound to pictures",
+        "video_to_audio_r1": "recall at 1, pictures to sound",
+        "video_to_audio_r5": "recall at 5, pictures to sound",
+        "video_to_audio_r10": "recall at 10, pictures to sound",
+    },
+    "classification": {
+        "mean_average_precision": "mean average precision",
+        "accuracy": "accuracy",
+        "d_prime": "d-prime",
+        "a_mean_average_precision": "mean average precision, sound alone",
+        "v_mean_average_precision": "mean average precision, pictures alone",
+        **{
+            f"{view}_{figure}@1": f"{text}, one guess, {labels}"
+            for view, labels in (
+                ("av", "labels heard and seen"),
+                ("a", "labels heard"),
+                ("v", "labels seen"),
+            )
+            for figure, text in (("hit_rate", "hit rate"), ("accuracy", "subset accuracy"), ("f1", "F1 (micro)"))
+        },
+        "mu_a": "modality confusion, sound",
+        "mu_v": "modality confusion, pictures",
+        "mu_av": "modality confusion, both",
+    },
+    "localization": {
+        "pointing_accuracy": "pointing accuracy",
+        "pointing_chance": "pointing accuracy of a random patch",
+        "pointing_other_sound": "pointing accuracy with another clip's sound",
+        "mean_average_precision": "mean average precision",
+        "chance_average_precision": "mean average precision of a constant map",
+        "mean_iou": "mean IoU",
+    },
+    "sync": {
+        "accuracy": "true alignment told from shifted ones",
+        "auc": "AUC of one threshold",
+        "equal_error_rate": "equal error rate of one threshold",
+        "pair_accuracy": "right partner of two clips that differ in time alone",
+    },
+}
+
+
+class CardError(ValueError):
+    """A card cannot be filled; the message names the file, the reason and the remedy."""
+
+
+def read_details(path: str | os.PathLike[str]) -> CardDetails:
+    """Read what a card says beyond the model and its results: a YAML mapping with the fields of `CardDetails`.
+
+    Raises:
+        CardError: The file cannot be read, or has a field that is none.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise CardError(f"{path}: the details cannot be read ({error}).") from error
+    known = {item.name for item in fields(CardDetails)} - {"results"}
+    if not isinstance(values, dict):
+        raise CardError(f"{path}: holds no fields; a details file has lines such as `license: apache-2.0`.")
+    unknown = sorted(set(map(str, values)) - known)
+    if unknown:
+        raise CardError(f"{path}: has the field {unknown[0]!r}; the fields are {', '.join(sorted(known))}.")
+    for name in ("datasets", "evaluations", "tags"):
+        if not isinstance(values.get(name, []), list):
+            raise CardError(f"{path}: `{name}` is a list, each entry on a line that begins with `-`.")
+    for name in known - {"datasets", "evaluations", "tags"}:
+        if not isinstance(values.get(name), str | None):
+            raise CardError(f"{path}: `{name}` is {values[name]!r}; it is a text, so quote it.")
+    return CardDetails(**values)
+
+
+def results_details(records: Sequence[Mapping[str, Any]]) -> tuple[list[EvalResult], list[str]]:
+    """A card's figures and how each was taken, from results records (see `read_results`)."""
+    results, lines = [], []
+    for record in records:
+        kind, task = _TASKS[record["task"]]
+        name = _data_name(record)
+        for figure, text in _HEADLINES[record["task"]].items():
+            value = record["metrics"].get(figure)
+            if value is None:
+                continue
+            results.append(
+                EvalResult(
+                    task_type=kind,
+                    task_name=task,
+                    dataset_type=Path(record["data"]["name"]).name,
+                    dataset_name=name,
+                    metric_type=figure,
+                    metric_name=text,
+                    metric_value=round(value, 4),
+                )
+            )
+        lines.append(_evidence(record, task, name))
+    return results, lines
+
+
+def _data_name(record: Mapping[str, Any]) -> str:
+    data, counts = record["data"], record["counts"]
+    name = Path(data["name"]).name
+    name = f"SyncWorld, {name}" if data["kind"] == "syncworld" else name
+    seen, expected = counts["clips_seen"], counts["clips_expected"]
+    return f"{name} ({seen} clips)" if seen == expected else f"{name} ({seen} of {expected} clips)"
+
+
+def _evidence(record: Mapping[str, Any], task: str, name: str) -> str:
+    """Everything needed to take a figure again, in one line."""
+    rules, versions = record["protocol"], record["versions"]
+    software = ", ".join(
+        f"{package} {versions[package]}"
+        for package in ("cavmae-sync-hf", "torch", "transformers")
+        if package in versions
+    )
+    line = (
+        f"{task}, {name}: protocol {rules['name']} (version {rules['version']}: {rules['summary']}), data "
+        f"`{record['data']['fingerprint'][:12]}`, {software}, {record['settings']['dtype']} on "
+        f"{record['settings']['device']}, {record['date'][:10]}"
+    )
+    return f"{line}: `{record['command']}`" if record.get("command") else line
+
+
+def card_text(
+    model: str | os.PathLike[str],
+    results: Sequence[str | os.PathLike[str]] = (),
+    details: CardDetails | None = None,
+) -> str:
+    """The card of a model folder, filled from results files.
+
+    Args:
+        model: Folder with a model's `config.json` and `processor_config.json`. Its weights are not loaded; where there
+            are none, `details.weights_sha256` says which they are.
+        results: Files that `cavmae-sync evaluate` wrote for these weights.
+        details: What the model and the results do not tell.
+
+    Returns:
+        The text of a `README.md`.
+
+    Raises:
+        CardError: The folder holds no model, or a results file was measured on other weights.
+        ResultsError: A results file cannot be read.
+    """
+    folder = Path(model)
+    described, processor = _describe(folder)
+    details = details or CardDetails()
+    records = [read_results(path) for path in results]
+    digest = folder_digest(folder) or details.weights_sha256
+    for path, record in zip(results, records, strict=True):
+        measured = record["checkpoint"]["sha256"]
+        if measured != digest:
+            raise CardError(
+                f"{path}: was measured on weights with the checksum {measured[:12]}, {folder} has "
+                f"{digest[:12] if digest else 'none'}; evaluate this model (or state `weights_sha256` in the details)."
+            )
+    figures, lines = results_details(records)
+    details = replace(
+        details,
+        results=[*details.results, *figures],
+        evaluations=[*lines, *details.evaluations],
+    ).named(folder.resolve().name)
+    return str(create_model_card(described, processor, details))
+
+
+def _describe(folder: Path) -> tuple[Any, Any]:
+    """A model without values, of the class that was saved, and its processor."""
+    from transformers import AutoConfig, AutoProcessor
+
+    for name in ("config.json", "processor_config.json"):
+        if not (folder / name).is_file():
+            raise CardError(f"{folder} holds no {name}; name the folder of a saved model.")
+    register_auto_classes()
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        processor = AutoProcessor.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise CardError(f"{folder}: the model's configuration cannot be read ({error}).") from error
+    kinds = getattr(config, "architectures", None) or [CavMaeSyncModel.__name__]
+    if kinds[0] not in _CLASSES:
+        raise CardError(f"{folder} holds a {kinds[0]}, which is no model of this package.")
+    with torch.device("meta"):
+        return _CLASSES[kinds[0]](config), processor

@@ -1,0 +1,281 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""Under which rules is a figure taken? A protocol is data: what is compared, how, on which list.
+
+A result names its protocol with its version; whatever changes a figure changes the version. A protocol that was
+changed for one run carries the change in its name (`"clips, strategy mean"`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from types import MappingProxyType
+from typing import Any, Literal, TypeVar
+
+from .similarity import STRATEGIES
+
+__all__ = [
+    "CLASSIFICATION_PROTOCOLS",
+    "LOCALIZATION_PROTOCOLS",
+    "PROTOCOLS",
+    "RETRIEVAL_PROTOCOLS",
+    "SYNC_PROTOCOLS",
+    "ClassificationProtocol",
+    "LocalizationProtocol",
+    "ProtocolError",
+    "RetrievalProtocol",
+    "SyncProtocol",
+    "find_protocol",
+    "modify",
+]
+
+
+class ProtocolError(ValueError):
+    """There is no such protocol, or it cannot be followed; the message says what is missing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """What all protocols say.
+
+    Args:
+        name: How it is asked for.
+        version: Changes whenever the same model and data would give other figures.
+        summary: One line for people.
+        source: Where the rules come from.
+        alignment: `"time"` or `"reference"`; `None` leaves the processor's.
+        num_frames: Moments per clip; `None` leaves the processor's.
+    """
+
+    name: str
+    version: str = "1"
+    summary: str = ""
+    source: str = "this package"
+    alignment: str | None = None
+    num_frames: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for a results file."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalProtocol(Protocol):
+    """How sounds look for pictures, and back.
+
+    Args:
+        strategy: How two clips are compared, see `clip_similarity`.
+        frames: `"all"`, or `"middle"`: one frame, the one after the first half of them, with its window.
+        ks: Values of k for the recall.
+        ties: Where a true match stands among equals, see `rank_metrics`.
+        needs_ids: Whether the protocol is defined on a list of clips, which the user gives.
+        published_clips: Length of that list where it was published.
+    """
+
+    strategy: str = "diagonal_mean"
+    frames: Literal["all", "middle"] = "all"
+    ks: tuple[int, ...] = (1, 5, 10)
+    ties: str = "expected"
+    needs_ids: bool = False
+    published_clips: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationProtocol(Protocol):
+    """How a classifier is scored.
+
+    Args:
+        scoring: `"labels"`: the labels of the data; `"vggsounder"`: annotations that say which label is heard, which
+            seen, and which both.
+        inputs: What the model is given, in turn: `"av"` both, `"a"` sound alone, `"v"` pictures alone.
+        ks: Values of k for hits (and, with annotations, for all figures of the k best guesses).
+        classes: Classes of the benchmark; a model with another number is refused.
+        background_music: False leaves out clips that the annotations say have background music; `None` keeps all.
+    """
+
+    scoring: Literal["labels", "vggsounder"] = "labels"
+    inputs: tuple[str, ...] = ("av",)
+    ks: tuple[int, ...] = (5,)
+    classes: int | None = None
+    background_music: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalizationProtocol(Protocol):
+    """How maps of sound in pictures are scored.
+
+    Args:
+        truth: `"syncworld"`: boxes of what sounds, from a SyncWorld; `"masks"`: a table of pictures, sounds and masks.
+        pooling: With masks, `"maps"`: average precision of every map, and one threshold for all of them;
+            `"classes"`: both over all pixels of a class, then the mean over classes.
+        tolerance: Pixels outside a box at which pointing still counts.
+        threshold: Share of a map's range above which a pixel belongs to the object (boxes).
+        thresholds: How many are tried (masks).
+    """
+
+    truth: Literal["syncworld", "masks"] = "syncworld"
+    pooling: Literal["maps", "classes"] = "maps"
+    tolerance: float = 0.0
+    threshold: float = 0.5
+    thresholds: int = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyncProtocol(Protocol):
+    """How the sense for what belongs together in time is scored.
+
+    Args:
+        truth: `"shifts"`: every clip against its own sound, shifted; `"labels"`: clips labelled as in sync or not.
+        min_shift: Smallest shift in seconds.
+        score: With labels, what a clip's `auc` is of: `"mean"`, `"minimum"`, `"p10"`, `"median"` or `"z_score"`; the
+            others are reported beside it.
+    """
+
+    truth: Literal["shifts", "labels"] = "shifts"
+    min_shift: float = 2.0
+    score: str = "mean"
+
+
+_SYNC_CODE = "retrieval evaluation of CAV-MAE Sync (Araujo et al., CVPR 2025)"
+_CAVMAE_CODE = "retrieval evaluation of CAV-MAE (Gong et al., ICLR 2023)"
+# Five clips of each of VGGSound's 309 classes.
+_VGGSOUND_CLIPS = 1545
+
+_SYNC_LIST = RetrievalProtocol(
+    name="cav-mae-sync", source=_SYNC_CODE, alignment="reference", num_frames=16, needs_ids=True
+)
+# CAV-MAE stores ten frames of a clip and retrieves with the sixth, against the whole sound.
+_CAVMAE_LIST = RetrievalProtocol(
+    name="cav-mae", source=_CAVMAE_CODE, alignment="reference", num_frames=10, frames="middle", needs_ids=True
+)
+
+RETRIEVAL_PROTOCOLS: Mapping[str, RetrievalProtocol] = MappingProxyType(
+    {
+        protocol.name: protocol
+        for protocol in (
+            RetrievalProtocol(name="clips", summary="every clip of the data against every other"),
+            replace(
+                _SYNC_LIST,
+                name="cav-mae-sync-vggsound",
+                summary="16 moments as published, diagonal mean, the 1,545-clip list of VGGSound",
+                published_clips=_VGGSOUND_CLIPS,
+            ),
+            replace(
+                _SYNC_LIST,
+                name="cav-mae-sync-audioset",
+                summary="16 moments as published, diagonal mean, the retrieval list of AudioSet's evaluation set",
+            ),
+            replace(
+                _CAVMAE_LIST,
+                name="cav-mae-vggsound",
+                summary="one frame against the whole sound, the 1,545-clip list of VGGSound",
+                published_clips=_VGGSOUND_CLIPS,
+            ),
+            replace(
+                _CAVMAE_LIST,
+                name="cav-mae-audioset",
+                summary="one frame against the whole sound, the retrieval list of AudioSet's evaluation set",
+            ),
+        )
+    }
+)
+
+_FINE_TUNED = ClassificationProtocol(
+    name="fine-tuned",
+    source="fine-tuning evaluation of CAV-MAE (Gong et al., ICLR 2023): ten frames, predictions averaged",
+    alignment="reference",
+    num_frames=10,
+)
+CLASSIFICATION_PROTOCOLS: Mapping[str, ClassificationProtocol] = MappingProxyType(
+    {
+        protocol.name: protocol
+        for protocol in (
+            ClassificationProtocol(name="clips", summary="the labels of the data; moments ensembled by the model"),
+            replace(
+                _FINE_TUNED, name="audioset", summary="AudioSet's 527 classes, mean average precision", classes=527
+            ),
+            replace(_FINE_TUNED, name="vggsound", summary="VGGSound's 309 classes, accuracy", classes=309),
+            ClassificationProtocol(
+                name="vggsounder",
+                summary="VGGSound's test clips with all labels, heard or seen; modality confusion",
+                source="VGGSounder (Zverev, Wiedemer et al., ICCV 2025), clips without background music",
+                scoring="vggsounder",
+                inputs=("av", "a", "v"),
+                ks=(1, 3, 5, 10),
+                background_music=False,
+            ),
+        )
+    }
+)
+
+LOCALIZATION_PROTOCOLS: Mapping[str, LocalizationProtocol] = MappingProxyType(
+    {
+        protocol.name: protocol
+        for protocol in (
+            LocalizationProtocol(
+                name="syncworld", summary="boxes of what sounds at every moment; chance and other clips' sounds beside"
+            ),
+            LocalizationProtocol(name="masks", summary="sound-prompted segmentation, map by map", truth="masks"),
+            LocalizationProtocol(
+                name="ade20k-sound",
+                summary="sound-prompted segmentation, mAP and mIoU over classes, pixels of a class pooled",
+                source="sound-prompted segmentation on ADE20K (DenseAV, Hamilton et al., CVPR 2024)",
+                truth="masks",
+                pooling="classes",
+            ),
+        )
+    }
+)
+
+SYNC_PROTOCOLS: Mapping[str, SyncProtocol] = MappingProxyType(
+    {
+        protocol.name: protocol
+        for protocol in (
+            SyncProtocol(name="shifted", summary="true alignment against the same sound shifted by 2 s or more"),
+            SyncProtocol(name="labelled", summary="clips labelled as in sync or not, one threshold", truth="labels"),
+        )
+    }
+)
+
+PROTOCOLS: Mapping[str, Mapping[str, Protocol]] = MappingProxyType(
+    {
+        "retrieval": RETRIEVAL_PROTOCOLS,
+        "classification": CLASSIFICATION_PROTOCOLS,
+        "localization": LOCALIZATION_PROTOCOLS,
+        "sync": SYNC_PROTOCOLS,
+    }
+)
+
+P = TypeVar("P", bound=Protocol)
+
+
+def find_protocol(protocol: str | P, known: Mapping[str, P]) -> P:
+    """A protocol by its name, or the protocol itself.
+
+    Raises:
+        ProtocolError: There is none of this name.
+    """
+    if not isinstance(protocol, str):
+        return protocol
+    if protocol not in known:
+        raise ProtocolError(f"There is no protocol {protocol!r} here; choose one of {', '.join(known)}.")
+    return known[protocol]
+
+
+def modify(protocol: P, **changes: Any) -> P:
+    """A protocol with other settings, which its name then says; `None` changes nothing.
+
+    Raises:
+        ProtocolError: A setting has an impossible value.
+    """
+    given = {key: value for key, value in changes.items() if value is not None and value != getattr(protocol, key)}
+    if "strategy" in given and given["strategy"] not in STRATEGIES:
+        raise ProtocolError(f"`strategy` is {given['strategy']!r}; choose one of {', '.join(STRATEGIES)}.")
+    wrong = sorted(set(given.get("inputs", ())) - {"av", "a", "v"})
+    if wrong:
+        raise ProtocolError(f"The input {wrong[0]!r} is none; choose among av, a and v.")
+    if not given:
+        return protocol
+    words = (
+        f"{key.replace('_', ' ')} {'+'.join(value) if isinstance(value, tuple) else value}"
+        for key, value in sorted(given.items())
+    )
+    return replace(protocol, name=", ".join((protocol.name, *words)), **given)

@@ -1,0 +1,251 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""How is an encoder written as a folder of exported towers that are known to compute the same?"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..evaluation.results import checkpoint_record, software_versions
+from ..hub import save_processor, written_whole
+from .onnx_files import library_versions, quantize_file, require, session, write_onnx
+from .towers import EXAMPLE_SHAPES, Tower, TowerIO, example_input, make_towers, quiet, trace
+
+__all__ = ["DESCRIPTION", "FORMAT", "FORMAT_VERSION", "ExportError", "export_model"]
+
+DESCRIPTION = "export.json"
+FORMAT = "cavmae-sync-export"
+FORMAT_VERSION = 1
+# How far an exported tower's embeddings, which have length 1, may lie from the model's; its patch embeddings likewise,
+# relative to the largest of them.
+TOLERANCE = 1e-4
+# Below this cosine, 8-bit weights have broken a tower rather than rounded it.
+_LEAST_INT8_COSINE = 0.9
+_SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
+# What a folder written here consists of, and nothing else: such a folder may be replaced as a whole.
+_OWN_FILES = (
+    "*_tower*.onnx",
+    "*_tower*.onnx.data",
+    "*_tower.pt2",
+    DESCRIPTION,
+    "processor_config.json",
+    "*_cavmae_sync.py",
+)
+
+
+class ExportError(ValueError):
+    """A model cannot be exported, or what came out does not compute the same; nothing was written."""
+
+
+def export_model(
+    model: Any,
+    processor: Any,
+    directory: str | os.PathLike[str],
+    *,
+    format: Literal["onnx", "torch"] = "onnx",
+    int8: bool = False,
+    overwrite: bool = False,
+    progress: Callable[..., None] | None = None,
+) -> dict[str, Any]:
+    """Write the towers of an encoder for ONNX Runtime, or as `torch.export` programs, and check them.
+
+    The folder holds `audio_tower.onnx` and `video_tower.onnx` (`.pt2` for `"torch"`), as far as the model has them;
+    with `int8` also `audio_tower_int8.onnx` and `video_tower_int8.onnx`; `export.json` with names, shapes, checksums
+    and what the checks measured; and the processor. It is written under another name first, so that it is there whole
+    or not at all.
+
+    Args:
+        model: Any of this package's models, in float32 on the CPU; of one with a head, the encoder is exported.
+        processor: The processor that makes its inputs.
+        directory: Where to.
+        format: `"onnx"` or `"torch"`.
+        int8: Whether to write towers with 8-bit weights as well (`"onnx"` only).
+        overwrite: Whether to replace a folder that an earlier call wrote.
+        progress: Called with steps done, steps in all, and what is being done.
+
+    Returns:
+        What `export.json` says.
+
+    Raises:
+        ExportError: The model or the arguments do not fit, the folder holds something else, or a tower computes
+            something else than the model.
+        ImportError: ONNX libraries are missing; the message says which.
+    """
+    if format not in _SUFFIXES:
+        raise ExportError(f"`format` is {format!r}; use {' or '.join(map(repr, _SUFFIXES))}.")
+    if int8 and format != "onnx":
+        raise ExportError("`int8` is a form of ONNX files; leave it out, or use format='onnx'.")
+    target = Path(directory).expanduser()
+    _check_target(target, overwrite)
+    if format == "onnx":
+        require("onnx", "onnxscript", "onnxruntime")
+    try:
+        towers = make_towers(model.eval())
+    except ValueError as error:
+        raise ExportError(str(error)) from error
+    config = towers[0].encoder.config
+    description: dict[str, Any] = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "kind": format,
+        "checkpoint": checkpoint_record(model),
+        "modality": config.modality,
+        "hidden_size": config.hidden_size,
+        "num_frames": config.num_frames,
+        "tolerance": TOLERANCE,
+        "towers": {},
+        "versions": software_versions() | library_versions(format),
+    }
+    steps = _Steps(progress, len(towers) * (3 if int8 else 2))
+    with written_whole(target) as folder:
+        for tower in towers:
+            description["towers"][tower.io.modality] = _write_tower(tower, folder, format, int8, steps)
+        save_processor(processor, folder)
+        text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
+        (folder / DESCRIPTION).write_text(text, encoding="utf-8")
+    return description
+
+
+class _Steps:
+    """Tells how far the work is."""
+
+    def __init__(self, show: Callable[..., None] | None, total: int):
+        self.show, self.total, self.done = show, total, 0
+
+    def begin(self, what: str) -> None:
+        if self.show:
+            self.show(self.done, self.total, what)
+        self.done += 1
+
+
+def _write_tower(tower: Tower, folder: Path, format: str, int8: bool, steps: _Steps) -> dict[str, Any]:
+    """Write one tower and check it; gives its part of the description."""
+    io, modality = tower.io, tower.io.modality
+    path = folder / f"{modality}_tower{_SUFFIXES[format]}"
+    steps.begin(f"tracing the {modality} tower")
+    try:
+        program = trace(tower)
+    except (RuntimeError, ValueError) as error:
+        raise ExportError(f"torch cannot trace the {modality} tower: {error}") from error
+    entry: dict[str, Any] = {"inputs": _tensor_facts(io, "inputs"), "outputs": _tensor_facts(io, "outputs")}
+    if format == "torch":
+        torch.export.save(program, path)
+        run = _torch_runner(path)
+    else:
+        entry["opset"] = write_onnx(program, io, path)
+        run = _onnx_runner(path, io)
+    del program
+    steps.begin(f"checking the {modality} tower")
+    entry = _file_facts(path) | entry | {"max_difference": _check_equal(tower, run, path.name)}
+    if int8:
+        steps.begin(f"8-bit weights for the {modality} tower")
+        small = folder / f"{modality}_tower_int8.onnx"
+        quantize_file(path, small)
+        entry["int8"] = _file_facts(small) | {"min_cosine": _check_close(tower, _onnx_runner(small, io), small.name)}
+    return entry
+
+
+def _tensor_facts(io: TowerIO, side: str) -> list[dict[str, Any]]:
+    """Names, types and shapes of a tower's inputs or outputs."""
+    pairs = [(io.input, io.input_shape)] if side == "inputs" else zip(io.outputs, io.output_shapes, strict=True)
+    return [{"name": name, "dtype": "float32", "shape": ["batch", "frames", *shape]} for name, shape in pairs]
+
+
+def _file_facts(path: Path) -> dict[str, Any]:
+    """Name, size and checksum of a file, and of the weights beside it."""
+    facts: dict[str, Any] = {}
+    for name, file in (("file", path), ("data_file", path.with_name(f"{path.name}.data"))):
+        if file.exists():
+            with open(file, "rb") as content:
+                digest = hashlib.file_digest(content, "sha256").hexdigest()
+            prefix = name.removesuffix("file")
+            facts |= {name: file.name, f"{prefix}bytes": file.stat().st_size, f"{prefix}sha256": digest}
+    return facts
+
+
+def _onnx_runner(path: Path, io: TowerIO) -> Callable[[Tensor], list[Tensor]]:
+    running = session(path)
+
+    def run(inputs: Tensor) -> list[Tensor]:
+        return [torch.from_numpy(output) for output in running.run(list(io.outputs), {io.input: inputs.numpy()})]
+
+    return run
+
+
+def _torch_runner(path: Path) -> Callable[[Tensor], list[Tensor]]:
+    with quiet():
+        module = torch.export.load(path).module()
+
+    def run(inputs: Tensor) -> list[Tensor]:
+        with torch.no_grad():
+            return list(module(inputs))
+
+    return run
+
+
+def _check_equal(tower: Tower, run: Callable[[Tensor], list[Tensor]], name: str) -> dict[str, float]:
+    """Compare an exported tower with the model; gives the largest difference of each output.
+
+    Raises:
+        ExportError: One is above the tolerance.
+    """
+    largest = dict.fromkeys(tower.io.outputs, 0.0)
+    for seed, shape in enumerate(EXAMPLE_SHAPES):
+        inputs = example_input(tower.io, shape, seed)
+        with torch.no_grad():
+            wanted = tower(inputs)
+        for output, own, other in zip(tower.io.outputs, wanted, run(inputs), strict=True):
+            # Embeddings have length 1; patch embeddings are measured by the largest of them.
+            scale = max(1.0, float(own.abs().max()))
+            difference = float((own - other).abs().max()) / scale if own.shape == other.shape else float("inf")
+            largest[output] = max(largest[output], difference)
+            if not difference <= TOLERANCE:
+                raise ExportError(
+                    f"{name} was exported, but its {output} for {shape[0]} clips of {shape[1]} frames lie "
+                    f"{difference:.2g} from the model's (at most {TOLERANCE:g} is allowed); nothing was written. "
+                    "Another version of torch or onnxruntime may do."
+                )
+    return largest
+
+
+def _check_close(tower: Tower, run: Callable[[Tensor], list[Tensor]], name: str) -> float:
+    """The lowest cosine between the embeddings of an 8-bit tower and the model's.
+
+    Raises:
+        ExportError: It is so low that the tower is broken.
+    """
+    lowest = 1.0
+    for seed, shape in enumerate(EXAMPLE_SHAPES):
+        inputs = example_input(tower.io, shape, seed)
+        with torch.no_grad():
+            wanted = tower(inputs)[0]
+        lowest = min(lowest, float(torch.cosine_similarity(wanted, run(inputs)[0], dim=-1).min()))
+    if not lowest >= _LEAST_INT8_COSINE:
+        raise ExportError(
+            f"{name}: 8-bit weights turn embeddings as far as a cosine of {lowest:.3f} from the model's; nothing was "
+            "written. Export this model without int8."
+        )
+    return lowest
+
+
+def _check_target(target: Path, overwrite: bool) -> None:
+    """Refuse to write over anything but an earlier export."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    if not target.is_dir():
+        raise ExportError(f"{target} is a file; name a folder to export to.")
+    try:
+        own = json.loads((target / DESCRIPTION).read_text(encoding="utf-8")).get("format") == FORMAT
+    except (OSError, ValueError, AttributeError):
+        own = False
+    foreign = [entry.name for entry in target.iterdir() if entry.is_dir() or not any(map(entry.match, _OWN_FILES))]
+    if foreign or not own:
+        examples = ", ".join(sorted(foreign or [entry.name for entry in target.iterdir()])[:5])
+        raise ExportError(f"{target} is not empty and holds other files ({examples}); name a new or empty folder.")
+    if not overwrite:
+        raise ExportError(f"{target} already holds an exported model; pass overwrite=True to replace it.")

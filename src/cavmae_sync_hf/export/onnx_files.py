@@ -1,0 +1,119 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""How does a traced tower become an ONNX file, and one with 8-bit weights?"""
+
+import importlib
+import importlib.metadata
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .towers import TowerIO, quiet
+
+__all__ = ["library_versions", "quantize_file", "require", "session", "write_onnx"]
+
+# protobuf holds no more than 2 GiB; the graph itself needs little of it.
+_MOST_BYTES_IN_ONE_FILE = 1_900_000_000
+
+
+def require(*names: str) -> None:
+    """Raise an `ImportError` that says what to install where one of the modules is missing."""
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise ImportError(
+                f"ONNX files need {', '.join(names)}, and {name} is missing: pip install 'cavmae-sync-hf[export]'"
+            ) from error
+
+
+def library_versions(format: str) -> dict[str, str]:
+    """Versions of the libraries that ONNX files depend on."""
+    names = ("onnx", "onnxruntime", "onnxscript") if format == "onnx" else ()
+    return {name: importlib.metadata.version(name) for name in names}
+
+
+def write_onnx(program: torch.export.ExportedProgram, io: TowerIO, path: Path) -> int:
+    """Write a traced tower as an ONNX file.
+
+    Weights of more than 1.9 GB go into a file beside it, `<name>.data`.
+
+    Args:
+        program: From `towers.trace`.
+        io: The tower's names.
+        path: The file to write.
+
+    Returns:
+        The version of the ONNX operator set.
+    """
+    require("onnx", "onnxscript")
+    import onnx
+
+    size = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
+    with quiet():
+        torch.onnx.export(
+            program,
+            dynamo=True,
+            f=str(path),
+            input_names=[io.input],
+            output_names=list(io.outputs),
+            external_data=size > _MOST_BYTES_IN_ONE_FILE,
+            verbose=False,
+        )
+    model = onnx.load(str(path), load_external_data=False)
+    _name_sizes(model)
+    onnx.save(model, str(path))
+    return max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+
+
+def _name_sizes(model: Any) -> None:
+    """Call the free sizes "batch" and "frames", not by the names of the tracer's symbols."""
+    dimensions = model.graph.input[0].type.tensor_type.shape.dim
+    names = {dimensions[0].dim_param: "batch", dimensions[1].dim_param: "frames"}
+    values = (*model.graph.input, *model.graph.output, *model.graph.value_info)
+    for dimension in (dimension for value in values for dimension in value.type.tensor_type.shape.dim):
+        if dimension.dim_param in names:
+            dimension.dim_param = names[dimension.dim_param]
+
+
+def quantize_file(source: Path, target: Path) -> None:
+    """Write a file whose matrix products have 8-bit weights (one scale per column).
+
+    What comes in is brought to 8 bits while it runs (dynamic quantisation), so that no calibration data are needed;
+    norms, softmax, attention and the patch projection stay in float32.
+    """
+    require("onnx", "onnxruntime")
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    root, level = logging.getLogger(), logging.getLogger().level
+    try:
+        root.setLevel(logging.ERROR)  # a hint about calibrated quantisation, which this is not
+        quantize_dynamic(
+            str(source),
+            str(target),
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            op_types_to_quantize=["MatMul"],
+            use_external_data_format=source.stat().st_size > _MOST_BYTES_IN_ONE_FILE,
+        )
+    finally:
+        root.setLevel(level)
+
+
+def session(path: Path, threads: int | None = None, providers: Any = None) -> Any:
+    """An ONNX Runtime session.
+
+    Args:
+        path: The file.
+        threads: Of one operation; default: as many as there are cores.
+        providers: ONNX Runtime's execution providers; default: the CPU.
+    """
+    require("onnxruntime")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(str(path), options, providers=providers or ["CPUExecutionProvider"])

@@ -1,0 +1,170 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""How does an exported folder embed sounds and pictures?"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from .folder import DESCRIPTION, FORMAT, FORMAT_VERSION, ExportError
+from .onnx_files import session
+from .towers import quiet
+
+__all__ = ["ExportedModel"]
+
+_INPUTS = {"audio": ("input_values", "padding_mask"), "video": ("pixel_values_videos", "padding_mask_videos")}
+
+
+class ExportedModel:
+    """
+    The towers of a folder that `export_model` wrote; called with what the processor gives, it embeds.
+
+    ```python
+    >>> from cavmae_sync_hf.export import ExportedModel
+
+    >>> model = ExportedModel("exported")
+    >>> inputs = model.processor(videos="clip.mp4", return_tensors="np")
+    >>> model(**inputs)["similarity"].shape
+    (1, 16, 16)
+    ```
+
+    Args:
+        folder: The folder.
+        precision: `"int8"` for the towers with 8-bit weights.
+        threads: Threads of one operation; default: as many as there are cores.
+        providers: ONNX Runtime's execution providers; default: the CPU.
+
+    Raises:
+        ExportError: The folder is none of that kind, or lacks what is asked for.
+        ImportError: onnxruntime is missing.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        precision: Literal["float32", "int8"] = "float32",
+        threads: int | None = None,
+        providers: Any = None,
+    ):
+        self.folder = Path(folder)
+        self.description = _read_description(self.folder)
+        self.kind: str = self.description["kind"]
+        if precision not in ("float32", "int8"):
+            raise ExportError(f'`precision` is {precision!r}; use "float32" or "int8".')
+        self._towers: dict[str, Any] = {}
+        for modality, entry in self.description["towers"].items():
+            if precision == "int8" and "int8" not in entry:
+                raise ExportError(f"{self.folder} holds no 8-bit towers; export the model with int8=True.")
+            path = self.folder / (entry["int8"]["file"] if precision == "int8" else entry["file"])
+            if not path.is_file():
+                raise ExportError(f"{path} is missing, though {DESCRIPTION} names it; export the model anew.")
+            self._towers[modality] = _load_tower(self.kind, path, threads, providers)
+        self._processor: Any = None
+
+    @property
+    def processor(self) -> Any:
+        """The processor that makes the inputs."""
+        if self._processor is None:
+            from ..processing_cavmae_sync import CavMaeSyncProcessor
+
+            self._processor = CavMaeSyncProcessor.from_pretrained(self.folder)
+        return self._processor
+
+    def __call__(
+        self,
+        input_values: Any = None,
+        pixel_values_videos: Any = None,
+        padding_mask: Any = None,
+        padding_mask_videos: Any = None,
+        return_patches: bool = False,
+        **_: Any,
+    ) -> dict[str, np.ndarray]:
+        """Embed windows, frames or both.
+
+        Args:
+            input_values: Audio windows `(batch, frames, audio_length, num_mel_bins)`.
+            pixel_values_videos: Frames `(batch, frames, channels, height, width)`.
+            padding_mask: False for absent windows, `(batch, frames)`.
+            padding_mask_videos: False for absent frames, `(batch, frames)`.
+            return_patches: Whether to return patch embeddings, too.
+            _: Times and other things that a processor returns are left aside.
+
+        Returns:
+            `audio_embeds` and `video_embeds` `(batch, frames, hidden)` float32, L2-normalised, zeros where absent, as
+            far as their inputs are given; with both, `similarity` `(batch, frames, frames)`; on request
+            `audio_patch_embeds` and `video_patch_embeds` `(batch, frames, patches, hidden)`.
+
+        Raises:
+            ExportError: No input, or one of another shape than the towers take.
+        """
+        given = {"audio": (input_values, padding_mask), "video": (pixel_values_videos, padding_mask_videos)}
+        result: dict[str, np.ndarray] = {}
+        for modality, (values, mask) in given.items():
+            if values is None:
+                continue
+            for name, output in self._run(modality, values, return_patches).items():
+                if mask is not None:
+                    here = np.asarray(mask).astype(bool)
+                    output = output * here.reshape(*here.shape, *[1] * (output.ndim - 2))
+                result[name] = output
+        if not result:
+            raise ExportError("Got neither `input_values` nor `pixel_values_videos`; pass at least one of them.")
+        if "audio_embeds" in result and "video_embeds" in result:
+            result["similarity"] = result["audio_embeds"] @ result["video_embeds"].transpose(0, 2, 1)
+        return result
+
+    def _run(self, modality: str, values: Any, patches: bool) -> dict[str, np.ndarray]:
+        """A tower's outputs by name."""
+        if modality not in self._towers:
+            raise ExportError(
+                f"Got `{_INPUTS[modality][0]}`, but {self.folder} holds no {modality} tower; leave that input out."
+            )
+        entry = self.description["towers"][modality]
+        array = np.ascontiguousarray(np.asarray(values), dtype=np.float32)
+        wanted = entry["inputs"][0]["shape"]
+        if array.ndim != len(wanted) or list(array.shape[2:]) != wanted[2:]:
+            expected = ", ".join(map(str, wanted))
+            raise ExportError(
+                f"`{entry['inputs'][0]['name']}` has shape {array.shape}; this export takes ({expected})."
+            )
+        names = [output["name"] for output in entry["outputs"]][: 2 if patches else 1]
+        return dict(zip(names, self._towers[modality](names, entry["inputs"][0]["name"], array), strict=True))
+
+
+def _load_tower(kind: str, path: Path, threads: int | None, providers: Any) -> Any:
+    """A function of (names of outputs, name of the input, array) that gives those outputs."""
+    if kind == "onnx":
+        running = session(path, threads, providers)
+        return lambda names, name, array: running.run(names, {name: array})
+    import torch
+
+    with quiet():
+        module = torch.export.load(path).module()
+
+    def run(names: list[str], _name: str, array: np.ndarray) -> list[np.ndarray]:
+        with torch.no_grad():
+            return [output.numpy() for output in module(torch.from_numpy(array))[: len(names)]]
+
+    return run
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ExportError(
+            f"{folder} holds no {DESCRIPTION}; name a folder that `cavmae-sync export` wrote."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ExportError(f"{folder / DESCRIPTION} cannot be read ({error}); export the model anew.") from error
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise ExportError(f"{folder / DESCRIPTION} does not describe an exported CAV-MAE Sync model.")
+    if found.get("format_version") != FORMAT_VERSION:
+        raise ExportError(
+            f"{folder} was written in version {found.get('format_version')} of the format, this reads version "
+            f"{FORMAT_VERSION}; export the model anew."
+        )
+    return found

@@ -1,0 +1,253 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""What is to be heard and seen in a clip or in a film of hours, as a fine-tuned classifier has it?"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..media_cavmae_sync import probe_media
+from ..pipeline_inputs_cavmae_sync import ClipInput, check_modality, prepare_clip, read_clip
+from ..pipelines_cavmae_sync import activation_for, apply_activation, check_classifier, check_top_k, top_labels
+from ..video_processing_cavmae_sync import is_media_source
+
+__all__ = ["ClipLabels", "classify", "iter_classify"]
+
+# Classifiers are trained on clips of about 10 s. Files up to this length are taken whole, as there.
+WHOLE_SECONDS = 12.0
+# Distance of 16 moments in 10 s.
+HOP_SECONDS = 0.625
+
+
+@dataclass
+class ClipLabels:
+    """
+    What `classify` found in one clip.
+
+    Attributes:
+        clip: Name of the clip.
+        labels: The highest scores as `{"label", "score"}`, highest first.
+        scores: `(num_labels,)` float32, the mean over the clip's moments.
+        num_moments: How many moments that is the mean of.
+        spans: `(moments, 2)` float64, seconds of the file that each moment stands for; `None` unless asked for.
+        moment_scores: `(moments, num_labels)` float32; `None` unless asked for. With a head that attends to several
+            frames at once (`"frame_attention"`), a moment is as many of them as the model takes at a time.
+        moment_labels: The highest scores of each moment; `None` unless asked for.
+    """
+
+    clip: str
+    labels: list[dict[str, Any]]
+    scores: Tensor
+    num_moments: int
+    spans: Tensor | None = None
+    moment_scores: Tensor | None = None
+    moment_labels: list[list[dict[str, Any]]] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Names, labels and scores, ready for JSON."""
+        result: dict[str, Any] = {"clip": self.clip, "num_moments": self.num_moments, "labels": self.labels}
+        if self.spans is not None and self.moment_labels is not None:
+            result["moments"] = [
+                {"start": round(start, 3), "end": round(end, 3), "labels": labels}
+                for (start, end), labels in zip(self.spans.tolist(), self.moment_labels, strict=True)
+            ]
+        return result
+
+
+@dataclass
+class _Part:
+    """Scores of some moments in a row."""
+
+    scores: Tensor  # (moments, num_labels)
+    weights: Tensor  # (moments,), the frames that each stands for
+    spans: Tensor  # (moments, 2)
+
+
+def classify(model: Any, processor: Any, clips: Any, **options: Any) -> list[ClipLabels]:
+    """Classify clips; arguments and errors as for `iter_classify`, which hands out one result at a time."""
+    return list(iter_classify(model, processor, clips, **options))
+
+
+def iter_classify(
+    model: Any,
+    processor: Any,
+    clips: Any,
+    *,
+    modality: str | None = None,
+    top_k: int | None = 5,
+    hop: float | None = None,
+    num_frames: int | None = None,
+    moments: bool = False,
+    missing: str = "error",
+    damaged: str = "error",
+    progress: Callable[..., None] | None = None,
+) -> Iterator[ClipLabels]:
+    """Classify clips, each by the mean of its moments' scores, as the published evaluation ensembles frames.
+
+    A file of up to 12 s is taken whole: `num_frames` moments, spread over it as in training. A longer one is read
+    moment by moment, every 0.625 s, in memory that does not grow with its length.
+
+    Args:
+        model: A `CavMaeSyncForAudioVisualClassification` in evaluation mode.
+        processor: Its processor.
+        clips: A clip, or several (any iterable), in the forms that `read_clip` knows: paths, addresses, bytes, file
+            objects, mappings with `"video"` and `"audio"`.
+        modality: `"both"`, `"audio"` or `"video"`; by default all that the model has.
+        top_k: How many labels to name; `None` for all.
+        hop: Seconds from one moment to the next; then every file is read moment by moment.
+        num_frames: Moments of a clip taken whole, and the most that the model sees at once; default: the processor's.
+        moments: Whether to keep the scores of every moment.
+        missing: With both modalities `"error"`, or `"mask"` to go by one track where the other is missing.
+        damaged: `"error"`, or `"keep"` to use what can be decoded of a damaged file.
+        progress: Called with the number of clips that are done, of how many (0 where that is not known), and where
+            in a long file the work is.
+
+    Yields:
+        One result per clip, in order.
+
+    Raises:
+        ValueError: The model has no classification head or not that modality, or an option cannot work.
+        MediaError: A clip cannot be used; it is named. Results before it have been handed out.
+    """
+    if not hasattr(model, "head"):
+        raise ValueError(f"A {type(model).__name__} has no classification head; load a fine-tuned classifier.")
+    check_classifier(model.config, model.config.name_or_path)
+    check_top_k(top_k)
+    modality = check_modality(modality, model.config)
+    if hop is not None and not hop > 0:
+        raise ValueError(f"`hop` is {hop!r}; it must be a number of seconds above 0.")
+    listed = [clips] if _is_one(clips) else clips
+    total = len(listed) if hasattr(listed, "__len__") else 0
+    show = progress or (lambda *_: None)
+    options = {"num_frames": num_frames, "missing": missing, "damaged": damaged}
+    for done, clip in enumerate(listed):
+        given = read_clip(clip)
+
+        def tell(seconds: float, name: str = given.name, done: int = done) -> None:
+            show(done, total, f"{name}: {seconds:.0f} s" if seconds else name)
+
+        tell(0.0)
+        parts = _parts(model, processor, given, modality, hop, options, tell)
+        yield _combine(given.name, parts, model.config, top_k, moments)
+        show(done + 1, total, "")
+
+
+def _is_one(clips: Any) -> bool:
+    """Whether this is one clip rather than several."""
+    several = isinstance(clips, Iterable) and not hasattr(clips, "ndim") and not hasattr(clips, "keys")
+    return is_media_source(clips) or isinstance(clips, ClipInput) or not several
+
+
+def _parts(
+    model: Any,
+    processor: Any,
+    given: ClipInput,
+    modality: str,
+    hop: float | None,
+    options: dict[str, Any],
+    tell: Callable[[float], None],
+) -> Iterator[_Part]:
+    """Scores of a clip, some moments at a time."""
+    source = _streamed(given, modality, hop)
+    if source is None:
+        inputs = prepare_clip(processor, given, modality, **options)
+        times = inputs.pop("frame_times")
+        inputs.pop("window_times", None)
+        step = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 0.0
+        yield _score(model, inputs, times, step)
+        return
+    hop = HOP_SECONDS if hop is None else hop
+    for chunk in processor.stream(
+        source,
+        hop=hop,
+        num_frames=options["num_frames"],
+        start=given.options.get("start"),
+        end=given.options.get("end"),
+        missing=options["missing"],
+        damaged=options["damaged"],
+        want_audio=modality != "video",
+        want_video=modality != "audio",
+        device=None if model.device.type == "cpu" else model.device,
+    ):
+        times = chunk["frame_times"][0].tolist()
+        tell(times[-1])
+        names = {
+            "audio": ("input_values", "padding_mask"),
+            "video": ("pixel_values_videos", "padding_mask_videos"),
+        }
+        wanted = [name for track in names if modality in ("both", track) for name in names[track]]
+        yield _score(model, {name: chunk[name] for name in wanted if name in chunk}, times, hop)
+
+
+def _streamed(given: ClipInput, modality: str, hop: float | None) -> Any:
+    """The file to read moment by moment, or `None` where the clip is taken whole.
+
+    Raises:
+        ValueError: `hop` is given for what is not one file.
+    """
+    source = given.video if given.one_file else None
+    if source is None and modality != "both" and is_media_source(getattr(given, modality)):
+        source = getattr(given, modality)
+    if source is None or given.options.get("frame_times") is not None:
+        if hop is not None:
+            raise ValueError(
+                f"{given.name} is not one file, which `hop` needs in order to read it moment by moment; leave it out."
+            )
+        return None
+    if hop is not None:
+        return source
+    duration = probe_media(source).duration
+    if duration is not None:
+        end = min(duration, given.options.get("end", duration))
+        if end - given.options.get("start", 0.0) <= WHOLE_SECONDS:
+            return None
+    return source
+
+
+@torch.no_grad()
+def _score(model: Any, inputs: dict[str, Any], times: list[float], step: float) -> _Part:
+    """Scores of one batch of moments of a clip."""
+    present = torch.zeros(len(times), dtype=torch.bool)
+    moved = {}
+    for values, mask in (("input_values", "padding_mask"), ("pixel_values_videos", "padding_mask_videos")):
+        if values not in inputs:
+            continue
+        here = inputs.get(mask)
+        if here is None or bool(here.any()):
+            moved[values] = inputs[values].to(model.device, model.dtype)
+            present |= torch.ones(len(times), dtype=torch.bool) if here is None else here[0].cpu()
+            if here is not None and not bool(here.all()):
+                moved[mask] = here.to(model.device)
+    starts = torch.tensor(times, dtype=torch.float64) - step / 2
+    spans = torch.stack((starts.clamp(min=0), starts + step), dim=1)
+    if not moved:  # silence at the end of a film whose pictures are not wanted: there is nothing to score
+        return _Part(torch.zeros(len(times), model.config.num_labels), torch.zeros(len(times)), spans)
+    output = model(**moved)
+    function = activation_for(model.config)
+    if output.frame_logits is not None:
+        return _Part(apply_activation(output.frame_logits[0].cpu(), function), present.float(), spans)
+    scores = apply_activation(output.logits.cpu(), function)
+    return _Part(scores, present.float().sum(dim=0, keepdim=True), torch.stack((spans[0, 0], spans[-1, 1]))[None])
+
+
+def _combine(name: str, parts: Iterator[_Part], config: Any, top_k: int | None, moments: bool) -> ClipLabels:
+    """The mean over all parts, which are kept only on request."""
+    total, weight = torch.zeros(config.num_labels or 1, dtype=torch.float64), 0.0
+    kept: list[_Part] = []
+    for part in parts:
+        total += part.weights.double() @ part.scores.double()
+        weight += float(part.weights.sum())
+        if moments:
+            here = part.weights > 0
+            kept.append(_Part(part.scores[here], part.weights[here], part.spans[here]))
+    if not weight:
+        raise ValueError(f"{name}: holds no moment of that modality; use another one, or another clip.")
+    scores = (total / weight).float()
+    result = ClipLabels(name, top_labels(scores, config, top_k), scores, round(weight))
+    if moments:
+        result.spans = torch.cat([part.spans for part in kept])
+        result.moment_scores = torch.cat([part.scores for part in kept])
+        result.moment_labels = [top_labels(row, config, top_k) for row in result.moment_scores]
+    return result

@@ -1,0 +1,241 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""Which vectors can be had of a moment, what are they called, and how are they computed?
+
+A moment is a frame and the window of sound around it. Feature extraction and linear probes share these names:
+
+- `a`, `v`: the embedding of the sound and of the picture, L2-normalised: what the contrastive loss compares.
+- `av`: sound and picture *fused*: the mean over all patches of both after the joint layers see them together. (Two
+  embeddings side by side would be no joint feature: join the columns of `a` and `v` for that.)
+- `a_patches`, `v_patches`: the mean over the patches of one modality after its final norm.
+- `a_layer_03`, `v_layer_03`: the mean over the patches after layer 3 of that modality's path: 0 are the embedded
+  patches, then the tower's layers, the joint layers and those of the contrastive heads.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..modeling_cavmae_sync import both_present, select_distinct
+
+__all__ = ["Feature", "FeatureError", "MomentFeatures", "choose_features", "encode_moments", "model_fingerprint"]
+
+_MODALITIES = {"a": "audio", "v": "video", "av": "fused"}
+_NAME = re.compile(r"(a|v)(?:_(patches)|_layer_(\d+))?|av")
+
+
+class FeatureError(ValueError):
+    """A feature that does not exist, or that this model cannot give; the message says which ones there are."""
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One kind of vector.
+
+    Attributes:
+        name: As in the table above.
+        modality: `"audio"`, `"video"` or `"fused"`.
+        kind: `"embedding"`, `"patches"`, `"layer"` or `"fused"`.
+        layer: Number of the layer, for `kind="layer"`.
+    """
+
+    name: str
+    modality: str
+    kind: str
+    layer: int | None = None
+
+    @property
+    def needs_audio(self) -> bool:
+        """Whether it takes the sound."""
+        return self.modality != "video"
+
+    @property
+    def needs_video(self) -> bool:
+        """Whether it takes the picture."""
+        return self.modality != "audio"
+
+    def describe(self) -> str:
+        """What it is, in words."""
+        if self.kind == "fused":
+            return "sound and picture fused: mean over all patches of both after the joint layers"
+        what = {"audio": "sound", "video": "picture"}[self.modality]
+        if self.kind == "embedding":
+            return f"L2-normalised embedding of the {what}"
+        after = "the final norm" if self.kind == "patches" else f"layer {self.layer}"
+        return f"mean over the patches of the {what} after {after}"
+
+
+@dataclass
+class MomentFeatures:
+    """Vectors of moments, on the CPU.
+
+    Attributes:
+        values: Feature name -> `(batch, frames, hidden)` float32; zeros where absent.
+        audio_present: `(batch, frames)` bool, whether there is sound.
+        video_present: `(batch, frames)` bool, whether there is a picture.
+    """
+
+    values: dict[str, Tensor]
+    audio_present: Tensor
+    video_present: Tensor
+
+    def present(self, feature: Feature) -> Tensor:
+        """Where a feature is there: fused ones need sound and picture."""
+        if feature.modality == "fused":
+            return self.audio_present & self.video_present
+        return self.audio_present if feature.modality == "audio" else self.video_present
+
+
+def choose_features(names: Sequence[str], config: Any, layers: Sequence[int] = ()) -> tuple[Feature, ...]:
+    """Features by their names.
+
+    Args:
+        names: Such as `("a", "v", "av")`; see this file's table.
+        config: The model's configuration.
+        layers: Layers whose means are added for every modality among `names`; negative numbers count from the last.
+
+    Raises:
+        FeatureError: A name or layer does not exist, is doubled, or the model lacks the tower for it.
+    """
+    if isinstance(names, str) or not names:
+        raise FeatureError(f"Features are given as a list such as ['a', 'v', 'av'], got {names!r}.")
+    last = config.num_modality_layers + config.num_joint_layers + config.num_contrastive_head_layers
+    chosen = [_feature(str(name), config, last) for name in names]
+    wanted = [letter for letter in ("a", "v") if any(item.modality == _MODALITIES[letter] for item in chosen)]
+    if layers and not wanted:
+        raise FeatureError("`layers` are those of the sound's or the picture's path; add `a` or `v` to the features.")
+    for layer in layers:
+        number = layer + last + 1 if layer < 0 else layer
+        chosen += [_feature(f"{letter}_layer_{number:02d}", config, last) for letter in wanted]
+    doubled = {item.name for item in chosen if sum(other.name == item.name for other in chosen) > 1}
+    if doubled:
+        raise FeatureError(f"{', '.join(sorted(doubled))} is asked for twice; name every feature once.")
+    return tuple(chosen)
+
+
+def _feature(name: str, config: Any, last: int) -> Feature:
+    found = _NAME.fullmatch(name)
+    if found is None:
+        raise FeatureError(
+            f"{name!r} is no feature; there are a, v, av, a_patches, v_patches, and a_layer_N and v_layer_N with N "
+            f"from 0 to {last}."
+        )
+    if name == "av":
+        feature = Feature(name, "fused", "fused")
+    elif found[3] is not None:
+        layer = int(found[3])
+        if layer > last:
+            raise FeatureError(f"There is no layer {layer}; this model's go from 0 (embedded patches) to {last}.")
+        feature = Feature(f"{found[1]}_layer_{layer:02d}", _MODALITIES[found[1]], "layer", layer)
+    else:
+        feature = Feature(name, _MODALITIES[found[1]], "patches" if found[2] else "embedding")
+    if config.modality not in ("multimodal", feature.modality):
+        raise FeatureError(
+            f"{name!r} takes the {'other tower' if name == 'av' else feature.modality + ' tower'}, and this model has "
+            f"the {config.modality} tower alone; leave it out or load a model with both."
+        )
+    return feature
+
+
+@torch.inference_mode()
+def encode_moments(model: Any, inputs: Any, features: Sequence[Feature]) -> MomentFeatures:
+    """Vectors of every moment of a batch; what no feature needs is not computed.
+
+    Args:
+        model: A `CavMaeSyncModel` in evaluation mode.
+        inputs: As the processor returns them: `input_values`, `pixel_values_videos`, and the masks where there are
+            any. What no feature needs may be missing.
+        features: From `choose_features`.
+    """
+    names: list[str] = []
+    if any(feature.needs_audio for feature in features):
+        names += ["input_values", "padding_mask"]
+    if any(feature.needs_video for feature in features):
+        names += ["pixel_values_videos", "padding_mask_videos"]
+    given = {name: None if inputs.get(name) is None else _to_model(inputs[name], model) for name in names}
+    images, present = model.check_inputs(**dict.fromkeys(_INPUTS) | given)
+    shape = next(iter(images.values())).shape[:2]
+    values: dict[str, Tensor] = {}
+    patches: dict[str, Tensor] = {}
+    for modality, pictures in images.items():
+        own = [feature for feature in features if feature.modality == modality]
+        found, patches[modality] = _one_modality(model, modality, pictures, present[modality], own)
+        values |= found
+    fused = [feature for feature in features if feature.modality == "fused"]
+    if fused:
+        values[fused[0].name] = _fuse(model, patches, both_present(present["audio"], present["video"]))
+    masks = {
+        modality: torch.ones(shape, dtype=torch.bool) if mask is None else mask.cpu()
+        for modality, mask in present.items()
+    }
+    nothing = torch.zeros(shape, dtype=torch.bool)
+    result = MomentFeatures({}, masks.get("audio", nothing), masks.get("video", nothing))
+    for feature in features:
+        vectors = values[feature.name].float().cpu().unflatten(0, shape)
+        result.values[feature.name] = vectors * result.present(feature).unsqueeze(-1)
+    return result
+
+
+_INPUTS = ("pixel_values_videos", "input_values", "padding_mask", "padding_mask_videos")
+
+
+def _to_model(value: Any, model: Any) -> Tensor:
+    value = torch.as_tensor(value).to(model.device, non_blocking=True)
+    return value.to(model.dtype) if value.is_floating_point() else value
+
+
+def _one_modality(
+    model: Any, modality: str, images: Tensor, present: Tensor | None, features: Sequence[Feature]
+) -> tuple[dict[str, Tensor], Tensor]:
+    """A modality's features `(moments, hidden)`, and its tower's patches for fusing `(moments, patches, hidden)`."""
+    distinct, places = select_distinct(images, present, model.config.deduplicate_windows)
+    record = model.make_record(False, any(feature.kind == "layer" for feature in features))
+    tokens = model.tower(modality)(distinct, record=record)
+    patches = model.patch_tokens(tokens)
+    values: dict[str, Tensor] = {}
+    if features:
+        embeds, patch_embeds = model.separate(modality, tokens, record)
+        for feature in features:
+            if feature.kind == "layer":
+                # Between the global token, where there is one, and the registers, which end with the tower.
+                states = model.patch_tokens(record.hidden_states[feature.layer])[:, : patches.shape[1]]
+                values[feature.name] = states.mean(dim=1)
+            else:
+                values[feature.name] = embeds if feature.kind == "embedding" else patch_embeds.mean(dim=1)
+    if places is not None:
+        values = {name: value[places] for name, value in values.items()}
+        patches = patches[places]
+    return values, patches
+
+
+def _fuse(model: Any, patches: dict[str, Tensor], both: Tensor | None) -> Tensor:
+    """Mean fused patch of every moment `(moments, hidden)`, zeros where sound or picture is absent."""
+    audio, video = patches["audio"], patches["video"]
+    if both is None:
+        return model.fuse(audio, video).mean(dim=1)
+    places = both.flatten()
+    values = audio.new_zeros(len(audio), audio.shape[-1])
+    if bool(places.any()):
+        values[places] = model.fuse(audio[places], video[places]).mean(dim=1)
+    return values
+
+
+def model_fingerprint(model: Any, processor: Any) -> str:
+    """A checksum of everything that decides a model's features: weights, their type, configuration and processor."""
+    digest = hashlib.sha256()
+    config = {key: value for key, value in model.config.to_dict().items() if key not in _INCIDENTAL}
+    for settings in (config, processor.feature_extractor.to_dict(), processor.video_processor.to_dict()):
+        digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+# What says nothing of the features: where a model came from and by which version it was written.
+_INCIDENTAL = frozenset({"_name_or_path", "architectures", "auto_map", "transformers_version", "label2id", "id2label"})

@@ -1,0 +1,123 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""Which part of a picture, or of a window of sound, makes its embedding fit another one?
+
+Each patch's answer is how far the similarity falls when the patch and its neighbours are left out. Left out means that
+the tower does not get their tokens, as in the pretraining of a masked autoencoder, so the model is used as it was
+trained and no grey box has to stand for nothing.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..modeling_cavmae_sync import select_distinct
+
+__all__ = ["default_block", "occlusion_maps"]
+
+# Grids of more patches are asked at every second patch: the time grows with the square of their number.
+_LARGE_GRID = 100
+_SMALLEST_BLOCK = 3
+_SAMPLES_AT_A_TIME = 128
+
+
+def default_block(grid: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns left out together: about a quarter of each side, odd, at least 3."""
+    rows, columns = (max(_SMALLEST_BLOCK, 2 * round((side / 4 - 1) / 2) + 1) for side in grid)
+    return rows, columns
+
+
+@torch.no_grad()
+def occlusion_maps(
+    model: Any,
+    modality: str,
+    inputs: Tensor,
+    queries: Tensor,
+    present: Tensor | None = None,
+    *,
+    block: tuple[int, int] | None = None,
+    stride: int | None = None,
+) -> Tensor:
+    """How far the similarity with a query falls where a part is left out.
+
+    Args:
+        model: A `CavMaeSyncModel` in evaluation mode.
+        modality: Whose parts are left out, `"audio"` or `"video"`.
+        inputs: `input_values` or `pixel_values_videos` of the model.
+        queries: What is compared with, `(batch, frames, hidden)`; embeddings or differences of them.
+        present: False for absent windows or frames, `(batch, frames)`; their maps are 0.
+        block: Rows and columns of patches that are left out together, odd; see `default_block`.
+        stride: Patches from one place that is tried to the next; between them the map is interpolated. Default: 1 for
+            small grids, 2 for others.
+
+    Returns:
+        `(batch, frames, rows, columns)` float32 in units of the cosine: the fall of `embedding . query` when the block
+        around the patch is left out; at the borders the block is cut. Positive where the part speaks for the query.
+    """
+    images = model.as_images(modality, inputs)
+    size = model.config.patch_size
+    grid = (images.shape[-2] // size, images.shape[-1] // size)
+    height, width = block or default_block(grid)
+    step = stride or (1 if grid[0] * grid[1] <= _LARGE_GRID else 2)
+    rows, columns = _places(grid[0], step), _places(grid[1], step)
+    kept = [_without(grid, row, column, height, width) for row in rows for column in columns]
+    distinct, places = select_distinct(images, present, model.config.deduplicate_windows)
+    falls = _embed(model, modality, distinct).unsqueeze(1) - _embed_parts(model, modality, distinct, kept)
+    wanted = queries.flatten(0, 1).to(falls)
+    values = torch.einsum("mph,mh->mp", falls if places is None else falls[places], wanted)
+    maps = values.unflatten(1, (len(rows), len(columns)))
+    maps = _spread(grid[0], rows).to(maps) @ maps @ _spread(grid[1], columns).to(maps).T
+    maps = maps.unflatten(0, queries.shape[:2])
+    return maps if present is None else maps * present[..., None, None].to(maps)
+
+
+def _without(grid: tuple[int, int], row: int, column: int, height: int, width: int) -> Tensor:
+    """Numbers of the patches outside the block around a patch."""
+    mask = torch.ones(grid, dtype=torch.bool)
+    top, left = row - height // 2, column - width // 2
+    mask[max(0, top) : top + height, max(0, left) : left + width] = False
+    ids = mask.flatten().nonzero()[:, 0]
+    if not len(ids):
+        raise ValueError(
+            f"A block of {height} x {width} patches covers the whole grid of {grid[0]} x {grid[1]}; lower `block`."
+        )
+    return ids
+
+
+def _embed_parts(model: Any, modality: str, images: Tensor, kept: list[Tensor]) -> Tensor:
+    """Embeddings `(samples, parts, hidden)` of images of which each part keeps only some patches."""
+    result = images.new_empty(len(images), len(kept), model.config.hidden_size, dtype=torch.float32)
+    # Blocks cut at the border leave more patches: what keeps equally many goes through the tower together.
+    for length in {len(ids) for ids in kept}:
+        parts = [number for number, ids in enumerate(kept) if len(ids) == length]
+        ids = torch.stack([kept[number] for number in parts]).to(images.device)
+        pairs = torch.cartesian_prod(torch.arange(len(images)), torch.arange(len(parts)))
+        for some in pairs.split(_SAMPLES_AT_A_TIME):
+            samples, places = some[:, 0].to(images.device), some[:, 1].to(images.device)
+            embeds = _embed(model, modality, images[samples], ids[places])
+            result[samples, torch.tensor(parts, device=images.device)[places]] = embeds
+    return result
+
+
+def _embed(model: Any, modality: str, images: Tensor, ids_keep: Tensor | None = None) -> Tensor:
+    tokens = model.tower(modality)(images, ids_keep)
+    return model.separate(modality, tokens)[0].float()
+
+
+def _places(count: int, step: int) -> list[int]:
+    """Rows or columns that are tried: the first, every further step, and the last."""
+    return sorted({*range(0, count, step), count - 1})
+
+
+def _spread(count: int, places: list[int]) -> Tensor:
+    """Weights `(count, places)` that interpolate linearly between the places."""
+    weights = torch.zeros(count, len(places))
+    for index in range(count):
+        after = next(number for number, place in enumerate(places) if place >= index)
+        if places[after] == index:
+            weights[index, after] = 1.0
+            continue
+        gap = places[after] - places[after - 1]
+        weights[index, after] = (index - places[after - 1]) / gap
+        weights[index, after - 1] = (places[after] - index) / gap
+    return weights

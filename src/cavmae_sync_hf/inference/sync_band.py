@@ -1,0 +1,156 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""Which sounds fit which pictures, near each other in time over a film of any length, and all over it in outline?
+
+Moments come one batch after the other, as embeddings of a window of sound and of a frame each. Kept are the embeddings
+of the last few seconds, a *band* of similarities around the diagonal (one row per frame, one column per offset), and
+the *outline*: at most so many moments, evenly spread, whose whole matrix is made in the end. Nothing here depends on a
+model; everything is NumPy, NaN standing for pairs that do not exist.
+"""
+
+import numpy as np
+
+__all__ = ["Band", "Outline", "band_contrast", "shift_test"]
+
+_ROWS_AT_A_TIME = 4096
+
+
+class Band:
+    """The similarities of every frame with the windows at most `reach` moments away, built as moments come.
+
+    Args:
+        reach: Largest distance of a window from its frame, in moments.
+    """
+
+    def __init__(self, reach: int) -> None:
+        self.reach = reach
+        self._closed: list[np.ndarray] = []  # rows whose windows have all come
+        self._open = np.empty((0, 2 * reach + 1), dtype=np.float32)
+        self._audio: np.ndarray | None = None  # embeddings of the moments of the open rows
+        self._video: np.ndarray | None = None
+
+    def add(self, audio: np.ndarray, video: np.ndarray) -> None:
+        """Take the next moments.
+
+        Args:
+            audio: Embedding of each window, `(moments, hidden)` float32; NaN where it is absent.
+            video: Embedding of each frame, of the same shape.
+        """
+        new = len(audio)
+        self._audio = audio if self._audio is None else np.concatenate([self._audio, audio])
+        self._video = video if self._video is None else np.concatenate([self._video, video])
+        rows = np.full((new, 2 * self.reach + 1), np.nan, dtype=np.float32)
+        self._open = np.concatenate([self._open, rows])
+        count = len(self._audio)
+        products = self._audio @ self._video.T  # (windows, frames)
+        windows, frames = np.nonzero(np.abs(np.arange(count)[:, None] - np.arange(count)) <= self.reach)
+        # Pairs of two earlier moments are in their rows already.
+        fresh = np.maximum(windows, frames) >= count - new
+        windows, frames = windows[fresh], frames[fresh]
+        self._open[frames, windows - frames + self.reach] = products[windows, frames]
+        done = max(0, count - self.reach)
+        self._closed.append(self._open[:done])
+        self._open, self._audio, self._video = self._open[done:], self._audio[done:], self._video[done:]
+
+    def finish(self) -> np.ndarray:
+        """The band, `(moments, 2 * reach + 1)` float32: row j, column `reach + k` is frame j with window j + k."""
+        return np.concatenate([*self._closed, self._open])
+
+
+class Outline:
+    """At most `limit` moments of a film, evenly spread, as it turns out to be long.
+
+    Args:
+        limit: How many moments at most, 2 or more.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.stride = limit, 1
+        self.indices: list[int] = []
+        self._audio: list[np.ndarray] = []
+        self._video: list[np.ndarray] = []
+
+    def add(self, first: int, audio: np.ndarray, video: np.ndarray) -> None:
+        """Take the moments from number `first` on; arrays as for `Band.add`."""
+        for place in range(len(audio)):
+            if (first + place) % self.stride:
+                continue
+            self.indices.append(first + place)
+            self._audio.append(audio[place])
+            self._video.append(video[place])
+            if len(self.indices) > self.limit:
+                self.stride *= 2
+                for kept in (self.indices, self._audio, self._video):
+                    kept[:] = kept[::2]  # type: ignore[index]
+
+    def matrix(self) -> np.ndarray:
+        """Similarities of the kept moments, `(moments, moments)` float32 as `[window, frame]`."""
+        return np.stack(self._audio) @ np.stack(self._video).T
+
+
+def band_contrast(band: np.ndarray, temperature: float) -> np.ndarray:
+    """How much better than others nearby each pair in the band fits, in nats; 0 is as well as the average.
+
+    With s the similarities divided by the temperature, the logarithm of how much likelier than the average window of
+    the band the frame finds this one, by the softmax that the contrastive loss is made of, and the same for the window
+    and its frames; the mean of the two. A frame that fits all windows, or a window that fits all frames, gains nothing
+    from it.
+
+    Args:
+        band: From `Band.finish`, `(moments, 2 * reach + 1)`.
+        temperature: Of the model's contrastive loss.
+
+    Returns:
+        float32 of the same shape, NaN where `band` is.
+    """
+    count, width = band.shape
+    reach = width // 2
+    steps = np.arange(-reach, reach + 1)
+    by_frame, by_window = np.empty(count), np.empty(count)
+    parts = [slice(start, min(start + _ROWS_AT_A_TIME, count)) for start in range(0, count, _ROWS_AT_A_TIME)]
+    for part in parts:
+        moments = np.arange(part.start, part.stop)[:, None]
+        by_frame[part] = _log_mean_exp(band[part].astype(np.float64) / temperature)
+        # Window i meets frame i - k in column k.
+        frames = moments - steps
+        met = band[frames.clip(0, count - 1), steps + reach].astype(np.float64) / temperature
+        by_window[part] = _log_mean_exp(np.where((frames >= 0) & (frames < count), met, np.nan))
+    contrast = np.empty_like(band)
+    for part in parts:
+        windows = (np.arange(part.start, part.stop)[:, None] + steps).clip(0, count - 1)
+        levels = (by_frame[part, None] + by_window[windows]) / 2
+        contrast[part] = band[part].astype(np.float64) / temperature - levels
+    return contrast
+
+
+def _log_mean_exp(values: np.ndarray) -> np.ndarray:
+    """Over the last dimension, leaving out NaN; NaN where there is nothing else."""
+    present = np.isfinite(values)
+    highest = np.where(present, values, -np.inf).max(axis=-1)
+    usable = np.isfinite(highest)
+    shifted = np.where(present, values - np.where(usable, highest, 0.0)[..., None], -np.inf)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(usable, highest + np.log(np.exp(shifted).sum(axis=-1) / present.sum(axis=-1)), np.nan)
+
+
+def shift_test(matrix: np.ndarray, exclude: int) -> tuple[float, int] | None:
+    """Does the diagonal stand out from what turning the whole sound track round by some time gives?
+
+    Turning (what falls off at the end comes in again at the start) keeps how alike neighbouring moments are, which a
+    random order does not; so this share is fair where moments lie close together.
+
+    Args:
+        matrix: Whole similarities of the present moments, `(moments, moments)` as `[window, frame]`.
+        exclude: Turns by fewer moments than this, either way, are left out, for they hardly change anything.
+
+    Returns:
+        Share of turns (the true position counts as one) at which the mean similarity is at least that of the diagonal,
+        and how many turns there were; `None` if there is none.
+    """
+    count = len(matrix)
+    turns = np.arange(max(exclude, 1), count - max(exclude, 1) + 1)
+    if not len(turns):
+        return None
+    frames = np.arange(count)
+    true = matrix.diagonal().mean(dtype=np.float64)
+    means = np.array([matrix[(frames + turn) % count, frames].mean(dtype=np.float64) for turn in turns])
+    return (1 + int((means >= true - 1e-9).sum())) / (1 + len(turns)), len(turns)

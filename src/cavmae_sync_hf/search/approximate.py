@@ -1,0 +1,74 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""When is an approximate index worth it, how is it built, and how hard is it searched?
+
+Below the threshold every moment is compared, which is exact. Above it, vectors are sorted into parts (IVF) and
+compressed; a search looks into some of the parts and compares what looks nearest exactly. The figures behind the
+defaults are those of `training/benchmarks/search.py`.
+"""
+
+import math
+from typing import Any
+
+from .store import MomentStore
+
+__all__ = ["DEFAULT_THRESHOLD", "index_config", "keep_index", "partitions_to_search"]
+
+# Comparing as many moments takes about a second on two cores.
+DEFAULT_THRESHOLD = 100_000
+# Small pieces of the tables that a search may have to visit.
+_PIECES = 32
+# Rows that the index does not cover are compared one by one: exact, but slow.
+_UNCOVERED_SHARE = 0.05
+# The parts are made for the vectors that there are; so many times more need parts of their own.
+_GROWTH_UNTIL_REBUILT = 4
+_ROWS_PER_PARTITION = 1_000
+_SEARCHED_SHARE = 0.05
+_LEAST_SEARCHED = 20
+
+
+def index_config(rows: int) -> Any:
+    """LanceDB's description of an index of so many vectors."""
+    from lancedb.index import IvfRq
+
+    return IvfRq(distance_type="cosine", num_partitions=number_of_partitions(rows), sample_rate=32, max_iterations=12)
+
+
+def number_of_partitions(rows: int) -> int:
+    """Parts into which so many vectors are sorted."""
+    return max(1, round(rows / _ROWS_PER_PARTITION))
+
+
+def partitions_to_search(rows: int) -> int:
+    """Of these, how many a search looks into."""
+    total = number_of_partitions(rows)
+    return min(total, max(_LEAST_SEARCHED, math.ceil(_SEARCHED_SHARE * total)))
+
+
+def keep_index(store: MomentStore, threshold: int) -> int:
+    """Join the small pieces that adding leaves, and build or extend the approximate index where it is worth it.
+
+    Args:
+        store: The index.
+        threshold: Rows from which on there is to be an approximate index.
+
+    Returns:
+        Rows that it covers now.
+    """
+    rows = store.count()
+    if not rows:
+        return 0
+    covered = store.indexed_columns()
+    if store.pieces() > _PIECES or (covered and rows - min(covered.values()) > _UNCOVERED_SHARE * rows):
+        store.optimise()
+        covered = store.indexed_columns()
+    if rows >= threshold:
+        trained_on = store.trained_on()
+        stale = [
+            side
+            for side in ("audio", "video")
+            if store.has_vectors(side) and rows > _GROWTH_UNTIL_REBUILT * trained_on.get(side, 0)
+        ]
+        if stale:
+            store.build_index(index_config(rows), rows, stale)
+            covered = store.indexed_columns()
+    return min(covered.values(), default=0)

@@ -1,0 +1,138 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""How are clips embedded on a Ray cluster?
+
+Each actor holds the model and writes rows into the index itself, where they do not count before this process registers
+them. So no vectors travel, and an actor that dies leaves nothing but rows that are swept away.
+"""
+
+import itertools
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from ..data.engines import EngineError
+from .embedding import EmbeddingOptions, embed_clips
+from .store import MomentStore
+from .tables import ClipEntry
+
+__all__ = ["append_with_ray"]
+
+# Clips that an actor is given at a time, and so writes with one commit.
+_CLIPS_PER_TASK = 8
+_RESTARTS = 2
+
+
+class _Embedder:
+    """What an actor does."""
+
+    def __init__(
+        self, uri: str, storage_options: dict[str, str] | None, model: Any, processor: Any, options: EmbeddingOptions
+    ) -> None:
+        self.store = MomentStore.open(uri, storage_options)
+        self.model = model.to(options.device or "cpu").eval()
+        self.processor, self.options = processor, options
+
+    def append(self, clips: list[ClipEntry]) -> list[ClipEntry]:
+        """Embed clips and write their rows; gives what is to be registered."""
+        from .indexing import append_clips
+
+        embedded = embed_clips(self.model, self.processor, clips, self.options)
+        return [entry for group in append_clips(self.store, embedded) for entry in group]
+
+
+def append_with_ray(
+    uri: str,
+    model: Any,
+    processor: Any,
+    clips: Iterator[ClipEntry],
+    options: EmbeddingOptions,
+    workers: int | None = None,
+    address: str | None = None,
+    storage_options: dict[str, str] | None = None,
+) -> Iterator[list[ClipEntry]]:
+    """Embed clips on a cluster.
+
+    Args:
+        uri: Of the index, which every machine of the cluster must see; the clips' files likewise.
+        model: A `CavMaeSyncModel`.
+        processor: Its processor.
+        clips: What is known of each.
+        options: How they are embedded; with a GPU as device, each actor takes one.
+        workers: Actors; default: one per GPU or core of the cluster.
+        address: Of the cluster; default: `RAY_ADDRESS`, else a Ray of this machine's own, which is ended afterwards.
+        storage_options: For an index in an object store.
+
+    Yields:
+        What is to be registered, as it comes.
+
+    Raises:
+        ImportError: Ray is not installed.
+        EngineError: Ray failed.
+    """
+    try:
+        import ray
+        from ray.exceptions import RayActorError, RayError
+    except ImportError as error:
+        raise ImportError("The engine \"ray\" needs Ray: pip install 'cavmae-sync-hf[ray]'") from error
+    if uri.startswith("memory://"):
+        raise ValueError(f"{uri}: no other process sees an index in memory; name a folder or an object store.")
+    started = not ray.is_initialized()
+    if started:
+        settings: dict[str, Any] = {"address": address, "log_to_driver": False}
+        if address is None and "RAY_ADDRESS" not in os.environ:
+            settings["include_dashboard"] = False
+        ray.init(**settings)
+    actors: list[Any] = []
+    try:
+        needs: dict[str, Any] = {"num_gpus": 1} if options.device else {"num_cpus": 1}
+        if workers is None:
+            workers = max(1, int(ray.cluster_resources().get("GPU" if options.device else "CPU", 1)))
+        device = "cuda" if options.device else None  # each actor sees its own GPU alone, as the first
+        arguments = (
+            uri, storage_options, ray.put(model.to("cpu") if options.device else model), processor,
+            replace(options, device=device),
+        )  # fmt: skip
+        kind: Any = ray.remote(max_restarts=-1, **needs)(_Embedder)
+        idle: list[Any] = [kind.remote(*arguments) for _ in range(workers)]
+        actors += idle
+        running: dict[Any, tuple[Any, list[ClipEntry]]] = {}
+        again: list[list[ClipEntry]] = []
+        deaths: dict[str, int] = {}
+        while True:
+            while idle:
+                task = again.pop() if again else list(itertools.islice(clips, _CLIPS_PER_TASK))
+                if not task:
+                    break
+                actor = idle.pop()
+                running[actor.append.remote(task)] = (actor, task)
+            if not running:
+                return
+            done, _ = ray.wait(list(running), num_returns=1)
+            actor, task = running.pop(done[0])
+            idle.append(actor)
+            try:
+                yield ray.get(done[0])
+            except RayActorError:
+                yield from _after_death(task, deaths, again)
+    except RayError as error:
+        reason = str(getattr(error, "cause", None) or error).strip().splitlines()[-1]
+        raise EngineError(f"Ray gave up: {reason}") from error
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+        if started:
+            ray.shutdown()
+
+
+def _after_death(
+    task: list[ClipEntry], deaths: dict[str, int], again: list[list[ClipEntry]]
+) -> Iterator[list[ClipEntry]]:
+    """An actor died of some clips: each is tried alone, and a clip of which actors go on dying is bad."""
+    for clip in task:
+        if len(task) == 1:
+            deaths[clip.key] = deaths.get(clip.key, 0) + 1
+        if deaths.get(clip.key, 0) > _RESTARTS:
+            yield [replace(clip, problem=f"{clip.path}: the worker process that read it died, {_RESTARTS + 1} times.")]
+        else:
+            again.append([clip])

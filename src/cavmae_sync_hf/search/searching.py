@@ -1,0 +1,420 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""Which moments of an index are most like this one: found by vectors, laid along the diagonal, filtered and ranked.
+
+In an index without an approximate index every moment is compared, which is exact. With one, each window of the query
+first finds its nearest moments; each of these says where in its clip the query may lie; there all moments are fetched
+and compared along the diagonal, so that scores are exact and only what was never found can be missed.
+"""
+
+import fnmatch
+import math
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .alignment import Alignments, align, best_apart
+from .approximate import partitions_to_search
+from .identity import content_of, file_key
+from .loudness import SILENCE_DB
+from .querying import Query, QueryError, Side, embed_query
+from .results import Hit, SearchFilters, SearchResult
+from .settings import IndexSettings, SearchIndexError
+from .store import MomentStore, open_index
+from .tables import ClipEntry, as_matrix
+
+__all__ = ["search", "search_clips", "search_moments"]
+
+_SIDES = {"sound": ("audio",), "picture": ("video",), "both": ("audio", "video")}
+_NAMES = {"audio": "sound", "video": "picture"}
+# Windows of a long query that look for candidates; all of them are compared.
+_MAX_PROBES = 16
+# Moments that each of them finds first; more, where hits of one file crowd out the others.
+_PER_PROBE = 100
+_MOST_PER_PROBE = 1600
+# Times as many are compared exactly.
+_REFINE = 20
+# Places in clips that are compared along the diagonal, at most.
+_MAX_CANDIDATES = 512
+# Moments beside a candidate that are tried as well.
+_SLACK = 1
+_SECONDS_TOLERANCE = 1e-6
+
+
+def search(
+    index: str | os.PathLike[str] | MomentStore,
+    query: Any,
+    model: Any,
+    processor: Any,
+    *,
+    by: Side = "auto",
+    find: Side = "auto",
+    start: float | None = None,
+    end: float | None = None,
+    top: int = 10,
+    whole_clips: bool = False,
+    exact: bool | None = None,
+    filters: SearchFilters | None = None,
+) -> SearchResult:
+    """Find the moments of an index that are most like a sound, a picture or a moment of a video.
+
+    Args:
+        index: Where the index is, or the open index.
+        query: A file of sound, a video, a picture or samples, as `embed_query` takes them.
+        model: The model that the index was made with.
+        processor: Its processor.
+        by: What of the query counts: `"sound"`, `"picture"`, `"both"`, or `"auto"` for all there is.
+        find: What of the index it is compared with. `"auto"`: the other one, as the model was trained to: pictures for
+            a sound, sounds for a picture; and for both the same of each.
+        start: Where in the query's file the moment starts, seconds.
+        end: Where it ends.
+        top: Hits at most.
+        whole_clips: Compare whole clips, each by one vector, instead of moments.
+        exact: Whether all moments are compared; default: unless there is an approximate index.
+        filters: Which moments may be found.
+
+    Raises:
+        MediaError: The query cannot be read.
+        QueryError: The query lacks what `by` asks for, is silent or too long.
+        SearchIndexError: There is no index, it was made with another model, or cannot be read.
+        ValueError: An argument cannot work.
+    """
+    filters = filters or SearchFilters()
+    _check_arguments(by, find, top)
+    store = open_index(index)
+    base = getattr(model, model.base_model_prefix, model)
+    store.settings.check(IndexSettings.of(base, processor, store.settings.hop), store.uri, adding=False)
+    embedded = embed_query(
+        query, base, processor, hop=store.settings.hop, by=by, start=start, end=end,
+        min_loudness=SILENCE_DB if filters.min_loudness is None else filters.min_loudness,
+        device=None if base.device.type == "cpu" else base.device,
+    )  # fmt: skip
+    if whole_clips:
+        return search_clips(store, embedded, find=find, top=top, filters=filters)
+    return search_moments(store, embedded, find=find, top=top, exact=exact, filters=filters)
+
+
+def search_moments(
+    store: MomentStore,
+    query: Query,
+    *,
+    find: Side = "auto",
+    top: int = 10,
+    exact: bool | None = None,
+    filters: SearchFilters | None = None,
+) -> SearchResult:
+    """Find moments with a query that is embedded already; arguments as for `search`."""
+    filters = filters or SearchFilters()
+    _check_arguments("auto", find, top)
+    comparison = _Comparison.of(query, find)
+    _check_width(store, query)
+    view = _View.of(store, query, comparison, filters)
+    approximate = set(comparison.stored) <= set(store.indexed_columns())
+    if exact is None:
+        exact = not approximate
+    elif not exact and not approximate:
+        raise SearchIndexError(f"{store.uri}: has no approximate index; search exactly.")
+    if not view.entries:
+        return _result(query, comparison, exact, [])
+    if exact:
+        found = _compare_all(view, query, comparison)
+        picked = _pick(view, query, found, top)
+    else:
+        found, picked = _search_candidates(view, query, comparison, top)
+    return _result(query, comparison, exact, _hits(view, query, found, picked))
+
+
+def search_clips(
+    store: MomentStore,
+    query: Query,
+    *,
+    find: Side = "auto",
+    top: int = 10,
+    filters: SearchFilters | None = None,
+) -> SearchResult:
+    """Find whole clips, each by the mean of its moments' vectors; arguments as for `search`.
+
+    Of the filters, those count that concern files.
+    """
+    filters = filters or SearchFilters()
+    _check_arguments("auto", find, top)
+    comparison = _Comparison.of(query, find)
+    _check_width(store, query)
+    view = _View.of(store, query, comparison, filters)
+    scores: dict[str, float] = {}
+    for place, (asked, stored) in enumerate(comparison.pairs):
+        mean = _side(query, asked)[query.present].mean(axis=0)
+        keys, vectors = store.clip_vectors(stored)
+        cosines = vectors @ (mean / max(1e-12, float(np.linalg.norm(mean))))
+        previous = scores
+        scores = {
+            key: float(cosine) + previous.get(key, 0.0)
+            for key, cosine in zip(keys, cosines, strict=True)
+            if place == 0 or key in previous
+        }
+    entries = {entry.key: entry for entry in view.entries}
+    ranked = sorted((key for key in scores if key in entries), key=lambda key: (-scores[key], entries[key].path))
+    hits, count = [], dict.fromkeys((entry.path for entry in view.entries), 0)
+    for key in ranked:
+        entry = entries[key]
+        count[entry.path] += 1
+        if filters.per_file is None or count[entry.path] <= filters.per_file:
+            score = scores[key] / len(comparison.pairs)
+            hits.append(Hit(entry.path, entry.start, entry.end, score, entry.moments, entry.start, entry.end))
+    return _result(query, comparison, True, hits[:top])
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """Which of a query is compared with which of the index, such as `(("audio", "video"),)`."""
+
+    find: str
+    pairs: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def of(cls, query: Query, find: str) -> "_Comparison":
+        if find == "auto":
+            find = {"sound": "picture", "picture": "sound", "both": "both"}[query.by]
+        stored = _SIDES[find]
+        if query.by == "both" and find == "both":
+            return cls(find, (("audio", "audio"), ("video", "video")))
+        return cls(find, tuple((asked, side) for asked in query.sides for side in stored))
+
+    @property
+    def stored(self) -> tuple[str, ...]:
+        return tuple(sorted({stored for _, stored in self.pairs}))
+
+
+@dataclass(frozen=True)
+class _View:
+    """What of an index is searched.
+
+    Attributes:
+        store: The index.
+        entries: Its clips; a clip is told by its place among them.
+        numbers: That place, by the name of its rows.
+        files: Number of each clip's file: hits of one file keep apart.
+        where: Condition for LanceDB that rows must fulfil.
+        filters: As asked for.
+    """
+
+    store: MomentStore
+    entries: list[ClipEntry]
+    numbers: dict[str, int]
+    files: np.ndarray
+    where: str | None
+    filters: SearchFilters
+
+    @classmethod
+    def of(cls, store: MomentStore, query: Query, comparison: _Comparison, filters: SearchFilters) -> "_View":
+        """What the filters leave."""
+        everything = sorted((entry for entry in store.entries().values() if entry.rows), key=lambda entry: entry.key)
+        own = _of_same_file(query, everything) if filters.exclude_same_file else frozenset()
+        entries = [
+            entry
+            for entry in everything
+            if entry.key not in own and (filters.files is None or fnmatch.fnmatchcase(entry.path, filters.files))
+        ]
+        kept = {entry.rows: number for number, entry in enumerate(entries)}
+        loudness = filters.min_loudness
+        if loudness is None:
+            loudness = SILENCE_DB if "audio" in comparison.stored else -math.inf
+        conditions = []
+        if loudness > -math.inf:
+            conditions.append(f"loudness >= {float(loudness)!r}")
+        first, last = filters.within
+        if first is not None:
+            conditions.append(f"`start` >= {first - _SECONDS_TOLERANCE!r}")
+        if last is not None:
+            conditions.append(f"`end` <= {last + _SECONDS_TOLERANCE!r}")
+        conditions += store.only_rows(kept, [entry.rows for entry in everything if entry.rows not in kept])
+        paths = {path: number for number, path in enumerate(sorted({entry.path for entry in entries}))}
+        files = np.array([paths[entry.path] for entry in entries], np.int64)
+        return cls(store, entries, kept, files, " AND ".join(conditions) or None, filters)
+
+    def numbers_of(self, names: Any) -> np.ndarray:
+        """Number of the clip that each of some rows belongs to, -1 for those that are not searched."""
+        coded = (names.combine_chunks() if hasattr(names, "combine_chunks") else names).dictionary_encode()
+        numbers = np.array([self.numbers.get(name, -1) for name in coded.dictionary.to_pylist()], np.int64)
+        return numbers[coded.indices.to_numpy()] if len(numbers) else np.zeros(0, np.int64)
+
+
+def _of_same_file(query: Query, everything: list[ClipEntry]) -> frozenset[str]:
+    """Keys of the clips of the query's file and of files with the same content."""
+    content = query.content
+    if query.path is not None:
+        content = content_of(query.path)
+    own = {entry.key for entry in everything if query.path is not None and entry.key.startswith(file_key(query.path))}
+    return frozenset(own | {entry.key for entry in everything if content and entry.content == content})
+
+
+def _check_arguments(by: str, find: str, top: int) -> None:
+    for name, value in (("by", by), ("find", find)):
+        if value not in ("sound", "picture", "both", "auto"):
+            raise ValueError(f'{name} is {value!r}; it must be "sound", "picture", "both" or "auto".')
+    if isinstance(top, bool) or not isinstance(top, int) or top < 1:
+        raise ValueError(f"top is {top!r}; it must be a whole number of at least 1.")
+
+
+def _check_width(store: MomentStore, query: Query) -> None:
+    if query.audio.shape[1] != store.settings.hidden_size:
+        raise QueryError(
+            f"{query.name}: its vectors have {query.audio.shape[1]} values, those of {store.uri} "
+            f"{store.settings.hidden_size}; embed it with the model of the index."
+        )
+
+
+def _side(query: Query, side: str) -> np.ndarray:
+    return query.audio if side == "audio" else query.video
+
+
+def _min_pairs(view: _View, query: Query) -> int:
+    return max(1, math.ceil(view.filters.min_overlap * int(query.present.sum()) - 1e-9))
+
+
+def _similarity(query: Query, comparison: _Comparison, rows: Any) -> np.ndarray:
+    """Cosine of each query window and each row, `(windows, rows)`: the mean over what is compared, NaN where any of it
+    is missing."""
+    total = np.zeros((len(query), len(rows)), np.float32)
+    for asked, stored in comparison.pairs:
+        vectors, places = as_matrix(rows[stored], query.audio.shape[1])
+        cosines = np.full_like(total, np.nan)
+        cosines[:, places] = _side(query, asked) @ vectors.T
+        total += cosines
+    return total / len(comparison.pairs)
+
+
+def _compare_all(view: _View, query: Query, comparison: _Comparison) -> Alignments:
+    """Compare every moment."""
+    similarity, clips, windows = [], [], []
+    for batch in view.store.scan(["rows", "window", *comparison.stored], view.where):
+        numbers = view.numbers_of(batch["rows"])
+        kept = numbers >= 0
+        similarity.append(_similarity(query, comparison, batch)[:, kept])
+        clips.append(numbers[kept])
+        windows.append(batch["window"].to_numpy()[kept])
+    if not clips:
+        return align(np.zeros((len(query), 0), np.float32), np.zeros(0), np.zeros(0))
+    return align(
+        np.concatenate(similarity, axis=1), np.concatenate(clips), np.concatenate(windows),
+        present=query.present, min_pairs=_min_pairs(view, query),
+    )  # fmt: skip
+
+
+def _search_candidates(view: _View, query: Query, comparison: _Comparison, top: int) -> tuple[Alignments, list[int]]:
+    """Look for more candidates until there are hits enough, or no more to be had."""
+    per_probe = _PER_PROBE
+    while True:
+        found = _compare_candidates(view, query, comparison, per_probe)
+        picked = _pick(view, query, found, top)
+        if len(picked) >= top or per_probe >= _MOST_PER_PROBE:
+            return found, picked
+        per_probe *= 4
+
+
+def _compare_candidates(view: _View, query: Query, comparison: _Comparison, per_probe: int) -> Alignments:
+    """Compare the places that the approximate index points at."""
+    places = np.flatnonzero(query.present)
+    probes = places[np.unique(np.linspace(0, len(places) - 1, min(len(places), _MAX_PROBES)).round().astype(int))]
+    clips, firsts, votes = [], [], []
+    for asked, stored in comparison.pairs:
+        names, windows, which, cosines = view.store.nearest(
+            stored, _side(query, asked)[probes], per_probe, view.where,
+            partitions=partitions_to_search(view.store.count()), refine=_REFINE,
+        )  # fmt: skip
+        clips.append(view.numbers_of(names))
+        firsts.append(windows - probes[which])
+        votes.append(cosines)
+    candidates = _strongest(np.concatenate(clips), np.concatenate(firsts), np.concatenate(votes))
+    if not len(candidates):
+        return align(np.zeros((len(query), 0), np.float32), np.zeros(0), np.zeros(0))
+    slack = _SLACK if len(query) > 1 else 0
+    wanted = np.unique(np.concatenate([candidates + [0, shift] for shift in range(-slack, slack + 1)]), axis=0)
+    rows = _rows_under(view, wanted, len(query), ["rows", "window", *comparison.stored], view.where)
+    found = align(
+        _similarity(query, comparison, rows), view.numbers_of(rows["rows"]), rows["window"].to_numpy(),
+        present=query.present, min_pairs=_min_pairs(view, query),
+    )  # fmt: skip
+    # Others hang over the borders of what was fetched.
+    kept = np.isin(_code(found.clips, found.firsts), _code(wanted[:, 0], wanted[:, 1]))
+    return Alignments(*(values[kept] for values in found))
+
+
+def _strongest(clips: np.ndarray, firsts: np.ndarray, votes: np.ndarray) -> np.ndarray:
+    """The places `(clip, first moment)` that most, and most alike, moments speak for."""
+    known = clips >= 0
+    places, which = np.unique(np.stack((clips[known], firsts[known]), axis=1), axis=0, return_inverse=True)
+    weights = np.bincount(which.ravel(), votes[known], len(places))
+    return places[np.sort(np.argsort(-weights, kind="stable")[:_MAX_CANDIDATES])]
+
+
+def _rows_under(view: _View, places: np.ndarray, length: int, columns: list[str], where: str | None = None) -> Any:
+    """All rows that fulfil a condition and that a query of some length meets at some places."""
+    store = view.store
+    names = [view.entries[number].rows for number in np.unique(places[:, 0])]
+    ids, found, windows = store.locate(names, where)
+    numbers = view.numbers_of(found)
+    begins = np.sort(_code(places[:, 0], places[:, 1]))
+    codes = _code(numbers, windows)
+    # Under a place lie the rows from its first moment on; the last place that begins at or before a row tells.
+    last = np.searchsorted(begins, codes, side="right") - 1
+    under = (last >= 0) & (codes - begins[np.maximum(last, 0)] < length)
+    return store.take(ids[under], columns)
+
+
+def _code(clips: np.ndarray, windows: np.ndarray) -> np.ndarray:
+    """Clip and moment as one number; no clip has so many moments, and no query begins so far before one."""
+    return clips.astype(np.int64) * (1 << 32) + windows.astype(np.int64) + (1 << 20)
+
+
+def _pick(view: _View, query: Query, found: Alignments, top: int) -> list[int]:
+    """Places among the alignments of the hits, best first."""
+    hop, filters = view.store.settings.hop, view.filters
+    starts = np.array([entry.start for entry in view.entries])
+    least = filters.min_gap
+    if least is None:
+        least = max(len(query) * hop, view.store.settings.window_seconds)
+    return best_apart(
+        found.scores, view.files[found.clips], starts[found.clips] + (found.firsts + len(query) / 2) * hop,
+        top=top, min_gap=least, per_group=filters.per_file,
+    )  # fmt: skip
+
+
+def _hits(view: _View, query: Query, found: Alignments, picked: list[int]) -> list[Hit]:
+    """The alignments picked as hits, with what the index knows of them."""
+    if not picked:
+        return []
+    hop = view.store.settings.hop
+    places = np.stack((found.clips[picked], found.firsts[picked]), axis=1)
+    rows = _rows_under(view, places, len(query), ["rows", "window", "loudness", "thumbnail"])
+    numbers, windows = view.numbers_of(rows["rows"]), rows["window"].to_numpy()
+    loudness = rows["loudness"].to_numpy()
+    thumbnails = rows["thumbnail"]
+    earliest, latest = view.filters.within
+    hits = []
+    for (clip, first), place in zip(places.tolist(), picked, strict=True):
+        entry = view.entries[clip]
+        under = np.flatnonzero((numbers == clip) & (windows >= first) & (windows < first + len(query)))
+        middle = under[np.argmin(np.abs(windows[under] - (first + (len(query) - 1) / 2)))]
+        hits.append(
+            Hit(
+                entry.path,
+                max(entry.start, entry.start + first * hop, earliest or 0.0),
+                min(entry.end, entry.start + (first + len(query)) * hop, math.inf if latest is None else latest),
+                float(found.scores[place]),
+                int(found.counts[place]),
+                entry.start,
+                entry.end,
+                float(loudness[under].max()),
+                thumbnails[int(middle)].as_py(),
+            )
+        )
+    return hits
+
+
+def _result(query: Query, comparison: _Comparison, exact: bool, hits: list[Hit]) -> SearchResult:
+    pairs = tuple(f"{_NAMES[asked]} -> {_NAMES[stored]}" for asked, stored in comparison.pairs)
+    return SearchResult(
+        tuple(hits), query.by, comparison.find, pairs, exact, query.name, query.start, query.seconds, len(query)
+    )

@@ -1,0 +1,164 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""With which model, processor and hop was an index made, and may this model search it or add to it?"""
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import torch
+
+from ..feature_extraction_cavmae_sync import FRAMES_PER_SECOND
+
+__all__ = ["FORMAT", "IndexSettings", "SearchIndexError", "weights_fingerprint"]
+
+# Of the tables and of these settings; an index of another one is refused.
+FORMAT = 1
+# Settings that decide what a window and a frame look like to the model; the rest says how inputs are handed over.
+_SOUND_SETTINGS = ("sampling_rate", "channel", "num_mel_bins", "audio_length", "mean", "std", "min_window_coverage")
+_PICTURE_SETTINGS = (
+    "do_resize", "size", "resample", "exact_resize", "do_center_crop", "crop_size", "do_rescale", "rescale_factor",
+    "do_normalize", "image_mean", "image_std", "do_convert_rgb",
+)  # fmt: skip
+# Values of the configuration that change vectors without showing in the weights.
+_ARCHITECTURE = (
+    "num_attention_heads", "hidden_act", "layer_norm_eps", "patch_size", "image_size", "position_embedding_type",
+    "use_global_tokens", "num_register_tokens", "num_joint_layers", "num_contrastive_head_layers",
+)  # fmt: skip
+
+
+class SearchIndexError(ValueError):
+    """An index cannot be used, or not with this model; the message names it, the reason and the remedy."""
+
+
+@dataclass(frozen=True)
+class IndexSettings:
+    """What all rows of an index have in common.
+
+    Attributes:
+        hop: Seconds from one moment to the next.
+        hidden_size: Length of the vectors.
+        window_seconds: Seconds of sound that the model hears around a moment.
+        weights: Checksum of the model's weights, from `weights_fingerprint`.
+        model: Where the model was loaded from: what a search loads when it is given no model.
+        processing: Settings of the processor that decide what the model sees and hears.
+        format: `FORMAT` when the index was made.
+    """
+
+    hop: float
+    hidden_size: int
+    window_seconds: float
+    weights: str
+    model: str
+    processing: dict[str, Any] = field(default_factory=dict)
+    format: int = FORMAT
+
+    @classmethod
+    def of(cls, model: Any, processor: Any, hop: float) -> "IndexSettings":
+        """The settings of an index that this model and processor would make.
+
+        Args:
+            model: Any of this package's models with both towers.
+            processor: Its processor.
+            hop: Seconds from one moment to the next.
+
+        Raises:
+            ValueError: The hop is no positive number, or the model lacks a tower.
+        """
+        if isinstance(hop, bool) or not isinstance(hop, int | float) or not 0 < hop < math.inf:
+            raise ValueError(f"hop is {hop!r}; it must be a number of seconds above 0.")
+        if model.config.modality != "multimodal":
+            raise ValueError(f"The model has the {model.config.modality} tower alone; an index needs both.")
+        sounds, pictures = processor.feature_extractor.to_dict(), processor.video_processor.to_dict()
+        processing = {name: sounds.get(name) for name in _SOUND_SETTINGS}
+        processing |= {name: pictures.get(name) for name in _PICTURE_SETTINGS}
+        return cls(
+            hop=float(hop),
+            hidden_size=int(model.config.hidden_size),
+            window_seconds=processor.feature_extractor.audio_length / FRAMES_PER_SECOND,
+            weights=weights_fingerprint(model),
+            model=str(model.config._name_or_path or ""),
+            processing=json.loads(json.dumps(processing)),  # as it is read back: lists, no tuples
+        )
+
+    def to_json(self) -> str:
+        """As text, for the tables' own metadata."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str | bytes, index: str) -> "IndexSettings":
+        """Back from `to_json`.
+
+        Args:
+            text: The text.
+            index: Name of the index, for messages.
+
+        Raises:
+            SearchIndexError: The text is none, or of another version of this package.
+        """
+        try:
+            values = json.loads(text)
+            version = values["format"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise SearchIndexError(f"{index}: its settings cannot be read; make the index anew.") from error
+        if version != FORMAT:
+            raise SearchIndexError(
+                f"{index}: was written in format {version}, and this version of cavmae-sync-hf reads format {FORMAT}; "
+                "make the index anew, or use the version that wrote it."
+            )
+        try:
+            return cls(**{item.name: values[item.name] for item in fields(cls)})
+        except KeyError as error:
+            raise SearchIndexError(f"{index}: its settings lack {error}; make the index anew.") from error
+
+    def check(self, other: "IndexSettings", index: str, *, adding: bool) -> None:
+        """Refuse another model's vectors.
+
+        Args:
+            other: Settings of the model at hand.
+            index: Name of the index, for messages.
+            adding: Whether rows are to be added, which must lie as far apart as those that are there.
+
+        Raises:
+            SearchIndexError: Its vectors cannot be compared with those in the index.
+        """
+        purpose = "add to" if adding else "search"
+        if other.weights != self.weights or other.hidden_size != self.hidden_size:
+            raise SearchIndexError(
+                f"{index}: was made with another model ({self.model or 'of no name'}, weights {self.weights[:12]}), "
+                f"whose vectors cannot be compared with those of this one ({other.model or 'of no name'}, weights "
+                f"{other.weights[:12]}). To {purpose} it, use that model, or make another index with this one."
+            )
+        different = sorted(name for name in self.processing if other.processing.get(name) != self.processing[name])
+        if different:
+            name = different[0]
+            raise SearchIndexError(
+                f"{index}: was made with other settings of the processor: {name} was {self.processing[name]!r} and is "
+                f"{other.processing.get(name)!r}. To {purpose} it, load the processor it was made with, or make "
+                "another index."
+            )
+        if adding and not math.isclose(other.hop, self.hop, rel_tol=1e-9):
+            raise SearchIndexError(
+                f"{index}: its moments lie {self.hop:g} s apart, not {other.hop:g} s; add with a hop of {self.hop:g}, "
+                "or make another index."
+            )
+
+
+def weights_fingerprint(model: Any) -> str:
+    """Checksum of a model's encoder.
+
+    Weights count in bfloat16, so that an index made in half precision on a GPU can be searched in single precision
+    elsewhere: vectors of both agree to the precision in which they are stored.
+
+    Args:
+        model: Any of this package's models; heads and decoder do not count.
+    """
+    base = getattr(model, model.base_model_prefix, model)
+    architecture = [getattr(model.config, name) for name in _ARCHITECTURE]
+    digest = hashlib.sha256(json.dumps(architecture).encode())
+    for name, tensor in sorted(base.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        values = tensor.detach().cpu().to(torch.bfloat16).contiguous()
+        digest.update(values.view(torch.int16).numpy())
+    return digest.hexdigest()

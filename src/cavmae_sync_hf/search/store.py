@@ -1,0 +1,531 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""How do moments lie in LanceDB, so that a clip is there wholly or not at all, whoever writes and whenever it stops?
+
+Two tables: `moments`, one row per window with its vectors, and `clips`, one row per clip with where it came from. Rows
+are first appended to `moments` under a name of their own (`rows`), which hurts nobody, in memory that does not grow
+with the clip; then one commit to `clips` makes that name count. Rows whose name no clip has do not exist for readers,
+and are swept away: those of a run that was killed, of a clip that changed or went, and of the slower of two writers.
+
+Every commit to `clips` also changes one row that all of them share, so that of two at a time LanceDB lets one through
+and repeats the other on top of it: no lock is needed, on any store.
+"""
+
+import contextlib
+import os
+import random
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from .settings import IndexSettings, SearchIndexError
+from .tables import (
+    ClipEntry,
+    as_entry,
+    as_matrix,
+    as_row,
+    clips_schema,
+    moments_schema,
+    shared_row,
+    writer_is_gone,
+)
+
+__all__ = ["MomentStore", "open_index"]
+
+MOMENTS, CLIPS = "moments", "clips"
+_METADATA_KEY = b"cavmae_sync_index"
+# LanceDB itself repeats a commit that another one overtook; this is for those that it gives up.
+_COMMIT_ATTEMPTS = 12
+_COMMIT_WAIT_SECONDS = 0.05
+# So many values go into one SQL list; longer ones are asked for in portions.
+_IN_LIST = 1000
+_CONFLICT_WORDS = ("conflict", "concurrent", "retry", "contention")
+
+
+def open_index(index: Any) -> "MomentStore":
+    """The index at an address, or the one that is handed in, brought up to date.
+
+    Raises:
+        SearchIndexError: There is none, or it cannot be read.
+    """
+    if isinstance(index, MomentStore):
+        index.refresh()
+        return index
+    return MomentStore.open(index)
+
+
+class MomentStore:
+    """An index. Made by `open` and `create`; one object is used by one thread at a time.
+
+    Attributes:
+        uri: Where it lies.
+        settings: How it was made.
+    """
+
+    def __init__(self, uri: str, connection: Any, moments: Any, clips: Any, settings: IndexSettings) -> None:
+        self.uri, self.settings = uri, settings
+        self._connection, self._moments, self._clips = connection, moments, clips
+        self._entries: tuple[int, dict[str, ClipEntry]] | None = None
+
+    @classmethod
+    def open(cls, uri: str | os.PathLike[str], storage_options: dict[str, str] | None = None) -> "MomentStore":
+        """Open an index.
+
+        Args:
+            uri: A folder, or an address of an object store such as `s3://bucket/index`.
+            storage_options: For the object store, such as its region; default: its own environment variables.
+
+        Raises:
+            SearchIndexError: There is none, or it cannot be read.
+        """
+        name = _as_uri(uri)
+        if "://" not in name:
+            _check_folder(name)
+        with _reading(name):
+            connection = _connect(name, storage_options)
+            moments = _open_table(connection, MOMENTS)
+        if moments is None:
+            raise SearchIndexError(f"{name}: holds no index; `cavmae-sync index SOURCE INDEX` makes one.")
+        return cls._assemble(name, connection, moments)
+
+    @classmethod
+    def create(
+        cls,
+        uri: str | os.PathLike[str],
+        settings: IndexSettings,
+        storage_options: dict[str, str] | None = None,
+    ) -> "MomentStore":
+        """Open an index to add to it, and make it where there is none.
+
+        Args:
+            uri: As for `open`. A folder that is not empty and holds no index is refused.
+            settings: What is to be added.
+            storage_options: As for `open`.
+
+        Raises:
+            SearchIndexError: It was made with another model or hop, or cannot be read or written.
+        """
+        name = _as_uri(uri)
+        if "://" not in name:
+            _check_folder(name, new=True)
+        schema = moments_schema(settings.hidden_size).with_metadata({_METADATA_KEY: settings.to_json()})
+        with _reading(name):
+            connection = _connect(name, storage_options)
+            moments = _open_table(connection, MOMENTS) or _create_table(connection, MOMENTS, schema=schema)
+        store = cls._assemble(name, connection, moments)
+        store.settings.check(settings, name, adding=True)
+        with _reading(name):
+            if store._clips is None:
+                store._clips = _create_table(connection, CLIPS, **_first_clips(settings.hidden_size))
+        return store
+
+    @classmethod
+    def _assemble(cls, name: str, connection: Any, moments: Any) -> "MomentStore":
+        with _reading(name):
+            metadata = moments.schema.metadata or {}
+            if _METADATA_KEY not in metadata:
+                raise SearchIndexError(f"{name}: holds a table {MOMENTS!r} that cavmae-sync did not make.")
+            settings = IndexSettings.from_json(metadata[_METADATA_KEY], name)
+            return cls(name, connection, moments, _open_table(connection, CLIPS), settings)
+
+    def refresh(self) -> None:
+        """See what others have written since."""
+        with _reading(self.uri):
+            self._moments.checkout_latest()
+            if self._clips is None:
+                self._clips = _open_table(self._connection, CLIPS)
+            else:
+                self._clips.checkout_latest()
+
+    @property
+    def has_thumbnails(self) -> bool:
+        """Whether any row has a picture."""
+        with _reading(self.uri):
+            return bool(self._moments.count_rows("thumbnail IS NOT NULL"))
+
+    # --- clips ---------------------------------------------------------------------------------------------------
+
+    def entries(self) -> dict[str, ClipEntry]:
+        """All clips by key, without their vectors; as of the last `refresh`."""
+        if self._clips is None:
+            return {}
+        with _reading(self.uri):
+            version = self._clips.version
+            if self._entries is None or self._entries[0] != version:
+                columns = [name for name in self._clips.schema.names if name not in ("audio", "video", "turn")]
+                found = self._clips.search().select(columns).limit(None).to_arrow()
+                entries = [as_entry(row) for row in found.to_pylist() if row["key"]]
+                self._entries = (version, {entry.key: entry for entry in entries})
+            return self._entries[1]
+
+    def with_vectors(self, keys: Sequence[str]) -> dict[str, ClipEntry]:
+        """Some clips by key, with their vectors."""
+        entries = {key: self.entries()[key] for key in keys if key in self.entries()}
+        for part in _portions(sorted(entries)):
+            with _reading(self.uri):
+                query = self._clips.search().where(f"key IN ({_sql_list(part)})").select(["key", "audio", "video"])
+                table = query.limit(None).to_arrow()
+            for row in table.to_pylist():
+                audio, video = (None if row[s] is None else np.asarray(row[s], np.float32) for s in ("audio", "video"))
+                entries[row["key"]] = replace(entries[row["key"]], audio=audio, video=video)
+        return entries
+
+    def clip_vectors(self, modality: str) -> tuple[list[str], np.ndarray]:
+        """Keys of the clips that have a clip vector, and the vectors `(clips, hidden)` float32."""
+        if self._clips is None:
+            return [], np.zeros((0, self.settings.hidden_size), np.float32)
+        with _reading(self.uri):
+            found = self._clips.search().where(f"key != '' AND {modality} IS NOT NULL").select(["key", modality])
+            table = found.limit(None).to_arrow()
+        return table["key"].to_pylist(), as_matrix(table[modality], self.settings.hidden_size)[0]
+
+    def register(self, entries: Sequence[ClipEntry]) -> set[str]:
+        """Make clips count, all at once; rows that they replace are removed.
+
+        A clip that another writer has changed since `previous` was read keeps what that one made of it.
+
+        Args:
+            entries: The clips; their rows are in `moments`.
+
+        Returns:
+            Keys of the clips that count now as they are given.
+        """
+        import pyarrow as pa
+
+        if not entries:
+            return set()
+        schema = self._clips.schema
+        rows = [as_row(entry) for entry in entries] + [shared_row()]
+        data = pa.Table.from_pylist(rows, schema=schema)
+
+        def commit() -> None:
+            merge = self._clips.merge_insert("key")
+            # Null vectors are meant.
+            merge.when_matched_update_all(where="target.key = '' OR target.rows = source.previous")
+            merge.when_not_matched_insert_all().execute(data, on_bad_vectors="null")
+
+        self._commit(self._clips, commit)
+        self.refresh()
+        now = self.entries()
+        accepted = {entry.key for entry in entries if _same(now.get(entry.key), entry)}
+        gone = [entry.previous for entry in entries if entry.key in accepted and entry.previous != entry.rows]
+        self._remove_rows(gone + [entry.rows for entry in entries if entry.key not in accepted])
+        return accepted
+
+    def forget(self, keys: Collection[str]) -> None:
+        """Remove clips and their rows."""
+        rows = [entry.rows for key, entry in self.entries().items() if key in set(keys)]
+        for part in _portions(sorted(keys)):
+            self._commit(self._clips, partial(self._clips.delete, f"key IN ({_sql_list(part)})"))
+        self.refresh()
+        self._remove_rows(rows)
+
+    def sweep(self, own: Collection[str] = ()) -> int:
+        """Remove rows that belong to no clip and whose writer is gone.
+
+        Args:
+            own: Names of rows that this process is about to register.
+
+        Returns:
+            Number of names of rows that were removed.
+        """
+        self.refresh()
+        gone = [name for name in self.loose_rows() if writer_is_gone(name, own)]
+        self._remove_rows(gone)
+        return len(gone)
+
+    def loose_rows(self) -> list[str]:
+        """Names of rows in `moments` that belong to no clip: to be left out of every search."""
+        used = {entry.rows: entry.moments for entry in self.entries().values() if entry.rows}
+        with _reading(self.uri):
+            if self._moments.count_rows() == sum(used.values()):
+                return []
+        return sorted(set(self.count_by_rows()) - set(used))
+
+    def only_rows(self, kept: Collection[str], left_out: Collection[str]) -> list[str]:
+        """Conditions for rows of some names; `kept` and `left_out` are all names that clips have."""
+        others = [*left_out, *self.loose_rows()]
+        if not others:
+            return []
+        if len(others) <= len(kept):
+            return [f"rows NOT IN ({_sql_list(others)})"]
+        return [f"rows IN ({_sql_list(kept)})"] if kept else ["false"]
+
+    def incomplete(self) -> list[str]:
+        """Keys of clips whose rows are not all there, which nothing but damage from outside can cause."""
+        there = self.count_by_rows()
+        return [key for key, entry in self.entries().items() if entry.rows and there.get(entry.rows) != entry.moments]
+
+    def count_by_rows(self) -> dict[str, int]:
+        """Number of rows in `moments` under each name."""
+        counts: dict[str, int] = {}
+        for batch in self.scan(["rows"]):
+            for item in batch["rows"].value_counts().to_pylist():
+                counts[item["values"]] = counts.get(item["values"], 0) + item["counts"]
+        return counts
+
+    # --- moments -------------------------------------------------------------------------------------------------
+
+    def append(self, batches: Iterable[Any]) -> None:
+        """Append rows; they count once a clip with their name is registered.
+
+        Args:
+            batches: Record batches of `moments_schema`, read once, in memory that does not grow with their number.
+        """
+        import pyarrow as pa
+
+        with _reading(self.uri):
+            reader = pa.RecordBatchReader.from_batches(moments_schema(self.settings.hidden_size), iter(batches))
+            self._moments.add(reader, on_bad_vectors="null")
+
+    def copy(self, rows: str, name: str) -> None:
+        """Append a copy of rows under another name."""
+        import pyarrow as pa
+
+        schema = moments_schema(self.settings.hidden_size)
+
+        def copies() -> Iterator[Any]:
+            for batch in self.scan(schema.names, f"rows = '{_checked(rows)}'"):
+                columns = {column: batch[column] for column in schema.names}
+                yield pa.record_batch(columns | {"rows": pa.array([name] * len(batch))}, schema=schema)
+
+        self.append(copies())
+
+    def count(self) -> int:
+        """Number of rows in `moments`, those included that belong to no clip."""
+        with _reading(self.uri):
+            return int(self._moments.count_rows())
+
+    def scan(self, columns: Sequence[str], where: str | None = None) -> Iterator[Any]:
+        """Record batches of all rows that fulfil a condition, in no certain order."""
+        with _reading(self.uri):
+            query = self._moments.search().select(list(columns)).limit(None)
+            yield from (query if where is None else query.where(where)).to_batches(batch_size=8192)
+
+    def nearest(
+        self,
+        column: str,
+        vectors: np.ndarray,
+        count: int,
+        where: str | None = None,
+        *,
+        partitions: int,
+        refine: int,
+    ) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray]:
+        """Rows whose vectors lie nearest to each of some vectors, by the approximate index.
+
+        Args:
+            column: `"audio"` or `"video"`.
+            vectors: float32 `(vectors, hidden)`.
+            count: Rows for each.
+            where: Condition that rows must fulfil.
+            partitions: Parts of the index that are looked into.
+            refine: `count * refine` rows are compared exactly.
+
+        Returns:
+            For each row found, its name (an Arrow array), its window, which vector it was found for, and the cosine.
+        """
+        with _reading(self.uri):
+            queries = vectors.astype(np.float32)
+            query = self._moments.search(
+                queries[0] if len(queries) == 1 else list(queries), vector_column_name=column, query_type="vector"
+            )
+            query = query.distance_type("cosine").limit(count).nprobes(partitions).refine_factor(refine)
+            query = query if where is None else query.where(where, prefilter=True)
+            found = query.select(["rows", "window", "_distance"]).to_arrow()
+        which = found["query_index"].to_numpy() if "query_index" in found.column_names else np.zeros(len(found))
+        cosines = 1.0 - found["_distance"].to_numpy()
+        return found["rows"], found["window"].to_numpy().astype(np.int64), which.astype(np.int64), cosines
+
+    def locate(self, rows: Collection[str], where: str | None = None) -> tuple[np.ndarray, Any, np.ndarray]:
+        """Of all rows with some names that fulfil a condition: row ids, names (an Arrow array) and windows."""
+        import pyarrow as pa
+
+        tables = []
+        for part in _portions(sorted(rows)):
+            condition = f"rows IN ({_sql_list(part)})" + (f" AND {where}" if where else "")
+            with _reading(self.uri):
+                query = self._moments.search().where(condition).select(["rows", "window"])
+                tables.append(query.with_row_id(True).limit(None).to_arrow())
+        table = pa.concat_tables(tables)
+        return table["_rowid"].to_numpy(), table["rows"], table["window"].to_numpy()
+
+    def take(self, ids: np.ndarray, columns: Sequence[str]) -> Any:
+        """Some rows as a table, in no certain order."""
+        with _reading(self.uri):
+            return self._moments.take_row_ids(ids.tolist()).select(list(columns)).to_arrow()
+
+    # --- upkeep --------------------------------------------------------------------------------------------------
+
+    def indexed_columns(self) -> dict[str, int]:
+        """Vector columns with an approximate index, and how many rows it covers."""
+        found = [item for item in self._list_indices() if item.columns[0] in ("audio", "video")]
+        return {item.columns[0]: int(item.num_indexed_rows) for item in found}
+
+    def trained_on(self) -> dict[str, int]:
+        """Vector columns with an approximate index, and how many rows there were when it was built."""
+        found = {item.columns[0]: item.name.rpartition("_")[2] for item in self._list_indices()}
+        return {column: int(rows) for column, rows in found.items() if column in ("audio", "video") and rows.isdigit()}
+
+    def has_vectors(self, column: str) -> bool:
+        """Whether any row has a vector there."""
+        with _reading(self.uri):
+            return bool(self._moments.search().where(f"{column} IS NOT NULL").select(["window"]).limit(1).to_arrow())
+
+    def pieces(self) -> int:
+        """Files of which the table of moments consists."""
+        with _reading(self.uri):
+            return int(self._moments.stats()["fragment_stats"]["num_fragments"])
+
+    def optimise(self) -> None:
+        """Join small pieces, bring the approximate index up to date and drop what no reader can need any more."""
+        from datetime import timedelta
+
+        for table in (self._moments, self._clips):
+            self._commit(table, partial(table.optimize, cleanup_older_than=timedelta(days=1)))
+        self.refresh()
+
+    def build_index(self, config: Any, rows: int, columns: Sequence[str] = ("audio", "video")) -> None:
+        """Build the approximate index of some vector columns, and the index of names.
+
+        Args:
+            config: LanceDB's description of the index.
+            rows: For how many rows it was made, which its name tells.
+            columns: Which ones.
+        """
+        from lancedb.index import BTree
+
+        for column, plan, name in [("rows", BTree(), "rows_idx")] + [(c, config, f"{c}_{rows}") for c in columns]:
+            old = [item.name for item in self._list_indices() if item.columns == [column] and item.name != name]
+            self._commit(self._moments, partial(self._moments.create_index, column, config=plan, name=name))
+            for other in old:
+                self._commit(self._moments, partial(self._moments.drop_index, other))
+        self.refresh()
+
+    def _list_indices(self) -> list[Any]:
+        with _reading(self.uri):
+            return list(self._moments.list_indices())
+
+    def _remove_rows(self, names: Iterable[str]) -> None:
+        for part in _portions(sorted({name for name in names if name})):
+            self._commit(self._moments, partial(self._moments.delete, f"rows IN ({_sql_list(part)})"))
+        with _reading(self.uri):
+            self._moments.checkout_latest()
+
+    def _commit(self, table: Any, change: Callable[[], Any]) -> None:
+        """Make a change, again where other writers were in its way."""
+        for attempt in range(_COMMIT_ATTEMPTS):
+            try:
+                with _reading(self.uri):
+                    change()
+                    return
+            except SearchIndexError as error:
+                words = str(error).lower()
+                if attempt + 1 == _COMMIT_ATTEMPTS or not any(word in words for word in _CONFLICT_WORDS):
+                    raise
+                time.sleep(_COMMIT_WAIT_SECONDS * 2 ** min(attempt, 6) * random.uniform(0.5, 1.5))
+                table.checkout_latest()
+
+
+def _as_uri(uri: str | os.PathLike[str]) -> str:
+    name = os.fspath(uri)
+    if not name:
+        raise SearchIndexError("The name of the index is empty; name a folder or an address.")
+    return name if "://" in name else os.path.abspath(os.path.expanduser(name))
+
+
+def _check_folder(name: str, new: bool = False) -> None:
+    """Say plainly what is wrong with a place on this machine; LanceDB would make an empty folder of it."""
+    if "\0" in name:
+        raise SearchIndexError(f"{name!r}: no folder can have this name; name another.")
+    if os.path.isfile(name):
+        raise SearchIndexError(f"{name}: is a file; an index is a folder.")
+    if os.path.isdir(os.path.join(name, f"{MOMENTS}.lance")):
+        return
+    if not new:
+        if not os.path.exists(name):
+            raise SearchIndexError(f"{name}: no such index; `cavmae-sync index SOURCE INDEX` makes one.")
+        raise SearchIndexError(f"{name}: holds no index; `cavmae-sync index SOURCE INDEX` makes one.")
+    # Another writer may have begun a moment ago: its tables appear under names that end in this.
+    if os.path.isdir(name) and any(not item.endswith(".lance") for item in os.listdir(name)):
+        raise SearchIndexError(f"{name}: is a folder of other files; name a new or empty folder for the index.")
+
+
+def _require_lancedb() -> Any:
+    try:
+        import lancedb
+    except ImportError as error:
+        raise ImportError("Search needs LanceDB: pip install 'cavmae-sync-hf[search]'") from error
+    return lancedb
+
+
+def _connect(name: str, storage_options: dict[str, str] | None) -> Any:
+    return _require_lancedb().connect(name, storage_options=storage_options)
+
+
+def _open_table(connection: Any, table: str) -> Any:
+    """A table, or `None` where there is none."""
+    try:
+        return connection.open_table(table)
+    except ValueError as error:
+        if "not found" in str(error):
+            return None
+        raise
+
+
+def _create_table(connection: Any, table: str, **arguments: Any) -> Any:
+    """A new table, or the one that another writer made in the meantime."""
+    try:
+        return connection.create_table(table, **arguments)
+    except ValueError as error:
+        if "already exists" not in str(error):
+            raise
+        return connection.open_table(table)
+
+
+def _first_clips(hidden_size: int) -> dict[str, Any]:
+    import pyarrow as pa
+
+    schema = clips_schema(hidden_size)
+    return {"data": pa.Table.from_pylist([shared_row()], schema=schema), "schema": schema, "on_bad_vectors": "null"}
+
+
+def _same(found: ClipEntry | None, entry: ClipEntry) -> bool:
+    """Whether the entry that counts is the one given; those of bad files have no rows to tell them by."""
+    return found is not None and (found.rows, found.problem) == (entry.rows, entry.problem)
+
+
+def _portions(names: Sequence[str]) -> Iterator[Sequence[str]]:
+    for first in range(0, len(names), _IN_LIST):
+        yield names[first : first + _IN_LIST]
+
+
+def _checked(name: str) -> str:
+    """A name of this package's making, which cannot end a text in SQL."""
+    if not name.replace("-", "").replace(":", "").isalnum():
+        raise SearchIndexError(f"The index names rows {name!r}, which cavmae-sync does not; make the index anew.")
+    return name
+
+
+def _sql_list(names: Iterable[str]) -> str:
+    return ", ".join(f"'{_checked(name)}'" for name in names)
+
+
+@contextlib.contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """LanceDB's errors as one of ours; what the caller's own code raises within is left alone."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (SearchIndexError, ImportError):
+        raise
+    except (RuntimeError, OSError, ValueError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())
+        raise SearchIndexError(
+            f"{name}: the index cannot be read or written ({reason}); if it is damaged, make it anew under another "
+            "name."
+        ) from error

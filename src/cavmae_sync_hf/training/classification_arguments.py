@@ -1,0 +1,129 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""What can be set for the training of a classifier, beside what every training has?"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from .arguments import ModelArguments, RecipeError, RunArguments
+from .arguments import _help as help_text
+
+__all__ = ["ClassificationArguments", "ClassificationModelArguments"]
+
+
+@dataclass
+class ClassificationModelArguments(ModelArguments):
+    """Which classifier is trained, from which weights, and which of them.
+
+    Attributes:
+        init_from: As in `ModelArguments`. A pretrained model gives the encoder; a classifier gives its head as well
+            where it has the same classes and the same kind of head.
+        from_scratch: Take the sizes and the processor of `init_from`, but draw all weights at random, to see what
+            pretraining is worth.
+        modality: What the model sees; `"audio"` and `"video"` leave the other tower out. Default: that of the model
+            that is continued, else both.
+        classifier: `"mean_pooling"` (CAV-MAE: frames are classified one by one and their predictions averaged) or
+            `"frame_attention"` (CAV-MAE Sync: layers that attend over the clip's frames; give `frames_per_clip` as
+            many frames as a clip has). Default: that of the model that is continued, else mean pooling.
+        problem_type: Cross-entropy over classes that exclude each other, or binary cross-entropy of each class.
+            Default: the former where every training clip has exactly one label.
+        class_names: File with the names of the classes (text lines, JSON, or a CSV table of index, mid and display
+            name); default: those stored with the training set.
+        freeze: `"encoder"` trains the head alone.
+        lora_rank: Rank of low-rank changes to the encoder (LoRA), trained instead of its weights; `0`: none. Needs
+            the `lora` extra.
+        lora_alpha: Their scale is this over the rank; `0`: twice the rank.
+        lora_dropout: Dropout on their inputs.
+        lora_targets: Last parts of the names of the linear layers that get them.
+    """
+
+    from_scratch: bool = field(
+        default=False, metadata=help_text("Take sizes and processor of init_from, and no weights.")
+    )
+    modality: Literal["multimodal", "audio", "video"] | None = field(
+        default=None, metadata=help_text("What the model sees.")
+    )
+    classifier: Literal["mean_pooling", "frame_attention"] | None = field(
+        default=None, metadata=help_text("Which head the model has.")
+    )
+    problem_type: Literal["single_label_classification", "multi_label_classification"] | None = field(
+        default=None, metadata=help_text("Cross-entropy, or binary cross-entropy of each class.")
+    )
+    class_names: str | None = field(
+        default=None, metadata=help_text("File of class names; empty: those stored with the training set.")
+    )
+    freeze: Literal["none", "encoder"] = field(default="none", metadata=help_text("What is not trained."))
+    lora_rank: int = field(default=0, metadata=help_text("Rank of low-rank changes to the encoder; 0: none."))
+    lora_alpha: float = field(default=0.0, metadata=help_text("Scale of the changes; 0: twice the rank."))
+    lora_dropout: float = field(default=0.0, metadata=help_text("Dropout on the inputs of the changes."))
+    lora_targets: list[str] = field(
+        default_factory=lambda: ["q_proj", "v_proj"], metadata=help_text("Linear layers that are changed.")
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.from_scratch and not self.init_from:
+            raise RecipeError(
+                "`from_scratch` takes the sizes of `init_from`, which is empty; name a model or drop it."
+            )
+        if self.lora_rank < 0 or not 0 <= self.lora_dropout < 1:
+            raise RecipeError(
+                f"`lora_rank` is {self.lora_rank} and `lora_dropout` {self.lora_dropout}; use a rank of 0 (none) or "
+                "more, and a dropout of 0 or more, below 1."
+            )
+        if self.lora_rank and self.freeze != "none":
+            raise RecipeError("`lora_rank` leaves the encoder's own weights as they are already; leave `freeze` out.")
+
+
+@dataclass
+class ClassificationArguments(RunArguments):
+    """`RunArguments` with what the training of a classifier needs beside them.
+
+    Attributes:
+        head_lr_multiple: The head, which starts at random, learns at so many times `learning_rate` (published: 10 to
+            100).
+        balanced_sampling: Draw clips, with replacement, so that rare classes come as often as common ones.
+        average_epochs: First and last epoch whose checkpoints are averaged, weight by weight, into the final model;
+            as two numbers. Needs `save_strategy: epoch` and a `save_total_limit` that keeps them. `0`: none.
+        eval_each_modality: Evaluate a multimodal model with sound alone and with picture alone as well.
+    """
+
+    head_lr_multiple: float = field(default=1.0, metadata=help_text("The head's learning rate over the encoder's."))
+    balanced_sampling: bool = field(default=False, metadata=help_text("Draw rare classes as often as common ones."))
+    average_epochs: list[int] | None = field(
+        default=None, metadata=help_text("First and last epoch whose checkpoints are averaged; 0: none.")
+    )
+    eval_each_modality: bool = field(
+        default=False, metadata=help_text("Evaluate with sound alone and picture alone, too.")
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.head_lr_multiple <= 0:
+            raise RecipeError(f"`head_lr_multiple` is {self.head_lr_multiple}; it must be positive.")
+        if self.label_smoothing_factor:
+            raise RecipeError("`label_smoothing_factor` has no effect here; use `label_smoothing` of `augmentation`.")
+        if self.average_epochs in ([0], []):
+            self.average_epochs = None
+        if self.average_epochs is not None:
+            self._check_average(self.average_epochs)
+
+    def _check_average(self, epochs: list[int]) -> None:
+        if len(epochs) != 2 or not 1 <= epochs[0] <= epochs[1]:
+            raise RecipeError(f"`average_epochs` is {epochs}; give the first and the last epoch, such as 3 15.")
+        first, last = epochs
+        if self.max_steps > 0 or last > self.num_train_epochs:
+            length = f"{self.max_steps} steps" if self.max_steps > 0 else f"{self.num_train_epochs:g} epochs"
+            raise RecipeError(
+                f"`average_epochs` goes to epoch {last}, the training has {length}; raise `num_train_epochs` "
+                "(and leave `max_steps` out), or average fewer."
+            )
+        if self.save_strategy != "epoch":
+            raise RecipeError("`average_epochs` takes the checkpoints of epochs; set `save_strategy: epoch`.")
+        kept, needed = self.save_total_limit, int(self.num_train_epochs) - first + 1
+        if kept is not None and kept < needed:
+            raise RecipeError(
+                f"`save_total_limit` of {kept} deletes checkpoints that `average_epochs` needs; raise it to {needed}, "
+                "or leave it out."
+            )
+        if self.load_best_model_at_end:
+            raise RecipeError("`average_epochs` and `load_best_model_at_end` both choose the final weights; take one.")

@@ -1,0 +1,274 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""Which classes does a data set have, and how does a classifier of them come from a pretrained model?
+
+In three steps, since the data sets need the processor and the head needs the classes: `starting_point` finds the
+configuration and the processor, `find_labels` the classes, `build_classifier` makes the model.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..classification_cavmae_sync import CavMaeSyncForAudioVisualClassification
+from ..configuration_cavmae_sync import CavMaeSyncConfig
+from ..convert.conversion import convert_state_dict
+from ..convert.reading import read_checkpoint
+from ..convert.settings import Family
+from ..data.tables import read_vocabulary
+from ..modeling_cavmae_sync import CavMaeSyncModel
+from ..processing_cavmae_sync import CavMaeSyncProcessor
+from .arguments import RecipeError
+from .classification_arguments import ClassificationModelArguments
+from .freezing import freeze_encoder, freeze_idle
+from .initialization import _differences, _is_foreign, _own, _own_processor
+from .lora import add_lora
+from .sets import EvaluationSet
+
+__all__ = ["LabelSpace", "StartingPoint", "build_classifier", "find_labels", "starting_point"]
+
+_CLASSIFIER = CavMaeSyncForAudioVisualClassification.__name__
+
+
+@dataclass(frozen=True)
+class LabelSpace:
+    """The classes of a data set.
+
+    Attributes:
+        count: How many there are.
+        names: Their names in order, `None` where they are numbers alone.
+        problem_type: `"single_label_classification"` or `"multi_label_classification"`.
+    """
+
+    count: int
+    names: tuple[str, ...] | None
+    problem_type: str
+
+
+@dataclass
+class StartingPoint:
+    """Where the weights of a classifier come from.
+
+    Attributes:
+        config: The configuration, its classes apart.
+        processor: Makes the model's inputs.
+        source: Folder or Hub name of one of this package's models.
+        state_dict: Converted weights of a published file, under a classifier's names.
+        has_head: Whether there is a trained head among the weights, for the classes of `config`.
+    """
+
+    config: CavMaeSyncConfig
+    processor: CavMaeSyncProcessor
+    source: str | None = None
+    state_dict: dict[str, Tensor] | None = None
+    has_head: bool = False
+
+
+def starting_point(arguments: ClassificationModelArguments) -> StartingPoint:
+    """Read the configuration and the processor of what a training starts from.
+
+    Raises:
+        ValueError: The source holds no model that fits, or a setting contradicts it.
+    """
+    changes, settings = _own(arguments.model_config), _own(arguments.processor)
+    if arguments.modality is not None:
+        changes["modality"] = arguments.modality
+    if arguments.classifier is not None:
+        changes["classifier_type"] = arguments.classifier
+    source = arguments.init_from
+    if source is None:
+        config = getattr(CavMaeSyncConfig, arguments.family)(**changes)
+        start = StartingPoint(config, CavMaeSyncProcessor.from_config(config, **({"alignment": "time"} | settings)))
+    elif _is_foreign(source):
+        start = _published(source, changes, settings, arguments.family)
+    else:
+        known = CavMaeSyncConfig.from_pretrained(source)
+        config = _changed(known, changes)
+        processor = _own_processor(source, settings)
+        if processor is None:
+            processor = CavMaeSyncProcessor.from_config(config, **({"alignment": "time"} | settings))
+        has_head = _CLASSIFIER in (known.architectures or []) and _same_head(known, config)
+        start = StartingPoint(config, processor, source=source, has_head=has_head)
+    if arguments.from_scratch:
+        start.source, start.state_dict, start.has_head = None, None, False
+    return start
+
+
+def find_labels(
+    train_set: Any,
+    evaluation_sets: Mapping[str, EvaluationSet],
+    names_file: str | None = None,
+    problem_type: str | None = None,
+) -> LabelSpace:
+    """The classes of a training set, checked against the evaluation sets.
+
+    Args:
+        train_set: A data set of this package.
+        evaluation_sets: As `build_sets` gives them.
+        names_file: With the names of the classes; default: those stored with the training set.
+        problem_type: Default: a single label where every training clip has exactly one.
+
+    Raises:
+        RecipeError: There are no labels, or those of the sets contradict each other or the problem type.
+    """
+    labels = train_set.source.labels()
+    if not any(labels):
+        raise RecipeError("No training clip has a label; prepare the set with labels.")
+    vocabulary = read_vocabulary(names_file)
+    names = train_set.source.label_names if vocabulary is None else vocabulary.names
+    largest = max(max(clip, default=0) for clip in labels)
+    count = largest + 1 if names is None else len(names)
+    if problem_type is None:
+        single = all(len(set(clip)) == 1 for clip in labels)
+        problem_type = "single_label_classification" if single else "multi_label_classification"
+    space = LabelSpace(count, None if names is None else tuple(names), problem_type)
+    _check_labels("The training set", labels, space)
+    for name, evaluation_set in evaluation_sets.items():
+        source = evaluation_set.dataset.source
+        own = source.label_names
+        if vocabulary is None and own is not None and names is not None and list(own) != list(names):
+            odd = sorted(set(own) ^ set(names))[:5] or ["the same names in another order"]
+            raise RecipeError(
+                f"The evaluation set {name!r} has other classes than the training set ({', '.join(odd)}); prepare "
+                "both with the same label names."
+            )
+        _check_labels(f"The evaluation set {name!r}", source.labels(), space)
+    return space
+
+
+def _check_labels(who: str, labels: list[list[int]], space: LabelSpace) -> None:
+    if not any(labels):
+        raise RecipeError(f"{who} has no labels; prepare it with labels, or leave it out.")
+    largest = max(max(clip, default=0) for clip in labels)
+    if largest >= space.count:
+        raise RecipeError(f"{who} has a label {largest}, and there are {space.count} classes; correct the names.")
+    odd = next((clip for clip in labels if len(set(clip)) != 1), None)
+    if space.problem_type == "single_label_classification" and odd is not None:
+        raise RecipeError(
+            f"{who} has a clip with {len(set(odd))} labels; single-label classification needs exactly one each. Use "
+            "`problem_type: multi_label_classification`."
+        )
+
+
+def build_classifier(
+    start: StartingPoint, labels: LabelSpace, arguments: ClassificationModelArguments, seed: int = 0
+) -> Any:
+    """The model to train, in float32, its weights frozen or changed in low rank as asked for.
+
+    Args:
+        start: From `starting_point`.
+        labels: From `find_labels`.
+        arguments: The same as for `starting_point`.
+        seed: Seeds the weights that are drawn at random; the head's unless it is continued.
+
+    Returns:
+        A `CavMaeSyncForAudioVisualClassification`, or a `peft.PeftModel` around one.
+
+    Raises:
+        ValueError: The source lacks weights that the model needs.
+        ImportError: LoRA is asked for and peft not installed.
+    """
+    config = _with_labels(start.config, labels)
+    extra: dict[str, Any] = {"attn_implementation": arguments.attention} if arguments.attention else {}
+    torch.manual_seed(seed)
+    model: Any = CavMaeSyncForAudioVisualClassification._from_config(config, **extra)
+    # The head's start does not depend on where the encoder comes from: it is the one drawn above.
+    head = start.has_head and _same_classes(start.config, config)
+    if start.source is not None:
+        kind: Any = CavMaeSyncForAudioVisualClassification if head else CavMaeSyncModel
+        _take_weights(model if head else model.model, _load(kind, start.source, config), start.source)
+    elif start.state_dict is not None:
+        weights = {
+            name.removeprefix("model."): tensor
+            for name, tensor in start.state_dict.items()
+            if name.startswith("model.")
+        }
+        _take_weights(model.model, weights, str(arguments.init_from))
+        if head:
+            own = {k.removeprefix("head."): v for k, v in start.state_dict.items() if k.startswith("head.")}
+            _take_weights(model.head, own, str(arguments.init_from))
+    model.name_or_path = arguments.init_from or ""  # an adapter's file names it
+    if arguments.lora_rank:
+        targets, alpha = arguments.lora_targets, arguments.lora_alpha
+        model = add_lora(model, arguments.lora_rank, alpha=alpha, dropout=arguments.lora_dropout, targets=targets)
+    elif arguments.freeze == "encoder":
+        freeze_encoder(model)
+    else:
+        freeze_idle(model)
+    return model
+
+
+def _published(source: str, changes: dict[str, Any], settings: dict[str, Any], family: str) -> StartingPoint:
+    """From a published file: of a pretraining, a classifier, or an ImageNet MAE."""
+    checkpoint = read_checkpoint(Path(source).expanduser())
+    preset = {} if family == "cav_mae_sync" else _differences(CavMaeSyncConfig.cav_mae())
+    # Head and modality are this training's business; the file is taken for what it is.
+    ours: dict[str, Any] = {
+        name: changes[name] for name in ("modality", "classifier_type", "problem_type") if name in changes
+    }
+    rest = {name: value for name, value in changes.items() if name not in ours}
+    conversion = convert_state_dict(checkpoint.tensors, preset | rest)
+    config = _changed(conversion.config, ours)
+    initialisation = conversion.report.family == Family.INITIALISATION
+    alignment = {"alignment": "time" if initialisation else "reference"}
+    state_dict = conversion.state_dict
+    if conversion.model_class is CavMaeSyncModel:
+        state_dict = {f"model.{name}": tensor for name, tensor in state_dict.items()}
+    is_classifier = conversion.model_class is CavMaeSyncForAudioVisualClassification
+    return StartingPoint(
+        config,
+        CavMaeSyncProcessor.from_config(config, **(alignment | settings)),
+        state_dict=state_dict,
+        has_head=is_classifier and _same_head(conversion.config, config),
+    )
+
+
+def _changed(config: CavMaeSyncConfig, changes: Mapping[str, Any]) -> CavMaeSyncConfig:
+    """The configuration with some settings changed, and checked as a whole."""
+    return CavMaeSyncConfig.from_dict(config.to_dict() | dict(changes))
+
+
+def _same_head(first: CavMaeSyncConfig, second: CavMaeSyncConfig) -> bool:
+    """Whether the weights of a head fit another configuration, its classes apart."""
+    names = ("classifier_type", "modality", "hidden_size", "num_classifier_layers")
+    return all(getattr(first, name) == getattr(second, name) for name in names)
+
+
+def _same_classes(first: CavMaeSyncConfig, second: CavMaeSyncConfig) -> bool:
+    """Whether two configurations have the same classes, as far as names tell."""
+    generic = {number: f"LABEL_{number}" for number in range(first.num_labels or 0)}
+    named = generic not in (first.id2label, second.id2label)
+    return first.num_labels == second.num_labels and (not named or first.id2label == second.id2label)
+
+
+def _with_labels(start: CavMaeSyncConfig, labels: LabelSpace) -> CavMaeSyncConfig:
+    config: Any = copy.deepcopy(start)
+    names = labels.names or tuple(f"LABEL_{number}" for number in range(labels.count))
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: number for number, name in enumerate(names)}
+    config.problem_type = labels.problem_type
+    return config
+
+
+def _load(kind: Any, source: str, config: CavMaeSyncConfig) -> dict[str, Tensor]:
+    """Weights of one of this package's models; none of them made up."""
+    model, report = kind.from_pretrained(source, config=config, dtype=torch.float32, output_loading_info=True)
+    made_up = sorted({*report["missing_keys"], *(entry[0] for entry in report["mismatched_keys"])})
+    weights: dict[str, Tensor] = model.state_dict()
+    return {name: tensor for name, tensor in weights.items() if name not in made_up}
+
+
+def _take_weights(model: Any, weights: Mapping[str, Tensor], source: str) -> None:
+    """Load weights; those of the model must all be there, others are no matter."""
+    missing = sorted(set(model.state_dict()) - set(weights))
+    if missing:
+        raise ValueError(
+            f"{source}: lacks weights that the classifier needs: {', '.join(missing[:5])}"
+            f"{' ...' if len(missing) > 5 else ''}. Name a model of these modalities, or set `modality` to what it "
+            "has."
+        )
+    model.load_state_dict({name: weights[name] for name in model.state_dict()})
