@@ -1,5 +1,5 @@
 # make test         lint, types and tests on the pinned versions, then the tests on today's newest ones
-# make demo         a video file to embeddings and a picture of their similarities
+# make demo         makes a world of videos, trains a small model on it, and shows what it learned
 # make help         the rest
 
 SHELL := /bin/bash

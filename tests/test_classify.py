@@ -1,3 +1,4 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
 """Labels of clips and films: the ensemble of a clip's moments, long files in pieces, and the command."""
 
 import json
@@ -21,16 +22,9 @@ from cavmae_sync_hf import (
 )
 from cavmae_sync_hf.inference import classify as room
 from cavmae_sync_hf.inference.classify import classify, iter_classify
+from classifiers import LABELS, RATE, make_classifier
 from clips import noise, numbered_frame, truncate, write_clip
 from tiny import tiny_config
-
-LABELS = ["applause", "barking", "chime", "drumming", "engine"]
-RATE = 16000
-
-
-def make_classifier(**overrides) -> CavMaeSyncForAudioVisualClassification:
-    torch.manual_seed(0)
-    return CavMaeSyncForAudioVisualClassification(tiny_config(id2label=dict(enumerate(LABELS)), **overrides)).eval()
 
 
 @pytest.fixture(scope="module")

@@ -1,3 +1,4 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
 """Exported towers: they compute what the model computes, for any number of clips and frames, and say what they are."""
 
 import hashlib

@@ -1,3 +1,4 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
 """The encoder for MTEB: what it makes of rows, and real MTEB tasks, made on the spot."""
 
 import importlib.util

@@ -102,6 +102,15 @@ def test_checkpoints__that_do_not_belong_together_are_refused(tmp_path):
         average_weights([tmp_path / "empty"])
 
 
+def test_training__refuses_to_average_sharded_weights(tmp_path):
+    shards = write_shards(tmp_path / "shards", [8])
+    with pytest.raises(ValueError, match="call `average_checkpoints`"):
+        make_trainer(
+            shards, tmp_path / "out", max_steps=-1, num_train_epochs=3, save_strategy="epoch", average_epochs=[2, 3],
+            fsdp=True, fsdp_config={"version": 2},
+        )  # fmt: skip
+
+
 def test_average__of_weights_in_several_files(tmp_path):
     for name, shift in (("first", 0.0), ("second", 2.0)):
         (tmp_path / name).mkdir()

@@ -319,14 +319,16 @@ def test_card__has_the_figures_of_the_last_evaluation(many_labels, tmp_path):
 
 
 def test_push_to_hub__uploads_model_processor_code_and_card(many_labels, tmp_path, monkeypatch):
-    sent = {}
+    sent: dict[str, str] = {}
 
-    def upload(**given: Any) -> Any:
-        sent.update({path.name: path.read_text(errors="replace") for path in Path(given["folder_path"]).iterdir()})
-        return type("Commit", (), {"commit_url": "somewhere"})()
+    class Hub:
+        def create_repo(self, name: str, **given: Any) -> Any:
+            return type("Repo", (), {"repo_id": name})()
 
-    monkeypatch.setattr("transformers.trainer.create_repo", lambda name, **_: type("Repo", (), {"repo_id": name})())
-    monkeypatch.setattr("transformers.trainer.upload_folder", upload)
+        def upload_folder(self, *, folder_path: str, **given: Any) -> None:
+            sent.update({path.name: path.read_text(errors="replace") for path in Path(folder_path).iterdir()})
+
+    monkeypatch.setattr("transformers.trainer.hf_api", Hub)
     trainer = make_trainer(
         many_labels, tmp_path, evaluation=True, push_to_hub=True, hub_model_id="someone/classes",
         base_model="someone/pretrained",

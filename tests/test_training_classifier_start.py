@@ -100,8 +100,9 @@ def test_classifier__keeps_its_head_for_the_same_classes_alone(classifier):
 
 
 @pytest.mark.parametrize("modality", ["audio", "video"])
-def test_modality__is_cut_out_of_a_multimodal_model(modality, pretrained):
+def test_modality__is_cut_out_of_a_multimodal_model_without_complaint(modality, pretrained, capfd):
     model = build(init_from=str(pretrained), modality=modality)
+    assert "UNEXPECTED" not in capfd.readouterr().err
     whole = CavMaeSyncModel.from_pretrained(pretrained).state_dict()
     found = model.model.state_dict()
     assert 0 < len(found) < len(whole)
@@ -113,6 +114,11 @@ def test_modality__that_the_source_lacks_is_refused(pretrained, tmp_path):
     with pytest.raises(ValueError, match=r"lacks weights that the classifier needs: .*video_tower"):
         build(init_from=str(tmp_path), modality="multimodal")
     assert build(init_from=str(tmp_path)).config.modality == "audio"  # what it has is the default
+
+
+def test_sizes__that_are_not_the_source_s_are_refused(pretrained):
+    with pytest.raises(ValueError, match=r"mlp.fc1.*has shape .*Leave sizes out of `model_config`"):
+        build(init_from=str(pretrained), model_config={"intermediate_size": 96})
 
 
 @pytest.mark.parametrize("modality", [None, "audio"])

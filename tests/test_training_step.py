@@ -15,14 +15,23 @@ from torch.utils.flop_counter import FlopCounterMode
 from cavmae_sync_hf.configuration_cavmae_sync import CavMaeSyncConfig
 from cavmae_sync_hf.data.dataset import CavMaeSyncDataset
 from cavmae_sync_hf.pretraining_cavmae_sync import CavMaeSyncForPreTraining
-from cavmae_sync_hf.training import CavMaeSyncTrainer, PretrainingArguments, freeze_unused, pretraining_flops
+from cavmae_sync_hf.training import (
+    CavMaeSyncTrainer,
+    DataArguments,
+    ModelArguments,
+    PretrainingArguments,
+    freeze_unused,
+    parse_arguments,
+    pretraining_flops,
+)
 from cavmae_sync_hf.training.flops import measure_peak, pretraining_flops_by_part
 from little_shards import little_processor, write_shards
 from tiny import TINY, tiny_config
 from training_ranks import train
 from two_ranks import run_ranks
 
-BENCHMARKS = Path(__file__).parents[1] / "training" / "benchmarks"
+TRAINING = Path(__file__).parents[1] / "training"
+BENCHMARKS, RECIPES = TRAINING / "benchmarks", TRAINING / "recipes" / "pretraining"
 
 
 @pytest.fixture(scope="module")
@@ -176,22 +185,30 @@ def test_loading_benchmark__states_the_need_from_a_measured_step(monkeypatch, ca
 # The rate's course
 
 
-def test_step_decay__is_the_published_one(shards, tmp_path):
-    """Torch's MultiStepLR, stepped after every epoch with milestones 10, 15, 20, ..., as the authors use it."""
-    trainer = make_trainer(
-        shards, tmp_path, max_steps=-1, num_train_epochs=25, learning_rate=2e-4, adam_with_l2=True, warmup_steps=0,
-        step_decay={"start": 10, "every": 5, "factor": 0.5},
-    )  # fmt: skip
-    steps = 7
-    trainer.create_optimizer()
-    scheduler = trainer.create_scheduler(25 * steps, trainer.optimizer)
-    ours = []
-    for _ in range(25 * steps):
-        ours.append(trainer.optimizer.param_groups[0]["lr"])
-        trainer.optimizer.step()
+def rates_of(recipe: str, shards: Path, out: Path, steps_per_epoch: int) -> list[float]:
+    """The rate at every step of a recipe's run, were an epoch so many steps."""
+    words = [str(RECIPES / recipe), "--use_cpu", "--output_dir", str(out), "--bf16", "false"]
+    (*_, settings) = parse_arguments((ModelArguments, DataArguments, PretrainingArguments), words)
+    names = ("learning_rate", "num_train_epochs", "warmup_steps", "step_decay", "lr_scheduler_type",
+             "lr_scheduler_kwargs", "adam_with_l2", "adam_beta1", "adam_beta2", "weight_decay")  # fmt: skip
+    trainer = make_trainer(shards, out, max_steps=-1, **{name: getattr(settings, name) for name in names})
+    steps = int(settings.num_train_epochs) * steps_per_epoch
+    optimizer = trainer.create_optimizer()
+    scheduler = trainer.create_scheduler(steps, optimizer)
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
         scheduler.step()
+    assert type(optimizer) is torch.optim.Adam and optimizer.param_groups[0]["betas"] == (0.95, 0.999)
+    return rates
+
+
+def test_rate__of_cav_mae_falls_as_published(shards, tmp_path):
+    """Torch's MultiStepLR, stepped after every epoch with milestones 10, 15, 20, ..., as the authors use it."""
     by_hand = [2e-4] * 10 + [1e-4] * 5 + [5e-5] * 5 + [2.5e-5] * 5
-    assert ours == pytest.approx([rate for rate in by_hand for _ in range(steps)])
+    ours = rates_of("audioset_cavmae.yaml", shards, tmp_path, steps_per_epoch=7)
+    assert ours == pytest.approx([rate for rate in by_hand for _ in range(7)])
 
     optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], 2e-4)
     published = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(range(10, 1000, 5)), gamma=0.5)
@@ -201,6 +218,21 @@ def test_step_decay__is_the_published_one(shards, tmp_path):
         optimizer.step()
         published.step()
     assert theirs == pytest.approx(by_hand)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "epochs", "warmup", "peak"),
+    [("audioset.yaml", 25, 0.1, 2e-4), ("vggsound.yaml", 10, 0.05, 5e-5)],
+)
+def test_rate__of_cav_mae_sync_warms_up_and_falls_to_a_tenth(recipe, epochs, warmup, peak, shards, tmp_path):
+    rates = rates_of(recipe, shards, tmp_path, steps_per_epoch=40)
+    steps = 40 * epochs
+    first = round(steps * warmup)
+    assert len(rates) == steps
+    assert rates[: first + 1] == pytest.approx([peak * step / first for step in range(first + 1)])
+    middle = first + (steps - first) // 2  # of the cosine: half-way between the peak and a tenth of it
+    assert rates[middle] == pytest.approx(0.55 * peak, rel=0.01)
+    assert rates[-1] == pytest.approx(0.1 * peak, rel=0.01)
 
 
 # Half precision, fused attention, compilation, fused optimiser, sharding

@@ -1,4 +1,4 @@
-"""What a training run uploads: everything that loads the model, its card and its figures, at the end and on the way."""
+"""What a training run uploads: all that loads the model, its card and its figures, at the end and on the way."""
 
 import importlib.util
 import json
@@ -109,7 +109,7 @@ def test_upload__on_the_way_can_be_loaded_too(upload):
     assert first["commit_message"] == "Training in progress, step 1" and len(upload.hub.uploads) == 3
     names = files(first["folder"])
     assert names >= NEEDED and not any("optimizer" in name for name in names)
-    assert "1 steps with" in (first["folder"] / "README.md").read_text()
+    assert "with batches of 4 clips" in (first["folder"] / "README.md").read_text()
 
 
 @pytest.mark.parametrize("place", [0, -1], ids=["on the way", "at the end"])

@@ -40,16 +40,18 @@ def main(words: list[str] | None = None) -> int:
     process = PartialState(cpu=arguments.device == "cpu")
     with terminal.progress_bar("extracting") as show:
         rows = run_probe(arguments, process=process, progress=show if process.is_main_process else None)
-    table = Table("set", "weights", "labels", "features", "mAP", "chance", "ROC area", "d'", "accuracy", "chance", "C")
-    for row in rows:
-        chance = row["chance"]
-        figures = (
-            row["mean_average_precision"], chance["mean_average_precision"], row["mean_roc_auc"], row["d_prime"],
-            row["accuracy"], chance["accuracy"],
-        )  # fmt: skip
-        names = (row["set"], row["weights"], row["labels"], row["features"])
-        table.add_row(*names, *(f"{figure:.3f}" for figure in figures), f"{row['strength']:g}")
-    if rows:
+    for name in dict.fromkeys(row["set"] for row in rows):
+        table = Table("weights", "labels", "features", "mAP", "ROC area", "d'", "accuracy", "C")
+        mine = [row for row in rows if row["set"] == name]
+        for row in mine:
+            figures = (row[key] for key in ("mean_average_precision", "mean_roc_auc", "d_prime", "accuracy"))
+            names = (row["weights"], row["labels"], row["features"])
+            table.add_row(*names, *(f"{figure:.3f}" for figure in figures), f"{row['strength']:g}")
+        chance = mine[0]["chance"]
+        terminal.say(
+            f"{name}: {mine[0]['samples']} clips, {mine[0]['classes']} classes; chance: mAP "
+            f"{chance['mean_average_precision']:.3f}, ROC area 0.5, accuracy {chance['accuracy']:.3f}"
+        )
         terminal.console.print(table)
     unfinished = [row["features"] for row in rows if not row["converged"]]
     if unfinished:

@@ -61,9 +61,10 @@ def read_clip(clip: Any) -> ClipInput:
 
     Args:
         clip: A file with both tracks or one of them (path, address, bytes, file object); a mapping with `"video"`
-            and/or `"audio"` (files, frames, a waveform; a video file brings its own sound) and, where needed, `"sampling_rate"`, `"fps"`,
-            `"video_metadata"`, `"frame_times"`, `"start"` and `"end"`; `datasets`' `{"array", "sampling_rate"}`;
-            frames as one array `(T, H, W, C)` or `(T, C, H, W)`; a picture (PIL, an array, or a picture file).
+            and/or `"audio"` (files, frames, a waveform; a video file brings its own sound) and, where needed,
+            `"sampling_rate"`, `"fps"`, `"video_metadata"`, `"frame_times"`, `"start"` and `"end"`; `datasets`'
+            `{"array", "sampling_rate"}`; frames as one array `(T, H, W, C)` or `(T, C, H, W)`; a picture (PIL, an
+            array, or a picture file).
 
     Raises:
         ValueError: It is none of these; the message says which would do.

@@ -255,9 +255,9 @@ class CavMaeSyncProcessor(ProcessorMixin):
             "start": start,
             "end": end,
         }
-        rules = {"missing": missing, "damaged": damaged}
+        rules: dict[str, Any] = {"missing": missing, "damaged": damaged}
         if audio is None:
-            heard = {"sampling_rate": extractor.sampling_rate, "channel": extractor.channel}
+            heard: dict[str, Any] = {"sampling_rate": extractor.sampling_rate, "channel": extractor.channel}
             chunks = iter_media(
                 video, context=context, want_audio=want_audio, want_video=want_video, **span, **heard, **rules
             )
@@ -276,7 +276,7 @@ class CavMaeSyncProcessor(ProcessorMixin):
         rate = extractor.sampling_rate
         if is_media_source(audio):
             check_rate([Clip(0, "The sound", audio=audio)], sampling_rate, rate)
-            heard = {"sampling_rate": rate, "channel": extractor.channel}
+            heard: dict[str, Any] = {"sampling_rate": rate, "channel": extractor.channel}
             return iter_media(audio, context=context, want_video=False, **span, **heard, **rules)
         clips, _ = split_waveforms(audio)
         if len(clips) != 1:

@@ -1,3 +1,4 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
 """How fast is an exported encoder, and what do 8-bit weights cost in retrieval?
 
     python training/benchmarks/export.py                                          # speed at published sizes, this CPU

@@ -25,6 +25,7 @@ of gradients where parts meet, the drawing of masks and what the processor needs
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -171,6 +172,7 @@ def measure_variants(
         for variant in variants:
             if variant in errors:
                 continue
+            show_progress(f"batch of {work.batch_size}, round {turn} of {rounds}, {variant}")
             try:
                 step = work.prepare(variant)
                 if not turn:
@@ -264,6 +266,7 @@ def profile(work: PretrainingStep, variant: Variant, rounds: int, steps: int) ->
     }
     times: dict[str, list[float]] = {name: [] for name in (*parts, "whole step")}
     for turn in range(rounds + 1):
+        show_progress(f"batch of {work.batch_size}, parts, round {turn} of {rounds}")
         for name, part in parts.items():
             times[name].append(time_calls(part, steps if turn else 1, work.device))
         times["whole step"].append(time_calls(whole, steps if turn else 1, work.device))
@@ -400,6 +403,12 @@ def device_name(device: torch.device) -> str:
     return f"{device.type}, {torch.get_num_threads()} threads"
 
 
+def show_progress(text: str) -> None:
+    """One line on the terminal, where there is one; the first round compiles, which takes minutes."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
 def show(result: dict[str, Any]) -> None:
     """The figures of one batch size as a table."""
     print(f"\nbatch of {result['batch_size']}; matrix-product peak {result['peak_tflops']:.4g} TFLOP/s")
@@ -438,6 +447,7 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
         result = {"batch_size": batch_size, "peak_tflops": peak, "variants": found}
         if arguments.profile is not None:
             result["parts"] = profile(work, arguments.profile, arguments.rounds, arguments.steps)
+        show_progress("")
         if not arguments.json:
             show(result)
         report["results"].append(result)

@@ -1,8 +1,10 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
 """Which model and which index does the page ask, and when are they loaded?"""
 
+import math
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,18 @@ from ..inference.loading import ModelLoadError, example_model, load_model
 from .demo_clips import DemoClips
 
 __all__ = ["Engine"]
+
+# How the places of a sound are looked for, best first: maps a second, and patches from one place tried to the next.
+_MAP_PLANS: tuple[dict[str, Any], ...] = (
+    {"fps": 5.0},
+    {"fps": 2.5},
+    {"fps": 1.0},
+    {"fps": 1.0, "stride": 3},
+)
+_QUICK_PLAN: dict[str, Any] = {"fps": 1.0, "method": "cosine"}
+# What a visitor waits for them at most, as far as it can be foreseen.
+_MAP_SECONDS = 90.0
+_TRIAL_MOMENTS = 4
 
 
 class Engine:
@@ -42,6 +56,7 @@ class Engine:
         self.index = index
         self._store: Any = None
         self._lock = threading.Lock()
+        self._pass_seconds: dict[str, float] = {}
         self.classifier = _classifier(name, device)
         if index is not None:
             self._store = self._open(index)
@@ -50,6 +65,39 @@ class Engine:
     def labels(self) -> int:
         """How many labels the model can tell apart; 0 without a head for it."""
         return int(self.classifier.config.num_labels) if self.classifier is not None else 0
+
+    def map_plan(self, seconds: float) -> dict[str, Any]:
+        """Arguments of `localize` with which a clip of so many seconds takes a bearable time on this machine.
+
+        The method that points best runs a tower once for every patch, which large models do only on a GPU.
+        """
+        for plan in _MAP_PLANS:
+            moments = max(1.0, seconds * plan["fps"])
+            cost = sum(_places(grid, plan.get("stride")) * self._seconds_of(name) for name, grid in self._grids())
+            if moments * cost <= _MAP_SECONDS:
+                return dict(plan)
+        return dict(_QUICK_PLAN)
+
+    def _grids(self) -> list[tuple[str, tuple[int, int]]]:
+        return [("audio", self.model.config.audio_grid), ("video", self.model.config.video_grid)]
+
+    def _seconds_of(self, modality: str) -> float:
+        """How long a tower takes for one moment, measured once."""
+        if modality not in self._pass_seconds:
+            config, device = self.model.config, self.model.device
+            shapes = {
+                "audio": (1, _TRIAL_MOMENTS, config.audio_length, config.num_mel_bins),
+                "video": (1, _TRIAL_MOMENTS, config.num_channels, config.image_size, config.image_size),
+            }
+            encode = self.model.get_audio_features if modality == "audio" else self.model.get_video_features
+            # All different, or the model would see that one will do.
+            inputs = torch.randn(shapes[modality], device=device, dtype=self.model.dtype)
+            with torch.no_grad():
+                encode(inputs[:, :1])
+                began = time.perf_counter()
+                encode(inputs).pooler_output.cpu()
+            self._pass_seconds[modality] = (time.perf_counter() - began) / _TRIAL_MOMENTS
+        return self._pass_seconds[modality]
 
     def store(self, demo: DemoClips, folder: Path, progress: Callable[..., None] | None = None) -> Any:
         """The open index; without one of the operator's own, one of the demo clips, made now.
@@ -82,3 +130,9 @@ def _classifier(name: str, device: str | torch.device) -> Any:
         return load_model(name, use="classification", device=device)[0]
     except ModelLoadError:
         return None
+
+
+def _places(grid: tuple[int, int], stride: int | None) -> int:
+    """How many places of a grid are tried."""
+    step = stride or (1 if grid[0] * grid[1] <= 100 else 2)
+    return math.ceil(grid[0] / step + 0.5) * math.ceil(grid[1] / step + 0.5)

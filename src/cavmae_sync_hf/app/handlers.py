@@ -42,7 +42,6 @@ QUERY_SECONDS = 2.0
 # A clip of this length has as many moments as the matrix shows at most, at the finest step.
 _FINE_SECONDS = 60.0
 _FINE_HOP = 0.1
-_MAPS_PER_SECOND = 5.0
 _PREVIEW_MARGIN = 1.5
 _PREVIEW_SECONDS = 12.0
 
@@ -119,7 +118,7 @@ class Desk:
             def show(done: float, total: float) -> None:
                 _check_turn(session, turn)
                 if progress is not None:
-                    progress(done, total, "reading")
+                    progress(done, total)
 
             facts = copy_safely(upload, target, "video", self.limits, name=name, progress=show)
             _check_turn(session, turn)
@@ -177,10 +176,15 @@ class Desk:
         from ..inference.overlay import draw_spectrogram, draw_strip
 
         def work(session: Session, clip: Clip, tell: Progress) -> View:
+            plan = self.engine.map_plan(clip.seconds)
             found = localize(
-                self.engine.model, self.engine.processor, clip.path,
-                fps=_MAPS_PER_SECOND, damaged="keep", progress=tell,
-            )  # fmt: skip
+                self.engine.model, self.engine.processor, clip.path, damaged="keep", progress=tell, **plan
+            )
+            if "method" in plan:
+                found.remarks.append(
+                    "This model is too large for the best method on this machine: the places come from a quicker one "
+                    "and point less well."
+                )
             found.source = clip.title
             session.state["found"] = found
             strip, sound = session.path("sources.png"), session.path("spectrogram.png")
@@ -200,7 +204,7 @@ class Desk:
                 _download(session, arrays, f"{clip.stem}-sources.npz", "Maps as NumPy arrays"),
             ]
             pictures = {"strip": downloads[0]["url"], "spectrogram": downloads[1]["url"]}
-            return {"places": places_view(found, found.region), "pictures": pictures, "downloads": downloads}
+            return {"places": places_view(found), "pictures": pictures, "downloads": downloads}
 
         return self._work(visitor, turn, "places", work, progress)
 
@@ -229,7 +233,7 @@ class Desk:
         def work(session: Session, clip: Clip, tell: Progress) -> View:
             result = classify(
                 self.engine.classifier, self.engine.processor, clip.path, top_k=10, moments=True, damaged="keep",
-                progress=lambda *_: tell(0, 0, "labels"),
+                progress=lambda *_: tell(),
             )[0]  # fmt: skip
             result.clip = clip.title
             facts = _save_json(session.path("labels.json"), self._facts(clip) | {"labels": result.to_dict()})
@@ -272,29 +276,38 @@ class Desk:
             return {}
         except (ValueError, ImportError) as error:
             return _message(_plain(error, session)) | {"turn": turn}
+        except Exception:
+            return self._broken() | {"turn": turn}
         finally:
             self.workspace.remove_upload(upload)
 
     def _search(
-        self, session: Session, query: Path, what: Any, span: dict[str, float], stem: str, tell: Progress
+        self, session: Session, query: Path, what: Any, span: dict[str, Any], stem: str, tell: Progress
     ) -> View:
-        from ..search import SearchFilters, search
+        from ..search import SearchFilters, SearchIndexError, search
 
         if what not in SEARCHES:
             raise AppError("Choose what to look for.")
         by, find = SEARCHES[what]
-        store = self.engine.store(self.demo, self.workspace.root, tell)
-        tell(0, 0, "searching")
-        result = search(
-            store, query, self.engine.model, self.engine.processor, by=by, find=find,  # type: ignore[arg-type]
-            top=self.limits.search_results, filters=SearchFilters(exclude_same_file=True, per_file=2), **span,
-        )  # fmt: skip
+        filters = SearchFilters(exclude_same_file=True, per_file=2)
+        try:
+            store = self.engine.store(
+                self.demo, self.workspace.root, lambda done, total, _="": tell(done, total, "indexing")
+            )
+            tell()
+            result = search(
+                store, query, self.engine.model, self.engine.processor, by=by, find=find,  # type: ignore[arg-type]
+                top=self.limits.search_results, filters=filters, **span,
+            )  # fmt: skip
+        except SearchIndexError as error:  # where the index lies is nobody's business but the operator's
+            logger.exception("The index cannot be searched.")
+            raise AppError("The index cannot be searched just now. The server's log says why.") from error
         if not result.hits:
             raise AppError("The index holds no moment to compare with but this clip itself; index more videos.")
         session.state["searches"] = searches = session.state.get("searches", 0) + 1
         hits = []
         for number, hit in enumerate(result.hits):
-            tell(number, len(result.hits), "cutting")
+            tell(number, len(result.hits))
             hits.append(self._hit_view(session, f"hit-{searches}-{number}.mp4", hit))
         found = result.to_dict() | {"query": stem}
         for entry in found["hits"]:  # where files lie on the server is nobody's business
@@ -354,16 +367,21 @@ class Desk:
         try:
             with self.turn_at_model:
                 tell = _teller(session, session.turn, progress)
-                tell(0, 0, "")
+                tell()
                 return {"turn": session.turn} | work(session, clip, tell)
         except Superseded:
             return {}
         except (ValueError, ImportError) as error:
             return _message(_plain(error, session, clip)) | {"turn": session.turn}
-        except OSError:
+        except Exception:
             if turn != session.turn:  # the visitor has gone, and the folder with them
                 return {}
-            raise
+            return self._broken() | {"turn": session.turn}
+
+    def _broken(self) -> View:
+        """What to say when it is not the visitor's doing; the details are for the operator."""
+        logger.exception("A request failed.")
+        return _message("Something went wrong here, through no fault of your clip. The server's log says what.")
 
     def _facts(self, clip: Clip) -> dict[str, Any]:
         from .. import __version__

@@ -90,7 +90,7 @@ def cut(source: Any, target: Path, start: float, end: float) -> dict[str, Any]:
     return _rewrite(source, target, probe_media(source), lambda done: None, start=start, end=end)
 
 
-def _rewrite(source: Any, target: Path, info: Any, show: Callable[[float], None], **span: float) -> dict[str, Any]:
+def _rewrite(source: Any, target: Path, info: Any, show: Callable[[float], None], **span: Any) -> dict[str, Any]:
     """Decode a file chunk by chunk and write it anew."""
     from ..media_stream_cavmae_sync import iter_media
 
@@ -101,6 +101,7 @@ def _rewrite(source: Any, target: Path, info: Any, show: Callable[[float], None]
         source, hop=float(1 / rate), num_frames=_CHUNK, context=1.0, sampling_rate=sound_rate, threads=1, **span
     ):
         show(float(chunk.asked_times[-1]))
+        assert chunk.frames is not None  # a file without pictures is an error of `iter_media`
         if writer is None:
             writer = _Writer(target, rate, sound_rate, *_fit(*chunk.frames.shape[2:]))
         writer.add(chunk)
@@ -293,9 +294,22 @@ def main() -> None:
             else:
                 result = copy_picture(source, target, max_pixels=job["max_pixels"])
         tell(result=result)
-    except ValueError as error:
-        tell(error=str(error))
-    except (MemoryError, RuntimeError, OSError) as error:
+    except (ValueError, MemoryError, RuntimeError, OSError) as error:
+        if _is_scarcity(error):
+            tell(failed="memory")
+        elif isinstance(error, ValueError):
+            tell(error=str(error))
+        else:
+            tell(failed="unknown")
+
+
+def _is_scarcity(error: BaseException | None) -> bool:
+    """Whether the system had no memory left, somewhere beneath an error."""
+    while error is not None:
         # Where a thread finds no memory for its stack, FFmpeg says "try again" (EAGAIN).
-        scarce = isinstance(error, MemoryError) or getattr(error, "errno", None) in (errno.ENOMEM, errno.EAGAIN)
-        tell(failed="memory" if scarce or "memory" in str(error).lower() else "unknown")
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) in (errno.ENOMEM, errno.EAGAIN):
+            return True
+        if isinstance(error, RuntimeError) and "memory" in str(error).lower():  # torch
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -29,9 +29,10 @@ PICTURE_TYPES = [".png", ".jpg", ".jpeg", ".webp", ".bmp"]
 _INTRO = """
 <div class="cs-intro">
 <h1>Which sound belongs to which moment?</h1>
-<p>This page watches a short video and listens to it. It tells whether sound and picture are <b>in step</b> and, if not,
-by how much the sound is off; it shows <b>where in the picture</b> the sound comes from; and it finds <b>other
-moments</b> that sound or look alike. Pick one of the clips below to see it work, or send one of your own.</p>
+<p>This page watches a short video and listens to it. It tells whether sound and picture are <b>in step</b>
+and, if not, by how much the sound is off; it shows <b>where in the picture</b> the sound comes from; and it finds
+<b>other moments</b> that sound or look alike. Pick one of the clips below to see it work, or send one of your
+own.</p>
 {model}
 </div>
 """
@@ -40,16 +41,16 @@ SyncWorld, the drawn world of the clips below, and knows nothing of real films: 
 Start the page with <code>--model</code> for another.</p>"""
 _PROMISES = """
 <div class="cs-promises">
-<div><b>In step?</b><span>A matrix of every sound against every picture, a line that says how well each moment fits, and
-the offset that would mend it.</span></div>
-<div><b>Where is it?</b><span>The source of the sound lights up in the picture while the clip plays.</span></div>
-<div><b>What is like it?</b><span>Stop at a moment and find others, by their sound or by their picture, and play
+<div><b>In step?</b><span>A matrix of every sound against every picture, a line that says how well each moment fits,
+and the offset that would mend it.</span></div>
+<div><b>Where?</b><span>The source of the sound lights up in the picture while the clip plays.</span></div>
+<div><b>Similar</b><span>Stop at a moment and find others, by their sound or by their picture, and play
 them.</span></div>
 </div>
 """
-_NO_LABELS = """<p class="cs-waiting">The model that this page runs with has no classification head, so it cannot name what
-is heard and seen. Start the page with a fine-tuned classifier, as <code>cavmae-sync app --model FOLDER</code>, and its
-labels appear here.</p>"""
+_NO_LABELS = """<p class="cs-waiting">The model that this page runs with has no classification head, so it cannot
+name what is heard and seen. Start the page with a fine-tuned classifier, as
+<code>cavmae-sync app --model FOLDER</code>, and its labels appear here.</p>"""
 
 # Runs once a part of the page is there; the script of the page may still be on its way.
 _MOUNT = """
@@ -130,11 +131,11 @@ class _Layout:
         with gr.Tab("In step?"):
             _part("matrix")
             _part("offset")
-        with gr.Tab("Where is it?"):
+        with gr.Tab("Where?"):
             _part("pictures")
             self.film = gr.Button("Make a film of it", size="sm")
             gr.HTML('<p class="cs-waiting">The clip with the source of the sound drawn in, as mp4, under Save.</p>')
-        with gr.Tab("What is like it?"):
+        with gr.Tab("Similar"):
             self.what = gr.Radio(list(SEARCHES), value=next(iter(SEARCHES)), label="Look for")
             self.find = gr.Button("Search with the moment in the player", variant="primary")
             with gr.Accordion("Search with a sound or a picture of your own", open=False):
@@ -143,7 +144,7 @@ class _Layout:
                     self.picture = gr.File(label="Picture", file_types=PICTURE_TYPES, height=120)
                 self.voice = gr.Audio(label="Microphone", sources=["microphone"], type="filepath")
             _part("hits")
-        with gr.Tab("What is it?"):
+        with gr.Tab("Labels"):
             if self.desk.engine.classifier is None:
                 gr.HTML(_NO_LABELS)
             else:
@@ -166,7 +167,7 @@ class _Layout:
             return desk.pick(_visitor(request), (getattr(event, "_data", None) or {}).get("clip"))
 
         def take(upload: Any, request: gr.Request, progress: Any = gr.Progress()) -> Any:  # noqa: B008
-            return desk.take(_visitor(request), upload, _reporter(progress)), None
+            return desk.take(_visitor(request), upload, _reporter(progress, "reading the clip")), None
 
         picked = self.cards.click(pick, None, views["clip"], **quick)
         sent = self.upload.upload(
@@ -175,15 +176,19 @@ class _Layout:
         )  # fmt: skip
         for start in (picked, sent):
             shown = start.then(None, views["clip"], None, js=_SHOW)
-            for name, step in (("sync", desk.measure), ("places", desk.locate), ("labels", desk.label)):
-                done = shown.then(_step(step), views["clip"], views[name], **model_steps)
+            for name, step, words in (
+                ("sync", desk.measure, "comparing sound and picture"),
+                ("places", desk.locate, "finding the source of the sound"),
+                ("labels", desk.label, "naming what is there"),
+            ):
+                done = shown.then(_step(step, words), views["clip"], views[name], **model_steps)
                 shown = done.then(None, views[name], None, js=_SHOW)
 
         def film(turn: float, request: gr.Request, progress: Any = gr.Progress()) -> Any:  # noqa: B008
-            return desk.film(_visitor(request), _whole(turn), _reporter(progress))
+            return desk.film(_visitor(request), _whole(turn), _reporter(progress, "drawing the film"))
 
         def find(turn: float, time: float, what: str, request: gr.Request, progress: Any = gr.Progress()) -> Any:  # noqa: B008
-            return desk.search(_visitor(request), _whole(turn), what, time, _reporter(progress))
+            return desk.search(_visitor(request), _whole(turn), what, time, _reporter(progress, "searching"))
 
         self.film.click(film, self.turn, views["film"], js=f"() => {_TURN}", **model_steps).then(
             None, views["film"], None, js=_SHOW
@@ -200,15 +205,19 @@ class _Layout:
             event(_sender(desk, kind), [source, self.what], [views["hits"], source], **model_steps).then(
                 None, views["hits"], None, js=_SHOW
             )
-        page.unload(lambda request: desk.workspace.drop(_visitor(request)))
+
+        def leave(request: gr.Request) -> None:
+            desk.workspace.drop(_visitor(request))
+
+        page.unload(leave)
 
 
-def _step(step: Callable[..., dict[str, Any]]) -> Callable[..., Any]:
-    """A step that follows the choice of a clip."""
+def _step(step: Callable[..., dict[str, Any]], words: str) -> Callable[..., Any]:
+    """A step that follows the choice of a clip; the words say what it does."""
 
     def run(clip: Any, request: gr.Request, progress: Any = gr.Progress()) -> Any:  # noqa: B008
         turn = clip.get("turn") if isinstance(clip, dict) and "clip" in clip else None
-        return step(_visitor(request), turn, _reporter(progress)) if turn is not None else {}
+        return step(_visitor(request), turn, _reporter(progress, words)) if turn is not None else {}
 
     return run
 
@@ -217,7 +226,7 @@ def _sender(desk: Desk, kind: Any) -> Callable[..., Any]:
     """A search with a file of the visitor's; the file is taken off the page at once."""
 
     def run(upload: Any, what: str, request: gr.Request, progress: Any = gr.Progress()) -> Any:  # noqa: B008
-        return desk.search_with(_visitor(request), upload, kind, what, _reporter(progress)), None
+        return desk.search_with(_visitor(request), upload, kind, what, _reporter(progress, "searching")), None
 
     return run
 
@@ -230,12 +239,11 @@ def _whole(turn: Any) -> int | None:
     return int(turn) if isinstance(turn, int | float) and turn == turn else None
 
 
-def _reporter(progress: Any) -> Callable[..., None]:
+def _reporter(progress: Any, words: str) -> Callable[..., None]:
     """Gradio's progress as `show(done, total, remark)`."""
 
     def show(done: float = 0, total: float = 0, remark: str = "") -> None:
-        share = min(1.0, done / total) if total else None
-        progress(share if share is not None else 0, desc=remark or "working")
+        progress(min(1.0, done / total) if total else 0.0, desc=f"{words}, {remark}" if remark else words)
 
     return show
 
@@ -243,7 +251,7 @@ def _reporter(progress: Any) -> Callable[..., None]:
 def _part(name: str, content: str = "") -> gr.HTML:
     """A place that the page's script fills."""
     return gr.HTML(
-        f'<div class="cs-part cs-{name}" data-part="{name}">{content}</div>',
+        f'<div class="cs-at-{name}" data-part="{name}">{content}</div>',
         js_on_load=_MOUNT.replace("{part}", name),
         elem_id=f"cs-{name}",
     )
@@ -259,4 +267,4 @@ def _cards(workspace: Workspace, demo: DemoClips) -> str:
             f'<img src="{html.escape(poster)}" alt=""><b>{html.escape(clip.title)}</b>'
             f"<span>{html.escape(clip.text)}</span></button>"
         )
-    return f'<div class="cs-heading">Pick a clip</div><div class="cs-cards">{"".join(cards)}</div>'
+    return f'<div class="cs-heading">Pick a clip</div><div class="cs-deck">{"".join(cards)}</div>'

@@ -62,7 +62,7 @@ class Page(gr.Blocks):
             options["server_name"] = "127.0.0.1"
         defaults: dict[str, Any] = {
             "css": _asset("style.css"),
-            "head": f"<script>{_asset('player.js')}</script>",
+            "head": f"<style>{_asset('frame.css')}</style><script>{_asset('player.js')}</script>",
             "theme": _theme(),
             "max_file_size": self.workspace.limits.max_bytes,
             "footer_links": [],
@@ -169,6 +169,13 @@ def _theme() -> Any:
     return theme.set(
         body_background_fill="*neutral_50",
         body_background_fill_dark="*neutral_950",
+        # Gradio's own are too pale to read.
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        block_label_text_color="*neutral_700",
+        block_label_text_color_dark="*neutral_200",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
         block_border_width="1px",
         button_primary_background_fill="*primary_700",
         button_primary_background_fill_hover="*primary_800",

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..inference.classify import ClipLabels
+from ..inference.localize import LocalizationResult
 from ..inference.sync import SyncResult
 
 __all__ = ["bytes_view", "labels_view", "places_view", "sync_view", "verdict"]
@@ -31,13 +32,20 @@ def bytes_view(values: np.ndarray, low: float | None = None, high: float | None 
     return {"shape": list(values.shape), "low": low, "high": high, "data": data}
 
 
+def is_clear(result: SyncResult) -> bool:
+    """Whether the best offset is one: draws of the clip's pieces agree on it, and it fits better than chance."""
+    scores = np.asarray(result.offset_scores)
+    above_chance = bool((scores[np.isfinite(scores)] > 0).any())
+    return result.offset is not None and result.confidence >= LEAST_CONFIDENCE and above_chance
+
+
 def verdict(result: SyncResult) -> dict[str, str]:
     """In plain words, whether sound and picture are in step: `kind`, `headline` and `detail`."""
-    if result.offset is None or result.confidence < LEAST_CONFIDENCE:
+    if result.offset is None or not is_clear(result):
         return {
             "kind": "unsure",
             "headline": "No offset fits",
-            "detail": f"Within {result.max_offset:g} s, no way of moving the sound makes it clearly fit these pictures. "
+            "detail": f"Within {result.max_offset:g} s, no way of moving the sound makes it clearly fit the pictures. "
             "They may not belong together, too little may change in them, or the model may not know such things.",
         }
     sure = f"{result.confidence:.0%} of random draws of the clip's pieces agree."
@@ -78,27 +86,19 @@ def sync_view(result: SyncResult) -> dict[str, Any]:
         "matrix_times": _rounded(result.matrix_times, 3),
         "offset": result.offset,
         "interval": list(result.interval) if result.interval is not None else None,
-        "clear": result.offset is not None and result.confidence >= LEAST_CONFIDENCE,
+        "clear": is_clear(result),
         "offsets": _rounded(result.offsets, 3),
         "offset_scores": _rounded(result.offset_scores, 4),
     }
 
 
-def places_view(found: Any, region: tuple[float, float, float, float]) -> dict[str, Any]:
-    """What the overlay on the player shows.
-
-    Args:
-        found: A `LocalizationResult`.
-        region: Left, top, right and bottom of what the model sees of the picture, as shares of the whole.
-    """
-    maps = np.where(np.asarray(found.present)[:, None, None], found.video_maps, np.nan)
-    finite = maps[np.isfinite(maps)]
-    # What lies below the middle of all values is no sign of a sound.
-    low, high = np.quantile(finite, (0.5, 0.998)) if finite.size else (0.0, 1.0)
+def places_view(found: LocalizationResult) -> dict[str, Any]:
+    """What the overlay on the player shows; `region` is what the model sees of the picture, as shares of the whole."""
     return {
         "times": _rounded(found.times, 3),
-        "maps": bytes_view(maps, float(low), float(high)),
-        "region": [round(float(value), 5) for value in region],
+        "maps": bytes_view(found.heat(), 0.0, 1.0),
+        "region": [round(float(value), 5) for value in found.region],
+        "remarks": list(found.remarks),
     }
 
 

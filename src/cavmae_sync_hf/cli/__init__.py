@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from . import cards, data, evaluate, export, features, model, tagging, terminal
+from . import cards, data, evaluate, export, features, model, moments, page, search, tagging, terminal
 
 app = typer.Typer(
     name="cavmae-sync",
@@ -32,7 +32,13 @@ for _command, _panel in (
     (data.world, _MAKING),
     (export.export, _MAKING),
     (tagging.classify, _USING),
+    (moments.sync, _USING),
+    (moments.localize, _USING),
     (features.extract, _USING),
+    (search.index, _USING),
+    (search.search, _USING),
+    (search.index_info, _USING),
+    (page.app, _USING),
 ):
     app.command(rich_help_panel=_panel)(_command)
 app.add_typer(evaluate.app, rich_help_panel=_USING)

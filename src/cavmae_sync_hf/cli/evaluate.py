@@ -113,6 +113,9 @@ def localization(
     model: Model,
     data: Annotated[str, typer.Argument(metavar="DATA", help="SyncWorld split, shards of one, or a table of masks.")],
     protocol: Annotated[str, typer.Option(help="Rules to follow; see `evaluate protocols`.")] = "syncworld",
+    maps: Annotated[
+        str | None, typer.Option(help="occlusion (slow) or cosine (fast), instead of the protocol's.")
+    ] = None,
     truth: Annotated[
         str | None, typer.Option(metavar="FOLDER", help="SyncWorld split of shards that lie elsewhere.")
     ] = None,

@@ -16,7 +16,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from .engines import EngineError, run_here, run_processes, run_ray
+from .locks import LockedError, exclusive
 from .samples import PARTIAL, PrepareOptions, ShardJob, ShardTask, note_path, shard_tasks, write_whole
 from .shards import (
     BAD_CLIPS_COLUMNS,
@@ -43,10 +44,6 @@ try:
     import av
 except ImportError:
     av = None  # type: ignore[assignment]
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None  # type: ignore[assignment]
 
 WORK_FOLDER = ".prepare"
 ENGINES = ("local", "ray")
@@ -201,7 +198,7 @@ def prepare(
     notes = folder / WORK_FOLDER
     with _writable(folder):
         notes.mkdir(parents=True, exist_ok=True)
-    with _lock(folder):
+    with _alone(folder):
         _claim(folder, clips, {"name": name, "clips_per_shard": per_shard, "cut": cut} | asdict(options))
         job = ShardJob(
             folder, notes, name, options, clips.rows, clips.video_column, clips.audio_column, _versions()
@@ -268,16 +265,14 @@ def _open_folder(out: str | os.PathLike[str]) -> Path:
 
 
 @contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Keep a second run out; the lock goes with the process, however it ends."""
-    with _writable(folder):
-        lock = open(folder / WORK_FOLDER / _LOCK_NAME, "wb")  # noqa: SIM115 (closed by the next line)
-    with lock as file:
-        if fcntl is not None:
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep a second run out."""
+    with ExitStack() as stack:
+        with _writable(folder):
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise PrepareError(f"{folder}: another run is writing to it; wait until it has ended.") from error
+                stack.enter_context(exclusive(folder / WORK_FOLDER / _LOCK_NAME, folder))
+            except LockedError as error:
+                raise PrepareError(str(error)) from error
         yield
 
 

@@ -23,12 +23,13 @@ __all__ = ["CardError", "card_text", "read_details", "results_details"]
 _CLASSES: dict[str, Any] = {
     kind.__name__: kind for kind in (CavMaeSyncModel, CavMaeSyncForPreTraining, CavMaeSyncForAudioVisualClassification)
 }
-# Task type and name of a card's entries, by task of a results file.
+# Task type and name of a card's entries, by task of a results file, in the order of the card. The types differ, since
+# the Hub's metadata has one entry per type and data set.
 _TASKS = {
-    "retrieval": ("feature-extraction", "audio-visual retrieval"),
+    "retrieval": ("audio-visual-retrieval", "audio-visual retrieval"),
+    "sync": ("audio-visual-synchrony", "audio-visual synchrony"),
+    "localization": ("sound-localization", "sound localisation"),
     "classification": ("video-classification", "audio-visual classification"),
-    "localization": ("feature-extraction", "sound localisation"),
-    "sync": ("feature-extraction", "audio-visual synchrony"),
 }
 # What is worth a line in a card, by task and by the figure's name.
 _HEADLINES: dict[str, dict[str, str]] = {
@@ -108,7 +109,8 @@ def read_details(path: str | os.PathLike[str]) -> CardDetails:
 def results_details(records: Sequence[Mapping[str, Any]]) -> tuple[list[EvalResult], list[str]]:
     """A card's figures and how each was taken, from results records (see `read_results`)."""
     results, lines = [], []
-    for record in records:
+    order = list(_TASKS)
+    for record in sorted(records, key=lambda record: order.index(record["task"])):
         kind, task = _TASKS[record["task"]]
         name = _data_name(record)
         for figure, text in _HEADLINES[record["task"]].items():

@@ -15,6 +15,7 @@ from .similarity import STRATEGIES
 __all__ = [
     "CLASSIFICATION_PROTOCOLS",
     "LOCALIZATION_PROTOCOLS",
+    "MAPS",
     "PROTOCOLS",
     "RETRIEVAL_PROTOCOLS",
     "SYNC_PROTOCOLS",
@@ -26,6 +27,10 @@ __all__ = [
     "find_protocol",
     "modify",
 ]
+
+
+# How a patch's share in what sounds is told.
+MAPS = ("occlusion", "cosine")
 
 
 class ProtocolError(ValueError):
@@ -104,6 +109,8 @@ class LocalizationProtocol(Protocol):
 
     Args:
         truth: `"syncworld"`: boxes of what sounds, from a SyncWorld; `"masks"`: a table of pictures, sounds and masks.
+        maps: `"occlusion"`: how far the similarity falls without a patch and its neighbours, what `localize` shows;
+            `"cosine"`: of the sound's embedding with every patch's, faster by the number of patches.
         pooling: With masks, `"maps"`: average precision of every map, and one threshold for all of them;
             `"classes"`: both over all pixels of a class, then the mean over classes.
         tolerance: Pixels outside a box at which pointing still counts.
@@ -112,6 +119,7 @@ class LocalizationProtocol(Protocol):
     """
 
     truth: Literal["syncworld", "masks"] = "syncworld"
+    maps: Literal["occlusion", "cosine"] = "occlusion"
     pooling: Literal["maps", "classes"] = "maps"
     tolerance: float = 0.0
     threshold: float = 0.5
@@ -211,14 +219,16 @@ LOCALIZATION_PROTOCOLS: Mapping[str, LocalizationProtocol] = MappingProxyType(
         protocol.name: protocol
         for protocol in (
             LocalizationProtocol(
-                name="syncworld", summary="boxes of what sounds at every moment; chance and other clips' sounds beside"
+                name="syncworld",
+                summary="boxes of what sounds at every moment, maps by occlusion; chance and other sounds beside",
             ),
             LocalizationProtocol(name="masks", summary="sound-prompted segmentation, map by map", truth="masks"),
             LocalizationProtocol(
                 name="ade20k-sound",
-                summary="sound-prompted segmentation, mAP and mIoU over classes, pixels of a class pooled",
+                summary="sound-prompted segmentation by cosines, mAP and mIoU over classes, pixels of a class pooled",
                 source="sound-prompted segmentation on ADE20K (DenseAV, Hamilton et al., CVPR 2024)",
                 truth="masks",
+                maps="cosine",
                 pooling="classes",
             ),
         )
@@ -269,6 +279,8 @@ def modify(protocol: P, **changes: Any) -> P:
     given = {key: value for key, value in changes.items() if value is not None and value != getattr(protocol, key)}
     if "strategy" in given and given["strategy"] not in STRATEGIES:
         raise ProtocolError(f"`strategy` is {given['strategy']!r}; choose one of {', '.join(STRATEGIES)}.")
+    if given.get("maps", "cosine") not in MAPS:
+        raise ProtocolError(f"`maps` is {given['maps']!r}; choose one of {', '.join(MAPS)}.")
     wrong = sorted(set(given.get("inputs", ())) - {"av", "a", "v"})
     if wrong:
         raise ProtocolError(f"The input {wrong[0]!r} is none; choose among av, a and v.")

@@ -354,7 +354,8 @@ def _films(clips: ClipList) -> tuple[list[Film], dict[str, str]]:
     for record in clips.records:
         start, end = record.start or 0.0, record.end
         problem = record.problem and f"{record.source}: {record.problem}"
-        if record.frames is not None or record.audio is not None:
+        apart = record.row is not None and clips.audio_column is not None
+        if record.frames is not None or record.audio is not None or apart:
             problem = f"{record.source}: has its sound or pictures in files of their own; films are one file each."
         elif problem is None and record.maybe_cut:
             start, end, problem = _span(record)
@@ -365,7 +366,10 @@ def _films(clips: ClipList) -> tuple[list[Film], dict[str, str]]:
 
 
 def _media(clips: ClipList, record: ClipRecord) -> Any:
-    return record.path if record.row is None else clips.rows[record.row][clips.video_column]
+    """The file of a clip; rows of a data set hold the film itself, which is fetched when its turn comes."""
+    if record.row is None:
+        return record.path
+    return lambda: clips.rows[record.row][clips.video_column]
 
 
 def _span(record: ClipRecord) -> tuple[float, float | None, str | None]:

@@ -1,9 +1,9 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
 """Where in the picture is the sound, and when and at which pitch in the sound is the picture?
 
-`localize` gives both maps for every moment of a film. By default a patch's value is how far the similarity falls when
-the patch and its neighbours are left out (`occlusion`); the plain cosine of patch embeddings, `"cosine"`, is faster by
-the number of patches and points far less well.
+`localize` gives both maps for every moment of a film. By default a patch's value is how far the similarity falls
+without the patch and its neighbours (`occlusion`); the plain cosine of patch embeddings, `"cosine"`, is faster by the
+number of patches and points far less well.
 """
 
 import math
@@ -61,6 +61,12 @@ class View:
         box = left * across, top * down, (left + crop) * across, (top + crop) * down
         return cls(width, height, (max(0.0, box[0]), max(0.0, box[1]), min(width, box[2]), min(height, box[3])))
 
+    @property
+    def region(self) -> tuple[float, float, float, float]:
+        """`box` as shares 0 to 1 of the whole picture."""
+        x0, y0, x1, y1 = self.box
+        return x0 / self.width, y0 / self.height, x1 / self.width, y1 / self.height
+
 
 @dataclass
 class LocalizationResult:
@@ -107,6 +113,11 @@ class LocalizationResult:
     span: tuple[float | None, float | None]
     remarks: list[str] = field(default_factory=list)
 
+    @property
+    def region(self) -> tuple[float, float, float, float]:
+        """Left, top, right and bottom of what the maps cover, as shares 0 to 1 of the whole picture."""
+        return self.view.region
+
     def peaks(self) -> np.ndarray:
         """Where each moment's sound is, `(moments, 2)`: x and y as shares 0 to 1 of the whole picture; NaN if absent.
 
@@ -114,9 +125,9 @@ class LocalizationResult:
         """
         count, rows, columns = self.video_maps.shape
         best = self.video_maps.reshape(count, -1).argmax(axis=1)
-        x0, y0, x1, y1 = self.view.box
-        x = (x0 + (best % columns + 0.5) / columns * (x1 - x0)) / self.view.width
-        y = (y0 + (best // columns + 0.5) / rows * (y1 - y0)) / self.view.height
+        x0, y0, x1, y1 = self.region
+        x = x0 + (best % columns + 0.5) / columns * (x1 - x0)
+        y = y0 + (best // columns + 0.5) / rows * (y1 - y0)
         return np.where(self.present[:, None], np.stack([x, y], axis=1), np.nan)
 
     def boxes(self, threshold: float = 0.5) -> np.ndarray:
@@ -134,10 +145,17 @@ class LocalizationResult:
         scale = np.array([(x1 - x0) / columns, (y1 - y0) / rows] * 2)
         return np.where(self.present[:, None], found * scale + np.array([x0, y0] * 2), np.nan)
 
-    def scale(self, which: Literal["video", "audio"] = "video") -> float:
-        """The value that pictures of the maps draw as hottest: 95 % of the moments' peaks lie below."""
-        maps = (self.video_maps if which == "video" else self.audio_maps)[self.present]
-        return max(float(np.quantile(maps.max(axis=(1, 2)), 0.95)), 1e-6) if len(maps) else 1.0
+    def heat(self, which: Literal["video", "audio"] = "video") -> np.ndarray:
+        """The maps as pictures show them, of the maps' shape: 0 and below is cold, 1 hottest; absent moments are 0.
+
+        Every moment's peak is hottest, unless it lies below half of what most moments' peaks reach: a moment at which
+        nothing stands out stays cooler.
+        """
+        maps = self.video_maps if which == "video" else self.audio_maps
+        peaks = maps.max(axis=(1, 2))
+        usual = float(np.quantile(peaks[self.present], 0.95)) if self.present.any() else 0.0
+        divisors = np.maximum(np.maximum(peaks, usual / 2), 1e-6)
+        return np.where(self.present[:, None, None], maps / divisors[:, None, None], 0.0).astype(np.float32)
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON: peaks and boxes of every moment, without the maps."""
@@ -261,8 +279,8 @@ class _Mapper:
     ) -> None:
         self.model, self.method, self.block, self.stride = model, method, block, stride
         extractor = processor.feature_extractor
-        floor = (SILENCE - extractor.mean) / extractor.std
-        self.silent_window = torch.full((1, 1, extractor.audio_length, extractor.num_mel_bins), floor)
+        self.floor = (SILENCE - extractor.mean) / extractor.std
+        self.silent_window = torch.full((1, 1, extractor.audio_length, extractor.num_mel_bins), self.floor)
         self._silence: Tensor | None = None
 
     @torch.no_grad()
@@ -287,7 +305,9 @@ class _Mapper:
                 model, "video", pictures, output.audio_embeds - self._silence, both, block=self.block,
                 stride=self.stride,
             )  # fmt: skip
-            audio_maps = occlusion_maps(model, "audio", sounds, output.video_embeds, both, stride=self.stride)
+            audio_maps = occlusion_maps(
+                model, "audio", sounds, output.video_embeds, both, stride=self.stride, fill=self.floor
+            )
         similarity = output.similarity[0].diagonal().float().masked_fill(~both[0], torch.nan)
         return {
             "times": inputs["frame_times"][0].numpy(),

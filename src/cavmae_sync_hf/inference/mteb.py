@@ -87,7 +87,7 @@ class MtebEncoder:
                 "video": ["video", "image"],
             }
             similarity: Any = "cosine"
-            local = Path(self.name).is_dir()
+            local = Path(self.name).is_dir() or "/" not in self.name
             self._meta = ModelMeta(
                 loader=MtebEncoder,
                 name=f"local/{Path(self.name).resolve().name}" if local else self.name,

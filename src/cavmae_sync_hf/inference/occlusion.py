@@ -1,11 +1,14 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
 """Which part of a picture, or of a window of sound, makes its embedding fit another one?
 
-Each patch's answer is how far the similarity falls when the patch and its neighbours are left out. Left out means that
-the tower does not get their tokens, as in the pretraining of a masked autoencoder, so the model is used as it was
-trained and no grey box has to stand for nothing.
+Each patch's answer is how far the similarity falls without the patch and its neighbours. Parts of a picture are left
+out: the tower does not get their tokens, as in the pretraining of a masked autoencoder, so the model is used as it was
+trained and no grey box has to stand for nothing. Parts of a sound are made silent, since for sound there is a nothing,
+and a gap between two sounds must not count for being left out.
 """
 
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,6 +40,7 @@ def occlusion_maps(
     *,
     block: tuple[int, int] | None = None,
     stride: int | None = None,
+    fill: float | None = None,
 ) -> Tensor:
     """How far the similarity with a query falls where a part is left out.
 
@@ -49,6 +53,7 @@ def occlusion_maps(
         block: Rows and columns of patches that are left out together, odd; see `default_block`.
         stride: Patches from one place that is tried to the next; between them the map is interpolated. Default: 1 for
             small grids, 2 for others.
+        fill: Value that replaces a part in the input; `None` leaves its tokens out.
 
     Returns:
         `(batch, frames, rows, columns)` float32 in units of the cosine: the fall of `embedding . query` when the block
@@ -61,8 +66,9 @@ def occlusion_maps(
     step = stride or (1 if grid[0] * grid[1] <= _LARGE_GRID else 2)
     rows, columns = _places(grid[0], step), _places(grid[1], step)
     kept = [_without(grid, row, column, height, width) for row in rows for column in columns]
+    encode = partial(_embed_parts, model, modality) if fill is None else partial(_embed_filled, model, modality, fill)
     distinct, places = select_distinct(images, present, model.config.deduplicate_windows)
-    falls = _embed(model, modality, distinct).unsqueeze(1) - _embed_parts(model, modality, distinct, kept)
+    falls = _embed(model, modality, distinct).unsqueeze(1) - encode(distinct, kept)
     wanted = queries.flatten(0, 1).to(falls)
     values = torch.einsum("mph,mh->mp", falls if places is None else falls[places], wanted)
     maps = values.unflatten(1, (len(rows), len(columns)))
@@ -72,31 +78,46 @@ def occlusion_maps(
 
 
 def _without(grid: tuple[int, int], row: int, column: int, height: int, width: int) -> Tensor:
-    """Numbers of the patches outside the block around a patch."""
+    """Which patches lie outside the block around a patch, bool `(rows, columns)`."""
     mask = torch.ones(grid, dtype=torch.bool)
     top, left = row - height // 2, column - width // 2
     mask[max(0, top) : top + height, max(0, left) : left + width] = False
-    ids = mask.flatten().nonzero()[:, 0]
-    if not len(ids):
+    if not mask.any():
         raise ValueError(
             f"A block of {height} x {width} patches covers the whole grid of {grid[0]} x {grid[1]}; lower `block`."
         )
-    return ids
+    return mask
 
 
 def _embed_parts(model: Any, modality: str, images: Tensor, kept: list[Tensor]) -> Tensor:
     """Embeddings `(samples, parts, hidden)` of images of which each part keeps only some patches."""
+    ids = [mask.flatten().nonzero()[:, 0] for mask in kept]
     result = images.new_empty(len(images), len(kept), model.config.hidden_size, dtype=torch.float32)
     # Blocks cut at the border leave more patches: what keeps equally many goes through the tower together.
-    for length in {len(ids) for ids in kept}:
-        parts = [number for number, ids in enumerate(kept) if len(ids) == length]
-        ids = torch.stack([kept[number] for number in parts]).to(images.device)
-        pairs = torch.cartesian_prod(torch.arange(len(images)), torch.arange(len(parts)))
-        for some in pairs.split(_SAMPLES_AT_A_TIME):
-            samples, places = some[:, 0].to(images.device), some[:, 1].to(images.device)
-            embeds = _embed(model, modality, images[samples], ids[places])
-            result[samples, torch.tensor(parts, device=images.device)[places]] = embeds
+    for length in {len(part) for part in ids}:
+        parts = torch.tensor([number for number, part in enumerate(ids) if len(part) == length])
+        chosen = torch.stack([ids[number] for number in parts.tolist()]).to(images.device)
+        for samples, places in _pairs(len(images), len(parts), images.device):
+            result[samples, parts.to(images.device)[places]] = _embed(model, modality, images[samples], chosen[places])
     return result
+
+
+def _embed_filled(model: Any, modality: str, fill: float, images: Tensor, kept: list[Tensor]) -> Tensor:
+    """The same where what is not kept has a value instead."""
+    size = model.config.patch_size
+    masks = torch.stack(kept).to(images.device).repeat_interleave(size, 1).repeat_interleave(size, 2).unsqueeze(1)
+    result = images.new_empty(len(images), len(kept), model.config.hidden_size, dtype=torch.float32)
+    for samples, places in _pairs(len(images), len(kept), images.device):
+        filled = images[samples].masked_fill(~masks[places], fill)
+        result[samples, places] = _embed(model, modality, filled)
+    return result
+
+
+def _pairs(samples: int, parts: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """All pairs of a sample and a part, some at a time."""
+    pairs = torch.cartesian_prod(torch.arange(samples), torch.arange(parts)).view(-1, 2)
+    for some in pairs.split(_SAMPLES_AT_A_TIME):
+        yield some[:, 0].to(device), some[:, 1].to(device)
 
 
 def _embed(model: Any, modality: str, images: Tensor, ids_keep: Tensor | None = None) -> Tensor:

@@ -149,10 +149,11 @@ class ScrambledSound:
     def _whole_pieces(self, film: Film) -> int:
         """Pieces that fit into a film; none where it cannot be read, which its own turn will tell."""
         try:
-            duration = probe_media(film.media).duration
+            media = film.open()
+            duration = probe_media(media).duration
             if duration is None:
                 hop = self.plan.grid.hop
-                chunks = iter_media(film.media, hop=hop, want_video=False, missing="mask", damaged="keep")
+                chunks = iter_media(media, hop=hop, want_video=False, missing="mask", damaged="keep")
                 duration = sum(len(chunk.asked_times) for chunk in chunks) * hop
         except (MediaError, OSError):
             return 0
@@ -176,7 +177,7 @@ class ScrambledSound:
         # What is wrong with that film is said at its own turn.
         with suppress(MediaError, OSError):
             waveform = decode_media(
-                film.media,
+                film.open(),
                 start=film.start + second,
                 end=stop if film.end is None else min(stop, film.end),
                 want_video=False,

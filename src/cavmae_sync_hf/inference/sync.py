@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from importlib import metadata
 from typing import Any, Literal
 
@@ -18,13 +18,22 @@ import numpy as np
 import torch
 
 from ..data.sources import printable
-from ..evaluation.synchrony import QUANTILES, alignment_test, sync_detection
+from ..evaluation.synchrony import sync_detection
 from ..feature_extraction_cavmae_sync import FRAMES_PER_SECOND
 from ..media_cavmae_sync import probe_media
 from ..media_source_cavmae_sync import describe_source
 from .features import choose_features, encode_moments, model_fingerprint
-from .sync_band import Band, Outline, band_contrast, shift_test
-from .sync_offset import find_offset
+from .sync_result import (
+    DEFAULT_MAX_OFFSET,
+    SYNC_SCORES,
+    Gathered,
+    SyncError,
+    SyncResult,
+    SyncSettings,
+    assemble,
+    plain,
+    sync_from_embeddings,
+)
 
 __all__ = [
     "SYNC_SCORES",
@@ -35,114 +44,12 @@ __all__ = [
     "detection_figures",
     "measure_sync",
     "score_alignment",
+    "sync_from_embeddings",
 ]
 
 PROTOCOL_VERSION = 1
-# Single figures of a film by which films can be told apart.
-SYNC_SCORES = ("lead", "contrast", "similarity", "z_score")
 DEFAULT_HOP = 0.1
-DEFAULT_MAX_OFFSET = 2.0
-# Offsets closer to the diagonal than this share of a window overlap with it too much to be another alignment.
-_OTHER_ALIGNMENT = 1 / 3
-# Mean vectors this long (of unit vectors) stand for sounds or pictures that do not change, or hardly.
-_CONSTANT, _NEARLY_CONSTANT = 0.9995, 0.99
-_MIN_MOMENTS = 3
-_FEWEST_BLOCKS = 8
 Progress = Callable[..., None]
-
-
-class SyncError(ValueError):
-    """Synchrony cannot be measured; the message names the file or value, the reason and the remedy."""
-
-
-@dataclass
-class SyncResult:
-    """How well a film's sound and pictures fit in time.
-
-    Moments lie `hop` seconds apart. Times are seconds of the film's file. Offsets are seconds by which the sound is
-    late: positive when it comes after its picture, so that playing it earlier by that much repairs the film.
-
-    Attributes:
-        source: Name of the film.
-        audio_source: Name of its sound track, where that is another file.
-        times: When each moment's frame is on screen, `(moments,)`; the window of sound is centred there.
-        scores: Cosine of each moment's window and frame, `(moments,)`, NaN where one is absent.
-        contrast: How much better the two fit than others within `max_offset`, in nats, `(moments,)`; 0 is chance.
-        band: Cosine of every frame with the windows around it, `(moments, offsets)`; NaN where there is none.
-        band_offsets: Offset of each column of the band, `(offsets,)`.
-        matrix: Cosine of every window with every frame, `[window, frame]`; of evenly spread moments in a long film.
-        matrix_times: Times of the matrix's moments.
-        offset: The offset at which sound and picture fit best; `None` if it cannot be told.
-        resolution: How fine the offset can be at best: the hop, or the time between frames where that is longer. Its
-            place between two steps is interpolated.
-        confidence: Share of random draws of the film's pieces that have the same offset to within one hop.
-        interval: 5 % and 95 % of these draws' offsets.
-        offsets: The offsets tried, `(tried,)`.
-        offset_scores: Mean contrast at each of them, `(tried,)`.
-        similarity: Mean of `scores`, the fine-grained alignment score.
-        maximum, minimum, quantiles: Of `scores`.
-        mean_contrast: Mean of `contrast`.
-        lead: Mean contrast without an offset less the best one at clearly other offsets; above 0 in sync. `None` for
-            films too short for another offset.
-        test: The diagonal of `matrix` against the rest: `z_score`, `p_value`, `effect` and means of `alignment_test`,
-            and `shift_p_value`, the share of turns of the sound track that fit as well (see `shift_test`), which is
-            fair to moments that lie close together, of `shifts`.
-        hop, max_offset, window: Seconds.
-        protocol: How all this was measured: the same string means comparable figures.
-        remarks: What a reader of the figures should know.
-    """
-
-    source: str
-    audio_source: str | None
-    times: np.ndarray
-    scores: np.ndarray
-    contrast: np.ndarray
-    band: np.ndarray
-    band_offsets: np.ndarray
-    matrix: np.ndarray
-    matrix_times: np.ndarray
-    offset: float | None
-    resolution: float
-    confidence: float
-    interval: tuple[float, float] | None
-    offsets: np.ndarray
-    offset_scores: np.ndarray
-    similarity: float
-    maximum: float
-    minimum: float
-    quantiles: dict[float, float]
-    mean_contrast: float
-    lead: float | None
-    test: dict[str, float | int | None]
-    hop: float
-    max_offset: float
-    window: float
-    protocol: str
-    remarks: list[str] = field(default_factory=list)
-
-    @property
-    def alignment_score(self) -> float:
-        """Mean cosine of every window with its own frame; comparable between equal protocols."""
-        return self.similarity
-
-    def score(self, name: str) -> float | None:
-        """One of `SYNC_SCORES`."""
-        if name not in SYNC_SCORES:
-            raise SyncError(f"There is no score {name!r}; choose one of {', '.join(SYNC_SCORES)}.")
-        values = {"lead": self.lead, "contrast": self.mean_contrast, "z_score": self.test["z_score"]}
-        return values.get(name, self.similarity)
-
-    def to_dict(self, series: bool = True) -> dict[str, Any]:
-        """Ready for JSON, what is not finite as `None`; without the matrix and the band.
-
-        Args:
-            series: Whether to include what has one entry per moment.
-        """
-        left_out = {"band", "band_offsets", "matrix", "matrix_times"}
-        if not series:
-            left_out |= {"times", "scores", "contrast"}
-        values = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in left_out}
-        return _plain(values | {"moments": len(self.times), "alignment_score": self.similarity})
 
 
 @dataclass
@@ -166,7 +73,7 @@ class AlignmentScores:
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
-        return _plain({item.name: getattr(self, item.name) for item in fields(self)})
+        return plain({item.name: getattr(self, item.name) for item in fields(self)})
 
 
 def measure_sync(
@@ -215,11 +122,11 @@ def measure_sync(
         MediaError: The film or its sound cannot be read.
     """
     check_towers(model)
-    _check_settings(hop, max_offset, batch_size, matrix_limit)
+    if batch_size < 1:
+        raise SyncError(f"batch_size is {batch_size}; embed at least 1 moment at a time.")
     base = getattr(model, "base_model", model)
-    source, audio_source = source_name(video), None if audio is None else source_name(audio)
-    reach = round(max_offset / hop)
-    band, outline, times = Band(reach), Outline(matrix_limit), _Times()
+    settings = SyncSettings.of(processor, base.config.temperature, hop, max_offset)
+    gathered = Gathered(settings, matrix_limit)
     with evaluating(base):
         chunks = processor.stream(
             video, hop=hop, num_frames=batch_size, start=start, end=end, damaged=damaged, audio=audio,
@@ -227,14 +134,10 @@ def measure_sync(
         )  # fmt: skip
         for inputs in track_seconds(chunks, video, start, end, progress):
             sounds, pictures = _embed(base, inputs)
-            band.add(sounds, pictures)
-            outline.add(times.count, sounds, pictures)
-            times.add(inputs["frame_times"][0].numpy(), sounds, pictures)
-    settings = _Settings(
-        source, audio_source, hop, reach * hop, processor.feature_extractor.audio_length / FRAMES_PER_SECOND,
-        alignment_protocol(base, processor, hop, reach * hop, fingerprint), base.config.temperature,
-    )  # fmt: skip
-    return _assemble(settings, times, band.finish(), outline)
+            gathered.add(inputs["frame_times"][0].numpy(), sounds, pictures)
+    audio_source = None if audio is None else source_name(audio)
+    protocol = alignment_protocol(base, processor, hop, settings.max_offset, fingerprint)
+    return assemble(gathered, source_name(video), audio_source, protocol)
 
 
 def alignment_protocol(
@@ -297,8 +200,11 @@ def score_alignment(
     for done, (video, audio) in enumerate(pairs):
         if progress is not None:
             progress(done, len(pairs))
-        settings = {"hop": hop, "max_offset": max_offset, "fingerprint": print_of} | options
-        results.append(measure_sync(model, processor, video, audio, **settings))
+        results.append(
+            measure_sync(
+                model, processor, video, audio, hop=hop, max_offset=max_offset, fingerprint=print_of, **options
+            )
+        )
     if progress is not None:
         progress(len(pairs), len(pairs))
     return join_scores(results)
@@ -380,17 +286,6 @@ def track_seconds(
             progress(min(done, total) if total else done, total)
 
 
-def _check_settings(hop: float, max_offset: float, batch_size: int, matrix_limit: int) -> None:
-    if not (math.isfinite(hop) and hop > 0 and math.isfinite(max_offset)):
-        raise SyncError(f"hop is {hop} and max_offset {max_offset} seconds; both must be above 0.")
-    if max_offset < hop:
-        raise SyncError(f"max_offset is {max_offset:g} s, less than one hop of {hop:g} s; raise it or lower the hop.")
-    if batch_size < 1 or matrix_limit < _MIN_MOMENTS:
-        raise SyncError(
-            f"batch_size is {batch_size} and matrix_limit {matrix_limit}; use at least 1 and {_MIN_MOMENTS}."
-        )
-
-
 def source_name(source: Any) -> str:
     """What a film or sound is called in results and messages."""
     is_sound = isinstance(source, np.ndarray | torch.Tensor | list | tuple)
@@ -413,177 +308,3 @@ def _embed(model: Any, inputs: Any) -> tuple[np.ndarray, np.ndarray]:
     sounds[~found.audio_present[0].numpy()] = np.nan
     pictures[~found.video_present[0].numpy()] = np.nan
     return sounds, pictures
-
-
-class _Times:
-    """When the moments are, and how much sounds and pictures change."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._times: list[np.ndarray] = []
-        self._sums: dict[str, np.ndarray] = {}
-        self._counts = {"sound": 0, "picture": 0}
-
-    def add(self, times: np.ndarray, sounds: np.ndarray, pictures: np.ndarray) -> None:
-        self.count += len(times)
-        self._times.append(times)
-        for name, values in (("sound", sounds), ("picture", pictures)):
-            present = values[np.isfinite(values[:, 0])].astype(np.float64)
-            self._sums[name] = self._sums.get(name, 0.0) + present.sum(axis=0)
-            self._counts[name] += len(present)
-
-    def all(self) -> np.ndarray:
-        return np.concatenate(self._times) if self._times else np.zeros(0)
-
-    def sameness(self, name: str) -> float:
-        """Length of the mean of the unit vectors: 1 where they are all the same."""
-        return float(np.linalg.norm(self._sums[name]) / max(1, self._counts[name]))
-
-
-@dataclass(frozen=True)
-class _Settings:
-    source: str
-    audio_source: str | None
-    hop: float
-    max_offset: float
-    window: float
-    protocol: str
-    temperature: float
-
-
-def _assemble(settings: _Settings, seen: _Times, band: np.ndarray, outline: Outline) -> SyncResult:
-    """All figures of a film whose moments have been embedded."""
-    hop, window = settings.hop, settings.window
-    times, reach = seen.all(), band.shape[1] // 2
-    scores = band[:, reach]
-    present = np.isfinite(scores)
-    if present.sum() < _MIN_MOMENTS:
-        raise SyncError(
-            f"{settings.source}: only {int(present.sum())} of {len(times)} moments have both sound and picture, and "
-            f"{_MIN_MOMENTS} are needed; take a longer span, a smaller hop than {hop:g} s, or a film with sound."
-        )
-    contrast = band_contrast(band, settings.temperature)
-    length = len(times) * hop
-    block = max(1, round(min(window / 2, length / _FEWEST_BLOCKS) / hop))
-    found = find_offset(contrast, hop, block=block)
-    constant = [name for name in ("sound", "picture") if seen.sameness(name) > _CONSTANT]
-    test, lead = _test(outline, window, hop), _lead(found.offsets, found.scores, window)
-    here = scores[present]
-    result = SyncResult(
-        source=settings.source,
-        audio_source=settings.audio_source,
-        times=times,
-        scores=scores,
-        contrast=contrast[:, reach],
-        band=band,
-        band_offsets=np.arange(-reach, reach + 1) * hop,
-        matrix=outline.matrix(),
-        matrix_times=times[outline.indices],
-        offset=None if constant else found.offset,
-        resolution=max(hop, _frame_period(times)),
-        confidence=0.0 if constant else found.confidence,
-        interval=None if constant else found.interval,
-        offsets=found.offsets,
-        offset_scores=found.scores,
-        similarity=float(here.mean(dtype=np.float64)),
-        maximum=float(here.max()),
-        minimum=float(here.min()),
-        quantiles={level: float(np.quantile(here, level)) for level in QUANTILES},
-        mean_contrast=float(np.nanmean(contrast[:, reach])),
-        lead=lead,
-        test=test,
-        hop=hop,
-        max_offset=settings.max_offset,
-        window=window,
-        protocol=settings.protocol,
-    )
-    result.remarks = _remarks(result, seen, constant, found.at_edge, length)
-    return result
-
-
-def _lead(offsets: np.ndarray, scores: np.ndarray, window: float) -> float | None:
-    """How far no offset is ahead of clearly other ones."""
-    other = np.abs(offsets) >= window * _OTHER_ALIGNMENT - 1e-9
-    here = np.abs(offsets) < 1e-9
-    return float(scores[here][0] - scores[other].max()) if other.any() and here.any() else None
-
-
-def _test(outline: Outline, window: float, hop: float) -> dict[str, float | int | None]:
-    """The diagonal against the rest, over the moments of the outline."""
-    matrix = outline.matrix()
-    present = np.isfinite(matrix.diagonal())
-    count = int(present.sum())
-    empty = ("z_score", "p_value", "effect", "diagonal_mean", "off_diagonal_mean", "shift_p_value")
-    if count < _MIN_MOMENTS:
-        return dict.fromkeys(empty) | {"shifts": 0}
-    # Windows that share sound with each other are no alternatives to each other.
-    apart = max(1, min(round(window / (hop * outline.stride)), (count - 1) // 2))
-    found = alignment_test(matrix, window_mask=present, frame_mask=present, exclude=apart)
-    turned = shift_test(matrix[np.ix_(present, present)], apart)
-    return {
-        "z_score": found.z_score,
-        "p_value": found.p_value,
-        "effect": found.effect,
-        "diagonal_mean": found.diagonal_mean,
-        "off_diagonal_mean": found.off_diagonal_mean,
-        "shift_p_value": None if turned is None else turned[0],
-        "shifts": 0 if turned is None else turned[1],
-    }
-
-
-def _frame_period(times: np.ndarray) -> float:
-    """Mean seconds between different frames where moments share frames, else 0."""
-    distinct = np.unique(times)
-    if len(distinct) == len(times) or len(distinct) < 2:
-        return 0.0
-    return float(distinct[-1] - distinct[0]) / (len(distinct) - 1)
-
-
-def _remarks(result: SyncResult, seen: _Times, constant: list[str], at_edge: bool, length: float) -> list[str]:
-    """What a reader should know before believing the figures."""
-    remarks = []
-    absent = int((~np.isfinite(result.scores)).sum())
-    if absent:
-        remarks.append(f"{absent} of {len(result.times)} moments lack sound or picture and do not count.")
-    for name in ("sound", "picture"):
-        if name in constant:
-            words = "silent, or one steady tone" if name == "sound" else "a still"
-            remarks.append(f"The {name} does not change for this model ({words}): no offset can be told.")
-        elif seen.sameness(name) > _NEARLY_CONSTANT:
-            remarks.append(f"The {name} hardly changes for this model; the figures mean little.")
-    if not constant:
-        remarks += _offset_remarks(result, at_edge, length)
-    if result.window > length / 2:
-        remarks.append(f"A window of {result.window:g} s is more than half of these {length:g} s.")
-    return remarks
-
-
-def _offset_remarks(result: SyncResult, at_edge: bool, length: float) -> list[str]:
-    if result.offset is None:
-        return [f"{length:g} s are too short to try offsets in steps of {result.hop:g} s."]
-    remarks = []
-    tried = float(np.abs(result.offsets).max())
-    if tried < result.max_offset - result.hop / 2:
-        remarks.append(f"These {length:g} s are long enough for offsets up to {tried:g} s only.")
-    if at_edge:
-        remarks.append(f"The best offset is the largest one tried ({tried:g} s); the true one may lie beyond.")
-    if result.confidence < 0.5:
-        remarks.append("The offset is a guess: most draws of the film's pieces give another one.")
-    if result.resolution > result.hop:
-        remarks.append(
-            f"There is a frame every {result.resolution:.3g} s only; the hop of {result.hop:g} s is finer than that."
-        )
-    return remarks
-
-
-def _plain(value: Any) -> Any:
-    """Values as JSON takes them."""
-    if isinstance(value, np.ndarray):
-        value = value.tolist()
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return round(value, 6) if math.isfinite(value) else None
-    return value

@@ -79,8 +79,7 @@ class Outline:
             self._video.append(video[place])
             if len(self.indices) > self.limit:
                 self.stride *= 2
-                for kept in (self.indices, self._audio, self._video):
-                    kept[:] = kept[::2]  # type: ignore[index]
+                self.indices, self._audio, self._video = self.indices[::2], self._audio[::2], self._video[::2]
 
     def matrix(self) -> np.ndarray:
         """Similarities of the kept moments, `(moments, moments)` float32 as `[window, frame]`."""

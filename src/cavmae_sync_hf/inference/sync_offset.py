@@ -1,8 +1,8 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
 """By how much is the sound late, and how sure is that?
 
-The curve of an offset is the mean contrast of all frames with the windows so much later: the training objective itself,
-evaluated at every offset. A parabola tells where between its neighbours the best one lies. How sure it is comes from
+An offset's score is the mean contrast of all frames with the windows so much later: the training objective itself,
+evaluated at that offset. A parabola tells where between its neighbours the best one lies. How sure it is comes from
 the clip itself: pieces of it are drawn again and again, with repetition, and each draw has a winner of its own (a
 bootstrap of blocks, which keeps how alike neighbouring moments are).
 """

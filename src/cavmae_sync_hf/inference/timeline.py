@@ -1,6 +1,7 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
 """How does the synchrony of a film look? One picture: the matrix, the offset curve, and both along time."""
 
+import importlib.util
 import os
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from PIL import Image
 from .picture_files import save_image
 from .sync import SyncResult
 
-__all__ = ["draw_timeline"]
+__all__ = ["draw_timeline", "require_matplotlib"]
 
 _SIMILARITY, _CONTRAST = "viridis", "RdBu_r"
 _LINE, _ACCENT, _FAINT = "#1f4e79", "#c2410c", "#9aa5b1"
@@ -31,16 +32,16 @@ def draw_timeline(
     Raises:
         ImportError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("The timeline picture needs matplotlib: pip install matplotlib") from error
+    require_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     # Figures of their own, not pyplot's, so that several threads of a server can draw.
     figure = Figure(figsize=(size[0] / _DOTS_PER_INCH, size[1] / _DOTS_PER_INCH), dpi=_DOTS_PER_INCH)
     canvas = FigureCanvasAgg(figure)
     figure.set_layout_engine("constrained")
-    top, middle, bottom = figure.subfigures(3, 1, height_ratios=[1.25, 0.8, 0.8])
+    parts: Any = figure.subfigures(3, 1, height_ratios=[1.25, 0.8, 0.8])
+    top, middle, bottom = parts
     left, right = top.subplots(1, 2, width_ratios=[1, 1.25])
     _draw_matrix(top, left, result)
     _draw_curve(right, result)
@@ -52,6 +53,12 @@ def draw_timeline(
     if path is not None:
         save_image(image, path)
     return image
+
+
+def require_matplotlib() -> None:
+    """Raise an `ImportError` that says what to install when matplotlib is absent."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ImportError("The timeline picture needs matplotlib: pip install matplotlib")
 
 
 def _title(result: SyncResult) -> str:
@@ -94,7 +101,7 @@ def _draw_curve(axis: Any, result: SyncResult) -> None:
         axis.axvline(result.offset, color=_ACCENT, linewidth=1.2, label=f"best: {result.offset:+.2f} s")
         if result.interval is not None:
             axis.axvspan(*result.interval, color=_ACCENT, alpha=0.15, linewidth=0, label="90 % of draws")
-        axis.legend(loc="lower right", fontsize=8, frameon=False)
+        axis.legend(loc="upper left", fontsize=8, frameon=False)
     axis.set(xlabel="sound late by, s", ylabel="fit, nats (0: chance)", title="offset")
 
 

@@ -101,7 +101,7 @@ class Film:
     Attributes:
         id: Its name in the set, unique.
         name: What messages and tables call its file.
-        media: What is opened: path, address or bytes.
+        media: What is opened: path, address, bytes, or a function that fetches one of them.
         start: Where the span starts in the file, seconds.
         end: Where it ends; `None`: with the file.
     """
@@ -111,6 +111,10 @@ class Film:
     media: Any = field(repr=False)
     start: float = 0.0
     end: float | None = None
+
+    def open(self) -> Any:
+        """What the decoder takes."""
+        return self.media() if callable(self.media) else self.media
 
 
 @dataclass(frozen=True)
@@ -225,7 +229,7 @@ def iter_windows(
     rows = _Rows(film, plan, plan.heard(sound_seconds), own_sound=supply is None)
     grid, numbers = plan.grid, 0
     for chunk in processor.stream(
-        film.media,
+        film.open(),
         hop=grid.hop,
         num_frames=plan.batch_frames,
         start=film.start or None,

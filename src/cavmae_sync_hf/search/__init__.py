@@ -6,6 +6,7 @@ from .querying import Query, QueryError, embed_query
 from .results import Hit, SearchFilters, SearchResult
 from .searching import search, search_clips, search_moments
 from .settings import IndexSettings, SearchIndexError
+from .status import index_status
 from .store import MomentStore
 from .tables import ClipEntry
 
@@ -21,6 +22,7 @@ __all__ = [
     "SearchIndexError",
     "SearchResult",
     "embed_query",
+    "index_status",
     "index_videos",
     "search",
     "search_clips",

@@ -2,8 +2,8 @@
 """Where do consecutive windows of a query lie best against consecutive moments of stored clips?
 
 A query of q windows and a clip of n moments have q x n similarities. Laid against the clip from moment f on, window i
-meets moment f + i, and the score is the mean along that diagonal. Windows that meet nothing, because they hang over the
-border of the clip, count as 0: a mean over fewer pairs would vary more, and so win too often. All diagonals of all
+meets moment f + i, and the score is the mean along that diagonal. Windows that meet nothing, because they hang over
+the border of the clip, count as 0: a mean over fewer pairs would vary more, and so win too often. All diagonals of all
 clips are summed at once: clips are written one after the other into one wide matrix, with a gap of q columns between
 them, so that no diagonal reaches from one clip into the next.
 """

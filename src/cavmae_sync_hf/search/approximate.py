@@ -11,7 +11,7 @@ from typing import Any
 
 from .store import MomentStore
 
-__all__ = ["DEFAULT_THRESHOLD", "index_config", "keep_index", "partitions_to_search"]
+__all__ = ["DEFAULT_THRESHOLD", "REFINE", "index_config", "keep_index", "partitions_to_search"]
 
 # Comparing as many moments takes about a second on two cores.
 DEFAULT_THRESHOLD = 100_000
@@ -21,9 +21,11 @@ _PIECES = 32
 _UNCOVERED_SHARE = 0.05
 # The parts are made for the vectors that there are; so many times more need parts of their own.
 _GROWTH_UNTIL_REBUILT = 4
-_ROWS_PER_PARTITION = 1_000
+_ROWS_PER_PARTITION = 2_000
 _SEARCHED_SHARE = 0.05
 _LEAST_SEARCHED = 20
+# Times as many moments as are asked for are compared exactly.
+REFINE = 20
 
 
 def index_config(rows: int) -> Any:

@@ -23,7 +23,7 @@ from ..inference.features import choose_features, encode_moments
 from ..media_cavmae_sync import MediaError, probe_media
 from .identity import content_of
 from .loudness import SILENCE_DB, window_loudness
-from .tables import ClipEntry, moments_schema, new_rows_name
+from .tables import ClipEntry, moments_schema, new_rows_name, release_names
 
 __all__ = ["EmbeddedClip", "EmbeddingOptions", "embed_clips"]
 
@@ -300,6 +300,7 @@ class _Rows:
         """The clip, with all its rows."""
         if self.problem or not self.count:
             self.close()
+            release_names([self.name])
             problem = self.problem or f"{self.entry.path}: holds no moment; use a smaller hop."
             return EmbeddedClip(replace(self.entry, rows="", problem=problem, content=self.content))
         # A header may be wrong; the last frame lies within half a hop of the end.

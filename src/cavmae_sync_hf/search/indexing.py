@@ -150,9 +150,9 @@ def index_videos(
     store.sweep()
     run = _Run(store, _root_of(source), retry_bad, progress)
     run.plan(records)
+    run.copy_known()  # first, so that a file that was moved keeps its rows
     if remove_missing:
         run.remove_missing()
-    run.copy_known()
     if run.pending:
         if engine == "ray":
             from .cluster import append_with_ray
@@ -164,6 +164,8 @@ def index_videos(
             groups = append_clips(store, embed_clips(base, processor, run.next_clips(), options, run.show))
         for group in groups:
             run.register(group)
+            if engine == "ray":  # which tells nothing on the way
+                run.show(sum(entry.end - entry.start for entry in group if entry.rows))
     store.sweep()
     summary = run.summary
     if approximate_from is not None:
@@ -287,13 +289,18 @@ class _Run:
                     copies.append((old, entry))
                     continue
             rest.append(entry)
-        self.pending = rest
         vectors = self.store.with_vectors(sorted({old.key for old, _ in copies}))
+        copied = []
         for old, entry in copies:
             name = new_rows_name()
-            self.store.copy(old.rows, name)
-            kept = {name: getattr(entry, name) for name in ("key", "path", "root", "size", "mtime_ns", "previous")}
-            self.register([replace(vectors[old.key], rows=name, **kept)], copied=True)
+            if self.store.copy(old.rows, name) != old.moments:  # another run has removed them
+                rest.append(entry)
+                continue
+            own = {field: getattr(entry, field) for field in ("key", "path", "root", "size", "mtime_ns", "previous")}
+            copied.append(replace(vectors[old.key], rows=name, **own))
+        self.pending = rest
+        # At once: names may have been swapped.
+        self.register(copied, copied=True)
 
     def next_clips(self) -> Iterator[ClipEntry]:
         """The clips to embed, without those that another run has finished meanwhile."""

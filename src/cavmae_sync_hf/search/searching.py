@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .alignment import Alignments, align, best_apart
-from .approximate import partitions_to_search
+from .approximate import REFINE, partitions_to_search
 from .identity import content_of, file_key
 from .loudness import SILENCE_DB
 from .querying import Query, QueryError, Side, embed_query
@@ -33,8 +33,8 @@ _MAX_PROBES = 16
 # Moments that each of them finds first; more, where hits of one file crowd out the others.
 _PER_PROBE = 100
 _MOST_PER_PROBE = 1600
-# Times as many are compared exactly.
-_REFINE = 20
+# Many candidates need no such care as few: those on the brink are no hits.
+_LEAST_REFINE = 2
 # Places in clips that are compared along the diagonal, at most.
 _MAX_CANDIDATES = 512
 # Moments beside a candidate that are tried as well.
@@ -87,7 +87,8 @@ def search(
     store.settings.check(IndexSettings.of(base, processor, store.settings.hop), store.uri, adding=False)
     embedded = embed_query(
         query, base, processor, hop=store.settings.hop, by=by, start=start, end=end,
-        min_loudness=SILENCE_DB if filters.min_loudness is None else filters.min_loudness,
+        # A quiet sound may ask for louder ones.
+        min_loudness=SILENCE_DB if filters.min_loudness is None else min(SILENCE_DB, filters.min_loudness),
         device=None if base.device.type == "cpu" else base.device,
     )  # fmt: skip
     if whole_clips:
@@ -318,11 +319,14 @@ def _compare_candidates(view: _View, query: Query, comparison: _Comparison, per_
     places = np.flatnonzero(query.present)
     probes = places[np.unique(np.linspace(0, len(places) - 1, min(len(places), _MAX_PROBES)).round().astype(int))]
     clips, firsts, votes = [], [], []
+    effort = {
+        "partitions": partitions_to_search(view.store.count()),
+        "refine": max(_LEAST_REFINE, REFINE * _PER_PROBE // per_probe),
+    }
     for asked, stored in comparison.pairs:
         names, windows, which, cosines = view.store.nearest(
-            stored, _side(query, asked)[probes], per_probe, view.where,
-            partitions=partitions_to_search(view.store.count()), refine=_REFINE,
-        )  # fmt: skip
+            stored, _side(query, asked)[probes], per_probe, view.where, **effort
+        )
         clips.append(view.numbers_of(names))
         firsts.append(windows - probes[which])
         votes.append(cosines)

@@ -4,6 +4,8 @@
 import hashlib
 import json
 import math
+import os
+import weakref
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -78,7 +80,7 @@ class IndexSettings:
             hidden_size=int(model.config.hidden_size),
             window_seconds=processor.feature_extractor.audio_length / FRAMES_PER_SECOND,
             weights=weights_fingerprint(model),
-            model=str(model.config._name_or_path or ""),
+            model=_place_of(model),
             processing=json.loads(json.dumps(processing)),  # as it is read back: lists, no tuples
         )
 
@@ -145,6 +147,16 @@ class IndexSettings:
             )
 
 
+def _place_of(model: Any) -> str:
+    """Where a model was loaded from, as it can be found from any folder."""
+    name = str(model.config._name_or_path or "")
+    return os.path.abspath(name) if name and os.path.isdir(name) else name
+
+
+# Hashing a large model takes longer than a search; weights that change in place get another version.
+_known_fingerprints: weakref.WeakKeyDictionary[Any, tuple[int, str]] = weakref.WeakKeyDictionary()
+
+
 def weights_fingerprint(model: Any) -> str:
     """Checksum of a model's encoder.
 
@@ -155,10 +167,14 @@ def weights_fingerprint(model: Any) -> str:
         model: Any of this package's models; heads and decoder do not count.
     """
     base = getattr(model, model.base_model_prefix, model)
+    version = sum(tensor._version for tensor in base.parameters() if not tensor.is_inference())
+    if _known_fingerprints.get(base, (-1, ""))[0] == version:
+        return _known_fingerprints[base][1]
     architecture = [getattr(model.config, name) for name in _ARCHITECTURE]
     digest = hashlib.sha256(json.dumps(architecture).encode())
     for name, tensor in sorted(base.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         values = tensor.detach().cpu().to(torch.bfloat16).contiguous()
         digest.update(values.view(torch.int16).numpy())
+    _known_fingerprints[base] = (version, digest.hexdigest())
     return digest.hexdigest()

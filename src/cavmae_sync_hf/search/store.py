@@ -29,6 +29,7 @@ from .tables import (
     as_row,
     clips_schema,
     moments_schema,
+    release_names,
     shared_row,
     writer_is_gone,
 )
@@ -213,6 +214,7 @@ class MomentStore:
         accepted = {entry.key for entry in entries if _same(now.get(entry.key), entry)}
         gone = [entry.previous for entry in entries if entry.key in accepted and entry.previous != entry.rows]
         self._remove_rows(gone + [entry.rows for entry in entries if entry.key not in accepted])
+        release_names(entry.rows for entry in entries)
         return accepted
 
     def forget(self, keys: Collection[str]) -> None:
@@ -223,17 +225,10 @@ class MomentStore:
         self.refresh()
         self._remove_rows(rows)
 
-    def sweep(self, own: Collection[str] = ()) -> int:
-        """Remove rows that belong to no clip and whose writer is gone.
-
-        Args:
-            own: Names of rows that this process is about to register.
-
-        Returns:
-            Number of names of rows that were removed.
-        """
+    def sweep(self) -> int:
+        """Remove rows that belong to no clip and whose writer is gone; gives the number of their names."""
         self.refresh()
-        gone = [name for name in self.loose_rows() if writer_is_gone(name, own)]
+        gone = [name for name in self.loose_rows() if writer_is_gone(name)]
         self._remove_rows(gone)
         return len(gone)
 
@@ -281,18 +276,22 @@ class MomentStore:
             reader = pa.RecordBatchReader.from_batches(moments_schema(self.settings.hidden_size), iter(batches))
             self._moments.add(reader, on_bad_vectors="null")
 
-    def copy(self, rows: str, name: str) -> None:
-        """Append a copy of rows under another name."""
+    def copy(self, rows: str, name: str) -> int:
+        """Append a copy of rows under another name; gives their number."""
         import pyarrow as pa
 
         schema = moments_schema(self.settings.hidden_size)
+        count = 0
 
         def copies() -> Iterator[Any]:
+            nonlocal count
             for batch in self.scan(schema.names, f"rows = '{_checked(rows)}'"):
+                count += len(batch)
                 columns = {column: batch[column] for column in schema.names}
                 yield pa.record_batch(columns | {"rows": pa.array([name] * len(batch))}, schema=schema)
 
         self.append(copies())
+        return count
 
     def count(self) -> int:
         """Number of rows in `moments`, those included that belong to no clip."""

@@ -6,7 +6,7 @@ import secrets
 import socket
 import time
 import zlib
-from collections.abc import Collection
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +22,7 @@ __all__ = [
     "clips_schema",
     "moments_schema",
     "new_rows_name",
+    "release_names",
     "shared_row",
     "writer_is_gone",
 ]
@@ -109,19 +110,31 @@ def clips_schema(hidden_size: int) -> Any:
     return pa.schema([pa.field(name, kind, nullable=name != "key") for name, kind in fields.items()])
 
 
+# Names of rows that this process is about to register.
+_unfinished: set[str] = set()
+
+
 def new_rows_name() -> str:
-    """A name for rows that nobody else uses, and that tells who wrote them and since when."""
-    return f"{int(time.time()):x}-{_this_host()}-{os.getpid():x}-{secrets.token_hex(6)}"
+    """A name for rows that nobody else uses, and that tells who wrote them and since when.
+
+    `release_names` says that it counts, or never will.
+    """
+    name = f"{int(time.time()):x}-{_this_host()}-{os.getpid():x}-{secrets.token_hex(6)}"
+    _unfinished.add(name)
+    return name
+
+
+def release_names(names: Iterable[str]) -> None:
+    """Rows under these names may be swept away, unless a clip has them."""
+    _unfinished.difference_update(names)
 
 
 def _this_host() -> str:
     return f"{zlib.crc32(socket.gethostname().encode()):08x}"
 
 
-def writer_is_gone(rows: str, own: Collection[str]) -> bool:
+def writer_is_gone(rows: str) -> bool:
     """Whether whoever wrote these rows will not make them count any more."""
-    if rows in own:
-        return False
     try:
         since, host, process, _ = rows.split("-")
         age, number = time.time() - int(since, 16), int(process, 16)
@@ -132,7 +145,7 @@ def writer_is_gone(rows: str, own: Collection[str]) -> bool:
     if host != _this_host() or os.name != "posix":
         return False
     if number == os.getpid():
-        return True  # of an earlier run of this process, or of a clip given up
+        return rows not in _unfinished
     try:
         os.kill(number, 0)
     except ProcessLookupError:

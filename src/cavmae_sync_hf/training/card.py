@@ -28,6 +28,13 @@ _CLASSIFICATION = {
     "video_mean_average_precision": "mean average precision, picture alone",
 }
 
+_WHEN = "The figures are those of the evaluation after the last step."
+
+_CLASSIFIER_USE = """\
+Sorting clips into the classes that `config.json` lists, for search, statistics and sifting of collections. Test it on
+your own data first: classes that the training clips did not show in all their kinds are missed, and a score is no
+measured probability. It is not made to identify people, nor to decide about them."""
+
 
 def training_details(
     settings: Any, metrics: Mapping[str, float], counts: Mapping[str, int], steps: int, processes: int, clips: int
@@ -44,7 +51,7 @@ def training_details(
     """
     task = ("feature-extraction", "audio-visual alignment")
     results = _results(task, _ALIGNMENT, metrics, counts)
-    return CardDetails(results=results, training=_course(settings, steps, processes, clips))
+    return CardDetails(results=results, training=f"{_course(settings, steps, processes, clips)} {_WHEN}")
 
 
 def classification_details(
@@ -69,7 +76,11 @@ def classification_details(
         training += f" The head's rate was {settings.head_lr_multiple:g} times as high."
     if averaged:
         training += f" The weights are the mean of those after epochs {averaged[0]} to {averaged[1]}."
-    return CardDetails(results=_results(task, _CLASSIFICATION, metrics, counts), training=training)
+    return CardDetails(
+        results=_results(task, _CLASSIFICATION, metrics, counts),
+        training=f"{training} {_WHEN}",
+        intended_use=_CLASSIFIER_USE,
+    )
 
 
 def _results(
@@ -100,5 +111,5 @@ def _course(settings: Any, steps: int, processes: int, clips: int) -> str:
         f"{steps} steps with batches of {batch} clips out of {clips}, on {processes} "
         f"{'process' if processes == 1 else 'processes'}; {optimiser}, rate {settings.learning_rate:g} ({schedule}), "
         f"betas {settings.adam_beta1:g} and {settings.adam_beta2:g}, weight decay {settings.weight_decay:g}, seed "
-        f"{settings.seed}. The figures are those of the evaluation after the last step."
+        f"{settings.seed}."
     )

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.fsdp import FSDPModule
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from ..data.augmentation import AugmentationOptions
@@ -114,6 +113,11 @@ class CavMaeSyncClassificationTrainer(CavMaeSyncBaseTrainer):
             )
         if args.balanced_sampling and isinstance(kwargs.get("train_dataset"), CavMaeSyncStreamingDataset):
             raise ValueError("`balanced_sampling` draws clips by number, `streaming` reads them in order; take one.")
+        if args.average_epochs and args.fsdp:
+            raise ValueError(
+                "`average_epochs` cannot replace sharded weights; leave it out and call `average_checkpoints` on the "
+                "saved checkpoints."
+            )
         if args.average_epochs and is_lora(model):
             raise ValueError("`average_epochs` would average low-rank changes; leave it or `lora_rank` out.")
         targets = {"problem_type": config.problem_type, "num_labels": config.num_labels}
@@ -219,18 +223,17 @@ class CavMaeSyncClassificationTrainer(CavMaeSyncBaseTrainer):
         """Take the mean of the checkpoints that `average_epochs` names for the final weights."""
         if self.args.average_epochs:
             first, last = self.args.average_epochs
+            self.accelerator.wait_for_everyone()  # the first process may still be writing the last one
             self.load_average(checkpoints_of_epochs(str(self.args.output_dir), first, last))
             self.averaged_epochs = [first, last]
 
     def load_average(self, folders: Sequence[Path]) -> None:
-        """Give the model the mean of several checkpoints' weights.
+        """Give the model, whose weights must not be sharded, the mean of several checkpoints' weights.
 
         Raises:
-            ValueError: The model's weights are sharded, or the checkpoints are those of another model.
+            AveragingError: The checkpoints do not belong together.
         """
         model = self.accelerator.unwrap_model(self.model_wrapped, keep_torch_compile=False)
-        if isinstance(model, FSDPModule):
-            raise ValueError("Sharded weights cannot be replaced; call `average_checkpoints` on the saved folders.")
         model.load_state_dict(average_weights(folders))
 
     def card_details(self, metrics: dict[str, float]) -> CardDetails:

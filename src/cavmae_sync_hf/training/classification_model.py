@@ -180,7 +180,7 @@ def build_classifier(
     head = start.has_head and _same_classes(start.config, config)
     if start.source is not None:
         kind: Any = CavMaeSyncForAudioVisualClassification if head else CavMaeSyncModel
-        _take_weights(model if head else model.model, _load(kind, start.source, config), start.source)
+        _take_weights(model if head else model.model, _load(kind, start.source), start.source)
     elif start.state_dict is not None:
         weights = {
             name.removeprefix("model."): tensor
@@ -254,21 +254,27 @@ def _with_labels(start: CavMaeSyncConfig, labels: LabelSpace) -> CavMaeSyncConfi
     return config
 
 
-def _load(kind: Any, source: str, config: CavMaeSyncConfig) -> dict[str, Tensor]:
-    """Weights of one of this package's models; none of them made up."""
-    model, report = kind.from_pretrained(source, config=config, dtype=torch.float32, output_loading_info=True)
-    made_up = sorted({*report["missing_keys"], *(entry[0] for entry in report["mismatched_keys"])})
+def _load(kind: Any, source: str) -> dict[str, Tensor]:
+    """Weights of one of this package's models, as a model of its own configuration; none of them made up."""
+    model, report = kind.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
     weights: dict[str, Tensor] = model.state_dict()
-    return {name: tensor for name, tensor in weights.items() if name not in made_up}
+    return {name: tensor for name, tensor in weights.items() if name not in report["missing_keys"]}
 
 
 def _take_weights(model: Any, weights: Mapping[str, Tensor], source: str) -> None:
-    """Load weights; those of the model must all be there, others are no matter."""
-    missing = sorted(set(model.state_dict()) - set(weights))
+    """Load weights; those of the model must all be there, others (such as another tower's) are no matter."""
+    wanted = model.state_dict()
+    missing = sorted(set(wanted) - set(weights))
     if missing:
         raise ValueError(
             f"{source}: lacks weights that the classifier needs: {', '.join(missing[:5])}"
             f"{' ...' if len(missing) > 5 else ''}. Name a model of these modalities, or set `modality` to what it "
             "has."
         )
-    model.load_state_dict({name: weights[name] for name in model.state_dict()})
+    for name, value in wanted.items():
+        if value.shape != weights[name].shape:
+            raise ValueError(
+                f"{source}: `{name}` has shape {tuple(weights[name].shape)}, the settings ask for "
+                f"{tuple(value.shape)}. Leave sizes out of `model_config`, they are those of the model."
+            )
+    model.load_state_dict({name: weights[name] for name in wanted})

@@ -124,14 +124,15 @@ def _embed(model: Any, batch: dict[str, Any], *, accelerator: Any) -> dict[str, 
     inputs = {name: batch[name].to(device, non_blocking=True) for name in names if name in batch}
     with accelerator.autocast():
         output = model(**inputs)
-    audio_mask = inputs["padding_mask"]
+    everything = torch.ones(inputs["input_values"].shape[:2], dtype=torch.bool, device=device)
+    audio_mask = inputs.get("padding_mask", everything)
     patch = batch["pixel_values_videos"].shape[-1] // round(output.video_patch_embeds.shape[2] ** 0.5)
     grid = tuple(side // patch for side in batch["pixel_values_videos"].shape[-2:])
     return {
         "audio": output.audio_embeds.float(),
         "video": output.video_embeds.float(),
         "audio_mask": audio_mask.to(torch.uint8),
-        "video_mask": inputs.get("padding_mask_videos", torch.ones_like(audio_mask)).to(torch.uint8),
+        "video_mask": inputs.get("padding_mask_videos", everything).to(torch.uint8),
         "frame_times": batch["frame_times"].float().to(device),
         "video_maps": patch_maps(output.audio_embeds, output.video_patch_embeds, (grid[0], grid[1])),
     }

@@ -29,7 +29,8 @@ def pretraining_flops_by_part(config: CavMaeSyncConfig) -> dict[str, int]:
     """
     width, inner = config.hidden_size, config.intermediate_size
     decode, align = bool(config.reconstruction_loss_weight), bool(config.contrastive_loss_weight)
-    apart = align and config.contrastive_mask_ratio is not None
+    own_ratio = config.contrastive_mask_ratio if align else None
+    apart = own_ratio is not None
     parts = dict.fromkeys(("audio tower", "video tower", "contrast", "fusion", "decoder"), 0)
     fused, decoded = 0, 0
     for modality, grid, ratio, channels in (
@@ -38,7 +39,7 @@ def pretraining_flops_by_part(config: CavMaeSyncConfig) -> dict[str, int]:
     ):
         patches, values = grid[0] * grid[1], config.patch_size**2 * channels
         kept = int(patches * (1 - ratio))
-        contrasted = int(patches * (1 - config.contrastive_mask_ratio)) if apart else kept
+        contrasted = kept if own_ratio is None else int(patches * (1 - own_ratio))
         extra = int(config.use_global_tokens)
         for visible in ([kept] if decode or not apart else []) + ([contrasted] if apart else []):
             tokens = visible + extra + config.num_register_tokens

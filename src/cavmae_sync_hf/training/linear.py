@@ -51,7 +51,7 @@ def fit_probe(
     classes: int,
     problem_type: str = MULTI,
     *,
-    strengths: Sequence[float] = (0.001, 0.01, 0.1, 1.0, 10.0),
+    strengths: Sequence[float] = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0),
     held_out: float = 0.2,
     max_iterations: int = 1000,
     jobs: int = 1,

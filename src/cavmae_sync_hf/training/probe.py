@@ -86,7 +86,7 @@ class ProbeArguments:
         default_factory=list, metadata=help_text("For comparison: random_weights, shuffled_labels.")
     )
     strengths: list[float] = field(
-        default_factory=lambda: [0.001, 0.01, 0.1, 1.0, 10.0], metadata=help_text("Values of C to choose from.")
+        default_factory=lambda: [0.001, 0.01, 0.1, 1.0, 10.0, 100.0], metadata=help_text("Values of C to choose from.")
     )
     held_out: float = field(default=0.2, metadata=help_text("Share of the training clips for choosing C."))
     max_iterations: int = field(default=1000, metadata=help_text("Of the optimiser."))
@@ -141,13 +141,14 @@ def run_probe(
     wrapped = {name: EvaluationSet(dataset) for name, dataset in sets.items() if name != "train"}
     space = find_labels(sets["train"], wrapped, arguments.class_names, arguments.problem_type)
     rows: list[dict[str, Any]] = []
+    count = _Counter(progress, sets, 1 + ("random_weights" in arguments.baselines))
     for weights, probed in _models(arguments, model):
         vectors = {
             name: cached_features(
                 probed, dataset, needed, _cache_folder(arguments, weights, name),
                 refresh=arguments.refresh_cache, batch_frames=arguments.batch_frames,
                 num_workers=arguments.num_workers, rank=rank, world_size=world, wait=wait,
-                progress=_named(progress, f"{name}, {weights} weights"),
+                progress=count.of(name, weights),
             )
             for name, dataset in sets.items()
         }  # fmt: skip
@@ -256,13 +257,24 @@ def _parts(name: str) -> list[str]:
 
 def _cache_folder(arguments: ProbeArguments, weights: str, name: str) -> Path:
     folder = arguments.cache_dir or os.path.join(arguments.output_dir, "features")
-    return Path(folder) / (name if weights == "trained" else f"{name}-{weights}")
+    return Path(folder) / (name if weights == "trained" else f"{name}-random_{arguments.seed}")
 
 
-def _named(progress: Callable[..., None] | None, name: str) -> Callable[..., None] | None:
-    if progress is None:
-        return None
-    return lambda done, total: progress(done, total, name)
+class _Counter:
+    """Counts the clips of all sets and models together."""
+
+    def __init__(self, progress: Callable[..., None] | None, sets: dict[str, Any], models: int) -> None:
+        self.progress, self.sets = progress, sets
+        self.total = models * sum(map(len, sets.values()))
+        self.before = 0
+
+    def of(self, name: str, weights: str) -> Callable[..., None] | None:
+        """What reports the progress of the next set."""
+        if self.progress is None:
+            return None
+        report, before = self.progress, self.before
+        self.before += len(self.sets[name])
+        return lambda done, _total: report(before + done, self.total, f"{name}, {weights} weights")
 
 
 def _write(

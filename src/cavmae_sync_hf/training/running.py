@@ -37,8 +37,9 @@ def run_to_end(trainer: CavMaeSyncBaseTrainer) -> int:
         trainer.save_state()
         text = json.dumps(metrics, indent=1) + os.linesep
         (output_dir / "metrics.json").write_text(text, encoding="utf-8")
+        width = max(map(len, metrics), default=0)
         for name, value in metrics.items():
-            print(f"{name:48} {value:.4f}")
+            print(f"{name:{width}}  {value:.4f}")
     trainer.create_model_card()
     trainer.save_model()  # and uploads all of the folder, with --push_to_hub
     trainer.accelerator.wait_for_everyone()  # the first process has more to write

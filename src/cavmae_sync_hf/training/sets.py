@@ -189,7 +189,7 @@ def make_syncworld(
     except KeyError:
         raise RecipeError("`syncworld` needs `folder`, where the world is, or is to be made.") from None
     counts = {"train": int(options.pop("train", 1000))}
-    counts |= {name: int(options.pop(name)) for name in _EVALUATION_SPLITS if options.get(name)}
+    counts |= {name: int(count) for name in _EVALUATION_SPLITS if (count := options.pop(name, 0))}
     preset = options.pop("preset", "mixed")
     shards = {}
     for split, clips in counts.items():

@@ -29,6 +29,7 @@
     return `${Math.floor(tenths / 600)}:${String(Math.floor(tenths / 10) % 60).padStart(2, "0")}.${tenths % 10}`;
   };
   const signed = (value) => (value < 0 ? "−" : "+") + Math.abs(value).toFixed(2);
+  const shortly = (value) => (value < 0 ? "−" : "+") + Math.abs(value).toFixed(1);
   const colour = (name) => getComputedStyle(document.documentElement.querySelector(".gradio-container") || document.body)
     .getPropertyValue(name).trim() || "#888";
 
@@ -58,6 +59,13 @@
     const place = Math.min(0.9999, Math.max(0, share)) * (ANCHORS.length - 1);
     const k = Math.floor(place), rest = place - k;
     return ANCHORS[k].map((value, channel) => value + rest * (ANCHORS[k + 1][channel] - value));
+  }
+
+  const HEAT = [[60, 0, 90, 0], [110, 20, 160, 0.35], [220, 40, 60, 0.6], [255, 150, 30, 0.72], [255, 245, 170, 0.8]];
+  function heat(share) { // the colours of the saved pictures
+    const place = Math.min(0.9999, Math.max(0, share)) * (HEAT.length - 1);
+    const k = Math.floor(place), rest = place - k;
+    return HEAT[k].map((value, channel) => value + rest * (HEAT[k + 1][channel] - value));
   }
 
   /* Fit a canvas to its place on the page; gives its context, in units of the page. */
@@ -203,7 +211,7 @@
     const prepared = canvas && state.sync ? prepare(canvas) : null;
     if (!prepared) return;
     const { context, width, height } = prepared, { sync } = state;
-    const left = 34, right = 8, bottom = 18, top = 6, room = width - left - right, tall = height - top - bottom;
+    const left = 40, right = 14, bottom = 18, top = 6, room = width - left - right, tall = height - top - bottom;
     const values = sync.contrast.filter((value) => value !== null);
     const low = Math.min(-0.5, ...values), high = Math.max(0.5, ...values), length = duration();
     const x = (time) => left + (time / length) * room, y = (value) => top + ((high - value) / (high - low)) * tall;
@@ -214,7 +222,8 @@
     for (const time of ticks(length, room)) context.fillText(`${time} s`, x(time), height - bottom + 4);
     context.textAlign = "right";
     context.textBaseline = "middle";
-    for (const value of [low, 0, high]) context.fillText(value === 0 ? "0" : signed(value).replace(/0$/, ""), left - 4, y(value));
+    const marks = [low, 0, high].filter((value) => value === 0 || Math.abs(y(value) - y(0)) > 14);
+    for (const value of marks) context.fillText(value === 0 ? "0" : shortly(value), left - 6, Math.min(height - bottom - 6, Math.max(top + 6, y(value))));
     for (const [sign, name] of [[1, "--cs-good"], [-1, "--cs-warn"]]) { // above and below chance
       context.fillStyle = colour(name);
       sync.contrast.forEach((value, k) => {
@@ -268,7 +277,9 @@
     context.fillText("sound moved by, seconds (right: sound is late)", left + room / 2, top + tall + 19);
     context.textAlign = "right";
     context.textBaseline = "middle";
-    for (const value of [low, 0, high]) context.fillText(value.toFixed(1).replace("-", "−"), left - 5, y(value));
+    for (const value of [low, 0, high].filter((one) => one === 0 || Math.abs(y(one) - y(0)) > 14)) {
+      context.fillText(value === 0 ? "0" : shortly(value), left - 6, y(value));
+    }
     context.strokeStyle = colour("--cs-accent");
     context.lineWidth = 2;
     context.beginPath();
@@ -306,14 +317,20 @@
     const picture = new ImageData(columns, rows);
     for (let k = 0; k < rows * columns; k++) {
       const level = places.cells.bytes[moment * rows * columns + k];
-      const share = level ? (level - 1) / 254 : 0;
-      picture.data.set([255, 190 - 130 * share, 20, Math.round(215 * share ** 1.3)], 4 * k);
+      const [red, green, blue, opacity] = heat(level ? (level - 1) / 254 : 0);
+      picture.data.set([red, green, blue, Math.round(255 * opacity)], 4 * k);
     }
     small.getContext("2d").putImageData(picture, 0, 0);
     const [x0, y0, x1, y1] = places.region;
+    const seen = [corner.x + x0 * shown.w, corner.y + y0 * shown.h, (x1 - x0) * shown.w, (y1 - y0) * shown.h];
+    context.beginPath(); // what the model does not see is darker
+    context.rect(corner.x, corner.y, shown.w, shown.h);
+    context.rect(...seen);
+    context.fillStyle = "rgba(0,0,0,.5)";
+    context.fill("evenodd");
     context.imageSmoothingEnabled = true;
     context.imageSmoothingQuality = "high";
-    context.drawImage(small, corner.x + x0 * shown.w, corner.y + y0 * shown.h, (x1 - x0) * shown.w, (y1 - y0) * shown.h);
+    context.drawImage(small, ...seen);
   }
 
   function follow() {
@@ -355,7 +372,10 @@
     // `timeupdate` comes four times a second; while it plays, follow every picture.
     const play = () => { if (!element.paused && !element.ended) { moved(); requestAnimationFrame(play); } };
     element.addEventListener("play", () => requestAnimationFrame(play));
-    element.addEventListener("loadedmetadata", drawAll);
+    element.addEventListener("loadedmetadata", () => {
+      if (element.videoWidth) element.parentElement.style.aspectRatio = `${element.videoWidth} / ${element.videoHeight}`;
+      drawAll();
+    });
     element.addEventListener("error", () => { if (element.getAttribute("src")) complain("The browser cannot play this clip; choose it again."); });
     dragging(timeline, (event) => {
       const { sync } = state;
@@ -433,6 +453,7 @@
     const { pictures } = state;
     if (!pictures) { parts.pictures.replaceChildren(waiting("The places are found after the synchrony.")); return; }
     parts.pictures.replaceChildren(
+      make("ul", { class: "cs-remarks" }, ...(state.places ? state.places.remarks : []).map((text) => make("li", {}, text))),
       make("div", { class: "cs-caption" }, make("b", {}, "Where in the picture is the sound? "),
         make("span", {}, "Warm where the model finds the source. The player shows the same while it plays.")),
       make("a", { href: pictures.strip, target: "_blank", rel: "noopener" },
@@ -456,7 +477,8 @@
           preload: "metadata", "aria-label": `Moment of ${hit.title}` })
         : make("div", { class: "cs-gone" }, "The file of this moment is not there any more."),
       make("div", { class: "cs-hit-name" }, hit.title),
-      make("div", { class: "cs-hit-facts" }, `${clock(hit.start)} – ${clock(hit.end)}, similarity ${hit.score.toFixed(2)}`)))));
+      make("div", { class: "cs-hit-facts" }, `${clock(hit.start)} – ${clock(hit.end)}`),
+      make("div", { class: "cs-hit-facts" }, `similarity ${hit.score.toFixed(2)}`)))));
   }
 
   function fillLabels() {
@@ -513,6 +535,7 @@
     Object.assign(state, { turn: view.turn, clip: view.clip || null, sync: null, places: null, pictures: null, hits: null,
       labels: null, time: 0, hover: null });
     state.downloads.clear();
+    complain("");
     if (!view.clip) return;
     document.body.classList.add("cs-has-clip");
     state.downloads.set(view.clip.title, { url: view.clip.url, name: "clip.mp4", what: "The clip as the model saw and heard it", bytes: view.clip.bytes });
@@ -529,7 +552,7 @@
     if (!view || typeof view !== "object") return;
     if (view.turn !== undefined && view.turn < state.turn) return; // of a clip that is not looked at any more
     if (view.turn !== undefined && view.turn > state.turn) begin(view);
-    complain(view.error || "");
+    if (view.error) complain(view.error);
     if (view.sync) {
       const { sync } = view, times = sync.matrix_times;
       sync.cells = unpack(sync.matrix);

@@ -189,15 +189,22 @@ def _given(batch: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _label_numbers(clips: EvaluationClips, model: Any, names: list[str] | None) -> dict[int, int] | None:
-    """The model's class of each of the data's label numbers, by name; `None` where numbers are the same."""
-    if clips.label_names is None or names is None:
+    """The model's class of each of the data's label numbers, by name; `None` where the data has numbers alone."""
+    if clips.label_names is None:
         return None
+    if names is None:
+        # Numbers of names follow the order that the data has them in, which need not be the model's.
+        raise EvaluationError(
+            f"{clips.name}: its labels have names ({', '.join(clips.label_names[:3])}, ...), the model's classes have "
+            "none; give the classes' names in order as `class_names` (--class-names FILE)."
+        )
     places = {name: number for number, name in enumerate(names)}
     unknown = [name for name in clips.label_names if name not in places]
     if unknown:
         raise EvaluationError(
             f"{clips.name}: has the label {unknown[0]!r}, which is no class of the model ({', '.join(names[:5])}"
-            f"{', ...' if len(names) > 5 else ''}); evaluate on data with the model's labels."
+            f"{', ...' if len(names) > 5 else ''}); evaluate on data with the model's labels, or give the data's "
+            "label names as the model has them (option `labels`)."
         )
     return {number: places[name] for number, name in enumerate(clips.label_names)}
 

@@ -273,7 +273,8 @@ def _names(entry: Any) -> tuple[str, ...]:
     if entry.id is not None:
         if entry.start is not None:
             names.append(f"{entry.id}_{int(entry.start):06d}")
-        names.append(entry.id)
+        # Some downloaders put a Y before ids, which may begin with a dash.
+        names += [entry.id, f"Y{entry.id}"]
     if entry.path is not None:
         names += [os.path.splitext(entry.path)[0], Path(entry.path).stem]
     return tuple(dict.fromkeys(names))

@@ -6,10 +6,11 @@ import json
 import math
 import os
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import torch
 import torchvision.transforms.v2.functional as tvF
@@ -17,7 +18,8 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ...data.tables import MEDIA_SUFFIXES
-from ...feature_extraction_cavmae_sync import FRAMES_PER_SECOND
+from ...feature_extraction_cavmae_sync import FRAMES_PER_SECOND, SILENCE
+from ...inference.occlusion import occlusion_maps
 from ...media_cavmae_sync import MediaError, decode_media
 from ..localization import (
     boxes_in_view,
@@ -28,7 +30,7 @@ from ..localization import (
     time_pointing_accuracy,
     upsample_maps,
 )
-from ..protocols import LOCALIZATION_PROTOCOLS, LocalizationProtocol, ProtocolError, find_protocol
+from ..protocols import LOCALIZATION_PROTOCOLS, LocalizationProtocol, ProtocolError, find_protocol, modify
 from ..results import make_record
 from ..segmentation import (
     MaskError,
@@ -52,6 +54,7 @@ def evaluate_localization(
     data: Any,
     protocol: str | LocalizationProtocol = "syncworld",
     *,
+    maps: str | None = None,
     truth: str | os.PathLike[str] | None = None,
     **options: Unpack[RunOptions],
 ) -> dict[str, Any]:
@@ -62,6 +65,7 @@ def evaluate_localization(
         processor: Its processor.
         data: `"syncworld"`: a SyncWorld split, or shards of one. `"masks"`: a table as `read_prompts` takes it.
         protocol: One of `LOCALIZATION_PROTOCOLS`, by name, or one of your own.
+        maps: Other maps than the protocol's: `"occlusion"` or `"cosine"`.
         truth: The SyncWorld split of shards that lie elsewhere.
         options: See `RunOptions`.
 
@@ -74,7 +78,7 @@ def evaluate_localization(
     Raises:
         ValueError: The protocol, the truth or the data cannot be used; the message says why.
     """
-    rules = find_protocol(protocol, LOCALIZATION_PROTOCOLS)
+    rules = modify(find_protocol(protocol, LOCALIZATION_PROTOCOLS), maps=maps)
     fitted = fit_processor(processor, rules)
     if rules.truth == "masks":
         if truth is not None:
@@ -104,14 +108,12 @@ def _sounding_spans(record: Mapping[str, Any], times: Sequence[float]) -> list[l
 
 
 class _Collector:
-    """Maps and truths of the moments at which something sounds, clip by clip."""
+    """Maps and truths of the moments at which something sounds, batch by batch."""
 
-    def __init__(self, model: Any, processor: Any) -> None:
-        self.grids = model.config.video_grid, model.config.audio_grid
-        video_processor = processor.video_processor
+    def __init__(self, model: Any, processor: Any, rules: LocalizationProtocol) -> None:
+        self.mapper, self.rules = _Mapper(model, processor, rules.maps), rules
         self.extractor = processor.feature_extractor
-        self.side = model.config.image_size
-        self.shortest_edge = _shortest_edge(video_processor)
+        self.side, self.edge = model.config.image_size, _shortest_edge(processor.video_processor)
         self.maps: list[Tensor] = []
         self.boxes: list[Any] = []
         self.control_maps: list[Tensor] = []
@@ -121,35 +123,51 @@ class _Collector:
         self.window_times: list[list[float]] = []
         self.earlier: deque[Tensor] = deque(maxlen=_CONTROL_DISTANCE)
 
-    def add(self, record: Mapping[str, Any], times: list[float], output: Any, row: int, present: Tensor) -> None:
-        """One clip of a batch."""
-        kept = present.nonzero()[:, 0].tolist()
-        sounds, pictures = output.audio_embeds[row], output.video_embeds[row]
-        maps = patch_maps(sounds, output.video_patch_embeds[row], self.grids[0]).cpu()
-        size = (record["height"], record["width"])
-        boxes = [
-            boxes_in_view(given, size, self.side, self.shortest_edge)
-            for given in sounding_boxes(record, [times[k] for k in kept])
-        ]
-        self.maps.append(maps[kept])
-        self.boxes += boxes
-        if len(self.earlier) == _CONTROL_DISTANCE and self.earlier[0].shape == sounds.shape:
-            other = patch_maps(self.earlier[0], output.video_patch_embeds[row], self.grids[0]).cpu()
-            self.control_maps.append(other[kept])
-            self.control_boxes += boxes
-        self.earlier.append(sounds)
-        self.time_maps.append(patch_maps(pictures, output.audio_patch_embeds[row], self.grids[1]).cpu()[kept])
-        self.spans += _sounding_spans(record, [times[k] for k in kept])
-        starts = self.extractor.window_starts(times)
-        length = self.extractor.audio_length
-        self.window_times += [[starts[k] / FRAMES_PER_SECOND, (starts[k] + length) / FRAMES_PER_SECOND] for k in kept]
+    def add(self, records: Sequence[Mapping[str, Any]], times: Tensor, inputs: Mapping[str, Tensor]) -> None:
+        """A batch of clips: truth records, frame times `(clips, frames)` and the model's inputs."""
+        heard = inputs["padding_mask"]
+        wanted = heard & inputs.get("padding_mask_videos", heard)
+        boxes = []
+        for row, record in enumerate(records):
+            size = (record["height"], record["width"])
+            given = sounding_boxes(record, times[row].tolist())
+            boxes.append([boxes_in_view(own, size, self.side, self.edge) for own in given])
+            # The maps of moments without a box serve nothing, and may be costly.
+            wanted[row] &= torch.tensor([len(own) > 0 for own in boxes[row]], device=wanted.device)
+        maps = self.mapper(inputs, wanted, self._other_sounds)
+        for row, record in enumerate(records):
+            kept = wanted[row].nonzero()[:, 0].tolist()
+            own_boxes = [boxes[row][k] for k in kept]
+            self.maps.append(maps.own[row, kept])
+            self.boxes += own_boxes
+            if maps.known[row]:
+                self.control_maps.append(maps.other[row, kept])
+                self.control_boxes += own_boxes
+            self.time_maps.append(maps.time[row, kept])
+            moments = times[row].tolist()
+            self.spans += _sounding_spans(record, [moments[k] for k in kept])
+            starts, length = self.extractor.window_starts(moments), self.extractor.audio_length
+            self.window_times += [
+                [starts[k] / FRAMES_PER_SECOND, (starts[k] + length) / FRAMES_PER_SECOND] for k in kept
+            ]
 
-    def metrics(self, rules: LocalizationProtocol) -> dict[str, float | int]:
-        view = (self.side, self.side)
+    def _other_sounds(self, sounds: Tensor) -> tuple[Tensor, list[bool]]:
+        """For every clip of a batch an earlier one's sound `(clips, frames, hidden)`, and whether there is one."""
+        others, known = torch.zeros_like(sounds), []
+        for row, sound in enumerate(sounds):
+            there = len(self.earlier) == _CONTROL_DISTANCE and self.earlier[0].shape == sound.shape
+            if there:
+                others[row] = self.earlier[0]
+            known.append(there)
+            self.earlier.append(sound)
+        return others, known
+
+    def metrics(self) -> dict[str, float | int]:
+        view, rules = (self.side, self.side), self.rules
         metrics = localization_metrics(
             torch.cat(self.maps), self.boxes, view, tolerance=rules.tolerance, threshold=rules.threshold
         )
-        if any(len(boxes) for boxes in self.control_boxes):
+        if self.control_boxes:
             control = pointing_accuracy(
                 torch.cat(self.control_maps), self.control_boxes, view, tolerance=rules.tolerance
             )
@@ -158,6 +176,67 @@ class _Collector:
             found = time_pointing_accuracy(torch.cat(self.time_maps), self.spans, self.window_times)
             metrics |= {f"time_pointing_{key}": value for key, value in found.items()}
         return metrics
+
+
+class _Maps(NamedTuple):
+    """Of a batch, on the CPU, `(clips, frames, rows, columns)`; `known` says whose `other` there is."""
+
+    own: Tensor
+    other: Tensor
+    known: list[bool]
+    time: Tensor
+
+
+class _Mapper:
+    """Makes maps by one of the ways of `MAPS`."""
+
+    def __init__(self, model: Any, processor: Any, method: str) -> None:
+        self.model, self.method = model, method
+        extractor = processor.feature_extractor
+        self.silent_window = torch.full(
+            (1, 1, extractor.audio_length, extractor.num_mel_bins), (SILENCE - extractor.mean) / extractor.std
+        )
+
+    @cached_property
+    def silence(self) -> Tensor:
+        """The embedding of a silent window, `(hidden,)`; a sound is what sets it apart from that."""
+        window = self.silent_window.to(self.model.device, self.model.dtype)
+        return self.model.get_audio_features(window).audio_embeds[0, 0]
+
+    def __call__(
+        self,
+        inputs: Mapping[str, Tensor],
+        wanted: Tensor,
+        other_sounds: Callable[[Tensor], tuple[Tensor, list[bool]]],
+    ) -> _Maps:
+        """Maps of the moments where `wanted` `(clips, frames)` is True; those of others mean nothing."""
+        model = self.model
+        output = model(**inputs)
+        others, known = other_sounds(output.audio_embeds)
+        if self.method == "cosine":
+            grids = model.config.video_grid, model.config.audio_grid
+            own = patch_maps(output.audio_embeds, output.video_patch_embeds, grids[0])
+            other = patch_maps(others, output.video_patch_embeds, grids[0])
+            time = patch_maps(output.video_embeds, output.audio_patch_embeds, grids[1])
+        else:
+            # Every picture twice in a row, which the model looks at once: with its own sound and with another.
+            pictures, both = (values.repeat_interleave(2, dim=1) for values in (inputs["pixel_values_videos"], wanted))
+            queries = torch.stack([output.audio_embeds, others], dim=2).flatten(1, 2) - self.silence
+            maps = occlusion_maps(model, "video", pictures, queries, both)
+            own, other = maps[:, 0::2], maps[:, 1::2]
+            time = occlusion_maps(model, "audio", inputs["input_values"], output.video_embeds, wanted)
+        return _Maps(own.float().cpu(), other.float().cpu(), known, time.float().cpu())
+
+    def prompted(self, windows: Tensor, present: Tensor, pictures: Tensor) -> Tensor:
+        """Mean over the present windows `(1, windows, ...)` of the maps on one picture, `(rows, columns)`."""
+        model = self.model
+        embeds = model.get_audio_features(windows, present).audio_embeds[0][present[0]]
+        if self.method == "cosine":
+            patches = model.get_video_features(pictures).last_hidden_state[0, 0]
+            return patch_maps(embeds, patches, model.config.video_grid).mean(dim=0).cpu()
+        # Maps are linear in what is compared with, so the mean of the maps is the map of the mean.
+        query = (embeds.mean(dim=0) - self.silence)[None, None]
+        return occlusion_maps(model, "video", pictures, query)[0, 0].float().cpu()
 
 
 def _shortest_edge(video_processor: Any) -> int:
@@ -184,19 +263,15 @@ def _syncworld(
         )
     if clips.missing:
         clips.check(options.get("strict", False))
-    collector = _Collector(model, processor)
+    collector = _Collector(model, processor, rules)
     for inputs, about in batches(clips, processor, model, options):
-        output = model(**inputs)
-        present = inputs["padding_mask"] & inputs.get("padding_mask_videos", inputs["padding_mask"])
-        for row, place in enumerate(about["places"]):
-            times = about["frame_times"][row].tolist()
-            collector.add(records[place], times, output, row, present[row].cpu())
+        collector.add([records[place] for place in about["places"]], about["frame_times"], inputs)
     clips.check(options.get("strict", False))
     settings = {"alignment": processor.feature_extractor.alignment, "view": model.config.image_size}
     return make_record(
         "localization",
         rules,
-        collector.metrics(rules),
+        collector.metrics(),
         model=model,
         data=clips.data_record(),
         counts=clips.counts(),
@@ -220,11 +295,12 @@ def _masks(model: Any, processor: Any, data: Any, rules: LocalizationProtocol, o
     # Before anything is embedded: a mask that cannot be read ends the run, and should do so at once.
     side, edge = model.config.image_size, _shortest_edge(processor.video_processor)
     masks = [read_mask(prompt.mask, prompt.mask_value) for prompt in prompts]
+    mapper = _Mapper(model, processor, rules.maps)
     progress = options.get("progress")
     maps, truths, labels, unusable = [], [], [], []
     for done, (prompt, mask) in enumerate(zip(prompts, masks, strict=True), start=1):
         try:
-            maps.append(_prompted_map(model, processor, prompt, mask.shape))
+            maps.append(_prompted_map(mapper, processor, prompt, mask.shape))
         except (MediaError, FileNotFoundError, UnidentifiedImageError) as error:
             unusable.append({"id": prompt.name, "reason": " ".join(str(error).split())})
         else:
@@ -276,7 +352,7 @@ def _identity(prompt: Prompt, folder: Path) -> dict[str, Any]:
     return values
 
 
-def _prompted_map(model: Any, processor: Any, prompt: Prompt, mask_size: tuple[int, ...]) -> Tensor:
+def _prompted_map(mapper: _Mapper, processor: Any, prompt: Prompt, mask_size: tuple[int, ...]) -> Tensor:
     """Mean over the sound's windows of the maps on the picture, `(rows, columns)` on the CPU."""
     picture = _picture(prompt)
     if tuple(picture.shape[-2:]) != mask_size:
@@ -291,11 +367,9 @@ def _prompted_map(model: Any, processor: Any, prompt: Prompt, mask_size: tuple[i
         prompt.audio, sampling_rate=extractor.sampling_rate, channel=extractor.channel, want_video=False
     )
     windows = extractor(sound.waveform, sampling_rate=sound.sampling_rate, return_tensors="pt")
-    mask = windows["padding_mask"].to(model.device)
-    embeds = model.get_audio_features(windows["input_values"].to(model.device, model.dtype), mask).audio_embeds[0]
-    patches = model.get_video_features(pixels.to(model.device, model.dtype)).last_hidden_state[0, 0]
-    maps = patch_maps(embeds[mask[0]], patches, model.config.video_grid)
-    return maps.mean(dim=0).cpu()
+    model = mapper.model
+    values = windows["input_values"].to(model.device, model.dtype)
+    return mapper.prompted(values, windows["padding_mask"].to(model.device), pixels.to(model.device, model.dtype))
 
 
 def _picture(prompt: Prompt) -> Tensor:

@@ -1,0 +1,57 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""The subcommand that serves the web page."""
+
+from typing import Annotated
+
+import typer
+
+from . import terminal
+
+__all__ = ["app"]
+
+
+def app(
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="Folder or Hub name of a model; default: the small one in the package."),
+    ] = None,
+    index: Annotated[
+        str | None,
+        typer.Option(
+            help="Index to search, made by `cavmae-sync index` with this model; default: one of the demo clips."
+        ),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; 127.0.0.1 is this machine alone, 0.0.0.0 everybody.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port to listen at; default: the first free one from 7860.")
+    ] = None,
+    share: Annotated[
+        bool, typer.Option("--share", help="Make it public for three days, through Gradio's servers.")
+    ] = False,
+    max_megabytes: Annotated[float, typer.Option(help="Largest upload, in megabytes.")] = 100.0,
+    max_seconds: Annotated[float, typer.Option(help="Longest clip that is taken, in seconds.")] = 60.0,
+    device: Annotated[str, typer.Option(help="Where to run the model, such as cpu or cuda.")] = "cpu",
+) -> None:
+    """Serve a web page that shows synchrony, sound sources and similar moments of a clip.
+
+    It works with made demo clips at once. Uploads are limited, decoded in a process of their own, and removed.
+    """
+    for name, value in (("--max-megabytes", max_megabytes), ("--max-seconds", max_seconds)):
+        if not value > 0:
+            raise typer.BadParameter(f"{value:g} leaves nothing to take; give a number above 0.", param_hint=name)
+    terminal.check_device(device)
+    from ..app import Limits, build_app
+
+    with terminal.progress_bar("making demo clips") as show:
+        page = build_app(
+            model,
+            index=index,
+            device=device,
+            limits=Limits(megabytes=max_megabytes, seconds=max_seconds),
+            progress=show,
+        )
+    if host not in ("127.0.0.1", "localhost", "::1") or share:
+        terminal.say("Anyone who can reach this address can use the page; there is no password.")
+    page.launch(server_name=host, server_port=port, share=share)

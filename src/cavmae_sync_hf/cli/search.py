@@ -1,0 +1,227 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""The subcommands that make an index of moments, search it, and say what it holds."""
+
+import json
+import re
+from typing import Annotated, Any, Literal
+
+import typer
+
+from . import terminal
+
+__all__ = ["index", "index_info", "search"]
+
+_SHOWN_BAD = 20
+_Side = Literal["auto", "sound", "picture", "both"]
+
+
+def _seconds(text: str) -> float:
+    """Seconds, also written as MINUTES:SECONDS or HOURS:MINUTES:SECONDS."""
+    found = re.fullmatch(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d*)?|\.\d+)", text.strip())
+    if not found:
+        raise typer.BadParameter(f"{text!r} is no time; write seconds such as 83.5, or 1:23.5.")
+    return 3600 * int(found[1] or 0) + 60 * int(found[2] or 0) + float(found[3])
+
+
+def index(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="Folder, pattern, list of files or segments, or one video.")
+    ],
+    index: Annotated[
+        str, typer.Argument(metavar="INDEX", help="Folder or address (s3://...) of the index: new, or to be updated.")
+    ],
+    model: Annotated[str, typer.Option(help="Folder or Hub name of a model.")],
+    hop: Annotated[float, typer.Option(help="Seconds from one moment to the next.")] = 0.5,
+    media: Annotated[str | None, typer.Option(help="Folder of the files that a list names.")] = None,
+    thumbnails: Annotated[
+        int, typer.Option(help="Keep a picture of each moment, so many pixels long (such as 160); 0: none.")
+    ] = 0,
+    damaged: Annotated[
+        Literal["error", "keep"], typer.Option(help="Damaged files are bad, or count as far as they can be decoded.")
+    ] = "error",
+    retry: Annotated[bool, typer.Option("--retry", help="Try bad files again that have not changed.")] = False,
+    keep_missing: Annotated[
+        bool, typer.Option("--keep-missing", help="Keep clips whose files SOURCE holds no more.")
+    ] = False,
+    approximate_from: Annotated[
+        int, typer.Option(help="Moments from which on an approximate index is built; 0: never.")
+    ] = 100_000,
+    batch_size: Annotated[int, typer.Option(help="Moments that the model is given at a time.")] = 64,
+    decoders: Annotated[int | None, typer.Option(help="Files decoded at a time; default: one per core, to 4.")] = None,
+    engine: Annotated[Literal["local", "ray"], typer.Option(help="Embed here, or over a Ray cluster.")] = "local",
+    workers: Annotated[int | None, typer.Option(help="With Ray: processes that hold the model.")] = None,
+    address: Annotated[str | None, typer.Option(help="Of the cluster; default: RAY_ADDRESS, else one here.")] = None,
+    device: Annotated[str, typer.Option(help="Where to run the model, such as cpu or cuda.")] = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Index the moments of videos, or bring an index up to date with them, so that they can be searched.
+
+    Only new and changed files are read; clips of files that are gone go, too. Stopped runs can be run again; several
+    may write to one index.
+    """
+    terminal.check_device(device)
+    from ..inference.loading import load_model
+    from ..search import index_videos
+
+    loaded, processor = load_model(model, device=device, modalities="both")
+    with terminal.progress_bar("indexing") as show:
+        summary = index_videos(
+            source, index, loaded, processor, hop=hop, media=media, thumbnails=thumbnails, damaged=damaged,
+            retry_bad=retry, remove_missing=not keep_missing, approximate_from=approximate_from or None,
+            batch_size=batch_size, decoders=decoders, engine=engine, workers=workers, address=address, progress=show,
+        )  # fmt: skip
+    if as_json:
+        print(json.dumps(summary.to_dict(), indent=2))
+    else:
+        terminal.say(_one_line(str(summary)))
+        for problem in list(summary.bad.values())[:_SHOWN_BAD]:
+            terminal.say(f"- bad: {_as_options(problem)}")
+        if len(summary.bad) > _SHOWN_BAD:
+            terminal.say(f"- and {len(summary.bad) - _SHOWN_BAD} more; `cavmae-sync index-info INDEX --files` has all")
+    if not summary.total_clips:
+        raise typer.Exit(1)
+
+
+def search(
+    index: Annotated[str, typer.Argument(metavar="INDEX", help="Folder or address of an index.")],
+    query: Annotated[str, typer.Argument(metavar="QUERY", help="File or address of a sound, a video or a picture.")],
+    start: Annotated[
+        float | None,
+        typer.Option(parser=_seconds, metavar="TIME", help="Where the moment of QUERY starts, seconds or M:SS."),
+    ] = None,
+    end: Annotated[float | None, typer.Option(parser=_seconds, metavar="TIME", help="Where it ends.")] = None,
+    by: Annotated[_Side, typer.Option(help="What of QUERY counts; auto: all there is.")] = "auto",
+    find: Annotated[
+        _Side,
+        typer.Option(
+            "--in", help="What it is compared with; auto: pictures for sounds, sounds for pictures, or both."
+        ),
+    ] = "auto",
+    top: Annotated[int, typer.Option(min=1, help="Moments found, at most.")] = 10,
+    whole_clips: Annotated[bool, typer.Option("--whole-clips", help="Find whole clips, not moments.")] = False,
+    exclude_same_file: Annotated[
+        bool, typer.Option("--exclude-same-file", help="Leave out the file that QUERY is, and copies of it.")
+    ] = False,
+    files: Annotated[str | None, typer.Option(help="Search only paths like this pattern, such as '*/news/*'.")] = None,
+    after: Annotated[
+        float | None,
+        typer.Option(parser=_seconds, metavar="TIME", help="Leave out moments that begin earlier in their files."),
+    ] = None,
+    before: Annotated[
+        float | None,
+        typer.Option(parser=_seconds, metavar="TIME", help="Leave out moments that end later in their files."),
+    ] = None,
+    min_loudness: Annotated[
+        float | None,
+        typer.Option(help="Leave out quieter moments, dB; default: silent ones (-60) where sound is compared."),
+    ] = None,
+    min_gap: Annotated[
+        float | None, typer.Option(help="Seconds that moments of one file lie apart; default: so that none overlap.")
+    ] = None,
+    per_file: Annotated[int | None, typer.Option(min=1, help="Moments of one file, at most.")] = None,
+    exact: Annotated[
+        bool | None, typer.Option("--exact/--approximate", help="Compare all moments, or use the approximate index.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="The index's model, where it now lies elsewhere.")] = None,
+    device: Annotated[str, typer.Option(help="Where to run the model, such as cpu or cuda.")] = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the hits as JSON.")] = False,
+) -> None:
+    """Find the moments of an index that are most like a sound, a picture or a moment of a video."""
+    terminal.check_device(device)
+    from ..inference.loading import load_model
+    from ..search import MomentStore, SearchFilters, SearchIndexError
+    from ..search import search as run_search
+
+    filters = SearchFilters(
+        exclude_same_file=exclude_same_file, within=(after, before), files=files, min_loudness=min_loudness,
+        min_gap=min_gap, per_file=per_file,
+    )  # fmt: skip
+    store = MomentStore.open(index)
+    name = model or store.settings.model
+    if not name:
+        raise SearchIndexError(f"{store.uri}: does not say where its model lies; name it with --model.")
+    loaded, processor = load_model(name, device=device, modalities="both")
+    result = run_search(
+        store, query, loaded, processor, by=by, find=find, start=start, end=end, top=top, whole_clips=whole_clips,
+        exact=exact, filters=filters,
+    )  # fmt: skip
+    if as_json:
+        print(json.dumps(result.to_dict(), indent=2))
+    else:
+        _print_hits(result)
+
+
+def index_info(
+    index: Annotated[str, typer.Argument(metavar="INDEX", help="Folder or address of an index.")],
+    files: Annotated[bool, typer.Option("--files", help="List the clips, and why bad files are bad.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Read every row and say whether all is there.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all as JSON.")] = False,
+) -> None:
+    """Say what an index holds, and whether it is whole."""
+    from ..search import index_status
+
+    status = index_status(index, check=check)
+    if not files:
+        del status["entries"]
+    if as_json:
+        print(json.dumps(status, indent=2))
+        return
+    covered = ", ".join(f"{rows} of {side}" for side, rows in status["approximate"].items())
+    media = f"{status['files']} files, {_clock(status['seconds'])} long"
+    lines = {
+        "index": status["index"],
+        "model": f"{status['model'] or 'of no name'} (weights {status['weights'][:12]})",
+        "moments": f"{status['moments']}, every {status['hop']:g} s, each hears {status['window_seconds']:g} s",
+        "clips": f"{status['clips']} of {media}; {status['bad']} bad",
+        "approximate index": covered or "none: searches are exact",
+        "thumbnails": "yes" if status["thumbnails"] else "no",
+    }
+    if status["loose_rows"]:
+        lines["left over"] = f"{status['loose_rows']} rows of runs that were stopped; the next run removes them"
+    if check:
+        lines["check"] = "all rows are there"
+    for what, text in lines.items():
+        terminal.say(f"{what + ':':<19}{_one_line(text)}")
+    for entry in status.get("entries", ()):
+        times = f"{_clock(entry['start'])} to {_clock(entry['end'])}, {entry['moments']} moments"
+        problem = _as_options(entry["problem"])
+        terminal.say(f"- bad: {problem}" if problem else f"- {_one_line(entry['path'])}: {times}")
+
+
+def _print_hits(result: Any) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    span = f"{_clock(result.query_start)} to {_clock(result.query_start + result.query_seconds)}"
+    how = "every moment compared" if result.exact else "by the approximate index"
+    title = f"{_one_line(result.query)}, {span}: {', '.join(result.pairs)} ({how})"
+    if not len(result):
+        terminal.say(f"{title}: nothing found; filters or the query's length leave no moment to compare.")
+        return
+    terminal.say(title)
+    table = Table("", "score", "from", "to", "file", box=None, pad_edge=False)
+    for number, hit in enumerate(result, 1):
+        times = _clock(hit.start), _clock(hit.end)
+        table.add_row(str(number), f"{hit.score:.3f}", *times, escape(_one_line(hit.path)))
+    table.columns[-1].overflow = "fold"
+    for column in table.columns[:-1]:
+        column.justify, column.no_wrap = "right", True
+    terminal.console.print(table, highlight=False)
+
+
+def _clock(seconds: float) -> str:
+    """A time as people write it, `1:02:03.5`."""
+    tenths = round(seconds * 10)
+    minutes, rest = divmod(tenths, 600)
+    hours, minutes = divmod(minutes, 60)
+    return (f"{hours}:{minutes:02d}" if hours else f"{minutes}") + f":{rest / 10:04.1f}"
+
+
+def _one_line(text: str) -> str:
+    """Text as it can be shown in a line: file names may hold line breaks and control characters."""
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
+
+
+def _as_options(text: str) -> str:
+    """What the library says of a bad file, with its arguments as this command's options."""
+    return _one_line(text.replace("damaged='keep'", "--damaged keep --retry"))

@@ -1,0 +1,70 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""Which films of a list are in sync, and which are not?"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..data.tables import Entry, read_list
+
+__all__ = ["LabelledFilm", "read_labelled_films"]
+
+_IN_SYNC = frozenset({"1", "1.0", "true", "yes", "sync", "in_sync", "in sync", "real", "genuine", "original"})
+_OUT_OF_SYNC = frozenset(
+    {"0", "0.0", "false", "no", "off", "off_sync", "out_of_sync", "out of sync", "shifted", "fake", "generated"}
+)
+
+
+@dataclass(frozen=True)
+class LabelledFilm:
+    """A film, its sound track where that is a file of its own, and whether they are in sync."""
+
+    video: str
+    audio: str | None
+    in_sync: bool
+
+
+def read_labelled_films(path: str | os.PathLike[str], in_sync: Sequence[str] = ()) -> list[LabelledFilm]:
+    """Read a list of films with the columns `path`, `label` and, where sound is in files of its own, `audio`.
+
+    Args:
+        path: CSV, TSV, JSON, JSON lines or Parquet. Files are relative to its folder.
+        in_sync: The labels of films in sync; all others are out of sync. Default: words such as 1, true, sync, real
+            against 0, false, shifted, fake.
+
+    Raises:
+        ValueError: The list cannot be read, or a row lacks its film or a label that is understood.
+    """
+    from fsspec.implementations.local import LocalFileSystem
+
+    name = os.fspath(path)
+    wanted = {str(label).strip().lower() for label in in_sync}
+    folder = os.path.dirname(os.path.abspath(name))
+    films = []
+    for entry in read_list(LocalFileSystem(), name):
+        if not entry.path:
+            raise ValueError(f"{entry.place or name}: names no film; the list needs the columns path and label.")
+        audio = None if entry.audio is None else _beside(folder, entry.audio)
+        films.append(LabelledFilm(_beside(folder, entry.path), audio, _is_in_sync(entry, wanted, name)))
+    if not films:
+        raise ValueError(f"{name}: lists no films.")
+    return films
+
+
+def _is_in_sync(entry: Entry, wanted: set[str], name: str) -> bool:
+    labels = {str(label).strip().lower() for label in entry.labels}
+    place = f"{entry.place or name} ({entry.path})"
+    if len(labels) != 1:
+        raise ValueError(f"{place}: has {len(labels)} labels; give one that says whether the film is in sync.")
+    if wanted:
+        return bool(labels & wanted)
+    if labels & _IN_SYNC or labels & _OUT_OF_SYNC:
+        return bool(labels & _IN_SYNC)
+    raise ValueError(
+        f"{place}: the label {labels.pop()!r} does not say whether the film is in sync; write 1 or 0, or name the labels "
+        "of films in sync (--in-sync LABEL)."
+    )
+
+
+def _beside(folder: str, path: str) -> str:
+    return path if "://" in path else os.path.join(folder, path)

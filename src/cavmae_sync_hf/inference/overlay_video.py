@@ -1,0 +1,200 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""How does a film play with the place of its sound drawn in, and its sound?
+
+The film is read and written a few frames at a time. Frame k of the new file is the picture on screen in the middle of
+its own time, `(k + 0.5) / fps`, so it is never more than half a frame off its sound.
+"""
+
+import os
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..media_cavmae_sync import probe_media, resample
+from ..media_source_cavmae_sync import require_av
+from ..media_stream_cavmae_sync import MediaChunk, iter_media, iter_waveform, with_sound_of
+from ..video_processing_cavmae_sync import is_media_source
+from ..waveforms_cavmae_sync import as_float_waveform, samples_and_rate
+from .localize import LocalizationError, LocalizationResult
+from .overlay import blend
+from .picture_files import whole_file
+from .sync import Progress
+
+try:
+    import av
+except ImportError:
+    av = None  # type: ignore[assignment]
+
+__all__ = ["write_overlay_video"]
+
+_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv")
+# What AAC can carry.
+_SAMPLING_RATES = frozenset({8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000})
+_DEFAULT_RATE, _DEFAULT_FPS, _MOST_FPS = 48000, 25.0, 60.0
+_FRAMES_AT_A_TIME = 8
+# Sound beyond the frames of a chunk, so that the last one reaches to the film's end.
+_CONTEXT_SECONDS = 0.5
+_AUDIO_BITS_PER_SECOND = 96_000
+
+
+def write_overlay_video(
+    found: LocalizationResult,
+    video: Any,
+    path: str | os.PathLike[str],
+    audio: Any = None,
+    *,
+    sampling_rate: int | None = None,
+    fps: float | None = None,
+    short_side: int = 480,
+    crf: int = 20,
+    progress: Progress | None = None,
+) -> Path:
+    """Write a film with the heat of its sound on the pictures, as H.264 and AAC.
+
+    The maps of moments are interpolated in time. The sound is the channel that the model heard.
+
+    Args:
+        found: From `localize`.
+        video: The film that it was found in.
+        path: File to write: .mp4, .m4v, .mov or .mkv. It is there whole or not at all; its folder is made.
+        audio: The sound track given to `localize`, if it was one of its own.
+        sampling_rate: Of a waveform in `audio`, Hz.
+        fps: Frames per second; default: the film's own, at most 60.
+        short_side: Shorter side of the pictures in pixels.
+        crf: H.264 quality, 0 (lossless) to 51.
+        progress: Called with seconds done and seconds in all (0 where unknown).
+
+    Raises:
+        LocalizationError: An argument cannot work, or the span holds no sound.
+        MediaError: The film or its sound cannot be read.
+        ImportError: PyAV is not installed.
+    """
+    require_av()
+    target = Path(path)
+    if target.suffix.lower() not in _SUFFIXES:
+        raise LocalizationError(f"{target}: the film is written as {', '.join(_SUFFIXES)}; give it such a name.")
+    if (fps is not None and not fps > 0) or short_side < 16 or not 0 <= crf <= 51:
+        raise LocalizationError(f"fps is {fps}, short_side {short_side} and crf {crf}; see the arguments' meaning.")
+    info = probe_media(video)
+    own = fps or min(info.frame_rate or _DEFAULT_FPS, _MOST_FPS)
+    rate = Fraction(own).limit_denominator(1001)
+    heard = _own_rate(audio, sampling_rate, info)
+    total = int((found.times[-1] - found.times[0]) + 1 / found.fps)
+    heat = found.heat()
+    with whole_file(target) as partial, av.open(os.fspath(partial), "w", options=_muxing(target)) as file:
+        writer = _Writer(file, rate, heard, crf)
+        for chunk in _read(found, video, audio, sampling_rate, 1 / float(rate), heard, short_side):
+            assert chunk.frames is not None  # want_video makes its absence an error
+            frames = chunk.frames.permute(0, 2, 3, 1).numpy()
+            for frame, time in zip(frames, chunk.asked_times.tolist(), strict=True):
+                shown = Image.fromarray(np.ascontiguousarray(frame))
+                writer.picture(blend(shown, _heat_at(found, heat, time + chunk.start), found.region))
+            writer.sound(chunk)
+            if progress is not None:
+                done = int(writer.frames / rate)
+                progress(min(done, total), total)
+        writer.finish()
+        if not writer.samples:
+            raise LocalizationError(f"{found.source}: this span holds no sound.")
+    return target
+
+
+def _own_rate(audio: Any, sampling_rate: int | None, info: Any) -> int:
+    """The sampling rate to write: the sound's own, where AAC can carry it."""
+    own = info.sampling_rate if audio is None else sampling_rate
+    if audio is not None and is_media_source(audio):
+        own = probe_media(audio).sampling_rate
+    elif audio is not None:
+        own = samples_and_rate(audio, sampling_rate)[1]
+    return own if own in _SAMPLING_RATES else _DEFAULT_RATE
+
+
+def _muxing(target: Path) -> dict[str, str]:
+    return {} if target.suffix.lower() == ".mkv" else {"movflags": "+faststart"}
+
+
+def _read(
+    found: LocalizationResult,
+    video: Any,
+    audio: Any,
+    sampling_rate: int | None,
+    hop: float,
+    rate: int,
+    short_side: int,
+) -> Iterator[MediaChunk]:
+    """The film's frames at regular times, with its sound."""
+    start, end = found.span
+    span: dict[str, Any] = {"hop": hop, "num_frames": _FRAMES_AT_A_TIME, "start": start, "end": end}
+    heard: dict[str, Any] = {"sampling_rate": rate, "channel": found.channel, "damaged": "keep"}
+    if audio is None:
+        return iter_media(video, context=_CONTEXT_SECONDS, short_side=short_side, **span, **heard)
+    pictures = iter_media(video, context=0.0, short_side=short_side, want_audio=False, damaged="keep", **span)
+    if is_media_source(audio):
+        return with_sound_of(pictures, iter_media(audio, context=_CONTEXT_SECONDS, want_video=False, **span, **heard))
+    samples, own = samples_and_rate(audio, sampling_rate)
+    waveform = as_float_waveform(samples, 0)
+    if waveform.ndim == 2:
+        waveform = waveform[0] if found.channel == "first" else waveform.mean(dim=0)
+    if own != rate:
+        waveform = resample(waveform, own, rate)
+    return with_sound_of(pictures, iter_waveform(waveform, rate, context=_CONTEXT_SECONDS, **span))
+
+
+def _heat_at(found: LocalizationResult, heat: np.ndarray, time: float) -> np.ndarray | None:
+    """Heat at a time of the film, between the moments on either side; `None` where neither has sound."""
+    times = found.times
+    after = int(np.searchsorted(times, time))
+    before = max(0, after - 1)
+    after = min(after, len(times) - 1)
+    if not found.present[before] and not found.present[after]:
+        return None
+    gap = float(times[after] - times[before])
+    share = float(np.clip((time - times[before]) / gap, 0.0, 1.0)) if gap > 0 else 0.0
+    return (1 - share) * heat[before] + share * heat[after]
+
+
+class _Writer:
+    """Encodes pictures and sound into one file, both from time 0."""
+
+    def __init__(self, file: Any, rate: Fraction, sampling_rate: int, crf: int) -> None:
+        self.file, self.rate, self.sampling_rate = file, rate, sampling_rate
+        self.video = file.add_stream("libx264", rate=rate, options={"crf": str(crf), "preset": "veryfast"})
+        self.audio = file.add_stream("aac", rate=sampling_rate)
+        self.audio.bit_rate, self.audio.layout = _AUDIO_BITS_PER_SECOND, "mono"
+        self.frames = self.samples = 0
+
+    def picture(self, image: Image.Image) -> None:
+        # H.264 in the format that all players know has even sides.
+        width, height = (side // 2 * 2 for side in image.size)
+        if not self.frames:
+            self.video.width, self.video.height, self.video.pix_fmt = width, height, "yuv420p"
+        frame = av.VideoFrame.from_ndarray(np.asarray(image.crop((0, 0, width, height))), format="rgb24")
+        frame.pts, frame.time_base = self.frames, 1 / self.rate
+        self.frames += 1
+        self.file.mux(self.video.encode(frame))
+
+    def sound(self, chunk: MediaChunk) -> None:
+        """The sound up to the end of the last picture."""
+        if chunk.waveform is None:
+            return
+        first = self.samples - chunk.waveform_start * self.sampling_rate
+        last = round(self.frames / self.rate * self.sampling_rate) - chunk.waveform_start * self.sampling_rate
+        piece = chunk.waveform[max(0, first) : max(0, last)].numpy()
+        if not len(piece):
+            return
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(piece[None]), format="fltp", layout="mono")
+        frame.sample_rate, frame.pts, frame.time_base = (
+            self.sampling_rate,
+            self.samples,
+            Fraction(1, self.sampling_rate),
+        )
+        self.samples += len(piece)
+        self.file.mux(self.audio.encode(frame))
+
+    def finish(self) -> None:
+        for stream in (self.video, self.audio):
+            self.file.mux(stream.encode(None))
