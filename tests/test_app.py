@@ -357,6 +357,16 @@ def test_workspace__removes_uploads_and_nothing_else(workspace, tmp_path):
     assert other.exists() and list(workspace.uploads.iterdir()) == []
 
 
+def test_workspace__removes_uploads_that_nothing_came_of(workspace, tmp_path):
+    (tmp_path / "broken.mp4").write_bytes(b"half")
+    old, new = (send(workspace, tmp_path / "broken.mp4", name) for name in ("old.mp4", "new.mp4"))
+    os.utime(old, (0, 0))
+
+    workspace.sweep()
+
+    assert not old.exists() and new.exists()
+
+
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="without locks it cannot be told who still runs")
 def test_workspace__removes_what_a_killed_run_left_and_not_what_another_uses(tmp_path):
     with Workspace(parent=tmp_path) as running:
@@ -636,10 +646,9 @@ def test_build_app__makes_the_page_of_a_space(demo, monkeypatch):
     assert "Which sound belongs to which moment?" in config
     # Uploads go where they are removed, all of them.
     assert {block.GRADIO_CACHE for block in page.blocks.values()} == {str(page.workspace.uploads)}
-    assert os.environ.get("GRADIO_TEMP_DIR") == before
+    assert os.environ["GRADIO_TEMP_DIR"] == str(page.workspace.uploads)
     page.close()
-    page.workspace.close()
-    assert not page.workspace.root.exists()
+    assert not page.workspace.root.exists() and os.environ.get("GRADIO_TEMP_DIR") == before
 
 
 def test_build_app__without_gradio_names_the_extra(monkeypatch):

@@ -1,11 +1,19 @@
 """The README's Python is run as it stands, in one folder, one block after the other."""
 
 import re
+import wave
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from cavmae_sync_hf import CavMaeSyncModel, CavMaeSyncProcessor, save_for_hub
+from cavmae_sync_hf import (
+    CavMaeSyncForAudioVisualClassification,
+    CavMaeSyncModel,
+    CavMaeSyncProcessor,
+    save_for_hub,
+)
+from cavmae_sync_hf.export import export_model
 from clips import noise, write_clip
 from tiny import tiny_config
 
@@ -16,11 +24,20 @@ def python_blocks() -> list[str]:
     return re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
+@pytest.mark.timeout(600)  # exports and imports much
 def test_readme__python_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = tiny_config(num_frames=16)
-    save_for_hub(CavMaeSyncModel(config), CavMaeSyncProcessor.from_config(config), "my-cav-mae-sync")
-    write_clip(tmp_path / "clip.mp4", seconds=3, audio=noise(3))
+    processor = CavMaeSyncProcessor.from_config(config)
+    save_for_hub(CavMaeSyncModel(config), processor, "my-cav-mae-sync")
+    save_for_hub(CavMaeSyncForAudioVisualClassification(config), processor, "my-classifier")
+    export_model(CavMaeSyncModel(config), processor, "exported", int8=True)
+    for name in ("clip", "rain"):
+        write_clip(tmp_path / f"{name}.mp4", seconds=3, audio=noise(3))
+    with wave.open("bark.wav", "wb") as sound:
+        sound.setparams((1, 2, 16000, 0, "NONE", ""))
+        sound.writeframes((noise(2, rate=16000, channels=1) * 32767).astype("<i2").tobytes())
+    Image.new("RGB", (64, 48), "red").save("street.jpg")
     names: dict = {}
     for block in python_blocks():
         exec(compile(block, str(README), "exec"), names)

@@ -200,7 +200,9 @@ def rates_of(recipe: str, shards: Path, out: Path, steps_per_epoch: int) -> list
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         scheduler.step()
-    assert type(optimizer) is torch.optim.Adam and optimizer.param_groups[0]["betas"] == (0.95, 0.999)
+    group = optimizer.param_groups[0]
+    assert type(optimizer) is torch.optim.Adam and group["fused"]
+    assert (group["betas"], group["weight_decay"]) == ((0.95, 0.999), 5e-7)
     return rates
 
 

@@ -17,7 +17,7 @@ from .demo_clips import DemoClips, default_folder, make_demo_clips
 from .engine import Engine
 from .handlers import SEARCHES, Desk
 from .limits import Limits
-from .server import Page, own_upload_folder
+from .server import Page
 from .workspace import Workspace
 
 __all__ = ["build_app"]
@@ -90,7 +90,8 @@ def build_app(
     demo = make_demo_clips(Path(demo_folder) if demo_folder is not None else default_folder(), progress=progress)
     workspace = Workspace(limits)
     desk = Desk(engine, workspace, demo)
-    with own_upload_folder(workspace), Page(workspace, title="CAV-MAE Sync") as page:
+    page = Page(workspace, title="CAV-MAE Sync")
+    with page:
         _Layout(desk).wire(page)
     page.queue(default_concurrency_limit=4, max_size=32, api_open=False)
     return page

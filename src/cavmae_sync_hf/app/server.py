@@ -21,6 +21,7 @@ from .workspace import FILES_ROUTE, Workspace
 
 __all__ = ["Page"]
 
+_UPLOAD_FOLDER = "GRADIO_TEMP_DIR"
 _FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif"]
 _MONOSPACE = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
 # The page's own scripts are inline, and Gradio makes functions of text; nothing comes from another host.
@@ -46,6 +47,10 @@ class Page(gr.Blocks):
 
     def __init__(self, workspace: Workspace, **options: Any) -> None:
         self.workspace = workspace
+        # Gradio puts uploads where this says, and asks it again whenever it uses one: uploads of the page that was
+        # made last go into its workspace, which is removed as a whole.
+        self._upload_folder_before = os.environ.get(_UPLOAD_FOLDER)
+        os.environ[_UPLOAD_FOLDER] = os.fspath(workspace.uploads)
         # Files that nobody fetched or used go after an hour.
         super().__init__(analytics_enabled=False, delete_cache=(600, 3600), **options)
 
@@ -78,20 +83,24 @@ class Page(gr.Blocks):
                 "openapi_url": None,
             },
         }
-        with own_upload_folder(self.workspace):
-            result = super().launch(prevent_thread_lock=True, **(defaults | options))
+        result = super().launch(prevent_thread_lock=True, **(defaults | options))
         if not in_background:
             try:
                 with _termination_as_interrupt():
                     self.block_thread()
             finally:
-                self.workspace.close()
+                self.close(verbose=False)
         return result
 
     def close(self, verbose: bool = True) -> None:
         """Stop serving and remove all files."""
         super().close(verbose=verbose)
         self.workspace.close()
+        if os.environ.get(_UPLOAD_FOLDER) == os.fspath(self.workspace.uploads):
+            if self._upload_folder_before is None:
+                del os.environ[_UPLOAD_FOLDER]
+            else:
+                os.environ[_UPLOAD_FOLDER] = self._upload_folder_before
 
     async def _hand_out(self, request: Request) -> Response:
         """A file of the workspace, whole or in part; `?save` asks for it as a download."""
@@ -123,21 +132,6 @@ class _Headers:
             await send(message)
 
         await self.app(scope, receive, send_with_headers if scope["type"] == "http" else send)
-
-
-@contextlib.contextmanager
-def own_upload_folder(workspace: Workspace) -> Iterator[None]:
-    """Within the block, Gradio's parts that are made take uploads into the workspace, which is removed as a whole."""
-    name = "GRADIO_TEMP_DIR"
-    before = os.environ.get(name)
-    os.environ[name] = os.fspath(workspace.uploads)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
 
 
 @contextlib.contextmanager

@@ -118,11 +118,16 @@ class Workspace:
             _remove(session.folder)
 
     def sweep(self) -> None:
-        """Remove what belongs to visitors who have been away for too long."""
+        """Remove what belongs to visitors who have been away for too long, and uploads that nothing came of."""
         with self._lock:
             limit = time.monotonic() - self.limits.idle_seconds
             for visitor in [name for name, session in self._sessions.items() if session.seen < limit]:
                 self.drop(visitor)
+        oldest = time.time() - self.limits.idle_seconds
+        for path in self.uploads.rglob("*"):  # such as one that was broken off on its way
+            with contextlib.suppress(OSError):
+                if path.is_file() and path.stat().st_mtime < oldest:
+                    self.remove_upload(path)
 
     def find(self, token: str, name: str) -> tuple[Path, str] | None:
         """A file that may be fetched, and the name it is saved under."""

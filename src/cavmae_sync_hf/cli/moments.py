@@ -71,7 +71,7 @@ def sync(
     films, truths = _films(videos, audio, labels, in_sync)
     write = None if out is None else _SyncWriter(out)
     loaded, processor = load_model(model, device=device, modalities="both")
-    options = {
+    options: dict[str, Any] = {
         "start": start, "end": end, "hop": hop, "max_offset": max_offset, "batch_size": batch_size,
         "damaged": damaged, "fingerprint": model_fingerprint(loaded, processor),
     }  # fmt: skip
@@ -255,20 +255,26 @@ def _show_sync(results: list[Any], summary: dict[str, Any]) -> None:
     from rich.table import Table
 
     if results:
-        table = Table("film", "sound is late by", "confidence", "similarity", "lead", "z", "shift p")
+        table = Table("film", "late by", "step", "confidence", "similarity", "lead", "z", "shift p")
         for result in results:
-            offset = "-" if result.offset is None else f"{result.offset:+.2f} s (to {result.resolution:.2g})"
-            lead, turned = result.lead, result.test["shift_p_value"]
-            z = result.test["z_score"]
+            lead, z, turned = result.lead, result.test["z_score"], result.test["shift_p_value"]
             table.add_row(
-                escape(_short(result.source)), offset, f"{result.confidence:.0%}", f"{result.similarity:.3f}",
-                "-" if lead is None else f"{lead:+.2f}", "-" if z is None else f"{z:.1f}",
+                escape(_film_name(result)),
+                "-" if result.offset is None else f"{round(result.offset, 2) + 0.0:+.2f} s",
+                f"{result.resolution:.2g} s",
+                "-" if result.offset is None else f"{result.confidence:.0%}",
+                f"{result.similarity:.3f}",
+                "-" if lead is None else f"{lead:+.2f}",
+                "-" if z is None else f"{z:.1f}",
                 "-" if turned is None else f"{turned:.3f}",
-            )  # fmt: skip
+            )
         terminal.console.print(table)
+        terminal.say(
+            "Late by: below 0 the sound is early. Lead: above 0 in sync. Shift p: share of shifts that fit as well."
+        )
     for result in results:
         for remark in result.remarks:
-            terminal.say(f"- {_short(result.source)}: {remark}")
+            terminal.say(f"- {_film_name(result)}: {remark}")
     alignment = summary.get("alignment")
     if alignment:
         error = alignment["standard_error"]
@@ -295,6 +301,11 @@ def _show_localization(found: Any) -> None:
     terminal.console.print(table)
     for remark in found.remarks:
         terminal.say(f"- {remark}")
+
+
+def _film_name(result: Any) -> str:
+    sound = "" if result.audio_source is None else f" + {_short(result.audio_source)}"
+    return _short(result.source) + sound
 
 
 def _short(source: str) -> str:

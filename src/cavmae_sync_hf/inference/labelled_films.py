@@ -61,8 +61,8 @@ def _is_in_sync(entry: Entry, wanted: set[str], name: str) -> bool:
     if labels & _IN_SYNC or labels & _OUT_OF_SYNC:
         return bool(labels & _IN_SYNC)
     raise ValueError(
-        f"{place}: the label {labels.pop()!r} does not say whether the film is in sync; write 1 or 0, or name the labels "
-        "of films in sync (--in-sync LABEL)."
+        f"{place}: the label {labels.pop()!r} does not say whether the film is in sync; write 1 or 0, or name the "
+        "labels of films in sync (--in-sync LABEL)."
     )
 
 

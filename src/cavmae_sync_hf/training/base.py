@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, IntervalStrategy
+from transformers.training_args import OptimizerNames
 from transformers.utils import logging
 
 from ..data.augmentation import make_generator
@@ -422,4 +423,6 @@ def _adam_settings(args: RunArguments) -> dict[str, Any]:
         "betas": (args.adam_beta1, args.adam_beta2),
         "eps": args.adam_epsilon,
         "weight_decay": args.weight_decay,
+        # One kernel instead of several over all weights, unless `optim` asks for those.
+        "fused": args.optim == OptimizerNames.ADAMW_TORCH_FUSED,
     }

@@ -8,7 +8,6 @@ configuration and the processor, `find_labels` the classes, `build_classifier` m
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,8 +15,7 @@ from torch import Tensor
 
 from ..classification_cavmae_sync import CavMaeSyncForAudioVisualClassification
 from ..configuration_cavmae_sync import CavMaeSyncConfig
-from ..convert.conversion import convert_state_dict
-from ..convert.reading import read_checkpoint
+from ..convert.conversion import convert_file
 from ..convert.settings import Family
 from ..data.tables import read_vocabulary
 from ..modeling_cavmae_sync import CavMaeSyncModel
@@ -204,14 +202,13 @@ def build_classifier(
 
 def _published(source: str, changes: dict[str, Any], settings: dict[str, Any], family: str) -> StartingPoint:
     """From a published file: of a pretraining, a classifier, or an ImageNet MAE."""
-    checkpoint = read_checkpoint(Path(source).expanduser())
     preset = {} if family == "cav_mae_sync" else _differences(CavMaeSyncConfig.cav_mae())
     # Head and modality are this training's business; the file is taken for what it is.
     ours: dict[str, Any] = {
         name: changes[name] for name in ("modality", "classifier_type", "problem_type") if name in changes
     }
     rest = {name: value for name, value in changes.items() if name not in ours}
-    conversion = convert_state_dict(checkpoint.tensors, preset | rest)
+    conversion = convert_file(source, preset | rest)
     config = _changed(conversion.config, ours)
     initialisation = conversion.report.family == Family.INITIALISATION
     alignment = {"alignment": "time" if initialisation else "reference"}
