@@ -56,7 +56,7 @@ class RampModel(CavMaeSyncModel):
 
 
 def rising_tone(seconds: float = SECONDS, rate: int = RATE, late: float = 0.0) -> np.ndarray:
-    """A tone `(1, samples)` whose mel bin rises evenly; `late` seconds behind, staying on the lowest bin until then."""
+    """A tone `(1, samples)` whose mel bin rises evenly, `late` seconds behind: it stays on the lowest until then."""
     share = np.clip((np.arange(round(seconds * rate)) / rate - late) / seconds, 0, 1)
     low, high = (1127 * np.log1p(hertz / 700) for hertz in (20.0, 8000.0))
     mel = low + (_LOW_BIN + share * (_HIGH_BIN - _LOW_BIN) + 1) * (high - low) / (BINS + 1)
@@ -88,7 +88,7 @@ class ColourModel(CavMaeSyncModel):
     """
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(tiny_config(num_mel_bins=16, audio_length=48, **settings))
+        super().__init__(tiny_config(num_mel_bins=BINS, audio_length=48, **settings))
 
     def tower(self, modality: str) -> Any:
         size = self.config.patch_size

@@ -190,6 +190,7 @@ def test_results__are_saved_under_their_names(visit, tmp_path):
     visit.tab("Where?")
     page.get_by_role("button", name="Make a film of it").click()
     page.wait_for_function("[...cavmaeSync.state.downloads.keys()].includes('sound-late-sources.mp4')")
+    page.wait_for_function("document.querySelector('.cs-film').readyState >= 1")
     visit.tab("Save")
 
     names = page.locator(".cs-downloads a").all_inner_texts()
@@ -214,6 +215,7 @@ def test_upload__bad_ones_are_refused_with_a_reason_and_removed(visit, app, tmp_
     visit.page.wait_for_selector(".cs-error")
     assert "film.mp4: is a playlist that points at other files" in visit.page.inner_text(".cs-error")
     assert kept_uploads(app) == []
+    assert visit.page.inner_text(".cs-title") == "Sound moved"  # the clip from before is still there
     visit.page.get_by_role("button", name="Close").click()
     assert visit.page.locator(".cs-error").count() == 0
 

@@ -235,7 +235,7 @@ def test_index_videos__clips_without_sound_or_picture_have_the_other(loaded, run
 
 def test_index_videos__long_clips_wait_in_a_file_and_batches_cross_clips(folder, run, tmp_path, monkeypatch):
     run(folder, batch_size=1000, decoders=3)
-    monkeypatch.setattr(embedding_module, "_ROWS_IN_MEMORY", 4)
+    monkeypatch.setattr(embedding_module, "_BLOCK_ROWS", 3)
 
     run(folder, index=tmp_path / "spilled", batch_size=1, decoders=1)
 

@@ -289,7 +289,9 @@ def test_measure__span_outside_the_film(pair, films):
         measure_sync(*pair, films[0.0], start=20.0, end=25.0)
 
 
-@pytest.mark.parametrize(("options", "words"), [({"end": 0.2}, "smaller hop"), ({"hop": 4.0, "max_offset": 4.0}, "longer span")])
+@pytest.mark.parametrize(
+    ("options", "words"), [({"end": 0.2}, "smaller hop"), ({"hop": 4.0, "max_offset": 4.0}, "longer span")]
+)
 def test_measure__too_few_moments_name_the_remedy(pair, films, options, words):
     with pytest.raises(SyncError, match=rf"3 are needed; .*{words}"):
         measure_sync(*pair, films[0.0], **options)
@@ -446,7 +448,15 @@ def test_files__are_whole_or_not_there(tmp_path):
 
 def test_files__names_are_safe_and_each_once():
     taken: set[str] = set()
-    names = ["a/b c.mp4", "x/b c.mkv", "../../..", "http://host/v.mp4?key=/etc", "-rf.mp4", "\n\x1b[31m.mp4", "ü/é.mp4"]
+    names = [
+        "a/b c.mp4",
+        "x/b c.mkv",
+        "../../..",
+        "http://host/v.mp4?key=/etc",
+        "-rf.mp4",
+        "\n\x1b[31m.mp4",
+        "ü/é.mp4",
+    ]
 
     stems = [file_stem(name, taken) for name in names]
 

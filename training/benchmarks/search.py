@@ -51,7 +51,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--moments", type=int, default=1_000_000)
     parser.add_argument("--hidden", type=int, default=768)
     parser.add_argument("--queries", type=int, default=200)
-    parser.add_argument("--noise", type=float, default=0.3, help="of the queries, as a share of their length")
+    parser.add_argument("--noise", type=float, default=0.5, help="of the queries, as a share of their length")
     parser.add_argument("--folder", help="where the temporary folder is made")
     parser.add_argument("--world", type=Path, help="folder of a SyncWorld split instead")
     parser.add_argument("--model", help="folder or Hub name of a model, for --world")
@@ -68,13 +68,13 @@ def film_vectors(generator: np.random.Generator, themes: np.ndarray) -> np.ndarr
     """A film: near a theme, with a look of its own, wandering slowly; `(moments, hidden)` float16."""
     hidden = themes.shape[1]
     steps = generator.standard_normal((MOMENTS_PER_FILM, hidden), dtype=np.float32) / np.sqrt(hidden)
-    keep = 0.95  # each moment holds so much of the one before: a scene lasts some twenty moments
+    keep = 0.8  # each moment holds so much of the one before: a scene lasts some seconds
     wander = np.empty_like(steps)
     wander[0] = steps[0]
     for place in range(1, len(steps)):
         wander[place] = keep * wander[place - 1] + np.sqrt(1 - keep**2) * steps[place]
     look = generator.standard_normal(hidden, dtype=np.float32) / np.sqrt(hidden)
-    return unit(themes[generator.integers(len(themes))] + 0.5 * look + 0.7 * wander).astype(np.float16)
+    return unit(themes[generator.integers(len(themes))] + 0.5 * look + 1.0 * wander).astype(np.float16)
 
 
 def make_index(folder: str, arguments: argparse.Namespace) -> MomentStore:

@@ -25,7 +25,7 @@ _MAP_PLANS: tuple[dict[str, Any], ...] = (
 )
 _QUICK_PLAN: dict[str, Any] = {"fps": 1.0, "method": "cosine"}
 # What a visitor waits for them at most, as far as it can be foreseen.
-_MAP_SECONDS = 90.0
+_MAP_SECONDS = 45.0
 _TRIAL_MOMENTS = 4
 
 

@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import os
+import secrets
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -110,29 +111,33 @@ class Desk:
         if not upload:
             return {}
         session = self.workspace.session(visitor)
-        turn = session.begin()
-        name = display_name(upload)
+        turn, name = session.turn, display_name(upload)
+        # Outside the visitor's folder, so that the clip they look at stays until there is another.
+        incoming = self.workspace.uploads / f"{secrets.token_hex(8)}.mp4"
         try:
-            target = session.path("clip.mp4")
 
             def show(done: float, total: float) -> None:
                 _check_turn(session, turn)
                 if progress is not None:
                     progress(done, total)
 
-            facts = copy_safely(upload, target, "video", self.limits, name=name, progress=show)
+            show(0.0, 0.0)
+            facts = copy_safely(upload, incoming, "video", self.limits, name=name, progress=show)
             _check_turn(session, turn)
-            stem = file_stem(name, set())
-            session.state["clip"] = Clip(target, name, stem, facts["duration"])
-            url = session.offer(target, f"{stem}.mp4")
-            note = f"{facts['duration']:.1f} s. Your upload is removed already; its copy goes when you leave."
-            view = {"url": url, "title": name, "note": note, "bytes": target.stat().st_size}
-            return {"turn": turn, "clip": view}
+            session.begin()
+            clip = Clip(session.path("clip.mp4"), name, file_stem(name, set()), facts["duration"])
+            os.replace(incoming, clip.path)
+            session.state["clip"] = clip
+            url = session.offer(clip.path, f"{clip.stem}.mp4")
+            note = f"{clip.seconds:.1f} s. Your upload is removed already; its copy goes when you leave."
+            view = {"url": url, "title": name, "note": note, "bytes": clip.path.stat().st_size}
+            return {"turn": session.turn, "clip": view}
         except AppError as error:
-            return _message(str(error)) | {"turn": turn}
+            return _message(str(error))
         except Superseded:
             return {}
         finally:
+            incoming.unlink(missing_ok=True)
             self.workspace.remove_upload(upload)
 
     # --- results -------------------------------------------------------------------------------------------------

@@ -146,7 +146,7 @@ class LocalizationResult:
         return np.where(self.present[:, None], found * scale + np.array([x0, y0] * 2), np.nan)
 
     def heat(self, which: Literal["video", "audio"] = "video") -> np.ndarray:
-        """The maps as pictures show them, of the maps' shape: 0 and below is cold, 1 hottest; absent moments are 0.
+        """The maps as pictures show them, of the maps' shape, -1 to 1: 0 and below is cold, 1 hottest; absent ones 0.
 
         Every moment's peak is hottest, unless it lies below half of what most moments' peaks reach: a moment at which
         nothing stands out stays cooler.
@@ -155,7 +155,8 @@ class LocalizationResult:
         peaks = maps.max(axis=(1, 2))
         usual = float(np.quantile(peaks[self.present], 0.95)) if self.present.any() else 0.0
         divisors = np.maximum(np.maximum(peaks, usual / 2), 1e-6)
-        return np.where(self.present[:, None, None], maps / divisors[:, None, None], 0.0).astype(np.float32)
+        heat = np.clip(maps / divisors[:, None, None], -1.0, 1.0)
+        return np.where(self.present[:, None, None], heat, 0.0).astype(np.float32)
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON: peaks and boxes of every moment, without the maps."""

@@ -102,7 +102,7 @@ def _draw_curve(axis: Any, result: SyncResult) -> None:
         axis.axvline(result.offset, color=_ACCENT, linewidth=1.2, label=f"best: {result.offset:+.2f} s")
         if result.interval is not None:
             axis.axvspan(*result.interval, color=_ACCENT, alpha=0.15, linewidth=0, label="90 % of draws")
-        axis.legend(loc="upper left", fontsize=8, frameon=False)
+        axis.legend(loc="upper left", fontsize=8, edgecolor="none", framealpha=0.9)
     axis.set(xlabel="sound late by, s", ylabel="fit, nats (0: chance)", title="offset")
 
 

@@ -14,6 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ __all__ = ["EmbeddedClip", "EmbeddingOptions", "embed_clips"]
 # Chunks of a file that wait for the model; each holds a few moments' pixels and spectrograms.
 _CHUNKS_AHEAD = 3
 # Rows of a clip in memory; more wait in a file.
-_ROWS_IN_MEMORY = 4096
+_BLOCK_ROWS = 512
 
 
 @dataclass(frozen=True)
@@ -238,7 +239,11 @@ def _thumbnails(frames: torch.Tensor | None, side: int, count: int) -> list[byte
 
 
 class _Rows:
-    """Collects the rows of one clip."""
+    """Collects the rows of one clip: the last ones in memory, those before in a file.
+
+    What is kept in memory is allocated once. Little pieces, kept among the large ones that come and go with every
+    chunk, would split the heap so that it grows with the film.
+    """
 
     def __init__(self, entry: ClipEntry, hop: float) -> None:
         self.entry, self.hop = entry, hop
@@ -246,8 +251,8 @@ class _Rows:
         self.duration: float | None = None
         self.content = entry.content
         self.name = new_rows_name()
-        self.count = self.held_rows = 0
-        self._held: list[Any] = []
+        self.count = 0
+        self._block: dict[str, Any] = {}
         self._file: Any = None
         self._writer: Any = None
         self._sums: dict[str, Any] = {"audio": 0.0, "video": 0.0}
@@ -255,46 +260,57 @@ class _Rows:
 
     def add(self, item: dict[str, Any], vectors: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
         """Take the moments of a chunk."""
+        for side, (values, present) in vectors.items():
+            # What is silent says nothing of the clip.
+            counted = present & (item["loudness"] >= SILENCE_DB) if side == "audio" else present
+            self._sums[side] = self._sums[side] + values[counted].sum(axis=0, dtype=np.float64)
+            self._seen[side] |= bool(present.any())
+        if not self._block:
+            self._block = _empty_block(vectors["audio"][0].shape[1])
+        size, done = len(item["loudness"]), 0
+        while done < size:
+            first = self.count % _BLOCK_ROWS
+            taken = min(size - done, _BLOCK_ROWS - first)
+            here, there = slice(first, first + taken), slice(done, done + taken)
+            for name in ("times", "loudness", "thumbnails"):
+                self._block[name][here] = item[name][there]
+            for side, (values, present) in vectors.items():
+                self._block[side][here] = values[there]
+                self._block[f"{side}_present"][here] = present[there]
+            done += taken
+            self.count += taken
+            if self.count % _BLOCK_ROWS == 0:
+                self._write(self._as_batch(_BLOCK_ROWS))
+
+    def _as_batch(self, size: int) -> Any:
+        """The last rows, as many as the block holds, as a record batch of its own memory."""
         import pyarrow as pa
 
-        size = len(item["loudness"])
-        windows = np.arange(self.count, self.count + size)
+        windows = np.arange(self.count - size, self.count)
         starts = self.entry.start + windows * self.hop
         columns: dict[str, Any] = {
             "rows": pa.array([self.name] * size),
             "window": pa.array(windows.astype(np.int32)),
             "start": starts,
             "end": starts + self.hop,
-            "time": item["times"],
-            "loudness": item["loudness"],
-            "thumbnail": pa.array(item["thumbnails"], pa.binary()),
+            "time": self._block["times"][:size].copy(),
+            "loudness": self._block["loudness"][:size].copy(),
+            "thumbnail": pa.array(self._block["thumbnails"][:size].tolist(), pa.binary()),
         }
-        hidden = 0
-        for side, (values, present) in vectors.items():
-            hidden = values.shape[1]
-            columns[side] = pa.FixedSizeListArray.from_arrays(
-                pa.array(values.astype(np.float16).ravel()), hidden, mask=pa.array(~present)
-            )
-            # What is silent says nothing of the clip.
-            counted = present & (item["loudness"] >= SILENCE_DB) if side == "audio" else present
-            self._sums[side] = self._sums[side] + values[counted].sum(axis=0, dtype=np.float64)
-            self._seen[side] |= bool(present.any())
-        self.count += size
-        self._keep(pa.record_batch(columns, schema=moments_schema(hidden)))
+        hidden = self._block["audio"].shape[1]
+        for side in ("audio", "video"):
+            values = pa.array(self._block[side][:size].copy().ravel())
+            absent = pa.array(~self._block[f"{side}_present"][:size])
+            columns[side] = pa.FixedSizeListArray.from_arrays(values, hidden, mask=absent)
+        return pa.record_batch(columns, schema=moments_schema(hidden))
 
-    def _keep(self, batch: Any) -> None:
+    def _write(self, batch: Any) -> None:
         import pyarrow as pa
 
-        self._held.append(batch)
-        self.held_rows += len(batch)
-        if self.held_rows < _ROWS_IN_MEMORY:
-            return
         if self._writer is None:
             self._file = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `close`)
             self._writer = pa.ipc.new_stream(pa.PythonFile(self._file, "w"), batch.schema)
-        for held in self._held:
-            self._writer.write_batch(held)
-        self._held, self.held_rows = [], 0
+        self._writer.write_batch(batch)
 
     def finish(self) -> EmbeddedClip:
         """The clip, with all its rows."""
@@ -317,21 +333,36 @@ class _Rows:
             audio=_unit(self._sums["audio"]),
             video=_unit(self._sums["video"]),
         )
-        return EmbeddedClip(entry, self._batches, self.close)
+        rest = self.count % _BLOCK_ROWS
+        last = [self._as_batch(rest)] if rest else []
+        self._block = {}
+        return EmbeddedClip(entry, partial(self._batches, last), self.close)
 
-    def _batches(self) -> Iterator[Any]:
+    def _batches(self, last: list[Any]) -> Iterator[Any]:
         import pyarrow as pa
 
         if self._writer is not None:
             self._writer.close()
             self._file.seek(0)
             yield from pa.ipc.open_stream(self._file)
-        yield from self._held
+        yield from last
 
     def close(self) -> None:
-        self._held = []
+        self._block = {}
         if self._file is not None:
             self._file.close()
+
+
+def _empty_block(hidden: int) -> dict[str, Any]:
+    """Room for some rows of a clip."""
+    block: dict[str, Any] = {
+        "times": np.zeros(_BLOCK_ROWS),
+        "loudness": np.zeros(_BLOCK_ROWS, np.float32),
+        "thumbnails": np.full(_BLOCK_ROWS, None, dtype=object),
+    }
+    for side in ("audio", "video"):
+        block |= {side: np.zeros((_BLOCK_ROWS, hidden), np.float16), f"{side}_present": np.zeros(_BLOCK_ROWS, bool)}
+    return block
 
 
 def _unit(total: Any) -> np.ndarray | None:

@@ -326,7 +326,7 @@
     context.beginPath(); // what the model does not see is darker
     context.rect(corner.x, corner.y, shown.w, shown.h);
     context.rect(...seen);
-    context.fillStyle = "rgba(0,0,0,.5)";
+    context.fillStyle = "rgba(0,0,0,.4)";
     context.fill("evenodd");
     context.imageSmoothingEnabled = true;
     context.imageSmoothingQuality = "high";
@@ -455,13 +455,15 @@
     parts.pictures.replaceChildren(
       make("ul", { class: "cs-remarks" }, ...(state.places ? state.places.remarks : []).map((text) => make("li", {}, text))),
       make("div", { class: "cs-caption" }, make("b", {}, "Where in the picture is the sound? "),
-        make("span", {}, "Warm where the model finds the source. The player shows the same while it plays.")),
+        make("span", {}, "Warm where the model finds the source. The player shows the same while it plays; darker edges are what the model does not see.")),
       make("a", { href: pictures.strip, target: "_blank", rel: "noopener" },
         make("img", { src: pictures.strip, alt: "Frames of the clip with the place of the sound" })),
       make("div", { class: "cs-caption" }, make("b", {}, "Which part of the sound is the picture? "),
         make("span", {}, "The other way round, in the spectrogram.")),
       make("a", { href: pictures.spectrogram, target: "_blank", rel: "noopener" },
-        make("img", { src: pictures.spectrogram, alt: "Spectrogram with the part that fits the picture" })));
+        make("img", { src: pictures.spectrogram, alt: "Spectrogram with the part that fits the picture" })),
+      ...(state.film ? [make("video", { class: "cs-film", src: state.film, controls: true, playsinline: true, preload: "metadata",
+        "aria-label": "The clip with the source of the sound drawn in" })] : []));
   }
 
   function fillHits() {
@@ -533,7 +535,7 @@
 
   function begin(view) {
     Object.assign(state, { turn: view.turn, clip: view.clip || null, sync: null, places: null, pictures: null, hits: null,
-      labels: null, time: 0, hover: null });
+      labels: null, film: null, time: 0, hover: null });
     state.downloads.clear();
     complain("");
     if (!view.clip) return;
@@ -560,7 +562,7 @@
       state.sync = sync;
     }
     if (view.places) state.places = { ...view.places, cells: unpack(view.places.maps) };
-    for (const name of ["pictures", "hits", "labels"]) if (view[name]) state[name] = view[name];
+    for (const name of ["pictures", "film", "hits", "labels"]) if (view[name]) state[name] = view[name];
     for (const entry of view.downloads || []) state.downloads.set(entry.name, entry);
     fillVerdict(); fillFacts(); fillPictures(); fillHits(); fillLabels(); fillDownloads();
     drawAll();
