@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cavmae_sync_hf.app import guard, intake
+from cavmae_sync_hf.app.limits import AppError
 from clips import clicks, write_clip
 
 RATE = 48000
@@ -43,3 +45,15 @@ def watch_processes(patch: pytest.MonkeyPatch) -> list[subprocess.Popen]:
 
     patch.setattr(subprocess, "Popen", start)
     return started
+
+
+def decode_here(patch: pytest.MonkeyPatch) -> None:
+    """Decode without a process of its own, which takes seconds to start; `test_app_guard.py` tests that."""
+
+    def run(job, seconds, progress):
+        try:
+            return intake.do_job(job, progress)
+        except ValueError as error:
+            raise AppError(str(error)) from error
+
+    patch.setattr(guard, "_run", run)

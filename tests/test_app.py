@@ -19,7 +19,7 @@ from cavmae_sync_hf.app.limits import Limits
 from cavmae_sync_hf.app.views import bytes_view, verdict
 from cavmae_sync_hf.app.workspace import Workspace
 from cavmae_sync_hf.media_cavmae_sync import decode_media
-from little_app import PLAYLIST, make_film, send, watch_processes
+from little_app import PLAYLIST, decode_here, make_film, send, watch_processes
 
 
 @pytest.fixture(scope="module")
@@ -267,8 +267,9 @@ def test_search__a_broken_index_is_told_without_its_place(desk, tmp_path, monkey
     assert "cannot be searched just now" in view["error"] and "secret" in caplog.text
 
 
-def test_search__with_a_sound_of_ones_own_and_with_nonsense(desk, demo, tmp_path):
+def test_search__with_a_sound_of_ones_own_and_with_nonsense(desk, demo, tmp_path, monkeypatch):
     pytest.importorskip("lancedb")
+    decode_here(monkeypatch)
     desk.pick("visitor", 0)
     upload = send(desk.workspace, demo.library / "who-is-it.mp4", "sound.mp4")
 

@@ -268,8 +268,9 @@ def test_bf16_sdpa_compile_and_fused_optimiser__train_together(shards, tmp_path)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_inductor__trains_as_eager_does(shards, tmp_path):
-    """With the compiler that a run uses; needs a C++ compiler, and a minute to build its kernels."""
+    """With the compiler that a run uses; needs a C++ compiler, and minutes to build its kernels."""
     torch._dynamo.reset()
     runs = {}
     for backend in ("eager", "inductor"):
@@ -280,6 +281,7 @@ def test_inductor__trains_as_eager_does(shards, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_two_processes__bf16_compiled_fused_and_sharded(shards, tmp_path):
     ranks = {}
     for name in ("ddp", "fsdp"):

@@ -19,7 +19,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-__all__ = ["copy_picture", "copy_sound", "copy_video", "cut", "main"]
+__all__ = ["copy_picture", "copy_sound", "copy_video", "cut", "do_job", "main"]
 
 # Shorter side of the copy. The largest model sees 224 lines, so this costs it nothing.
 LINES = 480
@@ -265,6 +265,27 @@ def limit_resources(memory: int, cpu_seconds: float, file_bytes: int) -> None:
     bound("RLIMIT_NOFILE", 128)
 
 
+def do_job(job: dict[str, Any], progress: Progress | None = None) -> dict[str, Any]:
+    """Make the copy that a job of `guard.copy_safely` asks for; returns its facts.
+
+    Args:
+        job: `source`, `target`, `name` for messages, `kind`, and the limits `max_seconds` and `max_pixels`.
+        progress: Called with the seconds that are done, of how many.
+
+    Raises:
+        MediaError: The file cannot be used.
+    """
+    target = Path(job["target"])
+    with _Upload(job["source"], job["name"]) as source:
+        if job["kind"] == "picture":
+            return copy_picture(source, target, max_pixels=job["max_pixels"])
+        if job["kind"] == "sound":
+            return copy_sound(source, target, max_seconds=job["max_seconds"])
+        return copy_video(
+            source, target, max_seconds=job["max_seconds"], max_pixels=job["max_pixels"], progress=progress
+        )
+
+
 def main() -> None:
     """Do the job on the standard input and tell of it on the standard output."""
     job = json.load(sys.stdin)
@@ -279,20 +300,7 @@ def main() -> None:
         print(json.dumps(message), flush=True)
 
     try:
-        with _Upload(job["source"], job["name"]) as source:
-            target = Path(job["target"])
-            if job["kind"] == "video":
-                result = copy_video(
-                    source,
-                    target,
-                    max_seconds=job["max_seconds"],
-                    max_pixels=job["max_pixels"],
-                    progress=lambda done, total: tell(done=done, total=total),
-                )
-            elif job["kind"] == "sound":
-                result = copy_sound(source, target, max_seconds=job["max_seconds"])
-            else:
-                result = copy_picture(source, target, max_pixels=job["max_pixels"])
+        result = do_job(job, lambda done, total: tell(done=done, total=total))
         tell(result=result)
     except (ValueError, MemoryError, RuntimeError, OSError) as error:
         if _is_scarcity(error):

@@ -252,16 +252,18 @@ def _summary(results: dict[int, Any], truths: list[bool] | None) -> dict[str, An
 
 
 def _show_sync(results: list[Any], summary: dict[str, Any]) -> None:
-    from rich.table import Table
+    from rich.table import Column, Table
 
     if results:
-        table = Table("film", "late by", "step", "confidence", "similarity", "lead", "z", "shift p")
+        names = ("late by", "confidence", "similarity", "lead", "z", "shift p")
+        table = Table(
+            Column("film", overflow="fold"), *(Column(name, no_wrap=True, justify="right") for name in names)
+        )
         for result in results:
             lead, z, turned = result.lead, result.test["z_score"], result.test["shift_p_value"]
             table.add_row(
                 escape(_film_name(result)),
                 "-" if result.offset is None else f"{round(result.offset, 2) + 0.0:+.2f} s",
-                f"{result.resolution:.2g} s",
                 "-" if result.offset is None else f"{result.confidence:.0%}",
                 f"{result.similarity:.3f}",
                 "-" if lead is None else f"{lead:+.2f}",
@@ -270,7 +272,8 @@ def _show_sync(results: list[Any], summary: dict[str, Any]) -> None:
             )
         terminal.console.print(table)
         terminal.say(
-            "Late by: below 0 the sound is early. Lead: above 0 in sync. Shift p: share of shifts that fit as well."
+            f"Late by: below 0 the sound is early; in steps of {results[0].hop:g} s, interpolated. Lead: above 0 in sync. "
+            "Shift p: share of shifts that fit as well."
         )
     for result in results:
         for remark in result.remarks:
@@ -290,7 +293,7 @@ def _show_localization(found: Any) -> None:
 
     table = Table("time", "similarity", "sound at x, y", "box")
     moments = found.to_dict()["moments"]
-    step = max(1, len(moments) // 12)
+    step = -(-len(moments) // 12)
     for moment in moments[::step]:
         if moment["peak"] is None:
             table.add_row(f"{moment['time']:.2f} s", "-", "-", "-")

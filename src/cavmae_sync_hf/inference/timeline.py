@@ -77,6 +77,8 @@ def _verdict(result: SyncResult) -> str:
         return f"offset cannot be told; {score}"
     side = "late" if result.offset > 0 else "early"
     words = f"sound {abs(result.offset):.2f} s {side}" if abs(result.offset) >= result.hop / 2 else "sound in step"
+    if result.confidence < 0.5:
+        words = f"offset uncertain, best guess: {words}"
     return f"{words} (to {result.resolution:.2g} s, confidence {result.confidence:.0%}); {score}"
 
 
@@ -102,7 +104,7 @@ def _draw_curve(axis: Any, result: SyncResult) -> None:
         axis.axvline(result.offset, color=_ACCENT, linewidth=1.2, label=f"best: {result.offset:+.2f} s")
         if result.interval is not None:
             axis.axvspan(*result.interval, color=_ACCENT, alpha=0.15, linewidth=0, label="90 % of draws")
-        axis.legend(loc="upper left", fontsize=8, edgecolor="none", framealpha=0.9)
+        axis.legend(loc="best", fontsize=8, edgecolor="none", framealpha=0.9)
     axis.set(xlabel="sound late by, s", ylabel="fit, nats (0: chance)", title="offset")
 
 
