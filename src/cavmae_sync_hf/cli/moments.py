@@ -272,8 +272,8 @@ def _show_sync(results: list[Any], summary: dict[str, Any]) -> None:
             )
         terminal.console.print(table)
         terminal.say(
-            f"Late by: below 0 the sound is early; in steps of {results[0].hop:g} s, interpolated. Lead: above 0 in sync. "
-            "Shift p: share of shifts that fit as well."
+            f"Late by: below 0 the sound is early; in steps of {results[0].hop:g} s, interpolated. Lead: above 0 in "
+            "sync. Shift p: share of shifts that fit as well."
         )
     for result in results:
         for remark in result.remarks:
