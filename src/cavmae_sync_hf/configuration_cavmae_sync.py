@@ -222,8 +222,15 @@ class CavMaeSyncConfig(PreTrainedConfig):
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Write `config.json`, with every auto class and pipeline, whichever model is being saved."""
         self.auto_map = complete_auto_map(getattr(self, "auto_map", None))
-        self.custom_pipelines = complete_pipelines(getattr(self, "custom_pipelines", None))
-        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        own = getattr(self, "custom_pipelines", None)
+        self.custom_pipelines = complete_pipelines(own)
+        try:
+            super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        finally:  # for the file alone: in memory the registered ones serve
+            if own is None:
+                del self.custom_pipelines
+            else:
+                self.custom_pipelines = own
 
     def validate_architecture(self) -> None:
         """Refuse sizes that cannot work, each with what would."""
