@@ -31,7 +31,7 @@ FLAGS = [
     "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync",
     "--disable-component-update", "--disable-quic",
 ]  # fmt: skip
-PATIENCE = 60_000  # milliseconds; a busy machine is no error
+PATIENCE = 120_000  # milliseconds; a busy machine is no error
 DRAWN = """selector => {
     const canvas = document.querySelector(selector);
     const {data} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
@@ -71,12 +71,18 @@ class Visit:
         self.page.set_default_timeout(PATIENCE)
         self.errors: list[str] = []
         self.elsewhere: list[str] = []
-        self.page.on("console", lambda m: self.errors.append(m.text) if m.type == "error" else None)
+        self.page.on("console", self._hear)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("request", self._note)
         self.app = app
         self.page.goto(app.local_url)
         self.page.wait_for_selector("[data-clip]")
+
+    def _hear(self, message):
+        # Gradio's uploader asks how far a file is before the server has heard of it, and logs that answer twice.
+        early = "upload_progress" in message.location.get("url", "") or message.text == "Response"
+        if message.type == "error" and not early:
+            self.errors.append(f"{message.text} {message.location}")
 
     def _note(self, request):
         if not request.url.startswith((self.app.local_url, "data:", "blob:")):
@@ -222,7 +228,6 @@ def test_upload__bad_ones_are_refused_with_a_reason_and_removed(visit, app, tmp_
     (tmp_path / "large.mp4").write_bytes(bytes(1_100_000))
     visit.send(tmp_path / "large.mp4")
     visit.page.wait_for_selector("text=exceed the maximum allowed size")
-    visit.errors = [text for text in visit.errors if "Response" not in text and "413" not in text]
 
 
 def test_upload__a_good_one_is_shown_under_its_name_as_text(visit, app, tmp_path):

@@ -409,6 +409,19 @@ def test_video__odd_and_upright_pictures(pair, tmp_path):
     assert frames.shape[2] % 2 == 0 and frames.shape[3] % 2 == 0 and frames.shape[3] > frames.shape[2]
 
 
+def test_video__of_slides_is_whole(pair, tmp_path):
+    """A picture every 4 s, from files in memory as well."""
+    slides = write_clip(tmp_path / "slides.mp4", frame_times=[0.0, 4.0], audio=noise(5.0, RATE, 1), rate=RATE)
+
+    for source, span in ((slides, (None, None)), (slides.read_bytes(), (1.0, 2.0)), (slides, (4.2, None))):
+        result = localize(*pair, source, fps=2, start=span[0], end=span[1])
+        target = write_overlay_video(result, source, tmp_path / "out.mp4", short_side=48)
+        length = (span[1] or 5.0) - (span[0] or 0.0)
+        info = probe_media(target)
+        assert info.frame_rate == 10 and info.duration == pytest.approx(length, abs=0.11)
+        assert overlay_frames(result, source, count=1, size=64)[0].size == (64, 48)
+
+
 def test_video__leaves_nothing_behind_when_it_fails(found, film, tmp_path):
     with pytest.raises(LocalizationError, match=r"\.mp4"):
         write_overlay_video(found, film, tmp_path / "out.avi")

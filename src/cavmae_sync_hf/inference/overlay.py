@@ -13,7 +13,7 @@ from ..media_cavmae_sync import decode_media
 from .localize import LocalizationError, LocalizationResult
 from .picture_files import save_image
 
-__all__ = ["blend", "draw_spectrogram", "draw_strip", "overlay_frames"]
+__all__ = ["blend", "draw_spectrogram", "draw_strip", "joined_audio_maps", "overlay_frames", "ticks"]
 
 # Cold to hot: clear, violet, red, orange, pale yellow, at equal steps, each with its opacity.
 _HEAT = (

@@ -34,7 +34,9 @@ __all__ = ["write_overlay_video"]
 _SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv")
 # What AAC can carry.
 _SAMPLING_RATES = frozenset({8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000})
-_DEFAULT_RATE, _DEFAULT_FPS, _MOST_FPS = 48000, 25.0, 60.0
+_DEFAULT_RATE, _DEFAULT_FPS = 48000, 25.0
+# Slides come with a frame in several seconds; the heat moves all the same.
+_LEAST_FPS, _MOST_FPS = 10.0, 60.0
 _FRAMES_AT_A_TIME = 8
 # Sound beyond the frames of a chunk, so that the last one reaches to the film's end.
 _CONTEXT_SECONDS = 0.5
@@ -63,7 +65,7 @@ def write_overlay_video(
         path: File to write: .mp4, .m4v, .mov or .mkv. It is there whole or not at all; its folder is made.
         audio: The sound track given to `localize`, if it was one of its own.
         sampling_rate: Of a waveform in `audio`, Hz.
-        fps: Frames per second; default: the film's own, at most 60.
+        fps: Frames per second; default: the film's own, from 10 to 60.
         short_side: Shorter side of the pictures in pixels.
         crf: H.264 quality, 0 (lossless) to 51.
         progress: Called with seconds done and seconds in all (0 where unknown).
@@ -80,7 +82,7 @@ def write_overlay_video(
     if (fps is not None and not fps > 0) or short_side < 16 or not 0 <= crf <= 51:
         raise LocalizationError(f"fps is {fps}, short_side {short_side} and crf {crf}; see the arguments' meaning.")
     info = probe_media(video)
-    own = fps or min(info.frame_rate or _DEFAULT_FPS, _MOST_FPS)
+    own = fps or min(max(info.frame_rate or _DEFAULT_FPS, _LEAST_FPS), _MOST_FPS)
     rate = Fraction(own).limit_denominator(1001)
     heard = _own_rate(audio, sampling_rate, info)
     total = int((found.times[-1] - found.times[0]) + 1 / found.fps)

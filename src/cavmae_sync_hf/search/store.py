@@ -115,7 +115,9 @@ class MomentStore:
         schema = moments_schema(settings.hidden_size).with_metadata({_METADATA_KEY: settings.to_json()})
         with _reading(name):
             connection = _connect(name, storage_options)
-            moments = _open_table(connection, MOMENTS) or _create_table(connection, MOMENTS, schema=schema)
+            moments = _open_table(connection, MOMENTS)
+            if moments is None:  # an empty table is false
+                moments = _create_table(connection, MOMENTS, schema=schema)
         store = cls._assemble(name, connection, moments)
         store.settings.check(settings, name, adding=True)
         with _reading(name):
