@@ -62,7 +62,7 @@ class Page(gr.Blocks):
                 server (in a Space: the Space's proxy), uploads are limited in size, and nothing is loaded from
                 elsewhere.
         """
-        in_background = options.pop("prevent_thread_lock", False)
+        in_background, quiet = options.pop("prevent_thread_lock", False), options.pop("quiet", False)
         if "server_name" not in options and not os.environ.get("GRADIO_SERVER_NAME"):
             options["server_name"] = "127.0.0.1"
         defaults: dict[str, Any] = {
@@ -83,7 +83,10 @@ class Page(gr.Blocks):
                 "openapi_url": None,
             },
         }
-        result = super().launch(prevent_thread_lock=True, **(defaults | options))
+        result = super().launch(prevent_thread_lock=True, quiet=True, **(defaults | options))
+        if not quiet:
+            public = f", and to everybody at {self.share_url}" if self.share_url else ""
+            print(f"The page is at {self.local_url}{public}. Ctrl-C ends it.", flush=True)
         if not in_background:
             try:
                 with _termination_as_interrupt():
