@@ -25,7 +25,6 @@ from transformers import (
 from transformers.dynamic_module_utils import get_imports, get_relative_import_files, get_relative_imports
 
 import cavmae_sync_hf
-from apart import run_apart
 from cavmae_sync_hf import (
     CavMaeSyncFeatureExtractor,
     CavMaeSyncForAudioVisualClassification,
@@ -35,11 +34,12 @@ from cavmae_sync_hf import (
     CavMaeSyncVideoProcessor,
     hub,
 )
-from cavmae_sync_hf.auto_map_cavmae_sync import AUTO_MAP, complete_auto_map
 from cavmae_sync_hf.hub import code_files, push_to_hub, register_auto_classes, save_for_hub
+from cavmae_sync_hf.model.auto_map_cavmae_sync import AUTO_MAP, complete_auto_map
 from cavmae_sync_hf.model_card import CardDetails, create_model_card, usage_snippet
-from clips import write_clip
-from tiny import TINY, tiny_config
+from helpers.apart import run_apart
+from helpers.clips import write_clip
+from helpers.tiny import TINY, tiny_config
 
 # What may be imported at the top of a file that travels; everything else goes under `try`.
 ALLOWED_IMPORTS = {"PIL", "huggingface_hub", "numpy", "safetensors", "torch", "torchvision", "transformers"}
@@ -134,7 +134,7 @@ def test_register_auto_classes__is_done_by_the_import_and_can_be_repeated():
 def test_auto_map__names_classes_that_exist():
     for reference in AUTO_MAP.values():
         file, name = reference.split(".")
-        module = __import__(f"cavmae_sync_hf.{file}", fromlist=[name])
+        module = __import__(f"cavmae_sync_hf.model.{file}", fromlist=[name])
         assert getattr(module, name).__module__ == module.__name__
 
 

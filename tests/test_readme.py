@@ -14,8 +14,8 @@ from cavmae_sync_hf import (
     save_for_hub,
 )
 from cavmae_sync_hf.export import export_model
-from clips import noise, write_clip
-from tiny import tiny_config
+from helpers.clips import noise, write_clip
+from helpers.tiny import tiny_config
 
 README = Path(__file__).parent.parent / "README.md"
 

@@ -10,8 +10,8 @@ from transformers import BatchFeature
 
 from cavmae_sync_hf import CavMaeSyncForAudioVisualClassification, CavMaeSyncModel, CavMaeSyncProcessor
 from cavmae_sync_hf.selfcheck import SelfCheckError, SelfCheckWarning, selfcheck
-from clips import noise, write_clip
-from tiny import tiny_config
+from helpers.clips import noise, write_clip
+from helpers.tiny import tiny_config
 
 MOMENTS, WIDTH = 6, 64
 

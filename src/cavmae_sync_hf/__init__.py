@@ -9,37 +9,37 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .classification_cavmae_sync import CavMaeSyncClassifierOutput, CavMaeSyncForAudioVisualClassification
-    from .configuration_cavmae_sync import CavMaeSyncConfig
-    from .feature_extraction_cavmae_sync import CavMaeSyncFeatureExtractor
     from .hub import push_to_hub, register_auto_classes, save_for_hub
-    from .media_cavmae_sync import decode_media
-    from .media_source_cavmae_sync import MediaError, MissingTrackError
+    from .model.classification_cavmae_sync import CavMaeSyncClassifierOutput, CavMaeSyncForAudioVisualClassification
+    from .model.configuration_cavmae_sync import CavMaeSyncConfig
+    from .model.feature_extraction_cavmae_sync import CavMaeSyncFeatureExtractor
+    from .model.media_cavmae_sync import decode_media
+    from .model.media_source_cavmae_sync import MediaError, MissingTrackError
+    from .model.modeling_cavmae_sync import CavMaeSyncModel, CavMaeSyncModelOutput, CavMaeSyncPreTrainedModel
+    from .model.pretraining_cavmae_sync import CavMaeSyncForPreTraining, CavMaeSyncForPreTrainingOutput
+    from .model.processing_cavmae_sync import CavMaeSyncProcessor
+    from .model.video_processing_cavmae_sync import CavMaeSyncVideoProcessor
     from .model_card import CardDetails
-    from .modeling_cavmae_sync import CavMaeSyncModel, CavMaeSyncModelOutput, CavMaeSyncPreTrainedModel
-    from .pretraining_cavmae_sync import CavMaeSyncForPreTraining, CavMaeSyncForPreTrainingOutput
-    from .processing_cavmae_sync import CavMaeSyncProcessor
-    from .video_processing_cavmae_sync import CavMaeSyncVideoProcessor
 
     __version__: str
 
 # Where each public name lives. `selfcheck` and `convert` are modules of these names: import from them.
 _MODULES = {
     "CardDetails": "model_card",
-    "CavMaeSyncClassifierOutput": "classification_cavmae_sync",
-    "CavMaeSyncConfig": "configuration_cavmae_sync",
-    "CavMaeSyncFeatureExtractor": "feature_extraction_cavmae_sync",
-    "CavMaeSyncForAudioVisualClassification": "classification_cavmae_sync",
-    "CavMaeSyncForPreTraining": "pretraining_cavmae_sync",
-    "CavMaeSyncForPreTrainingOutput": "pretraining_cavmae_sync",
-    "CavMaeSyncModel": "modeling_cavmae_sync",
-    "CavMaeSyncModelOutput": "modeling_cavmae_sync",
-    "CavMaeSyncPreTrainedModel": "modeling_cavmae_sync",
-    "CavMaeSyncProcessor": "processing_cavmae_sync",
-    "CavMaeSyncVideoProcessor": "video_processing_cavmae_sync",
-    "MediaError": "media_source_cavmae_sync",
-    "MissingTrackError": "media_source_cavmae_sync",
-    "decode_media": "media_cavmae_sync",
+    "CavMaeSyncClassifierOutput": "model.classification_cavmae_sync",
+    "CavMaeSyncConfig": "model.configuration_cavmae_sync",
+    "CavMaeSyncFeatureExtractor": "model.feature_extraction_cavmae_sync",
+    "CavMaeSyncForAudioVisualClassification": "model.classification_cavmae_sync",
+    "CavMaeSyncForPreTraining": "model.pretraining_cavmae_sync",
+    "CavMaeSyncForPreTrainingOutput": "model.pretraining_cavmae_sync",
+    "CavMaeSyncModel": "model.modeling_cavmae_sync",
+    "CavMaeSyncModelOutput": "model.modeling_cavmae_sync",
+    "CavMaeSyncPreTrainedModel": "model.modeling_cavmae_sync",
+    "CavMaeSyncProcessor": "model.processing_cavmae_sync",
+    "CavMaeSyncVideoProcessor": "model.video_processing_cavmae_sync",
+    "MediaError": "model.media_source_cavmae_sync",
+    "MissingTrackError": "model.media_source_cavmae_sync",
+    "decode_media": "model.media_cavmae_sync",
     "push_to_hub": "hub",
     "register_auto_classes": "hub",
     "save_for_hub": "hub",

@@ -24,16 +24,16 @@ from transformers import (
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from . import pipelines_cavmae_sync
-from .auto_map_cavmae_sync import AUTO_MAP, CUSTOM_PIPELINES
-from .classification_cavmae_sync import CavMaeSyncForAudioVisualClassification
-from .configuration_cavmae_sync import CavMaeSyncConfig
-from .feature_extraction_cavmae_sync import CavMaeSyncFeatureExtractor
+from .model import pipelines_cavmae_sync
+from .model.auto_map_cavmae_sync import AUTO_MAP, CUSTOM_PIPELINES
+from .model.classification_cavmae_sync import CavMaeSyncForAudioVisualClassification
+from .model.configuration_cavmae_sync import CavMaeSyncConfig
+from .model.feature_extraction_cavmae_sync import CavMaeSyncFeatureExtractor
+from .model.modeling_cavmae_sync import CavMaeSyncModel
+from .model.pretraining_cavmae_sync import CavMaeSyncForPreTraining
+from .model.processing_cavmae_sync import CavMaeSyncProcessor
+from .model.video_processing_cavmae_sync import CavMaeSyncVideoProcessor
 from .model_card import CardDetails, create_model_card
-from .modeling_cavmae_sync import CavMaeSyncModel
-from .pretraining_cavmae_sync import CavMaeSyncForPreTraining
-from .processing_cavmae_sync import CavMaeSyncProcessor
-from .video_processing_cavmae_sync import CavMaeSyncVideoProcessor
 
 # What travels with a model; everything else in the package stays here.
 _CODE_FILES = "*_cavmae_sync.py"
@@ -151,7 +151,7 @@ def push_to_hub(
 
 def code_files() -> list[Path]:
     """The files of this package that a saved folder carries."""
-    return sorted(Path(__file__).parent.glob(_CODE_FILES))
+    return sorted((Path(__file__).parent / "model").glob(_CODE_FILES))
 
 
 def _write_folder(model: Any, processor: Any, folder: Path) -> None:

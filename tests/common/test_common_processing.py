@@ -8,9 +8,9 @@ from common_harness import common_module, require_distribution
 
 require_distribution()
 
-from cavmae_sync_hf.feature_extraction_cavmae_sync import CavMaeSyncFeatureExtractor  # noqa: E402
-from cavmae_sync_hf.processing_cavmae_sync import CavMaeSyncProcessor  # noqa: E402
-from cavmae_sync_hf.video_processing_cavmae_sync import CavMaeSyncVideoProcessor  # noqa: E402
+from cavmae_sync_hf.model.feature_extraction_cavmae_sync import CavMaeSyncFeatureExtractor  # noqa: E402
+from cavmae_sync_hf.model.processing_cavmae_sync import CavMaeSyncProcessor  # noqa: E402
+from cavmae_sync_hf.model.video_processing_cavmae_sync import CavMaeSyncVideoProcessor  # noqa: E402
 
 sequence_common = common_module("test_sequence_feature_extraction_common")
 video_common = common_module("test_video_processing_common")

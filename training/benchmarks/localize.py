@@ -22,17 +22,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from cavmae_sync_hf.data.world import read_truth
-from cavmae_sync_hf.evaluation.localization import (
+from cavmae_sync_hf.inference.loading import load_model
+from cavmae_sync_hf.inference.localize import METHODS, LocalizationResult, localize
+from cavmae_sync_hf.metrics.localization import (
     boxes_in_view,
     localization_metrics,
     peak_positions,
     pointing_accuracy,
     time_pointing_accuracy,
 )
-from cavmae_sync_hf.inference.loading import load_model
-from cavmae_sync_hf.inference.localize import METHODS, LocalizationResult, localize
-from cavmae_sync_hf.media_cavmae_sync import decode_media
+from cavmae_sync_hf.model.media_cavmae_sync import decode_media
+from cavmae_sync_hf.syncworld import read_truth
 
 MOST_SOUND = 0.75  # share of a window
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from cavmae_sync_hf import CavMaeSyncConfig, CavMaeSyncProcessor
-from cavmae_sync_hf.media_cavmae_sync import decode_media
+from cavmae_sync_hf.model.media_cavmae_sync import decode_media
 
 
 def parse_arguments() -> argparse.Namespace:

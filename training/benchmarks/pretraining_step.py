@@ -38,8 +38,8 @@ from torch import Tensor
 from transformers.utils import is_flash_attn_2_available
 
 from cavmae_sync_hf import CavMaeSyncConfig, CavMaeSyncForPreTraining
-from cavmae_sync_hf.losses_cavmae_sync import patchify, reconstruction_loss
-from cavmae_sync_hf.masking_cavmae_sync import Masking, random_masking
+from cavmae_sync_hf.model.losses_cavmae_sync import patchify, reconstruction_loss
+from cavmae_sync_hf.model.masking_cavmae_sync import Masking, random_masking
 from cavmae_sync_hf.training import measure_peak, pretraining_flops
 from cavmae_sync_hf.training.flops import pretraining_flops_by_part
 

@@ -27,14 +27,14 @@ import numpy as np
 import torch
 from torch.nn.functional import cosine_similarity, normalize
 
-from cavmae_sync_hf.evaluation.retrieval import (
+from cavmae_sync_hf.metrics.retrieval import (
     STRATEGIES,
     clip_similarity,
     count_blocks,
     paired_similarity,
     retrieval_metrics,
 )
-from cavmae_sync_hf.evaluation.similarity import make_sides, similarity_blocks
+from cavmae_sync_hf.metrics.similarity import make_sides, similarity_blocks
 
 TOLERANCE = 1e-6
 

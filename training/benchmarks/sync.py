@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from cavmae_sync_hf.data.world import read_truth
-from cavmae_sync_hf.evaluation.synchrony import sync_detection
 from cavmae_sync_hf.inference.loading import load_model
 from cavmae_sync_hf.inference.sync import SYNC_SCORES, SyncResult, sync_from_embeddings
-from cavmae_sync_hf.media_cavmae_sync import decode_media
+from cavmae_sync_hf.metrics.synchrony import sync_detection
+from cavmae_sync_hf.model.media_cavmae_sync import decode_media
+from cavmae_sync_hf.syncworld import read_truth
 
 MOST = 2.0
 CLEAR_SECONDS = 0.5

@@ -16,9 +16,9 @@ import numpy as np
 from PIL import Image
 
 from ..data.locks import exclusive
-from ..data.world.render import encode_clip, render_frames, render_waveform
-from ..data.world.scene import Scene, WorldOptions, sample_scene
 from ..inference.picture_files import whole_file
+from ..syncworld.render import encode_clip, render_frames, render_waveform
+from ..syncworld.scene import Scene, WorldOptions, sample_scene
 
 __all__ = ["DemoClip", "DemoClips", "default_folder", "make_demo_clips"]
 

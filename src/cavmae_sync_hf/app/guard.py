@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from ..media_source_cavmae_sync import MediaError, MediaSource
+from ..model.media_source_cavmae_sync import MediaError, MediaSource
 from .limits import AppError, Limits
 
 __all__ = ["copy_safely", "display_name"]

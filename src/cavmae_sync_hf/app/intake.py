@@ -85,14 +85,14 @@ def cut(source: Any, target: Path, start: float, end: float) -> dict[str, Any]:
     Raises:
         MediaError: The file cannot be used.
     """
-    from ..media_cavmae_sync import probe_media
+    from ..model.media_cavmae_sync import probe_media
 
     return _rewrite(source, target, probe_media(source), lambda done: None, start=start, end=end)
 
 
 def _rewrite(source: Any, target: Path, info: Any, show: Callable[[float], None], **span: Any) -> dict[str, Any]:
     """Decode a file chunk by chunk and write it anew."""
-    from ..media_stream_cavmae_sync import iter_media
+    from ..model.media_stream_cavmae_sync import iter_media
 
     rate = Fraction(min(info.frame_rate or USUAL_FRAME_RATE, MAX_FRAME_RATE)).limit_denominator(1001)
     sound_rate = info.sampling_rate if info.sampling_rate in _AAC_RATES else _AAC_RATES[-1]
@@ -119,7 +119,7 @@ def copy_sound(source: Any, target: Path, *, max_seconds: float) -> dict[str, An
     """Write the sound of a file into a WAV file; arguments and errors as for `copy_video`."""
     import wave
 
-    from ..media_cavmae_sync import decode_media
+    from ..model.media_cavmae_sync import decode_media
 
     _probe(source, max_seconds, None)
     media = decode_media(source, sampling_rate=_WAV_RATE, want_video=False, end=max_seconds + 2 * _GRACE_SECONDS)
@@ -139,7 +139,7 @@ def copy_picture(source: Any, target: Path, *, max_pixels: int) -> dict[str, Any
     """Write a picture as PNG, upright and no larger than is of use; arguments and errors as for `copy_video`."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
-    from ..media_source_cavmae_sync import MediaError
+    from ..model.media_source_cavmae_sync import MediaError
 
     try:
         with Image.open(source, formats=("PNG", "JPEG", "WEBP", "BMP", "GIF")) as opened:
@@ -197,7 +197,7 @@ class _Writer:
 
 def _probe(source: Any, max_seconds: float, max_pixels: int | None) -> Any:
     """Refuse by its header what is too long or too large."""
-    from ..media_cavmae_sync import probe_media
+    from ..model.media_cavmae_sync import probe_media
 
     info = probe_media(source)
     if info.duration is not None and info.duration > max_seconds + _GRACE_SECONDS:
@@ -208,7 +208,7 @@ def _probe(source: Any, max_seconds: float, max_pixels: int | None) -> Any:
 
 
 def _too_long(name: str, seconds: float | None, most: float) -> ValueError:
-    from ..media_source_cavmae_sync import MediaError
+    from ..model.media_source_cavmae_sync import MediaError
 
     length = "more" if seconds is None else f"{seconds:.0f} s"
     return MediaError(
@@ -218,7 +218,7 @@ def _too_long(name: str, seconds: float | None, most: float) -> ValueError:
 
 
 def _too_large(name: str, width: int, height: int, most: int) -> ValueError:
-    from ..media_source_cavmae_sync import MediaError
+    from ..model.media_source_cavmae_sync import MediaError
 
     return MediaError(
         f"{name}: its picture is {width} by {height}, and at most {most / 1e6:.1f} million pixels are taken here; "
@@ -291,7 +291,7 @@ def main() -> None:
     job = json.load(sys.stdin)
     import torch  # before the limits: what it needs is not the upload's doing
 
-    from .. import media_cavmae_sync, media_stream_cavmae_sync  # noqa: F401
+    from ..model import media_cavmae_sync, media_stream_cavmae_sync  # noqa: F401
 
     torch.set_num_threads(1)
     limit_resources(job["memory"], job["cpu_seconds"], job["file_bytes"])

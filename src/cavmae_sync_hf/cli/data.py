@@ -90,7 +90,7 @@ def world(
     """Make SyncWorld: short videos in which who sounds, when and where is known."""
     options: dict[str, Any] = {key: value for key, value in locals().items() if key != "preview"}
     options["size"] = _height_and_width(size)
-    from ..data.world import contact_sheet, make_world, preview_page
+    from ..syncworld import contact_sheet, make_world, preview_page
 
     with terminal.progress_bar("making") as show:
         summary = make_world(**options, progress=show)

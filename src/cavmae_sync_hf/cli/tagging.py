@@ -44,7 +44,7 @@ def classify(
     terminal.check_device(device)
     from ..inference.classify import iter_classify
     from ..inference.loading import load_model
-    from ..pipeline_inputs_cavmae_sync import check_modality
+    from ..model.pipeline_inputs_cavmae_sync import check_modality
 
     loaded, processor = load_model(model, use="classification", device=device)
     check_modality(modality, loaded.config)

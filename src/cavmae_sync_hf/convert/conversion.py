@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from ..classification_cavmae_sync import CavMaeSyncForAudioVisualClassification
-from ..configuration_cavmae_sync import CavMaeSyncConfig
 from ..hub import save_for_hub
+from ..model.classification_cavmae_sync import CavMaeSyncForAudioVisualClassification
+from ..model.configuration_cavmae_sync import CavMaeSyncConfig
+from ..model.modeling_cavmae_sync import CavMaeSyncModel, CavMaeSyncPreTrainedModel
+from ..model.pretraining_cavmae_sync import CavMaeSyncForPreTraining
+from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from ..model_card import CardDetails
-from ..modeling_cavmae_sync import CavMaeSyncModel, CavMaeSyncPreTrainedModel
-from ..pretraining_cavmae_sync import CavMaeSyncForPreTraining
-from ..processing_cavmae_sync import CavMaeSyncProcessor
 from .mae import adapt_mae, is_mae, is_transformers_mae, rename_transformers_mae
 from .naming import Renaming, drop_decoder, move_classifier, move_decoder, move_encoder
 from .reading import Checkpoint, read_checkpoint, strip_prefixes

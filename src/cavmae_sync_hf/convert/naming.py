@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..configuration_cavmae_sync import CavMaeSyncConfig
+from ..model.configuration_cavmae_sync import CavMaeSyncConfig
 from .report import ConversionError, ConversionReport, shorten
 
 _MODALITIES = {"audio": "a", "video": "v"}

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ..configuration_cavmae_sync import CavMaeSyncConfig
+from ..model.configuration_cavmae_sync import CavMaeSyncConfig
 
 _SHOWN_NAMES = 8
 _SIZES = (

@@ -15,8 +15,8 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
-from ..configuration_cavmae_sync import CavMaeSyncConfig
-from ..layers_cavmae_sync import sincos_positions
+from ..model.configuration_cavmae_sync import CavMaeSyncConfig
+from ..model.layers_cavmae_sync import sincos_positions
 from .report import ConversionError, shorten
 
 # Head counts leave no trace in the shapes; these are the published ones.

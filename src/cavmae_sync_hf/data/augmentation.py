@@ -18,7 +18,7 @@ import torchvision.transforms.v2.functional as tvF
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
-from ..feature_extraction_cavmae_sync import SILENCE
+from ..model.feature_extraction_cavmae_sync import SILENCE
 
 # Tries to fit a random crop into the picture before the largest possible one is taken, as torchvision has it.
 _CROP_TRIES = 10

@@ -19,7 +19,7 @@ from typing import Any
 
 import fsspec
 
-from ..media_cavmae_sync import MediaError, MediaNotFoundError
+from ..model.media_cavmae_sync import MediaError, MediaNotFoundError
 from .engines import EngineError
 from .sources import printable
 

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 import torchvision.transforms.v2.functional as tvF
 
-from ..feature_extraction_cavmae_sync import CavMaeSyncFeatureExtractor
-from ..media_cavmae_sync import (
+from ..model.feature_extraction_cavmae_sync import CavMaeSyncFeatureExtractor
+from ..model.media_cavmae_sync import (
     SAMPLING_RATE,
     DecodedMedia,
     MediaError,
@@ -28,7 +28,7 @@ from ..media_cavmae_sync import (
     decode_media,
     probe_media,
 )
-from ..media_pass_cavmae_sync import REFERENCE_SECONDS
+from ..model.media_pass_cavmae_sync import REFERENCE_SECONDS
 from .engines import EngineError
 from .fetching import FetchError, fault_of_machine, local_file, reading_fault
 from .shards import ShardWriter, clip_key, decode_jpeg, encode_array, encode_jpeg, encode_json, shard_name

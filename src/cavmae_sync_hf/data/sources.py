@@ -16,6 +16,8 @@ from typing import Any
 
 import fsspec
 
+from ..syncworld.build import OPTIONS_NAME as WORLD_OPTIONS
+from ..syncworld.voices import CLASS_NAMES
 from .tables import (
     LIST_SUFFIXES,
     MEDIA_SUFFIXES,
@@ -27,8 +29,6 @@ from .tables import (
     read_list,
     read_vocabulary,
 )
-from .world.build import OPTIONS_NAME as WORLD_OPTIONS
-from .world.voices import CLASS_NAMES
 
 # Tables beside the files that give their labels, as `datasets`' video folders have them.
 _FOLDER_TABLES = ("metadata.parquet", "metadata.jsonl", "metadata.csv")

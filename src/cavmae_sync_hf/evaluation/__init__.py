@@ -2,14 +2,11 @@
 """How good is a model? Retrieval, classification, synchrony and localisation, as functions of tensors, and as runs of
 a model on a data set under a protocol (`evaluate_*`)."""
 
-from .classification import classification_metrics, d_prime, equal_error_rate, mean_average_precision, roc_auc
-from .evaluate_modules import list_metrics, load_metric
-from .localization import boxes_in_view, localization_metrics, patch_maps, pointing_accuracy
-from .protocols import PROTOCOLS
-from .results import read_results, write_results
-from .retrieval import RetrievalRanks, clip_similarity, paired_similarity, retrieval_metrics, retrieval_ranks
-from .runs import evaluate_classification, evaluate_localization, evaluate_retrieval, evaluate_sync
-from .synchrony import (
+from ..metrics.classification import classification_metrics, d_prime, equal_error_rate, mean_average_precision, roc_auc
+from ..metrics.evaluate_modules import list_metrics, load_metric
+from ..metrics.localization import boxes_in_view, localization_metrics, patch_maps, pointing_accuracy
+from ..metrics.retrieval import RetrievalRanks, clip_similarity, paired_similarity, retrieval_metrics, retrieval_ranks
+from ..metrics.synchrony import (
     alignment_test,
     estimate_offset,
     shift_discrimination,
@@ -17,10 +14,18 @@ from .synchrony import (
     sync_scores,
     temporal_pair_discrimination,
 )
+from .classification import evaluate_classification
+from .clips import RunOptions
+from .localization import evaluate_localization
+from .protocols import PROTOCOLS
+from .results import read_results, write_results
+from .retrieval import evaluate_retrieval
+from .sync import evaluate_sync
 
 __all__ = [
     "PROTOCOLS",
     "RetrievalRanks",
+    "RunOptions",
     "alignment_test",
     "boxes_in_view",
     "classification_metrics",

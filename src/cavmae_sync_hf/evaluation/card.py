@@ -11,11 +11,11 @@ import torch
 import yaml
 from huggingface_hub import EvalResult
 
-from ..classification_cavmae_sync import CavMaeSyncForAudioVisualClassification
 from ..hub import register_auto_classes
+from ..model.classification_cavmae_sync import CavMaeSyncForAudioVisualClassification
+from ..model.modeling_cavmae_sync import CavMaeSyncModel
+from ..model.pretraining_cavmae_sync import CavMaeSyncForPreTraining
 from ..model_card import CardDetails, create_model_card
-from ..modeling_cavmae_sync import CavMaeSyncModel
-from ..pretraining_cavmae_sync import CavMaeSyncForPreTraining
 from .results import folder_digest, read_results
 
 __all__ = ["CardError", "card_text", "read_details", "results_details"]

@@ -1,251 +1,243 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""How well do scores tell classes, or positives from negatives, apart?
+"""How well does a fine-tuned checkpoint tag clips, from sound, pictures or both?"""
 
-All functions take scores of any monotone scale (logits or probabilities) as tensors or arrays and compute in float64.
-"""
-
-import math
-from collections.abc import Sequence
-from statistics import NormalDist
-from typing import Any
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 
-__all__ = [
-    "accuracy",
-    "average_precision",
-    "classification_metrics",
-    "d_prime",
-    "equal_error_rate",
-    "hit_at_k",
-    "mean_average_precision",
-    "mean_roc_auc",
-    "roc_auc",
-]
+from ..data.tables import read_vocabulary
+from ..metrics.classification import classification_metrics
+from ..metrics.multilabel import Annotations, read_annotations, vggsounder_metrics
+from .clips import EvaluationClips, EvaluationError, RunOptions, batches, fit_processor, open_evaluation
+from .protocols import (
+    CLASSIFICATION_PROTOCOLS,
+    ClassificationProtocol,
+    ProtocolError,
+    find_protocol,
+    modify,
+)
+from .results import make_record
+
+__all__ = ["evaluate_classification", "score_clips"]
+
+# What the model needs of a clip, and gets, for each kind of input.
+_NEEDS = {"av": ("audio", "video"), "a": ("audio",), "v": ("video",)}
+_MODALITY = {"multimodal": "av", "audio": "a", "video": "v"}
 
 
-def _array(values: Any) -> np.ndarray:
-    if isinstance(values, torch.Tensor):
-        # numpy has no bfloat16.
-        values = values.detach().cpu().double() if values.is_floating_point() else values.detach().cpu()
-    return np.asarray(values)
+def evaluate_classification(
+    model: Any,
+    processor: Any,
+    data: Any,
+    protocol: str | ClassificationProtocol = "clips",
+    *,
+    inputs: Sequence[str] | None = None,
+    annotations: str | os.PathLike[str] | Annotations | None = None,
+    class_names: str | os.PathLike[str] | Sequence[str] | None = None,
+    **options: Unpack[RunOptions],
+) -> dict[str, Any]:
+    """Classification of clips, under a protocol.
 
+    Args:
+        model: A `CavMaeSyncForAudioVisualClassification`, in evaluation mode.
+        processor: Its processor; the protocol may change alignment and number of frames for the run.
+        data: A folder of shards, a folder or list of videos, a SyncWorld split, or what else `read_source` lists.
+        protocol: One of `CLASSIFICATION_PROTOCOLS`, by name, or one of your own.
+        inputs: Other inputs than the protocol's: any of `"av"`, `"a"`, `"v"`. A model of one tower takes its own.
+        annotations: VGGSounder's table, for protocols that are scored by it.
+        class_names: Names of the model's classes in order, or a file of them, where its configuration has none.
+        options: See `RunOptions`.
 
-def _scores(values: Any, name: str, dimensions: int) -> np.ndarray:
-    scores = _array(values).astype(np.float64)
-    if scores.ndim != dimensions or scores.size == 0:
-        wanted = "(samples,)" if dimensions == 1 else "(samples, classes)"
-        raise ValueError(f"`{name}` has shape {scores.shape}; it must be {wanted} and not empty.")
-    if np.isnan(scores).any():
-        row = int(np.argwhere(np.isnan(scores))[0][0])
-        raise ValueError(f"`{name}` holds NaN, first in sample {row}; leave such samples out or find what made it.")
-    return scores
+    Returns:
+        A results record, see `make_record`. `metrics` are those of `classification_metrics` or `vggsounder_metrics`;
+        figures of further inputs than the first carry its name before theirs.
 
-
-def _binary(labels: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """Labels as booleans of the scores' shape."""
-    truth = _array(labels)
-    if truth.shape != shape:
-        raise ValueError(f"The labels have shape {truth.shape}, the scores {shape}; they must be the same.")
-    odd = truth[(truth != 0) & (truth != 1)]
-    if odd.size:
-        raise ValueError(f"The labels hold {odd.flat[0]!r}; use 0 and 1 (or False and True).")
-    return truth.astype(bool)
-
-
-def _multi_hot(labels: Any, scores: np.ndarray) -> np.ndarray:
-    """Labels `(samples, classes)` of 0 and 1, or class numbers `(samples,)`, as booleans `(samples, classes)`."""
-    truth = _array(labels)
-    if truth.ndim != 1:
-        return _binary(truth, scores.shape)
-    samples, classes = scores.shape
-    if len(truth) != samples:
-        raise ValueError(f"There are {len(truth)} labels for {samples} samples.")
-    if truth.dtype.kind not in "iu" or truth.min() < 0 or truth.max() >= classes:
-        raise ValueError(
-            f"The labels go from {truth.min()} to {truth.max()} ({truth.dtype}); class numbers are integers from 0 to "
-            f"{classes - 1}."
+    Raises:
+        ValueError: The protocol, the labels, the annotations or the data cannot be used; the message says why.
+    """
+    rules = find_protocol(protocol, CLASSIFICATION_PROTOCOLS)
+    chosen = _inputs(model, rules, inputs)
+    rules = modify(rules, inputs=chosen)
+    if rules.classes is not None and model.config.num_labels != rules.classes:
+        raise ProtocolError(
+            f"The protocol {rules.name} has {rules.classes} classes, the model {model.config.num_labels}; evaluate a "
+            "model that was fine-tuned for it."
         )
-    return np.asarray(truth[:, None] == np.arange(classes))
+    names = _class_names(model, class_names)
+    table = _annotations(rules, annotations)
+    fitted = fit_processor(processor, rules)
+    options = options.copy()
+    if table is not None and options.get("ids") is None:
+        options["ids"] = list(table.labels)
+    clips = open_evaluation(data, fitted, rules, options)
+    strict = options.get("strict", False)
+    if clips.missing:
+        clips.check(strict)
+    numbers = None if table is not None else _label_numbers(clips, model, names)
+    scores, places, labels = score_clips(clips, fitted, model, chosen, options)
+    clips.check(strict)
+    if table is not None:
+        seen = [_annotated(table, clips.ids[place]) for place in places]
+        metrics = vggsounder_metrics(table, seen, scores, _needed_names(names, model), rules.ks)
+    else:
+        metrics = _by_labels(clips, scores, places, labels, numbers, model, rules)
+    settings: dict[str, Any] = {"alignment": fitted.feature_extractor.alignment, "inputs": list(chosen)}
+    settings["frames_per_clip"] = fitted.feature_extractor.num_frames if clips.kind != "shards" else "as prepared"
+    if table is not None:
+        settings["annotations"] = table.name
+    return make_record(
+        "classification",
+        rules,
+        metrics,
+        model=model,
+        data=clips.data_record(),
+        counts=clips.counts(),
+        settings=settings,
+        command=options.get("command"),
+    )
 
 
-def _descending(scores: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Positives and negatives at or above every distinct score, from the highest down."""
-    order = np.argsort(-scores, kind="stable")
-    # The last sample of every run of equal scores: nothing between them can be a threshold.
-    ranked = scores[order]
-    ends = np.append(np.flatnonzero(ranked[1:] != ranked[:-1]), len(scores) - 1)
-    positives = np.cumsum(truth[order])[ends]
-    return positives, ends + 1 - positives
+def _inputs(model: Any, rules: ClassificationProtocol, inputs: Sequence[str] | None) -> tuple[str, ...]:
+    """What the model is given, in turn."""
+    own = _MODALITY[model.config.modality]
+    if inputs is None:
+        return rules.inputs if own == "av" else (own,)
+    chosen = tuple(dict.fromkeys(inputs))
+    if not chosen:
+        raise ProtocolError("`inputs` is empty; choose among av, a and v.")
+    other = [name for name in chosen if own != "av" and name != own]
+    if other:
+        raise ProtocolError(f"The model takes {own!r} alone, not {other[0]!r}.")
+    return chosen
 
 
-def average_precision(labels: Any, scores: Any) -> float:
-    """Area under the precision-recall curve, as a sum over its steps (no interpolation), of one class.
-
-    Args:
-        labels: 0 or 1, shape `(samples,)`.
-        scores: Higher for the positives, shape `(samples,)`; equal scores form one threshold.
-
-    Raises:
-        ValueError: On NaN, shapes that differ, labels other than 0 and 1, or no positive.
-    """
-    values = _scores(scores, "scores", 1)
-    truth = _binary(labels, values.shape)
-    if not truth.any():
-        raise ValueError("No sample is positive, so precision over recall is undefined; leave this class out.")
-    positives, negatives = _descending(values, truth)
-    recall_steps = np.diff(positives, prepend=0) / positives[-1]
-    return float(np.sum(recall_steps * positives / (positives + negatives)))
+def _class_names(model: Any, given: str | os.PathLike[str] | Sequence[str] | None) -> list[str] | None:
+    """Names of the model's classes, `None` where they are numbers only."""
+    count = model.config.num_labels
+    if given is not None:
+        vocabulary = read_vocabulary(given)
+        names = vocabulary.names if vocabulary is not None else []
+        if len(names) != count:
+            raise EvaluationError(f"There are {len(names)} class names for a model of {count} classes.")
+        return list(names)
+    names = [str(model.config.id2label[number]) for number in range(count)]
+    return None if names == [f"LABEL_{number}" for number in range(count)] else names
 
 
-def roc_auc(labels: Any, scores: Any) -> float:
-    """Area under the ROC curve: the chance that a positive scores above a negative, ties counting half.
-
-    Args:
-        labels: 0 or 1, shape `(samples,)`.
-        scores: Higher for the positives, shape `(samples,)`.
-
-    Raises:
-        ValueError: As `average_precision`, and where no sample is negative.
-    """
-    positives, negatives = _roc(labels, scores)
-    steps = np.diff(negatives, prepend=0)
-    area = np.sum(steps * (positives + np.append(0, positives[:-1]))) / 2
-    return float(area / (positives[-1] * negatives[-1]))
+def _needed_names(names: list[str] | None, model: Any) -> list[str]:
+    if names is None:
+        raise EvaluationError(
+            f"The model's {model.config.num_labels} classes have no names; give them in order as `class_names` "
+            "(--class-names FILE)."
+        )
+    return names
 
 
-def _roc(labels: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
-    values = _scores(scores, "scores", 1)
-    truth = _binary(labels, values.shape)
-    if truth.all() or not truth.any():
-        raise ValueError(f"All {len(truth)} samples have label {int(truth[0])}; two classes are needed.")
-    return _descending(values, truth)
+def _annotations(rules: ClassificationProtocol, given: Any) -> Annotations | None:
+    if rules.scoring != "vggsounder":
+        if given is not None:
+            raise ProtocolError(f"The protocol {rules.name} has no use for annotations; leave them out.")
+        return None
+    if given is None:
+        raise ProtocolError(f"The protocol {rules.name} needs VGGSounder's table (--annotations vggsounder.csv).")
+    table = given if isinstance(given, Annotations) else read_annotations(given)
+    selected = table.select(rules.background_music)
+    if not selected.labels:
+        raise EvaluationError(f"{table.name}: every clip has background music; nothing is left.")
+    return selected
 
 
-def equal_error_rate(labels: Any, scores: Any) -> float:
-    """Share of errors at the threshold where as many negatives pass as positives fail.
+def _annotated(table: Annotations, clip: str) -> str:
+    """A clip's name in the table: the data may have it in a folder."""
+    return clip if clip in table.labels else clip.rpartition("/")[2]
 
-    The ROC curve is taken as straight between its points; the rate is where it crosses `1 - x`.
 
-    Args:
-        labels: 0 or 1, shape `(samples,)`.
-        scores: Higher for the positives, shape `(samples,)`.
+@torch.no_grad()
+def score_clips(
+    clips: EvaluationClips, processor: Any, model: Any, inputs: Sequence[str], options: RunOptions
+) -> tuple[dict[str, np.ndarray], list[int], list[list[int]]]:
+    """The classifier's scores of the usable clips, from each kind of input.
 
     Returns:
-        Between 0 and 1; 0.5 is chance.
+        Logits per input, `(clips, classes)` float64; places of the clips in `clips.ids`; their label numbers.
 
     Raises:
-        ValueError: As `roc_auc`.
+        EvaluationError: No clip can be used.
     """
-    positives, negatives = _roc(labels, scores)
-    passed = np.append(0.0, negatives / negatives[-1])
-    failed = np.append(1.0, 1 - positives / positives[-1])
-    # From nothing passing (0, 1) to everything passing (1, 0): the difference rises from -1 to 1.
-    difference = passed - failed
-    after = int(np.argmax(difference >= 0))
-    before = after - 1
-    share = -difference[before] / (difference[after] - difference[before])
-    return float(passed[before] + share * (passed[after] - passed[before]))
+    # With both as input, a clip that lacks one is classified by the model's missing-modality path.
+    needs = sorted({need for name in inputs if name != "av" for need in _NEEDS[name]})
+    scores: dict[str, list[np.ndarray]] = {name: [] for name in inputs}
+    places: list[int] = []
+    labels: list[list[int]] = []
+    for batch, about in batches(clips, processor, model, options, needs):
+        for name in inputs:
+            logits = model(**_given(batch, name)).logits
+            scores[name].append(logits.double().cpu().numpy())
+        places += about["places"]
+        labels += about["labels"]
+    clips.check(strict=False)
+    return {name: np.concatenate(rows) for name, rows in scores.items()}, places, labels
 
 
-def _scored_classes(labels: Any, scores: Any, negatives_needed: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    values = _scores(scores, "scores", 2)
-    truth = _multi_hot(labels, values)
-    scored = truth.any(axis=0)
-    if negatives_needed:
-        scored &= ~truth.all(axis=0)
-    if not scored.any():
-        raise ValueError(f"None of the {truth.shape[1]} classes has the examples it takes; check the labels.")
-    return truth, values, np.flatnonzero(scored)
+def _given(batch: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The part of a batch that an input is."""
+    keys = {"audio": ("input_values", "padding_mask"), "video": ("pixel_values_videos", "padding_mask_videos")}
+    return {key: batch[key] for need in _NEEDS[name] for key in keys[need] if key in batch}
 
 
-def mean_average_precision(labels: Any, scores: Any) -> float:
-    """Mean over classes of `average_precision`; classes without a positive are left out.
-
-    Args:
-        labels: 0 or 1, shape `(samples, classes)`, or class numbers, shape `(samples,)`.
-        scores: Shape `(samples, classes)`.
-
-    Raises:
-        ValueError: On NaN, shapes that differ, impossible labels, or no class with a positive.
-    """
-    truth, values, classes = _scored_classes(labels, scores, negatives_needed=False)
-    return float(np.mean([average_precision(truth[:, k], values[:, k]) for k in classes]))
-
-
-def mean_roc_auc(labels: Any, scores: Any) -> float:
-    """Mean over classes of `roc_auc`; classes without a positive or without a negative are left out.
-
-    Arguments and errors as `mean_average_precision`.
-    """
-    truth, values, classes = _scored_classes(labels, scores, negatives_needed=True)
-    return float(np.mean([roc_auc(truth[:, k], values[:, k]) for k in classes]))
+def _label_numbers(clips: EvaluationClips, model: Any, names: list[str] | None) -> dict[int, int] | None:
+    """The model's class of each of the data's label numbers, by name; `None` where the data has numbers alone."""
+    if clips.label_names is None:
+        return None
+    if names is None:
+        # Numbers of names follow the order that the data has them in, which need not be the model's.
+        raise EvaluationError(
+            f"{clips.name}: its labels have names ({', '.join(clips.label_names[:3])}, ...), the model's classes have "
+            "none; give the classes' names in order as `class_names` (--class-names FILE)."
+        )
+    places = {name: number for number, name in enumerate(names)}
+    unknown = [name for name in clips.label_names if name not in places]
+    if unknown:
+        raise EvaluationError(
+            f"{clips.name}: has the label {unknown[0]!r}, which is no class of the model ({', '.join(names[:5])}"
+            f"{', ...' if len(names) > 5 else ''}); evaluate on data with the model's labels, or give the data's "
+            "label names as the model has them (option `labels`)."
+        )
+    return {number: places[name] for number, name in enumerate(clips.label_names)}
 
 
-def d_prime(labels: Any, scores: Any) -> float:
-    """Distance, in standard deviations, of two normal distributions with the classes' mean ROC area.
-
-    `sqrt(2) * Phi^-1(mean AUC)`, as AudioSet's baselines define it (Hershey et al. 2017). Infinite at an area of 1,
-    0 at chance. Arguments and errors as `mean_average_precision`.
-    """
-    area = mean_roc_auc(labels, scores)
-    if area in (0.0, 1.0):
-        return math.inf if area else -math.inf
-    return math.sqrt(2) * NormalDist().inv_cdf(area)
-
-
-def hit_at_k(labels: Any, scores: Any, k: int = 1) -> float:
-    """Share of samples for which one of the k highest scores belongs to one of their classes.
-
-    Of equal scores the lower class number comes first. Samples without any class are left out.
-
-    Args:
-        labels: 0 or 1, shape `(samples, classes)`, or class numbers, shape `(samples,)`.
-        scores: Shape `(samples, classes)`.
-        k: How many classes are guessed.
-
-    Raises:
-        ValueError: As `mean_average_precision`, and where k is not between 1 and the number of classes.
-    """
-    values = _scores(scores, "scores", 2)
-    truth = _multi_hot(labels, values)
-    if not 1 <= k <= values.shape[1]:
-        raise ValueError(f"k is {k}; with {values.shape[1]} classes it must be between 1 and {values.shape[1]}.")
+def _by_labels(
+    clips: EvaluationClips,
+    scores: Mapping[str, np.ndarray],
+    places: Sequence[int],
+    labels: Sequence[Sequence[int]],
+    numbers: Mapping[int, int] | None,
+    model: Any,
+    rules: ClassificationProtocol,
+) -> dict[str, float | int]:
+    """Figures against the labels of the data; clips without any are unusable."""
+    classes = model.config.num_labels
+    truth = np.zeros((len(labels), classes), dtype=bool)
+    for row, own in enumerate(labels):
+        mapped = list(own) if numbers is None else [numbers[label] for label in own]
+        wrong = [label for label in mapped if not 0 <= label < classes]
+        if wrong:
+            raise EvaluationError(
+                f"{clips.name}: clip {clips.ids[places[row]]!r} has label {wrong[0]}, the model {classes} classes; "
+                "evaluate on data with the model's labels."
+            )
+        truth[row, mapped] = True
     labelled = truth.any(axis=1)
+    for row in np.flatnonzero(~labelled).tolist():
+        clips.unusable.append({"id": clips.ids[places[row]], "reason": "has no label."})
     if not labelled.any():
-        raise ValueError("No sample has a label; there is nothing to hit.")
-    guesses = np.argsort(-values, axis=1, kind="stable")[:, :k]
-    right = np.take_along_axis(truth, guesses, axis=1)
-    return float(np.mean(right.sum(axis=1)[labelled] > 0))
-
-
-def accuracy(labels: Any, scores: Any) -> float:
-    """Share of samples whose highest score belongs to their class (one of their classes): `hit_at_k` with k = 1."""
-    return hit_at_k(labels, scores, 1)
-
-
-def classification_metrics(labels: Any, scores: Any, ks: Sequence[int] = (5,)) -> dict[str, float | int]:
-    """All figures of a classifier at once.
-
-    Args:
-        labels: 0 or 1, shape `(samples, classes)`, or class numbers, shape `(samples,)`.
-        scores: Shape `(samples, classes)`.
-        ks: For `hit_at_{k}`; values above the number of classes are left out.
-
-    Returns:
-        `mean_average_precision`, `mean_roc_auc`, `d_prime`, `accuracy`, `hit_at_{k}`, `samples`, `classes` and
-        `classes_scored` (those with positives and negatives).
-
-    Raises:
-        ValueError: As `mean_roc_auc`.
-    """
-    truth, values, classes = _scored_classes(labels, scores, negatives_needed=True)
-    metrics: dict[str, float | int] = {
-        "mean_average_precision": mean_average_precision(truth, values),
-        "mean_roc_auc": mean_roc_auc(truth, values),
-        "d_prime": d_prime(truth, values),
-        "accuracy": accuracy(truth, values),
-    }
-    metrics |= {f"hit_at_{k}": hit_at_k(truth, values, k) for k in ks if k <= truth.shape[1]}
-    return metrics | {"samples": len(truth), "classes": truth.shape[1], "classes_scored": len(classes)}
+        raise EvaluationError(f"{clips.name}: no clip has a label; prepare the data with labels.")
+    metrics: dict[str, float | int] = {}
+    for name, values in scores.items():
+        found = classification_metrics(truth[labelled], values[labelled], rules.ks)
+        prefix = f"{name}_" if metrics else ""
+        metrics |= {f"{prefix}{key}": value for key, value in found.items() if key != "samples"}
+    return metrics

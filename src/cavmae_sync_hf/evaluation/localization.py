@@ -1,403 +1,383 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""Where in the picture is the sound, and when and at which pitch in the sound is the picture?
+"""How well does a model find in the picture what sounds, on SyncWorld's truth or on masks?"""
 
-Maps are cosines of one modality's global embedding with the other's patches, on the patch grid `(rows, columns)`: top
-to bottom and left to right in a picture, low to high mel and earlier to later in a spectrogram. Boxes are half-open
-`[x0, y0, x1, y1]` in pixels of the picture that the model sees; `boxes_in_view` brings boxes of the original there.
-Pictures and sounds without any box or span take no part in a figure.
-"""
-
+import hashlib
+import json
 import math
-from collections.abc import Sequence
-from typing import Any
+import os
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, Unpack
 
 import torch
-from torch import Tensor, nn
+import torchvision.transforms.v2.functional as tvF
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
 
-from .classification import average_precision
+from ..data.tables import MEDIA_SUFFIXES
+from ..inference.occlusion import occlusion_maps
+from ..metrics.localization import (
+    boxes_in_view,
+    localization_metrics,
+    patch_maps,
+    pointing_accuracy,
+    segmentation_metrics,
+    time_pointing_accuracy,
+    upsample_maps,
+)
+from ..metrics.segmentation import (
+    MaskError,
+    Prompt,
+    class_segmentation_metrics,
+    mask_in_view,
+    read_mask,
+    read_prompts,
+)
+from ..model.feature_extraction_cavmae_sync import FRAMES_PER_SECOND, SILENCE
+from ..model.media_cavmae_sync import MediaError, decode_media
+from .clips import EvaluationError, RunOptions, batches, find_world, fit_processor, open_evaluation
+from .protocols import LOCALIZATION_PROTOCOLS, LocalizationProtocol, ProtocolError, find_protocol, modify
+from .results import make_record
 
-__all__ = [
-    "box_iou",
-    "boxes_in_view",
-    "consensus_iou",
-    "localization_metrics",
-    "map_boxes",
-    "patch_maps",
-    "peak_positions",
-    "pointing_accuracy",
-    "segmentation_metrics",
-    "time_pointing_accuracy",
-    "upsample_maps",
-]
+__all__ = ["evaluate_localization", "sounding_boxes"]
 
-Boxes = Sequence[Sequence[float]] | Tensor
+# The control's sound is that of the clip so many before: a clip's neighbour may be its temporal twin.
+_CONTROL_DISTANCE = 2
 
 
-def patch_maps(embeds: Tensor, patch_embeds: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Cosine of a global embedding with every patch of the other modality.
-
-    `patch_maps(audio_embeds, video_patch_embeds, (14, 14))` shows where in a frame the sound of its window is;
-    `patch_maps(video_embeds, audio_patch_embeds, (8, 26))` which part of a window's spectrogram the frame shows.
+def evaluate_localization(
+    model: Any,
+    processor: Any,
+    data: Any,
+    protocol: str | LocalizationProtocol = "syncworld",
+    *,
+    maps: str | None = None,
+    truth: str | os.PathLike[str] | None = None,
+    **options: Unpack[RunOptions],
+) -> dict[str, Any]:
+    """Localisation of sounds in pictures, under a protocol.
 
     Args:
-        embeds: Global embeddings, shape `(..., hidden)`.
-        patch_embeds: Patches of the other modality, row-major on the grid, shape `(..., patches, hidden)`; leading
-            dimensions broadcast with those of `embeds`.
-        grid: Rows and columns of the patches.
+        model: A `CavMaeSyncModel` with both towers, in evaluation mode.
+        processor: Its processor.
+        data: `"syncworld"`: a SyncWorld split, or shards of one. `"masks"`: a table as `read_prompts` takes it.
+        protocol: One of `LOCALIZATION_PROTOCOLS`, by name, or one of your own.
+        maps: Other maps than the protocol's: `"occlusion"` or `"cosine"`.
+        truth: The SyncWorld split of shards that lie elsewhere.
+        options: See `RunOptions`.
 
     Returns:
-        Float32 of shape `(..., rows, columns)`; 0 for zero embeddings.
+        A results record, see `make_record`. With boxes, `metrics` are those of `localization_metrics` over all
+        moments at which something sounds; `pointing_other_sound`, the pointing accuracy with the sound of another
+        clip (what of it is owed to the picture alone); `time_pointing_*`, the other way round: the picture's place in
+        the sound. With masks, those of `segmentation_metrics` or `class_segmentation_metrics`.
 
     Raises:
-        ValueError: If the sizes do not fit each other.
+        ValueError: The protocol, the truth or the data cannot be used; the message says why.
     """
-    rows, columns = grid
-    if patch_embeds.ndim < 2 or patch_embeds.shape[-2] != rows * columns:
-        raise ValueError(
-            f"`patch_embeds` has shape {tuple(patch_embeds.shape)}; a grid of {rows} x {columns} needs "
-            f"(..., {rows * columns}, hidden)."
+    rules = modify(find_protocol(protocol, LOCALIZATION_PROTOCOLS), maps=maps)
+    fitted = fit_processor(processor, rules)
+    if rules.truth == "masks":
+        if truth is not None:
+            raise ProtocolError(f"The protocol {rules.name} has no use for `truth`; the table names the masks.")
+        return _masks(model, fitted, data, rules, options)
+    return _syncworld(model, fitted, data, rules, truth, options)
+
+
+def sounding_boxes(record: Mapping[str, Any], times: Sequence[float]) -> list[list[list[int]]]:
+    """Boxes `[x0, y0, x1, y1]` of what sounds on the frames on screen at `times` (seconds), in pixels of the clip."""
+    boxes = []
+    for time in times:
+        # The frame on screen is the last one that began; the tiny sum keeps 0.3 * 10 from falling to frame 2.
+        frame = min(math.floor(time * record["fps"] + 1e-6), record["num_video_frames"] - 1)
+        events = [event for event in record["events"] if event["start_frame"] <= frame < event["end_frame"]]
+        boxes.append([event["boxes"][frame - event["start_frame"]] for event in events])
+    return boxes
+
+
+def _sounding_spans(record: Mapping[str, Any], times: Sequence[float]) -> list[list[list[float]]]:
+    """When the objects that sound at each of `times` do so, `[start, end]` in seconds."""
+    spans = []
+    for time in times:
+        on = {event["object"] for event in record["events"] if event["start"] <= time < event["end"]}
+        spans.append([[event["start"], event["end"]] for event in record["events"] if event["object"] in on])
+    return spans
+
+
+class _Collector:
+    """Maps and truths of the moments at which something sounds, batch by batch."""
+
+    def __init__(self, model: Any, processor: Any, rules: LocalizationProtocol) -> None:
+        self.mapper, self.rules = _Mapper(model, processor, rules.maps), rules
+        self.extractor = processor.feature_extractor
+        self.side, self.edge = model.config.image_size, _shortest_edge(processor.video_processor)
+        self.maps: list[Tensor] = []
+        self.boxes: list[Any] = []
+        self.control_maps: list[Tensor] = []
+        self.control_boxes: list[Any] = []
+        self.time_maps: list[Tensor] = []
+        self.spans: list[Any] = []
+        self.window_times: list[list[float]] = []
+        self.earlier: deque[Tensor] = deque(maxlen=_CONTROL_DISTANCE)
+
+    def add(self, records: Sequence[Mapping[str, Any]], times: Tensor, inputs: Mapping[str, Tensor]) -> None:
+        """A batch of clips: truth records, frame times `(clips, frames)` and the model's inputs."""
+        heard = inputs["padding_mask"]
+        wanted = heard & inputs.get("padding_mask_videos", heard)
+        boxes = []
+        for row, record in enumerate(records):
+            size = (record["height"], record["width"])
+            given = sounding_boxes(record, times[row].tolist())
+            boxes.append([boxes_in_view(own, size, self.side, self.edge) for own in given])
+            # The maps of moments without a box serve nothing, and may be costly.
+            wanted[row] &= torch.tensor([len(own) > 0 for own in boxes[row]], device=wanted.device)
+        maps = self.mapper(inputs, wanted, self._other_sounds)
+        for row, record in enumerate(records):
+            kept = wanted[row].nonzero()[:, 0].tolist()
+            own_boxes = [boxes[row][k] for k in kept]
+            self.maps.append(maps.own[row, kept])
+            self.boxes += own_boxes
+            if maps.known[row]:
+                self.control_maps.append(maps.other[row, kept])
+                self.control_boxes += own_boxes
+            self.time_maps.append(maps.time[row, kept])
+            moments = times[row].tolist()
+            self.spans += _sounding_spans(record, [moments[k] for k in kept])
+            starts, length = self.extractor.window_starts(moments), self.extractor.audio_length
+            self.window_times += [
+                [starts[k] / FRAMES_PER_SECOND, (starts[k] + length) / FRAMES_PER_SECOND] for k in kept
+            ]
+
+    def _other_sounds(self, sounds: Tensor) -> tuple[Tensor, list[bool]]:
+        """For every clip of a batch an earlier one's sound `(clips, frames, hidden)`, and whether there is one."""
+        others, known = torch.zeros_like(sounds), []
+        for row, sound in enumerate(sounds):
+            there = len(self.earlier) == _CONTROL_DISTANCE and self.earlier[0].shape == sound.shape
+            if there:
+                others[row] = self.earlier[0]
+            known.append(there)
+            self.earlier.append(sound)
+        return others, known
+
+    def metrics(self) -> dict[str, float | int]:
+        view, rules = (self.side, self.side), self.rules
+        metrics = localization_metrics(
+            torch.cat(self.maps), self.boxes, view, tolerance=rules.tolerance, threshold=rules.threshold
         )
-    if embeds.shape[-1] != patch_embeds.shape[-1]:
-        raise ValueError(f"The embeddings have {embeds.shape[-1]} dimensions, the patches {patch_embeds.shape[-1]}.")
-    wide = torch.promote_types(torch.promote_types(embeds.dtype, patch_embeds.dtype), torch.float32)
-    queries = nn.functional.normalize(embeds.to(wide), dim=-1)
-    patches = nn.functional.normalize(patch_embeds.to(wide), dim=-1)
-    return (patches @ queries.unsqueeze(-1)).squeeze(-1).unflatten(-1, (rows, columns)).float()
+        if self.control_boxes:
+            control = pointing_accuracy(
+                torch.cat(self.control_maps), self.control_boxes, view, tolerance=rules.tolerance
+            )
+            metrics["pointing_other_sound"] = control["accuracy"]
+        if any(self.spans):
+            found = time_pointing_accuracy(torch.cat(self.time_maps), self.spans, self.window_times)
+            metrics |= {f"time_pointing_{key}": value for key, value in found.items()}
+        return metrics
 
 
-def upsample_maps(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Stretch maps `(..., rows, columns)` to `(..., height, width)` pixels, linear between the patches' centres."""
-    flat = maps.reshape(-1, 1, *maps.shape[-2:]).float()
-    stretched = nn.functional.interpolate(flat, size=size, mode="bilinear", align_corners=False)
-    return stretched.view(*maps.shape[:-2], *size)
+class _Maps(NamedTuple):
+    """Of a batch, on the CPU, `(clips, frames, rows, columns)`; `known` says whose `other` there is."""
+
+    own: Tensor
+    other: Tensor
+    known: list[bool]
+    time: Tensor
 
 
-def boxes_in_view(boxes: Boxes, size: tuple[int, int], image_size: int, shortest_edge: int | None = None) -> Tensor:
-    """Boxes of the original picture in pixels of the model's view: resized, then cropped in the centre.
+class _Mapper:
+    """Makes maps by one of the ways of `MAPS`."""
 
-    Args:
-        boxes: Shape `(boxes, 4)`, in pixels of the original; may be empty.
-        size: Height and width of the original.
-        image_size: Side of the square view.
-        shortest_edge: Shorter side after resizing and before the crop, by default `image_size`.
+    def __init__(self, model: Any, processor: Any, method: str) -> None:
+        self.model, self.method = model, method
+        extractor = processor.feature_extractor
+        self.silent_window = torch.full(
+            (1, 1, extractor.audio_length, extractor.num_mel_bins), (SILENCE - extractor.mean) / extractor.std
+        )
 
-    Returns:
-        Float64 of shape `(boxes that are in view, 4)`, cut at the edges of the view.
+    @cached_property
+    def silence(self) -> Tensor:
+        """The embedding of a silent window, `(hidden,)`; a sound is what sets it apart from that."""
+        window = self.silent_window.to(self.model.device, self.model.dtype)
+        return self.model.get_audio_features(window).audio_embeds[0, 0]
 
-    Raises:
-        ValueError: On a box without area or boxes not of shape `(boxes, 4)`.
-    """
-    given = _box_tensor(boxes)
-    height, width = size
-    short = image_size if shortest_edge is None else shortest_edge
-    # The longer side is cut to whole pixels and the corner rounded, as the video processor does.
-    longer = int(short * max(height, width) / min(height, width))
-    resized = (short, longer) if height <= width else (longer, short)
-    top, left = (round((side - image_size) / 2.0) for side in resized)
-    scale = torch.tensor([resized[1] / width, resized[0] / height] * 2, dtype=torch.float64)
-    moved = (given * scale - torch.tensor([left, top] * 2, dtype=torch.float64)).clamp(0, image_size)
-    return moved[(moved[:, 2] > moved[:, 0]) & (moved[:, 3] > moved[:, 1])]
+    def __call__(
+        self,
+        inputs: Mapping[str, Tensor],
+        wanted: Tensor,
+        other_sounds: Callable[[Tensor], tuple[Tensor, list[bool]]],
+    ) -> _Maps:
+        """Maps of the moments where `wanted` `(clips, frames)` is True; those of others mean nothing."""
+        model = self.model
+        output = model(**inputs)
+        others, known = other_sounds(output.audio_embeds)
+        if self.method == "cosine":
+            grids = model.config.video_grid, model.config.audio_grid
+            own = patch_maps(output.audio_embeds, output.video_patch_embeds, grids[0])
+            other = patch_maps(others, output.video_patch_embeds, grids[0])
+            time = patch_maps(output.video_embeds, output.audio_patch_embeds, grids[1])
+        else:
+            # Every picture twice in a row, which the model looks at once: with its own sound and with another.
+            pictures, both = (values.repeat_interleave(2, dim=1) for values in (inputs["pixel_values_videos"], wanted))
+            queries = torch.stack([output.audio_embeds, others], dim=2).flatten(1, 2) - self.silence
+            maps = occlusion_maps(model, "video", pictures, queries, both)
+            own, other = maps[:, 0::2], maps[:, 1::2]
+            time = occlusion_maps(model, "audio", inputs["input_values"], output.video_embeds, wanted)
+        return _Maps(own.float().cpu(), other.float().cpu(), known, time.float().cpu())
+
+    def prompted(self, windows: Tensor, present: Tensor, pictures: Tensor) -> Tensor:
+        """Mean over the present windows `(1, windows, ...)` of the maps on one picture, `(rows, columns)`."""
+        model = self.model
+        embeds = model.get_audio_features(windows, present).audio_embeds[0][present[0]]
+        if self.method == "cosine":
+            patches = model.get_video_features(pictures).last_hidden_state[0, 0]
+            return patch_maps(embeds, patches, model.config.video_grid).mean(dim=0).cpu()
+        # Maps are linear in what is compared with, so the mean of the maps is the map of the mean.
+        query = (embeds.mean(dim=0) - self.silence)[None, None]
+        return occlusion_maps(model, "video", pictures, query)[0, 0].float().cpu()
 
 
-def _box_tensor(boxes: Boxes) -> Tensor:
-    given = torch.as_tensor(boxes, dtype=torch.float64).detach().cpu()
-    if given.numel() == 0:
-        return torch.zeros(0, 4, dtype=torch.float64)
-    if given.ndim != 2 or given.shape[1] != 4:
-        raise ValueError(f"The boxes have shape {tuple(given.shape)}; they must be (boxes, 4) as [x0, y0, x1, y1].")
-    wrong = ((given[:, 2] <= given[:, 0]) | (given[:, 3] <= given[:, 1])).nonzero()
-    if len(wrong):
-        raise ValueError(f"Box {given[int(wrong[0])].tolist()} has no area; boxes are [x0, y0, x1, y1] with x0 < x1.")
-    return given
+def _shortest_edge(video_processor: Any) -> int:
+    size = video_processor.size
+    edge = size.get("shortest_edge") if hasattr(size, "get") else getattr(size, "shortest_edge", None)
+    if edge is None:
+        raise EvaluationError(
+            "The processor does not resize by the shortest side, so boxes and masks cannot follow the picture; use a "
+            "processor from CavMaeSyncProcessor.from_config."
+        )
+    return int(edge)
 
 
-def _maps_and_truths(maps: Tensor, truths: Sequence[Any] | Tensor, name: str) -> Tensor:
-    if maps.ndim != 3 or maps.numel() == 0:
-        raise ValueError(f"The maps have shape {tuple(maps.shape)}; they must be (maps, rows, columns).")
-    if len(truths) != len(maps):
-        raise ValueError(f"There are {len(maps)} maps and {len(truths)} lists of {name}; give one (or []) per map.")
-    values = maps.detach().cpu().double()
-    if not torch.isfinite(values).all():
-        raise ValueError(f"Map {int((~torch.isfinite(values)).flatten(1).any(1).nonzero()[0])} is not finite.")
+@torch.no_grad()
+def _syncworld(
+    model: Any, processor: Any, data: Any, rules: LocalizationProtocol, truth: Any, options: RunOptions
+) -> dict[str, Any]:
+    clips = open_evaluation(data, processor, rules, options)
+    records = find_world(data, clips.ids, truth)
+    if not records:
+        raise EvaluationError(
+            f"{clips.name}: there is no truth about what sounds where; evaluate on a SyncWorld split (`cavmae-sync "
+            "world`), name the split of these shards as `truth` (--truth), or use a protocol of masks."
+        )
+    if clips.missing:
+        clips.check(options.get("strict", False))
+    collector = _Collector(model, processor, rules)
+    for inputs, about in batches(clips, processor, model, options):
+        collector.add([records[place] for place in about["places"]], about["frame_times"], inputs)
+    clips.check(options.get("strict", False))
+    settings = {"alignment": processor.feature_extractor.alignment, "view": model.config.image_size}
+    return make_record(
+        "localization",
+        rules,
+        collector.metrics(),
+        model=model,
+        data=clips.data_record(),
+        counts=clips.counts(),
+        settings=settings,
+        command=options.get("command"),
+    )
+
+
+@torch.no_grad()
+def _masks(model: Any, processor: Any, data: Any, rules: LocalizationProtocol, options: RunOptions) -> dict[str, Any]:
+    unused = [key for key in ("ids", "media", "labels", "split") if options.get(key) is not None]
+    if unused:
+        raise EvaluationError(f"A table of masks has no use for the option `{unused[0]}`; leave it out.")
+    if not isinstance(data, str | os.PathLike) or not Path(data).is_file():
+        raise EvaluationError(f"{data}: the protocol {rules.name} needs a table with image, audio and mask per row.")
+    prompts = read_prompts(data)
+    expected = len(prompts)
+    prompts = prompts[: options.get("limit")]
+    if rules.pooling == "classes" and not all(prompt.label for prompt in prompts):
+        raise MaskError(f"{data}: the protocol {rules.name} needs the column `label` in every row.")
+    # Before anything is embedded: a mask that cannot be read ends the run, and should do so at once.
+    side, edge = model.config.image_size, _shortest_edge(processor.video_processor)
+    masks = [read_mask(prompt.mask, prompt.mask_value) for prompt in prompts]
+    mapper = _Mapper(model, processor, rules.maps)
+    progress = options.get("progress")
+    maps, truths, labels, unusable = [], [], [], []
+    for done, (prompt, mask) in enumerate(zip(prompts, masks, strict=True), start=1):
+        try:
+            maps.append(_prompted_map(mapper, processor, prompt, mask.shape))
+        except (MediaError, FileNotFoundError, UnidentifiedImageError) as error:
+            unusable.append({"id": prompt.name, "reason": " ".join(str(error).split())})
+        else:
+            truths.append(mask_in_view(mask, edge, side))
+            labels.append(prompt.label)
+        if progress is not None:
+            progress(done, len(prompts), f"{len(unusable)} unusable" if unusable else "")
+    if not maps:
+        raise EvaluationError(f"{data}: no row can be used; the first: {unusable[0]['reason']}")
+    if unusable and options.get("strict", False):
+        raise EvaluationError(f"{data}: {len(unusable)} of {expected} rows cannot be used: {unusable[0]['reason']}")
+    pixels = upsample_maps(torch.stack(maps), (side, side))
+    if rules.pooling == "classes":
+        metrics = class_segmentation_metrics(pixels, torch.stack(truths), labels, rules.thresholds)
+    else:
+        metrics = segmentation_metrics(pixels, torch.stack(truths), rules.thresholds)
+    counts = {
+        "clips_seen": len(maps),
+        "clips_expected": expected,
+        "clips_missing": 0,
+        "clips_unusable": len(unusable),
+        "missing": [],
+        "unusable": unusable[:100],
+    }
+    text = json.dumps([_identity(prompt, Path(data).parent) for prompt in prompts])
+    record = {
+        "name": os.fspath(data),
+        "kind": "masks",
+        "fingerprint": hashlib.sha256(text.encode()).hexdigest(),
+    }
+    settings = {"alignment": processor.feature_extractor.alignment, "view": side}
+    return make_record(
+        "localization",
+        rules,
+        metrics,
+        model=model,
+        data=record,
+        counts=counts,
+        settings=settings,
+        command=options.get("command"),
+    )
+
+
+def _identity(prompt: Prompt, folder: Path) -> dict[str, Any]:
+    """What tells a row wherever the table lies: its values, with files relative to it."""
+    values = asdict(prompt)
+    for key in ("image", "audio", "mask"):
+        values[key] = os.path.relpath(values[key], folder)
     return values
 
 
-def _centres(grid: tuple[int, int], view: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Heights of the rows' centres and positions of the columns' centres in pixels."""
-    rows, columns = (
-        (torch.arange(count, dtype=torch.float64) + 0.5) * size / count for count, size in zip(grid, view, strict=True)
-    )
-    return rows, columns
-
-
-def _inside(boxes: Tensor, grid: tuple[int, int], view: tuple[int, int], slack: float = 0.0) -> Tensor:
-    """Which patches have their centre in one of the boxes, or at most `slack` pixels outside; shape of the grid."""
-    rows, columns = _centres(grid, view)
-    x0, y0, x1, y1 = (boxes[:, side, None] for side in range(4))
-    across = torch.maximum(x0 - columns, columns - x1).clamp(min=0)  # (boxes, columns), pixels outside
-    down = torch.maximum(y0 - rows, rows - y1).clamp(min=0)
-    # Half-open: a centre on the right or lower edge is outside.
-    within = (across == 0) & (columns < x1), (down == 0) & (rows < y1)
-    hit = within[1][:, :, None] & within[0][:, None]
-    if slack > 0:
-        hit |= torch.hypot(down[:, :, None], across[:, None]) <= slack
-    return hit.any(dim=0)
-
-
-def peak_positions(maps: Tensor, view: tuple[int, int]) -> Tensor:
-    """Where the maps are highest: centre of that patch as `(x, y)` in pixels, shape `(..., 2)`.
-
-    Args:
-        maps: Shape `(..., rows, columns)`. Among equal patches the first one counts.
-        view: Height and width of the picture in pixels.
-    """
-    best = maps.flatten(-2).argmax(dim=-1).cpu()
-    rows, columns = _centres((maps.shape[-2], maps.shape[-1]), view)
-    return torch.stack([columns[best % maps.shape[-1]], rows[best // maps.shape[-1]]], dim=-1)
-
-
-def pointing_accuracy(
-    maps: Tensor, boxes: Sequence[Boxes], view: tuple[int, int], *, tolerance: float = 0.0
-) -> dict[str, float | int]:
-    """How often the highest patch lies on a sounding object (the pointing game, Zhang et al. 2016).
-
-    Args:
-        maps: Shape `(maps, rows, columns)`.
-        boxes: Boxes of the sounding objects of every map, in pixels of the view.
-        view: Height and width of the model's view in pixels.
-        tolerance: A centre so many pixels outside a box still counts; the pointing game is usually played with 15 on
-            pictures of 224.
-
-    Returns:
-        `accuracy`: share of maps whose highest patch has its centre in a box; of several equally high patches each
-        has its share, so a flat map scores chance. `chance`: the same for a random patch. `maps`: maps with a box.
-
-    Raises:
-        ValueError: If shapes do not fit, a map is not finite, or no map has a box.
-    """
-    values = _maps_and_truths(maps, boxes, "boxes")
-    if tolerance < 0:
-        raise ValueError(f"`tolerance` is {tolerance} pixels; it must not be negative.")
-    hits, chances = [], []
-    for value, given in zip(values, boxes, strict=True):
-        truth = _box_tensor(given)
-        if not len(truth):
-            continue
-        inside = _inside(truth, (value.shape[0], value.shape[1]), view, tolerance)
-        highest = value == value.max()
-        hits.append(float((inside & highest).sum() / highest.sum()))
-        chances.append(float(inside.double().mean()))
-    return _pointing(hits, chances, "box")
-
-
-def _pointing(hits: list[float], chances: list[float], name: str) -> dict[str, float | int]:
-    if not hits:
-        raise ValueError(f"No map has a {name}; there is nothing to point at.")
-    return {"accuracy": sum(hits) / len(hits), "chance": sum(chances) / len(chances), "maps": len(hits)}
-
-
-def time_pointing_accuracy(
-    maps: Tensor, spans: Sequence[Sequence[Sequence[float]]], window_times: Sequence[Sequence[float]] | Tensor
-) -> dict[str, float | int]:
-    """How often the highest column of a spectrogram's map lies in a time at which the object on screen sounds.
-
-    Args:
-        maps: Shape `(maps, mel rows, columns)`; a column's height is its highest row's.
-        spans: For every map the `[start, end]` in seconds of the events to be found.
-        window_times: Start and end of every map's window in seconds, shape `(maps, 2)`.
-
-    Returns:
-        `accuracy`, `chance` and `maps` as `pointing_accuracy`; maps none of whose columns lies in a span do not
-        count.
-
-    Raises:
-        ValueError: If shapes do not fit, a map is not finite, or no column of any map lies in a span.
-    """
-    values = _maps_and_truths(maps, spans, "spans")
-    edges = torch.as_tensor(window_times, dtype=torch.float64).cpu()
-    if tuple(edges.shape) != (len(values), 2):
-        raise ValueError(f"`window_times` has shape {tuple(edges.shape)}; it must be ({len(values)}, 2).")
-    hits, chances = [], []
-    share = (torch.arange(values.shape[2], dtype=torch.float64) + 0.5) / values.shape[2]
-    for value, given, (start, end) in zip(values, spans, edges, strict=True):
-        times = start + share * (end - start)
-        inside = torch.zeros_like(times, dtype=torch.bool)
-        for first, last in given:
-            inside |= (times >= first) & (times < last)
-        if not inside.any():
-            continue
-        columns = value.amax(dim=0)
-        highest = columns == columns.max()
-        hits.append(float((inside & highest).sum() / highest.sum()))
-        chances.append(float(inside.double().mean()))
-    return _pointing(hits, chances, "span in its window")
-
-
-def _above(maps: Tensor, threshold: float) -> Tensor:
-    """Patches above a share of each map's own range; all of a flat map."""
-    low, high = (edge(maps, dim=(-2, -1), keepdim=True) for edge in (torch.amin, torch.amax))
-    return maps >= low + threshold * (high - low)
-
-
-def map_boxes(maps: Tensor, view: tuple[int, int], threshold: float = 0.5) -> Tensor:
-    """The box around the highest patch and what hangs together with it above a threshold.
-
-    Args:
-        maps: Shape `(maps, rows, columns)`.
-        view: Height and width of the picture in pixels.
-        threshold: Share of each map's range between its lowest and highest value.
-
-    Returns:
-        Float64 of shape `(maps, 4)`. Patches that touch at a side or corner hang together.
-    """
-    count, rows, columns = maps.shape
-    values = maps.detach().cpu().double()
-    allowed = _above(values, threshold)
-    region = torch.zeros(count, rows * columns, dtype=torch.bool)
-    region[torch.arange(count), values.flatten(1).argmax(dim=1)] = True
-    region = region.view(count, rows, columns)
-    while True:
-        # Grow by one patch in all directions within what is above the threshold, until nothing changes.
-        grown = nn.functional.max_pool2d(region.float(), 3, stride=1, padding=1).bool() & allowed
-        if torch.equal(grown, region):
-            break
-        region = grown
-    boxes = []
-    for axis, length, size in ((region.any(dim=1), columns, view[1]), (region.any(dim=2), rows, view[0])):
-        first = axis.double().argmax(dim=1)
-        last = length - axis.flip(1).double().argmax(dim=1)
-        boxes += [first.double() * size / length, last.double() * size / length]
-    return torch.stack([boxes[0], boxes[2], boxes[1], boxes[3]], dim=1)
-
-
-def box_iou(boxes: Boxes, others: Boxes) -> Tensor:
-    """Intersection over union of every box with every other box, shape `(boxes, others)`."""
-    left, right = _box_tensor(boxes), _box_tensor(others)
-    low, high = torch.maximum(left[:, None, :2], right[:, :2]), torch.minimum(left[:, None, 2:], right[:, 2:])
-    shared = (high - low).clamp(min=0).prod(dim=-1)
-    areas = [(part[:, 2:] - part[:, :2]).prod(dim=-1) for part in (left, right)]
-    return shared / (areas[0][:, None] + areas[1] - shared)
-
-
-def consensus_iou(maps: Tensor, truths: Tensor, threshold: float = 0.5) -> Tensor:
-    """Consensus intersection over union (cIoU, Senocak et al. 2018) of every map with its truth.
-
-    With A the pixels of a map above the threshold and g the truth's weights: the sum of g over A, divided by the sum
-    of all g plus the number of pixels of A where g is 0. For a truth of 0 and 1 it is the plain intersection over
-    union.
-
-    Args:
-        maps: Shape `(maps, height, width)`.
-        truths: Weights between 0 and 1, same shape; some annotators' agreement, or 1 in the boxes.
-        threshold: Share of each map's range between its lowest and highest value.
-
-    Returns:
-        Float64 of shape `(maps,)`; NaN where the truth is empty.
-
-    Raises:
-        ValueError: If the shapes differ or a weight lies outside 0 to 1.
-    """
-    weights = torch.as_tensor(truths).detach().cpu().double()
-    if maps.shape != weights.shape or maps.ndim != 3:
-        raise ValueError(f"Maps {tuple(maps.shape)} and truths {tuple(weights.shape)} must be (maps, height, width).")
-    if bool(((weights < 0) | (weights > 1)).any()):
-        raise ValueError(f"The truth's weights go from {weights.min():g} to {weights.max():g}; they must be 0 to 1.")
-    chosen = _above(maps.detach().cpu().double(), threshold)
-    total = weights.sum(dim=(1, 2))
-    union = total + (chosen & (weights == 0)).sum(dim=(1, 2))
-    return torch.where(total > 0, (weights * chosen).sum(dim=(1, 2)) / union, torch.nan)
-
-
-def localization_metrics(
-    maps: Tensor,
-    boxes: Sequence[Boxes],
-    view: tuple[int, int],
-    *,
-    tolerance: float = 0.0,
-    threshold: float = 0.5,
-) -> dict[str, float | int]:
-    """All figures of maps against boxes.
-
-    Args:
-        maps: Shape `(maps, rows, columns)`.
-        boxes: Boxes of the sounding objects of every map, in pixels of the view.
-        view: Height and width of the model's view in pixels.
-        tolerance: Pixels outside a box at which pointing still counts.
-        threshold: Share of each map's range above which a pixel belongs to the object.
-
-    Returns:
-        `pointing_accuracy` and `pointing_chance`; `box_iou`, the mean IoU of the map's box with its best box, and
-        `box_accuracy`, the share at 0.5 and above; `ciou_success`, the share of stretched maps whose cIoU with the
-        boxes is at least 0.5, and `ciou_auc`, that share averaged over 21 limits from 0 to 1; `maps`.
-
-    Raises:
-        ValueError: As `pointing_accuracy`.
-    """
-    pointing = pointing_accuracy(maps, boxes, view, tolerance=tolerance)
-    truths = [_box_tensor(given) for given in boxes]
-    used = [index for index, truth in enumerate(truths) if len(truth)]
-    found = map_boxes(maps[used], view, threshold)
-    overlaps = torch.stack([box_iou(box[None], truths[k]).max() for box, k in zip(found, used, strict=True)])
-    areas = [
-        # In parts, because stretched maps are a few hundred times as large as the maps.
-        consensus_iou(
-            upsample_maps(maps[part], view), torch.stack([_inside(truths[k], view, view) for k in part]), threshold
+def _prompted_map(mapper: _Mapper, processor: Any, prompt: Prompt, mask_size: tuple[int, ...]) -> Tensor:
+    """Mean over the sound's windows of the maps on the picture, `(rows, columns)` on the CPU."""
+    picture = _picture(prompt)
+    if tuple(picture.shape[-2:]) != mask_size:
+        raise MaskError(
+            f"{prompt.mask}: is {mask_size[1]} x {mask_size[0]} pixels, its picture {prompt.image} "
+            f"{picture.shape[-1]} x {picture.shape[-2]}; a mask has the size of its picture."
         )
-        for part in (used[start : start + 256] for start in range(0, len(used), 256))
-    ]
-    consensus = torch.cat(areas)
-    limits = torch.linspace(0, 1, 21, dtype=torch.float64)
-    success = (consensus[:, None] >= limits).double().mean(dim=0)
-    return {
-        "pointing_accuracy": pointing["accuracy"],
-        "pointing_chance": pointing["chance"],
-        "box_iou": float(overlaps.mean()),
-        "box_accuracy": float((overlaps >= 0.5).double().mean()),
-        "ciou_success": float((consensus >= 0.5).double().mean()),
-        "ciou_auc": float(torch.trapezoid(success, limits)),
-        "maps": len(used),
-    }
+    pixels = processor.video_processor(picture, do_sample_frames=False, input_data_format="channels_first",
+                                       return_tensors="pt")["pixel_values_videos"]  # fmt: skip
+    extractor = processor.feature_extractor
+    sound = decode_media(
+        prompt.audio, sampling_rate=extractor.sampling_rate, channel=extractor.channel, want_video=False
+    )
+    windows = extractor(sound.waveform, sampling_rate=sound.sampling_rate, return_tensors="pt")
+    model = mapper.model
+    values = windows["input_values"].to(model.device, model.dtype)
+    return mapper.prompted(values, windows["padding_mask"].to(model.device), pixels.to(model.device, model.dtype))
 
 
-def segmentation_metrics(maps: Tensor, masks: Tensor, thresholds: int = 20) -> dict[str, float | int]:
-    """Sound-prompted segmentation: maps against masks of the prompted object.
-
-    Args:
-        maps: Similarity at every pixel of the mask (see `upsample_maps`), shape `(maps, height, width)`. Compared with
-            one threshold over all of them, so they must share a scale, as cosines do.
-        masks: True where the object is, same shape.
-        thresholds: Thresholds tried, evenly between the lowest and the highest value of all maps.
-
-    Returns:
-        `mean_average_precision` over the maps' pixels, one value per map; `mean_iou`, the mean IoU at the one
-        threshold that is best for all maps together, `threshold`; and `maps`, those with a mask that is not empty.
-
-    Raises:
-        ValueError: If shapes differ, a map is not finite, or all masks are empty.
-    """
-    values = _maps_and_truths(maps, masks, "masks")
-    truth = torch.as_tensor(masks).detach().cpu().bool()
-    if truth.shape != values.shape:
-        raise ValueError(f"Maps {tuple(values.shape)} and masks {tuple(truth.shape)} must have the same shape.")
-    used = truth.flatten(1).any(dim=1)
-    if not used.any():
-        raise ValueError("All masks are empty; there is nothing to segment.")
-    values, truth = values[used], truth[used]
-    precisions = [
-        average_precision(mask.flatten(), value.flatten()) for value, mask in zip(values, truth, strict=True)
-    ]
-    best, level = -math.inf, 0.0
-    for candidate in torch.linspace(
-        float(values.min()), float(values.max()), thresholds, dtype=torch.float64
-    ).tolist():
-        chosen = values >= candidate
-        union = (chosen | truth).sum(dim=(1, 2))
-        mean = float(((chosen & truth).sum(dim=(1, 2)) / union).mean())
-        if mean > best:
-            best, level = mean, candidate
-    return {
-        "mean_average_precision": sum(precisions) / len(precisions),
-        "mean_iou": best,
-        "threshold": level,
-        "maps": len(precisions),
-    }
+def _picture(prompt: Prompt) -> Tensor:
+    """The picture as `(1, 3, height, width)` uint8."""
+    if Path(prompt.image).suffix.lower() in MEDIA_SUFFIXES:
+        times = None if prompt.time is None else [prompt.time]
+        media = decode_media(prompt.image, num_frames=1, frame_times=times, want_audio=False)
+        assert media.frames is not None  # want_video makes its absence an error
+        return media.frames
+    with Image.open(prompt.image) as image:
+        return tvF.pil_to_tensor(image.convert("RGB"))[None]

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
-from .similarity import STRATEGIES
+from ..metrics.similarity import STRATEGIES
 
 __all__ = [
     "CLASSIFICATION_PROTOCOLS",

@@ -68,7 +68,7 @@ class ExportedModel:
     def processor(self) -> Any:
         """The processor that makes the inputs."""
         if self._processor is None:
-            from ..processing_cavmae_sync import CavMaeSyncProcessor
+            from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 
             self._processor = CavMaeSyncProcessor.from_pretrained(self.folder)
         return self._processor

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..media_cavmae_sync import probe_media
-from ..pipeline_inputs_cavmae_sync import ClipInput, check_modality, prepare_clip, read_clip
-from ..pipelines_cavmae_sync import activation_for, apply_activation, check_classifier, check_top_k, top_labels
-from ..video_processing_cavmae_sync import is_media_source
+from ..model.media_cavmae_sync import probe_media
+from ..model.pipeline_inputs_cavmae_sync import ClipInput, check_modality, prepare_clip, read_clip
+from ..model.pipelines_cavmae_sync import activation_for, apply_activation, check_classifier, check_top_k, top_labels
+from ..model.video_processing_cavmae_sync import is_media_source
 
 __all__ = ["ClipLabels", "classify", "iter_classify"]
 

@@ -19,8 +19,8 @@ from ..data.samples import BadClip, is_cut
 from ..data.sources import ClipList, ClipRecord, printable, read_source
 from ..data.tables import LIST_SUFFIXES
 from ..evaluation.results import software_versions
-from ..feature_extraction_cavmae_sync import FRAMES_PER_SECOND
-from ..media_cavmae_sync import probe_media
+from ..model.feature_extraction_cavmae_sync import FRAMES_PER_SECOND
+from ..model.media_cavmae_sync import probe_media
 from .feature_folder import ExtractionError, FeatureFolder, check_folder, nothing_came
 from .features import choose_features, model_fingerprint
 from .scramble import ScrambledSound

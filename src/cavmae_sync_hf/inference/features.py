@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..modeling_cavmae_sync import both_present, select_distinct
+from ..model.modeling_cavmae_sync import both_present, select_distinct
 
 __all__ = ["Feature", "FeatureError", "MomentFeatures", "choose_features", "encode_moments", "model_fingerprint"]
 

@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 import torch
 
-from ..classification_cavmae_sync import CavMaeSyncForAudioVisualClassification
-from ..configuration_cavmae_sync import CavMaeSyncConfig
 from ..hub import register_auto_classes
-from ..modeling_cavmae_sync import CavMaeSyncModel
-from ..pretraining_cavmae_sync import CavMaeSyncForPreTraining
+from ..model.classification_cavmae_sync import CavMaeSyncForAudioVisualClassification
+from ..model.configuration_cavmae_sync import CavMaeSyncConfig
+from ..model.modeling_cavmae_sync import CavMaeSyncModel
+from ..model.pretraining_cavmae_sync import CavMaeSyncForPreTraining
 
 __all__ = ["ModelLoadError", "example_model", "load_model"]
 

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..evaluation.localization import map_boxes, patch_maps
-from ..feature_extraction_cavmae_sync import FRAMES_PER_SECOND, SILENCE
-from ..media_cavmae_sync import decode_media
+from ..metrics.localization import map_boxes, patch_maps
+from ..model.feature_extraction_cavmae_sync import FRAMES_PER_SECOND, SILENCE
+from ..model.media_cavmae_sync import decode_media
 from .features import model_fingerprint
 from .occlusion import default_block, occlusion_maps
 from .sync import Progress, check_towers, evaluating, source_name, track_seconds

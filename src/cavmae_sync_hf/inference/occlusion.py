@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..modeling_cavmae_sync import select_distinct
+from ..model.modeling_cavmae_sync import select_distinct
 
 __all__ = ["default_block", "occlusion_maps"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..media_cavmae_sync import decode_media
+from ..model.media_cavmae_sync import decode_media
 from .localize import LocalizationError, LocalizationResult
 from .picture_files import save_image
 

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..media_cavmae_sync import probe_media, resample
-from ..media_source_cavmae_sync import require_av
-from ..media_stream_cavmae_sync import MediaChunk, iter_media, iter_waveform, with_sound_of
-from ..video_processing_cavmae_sync import is_media_source
-from ..waveforms_cavmae_sync import as_float_waveform, samples_and_rate
+from ..model.media_cavmae_sync import probe_media, resample
+from ..model.media_source_cavmae_sync import require_av
+from ..model.media_stream_cavmae_sync import MediaChunk, iter_media, iter_waveform, with_sound_of
+from ..model.video_processing_cavmae_sync import is_media_source
+from ..model.waveforms_cavmae_sync import as_float_waveform, samples_and_rate
 from .localize import LocalizationError, LocalizationResult
 from .overlay import blend
 from .picture_files import whole_file

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 
 from ..data.sources import printable
-from ..evaluation.synchrony import sync_detection
-from ..feature_extraction_cavmae_sync import FRAMES_PER_SECOND
-from ..media_cavmae_sync import probe_media
-from ..media_source_cavmae_sync import describe_source
+from ..metrics.synchrony import sync_detection
+from ..model.feature_extraction_cavmae_sync import FRAMES_PER_SECOND
+from ..model.media_cavmae_sync import probe_media
+from ..model.media_source_cavmae_sync import describe_source
 from .features import choose_features, encode_moments, model_fingerprint
 from .sync_result import (
     DEFAULT_MAX_OFFSET,

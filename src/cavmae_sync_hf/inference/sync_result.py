@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..evaluation.synchrony import QUANTILES, alignment_test
-from ..feature_extraction_cavmae_sync import FRAMES_PER_SECOND
+from ..metrics.synchrony import QUANTILES, alignment_test
+from ..model.feature_extraction_cavmae_sync import FRAMES_PER_SECOND
 from .sync_band import Band, Outline, band_contrast, shift_test
 from .sync_offset import find_offset
 

@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from torch import Tensor
 
-from ..feature_extraction_cavmae_sync import FRAMES_PER_SECOND
+from ..model.feature_extraction_cavmae_sync import FRAMES_PER_SECOND
 from .features import Feature, MomentFeatures, encode_moments
 
 __all__ = ["DEFAULT_HOP", "Film", "FilmError", "Plan", "SoundSupply", "WindowGrid", "WindowRow", "iter_windows"]

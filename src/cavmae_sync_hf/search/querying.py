@@ -13,10 +13,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from ..feature_extraction_cavmae_sync import FRAMES_PER_SECOND
 from ..inference.features import choose_features, encode_moments
-from ..media_cavmae_sync import probe_media
-from ..media_source_cavmae_sync import describe_source
+from ..model.feature_extraction_cavmae_sync import FRAMES_PER_SECOND
+from ..model.media_cavmae_sync import probe_media
+from ..model.media_source_cavmae_sync import describe_source
 from .loudness import SILENCE_DB, window_loudness
 
 __all__ = ["MAX_QUERY_WINDOWS", "Query", "QueryError", "Side", "embed_query"]

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..feature_extraction_cavmae_sync import FRAMES_PER_SECOND
+from ..model.feature_extraction_cavmae_sync import FRAMES_PER_SECOND
 
 __all__ = ["FORMAT", "IndexSettings", "SearchIndexError", "weights_fingerprint"]
 

@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..distributed_cavmae_sync import gather_sizes
-from ..pretraining_cavmae_sync import CavMaeSyncForPreTraining, CavMaeSyncForPreTrainingOutput
+from ..model.distributed_cavmae_sync import gather_sizes
+from ..model.pretraining_cavmae_sync import CavMaeSyncForPreTraining, CavMaeSyncForPreTrainingOutput
 
 __all__ = ["cached_contrastive_step"]
 

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback
 
-from ..distributed_cavmae_sync import world_size
+from ..model.distributed_cavmae_sync import world_size
 
 __all__ = ["SaveOnSignal"]
 

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..classification_cavmae_sync import CavMaeSyncForAudioVisualClassification
-from ..configuration_cavmae_sync import CavMaeSyncConfig
 from ..convert.conversion import convert_file
 from ..convert.settings import Family
 from ..data.tables import read_vocabulary
-from ..modeling_cavmae_sync import CavMaeSyncModel
-from ..processing_cavmae_sync import CavMaeSyncProcessor
+from ..model.classification_cavmae_sync import CavMaeSyncForAudioVisualClassification
+from ..model.configuration_cavmae_sync import CavMaeSyncConfig
+from ..model.modeling_cavmae_sync import CavMaeSyncModel
+from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from .arguments import RecipeError
 from .classification_arguments import ClassificationModelArguments
 from .freezing import freeze_encoder, freeze_idle

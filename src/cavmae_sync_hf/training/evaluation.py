@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from ..distributed_cavmae_sync import world_size
 from ..evaluation import retrieval_metrics, shift_discrimination, temporal_pair_discrimination
-from ..evaluation.localization import patch_maps, pointing_accuracy
+from ..metrics.localization import patch_maps, pointing_accuracy
+from ..model.distributed_cavmae_sync import world_size
 from .sets import EvaluationSet
 
 __all__ = ["Embeddings", "embed_clips", "evaluate_alignment", "map_clips"]

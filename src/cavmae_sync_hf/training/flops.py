@@ -5,7 +5,7 @@ import time
 
 import torch
 
-from ..configuration_cavmae_sync import CavMaeSyncConfig
+from ..model.configuration_cavmae_sync import CavMaeSyncConfig
 
 __all__ = ["classification_flops", "measure_peak", "pretraining_flops", "pretraining_flops_by_part"]
 

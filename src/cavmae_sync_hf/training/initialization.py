@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..configuration_cavmae_sync import CavMaeSyncConfig
 from ..convert.conversion import convert_file
 from ..convert.settings import Family
-from ..pretraining_cavmae_sync import CavMaeSyncForPreTraining
-from ..processing_cavmae_sync import CavMaeSyncProcessor
+from ..model.configuration_cavmae_sync import CavMaeSyncConfig
+from ..model.pretraining_cavmae_sync import CavMaeSyncForPreTraining
+from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from .arguments import ModelArguments
 
 __all__ = ["build_for_pretraining", "freeze_unused"]

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..evaluation.classification import accuracy, classification_metrics, mean_average_precision
+from ..metrics.classification import accuracy, classification_metrics, mean_average_precision
 
 __all__ = ["LinearProbe", "chance_figures", "fit_probe", "multi_hot", "shuffled"]
 

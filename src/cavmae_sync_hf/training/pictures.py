@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..evaluation.retrieval import clip_similarity
+from ..metrics.retrieval import clip_similarity
 from .evaluation import Embeddings
 
 __all__ = ["draw_reconstructions", "draw_similarities"]

@@ -18,7 +18,7 @@ from ..data.samples import write_whole
 from ..evaluation.results import checkpoint_record, software_versions
 from ..inference.features import choose_features
 from ..inference.loading import load_model
-from ..modeling_cavmae_sync import CavMaeSyncModel
+from ..model.modeling_cavmae_sync import CavMaeSyncModel
 from .arguments import RecipeError
 from .arguments import _help as help_text
 from .arguments import _mapping as as_mapping

@@ -18,8 +18,8 @@ from ..data.clips import Clip, Clips, FrameChooser
 from ..data.dataset import CavMaeSyncDataset, Frames
 from ..data.prepare import prepare
 from ..data.streaming import CavMaeSyncStreamingDataset
-from ..data.world import clip_frame_times, make_world, read_truth
-from ..evaluation.localization import boxes_in_view
+from ..metrics.localization import boxes_in_view
+from ..syncworld import clip_frame_times, make_world, read_truth
 from .arguments import DataArguments, RecipeError
 
 __all__ = ["EvaluationSet", "InMemoryDataset", "augmentation_options", "build_sets", "make_syncworld"]

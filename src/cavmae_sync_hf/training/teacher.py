@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..layers_cavmae_sync import LayerRecord
-from ..modeling_cavmae_sync import CavMaeSyncModel
+from ..model.layers_cavmae_sync import LayerRecord
+from ..model.modeling_cavmae_sync import CavMaeSyncModel
 
 __all__ = ["TEACHER_FILE", "MomentumTeacher"]
 

@@ -15,8 +15,8 @@ from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
 from ..data.augmentation import make_generator
 from ..data.collator import CavMaeSyncCollator
+from ..model.pretraining_cavmae_sync import CavMaeSyncForPreTraining
 from ..model_card import CardDetails
-from ..pretraining_cavmae_sync import CavMaeSyncForPreTraining
 from .arguments import PretrainingArguments
 from .base import CavMaeSyncBaseTrainer
 from .cached_contrast import cached_contrastive_step

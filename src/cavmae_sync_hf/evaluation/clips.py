@@ -1,0 +1,412 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""Which clips is an evaluation about, which of them are there, and how do they reach the model?"""
+
+import copy
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypedDict
+
+import fsspec
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..data.collator import CavMaeSyncCollator
+from ..data.dataset import CavMaeSyncDataset, InputMaker
+from ..data.shards import INDEX_NAME, ShardError
+from ..data.sources import read_source
+from ..data.tables import LIST_SUFFIXES, ListError, read_list
+from ..syncworld import read_truth
+from ..syncworld.build import OPTIONS_NAME as WORLD_OPTIONS
+from .protocols import Protocol, ProtocolError
+
+__all__ = [
+    "EvaluationClips",
+    "EvaluationError",
+    "Progress",
+    "RunOptions",
+    "batches",
+    "find_world",
+    "fit_processor",
+    "open_evaluation",
+    "read_ids",
+    "stack_clips",
+]
+
+# Of missing and unusable clips so many are named in a results file.
+_NAMED = 100
+
+Progress = Callable[..., None]
+
+
+class EvaluationError(ValueError):
+    """An evaluation cannot be made; the message names what is missing and the remedy."""
+
+
+class RunOptions(TypedDict, total=False):
+    """What every evaluation takes beside the model, the data and the protocol.
+
+    Attributes:
+        ids: The clips to evaluate on, as a list of ids or a file of them (text lines, CSV, JSON as published).
+        media: Folder of the files that a list names.
+        labels: Label names in order, or a file of them.
+        split: Split of a list or data set.
+        limit: Take so many clips at most, for a try; the result then is not complete.
+        strict: Refuse to give figures where a clip is missing or unusable.
+        batch_size: Clips per batch.
+        num_workers: Processes that load.
+        progress: Called with clips done, their number and a remark.
+        command: The command line, for the record.
+    """
+
+    ids: str | os.PathLike[str] | Sequence[str] | None
+    media: str | os.PathLike[str] | None
+    labels: str | os.PathLike[str] | Sequence[str] | None
+    split: str | None
+    limit: int | None
+    strict: bool
+    batch_size: int
+    num_workers: int
+    progress: Progress | None
+    command: str | None
+
+
+@dataclass
+class EvaluationClips:
+    """The clips of an evaluation.
+
+    Attributes:
+        dataset: Gives every clip of the data.
+        numbers: Which of them are evaluated, in order.
+        ids: Their names.
+        expected: How many clips there should be.
+        missing: Ids of the list that the data lacks.
+        name: What the data was called.
+        kind: `"shards"`, `"syncworld"` or `"videos"`.
+        label_names: Names of the data's label numbers, where they have names.
+        unusable: Id and reason of clips that cannot be used; filled while they are read.
+    """
+
+    dataset: CavMaeSyncDataset
+    numbers: list[int]
+    ids: list[str]
+    expected: int
+    missing: list[str]
+    name: str
+    kind: str
+    label_names: list[str] | None
+    unusable: list[dict[str, str]] = field(default_factory=list)
+
+    def data_record(self) -> dict[str, Any]:
+        """What a results file says about the data."""
+        digest = hashlib.sha256(self.dataset.source.fingerprint.encode())
+        digest.update(json.dumps(self.ids).encode())
+        return {"name": self.name, "kind": self.kind, "fingerprint": digest.hexdigest()}
+
+    def counts(self) -> dict[str, Any]:
+        """How many clips were seen of how many, and which were not."""
+        return {
+            "clips_seen": len(self.ids) - len(self.unusable),
+            "clips_expected": self.expected,
+            "clips_missing": len(self.missing),
+            "clips_unusable": len(self.unusable),
+            "missing": self.missing[:_NAMED],
+            "unusable": self.unusable[:_NAMED],
+        }
+
+    def check(self, strict: bool) -> None:
+        """Refuse what is incomplete, or empty.
+
+        Raises:
+            EvaluationError: `strict` and a clip is missing or unusable, or none is left.
+        """
+        if len(self.unusable) == len(self.ids):
+            first = self.unusable[0]
+            raise EvaluationError(
+                f"{self.name}: none of the {len(self.ids)} clips can be used; the first, {first['id']!r}: "
+                f"{first['reason']}"
+            )
+        absent = len(self.missing) + len(self.unusable)
+        if strict and absent:
+            named = [*self.missing, *(row["id"] for row in self.unusable)][:3]
+            raise EvaluationError(
+                f"{self.name}: {absent} of {self.expected} clips are missing or unusable ({', '.join(named)}"
+                f"{', ...' if absent > len(named) else ''}); get them, or evaluate without `strict`, which states how "
+                "many were seen."
+            )
+
+
+class _MiddleFrame(InputMaker):
+    """One frame per clip: the first of the second half."""
+
+    def choose(self, clip_id: str, count: int, epoch: int, draw: int = 0) -> list[int]:
+        return [count // 2]
+
+
+def fit_processor(processor: Any, protocol: Protocol) -> Any:
+    """The processor with a protocol's alignment and number of frames; the given one stays as it is."""
+    fitted = copy.copy(processor)
+    fitted.feature_extractor = copy.copy(processor.feature_extractor)
+    fitted.video_processor = copy.copy(processor.video_processor)
+    for part in (fitted.feature_extractor, fitted.video_processor):
+        if protocol.alignment is not None:
+            part.alignment = protocol.alignment
+        if protocol.num_frames is not None:
+            part.num_frames = protocol.num_frames
+    return fitted
+
+
+def open_evaluation(
+    data: Any, processor: Any, protocol: Protocol, options: RunOptions, *, middle: bool = False
+) -> EvaluationClips:
+    """Find the clips of an evaluation.
+
+    Args:
+        data: A folder of shards, a folder or list of videos, a SyncWorld split, or what else `read_source` lists.
+        processor: Fitted to the protocol.
+        protocol: Says whether a list of ids is needed.
+        options: See `RunOptions`.
+        middle: Take one frame of each clip.
+
+    Raises:
+        EvaluationError: There is nothing to evaluate on, or no id of the list is there.
+        ProtocolError: The protocol needs a list of ids and none is given.
+    """
+    ids, limit = options.get("ids"), options.get("limit")
+    if ids is None and getattr(protocol, "needs_ids", False):
+        raise ProtocolError(
+            f"The protocol {protocol.name} is defined on a list of clips; give the list as `ids` (--ids FILE)."
+        )
+    if limit is not None and limit < 1:
+        raise EvaluationError(f"`limit` is {limit}; it must be at least 1.")
+    given: dict[str, Any] = {
+        key: options.get(key) for key in ("media", "labels", "split") if options.get(key) is not None
+    }
+    is_path = isinstance(data, str | os.PathLike)
+    is_shards = is_path and _exists(os.fspath(data), INDEX_NAME)
+    if is_shards and given:
+        raise EvaluationError(f"{data}: shards have no use for the option `{next(iter(given))}`; leave it out.")
+    source = data if is_shards or not given else read_source(data, **given)
+    dataset = CavMaeSyncDataset(source, processor, frames="all")
+    if middle:
+        dataset.maker = _MiddleFrame(processor)
+    kind = "shards" if is_shards else "syncworld" if is_path and _exists(os.fspath(data), WORLD_OPTIONS) else "videos"
+    there = list(dataset.clip_ids())
+    if not there:
+        raise EvaluationError(f"{data}: holds no clips; prepare or make some first.")
+    numbers, names, missing = _pick(there, ids, str(data))
+    expected = len(numbers) + len(missing)
+    if limit is not None:
+        numbers, names = numbers[:limit], names[:limit]
+    name = os.fspath(data) if is_path else type(data).__name__
+    return EvaluationClips(dataset, numbers, names, expected, missing, name, kind, dataset.source.label_names)
+
+
+def _exists(folder: str, name: str) -> bool:
+    system, root = fsspec.url_to_fs(folder)
+    return bool(system.exists(f"{root.rstrip('/')}/{name}"))
+
+
+def _pick(
+    there: Sequence[str], ids: str | os.PathLike[str] | Sequence[str] | None, data: str
+) -> tuple[list[int], list[str], list[str]]:
+    """Numbers and names of the clips of a list, in its order, and the ids that are not there."""
+    if ids is None:
+        return list(range(len(there))), list(there), []
+    wanted = read_ids(ids) if isinstance(ids, str | os.PathLike) else [(str(name),) for name in ids]
+    places: dict[str, int] = {}
+    for number, name in reversed(list(enumerate(there))):
+        # A list names the clip, the data may have it in a folder.
+        places[name.rpartition("/")[2]] = number
+    places |= {name: number for number, name in enumerate(there)}
+    numbers: dict[int, None] = {}
+    missing: dict[str, None] = {}
+    for names in wanted:
+        found = next((places[name] for name in names if name in places), None)
+        if found is None:
+            missing[names[0]] = None
+        else:
+            numbers[found] = None
+    if not numbers:
+        raise EvaluationError(
+            f"None of the {len(wanted)} ids of the list is in {data}: the list has {wanted[0][0]!r}, for example, the "
+            f"data {there[0]!r}; the ids must be the clips' names."
+        )
+    return list(numbers), [there[number] for number in numbers], list(missing)
+
+
+def read_ids(path: str | os.PathLike[str]) -> list[tuple[str, ...]]:
+    """Read a list of clips: per row the names that the clip may have, the likeliest first.
+
+    Args:
+        path: Text with one id a line, or a list as `cavmae-sync prepare` reads it: CSV (AudioSet's and VGGSound's own
+            too), JSON (the published evaluation lists too), JSON lines, Parquet.
+
+    Raises:
+        EvaluationError: The file cannot be read or is empty.
+    """
+    address = os.fspath(path)
+    try:
+        if not address.lower().endswith(LIST_SUFFIXES):
+            with fsspec.open(address, "r", encoding="utf-8-sig") as file:
+                lines = [line.strip() for line in file]
+            names: list[tuple[str, ...]] = [(line,) for line in lines if line and not line.startswith("#")]
+        else:
+            system, root = fsspec.url_to_fs(address)
+            names = [_names(entry) for entry in read_list(system, root)]
+    except FileNotFoundError as error:
+        raise EvaluationError(f"{address}: no such file; name the list of ids.") from error
+    except (OSError, UnicodeDecodeError, ListError) as error:
+        raise EvaluationError(f"{address}: the ids cannot be read ({error}).") from error
+    if not names:
+        raise EvaluationError(f"{address}: holds no ids.")
+    return names
+
+
+def _names(entry: Any) -> tuple[str, ...]:
+    """What a clip of a list may be called: by its segment's start as the benchmarks do, by id, or by its file."""
+    names = []
+    if entry.id is not None:
+        if entry.start is not None:
+            names.append(f"{entry.id}_{int(entry.start):06d}")
+        # Some downloaders put a Y before ids, which may begin with a dash.
+        names += [entry.id, f"Y{entry.id}"]
+    if entry.path is not None:
+        names += [os.path.splitext(entry.path)[0], Path(entry.path).stem]
+    return tuple(dict.fromkeys(names))
+
+
+def find_world(data: Any, ids: Sequence[str], truth: str | os.PathLike[str] | None = None) -> list[dict[str, Any]]:
+    """What a SyncWorld knows about clips: their truth records, in the order of `ids`.
+
+    Args:
+        data: The data; a SyncWorld split, or shards of one that lie in its world (`WORLD/ANY/SPLIT`).
+        ids: The clips.
+        truth: The SyncWorld split, where it lies elsewhere.
+
+    Returns:
+        No records where there is no SyncWorld.
+
+    Raises:
+        EvaluationError: A SyncWorld is there, but does not know a clip.
+    """
+    if truth is not None:
+        candidates = [Path(truth)]
+    elif isinstance(data, str | os.PathLike):
+        path = Path(data)
+        candidates = [path, path.parent.parent / path.name]
+    else:
+        candidates = []
+    folder = next((path for path in candidates if (path / WORLD_OPTIONS).is_file()), None)
+    if folder is None:
+        if truth is not None:
+            raise EvaluationError(
+                f"{truth} is no SyncWorld split (no {WORLD_OPTIONS}); `cavmae-sync world` makes one."
+            )
+        return []
+    records = {str(record["clip_id"]): record for record in read_truth(folder)}
+    unknown = [name for name in ids if name not in records]
+    if unknown:
+        raise EvaluationError(
+            f"{folder}: has no truth for the clip {unknown[0]!r} ({len(unknown)} of {len(ids)} are unknown); evaluate "
+            "on clips of this world."
+        )
+    return [records[name] for name in ids]
+
+
+class _Samples(Dataset):
+    """The samples of an evaluation; one that cannot be read is a reason instead."""
+
+    def __init__(self, clips: EvaluationClips, needs: Sequence[str]) -> None:
+        self.dataset, self.numbers, self.ids, self.needs = clips.dataset, clips.numbers, clips.ids, needs
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        try:
+            sample = self.dataset[self.numbers[place]]
+        except ShardError:
+            raise  # the set is damaged, not the clip
+        except (ValueError, FileNotFoundError) as error:
+            return {"place": place, "reason": " ".join(str(error).split())}
+        for need, mask in (("audio", "padding_mask"), ("video", "padding_mask_videos")):
+            if need in self.needs and not bool(sample[mask].any()):
+                return {"place": place, "reason": f"{self.ids[place]}: has no {need}."}
+        return sample | {"place": place}
+
+
+class _Collate:
+    """Makes batches of what can be used, beside what cannot; a class, so that it reaches any kind of worker."""
+
+    def __init__(self, collator: CavMaeSyncCollator) -> None:
+        self.collator = collator
+
+    def __call__(self, samples: list[dict[str, Any]]) -> tuple[dict[str, Any] | None, list[int], dict[int, str]]:
+        usable = [sample for sample in samples if "reason" not in sample]
+        reasons = {sample["place"]: sample["reason"] for sample in samples if "reason" in sample}
+        if not usable:
+            return None, [], reasons
+        batch = self.collator(usable)
+        batch["labels"] = [sample["labels"] for sample in usable]
+        return batch, [sample["place"] for sample in usable], reasons
+
+
+def batches(
+    clips: EvaluationClips, processor: Any, model: Any, options: RunOptions, needs: Sequence[str] = ("audio", "video")
+) -> Iterator[tuple[dict[str, Tensor], dict[str, Any]]]:
+    """Read the clips and give the model's inputs, batch by batch; what cannot be used goes to `clips.unusable`.
+
+    Args:
+        clips: From `open_evaluation`.
+        processor: Fitted to the protocol.
+        model: Tells device and precision.
+        options: See `RunOptions`.
+        needs: What a clip must have: `"audio"`, `"video"`.
+
+    Yields:
+        Inputs of the model, and what it does not take: `places` (of the clips in `clips.ids`), `labels` (per clip),
+        `frame_times` and `clip_ids`.
+    """
+    size = options.get("batch_size", 8)
+    if size < 1:
+        raise EvaluationError(f"`batch_size` is {size}; it must be at least 1.")
+    loader = DataLoader(
+        _Samples(clips, needs),
+        batch_size=size,
+        collate_fn=_Collate(CavMaeSyncCollator(processor)),
+        num_workers=options.get("num_workers", 0),
+    )
+    progress = options.get("progress")
+    done = 0
+    for batch, places, reasons in loader:
+        clips.unusable += [{"id": clips.ids[place], "reason": reason} for place, reason in sorted(reasons.items())]
+        if batch is not None:
+            about = {key: batch.pop(key) for key in ("labels", "frame_times", "clip_ids")} | {"places": places}
+            yield {key: _to_model(value, model) for key, value in batch.items()}, about
+        done += len(places) + len(reasons)
+        if progress is not None:
+            progress(done, len(clips.ids), f"{len(clips.unusable)} unusable" if clips.unusable else "")
+
+
+def _to_model(value: Tensor, model: Any) -> Tensor:
+    """On the model's device, in its precision."""
+    if value.is_floating_point():
+        return value.to(model.device, model.dtype, non_blocking=True)
+    return value.to(model.device, non_blocking=True)
+
+
+def stack_clips(parts: Sequence[Tensor], fill: float | bool = 0) -> Tensor:
+    """Join batches `(clips, frames, ...)` whose clips may have different numbers of frames."""
+    longest = max(part.shape[1] for part in parts)
+    wide = [
+        part
+        if part.shape[1] == longest
+        else torch.cat([part, part.new_full((part.shape[0], longest - part.shape[1], *part.shape[2:]), fill)], dim=1)
+        for part in parts
+    ]
+    return torch.cat(wide)

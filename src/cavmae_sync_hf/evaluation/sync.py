@@ -1,0 +1,211 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""How well does a model tell sound that belongs to its pictures in time from sound that does not?"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Unpack
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..metrics.synchrony import (
+    alignment_test,
+    shift_discrimination,
+    sync_detection,
+    sync_scores,
+    temporal_pair_discrimination,
+)
+from .clips import EvaluationClips, EvaluationError, RunOptions, find_world, fit_processor, open_evaluation
+from .protocols import SYNC_PROTOCOLS, ProtocolError, SyncProtocol, find_protocol, modify
+from .results import make_record
+from .retrieval import ClipEmbeddings, embed_clips
+
+__all__ = ["SCORES", "clip_scores", "evaluate_sync"]
+
+SCORES = ("mean", "minimum", "p10", "median", "z_score")
+# Clips whose moments are this much closer or further apart than in most cannot be shifted by the same seconds.
+_STEP_TOLERANCE = 0.05
+
+
+def evaluate_sync(
+    model: Any,
+    processor: Any,
+    data: Any,
+    protocol: str | SyncProtocol = "shifted",
+    *,
+    min_shift: float | None = None,
+    score: str | None = None,
+    positive: str | int | None = None,
+    **options: Unpack[RunOptions],
+) -> dict[str, Any]:
+    """Synchrony on a set of clips, under a protocol.
+
+    Args:
+        model: A `CavMaeSyncModel` with both towers, in evaluation mode.
+        processor: Its processor.
+        data: A folder of shards, a folder or list of videos, a SyncWorld split, or what else `read_source` lists. In a
+            SyncWorld of temporal pairs the right partner is asked for, too.
+        protocol: One of `SYNC_PROTOCOLS`, by name, or one of your own.
+        min_shift: Another smallest shift, seconds (`"shifted"`).
+        score: Another of `SCORES` to be the `auc` (`"labelled"`).
+        positive: The label, name or number, of clips in sync (`"labelled"`; all others are out of sync).
+        options: See `RunOptions`.
+
+    Returns:
+        A results record, see `make_record`. `"shifted"`: the figures of `shift_discrimination`, `pair_*` of temporal
+        pairs, and mean similarity of the same and of other moments. `"labelled"`: `auc` and `equal_error_rate` of the
+        protocol's score and, with its name before them, of each.
+
+    Raises:
+        ValueError: The protocol, the labels or the data cannot be used; the message says why.
+    """
+    rules = modify(find_protocol(protocol, SYNC_PROTOCOLS), min_shift=min_shift, score=score)
+    if rules.score not in SCORES:
+        raise ProtocolError(f"The score {rules.score!r} is none; choose one of {', '.join(SCORES)}.")
+    if rules.truth == "labels" and positive is None:
+        raise ProtocolError(f"The protocol {rules.name} needs the label of clips in sync (--positive LABEL).")
+    fitted = fit_processor(processor, rules)
+    clips = open_evaluation(data, fitted, rules, options)
+    if clips.missing:
+        clips.check(options.get("strict", False))
+    embeddings = embed_clips(clips, fitted, model, options)
+    clips.check(options.get("strict", False))
+    settings: dict[str, Any] = {"alignment": fitted.feature_extractor.alignment}
+    if rules.truth == "labels":
+        metrics = _labelled(clips, embeddings, rules, positive)
+        settings["positive"] = positive
+    else:
+        metrics = _shifted(clips, embeddings, rules, data, settings)
+    settings["frames_per_clip"] = embeddings.audio.shape[1]
+    return make_record(
+        "sync",
+        rules,
+        metrics,
+        model=model,
+        data=clips.data_record(),
+        counts=clips.counts(),
+        settings=settings,
+        command=options.get("command"),
+    )
+
+
+def _shifted(
+    clips: EvaluationClips, embeddings: ClipEmbeddings, rules: SyncProtocol, data: Any, settings: dict[str, Any]
+) -> dict[str, float | int]:
+    """Every clip against its own sound shifted, and against its temporal twin where there is one."""
+    twins = _partners(clips, embeddings, data)
+    kept, step = _of_one_length(clips, embeddings)
+    settings["seconds_between_moments"] = round(step, 6)
+    similarity = embeddings.similarity[kept]
+    windows, frames = embeddings.audio_mask[kept], embeddings.video_mask[kept]
+    found = shift_discrimination(
+        similarity, step=step, min_shift=rules.min_shift, window_mask=windows, frame_mask=frames
+    )
+    metrics = {key: value for key, value in found.items() if key != "clips"}
+    both = windows[:, :, None] & frames[:, None]
+    own = torch.eye(similarity.shape[-1], dtype=torch.bool).expand_as(both)
+    metrics["same_moment_similarity"] = float(similarity[both & own].mean())
+    metrics["other_moment_similarity"] = float(similarity[both & ~own].mean())
+    if twins is not None:
+        pairs = temporal_pair_discrimination(
+            embeddings.audio,
+            embeddings.video,
+            twins,
+            audio_mask=embeddings.audio_mask,
+            video_mask=embeddings.video_mask,
+        )
+        metrics |= {f"pair_{key}": value for key, value in pairs.items()}
+    return metrics
+
+
+def _of_one_length(clips: EvaluationClips, embeddings: ClipEmbeddings) -> tuple[Tensor, float]:
+    """Which clips have their moments as far apart as most, and how far; the others become unusable."""
+    present = embeddings.audio_mask & embeddings.video_mask
+    gaps = embeddings.frame_times.diff(dim=1)
+    both = present[:, 1:] & present[:, :-1]
+    if gaps.shape[1] == 0 or not bool(both.any()):
+        raise EvaluationError(f"{clips.name}: no clip has two moments; shifts need several per clip.")
+    steps = torch.stack(
+        [gap[here].median() if here.any() else gap.new_tensor(math.nan) for gap, here in zip(gaps, both, strict=True)]
+    ).double()
+    step = float(steps.nanmedian())
+    if not step > 0:
+        raise EvaluationError(f"{clips.name}: moments are {step:g} s apart; shifts need clips that last.")
+    fits = (steps - step).abs() <= _STEP_TOLERANCE * step
+    for place in (~fits).nonzero()[:, 0].tolist():
+        reason = f"its moments are {steps[place]:.3f} s apart, those of most clips {step:.3f} s."
+        clips.unusable.append({"id": clips.ids[embeddings.places[place]], "reason": reason})
+    return fits, step
+
+
+def _partners(clips: EvaluationClips, embeddings: ClipEmbeddings, data: Any) -> list[int | None] | None:
+    """Row of every clip's temporal twin, where a SyncWorld tells."""
+    records = find_world(data, clips.ids)
+    if not records:
+        return None
+    rows = {records[place]["index"]: row for row, place in enumerate(embeddings.places)}
+    twins = [rows.get(records[place]["partner"]) for place in embeddings.places]
+    return twins if any(twin is not None for twin in twins) else None
+
+
+def clip_scores(similarity: Tensor, windows: Tensor, frames: Tensor) -> dict[str, float]:
+    """How well one clip's sound fits its pictures, summed up in each of the ways of `SCORES`.
+
+    Args:
+        similarity: Shape `(frames, frames)`: window i is centred on frame i.
+        windows: True where a window is present, shape `(frames,)`.
+        frames: True where a frame is present, shape `(frames,)`.
+    """
+    scores = sync_scores(similarity, window_mask=windows, frame_mask=frames)
+    # The z-score is exact; its permutation test is not needed here.
+    test = alignment_test(similarity, window_mask=windows, frame_mask=frames, permutations=1)
+    return {
+        "mean": scores.mean,
+        "minimum": scores.minimum,
+        "p10": scores.quantiles[0.1],
+        "median": scores.quantiles[0.5],
+        "z_score": test.z_score,
+    }
+
+
+def _labelled(
+    clips: EvaluationClips, embeddings: ClipEmbeddings, rules: SyncProtocol, positive: str | int | None
+) -> dict[str, float | int]:
+    """One threshold over clips that are labelled as in sync or not."""
+    number = _label_number(clips, positive)
+    rows, in_sync = [], []
+    for row, (matrix, windows, frames) in enumerate(
+        zip(embeddings.similarity, embeddings.audio_mask, embeddings.video_mask, strict=True)
+    ):
+        name, labels = clips.ids[embeddings.places[row]], embeddings.labels[row]
+        reason = "has no label." if not labels else ""
+        if int((windows & frames).sum()) < 3:
+            reason = "has fewer than 3 moments with sound and picture."
+        if reason:
+            clips.unusable.append({"id": name, "reason": reason})
+            continue
+        rows.append(clip_scores(matrix, windows, frames))
+        in_sync.append(number in labels)
+    truth = np.array(in_sync, dtype=bool)
+    if not truth.any() or truth.all():
+        raise EvaluationError(
+            f"{clips.name}: {int(truth.sum())} of {len(truth)} labelled clips have the label {positive!r} of clips in "
+            "sync; clips of both kinds are needed."
+        )
+    metrics: dict[str, float | int] = {}
+    for score in (rules.score, *SCORES):
+        values = np.array([row[score] for row in rows])
+        prefix = f"{score}_" if metrics else ""
+        metrics |= {f"{prefix}{key}": value for key, value in sync_detection(values[truth], values[~truth]).items()}
+    return metrics | {"clips_in_sync": int(truth.sum()), "clips_out_of_sync": int((~truth).sum())}
+
+
+def _label_number(clips: EvaluationClips, positive: str | int | None) -> int:
+    names: Sequence[str] = clips.label_names or ()
+    if positive in names:
+        return names.index(str(positive))
+    if not names and str(positive).isdigit():
+        return int(str(positive))
+    known = ", ".join(names) if names else "numbers"
+    raise ProtocolError(f"{clips.name}: no clip has the label {positive!r}; its labels are {known}.")

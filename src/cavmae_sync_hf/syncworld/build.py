@@ -1,0 +1,383 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""How is a whole SyncWorld split made: by all cores, resumable at any moment, the same bytes every time?
+
+A clip is whole when its JSON file has its final name: the mp4 is renamed first and the JSON last. What a killed run
+left half-written has a name of its own and is removed by the next run. `metadata.parquet` is written once all clips
+are there.
+"""
+
+import contextlib
+import json
+import math
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from ..data.locks import LockedError, exclusive
+from .render import av, write_clip
+from .scene import MAX_SOUNDING, TRAIN_SPLIT, WorldOptions, sample_scene, sounding_class_sets
+from .truth import METADATA_NAME, clip_stem, read_truth, truth_record, write_parquet
+from .voices import CLASS_NAMES
+
+__all__ = ["WorldError", "WorldSummary", "make_clip", "make_world"]
+
+FORMAT_VERSION = 2  # 2: objects in random order, one room for both clips of a temporal pair
+OPTIONS_NAME = "world.json"
+PARTIAL = ".partial-"
+CARD_MARK = "pretty_name: SyncWorld"
+# The workers of a killed run notice within a second and finish their clip; their lock goes with them.
+LOCK_PATIENCE = 3.0
+CHUNK = 4  # clips handed to a worker at a time: few enough to share out evenly, many enough to keep it busy
+
+
+class WorldError(ValueError):
+    """A world cannot be made; the message names the folder or value and the remedy."""
+
+
+@dataclass(frozen=True)
+class WorldSummary:
+    """What `make_world` did: the split's folder, its clips, how many were made now, and the seconds it took."""
+
+    folder: Path
+    clips: int
+    made: int
+    seconds: float
+
+    @property
+    def clips_per_second(self) -> float:
+        """Rate of this run; 0 when nothing was left to make."""
+        return self.made / self.seconds if self.made else 0.0
+
+
+def make_world(
+    out: str | os.PathLike[str],
+    *,
+    clips: int = 1000,
+    seed: int = 0,
+    split: str = "train",
+    preset: str = "mixed",
+    size: int | tuple[int, int] = 96,
+    fps: int = 10,
+    seconds: float = 10.0,
+    sampling_rate: int = 16000,
+    echo: float = 0.0,
+    noise_db: float | None = -55.0,
+    overlap: float = 0.0,
+    crf: int = 23,
+    encoder_preset: str = "ultrafast",
+    audio_bitrate: int = 64000,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> WorldSummary:
+    """Make, continue or extend one split of a SyncWorld: `out/split/000000.mp4`, its truth, and so on.
+
+    The bytes of clip i depend on the options and i alone (and on the versions of NumPy and FFmpeg), not on the number
+    of workers or of clips, nor on being interrupted: the same call again makes what is missing.
+
+    Args:
+        out: Folder of the world; splits are folders in it.
+        clips: Clips of the split.
+        size: Side of the square picture, or `(height, width)`, in pixels.
+        workers: Processes, at least one; by default one for each core this process may use.
+        progress: Called as `progress(done, total)` at the start and after each clip; clips of earlier runs count.
+        seed, split, preset, fps, seconds, sampling_rate, echo, noise_db, overlap, crf, encoder_preset, audio_bitrate:
+            See `WorldOptions`.
+
+    Returns:
+        A `WorldSummary`.
+
+    Raises:
+        ValueError: If an option is out of range, the split exists with other options or more clips, or another run
+            is making it.
+        RuntimeError: If a worker dies or fails.
+        ImportError: If PyAV is not installed.
+    """
+    began = time.perf_counter()
+    height, width = (size, size) if isinstance(size, int) else size
+    options = WorldOptions(
+        seed=seed,
+        split=split,
+        preset=preset,
+        width=width,
+        height=height,
+        fps=fps,
+        seconds=seconds,
+        sampling_rate=sampling_rate,
+        echo=echo,
+        noise_db=noise_db,
+        overlap=overlap,
+        crf=crf,
+        encoder_preset=encoder_preset,
+        audio_bitrate=audio_bitrate,
+    )
+    if av is None:
+        raise ImportError("Making a SyncWorld needs PyAV; run `pip install av`.")
+    _check_clips(options, clips)
+    if workers is not None and workers < 1:
+        raise WorldError(f"workers must be at least 1, got {workers}; leave it out for one per core.")
+    folder = Path(out) / split
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with exclusive(folder.parent / f".{split}.lock", folder, patience=LOCK_PATIENCE):
+            made = _make_split(folder, options, clips, workers or _usable_cores(), progress)
+    except LockedError as error:
+        raise WorldError(str(error)) from error
+    return WorldSummary(folder, clips, made, time.perf_counter() - began)
+
+
+def _make_split(
+    folder: Path, options: WorldOptions, clips: int, workers: int, progress: Callable[[int, int], None] | None
+) -> int:
+    """Make what is missing of a split that no other run works on; returns how many clips that was."""
+    _claim_folder(folder, options, clips)
+    missing = [index for index in range(clips) if not _is_whole(folder, index)]
+    if missing:  # the table of a smaller or broken split must not outlive it if this run is killed
+        (folder / METADATA_NAME).unlink(missing_ok=True)
+    total_workers = max(1, min(workers, math.ceil(len(missing) / CHUNK)))
+    done = clips - len(missing)
+    if progress is not None:
+        progress(done, clips)
+    run = _make_here if total_workers == 1 else _make_in_workers
+    try:
+        with contextlib.closing(run(folder, options, missing, total_workers)) as made:
+            for _ in made:
+                done += 1
+                if progress is not None:
+                    progress(done, clips)
+    finally:
+        _remove_partial(folder)
+    _finish(folder)
+    return len(missing)
+
+
+def make_clip(folder: Path, options: WorldOptions, index: int) -> None:
+    """Make one clip and its truth under their final names, or leave neither."""
+    scene = sample_scene(options, index)
+    stem = clip_stem(index)
+    partial = folder / f"{PARTIAL}{stem}-{os.getpid()}.mp4"
+    try:
+        boxes = write_clip(partial, scene, options)
+        os.replace(partial, folder / f"{stem}.mp4")
+    finally:
+        partial.unlink(missing_ok=True)
+    _write_whole(folder / f"{stem}.json", json.dumps(truth_record(scene, options, boxes), separators=(",", ":")))
+
+
+def _check_clips(options: WorldOptions, clips: int) -> None:
+    """Refuse counts that would cut a pair in two or repeat a set of classes."""
+    if clips < 1:
+        raise WorldError(f"A split needs at least one clip, got {clips}.")
+    if options.preset == "temporal" and clips % 2:
+        raise WorldError(f"Temporal clips come in pairs; {clips} would cut the last pair, use {clips + 1}.")
+    if options.preset == "mixed" and clips % 4 == 3:
+        raise WorldError(f"{clips} mixed clips would cut the last temporal pair; use {clips + 1}.")
+    most = len(sounding_class_sets())
+    if options.preset == "semantic" and options.is_evaluation and clips > most:
+        raise WorldError(
+            f"A semantic evaluation split holds one clip for each of the {most} sets of sounding classes, {clips} "
+            f"were asked for; use at most {most}, or split='train' for clips that repeat sets."
+        )
+
+
+def _claim_folder(folder: Path, options: WorldOptions, clips: int) -> None:
+    """Write the split's options before its first clip, or compare with those that are there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _remove_partial(folder)
+    wanted = {"format_version": FORMAT_VERSION, "classes": list(CLASS_NAMES), "options": options.to_dict()}
+    path = folder / OPTIONS_NAME
+    if not path.exists():
+        if any(folder.iterdir()):
+            raise WorldError(f"{folder} is not empty and no SyncWorld split (no {OPTIONS_NAME}); name another folder.")
+        _write_whole(path, json.dumps(wanted, indent=1) + "\n")
+        return
+    try:
+        present = json.loads(path.read_text(encoding="utf-8"))
+        before = present["options"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise WorldError(f"{path} does not describe a SyncWorld split ({error!r}); name another folder.") from error
+    if present != wanted:
+        now = options.to_dict()
+        changes = [f"{name} {before.get(name)!r} -> {now[name]!r}" for name in now if before.get(name) != now[name]]
+        if not changes:
+            raise WorldError(
+                f"{folder} was made by another version of SyncWorld (format {present.get('format_version')!r}, "
+                f"this is {FORMAT_VERSION}); remove it, or name another folder or split."
+            )
+        raise WorldError(
+            f"{folder} was made with other settings ({', '.join(changes)}); "
+            "continue with the same ones, or name another folder or split."
+        )
+    if any(int(file.stem) >= clips for file in folder.glob("[0-9]*.json")):
+        raise WorldError(f"{folder} already has more than {clips} clips; ask for as many or remove it first.")
+
+
+def _remove_partial(folder: Path) -> None:
+    """Remove what a killed run left half-written; the lock keeps other runs out of the split."""
+    for left_over in folder.glob(f"{PARTIAL}*"):
+        left_over.unlink(missing_ok=True)
+
+
+def _is_whole(folder: Path, index: int) -> bool:
+    stem = clip_stem(index)
+    return (folder / f"{stem}.json").is_file() and (folder / f"{stem}.mp4").is_file()
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write a small file so that it is there as a whole or not at all."""
+    partial = path.with_name(f"{PARTIAL}{path.name}-{os.getpid()}")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _make_here(folder: Path, options: WorldOptions, missing: list[int], workers: int) -> Generator[int, None, None]:
+    for index in missing:
+        make_clip(folder, options, index)
+        yield index
+
+
+def _make_in_workers(
+    folder: Path, options: WorldOptions, missing: list[int], workers: int
+) -> Generator[int, None, None]:
+    """Share clips out to processes in small chunks; yields each index as it is made."""
+    # Forked workers start at once and need no `__main__` guard in the caller's script; they use NumPy and PyAV alone.
+    context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    chunks = iter([missing[k : k + CHUNK] for k in range(0, len(missing), CHUNK)])
+    running: dict[Connection, Any] = {}
+    try:
+        for _ in range(workers):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_work, args=(theirs, folder, options, os.getpid()), daemon=True)
+            process.start()
+            theirs.close()
+            running[ours] = process
+            ours.send(next(chunks, None))
+        left = len(missing)
+        while left:
+            for ready in wait(list(running)):
+                assert isinstance(ready, Connection)
+                try:
+                    message = ready.recv()
+                    if message is None:  # the worker's chunk is done
+                        chunk = next(chunks, None)
+                        ready.send(chunk)
+                        if chunk is None:
+                            running.pop(ready).join()
+                except (EOFError, OSError) as error:
+                    process = running[ready]
+                    process.join()
+                    raise RuntimeError(
+                        f"A worker died with exit code {process.exitcode} (out of memory, or killed) while making "
+                        f"{folder}; the finished clips are kept, run the same command again to continue."
+                    ) from error
+                if isinstance(message, str):
+                    raise RuntimeError(f"Making {folder} failed: {message}. The finished clips are kept.")
+                if message is not None:
+                    left -= 1
+                    yield message
+    finally:
+        for connection, process in running.items():
+            with contextlib.suppress(OSError):
+                connection.send(None)
+            process.join(timeout=0.5)
+            if process.is_alive():
+                process.terminate()
+                process.join()
+            connection.close()
+
+
+def _work(connection: Connection, folder: Path, options: WorldOptions, parent: int) -> None:
+    """Make clips as they are handed out, until told to stop or the parent is gone."""
+    try:
+        while True:
+            # Forked brothers hold copies of the pipe's other end, so a killed parent does not close it.
+            while not connection.poll(1.0):
+                if os.getppid() != parent:
+                    return
+            chunk = connection.recv()
+            if chunk is None:
+                return
+            for index in chunk:
+                make_clip(folder, options, index)
+                connection.send(index)
+                if os.getppid() != parent:
+                    return
+            connection.send(None)
+    except (BrokenPipeError, EOFError, KeyboardInterrupt):
+        return
+    except Exception as error:
+        with contextlib.suppress(OSError):
+            connection.send(f"{type(error).__name__}: {error}")  # exceptions of FFmpeg do not all travel by pipe
+
+
+def _finish(folder: Path) -> None:
+    """Write the split's table unless it is there, and the world's card."""
+    path = folder / METADATA_NAME
+    if not path.exists():
+        partial = folder / f"{PARTIAL}{METADATA_NAME}-{os.getpid()}"
+        write_parquet(({k: v for k, v in r.items() if k != "path"} for r in read_truth(folder)), partial)
+        os.replace(partial, path)
+    card = folder.parent / "README.md"
+    if not card.exists() or CARD_MARK in card.read_text(encoding="utf-8", errors="replace"):
+        _write_whole(card, _card(folder.parent))  # never over a text of someone else's
+
+
+def _card(world: Path) -> str:
+    """The world's README, which is also its dataset card."""
+    rows, files = [], []
+    for path in sorted(world.glob(f"*/{OPTIONS_NAME}")):
+        o = WorldOptions.from_dict(json.loads(path.read_text(encoding="utf-8"))["options"])
+        count = sum(1 for _ in path.parent.glob("[0-9]*.json"))
+        size = f"{o.width}x{o.height}"
+        rows.append(f"| {o.split} | {count} | {o.preset} | {o.seed} | {size} | {o.fps} | {o.duration:g} |")
+        files.append(f"  - split: {o.split}\n    path: {o.split}/{METADATA_NAME}")
+    table, data_files = "\n".join(rows), "\n".join(files)
+    return f"""---
+{CARD_MARK}
+task_categories: [video-classification]
+tags: [audio-visual, synthetic, synchronization, sound-localization]
+license: apache-2.0
+configs:
+- config_name: default
+  data_files:
+{data_files}
+---
+
+# SyncWorld
+
+Synthetic mp4 clips (H.264 and AAC) in which who sounds, when and where is known. Objects of {len(CLASS_NAMES)} classes
+move over textured backgrounds; one that sounds opens its mouth and gets a white glowing rim from the instant its sound
+starts for as long as it sounds. The other objects are silent; some are animated in other ways at other times.
+
+Classes: {", ".join(CLASS_NAMES)}.
+
+Presets:
+
+- `semantic`: 1 to {MAX_SOUNDING} of 2 to 4 objects sound; in an evaluation split (any but `{TRAIN_SPLIT}`) no two
+  clips have the same set of sounding classes.
+- `temporal`: clips 2k and 2k + 1 have the same objects, looks, paths and sounds and differ only in when things sound
+  (and in the samples of their background noise).
+- `spatial`: one of two objects sounds.
+- `mixed`: in turn one semantic clip, one spatial clip and a temporal pair; `kind` tells which.
+
+The order of `objects` is random: it says nothing about who sounds.
+
+| split | clips | preset | seed | size | frames per second | seconds |
+|---|---|---|---|---|---|---|
+{table}
+
+Beside each `NNNNNN.mp4` lies `NNNNNN.json` with its truth; `metadata.parquet` holds the same for the split. Boxes are
+half-open `[x0, y0, x1, y1]` in pixels; times are seconds. `events` has the class, start, end and box at every frame of
+every sound, `sounding_boxes` the boxes of what sounds at each of the 16 `frame_times`, `partner` the other clip of a
+temporal pair. Made with `cavmae-sync world`; load it with `cavmae_sync_hf.syncworld.load_syncworld`, or without this
+package with `datasets.load_dataset` (the truth), or its `"videofolder"` builder and `data_dir` (with the videos).
+"""

@@ -1,0 +1,411 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""The web page without a browser: what every button does, and the command that starts it."""
+
+import base64
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from cavmae_sync_hf import cli
+from cavmae_sync_hf.app import demo_clips
+from cavmae_sync_hf.app.engine import Engine
+from cavmae_sync_hf.app.handlers import SEARCHES, Desk
+from cavmae_sync_hf.app.limits import Limits
+from cavmae_sync_hf.app.views import bytes_view, verdict
+from cavmae_sync_hf.app.workspace import Workspace
+from cavmae_sync_hf.model.media_cavmae_sync import decode_media
+from helpers.little_app import PLAYLIST, decode_here, make_film, send, watch_processes
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory) -> demo_clips.DemoClips:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo_clips, "LIBRARY_CLIPS", 1)
+        patch.setattr(demo_clips, "SIDE", 96)
+        return demo_clips.make_demo_clips(tmp_path_factory.mktemp("demo"))
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    engine = Engine()
+    engine.map_plan = lambda seconds: {"fps": 1.0, "method": "cosine"}
+    return engine
+
+
+@pytest.fixture
+def workspace(tmp_path):
+    with Workspace(Limits(), parent=tmp_path) as workspace:
+        yield workspace
+
+
+@pytest.fixture
+def desk(engine, workspace, demo) -> Desk:
+    engine._store = None  # that of the last test lay in its workspace
+    return Desk(engine, workspace, demo)
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory) -> Path:
+    return make_film(tmp_path_factory.mktemp("film") / "film.mp4")
+
+
+# --- views -------------------------------------------------------------------------------------------------------
+
+
+def test_bytes_view__can_be_undone():
+    values = np.array([[0.0, 0.5, np.nan], [1.0, 0.25, 0.75]], np.float32)
+
+    view = bytes_view(values)
+
+    levels = np.frombuffer(base64.b64decode(view["data"]), np.uint8).reshape(view["shape"])
+    assert levels[0, 2] == 0  # absent
+    shown = view["low"] + (levels.astype(float) - 1) / 254 * (view["high"] - view["low"])
+    assert np.abs(shown - values)[np.isfinite(values)].max() < 1 / 254
+    assert bytes_view(np.full((2, 2), np.nan))["data"] == base64.b64encode(bytes(4)).decode()
+
+
+# --- what buttons do ---------------------------------------------------------------------------------------------
+
+
+def test_demo_clips__are_made_once(demo, tmp_path, monkeypatch):
+    assert [clip.video.exists() and clip.poster.exists() for clip in demo.clips] == [True] * 4
+    before = {path: path.stat().st_mtime_ns for path in demo.library.glob("*")}
+    monkeypatch.setattr(demo_clips, "LIBRARY_CLIPS", 1)
+
+    again = demo_clips.make_demo_clips(demo.library.parent)
+
+    assert again == demo and {path: path.stat().st_mtime_ns for path in demo.library.glob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "offset"), [(0, "step", 0.0), (1, "late", demo_clips.LATE_SECONDS), (2, "unsure", None)]
+)
+def test_measure__says_of_the_demo_clips_what_was_done_to_them(desk, number, kind, offset):
+    picked = desk.pick("visitor", number)
+
+    view = desk.measure("visitor", picked["turn"])
+
+    assert view["sync"]["verdict"]["kind"] == kind
+    if offset is not None:
+        assert view["sync"]["offset"] == pytest.approx(offset, abs=0.1)
+    json.dumps(view, allow_nan=False)  # what the page is sent
+
+
+def fetch(workspace: Workspace, entry: dict) -> bytes:
+    """What the address of a download gives."""
+    _, token, name = entry["url"].split("/")
+    path, save_as = workspace.find(token, name)
+    assert save_as == entry["name"] and path.stat().st_size == entry["bytes"]
+    return path.read_bytes()
+
+
+def test_results__can_all_be_saved(desk, tmp_path):
+    turn = desk.pick("visitor", 3)["turn"]
+    told = []
+
+    views = [
+        desk.measure("visitor", turn, lambda *a: told.append(a)),
+        desk.locate("visitor", turn),
+        desk.film("visitor", turn),
+    ]
+
+    files = {entry["name"]: fetch(desk.workspace, entry) for view in views for entry in view["downloads"]}
+    assert sorted(files) == [
+        "who-is-it-sources.json", "who-is-it-sources.mp4", "who-is-it-sources.npz", "who-is-it-sources.png",
+        "who-is-it-spectrogram.png", "who-is-it-sync.json", "who-is-it-sync.npz", "who-is-it-sync.png",
+    ]  # fmt: skip
+    facts = json.loads(files["who-is-it-sync.json"])
+    assert facts["model"] == "example" and facts["sync"]["source"] == "Who is it?"
+    assert str(desk.workspace.root) not in str(files) and str(desk.demo.library) not in str(files)
+    (tmp_path / "film.mp4").write_bytes(files["who-is-it-sources.mp4"])
+    assert decode_media(tmp_path / "film.mp4").duration == pytest.approx(10, abs=0.3)
+    assert told[-1][0] == pytest.approx(10, abs=1)
+    x0, y0, x1, y1 = views[1]["places"]["region"]
+    assert (x0, y0, x1, y1) == (0, 0, 1, 1) and len(views[1]["places"]["maps"]["shape"]) == 3
+    json.dumps(views, allow_nan=False)
+
+
+def test_steps__of_a_clip_that_is_not_looked_at_any_more_stop(desk):
+    first = desk.pick("visitor", 0)["turn"]
+    second = desk.pick("visitor", 1)["turn"]
+
+    assert desk.measure("visitor", first) == {}
+    assert second > first
+
+    def change_clip(*_):
+        desk.pick("visitor", 2)
+
+    assert desk.measure("visitor", second, change_clip) == {}
+
+
+def test_steps__are_done_once_for_a_clip(desk):
+    turn = desk.pick("visitor", 0)["turn"]
+
+    assert "sync" in desk.measure("visitor", turn)
+    assert desk.measure("visitor", turn) == {}
+
+
+@pytest.mark.parametrize("number", [-1, 4, None, "0", True, 0.0])
+def test_pick__refuses_what_is_no_clip(desk, number):
+    assert desk.pick("visitor", number) == {"error": "There is no such clip."}
+
+
+def test_steps__without_a_clip_say_so(desk):
+    turn = desk.workspace.session("visitor").turn
+
+    assert "choose it again" in desk.measure("visitor", turn)["error"]
+
+
+def test_steps__what_breaks_is_told_without_details(desk, monkeypatch, caplog):
+    turn = desk.pick("visitor", 0)["turn"]
+
+    def fail(*_, **__):
+        raise KeyError("/secret/path")
+
+    monkeypatch.setattr("cavmae_sync_hf.inference.sync.measure_sync", fail)
+    view = desk.measure("visitor", turn)
+
+    assert "Something went wrong here" in view["error"] and "secret" not in view["error"]
+    assert "/secret/path" in caplog.text
+
+
+def test_take__uses_a_copy_and_removes_the_upload(desk, film):
+    name = "<b>my & clip</b>.mp4"
+    upload = send(desk.workspace, film, name.replace("/", "_"))
+
+    view = desk.take("visitor", upload)
+
+    assert "error" not in view and not upload.exists() and list(desk.workspace.uploads.iterdir()) == []
+    assert view["clip"]["title"] == "<b>my & clip<_b>.mp4"
+    assert "<" not in view["clip"]["url"] and "my" not in view["clip"]["url"]
+    copy = desk.workspace.session("visitor").state["clip"].path
+    assert copy.exists() and desk.workspace.root in copy.parents
+    assert "sync" in desk.measure("visitor", view["turn"])
+    desk.workspace.drop("visitor")
+    assert not copy.exists()
+
+
+def test_take__a_bad_upload_is_removed_and_named(desk, tmp_path):
+    (tmp_path / "list.mp4").write_text(PLAYLIST, encoding="utf-8")
+    upload = send(desk.workspace, tmp_path / "list.mp4")
+    turn = desk.pick("visitor", 0)["turn"]
+
+    view = desk.take("visitor", upload)
+
+    assert view["error"].startswith("list.mp4: is a playlist") and list(desk.workspace.uploads.iterdir()) == []
+    assert "sync" in desk.measure("visitor", turn)  # the clip from before is still there
+
+
+def test_take__stops_when_the_visitor_chooses_another_clip(desk, film, monkeypatch):
+    upload, processes = send(desk.workspace, film), watch_processes(monkeypatch)
+
+    assert desk.take("visitor", upload, lambda *_: desk.pick("visitor", 1)) == {}
+    assert [process.returncode is not None for process in processes] == [True]
+    assert list(desk.workspace.uploads.iterdir()) == []
+
+
+def test_search__finds_the_moment_and_plays_it(desk):
+    pytest.importorskip("lancedb")
+    turn = desk.pick("visitor", 1)["turn"]
+
+    view = desk.search("visitor", turn, "Moments that look the same", 5.0)
+
+    # The clip whose sound was moved has the pictures of the one in step.
+    best = view["hits"][0]
+    assert best["title"] == "in-step.mp4" and best["score"] > 0.99
+    assert best["from"] == best["start"] and best["start"] == pytest.approx(4.0, abs=0.5)
+    _, token, name = best["url"].split("/")
+    assert desk.workspace.find(token, name)[0] == desk.demo.library / "in-step.mp4"
+    saved = json.loads(fetch(desk.workspace, view["downloads"][0]))
+    assert [Path(hit["path"]).name for hit in saved["search"]["hits"]] == [
+        hit["path"] for hit in saved["search"]["hits"]
+    ]
+
+
+def test_search__in_an_index_of_ones_own_cuts_the_moments_out(desk, demo, engine, workspace, tmp_path):
+    pytest.importorskip("lancedb")
+    from cavmae_sync_hf.search import index_videos
+
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for name in ("another-take.mp4", "who-is-it.mp4"):
+        (videos / name).write_bytes((demo.library / name).read_bytes())
+    index_videos(videos, tmp_path / "index", engine.model, engine.processor)
+    engine._store = engine._open(str(tmp_path / "index"))
+    (videos / "who-is-it.mp4").unlink()
+    turn = desk.pick("visitor", 0)["turn"]
+
+    hits = desk.search("visitor", turn, next(iter(SEARCHES)), 2.0)["hits"]
+
+    assert {hit["title"] for hit in hits} == {"another-take.mp4", "who-is-it.mp4"}
+    for hit in hits:
+        if hit["title"] == "who-is-it.mp4":
+            assert hit["url"] is None  # its file is gone
+        else:
+            _, token, name = hit["url"].split("/")
+            piece = decode_media(workspace.find(token, name)[0])
+            assert piece.duration < 6 and hit["to"] - hit["from"] == pytest.approx(hit["end"] - hit["start"], abs=0.01)
+
+
+def test_search__a_broken_index_is_told_without_its_place(desk, tmp_path, monkeypatch, caplog):
+    pytest.importorskip("lancedb")
+    from cavmae_sync_hf.search import SearchIndexError
+
+    def fail(*_, **__):
+        raise SearchIndexError("s3://secret/index: cannot be read")
+
+    monkeypatch.setattr(desk.engine, "store", fail)
+    turn = desk.pick("visitor", 0)["turn"]
+
+    view = desk.search("visitor", turn, next(iter(SEARCHES)), 1.0)
+
+    assert "cannot be searched just now" in view["error"] and "secret" in caplog.text
+
+
+def test_search__with_a_sound_of_ones_own_and_with_nonsense(desk, demo, tmp_path, monkeypatch):
+    pytest.importorskip("lancedb")
+    decode_here(monkeypatch)
+    desk.pick("visitor", 0)
+    upload = send(desk.workspace, demo.library / "who-is-it.mp4", "sound.mp4")
+
+    view = desk.search_with("visitor", upload, "sound", "Moments that sound the same")
+
+    assert "error" not in view
+    assert view["hits"][0]["title"] == "who-is-it.mp4" and not upload.exists()
+    (tmp_path / "text.png").write_text("no picture", encoding="utf-8")
+    upload = send(desk.workspace, tmp_path / "text.png")
+    view = desk.search_with("visitor", upload, "picture", "Moments that look the same")
+    assert "no picture that can be read" in view["error"] and not upload.exists()
+    turn = desk.workspace.session("visitor").turn
+    assert "Choose what to look for" in desk.search("visitor", turn, "everything", 1.0)["error"]
+
+
+def test_label__needs_a_head(desk, workspace, demo, tmp_path):
+    from helpers.classifiers import LABELS, make_classifier, save
+
+    turn = desk.pick("visitor", 0)["turn"]
+    assert desk.label("visitor", turn) == {} and desk.engine.labels == 0
+
+    engine = Engine(save(make_classifier(), tmp_path / "model"))
+    view = Desk(engine, workspace, demo)
+    turn = view.pick("visitor", 0)["turn"]
+    labels = view.label("visitor", turn)["labels"]["labels"]
+
+    assert engine.labels == len(LABELS) and sorted(name for name, _ in labels) == LABELS
+    assert sum(score for _, score in labels) == pytest.approx(1, abs=1e-3)
+
+
+def test_map_plan__gives_slow_models_less_to_do():
+    engine = Engine()
+    engine._pass_seconds = {"audio": 1e-4, "video": 1e-4}
+    assert engine.map_plan(10) == {"fps": 5.0}
+    engine._pass_seconds = {"audio": 0.02, "video": 0.02}
+    assert engine.map_plan(10)["fps"] < 5
+    engine._pass_seconds = {"audio": 5.0, "video": 5.0}
+    assert engine.map_plan(10)["method"] == "cosine"
+
+
+# --- the page ----------------------------------------------------------------------------------------------------
+
+
+def test_build_app__makes_the_page_of_a_space(demo, monkeypatch):
+    pytest.importorskip("gradio")
+    from cavmae_sync_hf.app import build_app
+
+    monkeypatch.setattr(demo_clips, "LIBRARY_CLIPS", 1)
+    before = os.environ.get("GRADIO_TEMP_DIR")
+
+    page = build_app(demo_folder=demo.library.parent)
+
+    config = json.dumps(page.get_config_file())
+    assert "Which sound belongs to which moment?" in config
+    # Uploads go where they are removed, all of them.
+    assert {block.GRADIO_CACHE for block in page.blocks.values()} == {str(page.workspace.uploads)}
+    assert os.environ["GRADIO_TEMP_DIR"] == str(page.workspace.uploads)
+    page.close()
+    assert not page.workspace.root.exists() and os.environ.get("GRADIO_TEMP_DIR") == before
+
+
+def test_build_app__without_gradio_names_the_extra(monkeypatch):
+    from cavmae_sync_hf.app import build_app
+
+    monkeypatch.setitem(sys.modules, "gradio", None)
+
+    with pytest.raises(ImportError, match=r"cavmae-sync-hf\[app\]"):
+        build_app()
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    monkeypatch.setattr(cli.terminal, "console", Console(width=200))
+    monkeypatch.setattr(cli.terminal, "errors", Console(stderr=True, width=200))
+
+    def run(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["cavmae-sync", "app", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        printed = capsys.readouterr()
+        return caught.value.code, printed.out + printed.err
+
+    return run
+
+
+def test_command__listens_at_this_machine_alone_unless_told_otherwise(run, monkeypatch):
+    calls = []
+
+    class Page:
+        def launch(self, **options):
+            calls[-1].update(options)
+
+    def build(model=None, **options):
+        calls.append({"model": model, **options})
+        return Page()
+
+    monkeypatch.setattr("cavmae_sync_hf.app.build_app", build)
+
+    assert run()[0] == 0 and calls[0]["server_name"] == "127.0.0.1" and calls[0]["share"] is False
+    assert calls[0]["limits"] == Limits()
+    code, printed = run(
+        "--host", "0.0.0.0", "--port", "8000", "--max-megabytes", "5", "--max-seconds", "20", "-m", "m"
+    )
+    assert code == 0 and "no password" in printed
+    assert (calls[1]["server_port"], calls[1]["limits"], calls[1]["model"]) == (8000, Limits(5, 20), "m")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--max-seconds", "0"], 2, "leaves nothing to take"),
+        (["--port", "99999"], 2, "99999"),
+        (["--device", "foo"], 2, "'foo' is no device"),
+        (["--model", "nowhere"], 1, "nowhere is not a folder"),
+        (["--index", "nowhere"], 1, "nowhere"),
+    ],
+)
+def test_command__bad_inputs_are_named(run, arguments, code, words):
+    pytest.importorskip("gradio")
+    pytest.importorskip("lancedb")
+
+    assert run(*arguments)[0] == code
+
+
+def test_verdict__of_an_early_sound():
+    from types import SimpleNamespace
+
+    curve = np.array([0.1, np.nan])
+    result = SimpleNamespace(
+        offset=-0.5, confidence=0.9, hop=0.1, resolution=0.1, max_offset=2.0, offset_scores=curve
+    )  # fmt: skip
+
+    assert verdict(result) == {
+        "kind": "early",
+        "headline": "The sound is 0.5 s early",
+        "detail": "It would fit its picture if it came 0.50 s later. 90% of random draws of the clip's pieces agree.",
+    }
+    result.offset_scores = -curve  # the best of all offsets fits worse than chance
+    assert verdict(result)["kind"] == "unsure"

@@ -1,0 +1,313 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""The web page in a browser: press, look, move, search, save; bad uploads; phone width; nothing from elsewhere."""
+
+import json
+import os
+import shutil
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from cavmae_sync_hf.app import demo_clips
+from cavmae_sync_hf.app.engine import Engine
+from cavmae_sync_hf.app.limits import Limits
+from helpers.clips import clicks, write_clip
+
+pytest.importorskip("gradio")
+pytest.importorskip("lancedb")
+playwright = pytest.importorskip("playwright.sync_api")
+
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium on the path; Debian and Ubuntu have it as `apt-get install chromium`"
+)
+# Without a sandbox, which containers do not allow; and without calls home.
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync",
+    "--disable-component-update", "--disable-quic",
+]  # fmt: skip
+PATIENCE = 120_000  # milliseconds; a busy machine is no error
+DRAWN = """selector => {
+    const canvas = document.querySelector(selector);
+    const {data} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+    return data.some((value, place) => place % 4 === 3 && value > 0);
+}"""
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory):
+    from cavmae_sync_hf.app import build_app
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo_clips, "LIBRARY_CLIPS", 1)
+        patch.setattr(demo_clips, "SIDE", 96)
+        patch.setattr(Engine, "map_plan", lambda self, seconds: {"fps": 2.0, "method": "cosine"})
+        page = build_app(demo_folder=tmp_path_factory.mktemp("demo"), limits=Limits(megabytes=1.0, seconds=20.0))
+        page.launch(prevent_thread_lock=True, quiet=True)
+        yield page
+        page.close(verbose=False)
+    assert not page.workspace.root.exists()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as runner:
+        browser = runner.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+class Visit:
+    """A page that a visitor has opened, and what went wrong on it."""
+
+    def __init__(self, browser, app, **options):
+        self.context = browser.new_context(accept_downloads=True, **options)
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(PATIENCE)
+        self.errors: list[str] = []
+        self.elsewhere: list[str] = []
+        self.page.on("console", self._hear)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("request", self._note)
+        self.app = app
+        self.page.goto(app.local_url)
+        self.page.wait_for_selector("[data-clip]")
+
+    def _hear(self, message):
+        # Gradio's uploader asks how far a file is before the server has heard of it, and logs that answer twice.
+        early = "upload_progress" in message.location.get("url", "") or message.text == "Response"
+        if message.type == "error" and not early:
+            self.errors.append(f"{message.text} {message.location}")
+
+    def _note(self, request):
+        if not request.url.startswith((self.app.local_url, "data:", "blob:")):
+            self.elsewhere.append(request.url)
+
+    def choose(self, number: int):
+        self.page.click(f"[data-clip='{number}']")
+        self.page.wait_for_selector(".cs-verdict:not([hidden])")
+        self.page.wait_for_function("cavmaeSync.state.places && cavmaeSync.state.pictures")
+        self.page.wait_for_function("document.querySelector('.cs-stage video').readyState >= 2")
+
+    def tab(self, name: str):
+        self.page.get_by_role("tab", name=name, exact=True).click()
+
+    def send(self, path: Path):
+        # The first one on the page; the others lie in a folded part.
+        self.page.locator(".cs-upload input[type=file]").set_input_files(path)
+
+    def time(self) -> float:
+        return self.page.evaluate("document.querySelector('.cs-stage video').currentTime")
+
+
+def kept_uploads(app) -> list[Path]:
+    """Uploads that are still there. Gradio leaves an empty file for each, which is removed with the rest later."""
+    return [path for path in app.workspace.uploads.rglob("*") if path.is_file() and path.stat().st_size]
+
+
+@pytest.fixture(scope="module")
+def visit(browser, app):
+    visit = Visit(browser, app, viewport={"width": 1440, "height": 900})
+    yield visit
+    visit.context.close()
+
+
+def test_first_screen__says_what_it_does_and_offers_clips(visit):
+    text = visit.page.inner_text("body")
+
+    assert "Which sound belongs to which moment?" in text and "Pick a clip" in text and "SyncWorld" in text
+    assert visit.page.locator("[data-clip]").count() == 4
+    loaded = "[...document.querySelectorAll('[data-clip] img')].every(image => image.naturalWidth > 0)"
+    visit.page.wait_for_function(loaded)
+    assert not visit.page.is_visible(".cs-results")
+
+
+def test_clip__shows_results_that_follow_the_player(visit):
+    page = visit.page
+    visit.choose(1)
+
+    assert page.inner_text(".cs-headline") == "The sound is 0.8 s late"
+    for canvas in (".cs-timeline", ".cs-at-matrix canvas", ".cs-at-offset canvas"):
+        assert page.evaluate(DRAWN, canvas), canvas
+
+    box = page.locator(".cs-timeline").bounding_box()
+    page.locator(".cs-timeline").click(position={"x": box["width"] * 0.55, "y": 40})
+    page.wait_for_function("cavmaeSync.time() > 4")
+    assert 4 < visit.time() < 6.5
+    assert page.inner_text(".cs-moment").startswith(f"0:0{visit.time():.1f}")
+    assert f"picture at 0:0{visit.time():.1f}" in page.inner_text(".cs-readout")
+
+    box = page.locator(".cs-at-matrix canvas").bounding_box()
+    page.locator(".cs-at-matrix canvas").click(position={"x": box["width"] * 0.8, "y": box["height"] * 0.5})
+    page.wait_for_function("cavmaeSync.time() > 7")
+    assert visit.time() == pytest.approx(page.evaluate("cavmaeSync.time()"), abs=0.05)
+
+    page.focus(".cs-timeline")
+    before = visit.time()
+    page.keyboard.press("ArrowLeft")
+    assert visit.time() == pytest.approx(before - 0.1, abs=0.03)
+
+    page.evaluate("document.querySelector('.cs-stage video').muted = true")
+    page.evaluate("document.querySelector('.cs-stage video').play()")
+    page.wait_for_function(f"cavmaeSync.time() > {before + 0.3}")
+    page.evaluate("document.querySelector('.cs-stage video').pause()")
+
+
+def test_clip__source_of_the_sound_lights_up_on_request(visit):
+    page = visit.page
+    lit = f"({DRAWN})('.cs-heat')"
+
+    page.evaluate("document.querySelector('.cs-stage video').currentTime = 2")
+    page.wait_for_function(lit)
+    page.uncheck(".cs-show-heat")
+    page.wait_for_function(f"!{lit}")
+    page.check(".cs-show-heat")
+    page.wait_for_function(lit)
+
+    visit.tab("Where?")
+    page.wait_for_function(
+        "[...document.querySelectorAll('.cs-at-pictures img')].every(image => image.naturalWidth > 0)"
+    )
+    assert page.locator(".cs-at-pictures img").count() == 2
+
+
+def test_search__finds_moments_that_play(visit):
+    page = visit.page
+    page.evaluate("document.querySelector('.cs-stage video').currentTime = 5")
+    visit.tab("Similar")
+    page.get_by_label("Moments that look the same").check()
+    page.get_by_role("button", name="Search with the moment").click()
+    page.wait_for_selector(".cs-hits li")
+
+    assert page.inner_text(".cs-hits li:first-child .cs-hit-name") == "in-step.mp4"
+    video = "document.querySelector('.cs-hits video')"
+    page.wait_for_function(f"{video}.readyState >= 1")
+    assert page.evaluate(f"{video}.currentTime") == pytest.approx(4.0, abs=0.6)
+    assert page.evaluate(f"{video}.src").split("#t=")[1].startswith("4")
+
+
+def test_results__are_saved_under_their_names(visit, tmp_path):
+    page = visit.page
+    visit.tab("Where?")
+    page.get_by_role("button", name="Make a film of it").click()
+    page.wait_for_function("[...cavmaeSync.state.downloads.keys()].includes('sound-late-sources.mp4')")
+    page.wait_for_function("document.querySelector('.cs-film').readyState >= 1")
+    visit.tab("Save")
+
+    names = page.locator(".cs-downloads a").all_inner_texts()
+    assert {Path(name).suffix for name in names} == {".json", ".npz", ".png", ".mp4"} and len(names) >= 9
+    with page.expect_download() as download:
+        page.get_by_role("link", name="sound-late-sync.json").click()
+    download.value.save_as(tmp_path / "saved.json")
+    assert download.value.suggested_filename == "sound-late-sync.json"
+    saved = json.loads((tmp_path / "saved.json").read_text(encoding="utf-8"))
+    assert saved["sync"]["offset"] == pytest.approx(demo_clips.LATE_SECONDS, abs=0.1)
+
+
+def test_labels__without_a_head_are_explained(visit):
+    visit.tab("Labels")
+
+    assert "no classification head" in visit.page.inner_text(".tabitem:visible")
+
+
+def test_upload__bad_ones_are_refused_with_a_reason_and_removed(visit, app, tmp_path):
+    (tmp_path / "film.mp4").write_text("#EXTM3U\n/etc/passwd\n", encoding="utf-8")
+    visit.send(tmp_path / "film.mp4")
+    visit.page.wait_for_selector(".cs-error")
+    assert "film.mp4: is a playlist that points at other files" in visit.page.inner_text(".cs-error")
+    assert kept_uploads(app) == []
+    assert visit.page.inner_text(".cs-title") == "Sound moved"  # the clip from before is still there
+    visit.page.get_by_role("button", name="Close").click()
+    assert visit.page.locator(".cs-error").count() == 0
+
+    (tmp_path / "large.mp4").write_bytes(bytes(1_100_000))
+    visit.send(tmp_path / "large.mp4")
+    visit.page.wait_for_selector("text=exceed the maximum allowed size")
+
+
+def test_upload__a_good_one_is_shown_under_its_name_as_text(visit, app, tmp_path):
+    film = tmp_path / "a<img src=x onerror=window.harmed=1>b.mp4"
+    write_clip(film, seconds=4.0, audio=clicks([0.5, 1.2, 2.9], 4.0))
+
+    visit.send(film)
+    visit.page.wait_for_function("cavmaeSync.state.sync && cavmaeSync.state.clip.number === undefined")
+
+    assert "a" in visit.page.inner_text(".cs-title") and ".mp4" in visit.page.inner_text(".cs-title")
+    assert visit.page.evaluate("window.harmed") is None
+    assert visit.page.locator(".cs-title img").count() == 0
+    assert kept_uploads(app) == []
+
+
+def test_page__had_no_errors_and_loaded_nothing_from_elsewhere(visit):
+    assert visit.errors == [] and visit.elsewhere == []
+
+
+def test_page__fits_a_phone(browser, app):
+    visit = Visit(browser, app, viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
+    fits = "document.documentElement.scrollWidth <= 390 && window.innerWidth === 390"
+    try:
+        assert visit.page.evaluate(fits)
+        visit.choose(0)
+        for name in ("In step?", "Where?", "Similar", "Labels", "Save"):
+            visit.tab(name)
+            visit.page.wait_for_timeout(100)
+            assert visit.page.evaluate(fits), name
+        assert visit.errors == [] and visit.elsewhere == []
+    finally:
+        visit.context.close()
+
+
+def test_page__files_go_when_the_visitor_leaves(browser, app):
+    visit = Visit(browser, app)
+    visit.choose(0)
+    folders = {path.name for path in app.workspace.root.iterdir()}
+    token = visit.page.evaluate("cavmaeSync.state.clip.url").split("/")[1]
+    assert token in folders
+
+    visit.context.close()
+
+    for _ in range(100):
+        if not (app.workspace.root / token).exists():
+            break
+        visit.app.workspace.session("another")  # time passes
+        time.sleep(0.2)
+    assert not (app.workspace.root / token).exists()
+
+
+def fetch(url: str, **headers: str):
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30) as reply:
+            return reply.status, dict(reply.headers), reply.read()
+    except urllib.error.HTTPError as error:
+        return error.code, dict(error.headers), error.read()
+
+
+def test_server__hands_out_nothing_but_what_it_should(app, tmp_path):
+    base = app.local_url
+    (tmp_path / "secret.txt").write_text("hush", encoding="utf-8")
+
+    status, headers, _ = fetch(base)
+    assert status == 200 and "default-src 'self'" in headers["content-security-policy"]
+    for path in (
+        f"gradio_api/file={tmp_path}/secret.txt",
+        "gradio_api/file=/etc/passwd",
+        f"gradio_api/file={app.workspace.root}/.in-use",
+        "cavmae-files/shared/..%2f.in-use",
+        "cavmae-files/wrong/in-step.jpg",
+        "docs",
+        "openapi.json",
+    ):
+        status, _, content = fetch(base + path)
+        assert status in (403, 404), path
+        assert b"hush" not in content and b"root:" not in content
+    status, headers, content = fetch(base + "cavmae-files/shared/in-step.jpg", Range="bytes=0-9")
+    assert status == 206 and len(content) == 10 and headers["x-content-type-options"] == "nosniff"
+
+
+def test_server__listens_at_this_machine_alone(app):
+    assert app.server_name == "127.0.0.1" and os.environ.get("GRADIO_SERVER_NAME") is None

@@ -1,0 +1,329 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""Strangers' files on the web page: what is refused, what is decoded and how, and that all of it is removed."""
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cavmae_sync_hf.app import guard, intake
+from cavmae_sync_hf.app.guard import copy_safely, display_name
+from cavmae_sync_hf.app.limits import AppError, Limits
+from cavmae_sync_hf.app.workspace import FILES_ROUTE, Workspace
+from cavmae_sync_hf.model.media_cavmae_sync import MediaError, decode_media
+from helpers.clips import onset, tone, write_clip
+from helpers.little_app import PLAYLIST, RATE, make_film, send, watch_processes
+
+
+@pytest.fixture
+def workspace(tmp_path):
+    with Workspace(Limits(), parent=tmp_path) as workspace:
+        yield workspace
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory) -> Path:
+    return make_film(tmp_path_factory.mktemp("film") / "film.mp4")
+
+
+@pytest.fixture
+def processes(monkeypatch) -> list[subprocess.Popen]:
+    return watch_processes(monkeypatch)
+
+
+# --- names -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("/some/folder/clip.mp4", "clip.mp4"),
+        ("..\\..\\evil.mp4", "evil.mp4"),
+        ("a\x1b[31m\nb\u202e4pm.mp4", "a[31mb4pm.mp4"),
+        ("<img src=x onerror=alert(1)>.mp4", "<img src=x onerror=alert(1)>.mp4"),  # text, which the page keeps text
+    ],
+)
+def test_display_name__is_the_last_part_without_control_characters(name, shown):
+    assert display_name(name) == shown
+
+
+def test_display_name__is_not_too_long():
+    shown = display_name("x" * 500 + ".mp4")
+
+    assert len(shown) <= 80 and shown.endswith(".mp4")
+
+
+# --- guard -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_process(monkeypatch):
+    """Nothing may be decoded."""
+
+    def refuse(*_, **__):
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (PLAYLIST.encode(), "is a playlist"),
+        (b"ffconcat version 1.0\nfile /etc/passwd\n", "is a playlist"),
+        (b"PK\x03\x04" + bytes(64), "is a ZIP archive"),
+        (b"\x1f\x8b" + bytes(64), "is a gzip archive"),
+        (b"hello", "is text"),
+        (b"", "is empty"),
+    ],
+)
+def test_copy__what_is_no_video_is_refused_before_anything_decodes_it(tmp_path, no_process, content, words):
+    (tmp_path / "clip.mp4").write_bytes(content)
+
+    with pytest.raises(AppError, match=words) as caught:
+        copy_safely(tmp_path / "clip.mp4", tmp_path / "copy.mp4", "video", Limits())
+
+    assert str(caught.value).startswith("clip.mp4: ") and str(tmp_path) not in str(caught.value)
+    assert not (tmp_path / "copy.mp4").exists()
+
+
+def test_copy__what_is_too_large_is_refused_before_anything_decodes_it(tmp_path, no_process, film):
+    with pytest.raises(AppError, match=r"film.mp4: is 0 MB large, and at most 0.001 MB are taken"):
+        copy_safely(film, tmp_path / "copy.mp4", "video", Limits(megabytes=0.001))
+
+
+def test_copy__takes_a_video_apart_in_a_process_that_knows_no_secrets(tmp_path, film, monkeypatch):
+    monkeypatch.setenv("SECRET_TOKEN", "hush")
+    started = []
+    popen = subprocess.Popen
+
+    def watch(*arguments, **options):
+        started.append(options["env"])
+        return popen(*arguments, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", watch)
+    done = []
+
+    facts = copy_safely(film, tmp_path / "copy.mp4", "video", Limits(), progress=lambda *a: done.append(a))
+
+    assert len(started) == 1 and "hush" not in started[0].values()
+    assert facts["duration"] == pytest.approx(2.0, abs=0.05) and (facts["width"], facts["height"]) == (64, 48)
+    assert done and done[-1][0] == pytest.approx(2.0, abs=0.1)
+    copy = decode_media(tmp_path / "copy.mp4", frame_times=[0.95, 1.06], sampling_rate=RATE)
+    # The flash and the click of 1 s are where they were, to a frame and to 5 ms.
+    assert copy.frames[0].float().mean() < 60 < 200 < copy.frames[1].float().mean()
+    assert onset(copy.waveform.numpy(), RATE, after=0.5) == pytest.approx(1.0, abs=0.005)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy.mp4"]
+
+
+def test_copy__a_process_that_takes_too_long_is_ended(tmp_path, film, processes):
+    began = time.monotonic()
+
+    with pytest.raises(AppError, match=r"film.mp4: decoding took longer than the 0.2 s that are allowed"):
+        copy_safely(film, tmp_path / "copy.mp4", "video", Limits(decode_seconds=0.2))
+
+    assert time.monotonic() - began < 10 and processes[0].returncode is not None
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the bound on memory needs /proc")
+def test_copy__a_process_that_takes_too_much_memory_is_ended(tmp_path, film):
+    with pytest.raises(AppError, match="needs more memory than is allowed"):
+        copy_safely(film, tmp_path / "copy.mp4", "video", Limits(decode_memory=1 << 20))
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_copy__a_visitor_who_has_gone_ends_the_process(tmp_path, film, processes):
+    def leave(done, total):
+        raise KeyError("gone")
+
+    with pytest.raises(KeyError):
+        copy_safely(film, tmp_path / "copy.mp4", "video", Limits(), progress=leave)
+
+    assert processes[0].returncode is not None and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("last", "code", "late", "words"),
+    [
+        ({}, -11, False, "the decoder broke on this file"),
+        ({"done": 1.0, "total": 2.0}, -24, False, "took longer than"),
+        ({"done": 1.0, "total": 2.0}, -9, True, "took longer than"),
+        ({"failed": "memory"}, 0, False, "more memory"),
+        ({"failed": "unknown"}, 0, False, "the decoder broke on this file"),
+        ({"error": "a.mp4: has no audio track"}, 0, False, "a.mp4: has no audio track"),
+    ],
+)
+def test_copy__says_in_plain_words_how_the_process_ended(last, code, late, words):
+    assert words in guard._reason("a.mp4", last, code, late, 5.0)
+
+
+# --- what runs in the process ------------------------------------------------------------------------------------
+
+
+def test_copy_video__too_long_by_its_header_or_by_its_content_is_refused(film, tmp_path, monkeypatch):
+    with open(film, "rb") as source, pytest.raises(MediaError, match=r"lasts 2 s, and at most 1 s are taken"):
+        intake.copy_video(source, tmp_path / "copy.mp4", max_seconds=1, max_pixels=10**6)
+
+    probe = intake._probe
+    monkeypatch.setattr(intake, "_probe", lambda source, *_: replace(probe(source, 99, None), duration=None))
+    with open(film, "rb") as source, pytest.raises(MediaError, match=r"lasts more, and at most 1 s are taken"):
+        intake.copy_video(source, tmp_path / "copy.mp4", max_seconds=1, max_pixels=10**6)
+
+
+def test_copy_video__too_large_a_picture_is_refused(film, tmp_path):
+    with open(film, "rb") as source, pytest.raises(MediaError, match="64 by 48"):
+        intake.copy_video(source, tmp_path / "copy.mp4", max_seconds=60, max_pixels=1000)
+
+
+def test_copy_video__needs_both_tracks(tmp_path):
+    silent = write_clip(tmp_path / "silent.mp4", audio=False)
+
+    with open(silent, "rb") as source, pytest.raises(MediaError, match="audio"):
+        intake.copy_video(source, tmp_path / "copy.mp4", max_seconds=60, max_pixels=10**6)
+
+
+@pytest.mark.parametrize(
+    ("size", "fitted"),
+    [((480, 640), (480, 640)), ((1080, 1920), (480, 854)), ((101, 51), (100, 52)), ((200, 9000), (28, 1280))],
+)
+def test_copy_video__is_no_larger_than_of_use_and_even(size, fitted):
+    assert intake._fit(*size) == fitted
+
+
+def test_cut__gives_the_piece(film, tmp_path):
+    facts = intake.cut(film, tmp_path / "piece.mp4", 0.5, 1.5)
+
+    assert facts["duration"] == pytest.approx(1.0, abs=0.05)
+    piece = decode_media(tmp_path / "piece.mp4", frame_times=[0.3, 0.56], sampling_rate=RATE)
+    assert piece.frames[0].float().mean() < 60 < 200 < piece.frames[1].float().mean()
+    assert onset(piece.waveform.numpy(), RATE) == pytest.approx(0.5, abs=0.005)
+
+
+def test_copy_sound__keeps_what_is_heard(tmp_path):
+    clip = write_clip(tmp_path / "tone.mp4", audio=tone(2.0, RATE), rate=RATE)
+
+    with open(clip, "rb") as source:
+        facts = intake.copy_sound(source, tmp_path / "copy.wav", max_seconds=60)
+
+    assert facts["duration"] == pytest.approx(2.0, abs=0.1)
+    spectrum = np.abs(np.fft.rfft(decode_media(tmp_path / "copy.wav", want_video=False).waveform[:16000].numpy()))
+    assert spectrum.argmax() == pytest.approx(440, abs=2)
+
+
+def test_copy_picture__is_upright_and_small_and_hostile_ones_are_refused(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    Image.new("RGB", (2000, 1000), "red").save(tmp_path / "a.jpg", exif=exif)
+
+    with open(tmp_path / "a.jpg", "rb") as source:
+        intake.copy_picture(source, tmp_path / "copy.png", max_pixels=10**7)
+    with Image.open(tmp_path / "copy.png") as copy:
+        assert copy.size == (480, 960) and not copy.getexif()
+
+    with open(tmp_path / "a.jpg", "rb") as source, pytest.raises(MediaError, match="2000 by 1000"):
+        intake.copy_picture(source, tmp_path / "copy.png", max_pixels=1000)
+    (tmp_path / "b.png").write_bytes(b"\x89PNG\r\n\x1a\nnonsense")
+    with open(tmp_path / "b.png", "rb") as source, pytest.raises(MediaError, match="no picture that can be read"):
+        intake.copy_picture(source, tmp_path / "copy.png", max_pixels=10**7)
+
+
+# --- workspace ---------------------------------------------------------------------------------------------------
+
+
+def fill(session, name="a.txt") -> Path:
+    path = session.path(name)
+    path.write_text("content", encoding="utf-8")
+    return path
+
+
+def test_workspace__hands_out_what_is_on_the_list_alone(workspace):
+    session = workspace.session("visitor")
+    session.begin()
+    path = fill(session)
+    fill(session, "hidden.txt")
+
+    url = session.offer(path, "mine.txt")
+
+    route, token, name = url.split("/")
+    assert route == FILES_ROUTE and workspace.find(token, name) == (path, "mine.txt")
+    assert workspace.find(token, path.name.replace("a.txt", "hidden.txt")) is None
+    assert workspace.find(token, f"../{token}/{name}") is None
+    assert workspace.find("shared", name) is None and workspace.find("visitor", name) is None
+    assert len(token) >= 24
+
+
+def test_workspace__a_new_clip_removes_the_files_of_the_last(workspace):
+    session = workspace.session("visitor")
+    turns = [session.begin()]
+    path = fill(session)
+
+    turns.append(session.begin())
+
+    assert not path.exists() and turns[0] < turns[1]
+
+
+def test_workspace__removes_the_files_of_those_who_leave_or_stay_away(tmp_path):
+    with Workspace(Limits(sessions=2, idle_seconds=60), parent=tmp_path) as workspace:
+        paths = {name: fill(workspace.session(name)) for name in ("first", "second")}
+        workspace.session("first")
+
+        paths["third"] = fill(workspace.session("third"))  # there is room for two
+        assert [path.exists() for path in paths.values()] == [True, False, True]
+
+        turn = workspace.session("third").turn
+        workspace.drop("third")
+        assert not paths["third"].parent.exists() and workspace.session("third").turn <= turn
+
+        workspace.session("first").seen -= 61
+        workspace.sweep()
+        assert not paths["first"].parent.exists()
+        root = workspace.root
+    assert not root.exists()
+
+
+def test_workspace__removes_uploads_and_nothing_else(workspace, tmp_path):
+    other = tmp_path / "precious.txt"
+    other.write_text("content", encoding="utf-8")
+    upload = send(workspace, other, "upload.txt")
+
+    workspace.remove_upload(upload)
+    workspace.remove_upload(upload)
+    workspace.remove_upload(other)
+    workspace.remove_upload(workspace.uploads / ".." / ".." / "precious.txt")
+
+    assert other.exists() and list(workspace.uploads.iterdir()) == []
+
+
+def test_workspace__removes_uploads_that_nothing_came_of(workspace, tmp_path):
+    (tmp_path / "broken.mp4").write_bytes(b"half")
+    old, new = (send(workspace, tmp_path / "broken.mp4", name) for name in ("old.mp4", "new.mp4"))
+    os.utime(old, (0, 0))
+
+    workspace.sweep()
+
+    assert not old.exists() and new.exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="without locks it cannot be told who still runs")
+def test_workspace__removes_what_a_killed_run_left_and_not_what_another_uses(tmp_path):
+    with Workspace(parent=tmp_path) as running:
+        left = tmp_path / "cavmae-sync-app-killed"
+        left.mkdir()
+        (left / ".in-use").touch()
+
+        with Workspace(parent=tmp_path):
+            assert not left.exists() and running.root.exists()
+
+
+@pytest.mark.parametrize("name", ["megabytes", "seconds", "decode_seconds"])
+def test_limits__must_leave_something(name):
+    with pytest.raises(ValueError, match=f"`{name}` is 0"):
+        Limits(**{name: 0})

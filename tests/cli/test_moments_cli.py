@@ -1,0 +1,253 @@
+"""`cavmae-sync sync` and `cavmae-sync localize`: what they print and write, and how they refuse."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from cavmae_sync_hf import CavMaeSyncModel, CavMaeSyncProcessor, cli, save_for_hub
+from cavmae_sync_hf.model.media_cavmae_sync import probe_media
+from helpers.clips import write_clip
+from helpers.telling_models import RATE, SECONDS, ramp_film, ramp_pair, rising_tone
+from helpers.tiny import tiny_config
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Run a command line in this process; gives the exit code, what it printed and its errors."""
+    monkeypatch.setattr(cli.terminal, "console", Console(width=120))
+    monkeypatch.setattr(cli.terminal, "errors", Console(stderr=True, width=120))
+    monkeypatch.setattr(cli.terminal, "show_tracebacks", False)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["cavmae-sync", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        printed = capsys.readouterr()
+        assert "Traceback" not in printed.out + printed.err
+        return caught.value.code, printed.out, printed.err
+
+    return run
+
+
+def save(config, folder: Path) -> Path:
+    torch.manual_seed(0)
+    model = CavMaeSyncModel(config)
+    return save_for_hub(model, CavMaeSyncProcessor.from_config(model.config), folder)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    return save(tiny_config(), tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def telling(monkeypatch):
+    """The commands load the model that knows the answer."""
+    pair = ramp_pair()
+    monkeypatch.setattr("cavmae_sync_hf.inference.loading.load_model", lambda *_, **__: pair)
+    return "the ramp model"
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("films")
+    return {late: ramp_film(folder / f"{late}.mp4", late=late) for late in (0.0, 0.5, -0.7)}
+
+
+@pytest.mark.parametrize("command", ["sync", "localize"])
+def test_help__is_printed(run, command):
+    code, out, _ = run(command, "--help")
+
+    assert code == 0 and f"Usage: cavmae-sync {command}" in out and "--model" in out
+
+
+def test_sync__says_how_late_the_sound_is(run, telling, films):
+    code, out, err = run("sync", films[0.5], films[0.0], "-m", telling, "--hop", 0.2)
+
+    lines = out.splitlines()
+    late, true = (next(line for line in lines if name in line and "│" in line) for name in ("0.5.mp4", "0.0.mp4"))
+    assert code == 0 and err == ""
+    found = [float(re.search(r"([+-]\d\.\d\d) s", line)[1]) for line in (late, true)]
+    assert found == pytest.approx([0.5, 0.0], abs=0.06) and "in steps of 0.2 s" in out
+    assert any(line.startswith("Alignment score of 2 films: 0.") for line in lines)
+    assert any(line.startswith("Protocol: cavmae-sync-alignment/1;") for line in lines)
+
+
+def test_sync__as_json_and_nothing_else(run, telling, films):
+    code, out, _ = run("sync", films[-0.7], "-m", telling, "--json", "--start", 1, "--end", 5)
+
+    values = json.loads(out)
+    film = values["films"][0]
+    assert code == 0 and values["failed"] == [] and film["files"] == []
+    assert film["offset"] == pytest.approx(-0.7, abs=0.06) and film["moments"] == len(film["scores"]) == 40
+    assert film["remarks"] == [] and film["confidence"] > 0.9
+
+
+def test_sync__writes_picture_figures_and_arrays(run, telling, films, tmp_path):
+    pytest.importorskip("matplotlib")
+    out_folder = tmp_path / "new" / "results"
+
+    code, out, _ = run("sync", films[0.5], films[0.5], "-m", telling, "--hop", 0.2, "--out", out_folder)
+
+    names = {path.name for path in out_folder.iterdir()}
+    assert code == 0
+    assert names == {f"{stem}.sync.{suffix}" for stem in ("0.5", "0.5-2") for suffix in ("png", "json", "npz")}
+    assert out.count("wrote ") == 6
+    assert Image.open(out_folder / "0.5.sync.png").size == (1200, 900)
+    assert json.loads((out_folder / "0.5.sync.json").read_text())["offset"] == pytest.approx(0.5, abs=0.05)
+    with np.load(out_folder / "0.5.sync.npz") as arrays:
+        assert arrays["band"].shape == (30, 21) and arrays["matrix"].shape == (30, 30)
+
+
+def test_sync__another_sound_track_for_each(run, telling, films, tmp_path):
+    dub = write_clip(
+        tmp_path / "dub.wav", video=False, audio=rising_tone(late=0.3), rate=RATE, audio_codec="pcm_s16le"
+    )
+
+    code, out, _ = run(
+        "sync", films[-0.7], films[0.0], "--audio", dub, "--audio", films[0.5], "-m", telling, "--json", "--hop", 0.2
+    )
+
+    found = [film["offset"] for film in json.loads(out)["films"]]
+    assert code == 0 and found == pytest.approx([0.3, 0.5], abs=0.05)
+    assert json.loads(out)["alignment"]["standard_error"] is not None
+
+
+def test_sync__bad_files_are_named_and_the_others_measured(run, telling, films, tmp_path):
+    trap = tmp_path / "trap.mp4"
+    trap.write_text("#EXTM3U\n/etc/passwd\n")
+    mute = ramp_film(tmp_path / "mute [red].mp4", audio=False)
+
+    code, out, err = run("sync", tmp_path / "none.mp4", films[0.0], trap, mute, "-m", telling, "--json", "--hop", 0.2)
+
+    values = json.loads(out)
+    assert code == 1 and len(values["films"]) == 1
+    assert [Path(entry["film"]).name for entry in values["failed"]] == ["none.mp4", "trap.mp4", "mute [red].mp4"]
+    assert "none.mp4: no such file" in err and "playlist" in err and "mute [red].mp4" in err
+
+
+def test_sync__hostile_names_stay_names(run, telling, films, tmp_path):
+    pytest.importorskip("matplotlib")
+    hostile = tmp_path / "-rf [bold]$x$\x1b[31m;ls.mp4"
+    hostile.write_bytes(films[0.0].read_bytes())
+
+    code, out, _ = run("sync", "-m", telling, "--hop", 0.5, "--out", tmp_path / "out", "--", hostile)
+
+    assert code == 0 and "\x1b[31m" not in out and "[bold]" in out
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert len(names) == 3 and all(name.startswith("rf_bold_") and ";" not in name for name in names)
+
+
+def test_sync__labelled_films_give_auc(run, telling, films, tmp_path):
+    rows = [f"{films[0.0]},real", f"{films[0.5]},fake", f"{films[-0.7]},fake"]
+    table = tmp_path / "films.csv"
+    table.write_text("\n".join(["path,label", *rows]) + "\n")
+
+    code, out, _ = run("sync", "--labels", table, "-m", telling, "--hop", 0.2)
+    as_json = json.loads(run("sync", "--labels", table, "-m", telling, "--hop", 0.2, "--json")[1])
+
+    assert code == 0 and "lead       AUC 1.0000, equal-error rate 0.00%" in out
+    assert as_json["detection"]["contrast"]["auc"] == 1.0
+
+
+def test_sync__labels_of_one_kind_give_no_auc(run, telling, films, tmp_path):
+    table = tmp_path / "films.csv"
+    table.write_text(f"path,label\n{films[0.0]},1\n")
+
+    code, out, err = run("sync", "--labels", table, "-m", telling, "--json", "--hop", 0.5)
+
+    assert code == 0 and json.loads(out)["detection"] is None and "both kinds" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["sync", "-m", "x"], "Name videos"),
+        (["sync", "a.mp4", "-m", "x", "--labels", "b.csv"], "Name videos"),
+        (["sync", "a.mp4", "b.mp4", "-m", "x", "--audio", "c.wav"], "--audio was given 1 times for 2 videos"),
+        (["sync", "a.mp4", "-m", "x", "--in-sync", "1"], "--labels"),
+        (["sync", "a.mp4"], "--model"),
+        (["sync", "a.mp4", "-m", "x", "--device", "foo"], "'foo' is no device"),
+        (["sync", "a.mp4", "-m", "x", "--start", "-1"], "--start"),
+        (["localize", "a.mp4", "-m", "x"], "--out"),
+        (["localize", "a.mp4", "-m", "x", "--out", "o", "--method", "guess"], "guess"),
+    ],
+)
+def test_wrong_usage__exits_with_2(run, arguments, words):
+    code, _, err = run(*arguments)
+
+    assert code == 2 and words in " ".join(err.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("command", ["sync", "localize"])
+def test_wrong_checkpoints__are_refused(run, films, tmp_path, command):
+    one = save(tiny_config(modality="video"), tmp_path / "one")
+    out = ["--out", tmp_path / "out"] if command == "localize" else []
+
+    tower = run(command, films[0.0], "-m", one, *out)
+    nothing = run(command, films[0.0], "-m", tmp_path / "missing", *out)
+
+    assert tower[0] == nothing[0] == 1
+    assert "video tower alone" in tower[2] and "is not a folder" in nothing[2]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["sync", "localize"])
+def test_out__must_be_a_folder(run, saved, films, tmp_path, command):
+    (tmp_path / "file").write_text("")
+
+    code, _, err = run(command, films[0.0], "-m", saved, "--out", tmp_path / "file")
+
+    assert code == 1 and "is a file; name a folder" in " ".join(err.split())
+
+
+def test_sync__span_outside_the_film(run, saved, films):
+    code, _, err = run("sync", films[0.0], "-m", saved, "--start", 60)
+
+    assert code == 1 and "earlier start" in err
+
+
+def test_localize__writes_everything(run, saved, films, tmp_path):
+    folder = tmp_path / "new" / "places"
+
+    code, out, _ = run("localize", films[0.0], "-m", saved, "--out", folder, "--fps", 2, "--end", 2, "--frames", 3)
+
+    suffixes = {"frames.png", "spectrogram.png", "places.json", "maps.npz", "places.mp4"}
+    assert code == 0 and {path.name for path in folder.iterdir()} == {f"0.0.{suffix}" for suffix in suffixes}
+    assert out.count("wrote ") == 5 and "0.25 s" in out
+    assert probe_media(folder / "0.0.places.mp4").duration == pytest.approx(2.0, abs=0.06)
+    values = json.loads((folder / "0.0.places.json").read_text())
+    assert len(values["moments"]) == 4 and values["width"] == 64 and values["method"] == "occlusion"
+    with np.load(folder / "0.0.maps.npz") as arrays:
+        assert arrays["video_maps"].shape == (4, 4, 4) and arrays["audio_maps"].shape == (4, 2, 6)
+
+
+def test_localize__as_json_without_the_film(run, saved, films, tmp_path):
+    code, out, _ = run(
+        "localize", films[0.0], "-m", saved, "--out", tmp_path, "--no-video", "--json", "--fps", 1,
+        "--method", "cosine", "--audio", films[0.5],
+    )  # fmt: skip
+
+    values = json.loads(out)
+    assert code == 0 and len(values["moments"]) == SECONDS and values["method"] == "cosine"
+    assert set(values["files"]) == {"frames", "spectrogram", "figures", "maps"}
+    assert values["audio_source"].endswith("0.5.mp4") and not list(tmp_path.glob("*.mp4"))
+
+
+def test_localize__mute_films_and_playlists_leave_nothing(run, saved, tmp_path):
+    trap = tmp_path / "trap.mp4"
+    trap.write_text("ffconcat version 1.0\nfile /etc/passwd\n")
+    mute = write_clip(tmp_path / "mute.mp4", audio=False)
+
+    for film, words in ((trap, "playlist"), (mute, "no audio")):
+        code, _, err = run("localize", film, "-m", saved, "--out", tmp_path / "out")
+        assert code == 1 and film.name in err and words in err
+        assert not (tmp_path / "out").exists()

@@ -1,0 +1,241 @@
+"""A preparation may be killed at any moment; processes may die; a cluster may do the work: the bytes stay the same."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import cavmae_sync_hf
+from cavmae_sync_hf.data import prepare as prepare_module
+from cavmae_sync_hf.data.engines import EngineError, run_processes
+from cavmae_sync_hf.data.prepare import PrepareError, prepare
+from cavmae_sync_hf.data.samples import ShardTask
+from cavmae_sync_hf.data.sources import ClipRecord
+from helpers.clips import noise, write_clip
+
+SOURCE = str(Path(cavmae_sync_hf.__file__).parents[1])
+
+# For every moment: a process that prepares a new folder and kills itself then (when it adds its n-th clip to a shard,
+# or before or after it renames a file), and one that resumes it. Ends with the first that lives.
+KILLED_EVERYWHERE = """
+import os, signal, sys
+from cavmae_sync_hf.data import samples, shards
+from cavmae_sync_hf.data.prepare import prepare
+
+source, out = sys.argv[1:]
+
+
+def run(folder, moment):
+    count = 0
+
+    def step():
+        nonlocal count
+        count += 1
+        if count == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def replace(old, new, rename=os.replace):
+        step()
+        rename(old, new)
+        step()
+
+    def add(self, key, members, add=shards.ShardWriter.add):
+        place = add(self, key, members)
+        self._file.flush()
+        step()
+        return place
+
+    child = os.fork()
+    if not child:
+        samples.os.replace, shards.ShardWriter.add = replace, add
+        prepare(source, folder, clips_per_shard=2, workers=1)
+        os._exit(0)
+    return os.waitpid(child, 0)[1]
+
+
+moment = 1
+while status := run(f"{out}/{moment}", moment):
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, status
+    assert run(f"{out}/{moment}", 0) == 0
+    moment += 1
+"""
+
+RUN = """
+import sys
+from cavmae_sync_hf.data.prepare import prepare
+
+if __name__ == "__main__":
+    prepare(sys.argv[1], sys.argv[2], clips_per_shard=2, workers=2)
+"""
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("videos")
+    for number in range(5):
+        write_clip(folder / f"{number}.mp4", seconds=1, audio=noise(1.0, seed=number))
+    (folder / "3_bad.mp4").write_text("no video")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(videos, tmp_path_factory) -> dict[str, bytes]:
+    """The files of a run without interruption."""
+    return files_of(prepare(videos, tmp_path_factory.mktemp("whole") / "out", clips_per_shard=2, workers=1).folder)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_prepare__killed_at_every_moment_resumes_to_the_same_bytes(videos, tmp_path):
+    source = f"{videos}/[123]*.mp4"  # four clips, one of them bad
+    command = [sys.executable, "-c", KILLED_EVERYWHERE, source, str(tmp_path / "killed")]
+    subprocess.run(command, env=os.environ | {"PYTHONPATH": SOURCE}, check=True, timeout=200)
+
+    whole = files_of(prepare(source, tmp_path / "whole", clips_per_shard=2, workers=1).folder)
+    folders = list((tmp_path / "killed").iterdir())
+    assert len(folders) > 20
+    for folder in folders:
+        assert files_of(folder) == whole, folder
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX signals")
+def test_prepare__killed_with_its_workers_resumes_to_the_same_bytes(videos, tmp_path):
+    many = tmp_path / "many"
+    many.mkdir()
+    for number in range(60):
+        os.link(videos / f"{number % 5}.mp4", many / f"{number:02d}.mp4")
+    script = tmp_path / "run.py"
+    script.write_text(RUN)
+    environment = os.environ | {"PYTHONPATH": SOURCE}
+    process = subprocess.Popen([sys.executable, script, many, tmp_path / "out"], env=environment)
+    notes = tmp_path / "out" / ".prepare"
+    limit = time.monotonic() + 120
+    while len(list(notes.glob("shard-*"))) < 3:
+        assert time.monotonic() < limit and process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = len(list(notes.glob("shard-*")))
+
+    assert not (tmp_path / "out" / "index.json").exists()
+    summary = prepare(many, tmp_path / "out", clips_per_shard=2, workers=2)
+    reference = prepare(many, tmp_path / "reference", clips_per_shard=2, workers=1)
+    assert 0 < summary.made <= 60 - 2 * done and summary.index.clips == 60
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "reference") and len(reference.index.shards) == 30
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX signals")
+def test_prepare__killed_worker_is_reported(videos, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare_module, "ShardJob", DeadlyJob)
+
+    with pytest.raises(
+        PrepareError, match=r"stopped with .* SIGKILL while it worked on shard 1; memory may have run out"
+    ):
+        prepare(videos, tmp_path / "out", clips_per_shard=2, workers=2)
+
+    monkeypatch.undo()
+    assert prepare(videos, tmp_path / "out", clips_per_shard=2, workers=1).index.clips == 5
+
+
+class DeadlyJob(prepare_module.ShardJob):
+    """Is killed in shard 1."""
+
+    def __call__(self, task, begin=None, skip=None):
+        if task.number == 1:
+            begin(0)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__call__(task, begin, skip)
+
+
+class CrashingJob(prepare_module.ShardJob):
+    """Crashes of the clip "2", as a decoder might."""
+
+    def __call__(self, task, begin=None, skip=None):
+        def begin_and_crash(place: int) -> None:
+            if begin is not None:
+                begin(place)
+            if task.records[place].id == "2" and place not in (skip or {}):
+                os.kill(os.getpid(), signal.SIGSEGV)
+
+        return super().__call__(task, begin_and_crash, skip)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX signals")
+def test_prepare__clip_that_crashes_the_decoder_is_left_out(videos, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare_module, "ShardJob", CrashingJob)
+
+    summary = prepare(videos, tmp_path / "out", clips_per_shard=2, workers=2)
+
+    report = (summary.folder / "bad_clips.csv").read_text()
+    assert summary.index.clips == 4 and summary.reasons == {"crash": 1, "unreadable": 1}
+    assert "2,2,2.mp4,crash,2.mp4: the decoder crashes on it (SIGSEGV)" in report
+    assert files_of(summary.folder)["train-00000.tar"] == whole["train-00000.tar"]
+
+
+def tasks(count: int) -> list[ShardTask]:
+    return [ShardTask(number, number, (ClipRecord(str(number), ""),)) for number in range(count)]
+
+
+def raise_in_third(task, begin, skip):
+    begin(0)
+    if task.number == 2:
+        raise OSError("No space left on device")
+    return task.number
+
+
+def test_run_processes__error_of_the_function_ends_the_run():
+    with pytest.raises(EngineError, match=r"OSError: No space left on device \(test_prepare_engines.py, line"):
+        list(run_processes(raise_in_third, tasks(6), 2))
+
+
+def stop_in_third(task, begin, skip):
+    begin(0)
+    if task.number == 2:
+        raise EngineError("The clip 2.mp4 cannot be read for now.")
+    return task.number
+
+
+def test_run_processes__own_errors_keep_their_words():
+    with pytest.raises(EngineError, match=r"^The clip 2.mp4 cannot be read for now\.$"):
+        list(run_processes(stop_in_third, tasks(6), 2))
+
+
+def double(task, begin, skip):
+    begin(0)
+    return 2 * task.number
+
+
+def test_run_processes__every_task_once():
+    assert sorted(run_processes(double, tasks(9), 3)) == [2 * number for number in range(9)]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray", "ignore::UserWarning:ray")
+def test_prepare__ray_gives_the_same_bytes(videos, whole, tmp_path, monkeypatch):
+    pytest.importorskip("ray")
+    monkeypatch.setenv("PYTHONPATH", SOURCE)
+
+    summary = prepare(videos, tmp_path / "out", clips_per_shard=2, workers=2, engine="ray")
+    (summary.folder / "train-00001.tar").unlink()
+    again = prepare(videos, tmp_path / "out", clips_per_shard=2, workers=2, engine="ray")
+
+    assert again.made == 2
+    assert files_of(summary.folder) == whole
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray", "ignore::UserWarning:ray")
+def test_prepare__ray_task_that_always_crashes_is_reported(videos, tmp_path, monkeypatch):
+    pytest.importorskip("ray")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((SOURCE, str(Path(__file__).parents[1]))))
+    monkeypatch.setattr(prepare_module, "ShardJob", CrashingJob)
+
+    with pytest.raises(PrepareError, match="Ray gave up"):
+        prepare(videos, tmp_path / "out", clips_per_shard=2, workers=2, engine="ray")

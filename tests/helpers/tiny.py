@@ -1,0 +1,39 @@
+"""A model small enough to test with, and inputs that fit it."""
+
+from typing import Any
+
+import torch
+
+from cavmae_sync_hf.model.configuration_cavmae_sync import CavMaeSyncConfig
+
+TINY: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "num_modality_layers": 2,
+    "image_size": 32,
+    "patch_size": 8,
+    "num_mel_bins": 16,
+    "audio_length": 48,
+    "num_frames": 4,
+    "num_register_tokens": 2,
+    "decoder_hidden_size": 16,
+    "decoder_num_hidden_layers": 1,
+    "decoder_num_attention_heads": 2,
+    "decoder_intermediate_size": 32,
+    "num_labels": 5,
+}
+
+
+def tiny_config(**overrides: Any) -> CavMaeSyncConfig:
+    """12 audio patches (2 mel rows, 6 columns) and 16 picture patches."""
+    return CavMaeSyncConfig(**(TINY | overrides))
+
+
+def tiny_inputs(batch_size: int = 2, num_frames: int = 3, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Both inputs of the tiny model, all windows and frames different."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "pixel_values_videos": torch.randn(batch_size, num_frames, 3, 32, 32, generator=generator),
+        "input_values": torch.randn(batch_size, num_frames, 48, 16, generator=generator),
+    }

@@ -1,0 +1,119 @@
+"""What each of several gloo processes does in the tests of distributed training."""
+
+import contextlib
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.nn.parallel import DistributedDataParallel
+
+from cavmae_sync_hf.model.pretraining_cavmae_sync import CavMaeSyncForPreTraining
+from cavmae_sync_hf.training.cached_contrast import cached_contrastive_step
+from helpers.tiny import tiny_config, tiny_inputs
+
+
+def run_ranks(work: Callable[..., Any], folder: Path, *arguments: Any, ranks: int = 2) -> list[Any]:
+    """What `work(rank, *arguments)` returns in each of `ranks` processes of one gloo group."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_rank, (ranks, port, work, folder, arguments), nprocs=ranks)
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(ranks)]
+
+
+def _rank(rank: int, ranks: int, port: int, work: Callable[..., Any], folder: Path, arguments: tuple) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
+    dist.init_process_group("gloo", rank=rank, world_size=ranks)
+    try:
+        torch.save(work(rank, *arguments), folder / f"{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+def batch(clips: slice, masked: bool) -> dict[str, torch.Tensor]:
+    """Some of five clips of two frames, with the noise that masks their patches."""
+    generator = torch.Generator().manual_seed(1)
+    inputs = tiny_inputs(batch_size=5, num_frames=2) | {
+        "audio_noise": torch.rand(5, 2, 12, generator=generator),
+        "video_noise": torch.rand(5, 2, 16, generator=generator),
+        "contrastive_audio_noise": torch.rand(5, 2, 12, generator=generator),
+        "contrastive_video_noise": torch.rand(5, 2, 16, generator=generator),
+    }
+    for modality in ("audio", "video"):
+        target = torch.randn(5, 2, 32, generator=generator)
+        inputs[f"{modality}_teacher_embeds"] = torch.nn.functional.normalize(target, dim=-1)
+    if masked:
+        inputs["padding_mask"] = torch.ones(5, 2, dtype=torch.bool)
+        inputs["padding_mask"][3, 1] = inputs["padding_mask"][4, 0] = False
+    inputs = {name: value[clips] for name, value in inputs.items()}
+    if masked and inputs["padding_mask"].all():
+        del inputs["padding_mask"]  # a collator leaves it out where nothing is absent, so ranks differ in it
+    return inputs
+
+
+def model(**settings: Any) -> CavMaeSyncForPreTraining:
+    torch.manual_seed(0)
+    return CavMaeSyncForPreTraining(tiny_config(**settings)).train()
+
+
+def losses_and_gradients(
+    network: torch.nn.Module, inputs: dict[str, torch.Tensor], chunk_size: int = 0
+) -> dict[str, Any]:
+    """Of a batch at once, or of `chunk_size` clips at a time."""
+    if chunk_size:
+        output = cached_contrastive_step(
+            network,
+            getattr(network, "module", network),
+            dict(inputs),
+            chunk_size,
+            backward=torch.Tensor.backward,
+            autocast=contextlib.nullcontext,
+            no_sync=getattr(network, "no_sync", contextlib.nullcontext),
+        )
+    else:
+        output = network(**inputs)
+        output.loss.backward()
+    parts = [name for name in output if name.endswith("loss")]
+    return {name: output[name].detach() for name in (*parts, "contrastive_accuracy")} | {
+        "gradients": {name.removeprefix("module."): weight.grad for name, weight in network.named_parameters()}
+    }
+
+
+# (clips of rank 0 out of five, whether windows are absent, settings)
+CASES: dict[str, tuple[int, bool, dict[str, Any]]] = {
+    "unequal batches, as at the end of an epoch": (3, False, {}),
+    "both directions, absent windows on one rank": (
+        3,
+        True,
+        {"bidirectional_contrast": True, "contrastive_loss_weight": 1.0},
+    ),
+    "moments of the same clip as negatives": (
+        2,
+        True,
+        {"intra_clip_negatives": True, "use_global_tokens": False, "num_register_tokens": 0},
+    ),
+    "contrast in a pass of its own, with a teacher": (
+        3,
+        True,
+        {"contrastive_mask_ratio": 0.5, "distillation_loss_weight": 0.5},
+    ),
+}
+
+
+def train_steps(rank: int) -> dict[str, Any]:
+    """One step of data-parallel training for every case, also in chunks, and what evaluation by rank 0 alone gives."""
+    results: dict[str, Any] = {}
+    for name, (split, masked, settings) in CASES.items():
+        clips = slice(0, split) if rank == 0 else slice(split, 5)
+        inputs = batch(clips, masked)
+        results[name] = losses_and_gradients(DistributedDataParallel(model(**settings)), inputs)
+        results[name, "chunks"] = losses_and_gradients(DistributedDataParallel(model(**settings)), inputs, 2)
+    if rank == 0:  # must not wait for the other
+        results["evaluation"] = model().eval()(**batch(slice(0, 3), False)).loss.item()
+    return results

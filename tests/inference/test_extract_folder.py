@@ -1,0 +1,340 @@
+"""Features of windows in files: whole or not at all, resumable, never mixed up, and whatever films are called."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+import cavmae_sync_hf
+from cavmae_sync_hf import CavMaeSyncModel, CavMaeSyncProcessor, cli, save_for_hub
+from cavmae_sync_hf.data.locks import LockedError, exclusive
+from cavmae_sync_hf.inference.extract import extract_features, extract_to_folder
+from cavmae_sync_hf.inference.feature_folder import WORK_NAME, ExtractionError
+from helpers.clips import noise, truncate, write_clip
+from helpers.tiny import tiny_config
+
+SOURCE = str(Path(cavmae_sync_hf.__file__).parents[1])
+FPS = 4
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    torch.manual_seed(0)
+    model = CavMaeSyncModel(tiny_config()).eval()
+    return model, CavMaeSyncProcessor.from_config(model.config)
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory) -> Path:
+    """Three films of 6, 4 and 5 s."""
+    folder = tmp_path_factory.mktemp("films")
+    for number, seconds in enumerate((6.0, 4.0, 5.0)):
+        write_clip(folder / f"{number}.mp4", seconds=seconds, fps=FPS, audio=noise(seconds, seed=number))
+    return folder
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_folder__holds_arrays_a_timing_table_and_a_manifest(tiny, films, tmp_path):
+    shown: list[tuple] = []
+    summary = extract_to_folder(
+        *tiny, films, tmp_path / "out", window=2, stride=1, progress=lambda *at: shown.append(at)
+    )
+
+    expected = extract_features(*tiny, films, window=2, stride=1)
+    assert sorted(contents(tmp_path / "out")) == ["a.npy", "av.npy", "manifest.json", "timing.csv", "v.npy"]
+    for name, values in expected.features.items():
+        stored = np.load(tmp_path / "out" / f"{name}.npy", mmap_mode="r")
+        assert stored.dtype == np.float32
+        np.testing.assert_array_equal(stored, values)
+    table = read_table(tmp_path / "out" / "timing.csv")
+    assert [int(row["row"]) for row in table] == list(range(len(expected)))
+    assert [row["file"] for row in table] == ["0.mp4"] * 5 + ["1.mp4"] * 3 + ["2.mp4"] * 4
+    assert [float(row["centre"]) for row in table] == [row["centre"] for row in expected.timing]
+    assert [float(time) for time in table[1]["frame_times"].split(";")] == expected.timing[1]["frame_times"]
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["complete"] and manifest["rows"] == 12
+    assert [(film["id"], film["first_row"], film["rows"]) for film in manifest["films"]] == [
+        ("0", 0, 5), ("1", 5, 3), ("2", 8, 4),
+    ]  # fmt: skip
+    assert manifest["identity"]["settings"]["sound_window"] == 0.48
+    assert (summary.rows, summary.made, summary.failed) == (12, 3, {})
+    assert shown[-1][:2] == (3, 3) and any("1.mp4 at 0:0" in remark for _, _, remark in shown)
+
+
+def test_folder__as_parquet_reads_as_one_table(tiny, films, tmp_path):
+    pq = pytest.importorskip("pyarrow.parquet")
+    extract_to_folder(*tiny, films, tmp_path / "out", window=2, stride=1, format="parquet", modalities=["a", "v"])
+
+    expected = extract_features(*tiny, films, window=2, stride=1, modalities=["a", "v"])
+    parts = sorted((tmp_path / "out").glob("*.parquet"))
+    rows = [row for part in parts for row in pq.read_table(part).to_pylist()]
+    assert len(parts) == 3
+    np.testing.assert_array_equal(np.array([row["v"] for row in rows], dtype=np.float32), expected.features["v"])
+    assert [row["frame_times"] for row in rows] == [row["frame_times"] for row in expected.timing]
+    assert [row["sound_start"] for row in rows] == [row["sound_start"] for row in expected.timing]
+
+
+def test_folder__that_is_complete_is_not_made_again(tiny, films, tmp_path):
+    extract_to_folder(*tiny, films, tmp_path / "out", window=2)
+    before = contents(tmp_path / "out")
+    again = extract_to_folder(*tiny, films, tmp_path / "out", window=2, batch_frames=5)
+
+    assert again.made == 0 and again.rows == 12 and "all there already" in str(again)
+    assert contents(tmp_path / "out") == before
+    (tmp_path / "out" / "v.npy").unlink()
+    mended = extract_to_folder(*tiny, films, tmp_path / "out", window=2)
+    assert mended.made == 3 and contents(tmp_path / "out") == before
+
+
+def read_features(folder: Path) -> dict[str, np.ndarray]:
+    """All features of a folder of either format."""
+    if (folder / "timing.csv").exists():
+        return {path.stem: np.load(path) for path in folder.glob("*.npy")}
+    import pyarrow.parquet as pq
+
+    rows = [row for part in sorted(folder.glob("*.parquet")) for row in pq.read_table(part).to_pylist()]
+    return {name: np.array([row[name] for row in rows]) for name in ("a", "v", "av")}
+
+
+KILLED = """
+import os, signal, sys, torch
+torch.set_num_threads(1)
+from cavmae_sync_hf.inference.extract import extract_to_folder
+from cavmae_sync_hf.inference.loading import load_model
+
+def progress(done, total, remark=""):
+    if done == 1 and not remark.endswith("0:00"):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+extract_to_folder(*load_model(sys.argv[1]), sys.argv[2], sys.argv[3], format=sys.argv[4], control=sys.argv[5] or None,
+                  window=1, stride=1, batch_frames=2, progress=progress)
+"""
+
+
+@pytest.mark.parametrize(("format", "control"), [("npy", ""), ("parquet", "scramble")])
+def test_folder__goes_on_after_a_kill_in_the_middle_of_a_film(saved, films, tmp_path, format, control):
+    from cavmae_sync_hf.inference.loading import load_model
+
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", KILLED, str(saved), str(films), str(out), format, control]
+    killed = subprocess.run(command, env={"PYTHONPATH": SOURCE, "HF_HUB_OFFLINE": "1"}, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert not (out / "manifest.json").exists()
+    assert list((out / WORK_NAME).glob("partial-*"))
+
+    settings = {"format": format, "control": control or None, "window": 1, "stride": 1, "batch_frames": 2}
+    resumed = extract_to_folder(*load_model(saved), films, out, **settings)
+    extract_to_folder(*load_model(saved), films, tmp_path / "whole", **settings)
+
+    assert resumed.made == 2 and resumed.rows == 15
+    whole = tmp_path / "whole"
+    assert sorted(contents(out)) == sorted(contents(whole))
+    assert json.loads((out / "manifest.json").read_text()) == json.loads((whole / "manifest.json").read_text())
+    for name, values in read_features(whole).items():
+        np.testing.assert_allclose(read_features(out)[name], values, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"window": 3}, "was begun with window=2.0, now it is 3.0"),
+        ({"modalities": ["a"]}, "was begun with features=a, v, av, now it is a"),
+        ({"control": "scramble"}, "was begun with control=None, now it is scramble"),
+        ({"format": "parquet"}, "is in the format npy, not parquet"),
+    ],
+)
+def test_folder__of_other_settings_is_refused(tiny, films, tmp_path, change, words):
+    extract_to_folder(*tiny, films, tmp_path / "out", window=2)
+    before = contents(tmp_path / "out")
+
+    with pytest.raises(ExtractionError, match=words):
+        extract_to_folder(*tiny, films, tmp_path / "out", **({"window": 2} | change))
+    assert contents(tmp_path / "out") == before
+
+
+def test_folder__of_another_model_or_list_is_refused(tiny, films, tmp_path):
+    model, processor = tiny
+    extract_to_folder(model, processor, films, tmp_path / "out", window=2)
+
+    torch.manual_seed(1)
+    with pytest.raises(ExtractionError, match="features of another model"):
+        extract_to_folder(CavMaeSyncModel(tiny_config()).eval(), processor, films, tmp_path / "out", window=2)
+    with pytest.raises(ExtractionError, match="another list of films"):
+        extract_to_folder(model, processor, films / "1.mp4", tmp_path / "out", window=2)
+
+
+def test_folder__that_is_not_ours_is_left_alone(tiny, films, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "manifest.json").write_text('{"name": "another tool"}')
+
+    with pytest.raises(ExtractionError, match="holds other files"):
+        extract_to_folder(*tiny, films, tmp_path)
+    with pytest.raises(ExtractionError, match="is a file"):
+        extract_to_folder(*tiny, films, tmp_path / "notes.txt")
+    with pytest.raises(ExtractionError, match="written to a folder here"):
+        extract_to_folder(*tiny, films, "s3://bucket/features")
+    assert sorted(contents(tmp_path)) == ["manifest.json", "notes.txt"]
+
+
+def test_folder__in_use_is_refused(tiny, films, tmp_path):
+    (tmp_path / "out" / WORK_NAME).mkdir(parents=True)
+    with exclusive(tmp_path / "out" / WORK_NAME / "lock", tmp_path), pytest.raises(LockedError, match="another run"):
+        extract_to_folder(*tiny, films, tmp_path / "out")
+
+
+HOSTILE = ("line\nbreak.mp4", "ünï 日本 [bold]*?.mp4", "-rf.mp4", "up..mp4", "quote\"',;.mp4")
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory, films) -> Path:
+    """A folder of films with odd names, and of files that are none."""
+    folder = tmp_path_factory.mktemp("mixed")
+    for name in HOSTILE:
+        (folder / name).write_bytes((films / "1.mp4").read_bytes())
+    (folder / "playlist.mp4").write_text("#EXTM3U\n#EXTINF:5,\n/etc/passwd\n")
+    (folder / "archive.mp4").write_bytes(b"PK\x03\x04" + b"\0" * 64)
+    (folder / "empty.mkv").write_bytes(b"")
+    # With its header in front, so that half a file is half a film.
+    whole = write_clip(
+        folder / "cut.mp4", seconds=4, fps=FPS, audio=noise(4.0), container_options={"movflags": "faststart"}
+    )
+    truncate(whole, whole, 0.6)
+    return folder
+
+
+def test_folder__lists_bad_films_and_keeps_the_good_ones(tiny, mixed, tmp_path):
+    summary = extract_to_folder(*tiny, mixed, tmp_path / "out", window=2, stride=2)
+
+    assert set(summary.failed) == {"playlist", "archive", "empty", "cut"}
+    assert "playlist" in summary.failed["playlist"] and "ZIP" in summary.failed["archive"]
+    assert summary.rows == 2 * len(HOSTILE)
+    table = read_table(tmp_path / "out" / "timing.csv")
+    assert {row["file"] for row in table} == set(HOSTILE)
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text(encoding="utf-8"))
+    assert not manifest["complete"] and manifest["failed"] == summary.failed
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def test_folder__tries_bad_films_again(tiny, films, tmp_path):
+    source = tmp_path / "films"
+    source.mkdir()
+    (source / "0.mp4").write_bytes((films / "0.mp4").read_bytes())
+    (source / "1.mp4").write_bytes(b"\0" * (films / "1.mp4").stat().st_size)
+    first = extract_to_folder(*tiny, source, tmp_path / "out", window=2)
+    assert list(first.failed) == ["1"] and first.made == 1
+    (source / "1.mp4").write_bytes((films / "1.mp4").read_bytes())
+    second = extract_to_folder(*tiny, source, tmp_path / "out", window=2)
+
+    assert second.made == 1 and not second.failed and second.rows == 8
+    assert not (tmp_path / "out" / WORK_NAME).exists()
+
+
+def test_source__without_films_leaves_nothing_behind(tiny, mixed, tmp_path):
+    (tmp_path / "nothing").mkdir()
+    for source, words in (
+        (tmp_path / "nothing", "holds no clips"),
+        (tmp_path / "missing.mp4", "no such file or folder"),
+        (mixed / "playlist.mp4", "never followed"),
+        ([mixed / "archive.mp4", mixed / "empty.mkv"], "None of 2 films could be used. The first: .*ZIP"),
+        ([{"path": "../gone.mp4", "id": "x"}], "gone.mp4"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            extract_to_folder(*tiny, source, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+
+def test_folder__stays_whole_when_the_disk_is_full(tiny, films, tmp_path, monkeypatch):
+    from cavmae_sync_hf.inference import feature_files
+
+    def full(self, rows):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(feature_files.NpyPart, "_write", full)
+    with pytest.raises(OSError, match="No space left"):
+        extract_to_folder(*tiny, films, tmp_path / "out", window=2)
+    assert not list((tmp_path / "out" / WORK_NAME).glob("partial-*"))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, tiny) -> Path:
+    return save_for_hub(*tiny, tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Run a command line in this process; gives the exit code, what it printed and its errors."""
+    monkeypatch.setattr(cli.terminal, "console", Console(width=100))
+    monkeypatch.setattr(cli.terminal, "errors", Console(stderr=True, width=100))
+    monkeypatch.setattr(cli.terminal, "show_tracebacks", False)
+
+    def run(*arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["cavmae-sync", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        printed = capsys.readouterr()
+        return caught.value.code, printed.out, printed.err
+
+    return run
+
+
+def test_command__takes_several_features_in_a_row(run, saved, films, tmp_path):
+    code, out, _ = run(
+        "extract", films, tmp_path / "out", "--model", saved, "--window", 2, "--stride", 1,
+        "--modalities", "a", "v", "av", "--layers", "1", "2", "--control", "scramble", "--json",
+    )  # fmt: skip
+
+    assert code == 0
+    summary = json.loads(out)
+    assert list(summary["features"]) == [
+        "a", "v", "av", "a_layer_01", "v_layer_01", "a_layer_02", "v_layer_02",
+    ]  # fmt: skip
+    assert summary["rows"] == 12 and (tmp_path / "out" / "pairing.json").is_file()
+
+
+def test_command__says_what_was_written_and_what_was_left_out(run, saved, mixed, tmp_path):
+    code, out, err = run("extract", mixed, tmp_path / "out", "-m", saved, "--window", "2")
+
+    assert code == 1
+    assert "15 windows of 5 films; a (32), v (32), av (32); 5 films read" in out
+    assert err.count("Left out:") == 4 and "--damaged keep" in err
+    code, out, _ = run("extract", mixed, tmp_path / "kept", "-m", saved, "--window", "1", "--damaged", "keep")
+    assert code == 1 and "of 6 films" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["SOURCE", "OUT"], 2, "Missing option '--model'"),
+        (["SOURCE", "OUT", "-m", "MODEL", "more"], 2, "too many: 'more'"),
+        (["SOURCE", "OUT", "-m", "MODEL", "--modalities", "x"], 1, "'x' is no feature"),
+        (["SOURCE", "OUT", "-m", "MODEL", "--layers", "first"], 2, "whole numbers, got 'first'"),
+        (["SOURCE", "OUT", "-m", "MODEL", "--window", "0"], 1, "`window` is 0.0"),
+        (["SOURCE", "OUT", "-m", "MODEL", "--window", "0.2", "--sound", "inside"], 1, "or --sound around"),
+        (["SOURCE", "OUT", "-m", "OUT"], 1, "is not a folder"),
+        (["gone.mp4", "OUT", "-m", "MODEL"], 1, "gone.mp4: no such file"),
+        (["SOURCE", "OUT", "-m", "MODEL", "--device", "foo"], 2, "'foo' is no device"),
+    ],
+)
+def test_command__wrong_arguments(run, saved, films, tmp_path, arguments, code, words):
+    places = {"SOURCE": films, "OUT": tmp_path / "out", "MODEL": saved}
+    given, out, err = run("extract", *(places.get(word, word) for word in arguments))
+
+    assert given == code and not out
+    assert words in " ".join(err.replace("│", " ").split())
+    assert not (tmp_path / "out").exists()

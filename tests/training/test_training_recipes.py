@@ -1,0 +1,193 @@
+"""Recipes and flags: each recipe runs, flags change it, and what cannot be used is refused with what would do."""
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForPreTraining
+
+from cavmae_sync_hf.model.pretraining_cavmae_sync import CavMaeSyncForPreTraining
+from cavmae_sync_hf.model.processing_cavmae_sync import CavMaeSyncProcessor
+from cavmae_sync_hf.training import (
+    DataArguments,
+    ModelArguments,
+    PretrainingArguments,
+    RecipeError,
+    augmentation_options,
+    build_for_pretraining,
+    make_syncworld,
+    parse_arguments,
+)
+from helpers.published_tensors import published_decoder, published_encoder
+from helpers.tiny import tiny_config
+
+TRAINING = Path(__file__).parents[2] / "training"
+RECIPES = sorted((TRAINING / "recipes" / "pretraining").glob("*.yaml"))
+KINDS = (ModelArguments, DataArguments, PretrainingArguments)
+SMALL = {
+    "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "num_modality_layers": 1, "image_size": 48,
+    "num_frames": 4, "decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2,
+    "decoder_intermediate_size": 32,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> dict[str, Any]:
+    return {
+        "folder": str(tmp_path_factory.mktemp("world")),
+        "train": 8, "semantic": 4, "temporal": 4, "spatial": 3, "size": 48, "seconds": 3.0, "workers": 1,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("run_pretraining", TRAINING / "run_pretraining.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(script: ModuleType, recipe: Path, out: Path, world: dict[str, Any], *more: str) -> int:
+    flags = {
+        "output_dir": out, "max_steps": 2, "per_device_train_batch_size": 4, "dataloader_num_workers": 0,
+        "use_cpu": "true", "torch_compile": "false", "disable_tqdm": "true", "eval_strategy": "no",
+        "log_level": "error",
+        "dataloader_pin_memory": "false", "model_config": json.dumps(SMALL), "syncworld": json.dumps(world),
+        "eval_min_shift": 0.5,
+    }  # fmt: skip
+    return script.main(
+        [str(recipe), *(word for name, value in flags.items() for word in (f"--{name}", str(value))), *more]
+    )
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipe__runs_two_steps_and_saves(recipe, script, world, tmp_path):
+    assert run(script, recipe, tmp_path, world) == 0
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert 0 <= metrics["eval_semantic_audio_to_video_r1"] <= 1
+    assert "eval_temporal_pair_accuracy" in metrics and "eval_semantic_shift_accuracy" in metrics
+    card = (tmp_path / "README.md").read_text()
+    assert f"{metrics['eval_semantic_audio_to_video_r1']:.4g}" in card and "2 steps with batches of 4 clips" in card
+    model = AutoModelForPreTraining.from_pretrained(tmp_path)
+    (recipe_model, _, settings) = parse_arguments(KINDS, [str(recipe), "--use_cpu"])
+    for name, value in (recipe_model.model_config or {}).items():
+        assert getattr(model.config, name) == SMALL.get(name, value)
+    processor = CavMaeSyncProcessor.from_pretrained(tmp_path)
+    assert processor.feature_extractor.alignment == recipe_model.processor["alignment"]
+    assert torch.load(tmp_path / "training_args.bin", weights_only=False).learning_rate == settings.learning_rate
+
+
+def test_script__resumes_from_its_last_checkpoint_if_there_is_one(script, world, tmp_path, capsys):
+    recipe = TRAINING / "recipes" / "pretraining" / "syncworld_tiny.yaml"
+    for steps in (2, 4):  # the first time there is nothing to go on from
+        run(script, recipe, tmp_path, world, "--resume_from_checkpoint", "auto", "--save_steps", "2",
+            "--max_steps", str(steps))  # fmt: skip
+    state = json.loads((tmp_path / "trainer_state.json").read_text())
+    assert state["global_step"] == 4
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-4"]
+    assert "eval_semantic_audio_to_video_r1" in capsys.readouterr().out
+
+
+def test_script__help_does_not_wait_for_torch(script, capsys, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "transformers.utils", None)
+    assert script.main(["--help"]) == 0
+    assert "--output_dir" in capsys.readouterr().out
+
+
+def test_published_recipes__are_the_published_values():
+    sync_model, sync_data, sync = parse_arguments(
+        KINDS, [str(TRAINING / "recipes" / "pretraining" / "audioset.yaml"), "--use_cpu"]
+    )
+    plain_model, _, plain = parse_arguments(
+        KINDS, [str(TRAINING / "recipes" / "pretraining" / "audioset_cavmae.yaml"), "--use_cpu"]
+    )
+    for settings, batch in ((sync, 512), (plain, 256)):
+        assert (settings.learning_rate, settings.weight_decay) == (2e-4, 5e-7)
+        assert (settings.adam_beta1, settings.adam_beta2, settings.adam_with_l2) == (0.95, 0.999, True)
+        assert batch % settings.per_device_train_batch_size == 0 and settings.num_train_epochs == 25
+    assert (sync.warmup_steps, sync.lr_scheduler_kwargs) == (0.1, {"min_lr_rate": 0.1})
+    assert plain.step_decay == {"start": 10, "every": 5, "factor": 0.5}
+    assert (sync_model.model_config, sync_data.frames_per_clip) == (None, 1)  # the release's are the defaults
+    assert plain_model.family == "cav_mae"
+
+
+def test_flags__win_over_the_recipe_and_change_single_keys_of_mappings(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("output_dir: here\nlearning_rate: 1e-3\nmodel_config: {hidden_size: 96, temperature: 7e-2}\n")
+    model, _, settings = parse_arguments(
+        KINDS, [str(recipe), "--output_dir", "there", "--model_config", '{"hidden_size": 32}']
+    )
+    assert (settings.output_dir, settings.learning_rate) == ("there", 1e-3)  # YAML takes 1e-3 for a text
+    assert model.model_config == {"hidden_size": 32, "temperature": 0.07}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning_rat: 1", "`learning_rat` is no setting; did you mean `learning_rate`"),
+        ("- a\n- b", "a YAML mapping"),
+        ("a: [", "cannot be read"),
+        ("streaming: true\nin_memory: true", "take one of them"),
+        ("frames_per_clip: 0", "at least 1"),
+        ("step_decay: {start: 1}", "start, every and factor"),
+        ("remove_unused_columns: true", "leave it off"),
+        ("model_config: '[1]'", "must be a mapping"),
+    ],
+)
+def test_recipe__what_cannot_be_used_is_refused(text, message, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(text)
+    with pytest.raises(RecipeError, match=message):
+        parse_arguments(KINDS, [str(recipe), "--output_dir", str(tmp_path)])
+
+
+def test_data__missing_and_unknown_ones_are_refused():
+    with pytest.raises(RecipeError, match="`folder`"):
+        make_syncworld({"train": 4})
+    with pytest.raises(RecipeError, match="presets are"):
+        augmentation_options("cavmea")
+    with pytest.raises(RecipeError, match="rotate"):
+        augmentation_options({"rotate": 1})
+    assert augmentation_options("none") is None
+    assert augmentation_options({"crop_scale": [0.5, 1.0]}).crop_scale == (0.5, 1.0)
+
+
+def test_init__continues_a_saved_model_with_its_processor(tmp_path):
+    torch.manual_seed(5)
+    saved = CavMaeSyncForPreTraining(tiny_config())
+    saved.save_pretrained(tmp_path)
+    CavMaeSyncProcessor.from_config(saved.config, alignment="reference", mean=-4.0).save_pretrained(tmp_path)
+    model, processor = build_for_pretraining(
+        ModelArguments(init_from=str(tmp_path), model_config={"contrastive_loss_weight": 0.5})
+    )
+    assert all(torch.equal(value, saved.state_dict()[name]) for name, value in model.state_dict().items())
+    assert model.config.contrastive_loss_weight == 0.5 and model.config.hidden_size == 32
+    assert (processor.feature_extractor.alignment, processor.feature_extractor.mean) == ("reference", -4.0)
+    _, changed = build_for_pretraining(ModelArguments(init_from=str(tmp_path), processor={"alignment": "time"}))
+    assert (changed.feature_extractor.alignment, changed.video_processor.alignment) == ("time", "time")
+
+
+def test_init__takes_a_published_file(tmp_path):
+    torch.manual_seed(0)
+    tensors = published_encoder() | published_decoder()
+    torch.save({f"module.{name}": tensor for name, tensor in tensors.items()}, tmp_path / "published.pth")
+    from helpers.published_tensors import SMALL as SIZES
+
+    model, processor = build_for_pretraining(
+        ModelArguments(init_from=str(tmp_path / "published.pth"), model_config=dict(SIZES))
+    )
+    expected = tensors["patch_embed_v.proj.weight"]
+    assert torch.equal(model.model.video_tower.embeddings.projection.weight, expected)
+    assert processor.feature_extractor.alignment == "reference"
+
+
+def test_init__from_scratch_depends_on_the_seed_alone():
+    arguments = ModelArguments(model_config=dict(SMALL), attention="eager")
+    first, again, other = (build_for_pretraining(arguments, seed)[0] for seed in (1, 1, 2))
+    weight = [model.model.audio_tower.layers[0].mlp.fc1.weight for model in (first, again, other)]
+    assert torch.equal(weight[0], weight[1]) and not torch.equal(weight[0], weight[2])
+    assert first.config._attn_implementation == "eager"
