@@ -27,11 +27,12 @@ from cavmae_sync_hf.evaluation import (
     write_results,
 )
 from cavmae_sync_hf.evaluation.clips import EvaluationError, fit_processor
+from cavmae_sync_hf.evaluation.localization import sounding_boxes
 from cavmae_sync_hf.evaluation.protocols import RETRIEVAL_PROTOCOLS, ProtocolError, SyncProtocol
 from cavmae_sync_hf.evaluation.results import ResultsError, checkpoint_record
 from cavmae_sync_hf.inference.loading import load_model
 from cavmae_sync_hf.inference.occlusion import occlusion_maps
-from cavmae_sync_hf.metrics.localization import boxes_in_view, localization_metrics, pointing_accuracy, sounding_boxes
+from cavmae_sync_hf.metrics.localization import boxes_in_view, localization_metrics, pointing_accuracy
 from cavmae_sync_hf.metrics.multilabel import (
     AnnotationError,
 )
