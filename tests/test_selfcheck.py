@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import BatchFeature
 
-from cavmae_sync_hf import CavMaeSyncForAudioVisualClassification, CavMaeSyncModel, CavMaeSyncProcessor
-from cavmae_sync_hf.selfcheck import SelfCheckError, SelfCheckWarning, selfcheck
+from cavmae_sync_hf import CavMaeSyncForAudioVisualClassification, CavMaeSyncModel, CavMaeSyncProcessor, SelfCheckError
+from cavmae_sync_hf.selfcheck import SelfCheckWarning, selfcheck
 from helpers.clips import noise, write_clip
 from helpers.tiny import tiny_config
 

@@ -21,6 +21,8 @@ from typing import Any
 
 import yaml
 
+from cavmae_sync_hf.files import usable_cores
+
 SCRIPT = Path(__file__).with_name("run_pretraining.py")
 
 
@@ -87,7 +89,7 @@ def main() -> int:
     plan = yaml.safe_load(arguments.plan.read_text(encoding="utf-8"))
     names = [name for name in plan["variants"] if not arguments.only or any(part in name for part in arguments.only)]
     runs = [(name, seed) for seed in plan["seeds"] for name in names]
-    threads = max(1, len(os.sched_getaffinity(0)) // arguments.jobs)
+    threads = max(1, usable_cores() // arguments.jobs)
     failed: list[str] = []
     # The first run makes the world, which the others must not do at the same time.
     failed += filter(None, [train(plan, *runs[0], threads)])

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from .model.configuration_cavmae_sync import CavMaeSyncConfig
     from .model.feature_extraction_cavmae_sync import CavMaeSyncFeatureExtractor
     from .model.media_cavmae_sync import decode_media
-    from .model.media_source_cavmae_sync import MediaError, MissingTrackError
     from .model.modeling_cavmae_sync import CavMaeSyncModel, CavMaeSyncModelOutput, CavMaeSyncPreTrainedModel
     from .model.pretraining_cavmae_sync import CavMaeSyncForPreTraining, CavMaeSyncForPreTrainingOutput
     from .model.processing_cavmae_sync import CavMaeSyncProcessor
@@ -25,6 +24,24 @@ if TYPE_CHECKING:
 
 # Where each public name lives. `selfcheck` and `convert` are modules of these names: import from them.
 _MODULES = {
+    "AppError": "model.errors_cavmae_sync",
+    "CavMaeSyncError": "model.errors_cavmae_sync",
+    "DataError": "model.errors_cavmae_sync",
+    "EvaluationError": "model.errors_cavmae_sync",
+    "ExportError": "model.errors_cavmae_sync",
+    "Hint": "model.errors_cavmae_sync",
+    "InferenceError": "model.errors_cavmae_sync",
+    "LockedError": "model.errors_cavmae_sync",
+    "MediaError": "model.errors_cavmae_sync",
+    "MediaNotFoundError": "model.errors_cavmae_sync",
+    "MissingTrackError": "model.errors_cavmae_sync",
+    "ModelError": "model.errors_cavmae_sync",
+    "NonFiniteLossError": "model.errors_cavmae_sync",
+    "QueryError": "model.errors_cavmae_sync",
+    "SearchError": "model.errors_cavmae_sync",
+    "SelfCheckError": "model.errors_cavmae_sync",
+    "TrainingError": "model.errors_cavmae_sync",
+    "WorkerError": "model.errors_cavmae_sync",
     "CardDetails": "model_card",
     "CavMaeSyncClassifierOutput": "model.classification_cavmae_sync",
     "CavMaeSyncConfig": "model.configuration_cavmae_sync",
@@ -37,8 +54,6 @@ _MODULES = {
     "CavMaeSyncPreTrainedModel": "model.modeling_cavmae_sync",
     "CavMaeSyncProcessor": "model.processing_cavmae_sync",
     "CavMaeSyncVideoProcessor": "model.video_processing_cavmae_sync",
-    "MediaError": "model.media_source_cavmae_sync",
-    "MissingTrackError": "model.media_source_cavmae_sync",
     "decode_media": "model.media_cavmae_sync",
     "push_to_hub": "hub",
     "register_auto_classes": "hub",
@@ -70,9 +85,11 @@ if not getattr(sys.modules.get("cavmae_sync_command"), "defer_registration", Fal
     register_auto_classes()
 
 __all__ = [
+    "AppError",
     "CardDetails",
     "CavMaeSyncClassifierOutput",
     "CavMaeSyncConfig",
+    "CavMaeSyncError",
     "CavMaeSyncFeatureExtractor",
     "CavMaeSyncForAudioVisualClassification",
     "CavMaeSyncForPreTraining",
@@ -82,8 +99,22 @@ __all__ = [
     "CavMaeSyncPreTrainedModel",
     "CavMaeSyncProcessor",
     "CavMaeSyncVideoProcessor",
+    "DataError",
+    "EvaluationError",
+    "ExportError",
+    "Hint",
+    "InferenceError",
+    "LockedError",
     "MediaError",
+    "MediaNotFoundError",
     "MissingTrackError",
+    "ModelError",
+    "NonFiniteLossError",
+    "QueryError",
+    "SearchError",
+    "SelfCheckError",
+    "TrainingError",
+    "WorkerError",
     "decode_media",
     "push_to_hub",
     "register_auto_classes",

@@ -5,8 +5,6 @@ import copy
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from transformers import (
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .files import whole_folder
 from .model import pipelines_cavmae_sync
 from .model.auto_map_cavmae_sync import AUTO_MAP, CUSTOM_PIPELINES
 from .model.classification_cavmae_sync import CavMaeSyncForAudioVisualClassification
@@ -97,7 +96,7 @@ def save_for_hub(
     target = Path(directory).expanduser()
     _check_pair(model, processor)
     _check_target(target, overwrite)
-    with written_whole(target) as folder:
+    with whole_folder(target) as folder:
         _write_folder(model, processor, folder)
         details = card or CardDetails()
         create_model_card(model, processor, details.named(target.resolve().name)).save(folder / "README.md")
@@ -229,27 +228,6 @@ def _is_own_model(folder: Path) -> bool:
     return isinstance(config, dict) and config.get("model_type") == CavMaeSyncConfig.model_type
 
 
-@contextmanager
-def written_whole(target: Path) -> Iterator[Path]:
-    """A folder to write into that becomes `target` at the end, and disappears when anything fails before."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    folder, previous = scratch / "new", scratch / "previous"
-    try:
-        folder.mkdir()
-        yield folder
-        if target.exists():
-            target.rename(previous)
-        try:
-            folder.rename(target)
-        except OSError:
-            if previous.exists():
-                previous.rename(target)
-            raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
 __all__ = [
     "AUTO_MAP",
     "code_files",
@@ -257,5 +235,4 @@ __all__ = [
     "register_auto_classes",
     "save_for_hub",
     "save_processor",
-    "written_whole",
 ]

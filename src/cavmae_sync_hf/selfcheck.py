@@ -11,19 +11,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from .model.errors_cavmae_sync import SelfCheckError
+
 _PERMUTATIONS = 2000
-
-
-class SelfCheckError(ValueError):
-    """True pairs of sound and picture do not score above shuffled ones; `result` holds the numbers."""
-
-    def __init__(self, message: str, result: "SelfCheckResult"):
-        super().__init__(message)
-        self.result = result
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Exceptions are pickled by their message alone; worker processes hand theirs to the parent that way.
-        return type(self), (str(self), self.result)
 
 
 class SelfCheckWarning(UserWarning):
@@ -248,4 +238,4 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-__all__ = ["SelfCheckError", "SelfCheckResult", "SelfCheckWarning", "selfcheck"]
+__all__ = ["SelfCheckResult", "SelfCheckWarning", "selfcheck"]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from cavmae_sync_hf import cli
+from cavmae_sync_hf import SearchError, cli
 from cavmae_sync_hf.app import demo_clips
 from cavmae_sync_hf.app.engine import Engine
 from cavmae_sync_hf.app.handlers import SEARCHES, Desk
@@ -254,10 +254,9 @@ def test_search__in_an_index_of_ones_own_cuts_the_moments_out(desk, demo, engine
 
 def test_search__a_broken_index_is_told_without_its_place(desk, tmp_path, monkeypatch, caplog):
     pytest.importorskip("lancedb")
-    from cavmae_sync_hf.search import SearchIndexError
 
     def fail(*_, **__):
-        raise SearchIndexError("s3://secret/index: cannot be read")
+        raise SearchError("s3://secret/index: cannot be read")
 
     monkeypatch.setattr(desk.engine, "store", fail)
     turn = desk.pick("visitor", 0)["turn"]

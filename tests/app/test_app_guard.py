@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cavmae_sync_hf import AppError, MediaError
 from cavmae_sync_hf.app import guard, intake
 from cavmae_sync_hf.app.guard import copy_safely, display_name
-from cavmae_sync_hf.app.limits import AppError, Limits
+from cavmae_sync_hf.app.limits import Limits
 from cavmae_sync_hf.app.workspace import FILES_ROUTE, Workspace
-from cavmae_sync_hf.model.media_cavmae_sync import MediaError, decode_media
+from cavmae_sync_hf.model.media_cavmae_sync import decode_media
 from helpers.clips import onset, tone, write_clip
 from helpers.little_app import PLAYLIST, RATE, make_film, send, watch_processes
 

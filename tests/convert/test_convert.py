@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cavmae_sync_hf.convert import ConversionError, convert_state_dict
+from cavmae_sync_hf import ModelError
+from cavmae_sync_hf.convert import convert_state_dict
 from cavmae_sync_hf.model.configuration_cavmae_sync import CavMaeSyncConfig
 from cavmae_sync_hf.model.layers_cavmae_sync import sincos_positions
 from cavmae_sync_hf.model.modeling_cavmae_sync import CavMaeSyncModel
@@ -83,7 +84,7 @@ def test_sync_classifier__multimodal_by_its_width():
 
 def test_sync_classifier__one_modality_must_be_named():
     tensors = sync_classifier(WIDTH)
-    with pytest.raises(ConversionError, match="'modality': 'audio'"):
+    with pytest.raises(ModelError, match="'modality': 'audio'"):
         model_of(tensors)
     model, conversion = model_of(tensors, modality="audio")
     assert any("blocks_v.0.attn.qkv.weight" in names for names in conversion.report.dropped.values())
@@ -95,7 +96,7 @@ def test_sync_classifier__one_modality_must_be_named():
 
 
 def test_sync_classifier__modality_against_its_width_is_refused():
-    with pytest.raises(ConversionError, match="modality .file: multimodal, override: audio"):
+    with pytest.raises(ModelError, match="modality .file: multimodal, override: audio"):
         model_of(sync_classifier(2 * WIDTH), modality="audio")
 
 
@@ -202,7 +203,7 @@ def test_encoder_only__becomes_the_base_model():
 def test_decoder__in_part_is_refused():
     tensors = published_encoder() | published_decoder()
     del tensors["decoder_pred_a.weight"], tensors["mask_token"]
-    with pytest.raises(ConversionError, match="mask_token, decoder_pred_a.weight"):
+    with pytest.raises(ModelError, match="mask_token, decoder_pred_a.weight"):
         model_of(tensors)
 
 
@@ -226,50 +227,50 @@ def test_one_modality_of_a_pretrained_file__is_the_encoder_alone():
 def test_missing_encoder_name__is_listed(name):
     tensors = published_encoder() | published_decoder()
     del tensors[name]
-    with pytest.raises(ConversionError, match=re.escape(name)):
+    with pytest.raises(ModelError, match=re.escape(name)):
         model_of(tensors)
 
 
 def test_left_over_name__is_listed():
-    with pytest.raises(ConversionError, match="left over are 1 names: blocks_a.0.attn.gate"):
+    with pytest.raises(ModelError, match="left over are 1 names: blocks_a.0.attn.gate"):
         model_of(published_encoder() | published_decoder() | {"blocks_a.0.attn.gate": normal(3)})
 
 
 def test_layer_gap__is_listed():
     tensors = {k: v for k, v in (published_encoder() | published_decoder()).items() if not k.startswith("blocks_v.1.")}
-    with pytest.raises(ConversionError, match="blocks_v.1.norm1.weight"):
+    with pytest.raises(ModelError, match="blocks_v.1.norm1.weight"):
         model_of(tensors)
 
 
 def test_wrong_shape__is_listed():
     tensors = published_encoder() | published_decoder()
     tensors["blocks_v.0.mlp.fc1.weight"] = normal(3, WIDTH)
-    with pytest.raises(ConversionError, match=r"mlp.fc1.weight \(file: \(3, 24\), model: \(48, 24\)\)"):
+    with pytest.raises(ModelError, match=r"mlp.fc1.weight \(file: \(3, 24\), model: \(48, 24\)\)"):
         model_of(tensors)
 
 
 def test_nan__is_refused():
     tensors = published_encoder() | published_decoder()
     tensors["norm.bias"][0] = torch.nan
-    with pytest.raises(ConversionError, match="NaN.*norms.fused.bias"):
+    with pytest.raises(ModelError, match="NaN.*norms.fused.bias"):
         model_of(tensors)
 
 
 def test_unknown_names__are_shown():
-    with pytest.raises(ConversionError, match="no known family.*conv1.weight"):
+    with pytest.raises(ModelError, match="no known family.*conv1.weight"):
         model_of({"conv1.weight": normal(3), "fc.weight": normal(3)})
 
 
 def test_converted_already__says_so():
     _, conversion = model_of(published_encoder() | published_decoder())
-    with pytest.raises(ConversionError, match="from_pretrained"):
+    with pytest.raises(ModelError, match="from_pretrained"):
         model_of(conversion.state_dict)
 
 
 def test_heads__that_do_not_fit_are_asked_for():
     published = torch.load(FIXTURES / "sync.pth", weights_only=True)
     with pytest.raises(
-        ConversionError, match=r"`hidden_size` is 32.*12 attention heads.*'num_attention_heads': (\d+)"
+        ModelError, match=r"`hidden_size` is 32.*12 attention heads.*'num_attention_heads': (\d+)"
     ) as caught:
         convert_state_dict(published)
     suggested = re.search(r"'num_attention_heads': (\d+)", str(caught.value))[1]
@@ -277,27 +278,27 @@ def test_heads__that_do_not_fit_are_asked_for():
 
 
 def test_overrides__contradicting_the_shapes_are_refused():
-    with pytest.raises(ConversionError, match=r"num_register_tokens \(file: 2, override: 8\)"):
+    with pytest.raises(ModelError, match=r"num_register_tokens \(file: 2, override: 8\)"):
         model_of(published_encoder() | published_decoder(), num_register_tokens=8)
 
 
 def test_overrides__unknown_are_refused():
-    with pytest.raises(ConversionError, match=r"num_heads \(did you mean num_attention_heads\?\), zzz\."):
+    with pytest.raises(ModelError, match=r"num_heads \(did you mean num_attention_heads\?\), zzz\."):
         model_of(published_encoder() | published_decoder(), num_heads=8, zzz=1)
     # A configuration has these too, but they are no settings.
     for name in ("to_dict", "model_type", "num_hidden_layers"):
-        with pytest.raises(ConversionError, match=f"no setting of CavMaeSyncConfig: {name}"):
+        with pytest.raises(ModelError, match=f"no setting of CavMaeSyncConfig: {name}"):
             model_of(published_encoder() | published_decoder(), **{name: 1})
 
 
 def test_overrides__that_make_no_model_are_refused_in_plain_words():
-    with pytest.raises(ConversionError, match=r"do not make a model: `audio_length` is 13, not a multiple"):
+    with pytest.raises(ModelError, match=r"do not make a model: `audio_length` is 13, not a multiple"):
         model_of(published_encoder() | published_decoder(), audio_length=13)
 
 
 def test_mel_bins__that_do_not_fit_the_positions_are_asked_for():
     tensors = published_encoder() | {"pos_embed_a": torch.zeros(1, 7, WIDTH)}
-    with pytest.raises(ConversionError, match=r"7 positions.*config_overrides=\{'num_mel_bins': \d+\}"):
+    with pytest.raises(ModelError, match=r"7 positions.*config_overrides=\{'num_mel_bins': \d+\}"):
         model_of(tensors)
 
 
@@ -315,7 +316,7 @@ def test_positions__trained_ones_are_kept():
     ours = conversion.state_dict["model.audio_tower.embeddings.positions.weight"]
     assert torch.equal(ours, tensors["pos_embed_a"])
     assert "decoder.positions.video.weight" in conversion.state_dict
-    with pytest.raises(ConversionError, match="position_embedding_type"):
+    with pytest.raises(ModelError, match="position_embedding_type"):
         model_of(tensors, position_embedding_type="sincos")
 
 
@@ -347,5 +348,5 @@ def test_classifier__of_audioset_is_multi_label():
 def test_classifier__with_a_perceptron_over_frames_is_refused():
     tensors = published_encoder(registers=0, cls=False) | module("mlp_head.0", 4 * WIDTH)
     tensors |= module("mlp_head.1", 8, 4 * WIDTH) | module("mlp_head.3", 5, 8)
-    with pytest.raises(ConversionError, match="perceptron"):
+    with pytest.raises(ModelError, match="perceptron"):
         model_of(tensors)

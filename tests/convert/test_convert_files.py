@@ -12,7 +12,8 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
-from cavmae_sync_hf.convert import ConversionError, convert_checkpoint, convert_state_dict
+from cavmae_sync_hf import ModelError
+from cavmae_sync_hf.convert import convert_checkpoint, convert_state_dict
 from cavmae_sync_hf.convert.reading import read_checkpoint, strip_prefixes
 from cavmae_sync_hf.hub import code_files
 from cavmae_sync_hf.model.feature_extraction_cavmae_sync import CavMaeSyncFeatureExtractor
@@ -31,7 +32,7 @@ def fixture_of(tmp_path):
 
 def refuse(src: Path, tmp_path: Path, match: str, **overrides) -> None:
     dst = tmp_path / "out"
-    with pytest.raises(ConversionError, match=match) as caught:
+    with pytest.raises(ModelError, match=match) as caught:
         convert_checkpoint(src, dst, HEADS | overrides)
     assert str(src) in str(caught.value)
     assert not dst.exists()
@@ -103,7 +104,7 @@ def test_folder__without_weights(tmp_path):
 def test_destination__in_use_is_refused(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "kept.txt").write_text("mine")
-    with pytest.raises(ConversionError, match="already exists"):
+    with pytest.raises(ModelError, match="already exists"):
         convert_checkpoint(FIXTURES / "sync.pth", tmp_path / "out", HEADS)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["kept.txt"]
 
@@ -148,7 +149,7 @@ def test_folder__in_shards(tmp_path, fixture_of):
     assert set(checkpoint.tensors) == set(names)
     assert set(checkpoint.sha256) == set(shards)
     (tmp_path / "model-2.safetensors").unlink()
-    with pytest.raises(ConversionError, match="names files that are not there: model-2.safetensors"):
+    with pytest.raises(ModelError, match="names files that are not there: model-2.safetensors"):
         read_checkpoint(tmp_path)
 
 

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import ViTMAEConfig, ViTMAEForPreTraining, ViTMAEModel
 
-from cavmae_sync_hf.convert import ConversionError, convert_checkpoint, convert_state_dict
+from cavmae_sync_hf import ModelError
+from cavmae_sync_hf.convert import convert_checkpoint, convert_state_dict
 from cavmae_sync_hf.model.configuration_cavmae_sync import CavMaeSyncConfig
 from cavmae_sync_hf.model.layers_cavmae_sync import sincos_positions
 from cavmae_sync_hf.model.modeling_cavmae_sync import CavMaeSyncModel
@@ -164,7 +165,7 @@ def test_vit_mae__without_decoder_is_the_base_model(vit_mae):
 
 def test_vit_mae__with_trained_positions_is_refused(vit_mae):
     tensors = vit_mae.state_dict() | {"vit.embeddings.position_embeddings": normal(1, 17, WIDTH)}
-    with pytest.raises(ConversionError, match="sine-cosine"):
+    with pytest.raises(ModelError, match="sine-cosine"):
         model_of(tensors)
 
 
@@ -177,7 +178,7 @@ def test_vit_mae__towers_are_not_tied(vit_mae):
 def test_vit_mae__missing_key_projection_is_refused(vit_mae):
     tensors = dict(vit_mae.state_dict())
     del tensors["vit.layers.1.attention.k_proj.weight"]
-    with pytest.raises(ConversionError, match="blocks.1.attn.k.weight"):
+    with pytest.raises(ModelError, match="blocks.1.attn.k.weight"):
         model_of(tensors)
 
 

@@ -13,11 +13,12 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from cavmae_sync_hf import DataError
 from cavmae_sync_hf.data.augmentation import AUGMENTATION_PRESETS
 from cavmae_sync_hf.data.collator import CavMaeSyncCollator
 from cavmae_sync_hf.data.dataset import CavMaeSyncDataset
 from cavmae_sync_hf.data.sampler import Draw
-from cavmae_sync_hf.data.shards import INDEX_NAME, ShardError, decode_jpeg, encode_jpeg
+from cavmae_sync_hf.data.shards import INDEX_NAME, decode_jpeg, encode_jpeg
 from cavmae_sync_hf.model.media_cavmae_sync import decode_media
 from helpers.clips import write_clip
 from helpers.little_shards import NUM_FRAMES, SECONDS, frame_of, little_processor, log_mel_of, write_shards
@@ -183,7 +184,7 @@ def test_pickling__data_set_and_collator(shards):
     [({"alignment": "reference"}, "alignment='time'.*from_config.*'time'"), ({"channel": "mean"}, "channel='first'")],
 )
 def test_mismatch__names_the_remedy(shards, settings, message):
-    with pytest.raises(ShardError, match=message):
+    with pytest.raises(DataError, match=message):
         CavMaeSyncDataset(shards, little_processor(**settings))
 
 
@@ -191,7 +192,7 @@ def test_mismatch__mel_bins(shards, tmp_path):
     folder = shutil.copytree(shards, tmp_path / "copy")
     index = json.loads((folder / INDEX_NAME).read_text())
     (folder / INDEX_NAME).write_text(json.dumps(index | {"num_mel_bins": 128}))
-    with pytest.raises(ShardError, match="num_mel_bins=128, the processor has 16"):
+    with pytest.raises(DataError, match="num_mel_bins=128, the processor has 16"):
         CavMaeSyncDataset(folder, little_processor())
 
 
@@ -207,7 +208,7 @@ def test_damaged_shard__is_named(shards, tmp_path, fault):
         path.write_bytes(damaged[fault])
     dataset = CavMaeSyncDataset(folder, little_processor())
     dataset[0]
-    with pytest.raises(ShardError, match="set-00001.tar.*prepare"):
+    with pytest.raises(DataError, match="set-00001.tar.*prepare"):
         dataset[3]
 
 

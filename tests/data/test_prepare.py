@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from cavmae_sync_hf import CavMaeSyncConfig, CavMaeSyncProcessor, cli
-from cavmae_sync_hf.data.prepare import PrepareError, prepare
+from cavmae_sync_hf import CavMaeSyncConfig, CavMaeSyncProcessor, DataError, cli
+from cavmae_sync_hf.data.prepare import prepare
 from cavmae_sync_hf.data.samples import shrink
-from cavmae_sync_hf.data.shards import ShardError, check_shards, read_clip_table, read_index, read_shard
+from cavmae_sync_hf.data.shards import check_shards, read_clip_table, read_index, read_shard
 from cavmae_sync_hf.model.media_cavmae_sync import decode_media
 from helpers.clips import corrupt, noise, numbered_frame, read_number, truncate, write_clip
 
@@ -255,11 +255,11 @@ def test_prepare__missing_tracks_and_silence_can_be_kept(videos, tmp_path):
 
 
 def test_prepare__set_of_bad_clips_only_is_an_error(videos, tmp_path):
-    with pytest.raises(PrepareError, match=r"none of the 2 clips.*1 unreadable, 1 silent.*x_text"):
+    with pytest.raises(DataError, match=r"none of the 2 clips.*1 unreadable, 1 silent.*x_text"):
         prepare([videos / "x_text.mp4", videos / "x_silent.mp4"], tmp_path / "out", workers=1)
 
     assert len(bad_rows(tmp_path / "out")) == 2
-    with pytest.raises(ShardError, match="no finished set"):
+    with pytest.raises(DataError, match="no finished set"):
         read_index(tmp_path / "out")
 
 
@@ -274,7 +274,7 @@ def test_prepare__set_of_bad_clips_only_is_an_error(videos, tmp_path):
 def test_prepare__other_options_are_refused_by_name(prepared, videos, change, words):
     before = files_of(prepared.folder)
 
-    with pytest.raises(PrepareError, match=words):
+    with pytest.raises(DataError, match=words):
         prepare(videos, prepared.folder, **{"clips_per_shard": 3, "workers": 1} | change)
 
     assert files_of(prepared.folder) == before
@@ -284,7 +284,7 @@ def test_prepare__other_lists_are_refused_by_name(prepared, videos, tmp_path):
     changed = shutil.copytree(videos, tmp_path / "changed")
     (changed / "a_plain.mp4").rename(changed / "aa_new.mp4")
 
-    with pytest.raises(PrepareError, match=r"1 new \('aa_new'\); 1 gone \('a_plain'\)"):
+    with pytest.raises(DataError, match=r"1 new \('aa_new'\); 1 gone \('a_plain'\)"):
         prepare(changed, prepared.folder, clips_per_shard=3, workers=1)
 
 
@@ -294,14 +294,14 @@ def test_prepare__other_versions_are_refused_by_name(prepared, videos, tmp_path)
     job["versions"]["av"] = "1.0"
     (folder / ".prepare" / "job.json").write_text(json.dumps(job))
 
-    with pytest.raises(PrepareError, match=r"other versions: av was '1.0'"):
+    with pytest.raises(DataError, match=r"other versions: av was '1.0'"):
         prepare(videos, folder, clips_per_shard=3, workers=1)
 
 
 def test_prepare__folder_with_other_files_is_refused(videos, tmp_path):
     (tmp_path / "mine.txt").write_text("keep me")
 
-    with pytest.raises(PrepareError, match="holds other files"):
+    with pytest.raises(DataError, match="holds other files"):
         prepare(videos, tmp_path)
 
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
@@ -311,7 +311,7 @@ def test_prepare__folder_in_use_is_refused(prepared, videos):
     fcntl = pytest.importorskip("fcntl")
     with open(prepared.folder / ".prepare" / "lock", "wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(PrepareError, match="another run"):
+        with pytest.raises(DataError, match="another run"):
             prepare(videos, prepared.folder, clips_per_shard=3, workers=1)
 
 
@@ -383,7 +383,7 @@ def test_prepare__published_layout_of_pictures_and_sound(tmp_path):
 
 
 def test_prepare__too_long_clips_are_left_out(videos, tmp_path):
-    with pytest.raises(PrepareError, match="lasts 2 s, the limit is 1.5 s"):
+    with pytest.raises(DataError, match="lasts 2 s, the limit is 1.5 s"):
         prepare([videos / "a_plain.mp4"], tmp_path / "out", workers=1, max_seconds=1.5)
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 import cavmae_sync_hf
+from cavmae_sync_hf import DataError, WorkerError
 from cavmae_sync_hf.data import prepare as prepare_module
-from cavmae_sync_hf.data.engines import EngineError, run_processes
-from cavmae_sync_hf.data.prepare import PrepareError, prepare
+from cavmae_sync_hf.data.engines import run_processes
+from cavmae_sync_hf.data.prepare import prepare
 from cavmae_sync_hf.data.samples import ShardTask
 from cavmae_sync_hf.data.sources import ClipRecord
 from helpers.clips import noise, write_clip
@@ -136,7 +137,7 @@ def test_prepare__killed_worker_is_reported(videos, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare_module, "ShardJob", DeadlyJob)
 
     with pytest.raises(
-        PrepareError, match=r"stopped with .* SIGKILL while it worked on shard 1; memory may have run out"
+        DataError, match=r"stopped with .* SIGKILL while it worked on shard 1; memory may have run out"
     ):
         prepare(videos, tmp_path / "out", clips_per_shard=2, workers=2)
 
@@ -191,19 +192,19 @@ def raise_in_third(task, begin, skip):
 
 
 def test_run_processes__error_of_the_function_ends_the_run():
-    with pytest.raises(EngineError, match=r"OSError: No space left on device \(test_prepare_engines.py, line"):
+    with pytest.raises(WorkerError, match=r"OSError: No space left on device \(test_prepare_engines.py, line"):
         list(run_processes(raise_in_third, tasks(6), 2))
 
 
 def stop_in_third(task, begin, skip):
     begin(0)
     if task.number == 2:
-        raise EngineError("The clip 2.mp4 cannot be read for now.")
+        raise WorkerError("The clip 2.mp4 cannot be read for now.")
     return task.number
 
 
 def test_run_processes__own_errors_keep_their_words():
-    with pytest.raises(EngineError, match=r"^The clip 2.mp4 cannot be read for now\.$"):
+    with pytest.raises(WorkerError, match=r"^The clip 2.mp4 cannot be read for now\.$"):
         list(run_processes(stop_in_third, tasks(6), 2))
 
 
@@ -237,5 +238,5 @@ def test_prepare__ray_task_that_always_crashes_is_reported(videos, tmp_path, mon
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join((SOURCE, str(Path(__file__).parents[1]))))
     monkeypatch.setattr(prepare_module, "ShardJob", CrashingJob)
 
-    with pytest.raises(PrepareError, match="Ray gave up"):
+    with pytest.raises(DataError, match="Ray gave up"):
         prepare(videos, tmp_path / "out", clips_per_shard=2, workers=2, engine="ray")

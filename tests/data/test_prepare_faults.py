@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from cavmae_sync_hf import cli
+from cavmae_sync_hf import DataError, cli
 from cavmae_sync_hf.data import fetching, samples
 from cavmae_sync_hf.data import prepare as prepare_module
-from cavmae_sync_hf.data.prepare import PrepareError, prepare
+from cavmae_sync_hf.data.prepare import prepare
 from cavmae_sync_hf.data.shards import read_shard
 from helpers.clips import noise, write_clip
 
@@ -93,7 +93,7 @@ def test_prepare__http_failure_ends_the_run_and_a_second_run_continues(server, t
     source.append({"id": "gone", "path": f"{base}/gone.mp4"})
     server.answers = {"/0.mp4": [503, 503], "/1.mp4": [503] * 3}
 
-    with pytest.raises(PrepareError, match=r"stopped with 1 of 4 clips done.*/1.mp4.*cannot be fetched.*503.*again"):
+    with pytest.raises(DataError, match=r"stopped with 1 of 4 clips done.*/1.mp4.*cannot be fetched.*503.*again"):
         prepare(source, tmp_path / "out", workers=1, clips_per_shard=1)
     assert (tmp_path / "out" / "train-00000.tar").exists()  # 503 twice was tried again
     assert not list((tmp_path / "out" / ".prepare").glob("partial-*"))
@@ -104,7 +104,7 @@ def test_prepare__http_failure_ends_the_run_and_a_second_run_continues(server, t
 
 
 def test_prepare__server_that_is_down_ends_the_run(tmp_path):
-    with pytest.raises(PrepareError, match=r"http://127.0.0.1:9/x.mp4: cannot be fetched"):
+    with pytest.raises(DataError, match=r"http://127.0.0.1:9/x.mp4: cannot be fetched"):
         prepare([{"id": "x", "path": "http://127.0.0.1:9/x.mp4"}], tmp_path / "out", workers=1)
 
 
@@ -118,7 +118,7 @@ def test_prepare__failing_disk_ends_the_run_and_names_the_clip(videos, tmp_path,
         return real(file, *arguments, **options)
 
     monkeypatch.setattr(builtins, "open", fail)
-    with pytest.raises(PrepareError, match=rf"clip 1.mp4 cannot be read for now .*{os.strerror(code)}"):
+    with pytest.raises(DataError, match=rf"clip 1.mp4 cannot be read for now .*{os.strerror(code)}"):
         prepare(videos, tmp_path / "out", workers=1)
 
     monkeypatch.undo()
@@ -132,7 +132,7 @@ def test_prepare__disk_that_fails_within_the_file_ends_the_run(videos, tmp_path,
     monkeypatch.setattr(samples, "decode_media", broken)
     monkeypatch.setattr(samples, "reading_fault", lambda paths: OSError(errno.EIO, "Input/output error"))
 
-    with pytest.raises(PrepareError, match="clip 0.mp4 cannot be read for now .*Input/output error"):
+    with pytest.raises(DataError, match="clip 0.mp4 cannot be read for now .*Input/output error"):
         prepare(videos, tmp_path / "out", workers=1)
 
 
@@ -141,7 +141,7 @@ def test_prepare__full_disk_names_the_shard_and_leaves_nothing(videos, tmp_path,
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(samples.ShardWriter, "finish", full)
-    with pytest.raises(PrepareError, match=r"train-00000.tar cannot be written .*No space left"):
+    with pytest.raises(DataError, match=r"train-00000.tar cannot be written .*No space left"):
         prepare(videos, tmp_path / "out", workers=1)
     assert not list((tmp_path / "out" / ".prepare").glob("partial-*"))
 
@@ -167,7 +167,7 @@ def test_prepare__remote_out_is_refused(videos, tmp_path, monkeypatch, capsys, a
 
     assert run_cli(monkeypatch, "prepare", videos, address) == 1
     assert f"{address}: shards are written to a folder" in capsys.readouterr().err
-    with pytest.raises(PrepareError, match="shards are written to a folder"):
+    with pytest.raises(DataError, match="shards are written to a folder"):
         prepare(videos, Path(address))
     assert list(tmp_path.iterdir()) == []
 
@@ -249,7 +249,7 @@ def test_prepare__options_without_effect_are_refused(videos, tmp_path, option, w
 
 def test_prepare__folder_that_cannot_be_made_is_named(videos, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(PrepareError, match=r"file/out: cannot be written"):
+    with pytest.raises(DataError, match=r"file/out: cannot be written"):
         prepare(videos, tmp_path / "file" / "out", workers=1)
 
 
@@ -258,7 +258,7 @@ def test_prepare__changed_file_is_noticed(videos, tmp_path):
     prepare(folder, tmp_path / "out", workers=1)
     write_clip(folder / "1.mp4", seconds=2, audio=noise(2.0))
 
-    with pytest.raises(PrepareError, match=r"1 changed \('1'\)"):
+    with pytest.raises(DataError, match=r"1 changed \('1'\)"):
         prepare(folder, tmp_path / "out", workers=1)
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from cavmae_sync_hf.data.sources import SourceError, describe_difference, read_source
-from cavmae_sync_hf.data.tables import ListError
+from cavmae_sync_hf import DataError
+from cavmae_sync_hf.data.sources import describe_difference, read_source
 
 
 @pytest.fixture
@@ -208,25 +208,25 @@ def test_read_source__made_world(tmp_path):
     ],
 )
 def test_read_source__wrong_lists_are_refused(tmp_path, name, text, words):
-    with pytest.raises((ListError, SourceError), match=words):
+    with pytest.raises((DataError, DataError), match=words):
         read_source(write(tmp_path / name, text))
 
 
 def test_read_source__unknown_label_is_refused(tmp_path):
     table = write(tmp_path / "t.csv", "path,label\na.mp4,dgo\n")
 
-    with pytest.raises(ListError, match="'dgo' is not among the 2 label names"):
+    with pytest.raises(DataError, match="'dgo' is not among the 2 label names"):
         read_source(table, labels=["cat", "dog"])
 
 
 @pytest.mark.parametrize("source", ["no/such/folder/here", "/nowhere", "missing.csv", "nowhere://bucket/x", 5])
 def test_read_source__what_is_not_there_is_refused(source):
-    with pytest.raises(SourceError):
+    with pytest.raises(DataError):
         read_source(source)
 
 
 def test_read_source__folder_without_videos_is_refused(tmp_path):
-    with pytest.raises(SourceError, match="holds no clips"):
+    with pytest.raises(DataError, match="holds no clips"):
         read_source(tmp_path)
 
 
@@ -291,7 +291,7 @@ def test_read_source__numbers_in_whatever_form(tmp_path):
 def test_read_source__labels_that_are_no_numbers_are_refused(label):
     rows = [{"path": "a.mp4", "label": 2}, {"path": "b.mp4", "label": label}]
 
-    with pytest.raises(ListError, match=r"row 2: has the label .*label names in order \(option `labels`\)"):
+    with pytest.raises(DataError, match=r"row 2: has the label .*label names in order \(option `labels`\)"):
         read_source(rows)
 
 
@@ -312,7 +312,7 @@ def test_read_source__folders_called_by_digits_and_names(tmp_path):
     ],
 )
 def test_read_source__wrong_label_files_are_named(folder, tmp_path, name, text, words):
-    with pytest.raises(ListError, match=words):
+    with pytest.raises(DataError, match=words):
         read_source(folder, labels=write(tmp_path / name, text))
 
 
@@ -320,7 +320,7 @@ def test_read_source__broken_parquet_is_named(tmp_path):
     pytest.importorskip("pyarrow")
     (tmp_path / "list.parquet").write_bytes(b"PAR1 broken PAR1")
 
-    with pytest.raises((ListError, SourceError), match=r"list.parquet: is not a whole Parquet file"):
+    with pytest.raises((DataError, DataError), match=r"list.parquet: is not a whole Parquet file"):
         read_source(tmp_path / "list.parquet")
 
 
@@ -340,5 +340,5 @@ def test_read_source__options_without_effect_are_refused(folder, tmp_path):
         (f"{folder}/*.mp4", {"media": folder}),
         (table, {"folder_labels": True}),
     ):
-        with pytest.raises(SourceError, match=f"has no use for the option `{next(iter(options))}`"):
+        with pytest.raises(DataError, match=f"has no use for the option `{next(iter(options))}`"):
             read_source(source, **options)

@@ -17,11 +17,12 @@ from cavmae_sync_hf import (
     CavMaeSyncForPreTraining,
     CavMaeSyncModel,
     CavMaeSyncProcessor,
+    EvaluationError,
     cli,
     save_for_hub,
 )
 from cavmae_sync_hf.evaluation import evaluate_retrieval, write_results
-from cavmae_sync_hf.evaluation.card import CardError, card_text, read_details, results_details
+from cavmae_sync_hf.evaluation.card import card_text, read_details, results_details
 from cavmae_sync_hf.evaluation.results import read_results
 from cavmae_sync_hf.inference.loading import load_model
 from helpers.clips import noise, write_clip
@@ -194,7 +195,7 @@ def test_card__refuses_results_of_other_weights(run, saved, measured, tmp_path):
 
     assert code == 1 and "was measured on weights with the checksum" in " ".join(err.split())
     (other / "model.safetensors").unlink()
-    with pytest.raises(CardError, match="has none; evaluate this model"):
+    with pytest.raises(EvaluationError, match="has none; evaluate this model"):
         card_text(other, [measured])
 
 

@@ -9,10 +9,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from cavmae_sync_hf import CavMaeSyncModel, CavMaeSyncProcessor, MissingTrackError, save_for_hub
+from cavmae_sync_hf import CavMaeSyncModel, CavMaeSyncProcessor, MissingTrackError, ModelError, save_for_hub
 from cavmae_sync_hf.evaluation import clip_similarity
 from cavmae_sync_hf.evaluation.mteb import MtebEncoder
-from cavmae_sync_hf.inference.loading import ModelLoadError
 from helpers.clips import noise, numbered_frame, write_clip
 from helpers.tiny import tiny_config
 
@@ -167,9 +166,9 @@ def test_encode__what_cannot_be_embedded_is_named(encoder, folder, clips, tmp_pa
 def test_encoder__bad_models_and_options(folder, tmp_path):
     with pytest.raises(ValueError, match="`pooling` is 'max'"):
         MtebEncoder(folder, pooling="max")
-    with pytest.raises(ModelLoadError, match="nofolder is not a folder"):
+    with pytest.raises(ModelError, match="nofolder is not a folder"):
         MtebEncoder("nofolder")
-    with pytest.raises(ModelLoadError, match="no owner/name at revision v1"):
+    with pytest.raises(ModelError, match="no owner/name at revision v1"):
         MtebEncoder("owner/name", "v1")
 
 

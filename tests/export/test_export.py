@@ -16,10 +16,11 @@ from cavmae_sync_hf import (
     CavMaeSyncForAudioVisualClassification,
     CavMaeSyncModel,
     CavMaeSyncProcessor,
+    ExportError,
     cli,
     save_for_hub,
 )
-from cavmae_sync_hf.export import ExportedModel, ExportError, export_model, folder, onnx_files
+from cavmae_sync_hf.export import ExportedModel, export_model, folder, onnx_files
 from cavmae_sync_hf.export.towers import TowerIO, example_input, make_towers, trace
 from helpers.clips import noise, write_clip
 from helpers.tiny import tiny_config

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cavmae_sync_hf import AppError
 from cavmae_sync_hf.app import guard, intake
-from cavmae_sync_hf.app.limits import AppError
 from helpers.clips import clicks, write_clip
 
 RATE = 48000

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from cavmae_sync_hf import CavMaeSyncModel, CavMaeSyncProcessor
+from cavmae_sync_hf import CavMaeSyncModel, CavMaeSyncProcessor, InferenceError
 from cavmae_sync_hf.inference import windows as windows_module
 from cavmae_sync_hf.inference.extract import extract_features
-from cavmae_sync_hf.inference.feature_folder import ExtractionError
-from cavmae_sync_hf.inference.features import FeatureError, choose_features, encode_moments, model_fingerprint
+from cavmae_sync_hf.inference.features import choose_features, encode_moments
 from cavmae_sync_hf.inference.scramble import derange
 from cavmae_sync_hf.inference.windows import WindowGrid
+from cavmae_sync_hf.provenance import model_fingerprint
 from helpers.clips import noise, tone, write_clip
 from helpers.tiny import tiny_config, tiny_inputs
 
@@ -179,7 +179,7 @@ def test_rows_of_a_data_set__are_fetched_one_at_a_time(tiny, films):
 
 def test_films__of_several_files_are_refused(tiny, films):
     clips = [{"path": str(films / "1.mp4"), "audio": str(films / "0.mp4"), "id": "both"}]
-    with pytest.raises(ExtractionError, match="sound or pictures in files of their own"):
+    with pytest.raises(InferenceError, match="sound or pictures in files of their own"):
         extract_features(*tiny, clips, window=2)
 
 
@@ -218,7 +218,7 @@ def test_partial__windows_are_dropped_or_means_of_what_is_there(tiny, films):
 
 
 def test_film__shorter_than_a_window_is_refused_with_what_would_do(tiny, films):
-    with pytest.raises(ExtractionError, match=r"1.mp4: has moments up to 3.75 s, too few .* keep partial ones"):
+    with pytest.raises(InferenceError, match=r"1.mp4: has moments up to 3.75 s, too few .* keep partial ones"):
         extract_features(*tiny, films / "1.mp4", window=30)
 
     kept = extract_features(*tiny, films / "1.mp4", window=30, stride=30, partial="keep", modalities=["v"])
@@ -272,7 +272,7 @@ def test_missing_track__is_an_error_or_nan(tiny, tmp_path):
     silent = write_clip(tmp_path / "silent.mp4", seconds=2, fps=FPS, audio=False)
     settings = {"window": 1, "stride": 1, "hop": 0.5}
 
-    with pytest.raises(ExtractionError, match="audio"):
+    with pytest.raises(InferenceError, match="audio"):
         extract_features(*tiny, silent, **settings)
     masked = extract_features(*tiny, silent, missing="mask", **settings)
     assert np.isnan(masked.features["a"]).all() and np.isnan(masked.features["av"]).all()
@@ -295,7 +295,7 @@ def test_missing_track__is_an_error_or_nan(tiny, tmp_path):
     ],
 )
 def test_features__that_do_not_exist_are_refused(names, layers, words):
-    with pytest.raises(FeatureError, match=words):
+    with pytest.raises(InferenceError, match=words):
         choose_features(names, tiny_config(), layers)
 
 
@@ -304,9 +304,9 @@ def test_model_with_one_tower__gives_what_it_has(films):
     processor = CavMaeSyncProcessor.from_config(model.config)
 
     assert list(extract_features(model, processor, films / "1.mp4", window=2).features) == ["a"]
-    with pytest.raises(FeatureError, match="'v' takes the video tower, and this model has the audio tower alone"):
+    with pytest.raises(InferenceError, match="'v' takes the video tower, and this model has the audio tower alone"):
         extract_features(model, processor, films / "1.mp4", modalities=["v"])
-    with pytest.raises(FeatureError, match="'av' takes the other tower"):
+    with pytest.raises(InferenceError, match="'av' takes the other tower"):
         extract_features(model, processor, films / "1.mp4", modalities=["av"])
 
 

@@ -13,10 +13,10 @@ import torch
 from rich.console import Console
 
 import cavmae_sync_hf
-from cavmae_sync_hf import CavMaeSyncModel, CavMaeSyncProcessor, cli, save_for_hub
-from cavmae_sync_hf.data.locks import LockedError, exclusive
+from cavmae_sync_hf import CavMaeSyncModel, CavMaeSyncProcessor, InferenceError, LockedError, cli, save_for_hub
+from cavmae_sync_hf.files import locked
 from cavmae_sync_hf.inference.extract import extract_features, extract_to_folder
-from cavmae_sync_hf.inference.feature_folder import WORK_NAME, ExtractionError
+from cavmae_sync_hf.inference.feature_folder import WORK_NAME
 from helpers.clips import noise, truncate, write_clip
 from helpers.tiny import tiny_config
 
@@ -162,7 +162,7 @@ def test_folder__of_other_settings_is_refused(tiny, films, tmp_path, change, wor
     extract_to_folder(*tiny, films, tmp_path / "out", window=2)
     before = contents(tmp_path / "out")
 
-    with pytest.raises(ExtractionError, match=words):
+    with pytest.raises(InferenceError, match=words):
         extract_to_folder(*tiny, films, tmp_path / "out", **({"window": 2} | change))
     assert contents(tmp_path / "out") == before
 
@@ -172,9 +172,9 @@ def test_folder__of_another_model_or_list_is_refused(tiny, films, tmp_path):
     extract_to_folder(model, processor, films, tmp_path / "out", window=2)
 
     torch.manual_seed(1)
-    with pytest.raises(ExtractionError, match="features of another model"):
+    with pytest.raises(InferenceError, match="features of another model"):
         extract_to_folder(CavMaeSyncModel(tiny_config()).eval(), processor, films, tmp_path / "out", window=2)
-    with pytest.raises(ExtractionError, match="another list of films"):
+    with pytest.raises(InferenceError, match="another list of films"):
         extract_to_folder(model, processor, films / "1.mp4", tmp_path / "out", window=2)
 
 
@@ -182,18 +182,18 @@ def test_folder__that_is_not_ours_is_left_alone(tiny, films, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "manifest.json").write_text('{"name": "another tool"}')
 
-    with pytest.raises(ExtractionError, match="holds other files"):
+    with pytest.raises(InferenceError, match="holds other files"):
         extract_to_folder(*tiny, films, tmp_path)
-    with pytest.raises(ExtractionError, match="is a file"):
+    with pytest.raises(InferenceError, match="is a file"):
         extract_to_folder(*tiny, films, tmp_path / "notes.txt")
-    with pytest.raises(ExtractionError, match="written to a folder here"):
+    with pytest.raises(InferenceError, match="written to a folder here"):
         extract_to_folder(*tiny, films, "s3://bucket/features")
     assert sorted(contents(tmp_path)) == ["manifest.json", "notes.txt"]
 
 
 def test_folder__in_use_is_refused(tiny, films, tmp_path):
     (tmp_path / "out" / WORK_NAME).mkdir(parents=True)
-    with exclusive(tmp_path / "out" / WORK_NAME / "lock", tmp_path), pytest.raises(LockedError, match="another run"):
+    with locked(tmp_path / "out" / WORK_NAME / "lock", tmp_path), pytest.raises(LockedError, match="another run"):
         extract_to_folder(*tiny, films, tmp_path / "out")
 
 

@@ -10,8 +10,9 @@ from cavmae_sync_hf import (
     CavMaeSyncForPreTraining,
     CavMaeSyncModel,
     CavMaeSyncProcessor,
+    ModelError,
 )
-from cavmae_sync_hf.inference.loading import ModelLoadError, example_model, load_model
+from cavmae_sync_hf.inference.loading import example_model, load_model
 from cavmae_sync_hf.syncworld import make_world
 from helpers.tiny import tiny_config
 
@@ -63,7 +64,7 @@ def test_what_cannot_be_used__is_named_with_a_remedy(name, options, message, sav
     (tmp_path / "other" / "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
     CavMaeSyncModel(tiny_config()).save_pretrained(tmp_path / "unprocessed")
     path = saved.get(name, tmp_path / name)
-    with pytest.raises(ModelLoadError, match=message) as caught:
+    with pytest.raises(ModelError, match=message) as caught:
         load_model(path, **options)
     assert str(path) in str(caught.value)
 

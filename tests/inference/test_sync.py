@@ -7,17 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from cavmae_sync_hf import CavMaeSyncModel, CavMaeSyncProcessor, MediaError, MissingTrackError
+from cavmae_sync_hf import CavMaeSyncModel, CavMaeSyncProcessor, InferenceError, MediaError, MissingTrackError
+from cavmae_sync_hf.files import file_stem, whole_file
 from cavmae_sync_hf.inference import sync as room
 from cavmae_sync_hf.inference.labelled_films import read_labelled_films
-from cavmae_sync_hf.inference.picture_files import file_stem, whole_file
-from cavmae_sync_hf.inference.sync import (
-    SyncError,
-    detection_figures,
-    measure_sync,
-    score_alignment,
-    sync_from_embeddings,
-)
+from cavmae_sync_hf.inference.sync import detection_figures, measure_sync, score_alignment, sync_from_embeddings
 from cavmae_sync_hf.inference.sync_band import Band, Outline, band_contrast, shift_test
 from cavmae_sync_hf.inference.sync_offset import find_offset
 from cavmae_sync_hf.inference.timeline import draw_timeline
@@ -293,7 +287,7 @@ def test_measure__span_outside_the_film(pair, films):
     ("options", "words"), [({"end": 0.2}, "smaller hop"), ({"hop": 4.0, "max_offset": 4.0}, "longer span")]
 )
 def test_measure__too_few_moments_name_the_remedy(pair, films, options, words):
-    with pytest.raises(SyncError, match=rf"3 are needed; .*{words}"):
+    with pytest.raises(InferenceError, match=rf"3 are needed; .*{words}"):
         measure_sync(*pair, films[0.0], **options)
 
 
@@ -308,14 +302,14 @@ def test_measure__short_films_try_fewer_offsets(pair, films):
     "options", [{"hop": 0.0}, {"hop": math.nan}, {"max_offset": 0.05}, {"batch_size": 0}, {"matrix_limit": 1}]
 )
 def test_measure__impossible_settings(pair, films, options):
-    with pytest.raises(SyncError, match=next(iter(options))):
+    with pytest.raises(InferenceError, match=next(iter(options))):
         measure_sync(*pair, films[0.0], **options)
 
 
 def test_measure__needs_both_towers(pair, films):
     model = CavMaeSyncModel(tiny_config(modality="audio"))
 
-    with pytest.raises(SyncError, match="audio tower alone"):
+    with pytest.raises(InferenceError, match="audio tower alone"):
         measure_sync(model, pair[1], films[0.0])
 
 
@@ -377,12 +371,12 @@ def test_score_alignment__means_over_films(pair, films):
     assert scores.score > worse.score + 0.3 and scores.contrast > worse.contrast
     assert len(scores.films) == 2 and scores.standard_error < 0.05
     assert json.loads(json.dumps(scores.to_dict()))["protocol"] == scores.protocol
-    with pytest.raises(SyncError, match="no films"):
+    with pytest.raises(InferenceError, match="no films"):
         score_alignment(*pair, [])
 
 
 def test_join__refuses_different_protocols(pair, films):
-    with pytest.raises(SyncError, match="2 protocols"):
+    with pytest.raises(InferenceError, match="2 protocols"):
         room.join_scores([measure_sync(*pair, films[0.0], hop=hop) for hop in (0.1, 0.2)])
 
 
@@ -393,9 +387,9 @@ def test_detection__tells_films_in_sync(pair, films):
 
     assert set(figures) == set(room.SYNC_SCORES)
     assert all(figure == {"auc": 1.0, "equal_error_rate": 0.0} for figure in figures.values())
-    with pytest.raises(SyncError, match="both kinds"):
+    with pytest.raises(InferenceError, match="both kinds"):
         detection_figures(results, [True, True, True])
-    with pytest.raises(SyncError, match="nonsense"):
+    with pytest.raises(InferenceError, match="nonsense"):
         results[0].score("nonsense")
 
 

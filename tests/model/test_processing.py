@@ -5,10 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
+from cavmae_sync_hf import MediaError, MissingTrackError
 from cavmae_sync_hf.model import processing_cavmae_sync
 from cavmae_sync_hf.model.configuration_cavmae_sync import CavMaeSyncConfig
 from cavmae_sync_hf.model.feature_extraction_cavmae_sync import CavMaeSyncFeatureExtractor
-from cavmae_sync_hf.model.media_cavmae_sync import MediaError, MissingTrackError, decode_media
+from cavmae_sync_hf.model.media_cavmae_sync import decode_media
 from cavmae_sync_hf.model.modeling_cavmae_sync import CavMaeSyncModel
 from cavmae_sync_hf.model.processing_cavmae_sync import CavMaeSyncProcessor
 from cavmae_sync_hf.model.video_processing_cavmae_sync import CavMaeSyncVideoProcessor

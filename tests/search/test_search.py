@@ -8,17 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from cavmae_sync_hf import CavMaeSyncModel, CavMaeSyncProcessor
-from cavmae_sync_hf.model.media_cavmae_sync import MediaError
-from cavmae_sync_hf.search import (
-    MomentStore,
-    QueryError,
-    SearchFilters,
-    SearchIndexError,
-    embed_query,
-    search_clips,
-    search_moments,
-)
+from cavmae_sync_hf import CavMaeSyncModel, CavMaeSyncProcessor, MediaError, SearchError
+from cavmae_sync_hf.search import MomentStore, SearchFilters, embed_query, search_clips, search_moments
 from cavmae_sync_hf.search import alignment as alignment_module
 from cavmae_sync_hf.search.alignment import align, best_apart
 from cavmae_sync_hf.search.approximate import index_config
@@ -364,7 +355,7 @@ def test_search_moments__approximate_heeds_filters(large):
 
 
 def test_search_moments__approximate_without_an_index_is_refused(store):
-    with pytest.raises(SearchIndexError, match="no approximate index"):
+    with pytest.raises(SearchError, match="no approximate index"):
         search_moments(store, little_query(random_vectors(1, 1)), exact=False)
 
 
@@ -388,7 +379,7 @@ def test_search_moments__refuses_values_that_cannot_work(store, arguments):
 
 
 def test_search_moments__refuses_vectors_of_another_width(store):
-    with pytest.raises(QueryError, match="32 values"):
+    with pytest.raises(SearchError, match="32 values"):
         search_moments(store, little_query(random_vectors(1, 1, 32)))
 
 
@@ -478,18 +469,18 @@ def test_embed_query__refuses(loaded, video, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(picture.getvalue()[:40])
     cases = [
-        (QueryError, "silent", silent, {"by": "sound"}),
-        (QueryError, "no sound", mute, {"by": "both"}),
-        (QueryError, "picture and has no sound", picture.getvalue(), {"by": "sound"}),
-        (QueryError, "no start", picture.getvalue(), {"start": 1.0}),
-        (QueryError, "cannot be read", broken, {}),
-        (QueryError, "is empty", video, {"start": 2.0, "end": 2.0}),
-        (QueryError, "at least 0", video, {"start": -1.0}),
-        (QueryError, "choose an earlier", video, {"start": 60.0}),
-        (QueryError, "start and end", video, {"hop": 4.0 / (MAX_QUERY_WINDOWS + 2)}),
-        (QueryError, "sampling_rate", {"array": [0.0]}, {}),
-        (QueryError, "channels come first", {"array": np.zeros((99, 2)), "sampling_rate": 16000}, {}),
-        (QueryError, "NaN", {"array": [np.nan] * 9000, "sampling_rate": 16000}, {}),
+        (SearchError, "silent", silent, {"by": "sound"}),
+        (SearchError, "no sound", mute, {"by": "both"}),
+        (SearchError, "picture and has no sound", picture.getvalue(), {"by": "sound"}),
+        (SearchError, "no start", picture.getvalue(), {"start": 1.0}),
+        (SearchError, "cannot be read", broken, {}),
+        (SearchError, "is empty", video, {"start": 2.0, "end": 2.0}),
+        (SearchError, "at least 0", video, {"start": -1.0}),
+        (SearchError, "choose an earlier", video, {"start": 60.0}),
+        (SearchError, "start and end", video, {"hop": 4.0 / (MAX_QUERY_WINDOWS + 2)}),
+        (SearchError, "sampling_rate", {"array": [0.0]}, {}),
+        (SearchError, "channels come first", {"array": np.zeros((99, 2)), "sampling_rate": 16000}, {}),
+        (SearchError, "NaN", {"array": [np.nan] * 9000, "sampling_rate": 16000}, {}),
         (MediaError, "no such file", tmp_path / "nothing.mp4", {}),
         (ValueError, "by is", video, {"by": "smell"}),
     ]
@@ -516,11 +507,11 @@ def test_window_loudness__is_the_root_mean_square_in_db(loaded, tmp_path):
 def test_settings__say_which_value_differs():
     ours = little_settings(processing={"mean": 1.0, "size": {"shortest_edge": 32}})
 
-    with pytest.raises(SearchIndexError, match="another model"):
+    with pytest.raises(SearchError, match="another model"):
         ours.check(little_settings(weights="v" * 64), "index", adding=False)
-    with pytest.raises(SearchIndexError, match=r"mean was 1.0 and is 2.0"):
+    with pytest.raises(SearchError, match=r"mean was 1.0 and is 2.0"):
         ours.check(little_settings(processing={"mean": 2.0, "size": {"shortest_edge": 32}}), "index", adding=False)
     other = little_settings(hop=1.0, processing=ours.processing)
     ours.check(other, "index", adding=False)
-    with pytest.raises(SearchIndexError, match=r"hop of 0.5"):
+    with pytest.raises(SearchError, match=r"hop of 0.5"):
         ours.check(other, "index", adding=True)

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cavmae_sync_hf.data.locks import exclusive
+from cavmae_sync_hf import DataError
+from cavmae_sync_hf.files import locked
 from cavmae_sync_hf.syncworld import (
     CLASS_NAMES,
     PRESETS,
-    WorldError,
     WorldOptions,
     build,
     contact_sheet,
@@ -469,7 +469,7 @@ def test_make_world__refuses_a_second_run_on_the_split_and_lets_the_first_finish
 
     def second_run(done, total):
         if done == 2:
-            with pytest.raises(WorldError, match="train: another run is writing to it; wait"):
+            with pytest.raises(DataError, match="train: another run is writing to it; wait"):
                 make_world(tmp_path, clips=4, workers=1, **SMALL)
             make_world(tmp_path, clips=2, split="test", workers=1, **SMALL)  # another split is free
             refused.append((tmp_path / "train").exists())
@@ -486,7 +486,7 @@ def test_make_world__waits_for_a_run_that_is_about_to_end(tmp_path):
     held, ended = threading.Event(), []
 
     def hold():
-        with exclusive(tmp_path / "world" / ".train.lock", tmp_path):
+        with locked(tmp_path / "world" / ".train.lock", tmp_path):
             held.set()
             time.sleep(0.3)
             ended.append(True)
@@ -570,20 +570,20 @@ def test_make_world__refuses_bad_options_before_writing(tmp_path, settings, mess
 
 def test_make_world__refuses_folders_of_others(tmp_path):
     make_world(tmp_path, clips=4, workers=1, **SMALL)
-    with pytest.raises(WorldError, match=r"other settings \(seed 0 -> 3\)"):
+    with pytest.raises(DataError, match=r"other settings \(seed 0 -> 3\)"):
         make_world(tmp_path, clips=4, seed=3, **SMALL)
-    with pytest.raises(WorldError, match="already has more than 2 clips"):
+    with pytest.raises(DataError, match="already has more than 2 clips"):
         make_world(tmp_path, clips=2, **SMALL)
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "me.jpg").write_bytes(b"")
-    with pytest.raises(WorldError, match="no SyncWorld split"):
+    with pytest.raises(DataError, match="no SyncWorld split"):
         make_world(tmp_path, clips=2, split="photos", **SMALL)
     note = tmp_path / "train" / "world.json"
     note.write_text(json.dumps({**json.loads(note.read_text()), "format_version": 1}))
-    with pytest.raises(WorldError, match=r"another version of SyncWorld \(format 1, this is 2\)"):
+    with pytest.raises(DataError, match=r"another version of SyncWorld \(format 1, this is 2\)"):
         make_world(tmp_path, clips=4, **SMALL)
     note.write_text("{")
-    with pytest.raises(WorldError, match="does not describe a SyncWorld split"):
+    with pytest.raises(DataError, match="does not describe a SyncWorld split"):
         make_world(tmp_path, clips=4, **SMALL)
 
 

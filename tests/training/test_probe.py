@@ -14,12 +14,11 @@ import pytest
 import torch
 
 import cavmae_sync_hf
-from cavmae_sync_hf import CavMaeSyncModel, CavMaeSyncProcessor, save_for_hub
+from cavmae_sync_hf import CavMaeSyncModel, CavMaeSyncProcessor, InferenceError, TrainingError, save_for_hub
 from cavmae_sync_hf.data.dataset import CavMaeSyncDataset
-from cavmae_sync_hf.inference.features import FeatureError
 from cavmae_sync_hf.training import feature_cache
-from cavmae_sync_hf.training.arguments import RecipeError, parse_arguments
-from cavmae_sync_hf.training.feature_cache import CacheError, cached_features
+from cavmae_sync_hf.training.arguments import parse_arguments
+from cavmae_sync_hf.training.feature_cache import cached_features
 from cavmae_sync_hf.training.linear import chance_figures, fit_probe, probe_figures, shuffled
 from cavmae_sync_hf.training.probe import ProbeArguments, join_features, run_probe
 from helpers.little_shards import little_processor, write_shards
@@ -291,7 +290,7 @@ def test_cache__of_another_model_set_or_choice_is_refused(model, shards, tmp_pat
         ((model, dataset(fewer), ["a"]), r"features of another set \(7 clips, this one has 3\)"),
         ((model, dataset(shards), ["a", "v"]), "the features a and not v"),
     ):
-        with pytest.raises(CacheError, match=words):
+        with pytest.raises(TrainingError, match=words):
             cached_features(*arguments, folder)
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
@@ -303,9 +302,9 @@ def test_cache__leaves_other_files_alone(model, shards, tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
 
     for refresh in (False, True):
-        with pytest.raises(CacheError, match="holds other files"):
+        with pytest.raises(TrainingError, match="holds other files"):
             cached_features(model, dataset(shards), ["a"], tmp_path, refresh=refresh)
-    with pytest.raises(CacheError, match="is a file"):
+    with pytest.raises(TrainingError, match="is a file"):
         cached_features(model, dataset(shards), ["a"], tmp_path / "thesis.txt")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
@@ -314,7 +313,7 @@ def test_cache__that_is_damaged_is_named(model, shards, tmp_path, few_clips_a_pa
     cached_features(model, dataset(shards), ["a"], tmp_path)
     (tmp_path / "part-00001.npz").write_bytes(b"PK damaged")
 
-    with pytest.raises(CacheError, match="part-00001.npz: cannot be read .* delete it and run again"):
+    with pytest.raises(TrainingError, match="part-00001.npz: cannot be read .* delete it and run again"):
         cached_features(model, dataset(shards), ["a"], tmp_path)
     (tmp_path / "part-00001.npz").unlink()
     assert len(cached_features(model, dataset(shards), ["a"], tmp_path)["a"]) == 7
@@ -410,15 +409,15 @@ def test_run__reads_folders_of_videos(saved, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "kind", "words"),
     [
-        ({"model": None}, RecipeError, "name a `model`"),
+        ({"model": None}, TrainingError, "name a `model`"),
         ({"model": "nowhere"}, ValueError, "nowhere is not a folder"),
-        ({"train_data": None}, RecipeError, "nothing to fit the probe to"),
+        ({"train_data": None}, TrainingError, "nothing to fit the probe to"),
         ({"train_data": "gone"}, ValueError, "gone"),
-        ({"eval_data": None}, RecipeError, "nothing to evaluate the probe on"),
-        ({"eval_data": {"../up": "x"}}, RecipeError, "no name of a folder"),
-        ({"eval_data": {"train": "x"}}, RecipeError, "called 'train'"),
-        ({"features": ["a+x"]}, FeatureError, "'x' is no feature"),
-        ({"features": ["a+"]}, FeatureError, "'' is no feature"),
+        ({"eval_data": None}, TrainingError, "nothing to evaluate the probe on"),
+        ({"eval_data": {"../up": "x"}}, TrainingError, "no name of a folder"),
+        ({"eval_data": {"train": "x"}}, TrainingError, "called 'train'"),
+        ({"features": ["a+x"]}, InferenceError, "'x' is no feature"),
+        ({"features": ["a+"]}, InferenceError, "'' is no feature"),
         ({"held_out": 2.0}, ValueError, "`held_out` is 2.0"),
     ],
 )
@@ -433,19 +432,19 @@ def test_run__refuses_what_cannot_work(saved, shards, held, tmp_path, changes, k
     [({"baselines": ["luck"]}, "'luck'; there are"), ({"features": []}, "empty"), ({"eval_data": "x"}, "no JSON")],
 )
 def test_arguments__that_cannot_work_are_refused(changes, words):
-    with pytest.raises(RecipeError, match=words):
+    with pytest.raises(TrainingError, match=words):
         ProbeArguments(**changes)
 
 
 def test_run__needs_the_tower_and_labels(shards, held, tmp_path):
     audio = CavMaeSyncModel(tiny_config(modality="audio"))
     folder = save_for_hub(audio, CavMaeSyncProcessor.from_config(audio.config), tmp_path / "audio")
-    with pytest.raises(FeatureError, match="audio tower alone"):
+    with pytest.raises(InferenceError, match="audio tower alone"):
         run_probe(arguments(folder, shards, held, tmp_path / "out"))
     assert run_probe(arguments(folder, shards, held, tmp_path / "out", features=["a"]))
 
     bare = write_shards(tmp_path / "bare", [2], [[], []])
-    with pytest.raises(RecipeError, match="No training clip has a label"):
+    with pytest.raises(TrainingError, match="No training clip has a label"):
         run_probe(arguments(folder, bare, held, tmp_path / "bare_out", features=["a"]))
 
 

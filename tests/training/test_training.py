@@ -12,6 +12,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel, AutoModelForPreTraining, AutoProcessor, TrainerCallback
 
+from cavmae_sync_hf import NonFiniteLossError
 from cavmae_sync_hf.data.dataset import CavMaeSyncDataset
 from cavmae_sync_hf.data.streaming import CavMaeSyncStreamingDataset
 from cavmae_sync_hf.model.pretraining_cavmae_sync import CavMaeSyncForPreTraining
@@ -20,7 +21,6 @@ from cavmae_sync_hf.training import (
     EpochSampler,
     EvaluationSet,
     InMemoryDataset,
-    NonFiniteLossError,
     PretrainingArguments,
     freeze_unused,
     last_checkpoint,

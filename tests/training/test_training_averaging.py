@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForVideoClassification, AutoProcessor
 
+from cavmae_sync_hf import TrainingError
 from cavmae_sync_hf.inference.loading import load_model
-from cavmae_sync_hf.training import AveragingError, average_checkpoints, average_weights, checkpoints_of_epochs
+from cavmae_sync_hf.training import average_checkpoints, average_weights, checkpoints_of_epochs
 from helpers.classification_runs import make_trainer, weights
 from helpers.little_shards import write_shards
 
@@ -57,7 +58,7 @@ def test_average_checkpoints__writes_a_folder_that_loads(run, tmp_path):
     assert "classification_cavmae_sync.py" in names and "config.json" in names
     assert not names & {"optimizer.pt", "scheduler.pt", "trainer_state.json", "training_args.bin", "rng_state.pth"}
     assert [path.name for path in out.parent.iterdir()] == ["mean"]  # no scratch folder is left
-    with pytest.raises(AveragingError, match="already exists"):
+    with pytest.raises(TrainingError, match="already exists"):
         average_checkpoints(folders, out)
 
 
@@ -69,12 +70,12 @@ def test_training__ends_with_the_mean_of_its_epochs(run):
 
 
 def test_epochs__without_a_checkpoint_are_named(run, tmp_path):
-    with pytest.raises(AveragingError, match=r"end of epoch 4, 5 \(but of 1, 2, 3\)"):
+    with pytest.raises(TrainingError, match=r"end of epoch 4, 5 \(but of 1, 2, 3\)"):
         checkpoints_of_epochs(run, 3, 5)
     (tmp_path / "checkpoint-7").mkdir()  # begun and not finished
     (tmp_path / "checkpoint-9").mkdir()
     (tmp_path / "checkpoint-9" / "trainer_state.json").write_text(json.dumps({"epoch": 1.5}))
-    with pytest.raises(AveragingError, match=r"epoch 1 \(but of none\)"):
+    with pytest.raises(TrainingError, match=r"epoch 1 \(but of none\)"):
         checkpoints_of_epochs(tmp_path, 1, 1)
 
 
@@ -85,20 +86,20 @@ def test_checkpoints__that_do_not_belong_together_are_refused(tmp_path):
         (tmp_path / name).mkdir()
         save_file(base | change, tmp_path / name / "model.safetensors")
     assert average_weights([tmp_path / "same"] * 2)["count"] == 3
-    with pytest.raises(AveragingError, match="other: has other weights than .*: b"):
+    with pytest.raises(TrainingError, match="other: has other weights than .*: b"):
         average_weights([tmp_path / "same", tmp_path / "other"])
-    with pytest.raises(AveragingError, match=r"`a` has shape \(3,\)"):
+    with pytest.raises(TrainingError, match=r"`a` has shape \(3,\)"):
         average_weights([tmp_path / "same", tmp_path / "shape"])
-    with pytest.raises(AveragingError, match="`count` holds other numbers"):
+    with pytest.raises(TrainingError, match="`count` holds other numbers"):
         average_weights([tmp_path / "same", tmp_path / "count"])
-    with pytest.raises(AveragingError, match="no checkpoints"):
+    with pytest.raises(TrainingError, match="no checkpoints"):
         average_weights([])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(AveragingError, match="holds no whole model"):
+    with pytest.raises(TrainingError, match="holds no whole model"):
         average_checkpoints([tmp_path / "empty"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
     (tmp_path / "empty" / "adapter_config.json").write_text("{}")
-    with pytest.raises(AveragingError, match="low-rank changes"):
+    with pytest.raises(TrainingError, match="low-rank changes"):
         average_weights([tmp_path / "empty"])
 
 

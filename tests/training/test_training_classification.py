@@ -15,6 +15,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForVideoClassification, AutoProcessor, TrainerCallback
 
+from cavmae_sync_hf import NonFiniteLossError, TrainingError
 from cavmae_sync_hf.data.collator import CavMaeSyncCollator
 from cavmae_sync_hf.data.dataset import CavMaeSyncDataset
 from cavmae_sync_hf.data.streaming import CavMaeSyncStreamingDataset
@@ -24,8 +25,6 @@ from cavmae_sync_hf.training import (
     CavMaeSyncClassificationTrainer,
     ClassificationArguments,
     EvaluationSet,
-    NonFiniteLossError,
-    RecipeError,
     classification_flops,
     freeze_idle,
 )
@@ -377,7 +376,7 @@ def test_non_finite_loss__names_the_clips(shards, tmp_path):
     ],
 )
 def test_arguments__that_contradict_are_refused(settings, message, tmp_path):
-    with pytest.raises(RecipeError, match=message):
+    with pytest.raises(TrainingError, match=message):
         ClassificationArguments(output_dir=str(tmp_path), **(ARGUMENTS | settings))
 
 

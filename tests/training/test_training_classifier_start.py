@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from cavmae_sync_hf import TrainingError
 from cavmae_sync_hf.data.dataset import CavMaeSyncDataset
 from cavmae_sync_hf.model.classification_cavmae_sync import CavMaeSyncForAudioVisualClassification
 from cavmae_sync_hf.model.modeling_cavmae_sync import CavMaeSyncModel
@@ -13,7 +14,6 @@ from cavmae_sync_hf.training import (
     ClassificationModelArguments,
     EvaluationSet,
     LabelSpace,
-    RecipeError,
     build_classifier,
     find_labels,
     starting_point,
@@ -78,7 +78,7 @@ def test_from_scratch__takes_sizes_and_processor_and_no_weights(classifier):
     for name in ("model.audio_tower.layers.0.mlp.fc1.weight", "head.classifier.weight"):
         assert model.state_dict()[name].shape == trained.state_dict()[name].shape
         assert not torch.equal(model.state_dict()[name], trained.state_dict()[name])
-    with pytest.raises(RecipeError, match="`from_scratch` takes the sizes"):
+    with pytest.raises(TrainingError, match="`from_scratch` takes the sizes"):
         ClassificationModelArguments(from_scratch=True)
 
 
@@ -183,24 +183,24 @@ def test_labels__stored_names_are_used_and_must_agree(tmp_path):
     train.source.index.label_names, held_out.source.index.label_names = ["bell", "drum"], ["bell", "drum"]
     assert find_labels(train, {"held out": EvaluationSet(held_out)}).names == ("bell", "drum")
     held_out.source.index.label_names = ["drum", "bell"]
-    with pytest.raises(RecipeError, match="'held out' has other classes .*another order"):
+    with pytest.raises(TrainingError, match="'held out' has other classes .*another order"):
         find_labels(train, {"held out": EvaluationSet(held_out)})
 
 
 def test_labels__that_cannot_be_used_are_refused(tmp_path):
     single, many, none, high = sets(tmp_path, [[0], [1]], [[0, 1], [1]], [[], []], [[5], [0]])
-    with pytest.raises(RecipeError, match="No training clip has a label"):
+    with pytest.raises(TrainingError, match="No training clip has a label"):
         find_labels(none, {})
-    with pytest.raises(RecipeError, match="'held out' has no labels"):
+    with pytest.raises(TrainingError, match="'held out' has no labels"):
         find_labels(single, {"held out": EvaluationSet(none)})
-    with pytest.raises(RecipeError, match="'held out' has a label 5, and there are 2 classes"):
+    with pytest.raises(TrainingError, match="'held out' has a label 5, and there are 2 classes"):
         find_labels(single, {"held out": EvaluationSet(high)})
-    with pytest.raises(RecipeError, match="clip with 2 labels; single-label"):
+    with pytest.raises(TrainingError, match="clip with 2 labels; single-label"):
         find_labels(many, {}, problem_type="single_label_classification")
 
 
 def test_model_arguments__that_contradict_are_refused():
-    with pytest.raises(RecipeError, match="leave `freeze` out"):
+    with pytest.raises(TrainingError, match="leave `freeze` out"):
         ClassificationModelArguments(lora_rank=4, freeze="encoder")
-    with pytest.raises(RecipeError, match="`lora_rank` is -1"):
+    with pytest.raises(TrainingError, match="`lora_rank` is -1"):
         ClassificationModelArguments(lora_rank=-1)

@@ -10,13 +10,13 @@ import pytest
 import torch
 from transformers import AutoModelForPreTraining
 
+from cavmae_sync_hf import TrainingError
 from cavmae_sync_hf.model.pretraining_cavmae_sync import CavMaeSyncForPreTraining
 from cavmae_sync_hf.model.processing_cavmae_sync import CavMaeSyncProcessor
 from cavmae_sync_hf.training import (
     DataArguments,
     ModelArguments,
     PretrainingArguments,
-    RecipeError,
     augmentation_options,
     build_for_pretraining,
     make_syncworld,
@@ -141,16 +141,16 @@ def test_flags__win_over_the_recipe_and_change_single_keys_of_mappings(tmp_path)
 def test_recipe__what_cannot_be_used_is_refused(text, message, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(text)
-    with pytest.raises(RecipeError, match=message):
+    with pytest.raises(TrainingError, match=message):
         parse_arguments(KINDS, [str(recipe), "--output_dir", str(tmp_path)])
 
 
 def test_data__missing_and_unknown_ones_are_refused():
-    with pytest.raises(RecipeError, match="`folder`"):
+    with pytest.raises(TrainingError, match="`folder`"):
         make_syncworld({"train": 4})
-    with pytest.raises(RecipeError, match="presets are"):
+    with pytest.raises(TrainingError, match="presets are"):
         augmentation_options("cavmea")
-    with pytest.raises(RecipeError, match="rotate"):
+    with pytest.raises(TrainingError, match="rotate"):
         augmentation_options({"rotate": 1})
     assert augmentation_options("none") is None
     assert augmentation_options({"crop_scale": [0.5, 1.0]}).crop_scale == (0.5, 1.0)

@@ -39,6 +39,7 @@ from cavmae_sync_hf.data.engines import run_processes
 from cavmae_sync_hf.data.samples import PrepareOptions, ShardJob, ShardTask, shard_tasks
 from cavmae_sync_hf.data.shards import read_shard
 from cavmae_sync_hf.data.sources import read_source
+from cavmae_sync_hf.files import usable_cores
 
 FRAMES, WINDOW, REFERENCE_LENGTH = 16, 416, 1024
 
@@ -48,7 +49,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("video", nargs="?", help="a video file; made on the spot when absent")
     parser.add_argument("--clips", type=int, default=4, help="clips per process, way and round")
     parser.add_argument("--rounds", type=int, default=3, help="how often each way runs")
-    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--processes", type=int, default=usable_cores())
     parser.add_argument("--height", type=int, default=720, help="of the made clip, 16:9")
     return parser.parse_args()
 

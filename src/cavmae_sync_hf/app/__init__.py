@@ -10,12 +10,12 @@ A Space needs three lines in its `app.py`:
 
 from typing import TYPE_CHECKING, Any
 
-from .limits import AppError, Limits
+from .limits import Limits
 
 if TYPE_CHECKING:
     from .server import Page
 
-__all__ = ["AppError", "Limits", "build_app"]
+__all__ = ["Limits", "build_app"]
 
 
 def build_app(*args: Any, **options: Any) -> "Page":

@@ -15,8 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..data.locks import exclusive
-from ..inference.picture_files import whole_file
+from ..files import locked, whole_file
 from ..syncworld.render import encode_clip, render_frames, render_waveform
 from ..syncworld.scene import Scene, WorldOptions, sample_scene
 
@@ -83,7 +82,7 @@ def make_demo_clips(folder: Path, *, progress: Callable[[int, int], None] | None
     for place in (folder, library, parted):
         place.mkdir(parents=True, exist_ok=True)
     makers = _makers(library, parted)
-    with exclusive(folder / ".lock", folder, patience=_LOCK_PATIENCE):
+    with locked(folder / ".lock", folder, patience=_LOCK_PATIENCE):
         for done, (path, make) in enumerate(makers.items()):
             if progress is not None:
                 progress(done, len(makers))

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from ..inference.loading import ModelLoadError, example_model, load_model
+from ..inference.loading import example_model, load_model
+from ..model.errors_cavmae_sync import ModelError
 from .demo_clips import DemoClips
 
 __all__ = ["Engine"]
@@ -38,8 +39,8 @@ class Engine:
         device: Where the model runs.
 
     Raises:
-        ModelLoadError: There is no such model, or it has one tower alone.
-        SearchIndexError: There is no such index, or it was made with another model.
+        ModelError: There is no such model, or it has one tower alone.
+        SearchError: There is no such index, or it was made with another model.
     """
 
     def __init__(
@@ -128,7 +129,7 @@ def _classifier(name: str, device: str | torch.device) -> Any:
     """The model with its classification head, or `None` where it has none."""
     try:
         return load_model(name, use="classification", device=device)[0]
-    except ModelLoadError:
+    except ModelError:
         return None
 
 

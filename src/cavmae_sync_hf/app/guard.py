@@ -18,8 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from ..model.media_source_cavmae_sync import MediaError, MediaSource
-from .limits import AppError, Limits
+from ..model.errors_cavmae_sync import AppError, MediaError
+from ..model.media_source_cavmae_sync import MediaSource
+from .limits import Limits
 
 __all__ = ["copy_safely", "display_name"]
 

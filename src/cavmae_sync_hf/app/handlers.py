@@ -18,11 +18,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..inference.picture_files import file_stem, whole_file
+from ..files import file_stem, whole_file
+from ..model.errors_cavmae_sync import AppError, QueryError, SearchError
 from .demo_clips import DemoClips
 from .engine import Engine
 from .guard import copy_safely, display_name
-from .limits import AppError, Limits
+from .limits import Limits
 from .views import labels_view, places_view, sync_view
 from .workspace import Session, Workspace
 
@@ -289,7 +290,7 @@ class Desk:
     def _search(
         self, session: Session, query: Path, what: Any, span: dict[str, Any], stem: str, tell: Progress
     ) -> View:
-        from ..search import SearchFilters, SearchIndexError, search
+        from ..search import SearchFilters, search
 
         if what not in SEARCHES:
             raise AppError("Choose what to look for.")
@@ -304,7 +305,9 @@ class Desk:
                 store, query, self.engine.model, self.engine.processor, by=by, find=find,  # type: ignore[arg-type]
                 top=self.limits.search_results, filters=filters, **span,
             )  # fmt: skip
-        except SearchIndexError as error:  # where the index lies is nobody's business but the operator's
+        except QueryError:
+            raise
+        except SearchError as error:  # where the index lies is nobody's business but the operator's
             logger.exception("The index cannot be searched.")
             raise AppError("The index cannot be searched just now. The server's log says why.") from error
         if not result.hits:

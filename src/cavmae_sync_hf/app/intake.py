@@ -19,6 +19,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from ..model.errors_cavmae_sync import MediaError
+
 __all__ = ["copy_picture", "copy_sound", "copy_video", "cut", "do_job", "main"]
 
 # Shorter side of the copy. The largest model sees 224 lines, so this costs it nothing.
@@ -139,8 +141,6 @@ def copy_picture(source: Any, target: Path, *, max_pixels: int) -> dict[str, Any
     """Write a picture as PNG, upright and no larger than is of use; arguments and errors as for `copy_video`."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
-    from ..model.media_source_cavmae_sync import MediaError
-
     try:
         with Image.open(source, formats=("PNG", "JPEG", "WEBP", "BMP", "GIF")) as opened:
             if opened.width * opened.height > max_pixels:
@@ -208,7 +208,6 @@ def _probe(source: Any, max_seconds: float, max_pixels: int | None) -> Any:
 
 
 def _too_long(name: str, seconds: float | None, most: float) -> ValueError:
-    from ..model.media_source_cavmae_sync import MediaError
 
     length = "more" if seconds is None else f"{seconds:.0f} s"
     return MediaError(
@@ -218,7 +217,6 @@ def _too_long(name: str, seconds: float | None, most: float) -> ValueError:
 
 
 def _too_large(name: str, width: int, height: int, most: int) -> ValueError:
-    from ..model.media_source_cavmae_sync import MediaError
 
     return MediaError(
         f"{name}: its picture is {width} by {height}, and at most {most / 1e6:.1f} million pixels are taken here; "

@@ -3,11 +3,7 @@
 
 from dataclasses import dataclass
 
-__all__ = ["AppError", "Limits"]
-
-
-class AppError(ValueError):
-    """What a visitor asked for cannot be done; the message is for them: what, why and what to do instead."""
+__all__ = ["Limits"]
 
 
 @dataclass(frozen=True)

@@ -83,8 +83,8 @@ def build_app(
         progress: Called with the number of demo clips that are there, and of how many.
 
     Raises:
-        ModelLoadError: There is no such model, or it has one tower alone.
-        SearchIndexError: There is no such index, or it was made with another model.
+        ModelError: There is no such model, or it has one tower alone.
+        SearchError: There is no such index, or it was made with another model.
     """
     engine = Engine(model, index=index, device=device)
     demo = make_demo_clips(Path(demo_folder) if demo_folder is not None else default_folder(), progress=progress)

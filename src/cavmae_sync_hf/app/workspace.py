@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..data.locks import LockedError, exclusive
+from ..files import locked
+from ..model.errors_cavmae_sync import LockedError
 from .limits import Limits
 
 __all__ = ["FILES_ROUTE", "Session", "Workspace"]
@@ -86,7 +87,7 @@ class Workspace:
         _remove_abandoned(parent)
         self.root = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))  # for this user's eyes only
         self._stack = contextlib.ExitStack()
-        self._stack.enter_context(exclusive(self.root / _LOCK, self.root))
+        self._stack.enter_context(locked(self.root / _LOCK, self.root))
         self.uploads = self.root / "uploads"
         self.uploads.mkdir()
         self._turns = itertools.count()
@@ -185,5 +186,5 @@ def _remove_abandoned(parent: Path) -> None:
         with contextlib.suppress(OSError, LockedError):
             # Without a lock file it is not known whether its run has come that far yet; the next start will tell.
             if folder.stat().st_uid == os.getuid() and (folder / _LOCK).exists():
-                with exclusive(folder / _LOCK, folder):
+                with locked(folder / _LOCK, folder):
                     shutil.rmtree(folder)

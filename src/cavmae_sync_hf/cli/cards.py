@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..model.errors_cavmae_sync import EvaluationError
 from . import terminal
 
 __all__ = ["card"]
@@ -30,7 +31,7 @@ def card(
     """Fill a model's card from its configuration, results files and details."""
     from dataclasses import replace
 
-    from ..evaluation.card import CardError, card_text, read_details
+    from ..evaluation.card import card_text, read_details
     from ..model_card import CardDetails
 
     known = read_details(details) if details is not None else CardDetails()
@@ -39,9 +40,9 @@ def card(
         print(text)
         return
     if out.is_dir():
-        raise CardError(f"{out} is a folder; name the file to write, such as {out / 'README.md'}.")
+        raise EvaluationError(f"{out} is a folder; name the file to write, such as {out / 'README.md'}.")
     if out.exists() and "library_name: transformers" not in out.read_text(encoding="utf-8", errors="replace"):
-        raise CardError(f"{out} exists and is no model card, so it is not replaced; name another file.")
+        raise EvaluationError(f"{out} exists and is no model card, so it is not replaced; name another file.")
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = out.with_name(f".{out.name}-{os.getpid()}")
     try:

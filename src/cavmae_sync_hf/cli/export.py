@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.markup import escape
 
+from ..model.errors_cavmae_sync import ExportError
 from . import terminal
 
 __all__ = ["export"]
@@ -24,7 +25,7 @@ def export(
     as_json: Annotated[bool, typer.Option("--json", help="Print what export.json says.")] = False,
 ) -> None:
     """Write the towers for ONNX Runtime or torch.export, checked against the model, with the processor beside them."""
-    from ..export import ExportError, export_model
+    from ..export import export_model
     from ..inference.loading import load_model
 
     loaded, processor = load_model(model)

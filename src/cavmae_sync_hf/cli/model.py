@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
+from ..model.errors_cavmae_sync import ModelError
 from . import terminal
 
 __all__ = ["convert", "selfcheck"]
@@ -25,12 +26,12 @@ def convert(
 ) -> None:
     """Turn a published checkpoint into a folder that transformers loads."""
     overrides = _parse_settings(settings or [])
-    from ..convert import ConversionError, convert_checkpoint
+    from ..convert import convert_checkpoint
 
     try:
         report = convert_checkpoint(source, destination, config_overrides=overrides or None)
-    except ConversionError as error:
-        raise ConversionError(_as_options(str(error))) from error
+    except ModelError as error:
+        raise ModelError(_as_options(str(error))) from error
     terminal.say(_as_options(str(report)))
 
 

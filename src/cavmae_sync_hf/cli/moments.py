@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.markup import escape
 
+from ..model.errors_cavmae_sync import InferenceError
 from . import terminal
 
 __all__ = ["localize", "sync"]
@@ -64,9 +65,9 @@ def sync(
     if in_sync and labels is None:
         raise typer.BadParameter("--in-sync goes with --labels.")
     terminal.check_device(device)
-    from ..inference.features import model_fingerprint
     from ..inference.loading import load_model
     from ..inference.sync import measure_sync
+    from ..provenance import model_fingerprint
 
     films, truths = _films(videos, audio, labels, in_sync)
     write = None if out is None else _SyncWriter(out)
@@ -187,7 +188,7 @@ class _SyncWriter:
     def __call__(self, result: Any) -> list[str]:
         import numpy as np
 
-        from ..inference.picture_files import file_stem, whole_file
+        from ..files import file_stem, whole_file
         from ..inference.timeline import draw_timeline
 
         stem = file_stem(result.source, self.taken)
@@ -209,9 +210,9 @@ def _write_localization(
     """Write pictures, figures, maps and film; gives their paths by what they are."""
     import numpy as np
 
+    from ..files import file_stem, whole_file
     from ..inference.overlay import draw_spectrogram, draw_strip
     from ..inference.overlay_video import write_overlay_video
-    from ..inference.picture_files import file_stem, whole_file
 
     _check_folder(folder)
     stem = file_stem(found.source, set())
@@ -235,7 +236,7 @@ def _write_localization(
 
 def _summary(results: dict[int, Any], truths: list[bool] | None) -> dict[str, Any]:
     """What can be said of a set of films."""
-    from ..inference.sync import SyncError, detection_figures, join_scores
+    from ..inference.sync import detection_figures, join_scores
 
     films = list(results.values())
     summary: dict[str, Any] = {}
@@ -245,7 +246,7 @@ def _summary(results: dict[int, Any], truths: list[bool] | None) -> dict[str, An
     if truths is not None:
         try:
             summary["detection"] = detection_figures(films, [truths[number] for number in results])
-        except SyncError as error:
+        except InferenceError as error:
             summary["detection"] = None
             terminal.errors.print(f"[yellow]{escape(str(error))}[/yellow]", highlight=False, soft_wrap=True)
     return summary
@@ -333,7 +334,7 @@ def _check_folder(folder: Path) -> None:
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
-    from ..inference.picture_files import whole_file
+    from ..files import whole_file
 
     with whole_file(path) as partial:
         partial.write_text(json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")

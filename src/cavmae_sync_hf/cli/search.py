@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from ..model.errors_cavmae_sync import SearchError
 from . import terminal
 
 __all__ = ["index", "index_info", "search"]
@@ -129,7 +130,7 @@ def search(
     """Find the moments of an index that are most like a sound, a picture or a moment of a video."""
     terminal.check_device(device)
     from ..inference.loading import load_model
-    from ..search import MomentStore, SearchFilters, SearchIndexError
+    from ..search import MomentStore, SearchFilters
     from ..search import search as run_search
 
     filters = SearchFilters(
@@ -139,7 +140,7 @@ def search(
     store = MomentStore.open(index)
     name = model or store.settings.model
     if not name:
-        raise SearchIndexError(f"{store.uri}: does not say where its model lies; name it with --model.")
+        raise SearchError(f"{store.uri}: does not say where its model lies; name it with --model.")
     loaded, processor = load_model(name, device=device, modalities="both")
     result = run_search(
         store, query, loaded, processor, by=by, find=find, start=start, end=end, top=top, whole_clips=whole_clips,

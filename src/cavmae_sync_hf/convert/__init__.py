@@ -2,13 +2,6 @@
 """From published checkpoints to folders that `from_pretrained` loads."""
 
 from .conversion import convert_checkpoint, convert_file, convert_state_dict
-from .report import Conversion, ConversionError, ConversionReport
+from .report import Conversion, ConversionReport
 
-__all__ = [
-    "Conversion",
-    "ConversionError",
-    "ConversionReport",
-    "convert_checkpoint",
-    "convert_file",
-    "convert_state_dict",
-]
+__all__ = ["Conversion", "ConversionReport", "convert_checkpoint", "convert_file", "convert_state_dict"]

@@ -14,6 +14,7 @@ from transformers.utils import logging
 from ..hub import save_for_hub
 from ..model.classification_cavmae_sync import CavMaeSyncForAudioVisualClassification
 from ..model.configuration_cavmae_sync import CavMaeSyncConfig
+from ..model.errors_cavmae_sync import ModelError
 from ..model.modeling_cavmae_sync import CavMaeSyncModel, CavMaeSyncPreTrainedModel
 from ..model.pretraining_cavmae_sync import CavMaeSyncForPreTraining
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
@@ -21,7 +22,7 @@ from ..model_card import CardDetails
 from .mae import adapt_mae, is_mae, is_transformers_mae, rename_transformers_mae
 from .naming import Renaming, drop_decoder, move_classifier, move_decoder, move_encoder
 from .reading import Checkpoint, read_checkpoint, strip_prefixes
-from .report import Conversion, ConversionError, ConversionReport, shorten
+from .report import Conversion, ConversionReport, shorten
 from .settings import Family, has_decoder, infer_config, tell_family
 
 
@@ -46,11 +47,11 @@ def convert_checkpoint(
         What was found, dropped and made new; `str()` of it is the text to show.
 
     Raises:
-        ConversionError: `src` is no checkpoint, is damaged or does not fit; or `dst` is in use. Nothing is written.
+        ModelError: `src` is no checkpoint, is damaged or does not fit; or `dst` is in use. Nothing is written.
     """
     dst = Path(dst).expanduser()
     if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
-        raise ConversionError(f"{dst}: already exists and is not an empty folder; name another one, or remove it.")
+        raise ModelError(f"{dst}: already exists and is not an empty folder; name another one, or remove it.")
     conversion = convert_file(src, config_overrides)
     conversion.report.destination = str(dst)
     _write(conversion, dst)
@@ -65,14 +66,14 @@ def convert_file(src: str | os.PathLike, config_overrides: Mapping[str, Any] | N
         config_overrides: As in `convert_checkpoint`.
 
     Raises:
-        ConversionError: `src` is no checkpoint, is damaged or does not fit.
+        ModelError: `src` is no checkpoint, is damaged or does not fit.
     """
     src = Path(src).expanduser()
     try:
         checkpoint = read_checkpoint(src)
         conversion = convert_state_dict(checkpoint.tensors, _with_hints(checkpoint, config_overrides))
-    except ConversionError as error:
-        raise ConversionError(f"{src}: {error}") from error
+    except ModelError as error:
+        raise ModelError(f"{src}: {error}") from error
     conversion.report.source, conversion.report.sha256 = str(src), checkpoint.sha256
     return conversion
 
@@ -85,7 +86,7 @@ def convert_state_dict(tensors: Mapping[str, Tensor], config_overrides: Mapping[
         config_overrides: As in `convert_checkpoint`.
 
     Raises:
-        ConversionError: The family is unknown, encoder names are missing or left over, or sizes contradict.
+        ModelError: The family is unknown, encoder names are missing or left over, or sizes contradict.
     """
     overrides = dict(config_overrides or {})
     published, notes = _to_cav_mae_names(strip_prefixes(tensors), overrides)
@@ -96,7 +97,7 @@ def convert_state_dict(tensors: Mapping[str, Tensor], config_overrides: Mapping[
         and config.position_embedding_type == "learned"
         and not (overrides.get("position_embedding_type") == "learned")
     ):
-        raise ConversionError(
+        raise ModelError(
             "its positions are not the sine-cosine ones that every MAE has: they were trained, or never filled in. "
             "Take a checkpoint with those."
         )
@@ -136,14 +137,14 @@ def _with_hints(checkpoint: Checkpoint, overrides: Mapping[str, Any] | None) -> 
 def _to_cav_mae_names(tensors: dict[str, Tensor], overrides: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[str]]:
     """The tensors under the CAV-MAE authors' names, adapted where they are a picture-only MAE's, and notes on that."""
     if any("audio_tower." in name or "video_tower." in name for name in tensors):
-        raise ConversionError("it is converted already; load it with `from_pretrained`.")
+        raise ModelError("it is converted already; load it with `from_pretrained`.")
     if any(name.startswith("blocks_u.") or name.startswith("patch_embed_a.") for name in tensors):
         return tensors, []
     origin = "the MAE authors' checkpoint"
     if is_transformers_mae(tensors):
         tensors, origin = rename_transformers_mae(tensors), "transformers' ViT-MAE"
     if not is_mae(tensors):
-        raise ConversionError(
+        raise ModelError(
             "its names are those of no known family (CAV-MAE, CAV-MAE Sync, their classifiers, MAE); it holds: "
             f"{shorten(sorted(tensors)) or 'nothing'}."
         )
@@ -170,9 +171,7 @@ def _check_values(state_dict: Mapping[str, Tensor]) -> None:
         if not tensor.is_meta and not tensor.sum(dtype=torch.float64).isfinite()
     ]
     if broken:
-        raise ConversionError(
-            f"{len(broken)} tensors hold NaN or infinite values: {shorten(broken)}; take another file."
-        )
+        raise ModelError(f"{len(broken)} tensors hold NaN or infinite values: {shorten(broken)}; take another file.")
 
 
 def _check_against_model(
@@ -189,7 +188,7 @@ def _check_against_model(
         if name in expected and tensor.shape != expected[name]
     ]
     if problems:
-        raise ConversionError(f"the tensors do not fit {model_class.__name__}: {shorten(problems)}.")
+        raise ModelError(f"the tensors do not fit {model_class.__name__}: {shorten(problems)}.")
 
 
 def _notes(

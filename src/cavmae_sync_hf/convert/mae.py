@@ -12,7 +12,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .report import ConversionError, shorten
+from ..model.errors_cavmae_sync import ModelError
+from .report import shorten
 
 # transformers' ViT-MAE has had several names for the same layers; (pattern, MAE name).
 _TRANSFORMERS_NAMES = [
@@ -59,7 +60,7 @@ def rename_transformers_mae(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         parts = [name.replace(".attn.q.", f".attn.{part}.") for part in "qkv"]
         missing = [part for part in parts if part not in renamed]
         if missing:
-            raise ConversionError(f"encoder names are missing: {shorten(missing)}.")
+            raise ModelError(f"encoder names are missing: {shorten(missing)}.")
         renamed[name.replace(".attn.q.", ".attn.qkv.")] = torch.cat([renamed.pop(part) for part in parts])
     return renamed
 
@@ -70,7 +71,7 @@ def adapt_mae(tensors: Mapping[str, Tensor], num_joint_layers: int) -> dict[str,
     depth = 1 + max(int(name.split(".")[1]) for name in left if name.startswith("blocks."))
     first_joint = depth - num_joint_layers
     if first_joint < 0:
-        raise ConversionError(f"`num_joint_layers` is {num_joint_layers}, but the file has {depth} layers.")
+        raise ModelError(f"`num_joint_layers` is {num_joint_layers}, but the file has {depth} layers.")
     adapted: dict[str, Tensor] = {}
     for name in [name for name in left if name.startswith("blocks.")]:
         tensor, (_, number, rest) = left.pop(name), name.split(".", 2)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from ..model.configuration_cavmae_sync import CavMaeSyncConfig
-from .report import ConversionError, ConversionReport, shorten
+from ..model.errors_cavmae_sync import ModelError
+from .report import ConversionReport, shorten
 
 _MODALITIES = {"audio": "a", "video": "v"}
 _UNUSED_NORMS = "modality norms that the published forward pass never uses outside the joint layers"
@@ -91,7 +92,7 @@ class Renaming:
         if self.left:
             problems.append(f"left over are {len(self.left)} names: {shorten(sorted(self.left))}")
         if problems:
-            raise ConversionError(
+            raise ModelError(
                 f"this looks like {self.report.family}, but the names do not fit; {'; '.join(problems)}. A model with "
                 "random or lost weights would be the result, so nothing is converted."
             )

@@ -6,7 +6,6 @@ checkpoint's name.
 """
 
 import argparse
-import hashlib
 import json
 import os
 import pickle
@@ -20,7 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .report import ConversionError, shorten
+from ..files import file_digest
+from ..model.errors_cavmae_sync import ModelError
+from .report import shorten
 
 # Where training scripts put the weights when they save more than weights.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net")
@@ -52,20 +53,20 @@ def read_checkpoint(src: str | os.PathLike) -> Checkpoint:
     """Read a `.pth`/`.bin` or safetensors file, or a transformers folder, without running any code in it.
 
     Raises:
-        ConversionError: The file is missing, empty, truncated, a web page, or holds something else than tensors.
+        ModelError: The file is missing, empty, truncated, a web page, or holds something else than tensors.
     """
     path = Path(src)
     if not path.exists():
-        raise ConversionError("no such file or folder; give the path of a checkpoint that is on this machine.")
+        raise ModelError("no such file or folder; give the path of a checkpoint that is on this machine.")
     if path.is_file():
-        return Checkpoint(_read_file(path), {path.name: sha256_of(path)})
+        return Checkpoint(_read_file(path), {path.name: file_digest(path)})
     tensors: dict[str, Tensor] = {}
     files = _weight_files(path)
     for file in files:
         tensors |= _read_file(file)
     config_file = path / "config.json"
     config = _read_json(config_file) if config_file.is_file() else {}
-    return Checkpoint(tensors, {file.name: sha256_of(file) for file in files}, config)
+    return Checkpoint(tensors, {file.name: file_digest(file) for file in files}, config)
 
 
 def strip_prefixes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -76,17 +77,11 @@ def strip_prefixes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return stripped
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _weight_files(folder: Path) -> list[Path]:
     name = next((name for name in _FOLDER_FILES if (folder / name).is_file()), None)
     if name is None:
         found = shorten(sorted(entry.name for entry in folder.iterdir())) or "nothing"
-        raise ConversionError(
+        raise ModelError(
             f"the folder holds none of {', '.join(_FOLDER_FILES)} (it holds: {found}); "
             "give the checkpoint file itself."
         )
@@ -95,7 +90,7 @@ def _weight_files(folder: Path) -> list[Path]:
     shards = sorted(set(_read_json(folder / name).get("weight_map", {}).values()))
     missing = [shard for shard in shards if not (folder / shard).is_file()]
     if missing or not shards:
-        raise ConversionError(f"{name} names files that are not there: {shorten(missing)}; download the whole folder.")
+        raise ModelError(f"{name} names files that are not there: {shorten(missing)}; download the whole folder.")
     return [folder / shard for shard in shards]
 
 
@@ -103,9 +98,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         contents = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ConversionError(f"{path.name} is no readable JSON ({error}); download it again.") from error
+        raise ModelError(f"{path.name} is no readable JSON ({error}); download it again.") from error
     if not isinstance(contents, dict):
-        raise ConversionError(f"{path.name} holds no JSON object; download it again.")
+        raise ModelError(f"{path.name} holds no JSON object; download it again.")
     return contents
 
 
@@ -116,25 +111,25 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         head = file.read(512)
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if size == 0:
-        raise ConversionError(f"{path.name} is empty (0 bytes); download it again.")
+        raise ModelError(f"{path.name} is empty (0 bytes); download it again.")
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-        raise ConversionError(
+        raise ModelError(
             f"{path.name} is a web page of {size:,} bytes, not a checkpoint: the download answered with a page (a "
             "consent or quota notice, or a login). Open the link in a browser and save the file itself."
         )
     if b"git-lfs" in text[:100]:
-        raise ConversionError(f"{path.name} is a Git LFS pointer, not the weights; fetch them with `git lfs pull`.")
+        raise ModelError(f"{path.name} is a Git LFS pointer, not the weights; fetch them with `git lfs pull`.")
     # A safetensors file starts with the length of its JSON header, eight bytes, and then the header.
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000:
         try:
             return load_file(path)
         except SafetensorError as error:
-            raise ConversionError(
+            raise ModelError(
                 f"{path.name} ({size:,} bytes) is truncated or damaged safetensors ({error}); download it again."
             ) from error
     is_zip = head.startswith(b"PK\x03\x04")
     if not is_zip and not head.startswith(b"\x80"):
-        raise ConversionError(
+        raise ModelError(
             f"{path.name} ({size:,} bytes) is neither a torch checkpoint nor safetensors; "
             "give the file that the authors publish."
         )
@@ -148,15 +143,15 @@ def _load_pickled(path: Path, size: int, is_zip: bool) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
         if "weights" in str(error).lower() and "global" in str(error).lower():
-            raise ConversionError(
+            raise ModelError(
                 f"{path.name} holds objects other than tensors, and loading those could run code: refused. Where you "
                 "trust the file, load it there and save its state dict alone with torch.save. "
                 f"({str(error).splitlines()[0]})"
             ) from error
-        raise ConversionError(f"{path.name} ({size:,} bytes) is truncated or damaged; download it again.") from error
+        raise ModelError(f"{path.name} ({size:,} bytes) is truncated or damaged; download it again.") from error
     except Exception as error:  # a damaged pickle can fail in any way
         reason = " ".join([f"{type(error).__name__}:", *str(error).splitlines()[:1]])
-        raise ConversionError(
+        raise ModelError(
             f"{path.name} ({size:,} bytes) is truncated or damaged, or no torch checkpoint ({reason}); "
             "download it again."
         ) from error
@@ -169,15 +164,13 @@ def _unwrap(contents: Any, name: str) -> dict[str, Tensor]:
         if tensors:
             return tensors
         if {"state", "param_groups"} <= set(contents):
-            raise ConversionError(f"{name} is the state of an optimizer, not of a model; give the model's file.")
+            raise ModelError(f"{name} is the state of an optimizer, not of a model; give the model's file.")
         wrapper = next((key for key in _WRAPPERS if isinstance(contents.get(key), Mapping)), None)
         if wrapper is None:
             keys = shorten([str(key) for key in contents]) or "nothing"
-            raise ConversionError(
-                f"{name} holds no tensors (it holds: {keys}); give a file with a model's state dict."
-            )
+            raise ModelError(f"{name} holds no tensors (it holds: {keys}); give a file with a model's state dict.")
         contents = contents[wrapper]
-    raise ConversionError(f"{name} holds a {type(contents).__name__}, not a model's state dict.")
+    raise ModelError(f"{name} holds a {type(contents).__name__}, not a model's state dict.")
 
 
-__all__ = ["Checkpoint", "read_checkpoint", "sha256_of", "strip_prefixes"]
+__all__ = ["Checkpoint", "read_checkpoint", "strip_prefixes"]

@@ -33,10 +33,6 @@ _DECODER_SIZES = (
 )
 
 
-class ConversionError(ValueError):
-    """A checkpoint cannot be converted; the message names the file, what is wrong and the remedy."""
-
-
 @dataclass
 class ConversionReport:
     """What was converted into what. `str(report)` is the text that people read.
@@ -113,4 +109,4 @@ def shorten(names: list[str], shown: int = _SHOWN_NAMES) -> str:
     return ", ".join(names[:shown]) + (f", and {more} more" if more > 0 else "")
 
 
-__all__ = ["Conversion", "ConversionError", "ConversionReport", "shorten"]
+__all__ = ["Conversion", "ConversionReport", "shorten"]

@@ -16,8 +16,9 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from ..model.configuration_cavmae_sync import CavMaeSyncConfig
+from ..model.errors_cavmae_sync import ModelError
 from ..model.layers_cavmae_sync import sincos_positions
-from .report import ConversionError, shorten
+from .report import shorten
 
 # Head counts leave no trace in the shapes; these are the published ones.
 PUBLISHED_HEADS = 12
@@ -87,12 +88,12 @@ def infer_config(tensors: Mapping[str, Tensor], family: Family, overrides: Mappi
     """The configuration that the shapes tell, completed by the published values and the overrides.
 
     Raises:
-        ConversionError: The shapes do not tell a size, or an override contradicts them.
+        ModelError: The shapes do not tell a size, or an override contradicts them.
     """
     _refuse_unknown(overrides)
     missing = [name for name in _ANCHORS if name not in tensors]
     if missing:
-        raise ConversionError(f"encoder names are missing: {shorten(missing)}.")
+        raise ModelError(f"encoder names are missing: {shorten(missing)}.")
     told = _told_sizes(tensors, overrides)
     if family.is_classifier:
         told |= _told_head(tensors, family, told["hidden_size"], overrides)
@@ -112,7 +113,7 @@ def infer_config(tensors: Mapping[str, Tensor], family: Family, overrides: Mappi
         if told.get(name, overrides[name]) != overrides[name]
     ]
     if wrong:
-        raise ConversionError(f"`config_overrides` contradicts the shapes in the file: {shorten(wrong)}.")
+        raise ModelError(f"`config_overrides` contradicts the shapes in the file: {shorten(wrong)}.")
     settings = told | dict(overrides)
     if settings.get("id2label") is not None:
         settings.pop("num_labels", None)
@@ -123,7 +124,7 @@ def infer_config(tensors: Mapping[str, Tensor], family: Family, overrides: Mappi
     except (ValueError, TypeError, StrictDataclassError) as error:
         # A strict configuration puts the name of its validator before what is wrong.
         reason = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error
-        raise ConversionError(f"the sizes in the file and `config_overrides` do not make a model: {reason}") from error
+        raise ModelError(f"the sizes in the file and `config_overrides` do not make a model: {reason}") from error
 
 
 def _refuse_unknown(overrides: Mapping[str, Any]) -> None:
@@ -134,7 +135,7 @@ def _refuse_unknown(overrides: Mapping[str, Any]) -> None:
             near = _nearest_name(name, known)
             unknown.append(f"{name} (did you mean {near}?)" if near else name)
     if unknown:
-        raise ConversionError(f"`config_overrides` names no setting of CavMaeSyncConfig: {shorten(unknown)}.")
+        raise ModelError(f"`config_overrides` names no setting of CavMaeSyncConfig: {shorten(unknown)}.")
 
 
 def _nearest_name(name: str, known: list[str]) -> str | None:
@@ -168,12 +169,12 @@ def _told_sizes(tensors: Mapping[str, Tensor], overrides: Mapping[str, Any]) -> 
     if "register_tokens" in tensors:
         total = tensors["register_tokens"].shape[0]
         if total % 2:
-            raise ConversionError(f"`register_tokens` has {total} rows; there must be as many for audio as for video.")
+            raise ModelError(f"`register_tokens` has {total} rows; there must be as many for audio as for video.")
         told["num_register_tokens"] = total // 2
     if "pos_embed_a" in tensors:
         patches, rows = tensors["pos_embed_a"].shape[1], mel_bins // patch_size
         if patches % max(rows, 1):
-            raise ConversionError(
+            raise ModelError(
                 f"`pos_embed_a` has {patches} positions, which do not fit {mel_bins} mel bins in patches of "
                 f"{patch_size}: name the count it was trained with, such as "
                 f"config_overrides={{'num_mel_bins': {_nearest_divisor(patches, rows) * patch_size}}}."
@@ -182,7 +183,7 @@ def _told_sizes(tensors: Mapping[str, Tensor], overrides: Mapping[str, Any]) -> 
     if "pos_embed_v" in tensors:
         patches = tensors["pos_embed_v"].shape[1]
         if math.isqrt(patches) ** 2 != patches:
-            raise ConversionError(f"`pos_embed_v` has {patches} positions, which are not those of a square picture.")
+            raise ModelError(f"`pos_embed_v` has {patches} positions, which are not those of a square picture.")
         told["image_size"] = math.isqrt(patches) * patch_size
     if "decoder_embed.weight" in tensors:
         told["decoder_hidden_size"] = tensors["decoder_embed.weight"].shape[0]
@@ -214,19 +215,19 @@ def _told_head(
     """Settings that a classification head tells."""
     head = "mlp_head.1" if family is Family.CLASSIFIER else "classifier_head"
     if f"{head}.weight" not in tensors:
-        raise ConversionError(f"names of the classification head are missing: {head}.weight.")
+        raise ModelError(f"names of the classification head are missing: {head}.weight.")
     num_labels, width = tensors[f"{head}.weight"].shape
     told: dict[str, Any] = {"num_labels": num_labels}
     if num_labels == AUDIOSET_CLASSES and "problem_type" not in overrides:
         told["problem_type"] = "multi_label_classification"
     if family is Family.CLASSIFIER:
         if "cls_token_a" in tensors:
-            raise ConversionError(
+            raise ModelError(
                 "this classifier has global tokens and no frame-attention head (`cls_cls_token`): it reads the fused "
                 "global token of a single modality, which no head here computes."
             )
         if width != hidden_size or count_layers(tensors, "mlp_head") > 2:
-            raise ConversionError(
+            raise ModelError(
                 "this classifier joins the frames in a perceptron (`mlp_head` with more than a norm and a linear "
                 "layer); only the mean-pooling and the frame-attention heads can be converted."
             )
@@ -235,7 +236,7 @@ def _told_head(
     if width == 2 * hidden_size:
         return told | {"modality": "multimodal"}
     if overrides.get("modality") not in ("audio", "video"):
-        raise ConversionError(
+        raise ModelError(
             f"the head of this classifier is as wide as one modality ({width}), but nothing tells which: name it, "
             "with config_overrides={'modality': 'audio'} or config_overrides={'modality': 'video'}."
         )
@@ -251,7 +252,7 @@ def _add_heads(settings: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
         width, heads = settings[width_name], settings.setdefault(heads_name, published)
         if width % heads:
             fits = ", ".join(str(count) for count in range(1, 65) if width % count == 0)
-            raise ConversionError(
+            raise ModelError(
                 f"`{width_name}` is {width}, which {heads} attention heads do not divide, and shapes do not tell the "
                 "count: name the one it was trained with, such as "
                 f"config_overrides={{'{heads_name}': {_nearest_divisor(width, width / 64)}}} ({fits} divide it)."

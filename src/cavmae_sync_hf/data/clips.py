@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..model.errors_cavmae_sync import DataError
 from .samples import BadClip, ClipPreparer, PrepareOptions
-from .shards import INDEX_NAME, ShardError, decode_clip, decode_jpeg, read_clip_table, read_index
+from .shards import INDEX_NAME, decode_clip, decode_jpeg, read_clip_table, read_index
 from .sources import ClipList, read_source
 
 _BLOCK = 512
@@ -113,7 +114,7 @@ class ShardClips:
         processor: A `CavMaeSyncProcessor`.
 
     Raises:
-        ShardError: The folder is not a set of shards, or its settings do not fit the processor's.
+        DataError: The folder is not a set of shards, or its settings do not fit the processor's.
     """
 
     def __init__(self, folder: str | os.PathLike[str], processor: Any) -> None:
@@ -258,11 +259,11 @@ class _OpenShard:
             with open(local, "rb") as file:
                 self.data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except FileNotFoundError as error:
-            raise ShardError(f"{path}: is missing; prepare the set again, finished shards are kept.") from error
+            raise DataError(f"{path}: is missing; prepare the set again, finished shards are kept.") from error
         except ValueError as error:
-            raise ShardError(f"{path}: is empty; delete it and prepare the set again.") from error
+            raise DataError(f"{path}: is empty; delete it and prepare the set again.") from error
         if len(self.data) != size:
-            raise ShardError(
+            raise DataError(
                 f"{path}: has {len(self.data)} bytes, the index says {size}; delete it and prepare the set again."
             )
         self.starts: list[int] = []
@@ -273,7 +274,7 @@ class _OpenShard:
                 self.starts.append(header)
                 key = stem
         if len(self.starts) != clips:
-            raise ShardError(
+            raise DataError(
                 f"{path}: holds {len(self.starts)} clips, the index says {clips}; delete it and prepare the set again."
             )
 
@@ -317,7 +318,7 @@ def _read_shard_clip(shard: _OpenShard, number: int, choose: FrameChooser, extra
         labels = [int(label) for label in info["labels"]]
         return Clip(info["id"], frames, times, chosen, log_mel, labels, float(info["duration"]))
     except (KeyError, OSError, ValueError) as error:
-        raise ShardError(f"{shard.path}: clip {key} cannot be read ({error!r}); prepare the set again.") from error
+        raise DataError(f"{shard.path}: clip {key} cannot be read ({error!r}); prepare the set again.") from error
 
 
 def _members(data: mmap.mmap, position: int, path: str) -> Iterator[tuple[str, int, int, int]]:
@@ -330,14 +331,14 @@ def _members(data: mmap.mmap, position: int, path: str) -> Iterator[tuple[str, i
         try:
             size = int(header[124:136].rstrip(b"\0 "), 8)
         except ValueError as error:
-            raise ShardError(f"{path}: is damaged at byte {position}; delete it and prepare the set again.") from error
+            raise DataError(f"{path}: is damaged at byte {position}; delete it and prepare the set again.") from error
         if header[156:157] not in (b"0", b"\0"):
-            raise ShardError(
+            raise DataError(
                 f"{path}: {name} is not a plain file; only shards written by `cavmae-sync prepare` are read."
             )
         begin = position + _BLOCK
         if begin + size > len(data):
-            raise ShardError(f"{path}: ends in the middle of a clip; delete it and prepare the set again.")
+            raise DataError(f"{path}: ends in the middle of a clip; delete it and prepare the set again.")
         yield name, position, begin, size
         position = begin + -(-size // _BLOCK) * _BLOCK
 
@@ -371,7 +372,7 @@ def _check_fit(index: Any, extractor: Any, folder: str) -> None:
     ):
         stored, wanted = getattr(index, name), getattr(extractor, name)
         if stored != wanted:
-            raise ShardError(
+            raise DataError(
                 f"{folder}: the shards were prepared with {name}={stored!r}, the processor has {wanted!r}. Use "
                 f"{remedy.format(stored=stored)}, or prepare the set again with {name}={wanted!r}."
             )

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from ..model.errors_cavmae_sync import WorkerError
+
 # A decoder that dies of a file dies of one of these; the file is left out. Anything else (SIGKILL by the kernel when
 # memory runs out, SIGTERM by an operator) says nothing about the file, and ends the run.
 _CRASHES = frozenset(
@@ -28,10 +30,6 @@ _CRASHES_UNTIL_SKIPPED = 2
 _RAY_RETRIES = 2
 # What workers import before they are needed: where processes are forked from a server, only once for all.
 _PRELOAD = ["cavmae_sync_hf.data.samples"]
-
-
-class EngineError(RuntimeError):
-    """Work could not be finished; the message says where it stopped and why."""
 
 
 def run_here(
@@ -69,7 +67,7 @@ def run_processes(
         Results as they come.
 
     Raises:
-        EngineError: A process was killed, or the function raised.
+        WorkerError: A process was killed, or the function raised.
     """
     waiting = deque(tasks)
     crashes: dict[tuple[int, int], int] = {}
@@ -93,7 +91,7 @@ def run_processes(
                     worker.task = None
                     yield value
                 elif kind == "error":
-                    raise EngineError(value)
+                    raise WorkerError(value)
                 elif kind == "dead":
                     lost = worker.task
                     team[place] = worker = _Worker(function)
@@ -116,7 +114,7 @@ def _after_crash(lost: Any, death: tuple[int, int], crashes: dict[Any, int], ski
             hint = "; memory may have run out: use fewer workers"
         elif exit_code > 0 and place < 0:
             hint = "; a script that starts processes must do so under `if __name__ == '__main__':`"
-        raise EngineError(f"A worker process was ended by {cause} while it worked on shard {number}{hint}.")
+        raise WorkerError(f"A worker process was ended by {cause} while it worked on shard {number}{hint}.")
     crashes[number, place] = crashes.get((number, place), 0) + 1
     if crashes[number, place] >= _CRASHES_UNTIL_SKIPPED:
         skips.setdefault(number, {})[place] = f"the decoder crashes on it ({cause})"
@@ -201,7 +199,7 @@ def _serve(connection: Connection, function: Callable[..., Any]) -> None:
             except Exception as error:
                 where = traceback.extract_tb(sys.exc_info()[2])[-1]
                 place = f"{os.path.basename(where.filename)}, line {where.lineno}"
-                known = isinstance(error, EngineError)
+                known = isinstance(error, WorkerError)
                 connection.send(("error", str(error) if known else f"{type(error).__name__}: {error} ({place})"))
                 return
             connection.send(("done", result))
@@ -229,7 +227,7 @@ def run_ray(
 
     Raises:
         ImportError: Ray is not installed.
-        EngineError: A task failed for good.
+        WorkerError: A task failed for good.
     """
     try:
         import ray
@@ -260,11 +258,11 @@ def run_ray(
             yield pickle.loads(row["result"])
     except RayError as error:
         reason = str(getattr(error, "cause", None) or error).strip().splitlines()[-1]
-        raise EngineError(f"Ray gave up: {reason}") from error
+        raise WorkerError(f"Ray gave up: {reason}") from error
     finally:
         settings.enable_progress_bars = shown
         if started:
             ray.shutdown()
 
 
-__all__ = ["EngineError", "run_here", "run_processes", "run_ray"]
+__all__ = ["run_here", "run_processes", "run_ray"]

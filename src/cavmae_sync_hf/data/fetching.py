@@ -19,8 +19,7 @@ from typing import Any
 
 import fsspec
 
-from ..model.media_cavmae_sync import MediaError, MediaNotFoundError
-from .engines import EngineError
+from ..model.errors_cavmae_sync import MediaError, MediaNotFoundError, WorkerError
 from .sources import printable
 
 try:
@@ -42,10 +41,6 @@ _HTTP_NOT_FOUND = (404, 410)
 # What FFmpeg reports for faults of the machine; its other errors are faults of files.
 _FAULTS_OF_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EACCES, errno.ESTALE, errno.ETIMEDOUT)
 _READ_BYTES = 1 << 20
-
-
-class FetchError(EngineError):
-    """A clip cannot be read for now: the network, the disk or this machine fails. It ends the run."""
 
 
 def fault_of_machine(error: BaseException | None) -> BaseException | None:
@@ -89,7 +84,7 @@ def local_file(source: Any) -> Iterator[Any]:
 
     Raises:
         MediaError: There is no such file, or the address is none.
-        FetchError: Three attempts to fetch it failed.
+        WorkerError: Three attempts to fetch it failed.
     """
     if isinstance(source, dict) and source.get("bytes") is None and source.get("path") is not None:
         source = source["path"]
@@ -115,7 +110,7 @@ def local_file(source: Any) -> Iterator[Any]:
                 raise MediaError(f"{source}: is no address that can be read ({error}); correct it.") from error
             except Exception as error:  # each backend has its own errors
                 if attempt == _FETCH_ATTEMPTS or isinstance(error, PermissionError | ImportError):
-                    raise FetchError(
+                    raise WorkerError(
                         f"{source}: cannot be fetched ({type(error).__name__}: {error}); check the address, the "
                         "access and the network."
                     ) from error
@@ -151,4 +146,4 @@ def _fetch(source: str, file: Any) -> None:
         raise http.client.IncompleteRead(b"", int(promised) - file.tell())
 
 
-__all__ = ["FetchError", "fault_of_machine", "local_file", "reading_fault"]
+__all__ = ["fault_of_machine", "local_file", "reading_fault"]

@@ -23,8 +23,9 @@ from typing import Any
 
 import torch
 
-from .engines import EngineError, run_here, run_processes, run_ray
-from .locks import LockedError, exclusive
+from ..files import locked, usable_cores
+from ..model.errors_cavmae_sync import DataError, LockedError, WorkerError
+from .engines import run_here, run_processes, run_ray
 from .samples import PARTIAL, PrepareOptions, ShardJob, ShardTask, note_path, shard_tasks, write_whole
 from .shards import (
     BAD_CLIPS_COLUMNS,
@@ -52,10 +53,6 @@ _LIST_NAME = "clips.jsonl.gz"
 _LOCK_NAME = "lock"
 # Shards of about 200 MB for large sets, and enough of them to share out for small ones.
 _MOST_CLIPS_PER_SHARD, _LEAST_CLIPS_PER_SHARD, _SHARDS_OF_SMALL_SETS = 256, 8, 64
-
-
-class PrepareError(ValueError):
-    """A set cannot be prepared; the message names the folder or clip, the reason and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -179,9 +176,9 @@ def prepare(
         A `PrepareSummary`.
 
     Raises:
-        ValueError: An option or the source is wrong (`SourceError`, `ListError`), the folder holds another set or is
+        ValueError: An option or the source is wrong (`DataError`, `DataError`), the folder holds another set or is
             in use or cannot be written, no clip could be used, a clip could not be read for now, or a process was
-            killed (`PrepareError`).
+            killed (`DataError`).
     """
     began = time.perf_counter()
     _check_run(name, clips_per_shard, workers, engine, ray_address)
@@ -220,9 +217,9 @@ def _writable(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise PrepareError(
-            f"{folder}: cannot be written ({error}); make room, mend the access or name another."
-        ) from (error)
+        raise DataError(f"{folder}: cannot be written ({error}); make room, mend the access or name another.") from (
+            error
+        )
 
 
 def _check_run(
@@ -255,12 +252,12 @@ def _versions() -> dict[str, str]:
 
 def _open_folder(out: str | os.PathLike[str]) -> Path:
     if re.match(r"\w[\w.+-]+:/", os.fspath(out)):  # `Path` makes s3:/ of s3://; a Windows drive is one letter
-        raise PrepareError(f"{os.fspath(out)}: shards are written to a folder; write them here and upload the folder.")
+        raise DataError(f"{os.fspath(out)}: shards are written to a folder; write them here and upload the folder.")
     folder = Path(out).absolute()
     if folder.exists() and not folder.is_dir():
-        raise PrepareError(f"{folder}: is a file; name a new or empty folder.")
+        raise DataError(f"{folder}: is a file; name a new or empty folder.")
     if folder.is_dir() and not (folder / WORK_FOLDER).is_dir() and any(folder.iterdir()):
-        raise PrepareError(f"{folder}: holds other files already; name a new or empty folder.")
+        raise DataError(f"{folder}: holds other files already; name a new or empty folder.")
     return folder
 
 
@@ -270,9 +267,9 @@ def _alone(folder: Path) -> Iterator[None]:
     with ExitStack() as stack:
         with _writable(folder):
             try:
-                stack.enter_context(exclusive(folder / WORK_FOLDER / _LOCK_NAME, folder))
+                stack.enter_context(locked(folder / WORK_FOLDER / _LOCK_NAME, folder))
             except LockedError as error:
-                raise PrepareError(str(error)) from error
+                raise DataError(str(error)) from error
         yield
 
 
@@ -295,13 +292,13 @@ def _claim(folder: Path, clips: ClipList, settings: dict[str, Any]) -> None:
         changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
         if changed:
             shown = ", ".join(f"{key} was {old.get(key)!r} and is {new.get(key)!r}" for key in changed)
-            raise PrepareError(
+            raise DataError(
                 f"{folder}: was begun with other {what}: {shown}; use the same, or another folder, or delete it."
             )
     if before["digest"] != job["digest"]:
         begun = gzip.decompress((notes / _LIST_NAME).read_bytes()).decode().splitlines()
         difference = describe_difference(begun, clips.lines())
-        raise PrepareError(
+        raise DataError(
             f"{folder}: was begun with another list of clips: {difference}; use the same source, or another "
             "folder, or delete it."
         )
@@ -361,7 +358,7 @@ def _run(
     elif workers == 1:
         results = run_here(job, tasks, meter.show)
     else:
-        results = run_processes(job, tasks, workers or _usable_cores(), meter.show)
+        results = run_processes(job, tasks, workers or usable_cores(), meter.show)
     try:
         with closing(results) as notes:  # type: ignore[type-var]
             for note in notes:
@@ -369,16 +366,12 @@ def _run(
     except BaseException as error:  # Ctrl-C, too; the workers have ended
         with suppress(OSError):
             _clear(job.notes)
-        if not isinstance(error, EngineError):
+        if not isinstance(error, WorkerError):
             raise
-        raise PrepareError(
+        raise DataError(
             f"{job.folder}: stopped with {meter.finished} of {meter.to_make} clips done. {error} Run the same "
             "command again to continue."
         ) from error
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _finish(job: ShardJob, clips: ClipList, tasks: Sequence[ShardTask]) -> tuple[ShardIndex, dict[str, int]]:
@@ -409,7 +402,7 @@ def _finish(job: ShardJob, clips: ClipList, tasks: Sequence[ShardTask]) -> tuple
     good = sum(shard.clips for shard in shards)
     if not good:
         kinds = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
-        raise PrepareError(
+        raise DataError(
             f"{job.folder}: none of the {len(clips)} clips can be used ({kinds}; see {BAD_CLIPS_NAME}). "
             f"The first: {first_bad}"
         )
@@ -449,4 +442,4 @@ def _index(
     )
 
 
-__all__ = ["ENGINES", "WORK_FOLDER", "PrepareError", "PrepareProgress", "PrepareSummary", "prepare"]
+__all__ = ["ENGINES", "WORK_FOLDER", "PrepareProgress", "PrepareSummary", "prepare"]

@@ -19,18 +19,11 @@ import numpy as np
 import torch
 import torchvision.transforms.v2.functional as tvF
 
+from ..model.errors_cavmae_sync import MediaError, MissingTrackError, WorkerError
 from ..model.feature_extraction_cavmae_sync import CavMaeSyncFeatureExtractor
-from ..model.media_cavmae_sync import (
-    SAMPLING_RATE,
-    DecodedMedia,
-    MediaError,
-    MissingTrackError,
-    decode_media,
-    probe_media,
-)
+from ..model.media_cavmae_sync import SAMPLING_RATE, DecodedMedia, decode_media, probe_media
 from ..model.media_pass_cavmae_sync import REFERENCE_SECONDS
-from .engines import EngineError
-from .fetching import FetchError, fault_of_machine, local_file, reading_fault
+from .fetching import fault_of_machine, local_file, reading_fault
 from .shards import ShardWriter, clip_key, decode_jpeg, encode_array, encode_jpeg, encode_json, shard_name
 from .sources import ClipRecord, printable
 
@@ -166,7 +159,7 @@ class ClipPreparer:
 
         Raises:
             BadClip: The clip cannot be used.
-            FetchError: It cannot be read for now, which says nothing about the clip.
+            WorkerError: It cannot be read for now, which says nothing about the clip.
         """
         if record.problem is not None:
             raise BadClip("not found", record.problem)
@@ -176,12 +169,12 @@ class ClipPreparer:
             raise BadClip(f"no {error.track}", self._say(record, error)) from error
         except FileNotFoundError as error:
             raise BadClip("not found", self._say(record, error)) from error
-        except EngineError:
+        except WorkerError:
             raise
         except (MediaError, OSError) as error:
             fault = fault_of_machine(error) or reading_fault((record.path, record.audio))
             if fault is not None:
-                raise FetchError(
+                raise WorkerError(
                     f"The clip {printable(record.source)} cannot be read for now ({printable(str(fault))}); mend the "
                     "cause."
                 ) from error
@@ -433,12 +426,12 @@ class ShardJob:
             The shard's note, see `note_path`.
 
         Raises:
-            EngineError: The shard cannot be written, or a clip cannot be read for now; nothing of the shard is left.
+            WorkerError: The shard cannot be written, or a clip cannot be read for now; nothing of the shard is left.
         """
         try:
             return self._make(task, begin or (lambda place: None), skip or {})
         except OSError as error:  # clips' own are told apart before
-            raise EngineError(
+            raise WorkerError(
                 f"The shard {self.folder / shard_name(self.name, task.number)} cannot be written ({error}); make room "
                 "or mend the access."
             ) from error

@@ -28,6 +28,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..model.errors_cavmae_sync import DataError
+
 FORMAT = "cavmae-sync-shards"
 FORMAT_VERSION = 1
 INDEX_NAME = "index.json"
@@ -38,10 +40,6 @@ BAD_CLIPS_COLUMNS = ("number", "id", "source", "reason", "message")
 # A key is at most this long, so that member names fit the 100 characters of a plain tar header.
 _KEY_LENGTH = 72
 _BLOCK = 512
-
-
-class ShardError(ValueError):
-    """A folder of shards cannot be used; the message names the file, the reason and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -247,7 +245,7 @@ def read_shard(path: str | os.PathLike[str] | BinaryIO) -> Iterator[ShardClip]:
         path: Path or fsspec address of a tar file, or a file object at its beginning.
 
     Raises:
-        ShardError: The file is damaged.
+        DataError: The file is damaged.
     """
     with contextlib.ExitStack() as stack:
         handle: Any = path
@@ -267,7 +265,7 @@ def read_shard(path: str | os.PathLike[str] | BinaryIO) -> Iterator[ShardClip]:
             if members:
                 yield decode_clip(key, members)
         except (tarfile.TarError, KeyError) as error:
-            raise ShardError(f"{path}: is not a whole shard ({error}); prepare it again.") from error
+            raise DataError(f"{path}: is not a whole shard ({error}); prepare it again.") from error
 
 
 def decode_clip(key: str, members: dict[str, bytes]) -> ShardClip:
@@ -284,7 +282,7 @@ def read_index(folder: str | os.PathLike[str]) -> ShardIndex:
         folder: Path or fsspec address.
 
     Raises:
-        ShardError: There is no finished set of shards, or one of another format.
+        DataError: There is no finished set of shards, or one of another format.
     """
     folder = os.fspath(folder)
     address = _join(folder, INDEX_NAME)
@@ -292,17 +290,17 @@ def read_index(folder: str | os.PathLike[str]) -> ShardIndex:
         with fsspec.open(address, "r", encoding="utf-8") as file:
             facts = json.load(file)
     except FileNotFoundError as error:
-        raise ShardError(
+        raise DataError(
             f"{folder} holds no finished set of shards (no {INDEX_NAME}); make one with `cavmae-sync prepare`, or run "
             "an interrupted one again."
         ) from error
     except ValueError as error:
-        raise ShardError(f"{address}: is not JSON ({error}); prepare the set again, which is quick.") from error
+        raise DataError(f"{address}: is not JSON ({error}); prepare the set again, which is quick.") from error
     if not isinstance(facts, dict) or facts.pop("format", None) != FORMAT:
-        raise ShardError(f"{address}: does not describe shards of this package.")
+        raise DataError(f"{address}: does not describe shards of this package.")
     version = facts.pop("format_version", None)
     if version != FORMAT_VERSION:
-        raise ShardError(
+        raise DataError(
             f"{address}: has format version {version}, this package reads {FORMAT_VERSION}; prepare it again."
         )
     facts["label_counts"] = {int(label): count for label, count in facts["label_counts"].items()}
@@ -453,7 +451,6 @@ __all__ = [
     "CLIPS_NAME",
     "INDEX_NAME",
     "ShardClip",
-    "ShardError",
     "ShardIndex",
     "ShardInfo",
     "ShardWriter",

@@ -16,6 +16,7 @@ from typing import Any
 
 import fsspec
 
+from ..model.errors_cavmae_sync import DataError
 from ..syncworld.build import OPTIONS_NAME as WORLD_OPTIONS
 from ..syncworld.voices import CLASS_NAMES
 from .tables import (
@@ -33,10 +34,6 @@ from .tables import (
 # Tables beside the files that give their labels, as `datasets`' video folders have them.
 _FOLDER_TABLES = ("metadata.parquet", "metadata.jsonl", "metadata.csv")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-
-
-class SourceError(ValueError):
-    """A source cannot be read; the message names it, the reason and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +147,7 @@ def read_source(
             `"auto"`: their lengths tell.
 
     Raises:
-        SourceError: The source does not exist, holds no clips or cannot be understood.
+        DataError: The source does not exist, holds no clips or cannot be understood.
     """
     if cut not in ("auto", "done", "needed"):
         raise ValueError(f"cut must be 'auto', 'done' or 'needed', got {cut!r}.")
@@ -167,9 +164,9 @@ def read_source(
             entries_from_rows(rows, "the list", split), _folder_of(media, os.curdir), vocabulary, cut
         )
     else:
-        raise SourceError(f"A source is a path, an address, a data set or a list, not {type(source).__name__}.")
+        raise DataError(f"A source is a path, an address, a data set or a list, not {type(source).__name__}.")
     if not clips.records:
-        raise SourceError(f"{source}: holds no clips; nothing to prepare.")
+        raise DataError(f"{source}: holds no clips; nothing to prepare.")
     clips.records = [
         replace(record, id=printable(record.id), source=printable(record.source)) for record in clips.records
     ]
@@ -193,7 +190,7 @@ def _refuse_unused(kind: str, **options: Any) -> None:
     """Refuse arguments that a source of this kind has no use for, rather than ignore them."""
     given = [name for name, value in options.items() if value is not None]
     if given:
-        raise SourceError(f"{kind} has no use for the option `{given[0]}`; leave it out.")
+        raise DataError(f"{kind} has no use for the option `{given[0]}`; leave it out.")
 
 
 def _from_address(
@@ -210,11 +207,11 @@ def _from_address(
         if _HUB_NAME.fullmatch(source) and not source.endswith((*LIST_SUFFIXES, *MEDIA_SUFFIXES)):
             _refuse_unused(f"{source}: a data set", media=media, folder_labels=folder_labels or None)
             return _from_dataset(_load_dataset(source, split), vocabulary)
-        raise SourceError(f"{source}: no such file or folder; check the path.")
+        raise DataError(f"{source}: no such file or folder; check the path.")
     try:
         system, root = fsspec.url_to_fs(source if remote else os.path.abspath(source))
     except (ValueError, ImportError) as error:  # a protocol that nobody knows, or whose package is not installed
-        raise SourceError(f"{source}: cannot be read ({error}); check the address.") from error
+        raise DataError(f"{source}: cannot be read ({error}); check the address.") from error
     try:
         table = None if pattern else _table_of(system, root)
         if table is not None:
@@ -232,7 +229,7 @@ def _from_address(
         vocabulary = vocabulary or _vocabulary_of_world(system, root)
         return _from_files(system, root.rstrip("/"), system.find(root, detail=True), vocabulary, folder_labels)
     except OSError as error:
-        raise SourceError(f"{source}: cannot be read ({error}); check the address and its access.") from error
+        raise DataError(f"{source}: cannot be read ({error}); check the address and its access.") from error
 
 
 def _table_of(system: Any, root: str) -> str | None:
@@ -337,7 +334,7 @@ class _MediaFinder:
         self.folder = folder
         system, root = fsspec.url_to_fs(folder)
         if not system.isdir(root):
-            raise SourceError(f"{folder}: no such folder; name the one with the media files (option `media`).")
+            raise DataError(f"{folder}: no such folder; name the one with the media files (option `media`).")
         self.files: dict[str, str] = {}
         self.base = root.rstrip("/")
         self.system = system
@@ -406,18 +403,18 @@ def _check_ids(records: Sequence[ClipRecord]) -> None:
     doubled = [clip_id for clip_id, count in Counter(record.id for record in records).items() if count > 1]
     if doubled:
         shown = ", ".join(repr(clip_id) for clip_id in doubled[:5]) + (", ..." if len(doubled) > 5 else "")
-        raise SourceError(f"{len(doubled)} ids stand for several clips: {shown}; give each clip an id of its own.")
+        raise DataError(f"{len(doubled)} ids stand for several clips: {shown}; give each clip an id of its own.")
 
 
 def _load_dataset(name: str, split: str | None) -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise SourceError(f"{name}: is no file or folder; to load it as a data set: pip install datasets") from error
+        raise DataError(f"{name}: is no file or folder; to load it as a data set: pip install datasets") from error
     try:
         return datasets.load_dataset(name, split=split or "train")
     except Exception as error:  # each loading script and backend has its own errors
-        raise SourceError(f"{name}: no such file or folder, and not a data set that loads ({error}).") from error
+        raise DataError(f"{name}: no such file or folder, and not a data set that loads ({error}).") from error
 
 
 def _load_parquet(source: str) -> Any:
@@ -435,7 +432,7 @@ def _holds_media(system: Any, root: str) -> bool:
         with system.open(root, "rb") as file:
             schema = pq.read_schema(file)
     except pa.ArrowException as error:
-        raise SourceError(f"{root}: is not a whole Parquet file ({error}); fetch or write it again.") from error
+        raise DataError(f"{root}: is not a whole Parquet file ({error}); fetch or write it again.") from error
     kinds = [field.type for field in schema if field.name.lower() in ("video", "mp4", "path", "file")]
     return any(
         pa.types.is_struct(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind) for kind in kinds
@@ -447,15 +444,13 @@ def _from_dataset(rows: Any, vocabulary: Vocabulary | None) -> ClipList:
     import datasets
 
     if isinstance(rows, datasets.DatasetDict | datasets.IterableDatasetDict):
-        raise SourceError(
-            f"The data set has the splits {', '.join(rows)}; pass one of them, such as dataset['train']."
-        )
+        raise DataError(f"The data set has the splits {', '.join(rows)}; pass one of them, such as dataset['train'].")
     if not isinstance(rows, datasets.Dataset):
-        raise SourceError("A streaming data set has no fixed list of clips; load it without streaming=True.")
+        raise DataError("A streaming data set has no fixed list of clips; load it without streaming=True.")
     columns = {name.lower(): name for name in rows.column_names}
     video = _media_column(rows, datasets.Video, ("video", "mp4", "path", "file", "file_name"))
     if video is None:
-        raise SourceError(f"The data set has no column of videos, it has {', '.join(rows.column_names)}.")
+        raise DataError(f"The data set has no column of videos, it has {', '.join(rows.column_names)}.")
     audio = _media_column(rows, datasets.Audio, ("audio", "wav"))
     # Undecoded: bytes and paths, which the processor's decoder reads itself.
     for column, kind in ((video, datasets.Video), (audio, datasets.Audio)):
@@ -522,12 +517,4 @@ def describe_difference(old: Sequence[str], new: Sequence[str]) -> str:
     return "; ".join(parts) or "the same clips in another order"
 
 
-__all__ = [
-    "MEDIA_SUFFIXES",
-    "ClipList",
-    "ClipRecord",
-    "SourceError",
-    "describe_difference",
-    "printable",
-    "read_source",
-]
+__all__ = ["MEDIA_SUFFIXES", "ClipList", "ClipRecord", "describe_difference", "printable", "read_source"]

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any
 
+from ..model.errors_cavmae_sync import DataError
+
 MEDIA_SUFFIXES = frozenset(
     (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv", ".asf")
     + (".ogv", ".3gp", ".mxf")
@@ -34,10 +36,6 @@ _VGGSOUND_SECONDS = 10.0
 # What stands for a number; tables whose column has empty cells come with "1.0" for 1.
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?")
 _WITH_NAMES = "give the label names in order (option `labels`)"
-
-
-class ListError(ValueError):
-    """A list of clips or of labels cannot be read; the message names it, the row and the remedy."""
 
 
 @dataclass
@@ -90,7 +88,7 @@ class Vocabulary:
         number = _as_number(label)
         if number is not None and number < len(self.names):
             return number
-        raise ListError(
+        raise DataError(
             f"The label {label!r} is not among the {len(self.names)} label names; add it or correct the list."
         )
 
@@ -99,7 +97,7 @@ def read_vocabulary(labels: str | os.PathLike[str] | Sequence[str] | None) -> Vo
     """Label names from a sequence or a file: text lines, a JSON list or mapping, or a CSV of index, mid, display_name.
 
     Raises:
-        ListError: The file cannot be understood.
+        DataError: The file cannot be understood.
     """
     if labels is None or isinstance(labels, Vocabulary):
         return labels
@@ -110,19 +108,19 @@ def read_vocabulary(labels: str | os.PathLike[str] | Sequence[str] | None) -> Vo
         with open(path, encoding="utf-8-sig", newline="") as file:
             text = file.read()
     except (OSError, UnicodeDecodeError) as error:
-        raise ListError(f"{path}: the label names cannot be read ({error}).") from error
+        raise DataError(f"{path}: the label names cannot be read ({error}).") from error
     try:
         return _each_once(_parse_vocabulary(text, path), path)
     except (ValueError, TypeError) as error:
-        if isinstance(error, ListError):
+        if isinstance(error, DataError):
             raise
-        raise ListError(f"{path}: the label names cannot be understood ({error}); correct the file.") from error
+        raise DataError(f"{path}: the label names cannot be understood ({error}); correct the file.") from error
 
 
 def _each_once(vocabulary: Vocabulary, name: str) -> Vocabulary:
     doubled = [word for word, count in Counter(vocabulary.names).items() if count > 1]
     if doubled:
-        raise ListError(f"{name}: holds {', '.join(map(repr, doubled[:5]))} more than once; give each label one name.")
+        raise DataError(f"{name}: holds {', '.join(map(repr, doubled[:5]))} more than once; give each label one name.")
     return vocabulary
 
 
@@ -136,7 +134,7 @@ def _parse_vocabulary(text: str, path: str) -> Vocabulary:
             return Vocabulary(names, {row["mid"]: int(row["index"]) for row in rows if row.get("mid")})
     names = [line.strip() for line in text.splitlines() if line.strip()]
     if not names:
-        raise ListError(f"{path}: holds no label names.")
+        raise DataError(f"{path}: holds no label names.")
     return Vocabulary(names)
 
 
@@ -148,13 +146,13 @@ def _json_vocabulary(value: Any, path: str) -> Vocabulary:
             return Vocabulary(_in_order(value, path))
         if all(str(number).isdigit() for number in value):
             return Vocabulary(_in_order({str(name): int(number) for number, name in value.items()}, path))
-    raise ListError(f"{path}: label names are a JSON list, or a mapping between names and numbers.")
+    raise DataError(f"{path}: label names are a JSON list, or a mapping between names and numbers.")
 
 
 def _in_order(numbers: Mapping[str, int], path: str) -> list[str]:
     names = sorted(numbers, key=lambda name: numbers[name])
     if [numbers[name] for name in names] != list(range(len(names))):
-        raise ListError(f"{path}: the label numbers are not 0 to {len(names) - 1}, each once.")
+        raise DataError(f"{path}: the label numbers are not 0 to {len(names) - 1}, each once.")
     return names
 
 
@@ -172,7 +170,7 @@ def number_labels(
         Ascending label numbers per clip, each once, and the names of the numbers (`None` where there are none).
 
     Raises:
-        ListError: A label is not in the vocabulary; without one, labels are numbers and names mixed, or are neither
+        DataError: A label is not in the vocabulary; without one, labels are numbers and names mixed, or are neither
             names nor whole numbers from 0.
     """
     places = places or [f"the list: row {number + 1}" for number in range(len(rows))]
@@ -181,8 +179,8 @@ def number_labels(
         for row, place in zip(rows, places, strict=True):
             try:
                 numbers.append(tuple(sorted({vocabulary.number(label) for label in _split_text(row, vocabulary)})))
-            except ListError as error:
-                raise ListError(f"{place}: {error}") from error
+            except DataError as error:
+                raise DataError(f"{place}: {error}") from error
         return numbers, vocabulary.names
     rows = [_split_text(row, None) for row in rows]
     kinds: dict[bool, tuple[str, Any]] = {}
@@ -190,14 +188,14 @@ def number_labels(
         for label in row:
             is_name = isinstance(label, str) and not _NUMBER.fullmatch(label)
             if not is_name and _as_number(label) is None:
-                raise ListError(
+                raise DataError(
                     f"{place}: has the label {label!r}; labels are names or whole numbers from 0. Correct it, or "
                     f"{_WITH_NAMES}."
                 )
             kinds.setdefault(is_name, (place, label))
     if len(kinds) == 2:
         (place, label), (other, other_label) = kinds.values()
-        raise ListError(
+        raise DataError(
             f"{other}: has the label {other_label!r} where {place} has {label!r}; names and numbers are mixed: use "
             f"one kind, or {_WITH_NAMES}."
         )
@@ -259,7 +257,7 @@ def read_list(system: Any, path: str, split: str | None = None) -> list[Entry]:
         split: Keep the rows of this split only.
 
     Raises:
-        ListError: The list cannot be understood.
+        DataError: The list cannot be understood.
     """
     suffix = os.path.splitext(path)[1].lower()
     if suffix == ".parquet":
@@ -274,13 +272,13 @@ def read_list(system: Any, path: str, split: str | None = None) -> list[Entry]:
             if isinstance(value, dict) and isinstance(value.get("data"), list):
                 value = value["data"]
             if not isinstance(value, list):
-                raise ListError(f'{path}: a JSON list of clips is a list, or a mapping with the key "data".')
+                raise DataError(f'{path}: a JSON list of clips is a list, or a mapping with the key "data".')
         else:
             value = [json.loads(line) for line in text.split("\n") if line.strip()]
     except UnicodeDecodeError as error:
-        raise ListError(f"{path}: is not UTF-8 text ({error}).") from error
+        raise DataError(f"{path}: is not UTF-8 text ({error}).") from error
     except json.JSONDecodeError as error:
-        raise ListError(f"{path}: is not valid JSON ({error}).") from error
+        raise DataError(f"{path}: is not valid JSON ({error}).") from error
     return entries_from_rows([row if isinstance(row, dict) else {"path": row} for row in value], path, split)
 
 
@@ -289,7 +287,7 @@ def _parquet_rows(system: Any, path: str) -> list[dict[str, Any]]:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
-        raise ListError(f"{path}: reading Parquet needs pyarrow: pip install pyarrow") from error
+        raise DataError(f"{path}: reading Parquet needs pyarrow: pip install pyarrow") from error
     known = {name for names in _COLUMNS.values() for name in names}
     try:
         with system.open(path, "rb") as file:
@@ -297,7 +295,7 @@ def _parquet_rows(system: Any, path: str) -> list[dict[str, Any]]:
             columns = [name for name in table.schema_arrow.names if name.lower() in known]
             return table.read(columns=columns).to_pylist()
     except pa.ArrowException as error:
-        raise ListError(f"{path}: is not a whole Parquet file ({error}); fetch or write it again.") from error
+        raise DataError(f"{path}: is not a whole Parquet file ({error}); fetch or write it again.") from error
 
 
 def _csv_entries(text: str, path: str, delimiter: str, split: str | None) -> list[Entry]:
@@ -310,13 +308,13 @@ def _csv_entries(text: str, path: str, delimiter: str, split: str | None) -> lis
         table = csv.reader(lines[first:], delimiter=delimiter, skipinitialspace=True)
         rows = [row for row in table if any(value.strip() for value in row)]
     except csv.Error as error:
-        raise ListError(f"{path}: is not a table that can be read ({error}); correct it.") from error
+        raise DataError(f"{path}: is not a table that can be read ({error}); correct it.") from error
     if not rows:
-        raise ListError(f"{path}: holds no rows.")
+        raise DataError(f"{path}: holds no rows.")
     header = [name.strip().lower() for name in rows[0]]
     if any("ytid" in line.lower() for line in comments) or (header[:1] == ["ytid"] or _is_audioset(rows[0])):
         if split is not None:
-            raise ListError(f"{path}: a list of AudioSet has no splits; leave the option `split` out.")
+            raise DataError(f"{path}: a list of AudioSet has no splits; leave the option `split` out.")
         named = [dict(zip(("ytid", "start", "end", "labels"), row, strict=False)) for row in rows if row[0] != "YTID"]
         return entries_from_rows(named, path, None)
     if _is_vggsound(rows[0]):
@@ -328,11 +326,11 @@ def _csv_entries(text: str, path: str, delimiter: str, split: str | None) -> lis
     if known & set(header):
         short = next((number for number, row in enumerate(rows) if len(row) != len(header)), None)
         if short is not None:
-            raise ListError(f"{path}: row {short + 1} has {len(rows[short])} values for {len(header)} columns.")
+            raise DataError(f"{path}: row {short + 1} has {len(rows[short])} values for {len(header)} columns.")
         return entries_from_rows([dict(zip(header, row, strict=True)) for row in rows[1:]], path, split)
     if len(header) <= 2 and os.path.splitext(rows[0][0])[1]:
         return entries_from_rows([dict(zip(("path", "label"), row, strict=False)) for row in rows], path, split)
-    raise ListError(
+    raise DataError(
         f"{path}: which column is the file? It begins with {', '.join(rows[0][:6])}; name the columns in the first "
         "row, such as path,start,end,labels."
     )
@@ -359,7 +357,7 @@ def entries_from_rows(rows: Iterable[Mapping[str, Any]], name: str, split: str |
         split: Keep the rows of this split only; needs such a column.
 
     Raises:
-        ListError: A row names no clip, or holds a time that is none.
+        DataError: A row names no clip, or holds a time that is none.
     """
     entries = []
     for number, given in enumerate(rows):
@@ -367,7 +365,7 @@ def entries_from_rows(rows: Iterable[Mapping[str, Any]], name: str, split: str |
         values = {role: _pick(row, names) for role, names in _COLUMNS.items()}
         if split is not None:
             if values["split"] is None:
-                raise ListError(f"{name}: row {number + 1} has no split; leave the option `split` out.")
+                raise DataError(f"{name}: row {number + 1} has no split; leave the option `split` out.")
             if str(values["split"]) != split:
                 continue
         entry = Entry(
@@ -384,14 +382,14 @@ def entries_from_rows(rows: Iterable[Mapping[str, Any]], name: str, split: str |
             entry.label_names = [str(label) for label in names]
         _place_published(entry, _text(values["frames"]))
         if entry.id is None and entry.path is None:
-            raise ListError(f"{name}: row {number + 1} names no clip; it needs a path or an id, it has {sorted(row)}.")
+            raise DataError(f"{name}: row {number + 1} names no clip; it needs a path or an id, it has {sorted(row)}.")
         if entry.start is not None and entry.end is not None and not 0 <= entry.start < entry.end:
-            raise ListError(
+            raise DataError(
                 f"{name}: row {number + 1} goes from {entry.start:g} s to {entry.end:g} s, which is empty."
             )
         entries.append(entry)
     if not entries:
-        raise ListError(f"{name}: holds no rows" + (f" of the split {split!r}." if split is not None else "."))
+        raise DataError(f"{name}: holds no rows" + (f" of the split {split!r}." if split is not None else "."))
     return entries
 
 
@@ -430,7 +428,7 @@ def _seconds(value: Any, what: str, name: str, number: int) -> float | None:
         return None
     seconds = _as_seconds(value)
     if seconds is None or seconds < 0:
-        raise ListError(f"{name}: row {number + 1} has the {what} {value!r}; times are seconds, such as 12.5.")
+        raise DataError(f"{name}: row {number + 1} has the {what} {value!r}; times are seconds, such as 12.5.")
     return seconds
 
 
@@ -456,7 +454,6 @@ __all__ = [
     "LIST_SUFFIXES",
     "MEDIA_SUFFIXES",
     "Entry",
-    "ListError",
     "Vocabulary",
     "entries_from_rows",
     "number_labels",

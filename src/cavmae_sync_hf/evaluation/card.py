@@ -13,12 +13,14 @@ from huggingface_hub import EvalResult
 
 from ..hub import register_auto_classes
 from ..model.classification_cavmae_sync import CavMaeSyncForAudioVisualClassification
+from ..model.errors_cavmae_sync import EvaluationError
 from ..model.modeling_cavmae_sync import CavMaeSyncModel
 from ..model.pretraining_cavmae_sync import CavMaeSyncForPreTraining
 from ..model_card import CardDetails, create_model_card
-from .results import folder_digest, read_results
+from ..provenance import folder_digest
+from .results import read_results
 
-__all__ = ["CardError", "card_text", "read_details", "results_details"]
+__all__ = ["card_text", "read_details", "results_details"]
 
 _CLASSES: dict[str, Any] = {
     kind.__name__: kind for kind in (CavMaeSyncModel, CavMaeSyncForPreTraining, CavMaeSyncForAudioVisualClassification)
@@ -77,32 +79,28 @@ _HEADLINES: dict[str, dict[str, str]] = {
 }
 
 
-class CardError(ValueError):
-    """A card cannot be filled; the message names the file, the reason and the remedy."""
-
-
 def read_details(path: str | os.PathLike[str]) -> CardDetails:
     """Read what a card says beyond the model and its results: a YAML mapping with the fields of `CardDetails`.
 
     Raises:
-        CardError: The file cannot be read, or has a field that is none.
+        EvaluationError: The file cannot be read, or has a field that is none.
     """
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise CardError(f"{path}: the details cannot be read ({error}).") from error
+        raise EvaluationError(f"{path}: the details cannot be read ({error}).") from error
     known = {item.name for item in fields(CardDetails)} - {"results"}
     if not isinstance(values, dict):
-        raise CardError(f"{path}: holds no fields; a details file has lines such as `license: apache-2.0`.")
+        raise EvaluationError(f"{path}: holds no fields; a details file has lines such as `license: apache-2.0`.")
     unknown = sorted(set(map(str, values)) - known)
     if unknown:
-        raise CardError(f"{path}: has the field {unknown[0]!r}; the fields are {', '.join(sorted(known))}.")
+        raise EvaluationError(f"{path}: has the field {unknown[0]!r}; the fields are {', '.join(sorted(known))}.")
     for name in ("datasets", "evaluations", "tags"):
         if not isinstance(values.get(name, []), list):
-            raise CardError(f"{path}: `{name}` is a list, each entry on a line that begins with `-`.")
+            raise EvaluationError(f"{path}: `{name}` is a list, each entry on a line that begins with `-`.")
     for name in known - {"datasets", "evaluations", "tags"}:
         if not isinstance(values.get(name), str | None):
-            raise CardError(f"{path}: `{name}` is {values[name]!r}; it is a text, so quote it.")
+            raise EvaluationError(f"{path}: `{name}` is {values[name]!r}; it is a text, so quote it.")
     return CardDetails(**values)
 
 
@@ -173,8 +171,8 @@ def card_text(
         The text of a `README.md`.
 
     Raises:
-        CardError: The folder holds no model, or a results file was measured on other weights.
-        ResultsError: A results file cannot be read.
+        EvaluationError: The folder holds no model, or a results file was measured on other weights.
+        EvaluationError: A results file cannot be read.
     """
     folder = Path(model)
     described, processor = _describe(folder)
@@ -184,7 +182,7 @@ def card_text(
     for path, record in zip(results, records, strict=True):
         measured = record["checkpoint"]["sha256"]
         if measured != digest:
-            raise CardError(
+            raise EvaluationError(
                 f"{path}: was measured on weights with the checksum {measured[:12]}, {folder} has "
                 f"{digest[:12] if digest else 'none'}; evaluate this model (or state `weights_sha256` in the details)."
             )
@@ -203,15 +201,15 @@ def _describe(folder: Path) -> tuple[Any, Any]:
 
     for name in ("config.json", "processor_config.json"):
         if not (folder / name).is_file():
-            raise CardError(f"{folder} holds no {name}; name the folder of a saved model.")
+            raise EvaluationError(f"{folder} holds no {name}; name the folder of a saved model.")
     register_auto_classes()
     try:
         config = AutoConfig.from_pretrained(folder)
         processor = AutoProcessor.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        raise CardError(f"{folder}: the model's configuration cannot be read ({error}).") from error
+        raise EvaluationError(f"{folder}: the model's configuration cannot be read ({error}).") from error
     kinds = getattr(config, "architectures", None) or [CavMaeSyncModel.__name__]
     if kinds[0] not in _CLASSES:
-        raise CardError(f"{folder} holds a {kinds[0]}, which is no model of this package.")
+        raise EvaluationError(f"{folder} holds a {kinds[0]}, which is no model of this package.")
     with torch.device("meta"):
         return _CLASSES[kinds[0]](config), processor

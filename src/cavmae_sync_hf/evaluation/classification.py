@@ -11,14 +11,9 @@ import torch
 from ..data.tables import read_vocabulary
 from ..metrics.classification import classification_metrics
 from ..metrics.multilabel import Annotations, read_annotations, vggsounder_metrics
-from .clips import EvaluationClips, EvaluationError, RunOptions, batches, fit_processor, open_evaluation
-from .protocols import (
-    CLASSIFICATION_PROTOCOLS,
-    ClassificationProtocol,
-    ProtocolError,
-    find_protocol,
-    modify,
-)
+from ..model.errors_cavmae_sync import EvaluationError
+from .clips import EvaluationClips, RunOptions, batches, fit_processor, open_evaluation
+from .protocols import CLASSIFICATION_PROTOCOLS, ClassificationProtocol, find_protocol, modify
 from .results import make_record
 
 __all__ = ["evaluate_classification", "score_clips"]
@@ -62,7 +57,7 @@ def evaluate_classification(
     chosen = _inputs(model, rules, inputs)
     rules = modify(rules, inputs=chosen)
     if rules.classes is not None and model.config.num_labels != rules.classes:
-        raise ProtocolError(
+        raise EvaluationError(
             f"The protocol {rules.name} has {rules.classes} classes, the model {model.config.num_labels}; evaluate a "
             "model that was fine-tuned for it."
         )
@@ -107,10 +102,10 @@ def _inputs(model: Any, rules: ClassificationProtocol, inputs: Sequence[str] | N
         return rules.inputs if own == "av" else (own,)
     chosen = tuple(dict.fromkeys(inputs))
     if not chosen:
-        raise ProtocolError("`inputs` is empty; choose among av, a and v.")
+        raise EvaluationError("`inputs` is empty; choose among av, a and v.")
     other = [name for name in chosen if own != "av" and name != own]
     if other:
-        raise ProtocolError(f"The model takes {own!r} alone, not {other[0]!r}.")
+        raise EvaluationError(f"The model takes {own!r} alone, not {other[0]!r}.")
     return chosen
 
 
@@ -139,10 +134,10 @@ def _needed_names(names: list[str] | None, model: Any) -> list[str]:
 def _annotations(rules: ClassificationProtocol, given: Any) -> Annotations | None:
     if rules.scoring != "vggsounder":
         if given is not None:
-            raise ProtocolError(f"The protocol {rules.name} has no use for annotations; leave them out.")
+            raise EvaluationError(f"The protocol {rules.name} has no use for annotations; leave them out.")
         return None
     if given is None:
-        raise ProtocolError(f"The protocol {rules.name} needs VGGSounder's table (--annotations vggsounder.csv).")
+        raise EvaluationError(f"The protocol {rules.name} needs VGGSounder's table (--annotations vggsounder.csv).")
     table = given if isinstance(given, Annotations) else read_annotations(given)
     selected = table.select(rules.background_music)
     if not selected.labels:

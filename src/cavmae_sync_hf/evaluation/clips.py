@@ -17,16 +17,16 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..data.collator import CavMaeSyncCollator
 from ..data.dataset import CavMaeSyncDataset, InputMaker
-from ..data.shards import INDEX_NAME, ShardError
+from ..data.shards import INDEX_NAME
 from ..data.sources import read_source
-from ..data.tables import LIST_SUFFIXES, ListError, read_list
+from ..data.tables import LIST_SUFFIXES, read_list
+from ..model.errors_cavmae_sync import DataError, EvaluationError
 from ..syncworld import read_truth
 from ..syncworld.build import OPTIONS_NAME as WORLD_OPTIONS
-from .protocols import Protocol, ProtocolError
+from .protocols import Protocol
 
 __all__ = [
     "EvaluationClips",
-    "EvaluationError",
     "Progress",
     "RunOptions",
     "batches",
@@ -41,10 +41,6 @@ __all__ = [
 _NAMED = 100
 
 Progress = Callable[..., None]
-
-
-class EvaluationError(ValueError):
-    """An evaluation cannot be made; the message names what is missing and the remedy."""
 
 
 class RunOptions(TypedDict, total=False):
@@ -174,11 +170,11 @@ def open_evaluation(
 
     Raises:
         EvaluationError: There is nothing to evaluate on, or no id of the list is there.
-        ProtocolError: The protocol needs a list of ids and none is given.
+        EvaluationError: The protocol needs a list of ids and none is given.
     """
     ids, limit = options.get("ids"), options.get("limit")
     if ids is None and getattr(protocol, "needs_ids", False):
-        raise ProtocolError(
+        raise EvaluationError(
             f"The protocol {protocol.name} is defined on a list of clips; give the list as `ids` (--ids FILE)."
         )
     if limit is not None and limit < 1:
@@ -260,7 +256,7 @@ def read_ids(path: str | os.PathLike[str]) -> list[tuple[str, ...]]:
             names = [_names(entry) for entry in read_list(system, root)]
     except FileNotFoundError as error:
         raise EvaluationError(f"{address}: no such file; name the list of ids.") from error
-    except (OSError, UnicodeDecodeError, ListError) as error:
+    except (OSError, UnicodeDecodeError, DataError) as error:
         raise EvaluationError(f"{address}: the ids cannot be read ({error}).") from error
     if not names:
         raise EvaluationError(f"{address}: holds no ids.")
@@ -330,7 +326,7 @@ class _Samples(Dataset):
     def __getitem__(self, place: int) -> dict[str, Any]:
         try:
             sample = self.dataset[self.numbers[place]]
-        except ShardError:
+        except DataError:
             raise  # the set is damaged, not the clip
         except (ValueError, FileNotFoundError) as error:
             return {"place": place, "reason": " ".join(str(error).split())}

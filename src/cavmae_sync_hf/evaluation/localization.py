@@ -28,18 +28,12 @@ from ..metrics.localization import (
     time_pointing_accuracy,
     upsample_maps,
 )
-from ..metrics.segmentation import (
-    MaskError,
-    Prompt,
-    class_segmentation_metrics,
-    mask_in_view,
-    read_mask,
-    read_prompts,
-)
+from ..metrics.segmentation import Prompt, class_segmentation_metrics, mask_in_view, read_mask, read_prompts
+from ..model.errors_cavmae_sync import EvaluationError, MediaError
 from ..model.feature_extraction_cavmae_sync import FRAMES_PER_SECOND, SILENCE
-from ..model.media_cavmae_sync import MediaError, decode_media
-from .clips import EvaluationError, RunOptions, batches, find_world, fit_processor, open_evaluation
-from .protocols import LOCALIZATION_PROTOCOLS, LocalizationProtocol, ProtocolError, find_protocol, modify
+from ..model.media_cavmae_sync import decode_media
+from .clips import RunOptions, batches, find_world, fit_processor, open_evaluation
+from .protocols import LOCALIZATION_PROTOCOLS, LocalizationProtocol, find_protocol, modify
 from .results import make_record
 
 __all__ = ["evaluate_localization", "sounding_boxes"]
@@ -82,7 +76,7 @@ def evaluate_localization(
     fitted = fit_processor(processor, rules)
     if rules.truth == "masks":
         if truth is not None:
-            raise ProtocolError(f"The protocol {rules.name} has no use for `truth`; the table names the masks.")
+            raise EvaluationError(f"The protocol {rules.name} has no use for `truth`; the table names the masks.")
         return _masks(model, fitted, data, rules, options)
     return _syncworld(model, fitted, data, rules, truth, options)
 
@@ -291,7 +285,7 @@ def _masks(model: Any, processor: Any, data: Any, rules: LocalizationProtocol, o
     expected = len(prompts)
     prompts = prompts[: options.get("limit")]
     if rules.pooling == "classes" and not all(prompt.label for prompt in prompts):
-        raise MaskError(f"{data}: the protocol {rules.name} needs the column `label` in every row.")
+        raise EvaluationError(f"{data}: the protocol {rules.name} needs the column `label` in every row.")
     # Before anything is embedded: a mask that cannot be read ends the run, and should do so at once.
     side, edge = model.config.image_size, _shortest_edge(processor.video_processor)
     masks = [read_mask(prompt.mask, prompt.mask_value) for prompt in prompts]
@@ -356,7 +350,7 @@ def _prompted_map(mapper: _Mapper, processor: Any, prompt: Prompt, mask_size: tu
     """Mean over the sound's windows of the maps on the picture, `(rows, columns)` on the CPU."""
     picture = _picture(prompt)
     if tuple(picture.shape[-2:]) != mask_size:
-        raise MaskError(
+        raise EvaluationError(
             f"{prompt.mask}: is {mask_size[1]} x {mask_size[0]} pixels, its picture {prompt.image} "
             f"{picture.shape[-1]} x {picture.shape[-2]}; a mask has the size of its picture."
         )

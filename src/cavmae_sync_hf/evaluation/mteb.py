@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..inference.loading import ModelLoadError, load_model
+from ..inference.loading import load_model
+from ..model.errors_cavmae_sync import ModelError
 from ..model.modeling_cavmae_sync import pool_clip
 from ..model.pipeline_inputs_cavmae_sync import prepare_clip
 from ..model.video_processing_cavmae_sync import is_media_source
@@ -50,7 +51,7 @@ class MtebEncoder:
         damaged: `"error"`, or `"keep"` to use what can be decoded of damaged files.
 
     Raises:
-        ModelLoadError: There is no such model.
+        ModelError: There is no such model.
         ValueError: An option is unknown.
     """
 
@@ -225,7 +226,7 @@ def _at_revision(name: str, revision: str | None) -> str:
     try:
         return snapshot_download(name, revision=revision)
     except (OSError, ValueError) as error:
-        raise ModelLoadError(f"The Hub gives no {name} at revision {revision}: {error}") from error
+        raise ModelError(f"The Hub gives no {name} at revision {revision}: {error}") from error
 
 
 def _rows(inputs: Any) -> Iterator[Mapping[str, Any]]:

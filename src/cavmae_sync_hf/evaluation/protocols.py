@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
 from ..metrics.similarity import STRATEGIES
+from ..model.errors_cavmae_sync import EvaluationError
 
 __all__ = [
     "CLASSIFICATION_PROTOCOLS",
@@ -21,7 +22,6 @@ __all__ = [
     "SYNC_PROTOCOLS",
     "ClassificationProtocol",
     "LocalizationProtocol",
-    "ProtocolError",
     "RetrievalProtocol",
     "SyncProtocol",
     "find_protocol",
@@ -31,10 +31,6 @@ __all__ = [
 
 # How a patch's share in what sounds is told.
 MAPS = ("occlusion", "cosine")
-
-
-class ProtocolError(ValueError):
-    """There is no such protocol, or it cannot be followed; the message says what is missing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,12 +257,12 @@ def find_protocol(protocol: str | P, known: Mapping[str, P]) -> P:
     """A protocol by its name, or the protocol itself.
 
     Raises:
-        ProtocolError: There is none of this name.
+        EvaluationError: There is none of this name.
     """
     if not isinstance(protocol, str):
         return protocol
     if protocol not in known:
-        raise ProtocolError(f"There is no protocol {protocol!r} here; choose one of {', '.join(known)}.")
+        raise EvaluationError(f"There is no protocol {protocol!r} here; choose one of {', '.join(known)}.")
     return known[protocol]
 
 
@@ -274,16 +270,16 @@ def modify(protocol: P, **changes: Any) -> P:
     """A protocol with other settings, which its name then says; `None` changes nothing.
 
     Raises:
-        ProtocolError: A setting has an impossible value.
+        EvaluationError: A setting has an impossible value.
     """
     given = {key: value for key, value in changes.items() if value is not None and value != getattr(protocol, key)}
     if "strategy" in given and given["strategy"] not in STRATEGIES:
-        raise ProtocolError(f"`strategy` is {given['strategy']!r}; choose one of {', '.join(STRATEGIES)}.")
+        raise EvaluationError(f"`strategy` is {given['strategy']!r}; choose one of {', '.join(STRATEGIES)}.")
     if given.get("maps", "cosine") not in MAPS:
-        raise ProtocolError(f"`maps` is {given['maps']!r}; choose one of {', '.join(MAPS)}.")
+        raise EvaluationError(f"`maps` is {given['maps']!r}; choose one of {', '.join(MAPS)}.")
     wrong = sorted(set(given.get("inputs", ())) - {"av", "a", "v"})
     if wrong:
-        raise ProtocolError(f"The input {wrong[0]!r} is none; choose among av, a and v.")
+        raise EvaluationError(f"The input {wrong[0]!r} is none; choose among av, a and v.")
     if not given:
         return protocol
     words = (

@@ -16,8 +16,9 @@ from ..metrics.synchrony import (
     sync_scores,
     temporal_pair_discrimination,
 )
-from .clips import EvaluationClips, EvaluationError, RunOptions, find_world, fit_processor, open_evaluation
-from .protocols import SYNC_PROTOCOLS, ProtocolError, SyncProtocol, find_protocol, modify
+from ..model.errors_cavmae_sync import EvaluationError
+from .clips import EvaluationClips, RunOptions, find_world, fit_processor, open_evaluation
+from .protocols import SYNC_PROTOCOLS, SyncProtocol, find_protocol, modify
 from .results import make_record
 from .retrieval import ClipEmbeddings, embed_clips
 
@@ -62,9 +63,9 @@ def evaluate_sync(
     """
     rules = modify(find_protocol(protocol, SYNC_PROTOCOLS), min_shift=min_shift, score=score)
     if rules.score not in SCORES:
-        raise ProtocolError(f"The score {rules.score!r} is none; choose one of {', '.join(SCORES)}.")
+        raise EvaluationError(f"The score {rules.score!r} is none; choose one of {', '.join(SCORES)}.")
     if rules.truth == "labels" and positive is None:
-        raise ProtocolError(f"The protocol {rules.name} needs the label of clips in sync (--positive LABEL).")
+        raise EvaluationError(f"The protocol {rules.name} needs the label of clips in sync (--positive LABEL).")
     fitted = fit_processor(processor, rules)
     clips = open_evaluation(data, fitted, rules, options)
     if clips.missing:
@@ -208,4 +209,4 @@ def _label_number(clips: EvaluationClips, positive: str | int | None) -> int:
     if not names and str(positive).isdigit():
         return int(str(positive))
     known = ", ".join(names) if names else "numbers"
-    raise ProtocolError(f"{clips.name}: no clip has the label {positive!r}; its labels are {known}.")
+    raise EvaluationError(f"{clips.name}: no clip has the label {positive!r}; its labels are {known}.")

@@ -11,12 +11,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..evaluation.results import checkpoint_record, software_versions
-from ..hub import save_processor, written_whole
+from ..files import whole_folder
+from ..hub import save_processor
+from ..model.errors_cavmae_sync import ExportError
+from ..provenance import checkpoint_record, software_versions
 from .onnx_files import library_versions, quantize_file, require, session, write_onnx
 from .towers import EXAMPLE_SHAPES, Tower, TowerIO, example_input, make_towers, quiet, trace
 
-__all__ = ["DESCRIPTION", "FORMAT", "FORMAT_VERSION", "ExportError", "export_model"]
+__all__ = ["DESCRIPTION", "FORMAT", "FORMAT_VERSION", "export_model"]
 
 DESCRIPTION = "export.json"
 FORMAT = "cavmae-sync-export"
@@ -36,10 +38,6 @@ _OWN_FILES = (
     "processor_config.json",
     "*_cavmae_sync.py",
 )
-
-
-class ExportError(ValueError):
-    """A model cannot be exported, or what came out does not compute the same; nothing was written."""
 
 
 def export_model(
@@ -102,7 +100,7 @@ def export_model(
         "versions": software_versions() | library_versions(format),
     }
     steps = _Steps(progress, len(towers) * (3 if int8 else 2))
-    with written_whole(target) as folder:
+    with whole_folder(target) as folder:
         for tower in towers:
             description["towers"][tower.io.modality] = _write_tower(tower, folder, format, int8, steps)
         save_processor(processor, folder)

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .folder import DESCRIPTION, FORMAT, FORMAT_VERSION, ExportError
+from ..model.errors_cavmae_sync import ExportError
+from .folder import DESCRIPTION, FORMAT, FORMAT_VERSION
 from .onnx_files import session
 from .towers import quiet
 

@@ -14,19 +14,20 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..data.locks import exclusive
 from ..data.samples import BadClip, is_cut
 from ..data.sources import ClipList, ClipRecord, printable, read_source
 from ..data.tables import LIST_SUFFIXES
-from ..evaluation.results import software_versions
+from ..files import locked
+from ..model.errors_cavmae_sync import InferenceError
 from ..model.feature_extraction_cavmae_sync import FRAMES_PER_SECOND
 from ..model.media_cavmae_sync import probe_media
-from .feature_folder import ExtractionError, FeatureFolder, check_folder, nothing_came
-from .features import choose_features, model_fingerprint
+from ..provenance import model_fingerprint, software_versions
+from .feature_folder import FeatureFolder, check_folder, nothing_came
+from .features import choose_features
 from .scramble import ScrambledSound
 from .windows import Film, Plan, WindowGrid, WindowRow, iter_windows
 
-__all__ = ["ExtractionError", "ExtractionSummary", "WindowFeatures", "extract_features", "extract_to_folder"]
+__all__ = ["ExtractionSummary", "WindowFeatures", "extract_features", "extract_to_folder"]
 
 Progress = Callable[..., None]
 
@@ -143,7 +144,7 @@ def extract_features(
         control), `similarity` (mean cosine of sound and picture, with `a` and `v`).
 
     Raises:
-        ExtractionError: The only film cannot be used, or none of several can.
+        InferenceError: The only film cannot be used, or none of several can.
         ValueError: A setting cannot work.
     """
     job = _Job(
@@ -158,7 +159,7 @@ def extract_features(
         except _FilmFailure as failure:
             result.failed[film.id] = str(failure)
     if not rows:
-        raise ExtractionError(nothing_came(result.failed))
+        raise InferenceError(nothing_came(result.failed))
     result.timing = [row.facts for row in rows]
     for name in job.sizes:
         result.features[name] = np.stack([row.vectors[name] for row in rows])
@@ -191,7 +192,7 @@ def extract_to_folder(
         settings: As of `extract_features`.
 
     Raises:
-        ExtractionError: The folder holds something else, or the features of another model, source or setting; or no
+        InferenceError: The folder holds something else, or the features of another model, source or setting; or no
             film could be used.
         LockedError: Another run is writing to the folder.
         ValueError: A setting cannot work.
@@ -210,7 +211,7 @@ def extract_to_folder(
     store.work.mkdir(parents=True, exist_ok=True)
     total = len(job.films)
     failed: dict[str, str] = {}
-    with exclusive(store.work / "lock", folder):
+    with locked(store.work / "lock", folder):
         try:
             missing = store.begin()
             if missing:
@@ -230,7 +231,7 @@ def extract_to_folder(
                 store.leave()
             raise
     if not rows:
-        raise ExtractionError(nothing_came(failed))
+        raise InferenceError(nothing_came(failed))
     if progress is not None:
         progress(total, total, "")
     made = len(missing) - len(failed)

@@ -17,20 +17,17 @@ from typing import Any
 
 from ..data.samples import write_whole
 from ..data.sources import describe_difference
+from ..model.errors_cavmae_sync import InferenceError
 from .feature_files import PARTIAL, join_npy, npy_names, open_part, parquet_name, part_folder
 from .windows import Film, WindowRow
 
-__all__ = ["MANIFEST_NAME", "ExtractionError", "FeatureFolder", "check_folder", "nothing_came"]
+__all__ = ["MANIFEST_NAME", "FeatureFolder", "check_folder", "nothing_came"]
 
 MANIFEST_NAME = "manifest.json"
 WORK_NAME = ".extract"
 FORMAT = "cavmae-sync-features"
 _FORMAT_VERSION = 1
 _JOB_NAME, _PAIRING_NAME = "job.json", "pairing.json"
-
-
-class ExtractionError(ValueError):
-    """Features cannot be extracted to where or from what was named; the message says why and what would do."""
 
 
 class FeatureFolder:
@@ -74,7 +71,7 @@ class FeatureFolder:
         """Look at what is there; returns the numbers of the films that are missing.
 
         Raises:
-            ExtractionError: It belongs to another job.
+            InferenceError: It belongs to another job.
         """
         for left in self.work.glob(f"{PARTIAL}*"):
             if left.is_dir():
@@ -92,7 +89,7 @@ class FeatureFolder:
         """Write down whose folder it is from now on, and who got whose sound, if it was dealt out.
 
         Raises:
-            ExtractionError: An earlier run of the job dealt it out otherwise.
+            InferenceError: An earlier run of the job dealt it out otherwise.
         """
         path = self.folder / _PAIRING_NAME
         if not self.is_claimed():
@@ -102,7 +99,7 @@ class FeatureFolder:
             return
         text = json.dumps(pairing, indent=0, ensure_ascii=False) + "\n"
         if path.exists() and path.read_text(encoding="utf-8") != text:
-            raise ExtractionError(
+            raise InferenceError(
                 f"{self.folder}: the films have other lengths than when this was begun, so their sound would be dealt "
                 "out otherwise; name another folder, or delete this one."
             )
@@ -183,7 +180,7 @@ class FeatureFolder:
         else:
             told = describe_difference(lines, self.lines) if lines else "other files, or files of other sizes"
             what = f"holds the features of another list of films ({told})"
-        raise ExtractionError(f"{self.folder}: {what}; name another folder, or delete this one.")
+        raise InferenceError(f"{self.folder}: {what}; name another folder, or delete this one.")
 
     def _all_files(self, manifest: dict[str, Any]) -> bool:
         names = npy_names(self.sizes) if self.kind == "npy" else [film["part"] for film in manifest["films"]]
@@ -213,17 +210,15 @@ class FeatureFolder:
 def check_folder(out: str | os.PathLike[str]) -> Path:
     """The folder to write to; refuses what is not one, or holds something else."""
     if re.match(r"\w[\w.+-]+:/", os.fspath(out)):
-        raise ExtractionError(
-            f"{os.fspath(out)}: features are written to a folder here; upload the folder afterwards."
-        )
+        raise InferenceError(f"{os.fspath(out)}: features are written to a folder here; upload the folder afterwards.")
     folder = Path(out).absolute()
     if folder.exists() and not folder.is_dir():
-        raise ExtractionError(f"{folder}: is a file; name a new or empty folder.")
+        raise InferenceError(f"{folder}: is a file; name a new or empty folder.")
     ours = (folder / WORK_NAME).is_dir() or (_read_json(folder / MANIFEST_NAME) or {}).get("identity", {}).get(
         "format"
     )
     if folder.is_dir() and ours not in (True, FORMAT) and any(folder.iterdir()):
-        raise ExtractionError(f"{folder}: holds other files; name a new or empty folder.")
+        raise InferenceError(f"{folder}: holds other files; name a new or empty folder.")
     return folder
 
 

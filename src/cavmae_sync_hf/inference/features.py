@@ -11,8 +11,6 @@ A moment is a frame and the window of sound around it. Feature extraction and li
   patches, then the tower's layers, the joint layers and those of the contrastive heads.
 """
 
-import hashlib
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,16 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..model.errors_cavmae_sync import InferenceError
 from ..model.modeling_cavmae_sync import both_present, select_distinct
 
-__all__ = ["Feature", "FeatureError", "MomentFeatures", "choose_features", "encode_moments", "model_fingerprint"]
+__all__ = ["Feature", "MomentFeatures", "choose_features", "encode_moments"]
 
 _MODALITIES = {"a": "audio", "v": "video", "av": "fused"}
 _NAME = re.compile(r"(a|v)(?:_(patches)|_layer_(\d+))?|av")
-
-
-class FeatureError(ValueError):
-    """A feature that does not exist, or that this model cannot give; the message says which ones there are."""
 
 
 @dataclass(frozen=True)
@@ -100,28 +95,30 @@ def choose_features(names: Sequence[str], config: Any, layers: Sequence[int] = (
         layers: Layers whose means are added for every modality among `names`; negative numbers count from the last.
 
     Raises:
-        FeatureError: A name or layer does not exist, is doubled, or the model lacks the tower for it.
+        InferenceError: A name or layer does not exist, is doubled, or the model lacks the tower for it.
     """
     if isinstance(names, str) or not names:
-        raise FeatureError(f"Features are given as a list such as ['a', 'v', 'av'], got {names!r}.")
+        raise InferenceError(f"Features are given as a list such as ['a', 'v', 'av'], got {names!r}.")
     last = config.num_modality_layers + config.num_joint_layers + config.num_contrastive_head_layers
     chosen = [_feature(str(name), config, last) for name in names]
     wanted = [letter for letter in ("a", "v") if any(item.modality == _MODALITIES[letter] for item in chosen)]
     if layers and not wanted:
-        raise FeatureError("`layers` are those of the sound's or the picture's path; add `a` or `v` to the features.")
+        raise InferenceError(
+            "`layers` are those of the sound's or the picture's path; add `a` or `v` to the features."
+        )
     for layer in layers:
         number = layer + last + 1 if layer < 0 else layer
         chosen += [_feature(f"{letter}_layer_{number:02d}", config, last) for letter in wanted]
     doubled = {item.name for item in chosen if sum(other.name == item.name for other in chosen) > 1}
     if doubled:
-        raise FeatureError(f"{', '.join(sorted(doubled))} is asked for twice; name every feature once.")
+        raise InferenceError(f"{', '.join(sorted(doubled))} is asked for twice; name every feature once.")
     return tuple(chosen)
 
 
 def _feature(name: str, config: Any, last: int) -> Feature:
     found = _NAME.fullmatch(name)
     if found is None:
-        raise FeatureError(
+        raise InferenceError(
             f"{name!r} is no feature; there are a, v, av, a_patches, v_patches, and a_layer_N and v_layer_N with N "
             f"from 0 to {last}."
         )
@@ -130,12 +127,12 @@ def _feature(name: str, config: Any, last: int) -> Feature:
     elif found[3] is not None:
         layer = int(found[3])
         if layer > last:
-            raise FeatureError(f"There is no layer {layer}; this model's go from 0 (embedded patches) to {last}.")
+            raise InferenceError(f"There is no layer {layer}; this model's go from 0 (embedded patches) to {last}.")
         feature = Feature(f"{found[1]}_layer_{layer:02d}", _MODALITIES[found[1]], "layer", layer)
     else:
         feature = Feature(name, _MODALITIES[found[1]], "patches" if found[2] else "embedding")
     if config.modality not in ("multimodal", feature.modality):
-        raise FeatureError(
+        raise InferenceError(
             f"{name!r} takes the {'other tower' if name == 'av' else feature.modality + ' tower'}, and this model has "
             f"the {config.modality} tower alone; leave it out or load a model with both."
         )
@@ -223,19 +220,3 @@ def _fuse(model: Any, patches: dict[str, Tensor], both: Tensor | None) -> Tensor
     if bool(places.any()):
         values[places] = model.fuse(audio[places], video[places]).mean(dim=1)
     return values
-
-
-def model_fingerprint(model: Any, processor: Any) -> str:
-    """A checksum of everything that decides a model's features: weights, their type, configuration and processor."""
-    digest = hashlib.sha256()
-    config = {key: value for key, value in model.config.to_dict().items() if key not in _INCIDENTAL}
-    for settings in (config, processor.feature_extractor.to_dict(), processor.video_processor.to_dict()):
-        digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-# What says nothing of the features: where a model came from and by which version it was written.
-_INCIDENTAL = frozenset({"_name_or_path", "architectures", "auto_map", "transformers_version", "label2id", "id2label"})

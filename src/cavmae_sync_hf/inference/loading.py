@@ -11,20 +11,17 @@ import torch
 from ..hub import register_auto_classes
 from ..model.classification_cavmae_sync import CavMaeSyncForAudioVisualClassification
 from ..model.configuration_cavmae_sync import CavMaeSyncConfig
+from ..model.errors_cavmae_sync import ModelError
 from ..model.modeling_cavmae_sync import CavMaeSyncModel
 from ..model.pretraining_cavmae_sync import CavMaeSyncForPreTraining
 
-__all__ = ["ModelLoadError", "example_model", "load_model"]
+__all__ = ["example_model", "load_model"]
 
 _CLASSES: dict[str, Any] = {
     "embedding": CavMaeSyncModel,
     "classification": CavMaeSyncForAudioVisualClassification,
     "pretraining": CavMaeSyncForPreTraining,
 }
-
-
-class ModelLoadError(ValueError):
-    """What was named is no model, or none for this use; the message names it and what would do."""
 
 
 def load_model(
@@ -46,7 +43,7 @@ def load_model(
         modalities: `"both"` refuses models of one tower, for uses that compare sound and picture.
 
     Raises:
-        ModelLoadError: There is no such model, it is of another kind, or lacks what the use needs.
+        ModelError: There is no such model, it is of another kind, or lacks what the use needs.
     """
     name = os.fspath(name)
     if name == "example" and not Path(name).exists():
@@ -61,26 +58,24 @@ def load_model(
         config = AutoConfig.from_pretrained(name)
     except OSError as error:
         if Path(name).is_dir():
-            raise ModelLoadError(f"{name}: config.json cannot be read ({error}); save the model anew.") from error
-        raise ModelLoadError(f"There is no folder {name}, and the Hub gives no model of this name: {error}") from error
+            raise ModelError(f"{name}: config.json cannot be read ({error}); save the model anew.") from error
+        raise ModelError(f"There is no folder {name}, and the Hub gives no model of this name: {error}") from error
     if config.model_type != CavMaeSyncConfig.model_type:
-        raise ModelLoadError(
-            f"{name} holds a model of type {config.model_type!r}, not {CavMaeSyncConfig.model_type!r}."
-        )
+        raise ModelError(f"{name} holds a model of type {config.model_type!r}, not {CavMaeSyncConfig.model_type!r}.")
     kinds = config.architectures or []
     if use != "embedding" and _CLASSES[use].__name__ not in kinds:
         remedy = "training/run_classification.py fine-tunes one" if use == "classification" else "name another"
-        raise ModelLoadError(
+        raise ModelError(
             f"{name} was saved as {', '.join(kinds) or 'a bare model'}, without the {use} head that this needs; "
             f"{remedy}."
         )
     if modalities == "both" and config.modality != "multimodal":
-        raise ModelLoadError(f"{name} has the {config.modality} tower alone; this compares sound and picture.")
+        raise ModelError(f"{name} has the {config.modality} tower alone; this compares sound and picture.")
     try:
         model = _CLASSES[use].from_pretrained(name, dtype=dtype)
         processor = AutoProcessor.from_pretrained(name)
     except OSError as error:
-        raise ModelLoadError(f"{name}: cannot be loaded ({error})") from error
+        raise ModelError(f"{name}: cannot be loaded ({error})") from error
     return model.to(device).eval(), processor
 
 
@@ -98,10 +93,10 @@ def _check_name(name: str) -> None:
     path = Path(name)
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise ModelLoadError(f"{name} holds no config.json; name a folder that holds a saved model.")
+            raise ModelError(f"{name} holds no config.json; name a folder that holds a saved model.")
     elif path.exists():
-        raise ModelLoadError(f"{name} is a file; name the folder of a saved model (`cavmae-sync convert` makes one).")
+        raise ModelError(f"{name} is a file; name the folder of a saved model (`cavmae-sync convert` makes one).")
     elif not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
-        raise ModelLoadError(
+        raise ModelError(
             f"{name} is not a folder; name one that holds a saved model, or a Hub repository as OWNER/NAME."
         )

@@ -15,22 +15,19 @@ import torch
 from torch import Tensor
 
 from ..metrics.localization import map_boxes, patch_maps
+from ..model.errors_cavmae_sync import InferenceError
 from ..model.feature_extraction_cavmae_sync import FRAMES_PER_SECOND, SILENCE
 from ..model.media_cavmae_sync import decode_media
-from .features import model_fingerprint
+from ..provenance import model_fingerprint
 from .occlusion import default_block, occlusion_maps
 from .sync import Progress, check_towers, evaluating, source_name, track_seconds
 
-__all__ = ["METHODS", "LocalizationError", "LocalizationResult", "View", "localize"]
+__all__ = ["METHODS", "LocalizationResult", "View", "localize"]
 
 METHODS = ("occlusion", "cosine")
 DEFAULT_FPS = 5.0
 # Columns of the stored spectrogram are the highest of so many of its frames: 20 ms, enough for a picture of it.
 _POOLED_FRAMES = 2
-
-
-class LocalizationError(ValueError):
-    """Sounds cannot be localised; the message names the file or value, the reason and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -229,15 +226,15 @@ def localize(
         A `LocalizationResult`.
 
     Raises:
-        LocalizationError: An argument cannot work, or no moment has both sound and picture.
-        SyncError: The model has one tower.
+        InferenceError: An argument cannot work, or no moment has both sound and picture.
+        InferenceError: The model has one tower.
         MediaError: The film or its sound cannot be read.
     """
     check_towers(model)
     if method not in METHODS:
-        raise LocalizationError(f"There is no method {method!r}; use {' or '.join(METHODS)}.")
+        raise InferenceError(f"There is no method {method!r}; use {' or '.join(METHODS)}.")
     if not (math.isfinite(fps) and fps > 0 and batch_size >= 1):
-        raise LocalizationError(f"fps is {fps} and batch_size {batch_size}; both must be above 0.")
+        raise InferenceError(f"fps is {fps} and batch_size {batch_size}; both must be above 0.")
     base = getattr(model, "base_model", model)
     mapper = _Mapper(base, processor, method, block, stride)
     parts: list[dict[str, np.ndarray]] = []
@@ -253,7 +250,7 @@ def localize(
     values = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     source = source_name(video)
     if not values["present"].any():
-        raise LocalizationError(f"{source}: no moment has both sound and picture; name another span or film.")
+        raise InferenceError(f"{source}: no moment has both sound and picture; name another span or film.")
     settings = {**mapper.settings(), "model": (fingerprint or model_fingerprint(base, processor))[:16]}
     return LocalizationResult(
         source=source,

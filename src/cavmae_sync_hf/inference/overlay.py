@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ..model.errors_cavmae_sync import InferenceError
 from ..model.media_cavmae_sync import decode_media
-from .localize import LocalizationError, LocalizationResult
+from .localize import LocalizationResult
 from .picture_files import save_image
 
 __all__ = ["blend", "draw_spectrogram", "draw_strip", "joined_audio_maps", "overlay_frames", "ticks"]
@@ -49,7 +50,7 @@ def overlay_frames(
         One picture per moment. What the model does not see is darker; a ring marks the highest patch where it is hot.
 
     Raises:
-        LocalizationError: There is no such moment.
+        InferenceError: There is no such moment.
         MediaError: The film cannot be read.
     """
     chosen = _choose(found, count, indices)
@@ -71,12 +72,12 @@ def _choose(found: LocalizationResult, count: int, indices: Sequence[int] | None
     total = len(found.times)
     if indices is None:
         if count < 1:
-            raise LocalizationError(f"count is {count}; show at least one moment.")
+            raise InferenceError(f"count is {count}; show at least one moment.")
         # The middles of equal spans.
         return sorted({int((number + 0.5) * total / min(count, total)) for number in range(min(count, total))})
     wrong = [index for index in indices if not 0 <= index < total]
     if wrong or not len(indices):
-        raise LocalizationError(f"There are moments 0 to {total - 1}; got {list(indices)}.")
+        raise InferenceError(f"There are moments 0 to {total - 1}; got {list(indices)}.")
     return [int(index) for index in indices]
 
 
@@ -203,7 +204,7 @@ def draw_spectrogram(
     left, bottom, top, right = 56, 34, 26, 10
     inner = (size[0] - left - right, size[1] - top - bottom)
     if min(inner) < 16:
-        raise LocalizationError(f"A spectrogram of {size[0]} x {size[1]} pixels is too small; use 200 x 120 or more.")
+        raise InferenceError(f"A spectrogram of {size[0]} x {size[1]} pixels is too small; use 200 x 120 or more.")
     levels = found.spectrogram.astype(np.float32)[::-1]
     low, high = np.quantile(levels, [0.05, 0.998])
     grey = np.clip((levels - low) / max(float(high - low), 1e-6), 0, 1) * 210

@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..files import whole_file
+from ..model.errors_cavmae_sync import InferenceError
 from ..model.media_cavmae_sync import probe_media, resample
 from ..model.media_source_cavmae_sync import require_av
 from ..model.media_stream_cavmae_sync import MediaChunk, iter_media, iter_waveform, with_sound_of
 from ..model.video_processing_cavmae_sync import is_media_source
 from ..model.waveforms_cavmae_sync import as_float_waveform, samples_and_rate
-from .localize import LocalizationError, LocalizationResult
+from .localize import LocalizationResult
 from .overlay import blend
-from .picture_files import whole_file
 from .sync import Progress
 
 try:
@@ -71,16 +72,16 @@ def write_overlay_video(
         progress: Called with seconds done and seconds in all (0 where unknown).
 
     Raises:
-        LocalizationError: An argument cannot work, or the span holds no sound.
+        InferenceError: An argument cannot work, or the span holds no sound.
         MediaError: The film or its sound cannot be read.
         ImportError: PyAV is not installed.
     """
     require_av()
     target = Path(path)
     if target.suffix.lower() not in _SUFFIXES:
-        raise LocalizationError(f"{target}: the film is written as {', '.join(_SUFFIXES)}; give it such a name.")
+        raise InferenceError(f"{target}: the film is written as {', '.join(_SUFFIXES)}; give it such a name.")
     if (fps is not None and not fps > 0) or short_side < 16 or not 0 <= crf <= 51:
-        raise LocalizationError(f"fps is {fps}, short_side {short_side} and crf {crf}; see the arguments' meaning.")
+        raise InferenceError(f"fps is {fps}, short_side {short_side} and crf {crf}; see the arguments' meaning.")
     info = probe_media(video)
     own = fps or min(max(info.frame_rate or _DEFAULT_FPS, _LEAST_FPS), _MOST_FPS)
     rate = Fraction(own).limit_denominator(1001)
@@ -101,7 +102,7 @@ def write_overlay_video(
                 progress(min(done, total), total)
         writer.finish()
         if not writer.samples:
-            raise LocalizationError(f"{found.source}: this span holds no sound.")
+            raise InferenceError(f"{found.source}: this span holds no sound.")
     return target
 
 

@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..model.errors_cavmae_sync import MediaError
 from ..model.feature_extraction_cavmae_sync import FRAMES_PER_SECOND
 from ..model.media_cavmae_sync import decode_media, probe_media
-from ..model.media_source_cavmae_sync import MediaError
 from ..model.media_stream_cavmae_sync import iter_media
 from .windows import Film, Plan
 

@@ -19,15 +19,16 @@ import torch
 
 from ..data.sources import printable
 from ..metrics.synchrony import sync_detection
+from ..model.errors_cavmae_sync import InferenceError
 from ..model.feature_extraction_cavmae_sync import FRAMES_PER_SECOND
 from ..model.media_cavmae_sync import probe_media
 from ..model.media_source_cavmae_sync import describe_source
-from .features import choose_features, encode_moments, model_fingerprint
+from ..provenance import model_fingerprint
+from .features import choose_features, encode_moments
 from .sync_result import (
     DEFAULT_MAX_OFFSET,
     SYNC_SCORES,
     Gathered,
-    SyncError,
     SyncResult,
     SyncSettings,
     assemble,
@@ -38,7 +39,6 @@ from .sync_result import (
 __all__ = [
     "SYNC_SCORES",
     "AlignmentScores",
-    "SyncError",
     "SyncResult",
     "alignment_protocol",
     "detection_figures",
@@ -118,12 +118,12 @@ def measure_sync(
         A `SyncResult`.
 
     Raises:
-        SyncError: The model has one tower, an argument cannot work, or too few moments have both sound and picture.
+        InferenceError: The model has one tower, an argument cannot work, or too few moments have audio and video.
         MediaError: The film or its sound cannot be read.
     """
     check_towers(model)
     if batch_size < 1:
-        raise SyncError(f"batch_size is {batch_size}; embed at least 1 moment at a time.")
+        raise InferenceError(f"batch_size is {batch_size}; embed at least 1 moment at a time.")
     base = getattr(model, "base_model", model)
     settings = SyncSettings.of(processor, base.config.temperature, hop, max_offset)
     gathered = Gathered(settings, matrix_limit)
@@ -189,12 +189,12 @@ def score_alignment(
         options: More arguments of `measure_sync`.
 
     Raises:
-        SyncError: There are no films, or one cannot be measured.
+        InferenceError: There are no films, or one cannot be measured.
         MediaError: A film cannot be read.
     """
     pairs = [film if isinstance(film, tuple) else (film, None) for film in films]
     if not pairs:
-        raise SyncError("Got no films to score; pass videos, or pairs of video and audio.")
+        raise InferenceError("Got no films to score; pass videos, or pairs of video and audio.")
     print_of = model_fingerprint(getattr(model, "base_model", model), processor)
     results = []
     for done, (video, audio) in enumerate(pairs):
@@ -214,7 +214,9 @@ def join_scores(results: Sequence[SyncResult]) -> AlignmentScores:
     """The alignment score of films that were measured under one protocol."""
     protocols = {result.protocol for result in results}
     if len(protocols) != 1:
-        raise SyncError(f"Scores of {len(protocols)} protocols cannot be joined; measure all films in the same way.")
+        raise InferenceError(
+            f"Scores of {len(protocols)} protocols cannot be joined; measure all films in the same way."
+        )
     scores = np.array([result.similarity for result in results])
     return AlignmentScores(
         score=float(scores.mean()),
@@ -236,11 +238,11 @@ def detection_figures(results: Sequence[SyncResult], in_sync: Sequence[bool]) ->
         Score -> `auc` and `equal_error_rate`. A score that a film is too short for is left out.
 
     Raises:
-        SyncError: Films of one kind alone.
+        InferenceError: Films of one kind alone.
     """
     truth = np.asarray(in_sync, dtype=bool)
     if len(truth) != len(results) or not truth.any() or truth.all():
-        raise SyncError(
+        raise InferenceError(
             f"{int(truth.sum())} of {len(truth)} labels for {len(results)} films say that a film is in sync; films of "
             "both kinds are needed, with a label each."
         )
@@ -257,7 +259,7 @@ def check_towers(model: Any) -> None:
     """Refuse models that cannot compare sound and picture."""
     modality = getattr(getattr(model, "config", None), "modality", "multimodal")
     if modality != "multimodal":
-        raise SyncError(f"The model has the {modality} tower alone; comparing sound and picture needs both.")
+        raise InferenceError(f"The model has the {modality} tower alone; comparing sound and picture needs both.")
 
 
 @contextmanager

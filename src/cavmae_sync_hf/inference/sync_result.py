@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..metrics.synchrony import QUANTILES, alignment_test
+from ..model.errors_cavmae_sync import InferenceError
 from ..model.feature_extraction_cavmae_sync import FRAMES_PER_SECOND
 from .sync_band import Band, Outline, band_contrast, shift_test
 from .sync_offset import find_offset
@@ -17,7 +18,6 @@ __all__ = [
     "DEFAULT_MAX_OFFSET",
     "SYNC_SCORES",
     "Gathered",
-    "SyncError",
     "SyncResult",
     "SyncSettings",
     "assemble",
@@ -34,10 +34,6 @@ _OTHER_ALIGNMENT = 1 / 3
 _CONSTANT, _NEARLY_CONSTANT = 0.9995, 0.99
 _MIN_MOMENTS = 3
 _FEWEST_BLOCKS = 8
-
-
-class SyncError(ValueError):
-    """Synchrony cannot be measured; the message names the file or value, the reason and the remedy."""
 
 
 @dataclass
@@ -113,7 +109,7 @@ class SyncResult:
     def score(self, name: str) -> float | None:
         """One of `SYNC_SCORES`."""
         if name not in SYNC_SCORES:
-            raise SyncError(f"There is no score {name!r}; choose one of {', '.join(SYNC_SCORES)}.")
+            raise InferenceError(f"There is no score {name!r}; choose one of {', '.join(SYNC_SCORES)}.")
         values = {"lead": self.lead, "contrast": self.mean_contrast, "z_score": self.test["z_score"]}
         return values.get(name, self.similarity)
 
@@ -178,12 +174,12 @@ class SyncSettings:
         """Checked settings; the largest offset becomes a whole number of hops.
 
         Raises:
-            SyncError: A value cannot work.
+            InferenceError: A value cannot work.
         """
         if not (math.isfinite(hop) and hop > 0 and math.isfinite(max_offset)):
-            raise SyncError(f"hop is {hop} and max_offset {max_offset} seconds; both must be above 0.")
+            raise InferenceError(f"hop is {hop} and max_offset {max_offset} seconds; both must be above 0.")
         if max_offset < hop:
-            raise SyncError(
+            raise InferenceError(
                 f"max_offset is {max_offset:g} s, less than one hop of {hop:g} s; raise it or lower the hop."
             )
         window = processor.feature_extractor.audio_length / FRAMES_PER_SECOND
@@ -200,7 +196,7 @@ class Gathered:
 
     def __init__(self, settings: SyncSettings, matrix_limit: int) -> None:
         if matrix_limit < _MIN_MOMENTS:
-            raise SyncError(f"matrix_limit is {matrix_limit}; keep at least {_MIN_MOMENTS} moments.")
+            raise InferenceError(f"matrix_limit is {matrix_limit}; keep at least {_MIN_MOMENTS} moments.")
         self.settings = settings
         self.band, self.outline = Band(settings.reach), Outline(matrix_limit)
         self.count = 0
@@ -237,7 +233,7 @@ def assemble(gathered: Gathered, source: str, audio_source: str | None, protocol
     scores = band[:, reach]
     present = np.isfinite(scores)
     if present.sum() < _MIN_MOMENTS:
-        raise SyncError(
+        raise InferenceError(
             f"{source}: only {int(present.sum())} of {len(times)} moments have both sound and picture, and "
             f"{_MIN_MOMENTS} are needed; take a longer span, a smaller hop than {hop:g} s, or a film with sound."
         )

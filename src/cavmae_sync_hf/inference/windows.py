@@ -18,18 +18,15 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from torch import Tensor
 
+from ..model.errors_cavmae_sync import InferenceError
 from ..model.feature_extraction_cavmae_sync import FRAMES_PER_SECOND
 from .features import Feature, MomentFeatures, encode_moments
 
-__all__ = ["DEFAULT_HOP", "Film", "FilmError", "Plan", "SoundSupply", "WindowGrid", "WindowRow", "iter_windows"]
+__all__ = ["DEFAULT_HOP", "Film", "Plan", "SoundSupply", "WindowGrid", "WindowRow", "iter_windows"]
 
 # As far apart as the published 16 frames in 10 s.
 DEFAULT_HOP = 0.625
 _TOLERANCE = 1e-6
-
-
-class FilmError(ValueError):
-    """A film gives no rows; the message names it, the reason and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -221,7 +218,7 @@ def iter_windows(
         show: Called with the seconds of the film that are done.
 
     Raises:
-        FilmError: Not one window fits.
+        InferenceError: Not one window fits.
         MediaError: The film cannot be read.
     """
     extractor = processor.feature_extractor
@@ -256,7 +253,7 @@ def iter_windows(
     if plan.partial == "keep":
         yield from rows.rest(numbers)
     if not rows.made:
-        raise FilmError(
+        raise InferenceError(
             f"{film.name}: has moments up to {max(0.0, numbers - 0.5) * grid.hop:g} s, too few for one window of "
             f"{grid.window:g} s; use shorter windows, or keep partial ones."
         )

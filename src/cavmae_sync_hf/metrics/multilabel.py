@@ -10,17 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from ..model.errors_cavmae_sync import EvaluationError
 from .classification import average_precision, roc_auc
 
-__all__ = [
-    "VIEWS",
-    "AnnotationError",
-    "Annotations",
-    "modality_confusion",
-    "read_annotations",
-    "top_k_metrics",
-    "vggsounder_metrics",
-]
+__all__ = ["VIEWS", "Annotations", "modality_confusion", "read_annotations", "top_k_metrics", "vggsounder_metrics"]
 
 # Which labels count in a view of the annotations, by where they are perceived, and which of the model's scores answer.
 VIEWS: dict[str, tuple[frozenset[str], str]] = {
@@ -32,10 +25,6 @@ VIEWS: dict[str, tuple[frozenset[str], str]] = {
 }
 _COLUMNS = ("video_id", "label", "modality")
 _META = ("background_music", "static_image", "voice_over")
-
-
-class AnnotationError(ValueError):
-    """A table of annotations cannot be used; the message names the file, the row and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -70,18 +59,18 @@ def read_annotations(path: str | os.PathLike[str]) -> Annotations:
             `background_music`, `static_image`, `voice_over`.
 
     Raises:
-        AnnotationError: The file cannot be read, or a row cannot be understood.
+        EvaluationError: The file cannot be read, or a row cannot be understood.
     """
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise AnnotationError(f"{path}: the annotations cannot be read ({error}).") from error
+        raise EvaluationError(f"{path}: the annotations cannot be read ({error}).") from error
     if not rows:
-        raise AnnotationError(f"{path}: holds no annotations.")
+        raise EvaluationError(f"{path}: holds no annotations.")
     lacking = [column for column in _COLUMNS if column not in rows[0]]
     if lacking:
-        raise AnnotationError(
+        raise EvaluationError(
             f"{path}: has no column {lacking[0]!r}; VGGSounder's table has {', '.join((*_COLUMNS, *_META))}."
         )
     labels: dict[str, dict[str, str]] = {}
@@ -90,7 +79,7 @@ def read_annotations(path: str | os.PathLike[str]) -> Annotations:
         clip, label, modality = ((row[column] or "").strip() for column in _COLUMNS)
         modality = modality.upper()
         if not clip or not label or modality not in ("A", "V", "AV"):
-            raise AnnotationError(
+            raise EvaluationError(
                 f"{path}: line {number} has clip {clip!r}, label {label!r} and modality {modality!r}; the modality is "
                 "A, V or AV."
             )
@@ -196,17 +185,17 @@ def vggsounder_metrics(
         `labels_unknown`, labels (of all clips) that the model has no class for.
 
     Raises:
-        AnnotationError: A clip is not annotated, or no annotated label is among the classes.
+        EvaluationError: A clip is not annotated, or no annotated label is among the classes.
     """
     unknown_clips = [clip for clip in clips if clip not in annotations.labels]
     if unknown_clips:
-        raise AnnotationError(f"{annotations.name}: has no labels for the clip {unknown_clips[0]!r}.")
+        raise EvaluationError(f"{annotations.name}: has no labels for the clip {unknown_clips[0]!r}.")
     arrays = {name: np.asarray(values, dtype=np.float64) for name, values in scores.items()}
     numbers = {name: number for number, name in enumerate(classes)}
     wanted = {label for clip in clips for label in annotations.labels[clip]}
     known = wanted & set(numbers)
     if not known:
-        raise AnnotationError(
+        raise EvaluationError(
             f"{annotations.name}: none of its labels is a class of the model: the table has {sorted(wanted)[:3]}, the "
             f"model {list(classes)[:3]}; give the class names in the model's order (option `labels`)."
         )

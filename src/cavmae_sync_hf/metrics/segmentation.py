@@ -16,23 +16,13 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 
+from ..model.errors_cavmae_sync import EvaluationError
 from .classification import average_precision
 
-__all__ = [
-    "MaskError",
-    "Prompt",
-    "class_segmentation_metrics",
-    "mask_in_view",
-    "read_mask",
-    "read_prompts",
-]
+__all__ = ["Prompt", "class_segmentation_metrics", "mask_in_view", "read_mask", "read_prompts"]
 
 _REQUIRED = ("audio", "mask")
 _PICTURES = ("image", "video")
-
-
-class MaskError(ValueError):
-    """A table of prompts or one of its masks cannot be used; the message names the file, the row and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +57,7 @@ def read_prompts(path: str | os.PathLike[str]) -> list[Prompt]:
             `label` is the object's class, `id` a name. Files are relative to the table.
 
     Raises:
-        MaskError: The table cannot be read, or a row lacks something.
+        EvaluationError: The table cannot be read, or a row lacks something.
     """
     rows = _read_rows(Path(path))
     folder = Path(path).parent
@@ -77,13 +67,17 @@ def read_prompts(path: str | os.PathLike[str]) -> list[Prompt]:
         picture = next((row[name] for name in _PICTURES if row.get(name)), None)
         if lacking or picture is None:
             lack = lacking[0] if lacking else "image"
-            raise MaskError(f"{path}: row {number} has no {lack!r}; a row names image (or video), audio and mask.")
+            raise EvaluationError(
+                f"{path}: row {number} has no {lack!r}; a row names image (or video), audio and mask."
+            )
         value = row.get("mask_value")
         try:
             mask_value = None if value in (None, "") else int(value)
             time = None if row.get("time") in (None, "") else float(row["time"])
         except (TypeError, ValueError) as error:
-            raise MaskError(f"{path}: row {number} has a mask_value or time that is no number ({error}).") from error
+            raise EvaluationError(
+                f"{path}: row {number} has a mask_value or time that is no number ({error})."
+            ) from error
         prompts.append(
             Prompt(
                 name=str(row.get("id") or f"row {number}"),
@@ -110,11 +104,11 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
         elif suffix in (".jsonl", ".ndjson"):
             rows = [json.loads(line) for line in text.splitlines() if line.strip()]
         else:
-            raise MaskError(f"{path}: is no table; name a CSV, TSV, JSON or JSON lines file.")
+            raise EvaluationError(f"{path}: is no table; name a CSV, TSV, JSON or JSON lines file.")
     except (OSError, UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
-        raise MaskError(f"{path}: the table cannot be read ({error}).") from error
+        raise EvaluationError(f"{path}: the table cannot be read ({error}).") from error
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
-        raise MaskError(f"{path}: holds no rows with named columns; it needs image, audio and mask.")
+        raise EvaluationError(f"{path}: holds no rows with named columns; it needs image, audio and mask.")
     return rows
 
 
@@ -127,7 +121,7 @@ def read_mask(path: str | os.PathLike[str], value: int | None = None) -> np.ndar
         value: The object's number in it; without it, all that is not 0.
 
     Raises:
-        MaskError: The file cannot be read, is no mask, or does not hold the object.
+        EvaluationError: The file cannot be read, is no mask, or does not hold the object.
     """
     suffix = Path(path).suffix.lower()
     try:
@@ -137,28 +131,30 @@ def read_mask(path: str | os.PathLike[str], value: int | None = None) -> np.ndar
                 with loaded:
                     names = loaded.files
                     if "mask" not in names and len(names) != 1:
-                        raise MaskError(f"{path}: holds {', '.join(names) or 'nothing'}; call the mask 'mask'.")
+                        raise EvaluationError(f"{path}: holds {', '.join(names) or 'nothing'}; call the mask 'mask'.")
                     loaded = loaded["mask" if "mask" in names else names[0]]
             pixels = np.asarray(loaded)
         else:
             with Image.open(path) as image:
                 if len(image.getbands()) != 1:
-                    raise MaskError(f"{path}: is a picture of {len(image.getbands())} channels; a mask has one.")
+                    raise EvaluationError(f"{path}: is a picture of {len(image.getbands())} channels; a mask has one.")
                 pixels = np.array(image)
     except FileNotFoundError as error:
-        raise MaskError(f"{path}: no such mask; correct the table.") from error
+        raise EvaluationError(f"{path}: no such mask; correct the table.") from error
     except (OSError, UnidentifiedImageError, EOFError) as error:
-        raise MaskError(f"{path}: the mask cannot be read ({error}); fetch or write it again.") from error
-    except MaskError:
+        raise EvaluationError(f"{path}: the mask cannot be read ({error}); fetch or write it again.") from error
+    except EvaluationError:
         raise
     except ValueError as error:  # numpy's word for what it would have to unpickle
-        raise MaskError(f"{path}: the mask cannot be read ({error}); save it as a plain array.") from error
+        raise EvaluationError(f"{path}: the mask cannot be read ({error}); save it as a plain array.") from error
     if pixels.ndim != 2 or not pixels.size:
-        raise MaskError(f"{path}: has shape {pixels.shape}; a mask is (height, width).")
+        raise EvaluationError(f"{path}: has shape {pixels.shape}; a mask is (height, width).")
     mask = pixels != 0 if value is None else pixels == value
     if not mask.any():
         what = "anything but 0" if value is None else f"the value {value}"
-        raise MaskError(f"{path}: does not hold {what}; a prompt needs an object. Take the row out of the table.")
+        raise EvaluationError(
+            f"{path}: does not hold {what}; a prompt needs an object. Take the row out of the table."
+        )
     return np.asarray(mask)
 
 

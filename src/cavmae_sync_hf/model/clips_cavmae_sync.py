@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from .errors_cavmae_sync import MissingTrackError
 from .media_pass_cavmae_sync import as_seconds
-from .media_source_cavmae_sync import MissingTrackError
 from .video_processing_cavmae_sync import is_media_source, is_single_frame, split_clips
 from .waveforms_cavmae_sync import split_waveforms
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .errors_cavmae_sync import MediaError, MissingTrackError
 from .media_pass_cavmae_sync import (
     DEFAULT_FRAME_RATE,
     DURATION_TOLERANCE,
@@ -26,7 +27,7 @@ from .media_pass_cavmae_sync import (
     run_pass,
     shown_time,
 )
-from .media_source_cavmae_sync import MediaError, MediaNotFoundError, MediaSource, MissingTrackError, require_av
+from .media_source_cavmae_sync import MediaSource, require_av
 from .media_tracks_cavmae_sync import TIME_TOLERANCE, MediaReader, resample_with_ffmpeg
 
 try:
@@ -340,15 +341,4 @@ def _assemble_frames(media: DecodedMedia, result: PassResult, request: MediaRequ
     media.frames, media.frame_times, media.asked_times = result.pictures.tensor(places), times, asked
 
 
-__all__ = [
-    "DecodedMedia",
-    "MediaError",
-    "MediaInfo",
-    "MediaNotFoundError",
-    "MissingTrackError",
-    "SAMPLING_RATE",
-    "decode_many",
-    "decode_media",
-    "probe_media",
-    "resample",
-]
+__all__ = ["DecodedMedia", "MediaInfo", "SAMPLING_RATE", "decode_many", "decode_media", "probe_media", "resample"]

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from .errors_cavmae_sync import MediaError
 from .media_pictures_cavmae_sync import FrameConverter, PictureStore
-from .media_source_cavmae_sync import MediaError, MediaSource
+from .media_source_cavmae_sync import MediaSource
 from .media_tracks_cavmae_sync import (
     TIME_TOLERANCE,
     FramePicker,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .media_source_cavmae_sync import MediaError
+from .errors_cavmae_sync import MediaError
 
 try:
     import av

@@ -16,6 +16,8 @@ import urllib.parse
 import urllib.request
 from typing import Any, BinaryIO
 
+from .errors_cavmae_sync import MediaError, MediaNotFoundError
+
 try:
     import av
 except ImportError:  # the folder must load without PyAV; decoding is what needs it
@@ -61,29 +63,6 @@ _OTHER_FILES = (
     (b"%PDF", "a PDF document"),
     (b"\x93NUMPY", "a NumPy array file"),
 )
-
-
-class MediaError(ValueError):
-    """A media file cannot be used; the message names the file, the reason and the remedy."""
-
-
-class MediaNotFoundError(MediaError, FileNotFoundError):
-    """The media file does not exist."""
-
-    def __str__(self) -> str:
-        return str(self.args[0])
-
-
-class MissingTrackError(MediaError):
-    """A wanted track is not in the file.
-
-    Attributes:
-        track: `"audio"` or `"video"`.
-    """
-
-    def __init__(self, message: str, track: str = "") -> None:
-        super().__init__(message)
-        self.track = track
 
 
 def require_av() -> None:
@@ -297,12 +276,4 @@ def _looks_like_text(head: bytes) -> bool:
     return bool(text) and all(character.isprintable() or character in "\t\r\n\f" for character in text)
 
 
-__all__ = [
-    "CONTAINER_FORMATS",
-    "MediaError",
-    "MediaNotFoundError",
-    "MediaSource",
-    "MissingTrackError",
-    "describe_source",
-    "require_av",
-]
+__all__ = ["CONTAINER_FORMATS", "MediaSource", "describe_source", "require_av"]

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .errors_cavmae_sync import MediaError
 from .media_pass_cavmae_sync import (
     POST_ROLL_SECONDS,
     PRE_ROLL_SECONDS,
@@ -24,7 +25,7 @@ from .media_pass_cavmae_sync import (
     shown_time,
 )
 from .media_pictures_cavmae_sync import FrameConverter
-from .media_source_cavmae_sync import MediaError, MediaSource
+from .media_source_cavmae_sync import MediaSource
 from .media_tracks_cavmae_sync import (
     TIME_TOLERANCE,
     FramePicker,

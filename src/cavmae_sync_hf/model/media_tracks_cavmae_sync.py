@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .media_source_cavmae_sync import MediaSource, MissingTrackError
+from .errors_cavmae_sync import MissingTrackError
+from .media_source_cavmae_sync import MediaSource
 
 try:
     import av

@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 from transformers.image_utils import load_image
 
+from .errors_cavmae_sync import MediaNotFoundError, MissingTrackError
 from .media_cavmae_sync import probe_media
-from .media_source_cavmae_sync import MediaNotFoundError, MissingTrackError, describe_source
+from .media_source_cavmae_sync import describe_source
 from .video_processing_cavmae_sync import is_media_source, is_single_frame
 
 MODALITIES = ("both", "audio", "video")

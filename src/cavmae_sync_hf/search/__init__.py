@@ -2,10 +2,10 @@
 """Where have I seen or heard this? An index of the moments of many videos, and searching it."""
 
 from .indexing import IndexSummary, index_videos
-from .querying import Query, QueryError, embed_query
+from .querying import Query, embed_query
 from .results import Hit, SearchFilters, SearchResult
 from .searching import search, search_clips, search_moments
-from .settings import IndexSettings, SearchIndexError
+from .settings import IndexSettings
 from .status import index_status
 from .store import MomentStore
 from .tables import ClipEntry
@@ -17,9 +17,7 @@ __all__ = [
     "IndexSummary",
     "MomentStore",
     "Query",
-    "QueryError",
     "SearchFilters",
-    "SearchIndexError",
     "SearchResult",
     "embed_query",
     "index_status",

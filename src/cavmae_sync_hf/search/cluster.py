@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from ..data.engines import EngineError
+from ..model.errors_cavmae_sync import WorkerError
 from .embedding import EmbeddingOptions, embed_clips
 from .store import MomentStore
 from .tables import ClipEntry
@@ -68,7 +68,7 @@ def append_with_ray(
 
     Raises:
         ImportError: Ray is not installed.
-        EngineError: Ray failed.
+        WorkerError: Ray failed.
     """
     try:
         import ray
@@ -117,7 +117,7 @@ def append_with_ray(
                 yield from _after_death(task, deaths, again)
     except RayError as error:
         reason = str(getattr(error, "cause", None) or error).strip().splitlines()[-1]
-        raise EngineError(f"Ray gave up: {reason}") from error
+        raise WorkerError(f"Ray gave up: {reason}") from error
     finally:
         for actor in actors:
             ray.kill(actor)

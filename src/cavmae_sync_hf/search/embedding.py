@@ -21,7 +21,8 @@ import numpy as np
 import torch
 
 from ..inference.features import choose_features, encode_moments
-from ..model.media_cavmae_sync import MediaError, probe_media
+from ..model.errors_cavmae_sync import MediaError
+from ..model.media_cavmae_sync import probe_media
 from .identity import content_of
 from .loudness import SILENCE_DB, window_loudness
 from .tables import ClipEntry, moments_schema, new_rows_name, release_names

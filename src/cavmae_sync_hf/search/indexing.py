@@ -133,8 +133,8 @@ def index_videos(
         progress: Called as `progress(done, total, remark)`.
 
     Raises:
-        SourceError: The source does not exist or holds no clips.
-        SearchIndexError: The index was made with another model or hop, or cannot be read or written.
+        DataError: The source does not exist or holds no clips.
+        SearchError: The index was made with another model or hop, or cannot be read or written.
         ValueError: An argument cannot work.
     """
     begin = time.monotonic()

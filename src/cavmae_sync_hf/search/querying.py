@@ -14,22 +14,19 @@ import numpy as np
 import torch
 
 from ..inference.features import choose_features, encode_moments
+from ..model.errors_cavmae_sync import QueryError
 from ..model.feature_extraction_cavmae_sync import FRAMES_PER_SECOND
 from ..model.media_cavmae_sync import probe_media
 from ..model.media_source_cavmae_sync import describe_source
 from .loudness import SILENCE_DB, window_loudness
 
-__all__ = ["MAX_QUERY_WINDOWS", "Query", "QueryError", "Side", "embed_query"]
+__all__ = ["MAX_QUERY_WINDOWS", "Query", "Side", "embed_query"]
 
 Side = Literal["sound", "picture", "both", "auto"]
 # Longer queries find nothing more, and their similarities with all moments would fill the memory.
 MAX_QUERY_WINDOWS = 256
 _PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 _PICTURE_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\x00", b"MM\x00*")
-
-
-class QueryError(ValueError):
-    """A query cannot be used; the message names it, the reason and the remedy."""
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from ..model.errors_cavmae_sync import SearchError
 from .alignment import Alignments, align, best_apart
 from .approximate import REFINE, partitions_to_search
 from .identity import content_of, file_key
 from .loudness import SILENCE_DB
-from .querying import Query, QueryError, Side, embed_query
+from .querying import Query, Side, embed_query
 from .results import Hit, SearchFilters, SearchResult
-from .settings import IndexSettings, SearchIndexError
+from .settings import IndexSettings
 from .store import MomentStore, open_index
 from .tables import ClipEntry, as_matrix
 
@@ -76,8 +77,8 @@ def search(
 
     Raises:
         MediaError: The query cannot be read.
-        QueryError: The query lacks what `by` asks for, is silent or too long.
-        SearchIndexError: There is no index, it was made with another model, or cannot be read.
+        SearchError: The query lacks what `by` asks for, is silent or too long.
+        SearchError: There is no index, it was made with another model, or cannot be read.
         ValueError: An argument cannot work.
     """
     filters = filters or SearchFilters()
@@ -115,7 +116,7 @@ def search_moments(
     if exact is None:
         exact = not approximate
     elif not exact and not approximate:
-        raise SearchIndexError(f"{store.uri}: has no approximate index; search exactly.")
+        raise SearchError(f"{store.uri}: has no approximate index; search exactly.")
     if not view.entries:
         return _result(query, comparison, exact, [])
     if exact:
@@ -260,7 +261,7 @@ def _check_arguments(by: str, find: str, top: int) -> None:
 
 def _check_width(store: MomentStore, query: Query) -> None:
     if query.audio.shape[1] != store.settings.hidden_size:
-        raise QueryError(
+        raise SearchError(
             f"{query.name}: its vectors have {query.audio.shape[1]} values, those of {store.uri} "
             f"{store.settings.hidden_size}; embed it with the model of the index."
         )

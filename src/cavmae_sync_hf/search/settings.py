@@ -1,19 +1,17 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
 """With which model, processor and hop was an index made, and may this model search it or add to it?"""
 
-import hashlib
 import json
 import math
 import os
-import weakref
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-import torch
-
+from ..model.errors_cavmae_sync import SearchError
 from ..model.feature_extraction_cavmae_sync import FRAMES_PER_SECOND
+from ..provenance import weights_fingerprint
 
-__all__ = ["FORMAT", "IndexSettings", "SearchIndexError", "weights_fingerprint"]
+__all__ = ["FORMAT", "IndexSettings"]
 
 # Of the tables and of these settings; an index of another one is refused.
 FORMAT = 1
@@ -23,15 +21,6 @@ _PICTURE_SETTINGS = (
     "do_resize", "size", "resample", "exact_resize", "do_center_crop", "crop_size", "do_rescale", "rescale_factor",
     "do_normalize", "image_mean", "image_std", "do_convert_rgb",
 )  # fmt: skip
-# Values of the configuration that change vectors without showing in the weights.
-_ARCHITECTURE = (
-    "num_attention_heads", "hidden_act", "layer_norm_eps", "patch_size", "image_size", "position_embedding_type",
-    "use_global_tokens", "num_register_tokens", "num_joint_layers", "num_contrastive_head_layers",
-)  # fmt: skip
-
-
-class SearchIndexError(ValueError):
-    """An index cannot be used, or not with this model; the message names it, the reason and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -97,22 +86,22 @@ class IndexSettings:
             index: Name of the index, for messages.
 
         Raises:
-            SearchIndexError: The text is none, or of another version of this package.
+            SearchError: The text is none, or of another version of this package.
         """
         try:
             values = json.loads(text)
             version = values["format"]
         except (ValueError, TypeError, KeyError) as error:
-            raise SearchIndexError(f"{index}: its settings cannot be read; make the index anew.") from error
+            raise SearchError(f"{index}: its settings cannot be read; make the index anew.") from error
         if version != FORMAT:
-            raise SearchIndexError(
+            raise SearchError(
                 f"{index}: was written in format {version}, and this version of cavmae-sync-hf reads format {FORMAT}; "
                 "make the index anew, or use the version that wrote it."
             )
         try:
             return cls(**{item.name: values[item.name] for item in fields(cls)})
         except KeyError as error:
-            raise SearchIndexError(f"{index}: its settings lack {error}; make the index anew.") from error
+            raise SearchError(f"{index}: its settings lack {error}; make the index anew.") from error
 
     def check(self, other: "IndexSettings", index: str, *, adding: bool) -> None:
         """Refuse another model's vectors.
@@ -123,11 +112,11 @@ class IndexSettings:
             adding: Whether rows are to be added, which must lie as far apart as those that are there.
 
         Raises:
-            SearchIndexError: Its vectors cannot be compared with those in the index.
+            SearchError: Its vectors cannot be compared with those in the index.
         """
         purpose = "add to" if adding else "search"
         if other.weights != self.weights or other.hidden_size != self.hidden_size:
-            raise SearchIndexError(
+            raise SearchError(
                 f"{index}: was made with another model ({self.model or 'of no name'}, weights {self.weights[:12]}), "
                 f"whose vectors cannot be compared with those of this one ({other.model or 'of no name'}, weights "
                 f"{other.weights[:12]}). To {purpose} it, use that model, or make another index with this one."
@@ -135,13 +124,13 @@ class IndexSettings:
         different = sorted(name for name in self.processing if other.processing.get(name) != self.processing[name])
         if different:
             name = different[0]
-            raise SearchIndexError(
+            raise SearchError(
                 f"{index}: was made with other settings of the processor: {name} was {self.processing[name]!r} and is "
                 f"{other.processing.get(name)!r}. To {purpose} it, load the processor it was made with, or make "
                 "another index."
             )
         if adding and not math.isclose(other.hop, self.hop, rel_tol=1e-9):
-            raise SearchIndexError(
+            raise SearchError(
                 f"{index}: its moments lie {self.hop:g} s apart, not {other.hop:g} s; add with a hop of {self.hop:g}, "
                 "or make another index."
             )
@@ -151,30 +140,3 @@ def _place_of(model: Any) -> str:
     """Where a model was loaded from, as it can be found from any folder."""
     name = str(model.config._name_or_path or "")
     return os.path.abspath(name) if name and os.path.isdir(name) else name
-
-
-# Hashing a large model takes longer than a search; weights that change in place get another version.
-_known_fingerprints: weakref.WeakKeyDictionary[Any, tuple[int, str]] = weakref.WeakKeyDictionary()
-
-
-def weights_fingerprint(model: Any) -> str:
-    """Checksum of a model's encoder.
-
-    Weights count in bfloat16, so that an index made in half precision on a GPU can be searched in single precision
-    elsewhere: vectors of both agree to the precision in which they are stored.
-
-    Args:
-        model: Any of this package's models; heads and decoder do not count.
-    """
-    base = getattr(model, model.base_model_prefix, model)
-    version = sum(tensor._version for tensor in base.parameters() if not tensor.is_inference())
-    if _known_fingerprints.get(base, (-1, ""))[0] == version:
-        return _known_fingerprints[base][1]
-    architecture = [getattr(model.config, name) for name in _ARCHITECTURE]
-    digest = hashlib.sha256(json.dumps(architecture).encode())
-    for name, tensor in sorted(base.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        values = tensor.detach().cpu().to(torch.bfloat16).contiguous()
-        digest.update(values.view(torch.int16).numpy())
-    _known_fingerprints[base] = (version, digest.hexdigest())
-    return digest.hexdigest()

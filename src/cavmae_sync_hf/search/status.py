@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .settings import SearchIndexError
+from ..model.errors_cavmae_sync import SearchError
 from .store import MomentStore, open_index
 from .tables import as_matrix
 
@@ -31,7 +31,7 @@ def index_status(index: str | os.PathLike[str] | MomentStore, *, check: bool = F
         `problem` empty where there is none.
 
     Raises:
-        SearchIndexError: There is no index, or it cannot be read, or `check` finds it damaged.
+        SearchError: There is no index, or it cannot be read, or `check` finds it damaged.
     """
     store = open_index(index)
     entries = sorted(store.entries().values(), key=lambda entry: (entry.path, entry.start))
@@ -63,7 +63,7 @@ def _check(store: MomentStore) -> None:
     entries = store.entries()
     incomplete = [entries[key].path for key in store.incomplete()]
     if incomplete:
-        raise SearchIndexError(
+        raise SearchError(
             f"{store.uri}: {len(incomplete)} clips lack rows, such as {incomplete[0]}; run `cavmae-sync index` again, "
             "which mends them."
         )
@@ -72,6 +72,6 @@ def _check(store: MomentStore) -> None:
             vectors, _ = as_matrix(batch[side], store.settings.hidden_size)
             # Not a number is no length near 1, either.
             if len(vectors) and not np.all(np.abs(np.linalg.norm(vectors, axis=1) - 1) < _LENGTH_TOLERANCE):
-                raise SearchIndexError(
+                raise SearchError(
                     f"{store.uri}: holds {side} vectors that are not of length 1; it is damaged: make it anew."
                 )

@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from .settings import IndexSettings, SearchIndexError
+from ..model.errors_cavmae_sync import SearchError
+from .settings import IndexSettings
 from .tables import (
     ClipEntry,
     as_entry,
@@ -50,7 +51,7 @@ def open_index(index: Any) -> "MomentStore":
     """The index at an address, or the one that is handed in, brought up to date.
 
     Raises:
-        SearchIndexError: There is none, or it cannot be read.
+        SearchError: There is none, or it cannot be read.
     """
     if isinstance(index, MomentStore):
         index.refresh()
@@ -80,7 +81,7 @@ class MomentStore:
             storage_options: For the object store, such as its region; default: its own environment variables.
 
         Raises:
-            SearchIndexError: There is none, or it cannot be read.
+            SearchError: There is none, or it cannot be read.
         """
         name = _as_uri(uri)
         if "://" not in name:
@@ -89,7 +90,7 @@ class MomentStore:
             connection = _connect(name, storage_options)
             moments = _open_table(connection, MOMENTS)
         if moments is None:
-            raise SearchIndexError(f"{name}: holds no index; `cavmae-sync index SOURCE INDEX` makes one.")
+            raise SearchError(f"{name}: holds no index; `cavmae-sync index SOURCE INDEX` makes one.")
         return cls._assemble(name, connection, moments)
 
     @classmethod
@@ -107,7 +108,7 @@ class MomentStore:
             storage_options: As for `open`.
 
         Raises:
-            SearchIndexError: It was made with another model or hop, or cannot be read or written.
+            SearchError: It was made with another model or hop, or cannot be read or written.
         """
         name = _as_uri(uri)
         if "://" not in name:
@@ -130,7 +131,7 @@ class MomentStore:
         with _reading(name):
             metadata = moments.schema.metadata or {}
             if _METADATA_KEY not in metadata:
-                raise SearchIndexError(f"{name}: holds a table {MOMENTS!r} that cavmae-sync did not make.")
+                raise SearchError(f"{name}: holds a table {MOMENTS!r} that cavmae-sync did not make.")
             settings = IndexSettings.from_json(metadata[_METADATA_KEY], name)
             return cls(name, connection, moments, _open_table(connection, CLIPS), settings)
 
@@ -423,7 +424,7 @@ class MomentStore:
                 with _reading(self.uri):
                     change()
                     return
-            except SearchIndexError as error:
+            except SearchError as error:
                 words = str(error).lower()
                 if attempt + 1 == _COMMIT_ATTEMPTS or not any(word in words for word in _CONFLICT_WORDS):
                     raise
@@ -434,25 +435,25 @@ class MomentStore:
 def _as_uri(uri: str | os.PathLike[str]) -> str:
     name = os.fspath(uri)
     if not name:
-        raise SearchIndexError("The name of the index is empty; name a folder or an address.")
+        raise SearchError("The name of the index is empty; name a folder or an address.")
     return name if "://" in name else os.path.abspath(os.path.expanduser(name))
 
 
 def _check_folder(name: str, new: bool = False) -> None:
     """Say plainly what is wrong with a place on this machine; LanceDB would make an empty folder of it."""
     if "\0" in name:
-        raise SearchIndexError(f"{name!r}: no folder can have this name; name another.")
+        raise SearchError(f"{name!r}: no folder can have this name; name another.")
     if os.path.isfile(name):
-        raise SearchIndexError(f"{name}: is a file; an index is a folder.")
+        raise SearchError(f"{name}: is a file; an index is a folder.")
     if os.path.isdir(os.path.join(name, f"{MOMENTS}.lance")):
         return
     if not new:
         if not os.path.exists(name):
-            raise SearchIndexError(f"{name}: no such index; `cavmae-sync index SOURCE INDEX` makes one.")
-        raise SearchIndexError(f"{name}: holds no index; `cavmae-sync index SOURCE INDEX` makes one.")
+            raise SearchError(f"{name}: no such index; `cavmae-sync index SOURCE INDEX` makes one.")
+        raise SearchError(f"{name}: holds no index; `cavmae-sync index SOURCE INDEX` makes one.")
     # Another writer may have begun a moment ago: its tables appear under names that end in this.
     if os.path.isdir(name) and any(not item.endswith(".lance") for item in os.listdir(name)):
-        raise SearchIndexError(f"{name}: is a folder of other files; name a new or empty folder for the index.")
+        raise SearchError(f"{name}: is a folder of other files; name a new or empty folder for the index.")
 
 
 def _require_lancedb() -> Any:
@@ -507,7 +508,7 @@ def _portions(names: Sequence[str]) -> Iterator[Sequence[str]]:
 def _checked(name: str) -> str:
     """A name of this package's making, which cannot end a text in SQL."""
     if not name.replace("-", "").replace(":", "").isalnum():
-        raise SearchIndexError(f"The index names rows {name!r}, which cavmae-sync does not; make the index anew.")
+        raise SearchError(f"The index names rows {name!r}, which cavmae-sync does not; make the index anew.")
     return name
 
 
@@ -522,11 +523,11 @@ def _reading(name: str) -> Iterator[None]:
 
     try:
         yield
-    except (SearchIndexError, ImportError):
+    except (SearchError, ImportError):
         raise
     except (RuntimeError, OSError, ValueError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())
-        raise SearchIndexError(
+        raise SearchError(
             f"{name}: the index cannot be read or written ({reason}); if it is damaged, make it anew under another "
             "name."
         ) from error

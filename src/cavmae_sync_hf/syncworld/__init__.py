@@ -4,7 +4,7 @@
 `make_world` makes a split, `load_syncworld` and `read_truth` read it back, `contact_sheet` and `preview_page` show it.
 """
 
-from .build import WorldError, WorldSummary, make_world
+from .build import WorldSummary, make_world
 from .preview import contact_sheet, preview_page
 from .scene import PRESETS, WorldOptions, clip_frame_times, sample_scene, sounding_class_sets
 from .truth import load_syncworld, read_truth
@@ -13,7 +13,6 @@ from .voices import CLASS_NAMES
 __all__ = [
     "CLASS_NAMES",
     "PRESETS",
-    "WorldError",
     "WorldOptions",
     "WorldSummary",
     "clip_frame_times",

@@ -19,13 +19,14 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from ..data.locks import LockedError, exclusive
+from ..files import locked, usable_cores, write_text
+from ..model.errors_cavmae_sync import DataError, LockedError
 from .render import av, write_clip
 from .scene import MAX_SOUNDING, TRAIN_SPLIT, WorldOptions, sample_scene, sounding_class_sets
 from .truth import METADATA_NAME, clip_stem, read_truth, truth_record, write_parquet
 from .voices import CLASS_NAMES
 
-__all__ = ["WorldError", "WorldSummary", "make_clip", "make_world"]
+__all__ = ["WorldSummary", "make_clip", "make_world"]
 
 FORMAT_VERSION = 2  # 2: objects in random order, one room for both clips of a temporal pair
 OPTIONS_NAME = "world.json"
@@ -34,10 +35,6 @@ CARD_MARK = "pretty_name: SyncWorld"
 # The workers of a killed run notice within a second and finish their clip; their lock goes with them.
 LOCK_PATIENCE = 3.0
 CHUNK = 4  # clips handed to a worker at a time: few enough to share out evenly, many enough to keep it busy
-
-
-class WorldError(ValueError):
-    """A world cannot be made; the message names the folder or value and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -120,14 +117,14 @@ def make_world(
         raise ImportError("Making a SyncWorld needs PyAV; run `pip install av`.")
     _check_clips(options, clips)
     if workers is not None and workers < 1:
-        raise WorldError(f"workers must be at least 1, got {workers}; leave it out for one per core.")
+        raise DataError(f"workers must be at least 1, got {workers}; leave it out for one per core.")
     folder = Path(out) / split
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with exclusive(folder.parent / f".{split}.lock", folder, patience=LOCK_PATIENCE):
-            made = _make_split(folder, options, clips, workers or _usable_cores(), progress)
+        with locked(folder.parent / f".{split}.lock", folder, patience=LOCK_PATIENCE):
+            made = _make_split(folder, options, clips, workers or usable_cores(), progress)
     except LockedError as error:
-        raise WorldError(str(error)) from error
+        raise DataError(str(error)) from error
     return WorldSummary(folder, clips, made, time.perf_counter() - began)
 
 
@@ -166,20 +163,20 @@ def make_clip(folder: Path, options: WorldOptions, index: int) -> None:
         os.replace(partial, folder / f"{stem}.mp4")
     finally:
         partial.unlink(missing_ok=True)
-    _write_whole(folder / f"{stem}.json", json.dumps(truth_record(scene, options, boxes), separators=(",", ":")))
+    write_text(folder / f"{stem}.json", json.dumps(truth_record(scene, options, boxes), separators=(",", ":")))
 
 
 def _check_clips(options: WorldOptions, clips: int) -> None:
     """Refuse counts that would cut a pair in two or repeat a set of classes."""
     if clips < 1:
-        raise WorldError(f"A split needs at least one clip, got {clips}.")
+        raise DataError(f"A split needs at least one clip, got {clips}.")
     if options.preset == "temporal" and clips % 2:
-        raise WorldError(f"Temporal clips come in pairs; {clips} would cut the last pair, use {clips + 1}.")
+        raise DataError(f"Temporal clips come in pairs; {clips} would cut the last pair, use {clips + 1}.")
     if options.preset == "mixed" and clips % 4 == 3:
-        raise WorldError(f"{clips} mixed clips would cut the last temporal pair; use {clips + 1}.")
+        raise DataError(f"{clips} mixed clips would cut the last temporal pair; use {clips + 1}.")
     most = len(sounding_class_sets())
     if options.preset == "semantic" and options.is_evaluation and clips > most:
-        raise WorldError(
+        raise DataError(
             f"A semantic evaluation split holds one clip for each of the {most} sets of sounding classes, {clips} "
             f"were asked for; use at most {most}, or split='train' for clips that repeat sets."
         )
@@ -193,28 +190,28 @@ def _claim_folder(folder: Path, options: WorldOptions, clips: int) -> None:
     path = folder / OPTIONS_NAME
     if not path.exists():
         if any(folder.iterdir()):
-            raise WorldError(f"{folder} is not empty and no SyncWorld split (no {OPTIONS_NAME}); name another folder.")
-        _write_whole(path, json.dumps(wanted, indent=1) + "\n")
+            raise DataError(f"{folder} is not empty and no SyncWorld split (no {OPTIONS_NAME}); name another folder.")
+        write_text(path, json.dumps(wanted, indent=1) + "\n")
         return
     try:
         present = json.loads(path.read_text(encoding="utf-8"))
         before = present["options"]
     except (ValueError, KeyError, TypeError) as error:
-        raise WorldError(f"{path} does not describe a SyncWorld split ({error!r}); name another folder.") from error
+        raise DataError(f"{path} does not describe a SyncWorld split ({error!r}); name another folder.") from error
     if present != wanted:
         now = options.to_dict()
         changes = [f"{name} {before.get(name)!r} -> {now[name]!r}" for name in now if before.get(name) != now[name]]
         if not changes:
-            raise WorldError(
+            raise DataError(
                 f"{folder} was made by another version of SyncWorld (format {present.get('format_version')!r}, "
                 f"this is {FORMAT_VERSION}); remove it, or name another folder or split."
             )
-        raise WorldError(
+        raise DataError(
             f"{folder} was made with other settings ({', '.join(changes)}); "
             "continue with the same ones, or name another folder or split."
         )
     if any(int(file.stem) >= clips for file in folder.glob("[0-9]*.json")):
-        raise WorldError(f"{folder} already has more than {clips} clips; ask for as many or remove it first.")
+        raise DataError(f"{folder} already has more than {clips} clips; ask for as many or remove it first.")
 
 
 def _remove_partial(folder: Path) -> None:
@@ -226,17 +223,6 @@ def _remove_partial(folder: Path) -> None:
 def _is_whole(folder: Path, index: int) -> bool:
     stem = clip_stem(index)
     return (folder / f"{stem}.json").is_file() and (folder / f"{stem}.mp4").is_file()
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write a small file so that it is there as a whole or not at all."""
-    partial = path.with_name(f"{PARTIAL}{path.name}-{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _make_here(folder: Path, options: WorldOptions, missing: list[int], workers: int) -> Generator[int, None, None]:
@@ -328,7 +314,7 @@ def _finish(folder: Path) -> None:
         os.replace(partial, path)
     card = folder.parent / "README.md"
     if not card.exists() or CARD_MARK in card.read_text(encoding="utf-8", errors="replace"):
-        _write_whole(card, _card(folder.parent))  # never over a text of someone else's
+        write_text(card, _card(folder.parent))  # never over a text of someone else's
 
 
 def _card(world: Path) -> str:

@@ -1,9 +1,9 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
 """How are the models trained? Arguments, data sets, initial weights and the Trainer, for scripts of any kind."""
 
-from .arguments import DataArguments, ModelArguments, PretrainingArguments, RecipeError, RunArguments, parse_arguments
-from .averaging import AveragingError, average_checkpoints, average_weights, checkpoints_of_epochs
-from .base import CavMaeSyncBaseTrainer, EpochSampler, NonFiniteLossError, last_checkpoint
+from .arguments import DataArguments, ModelArguments, PretrainingArguments, RunArguments, parse_arguments
+from .averaging import average_checkpoints, average_weights, checkpoints_of_epochs
+from .base import CavMaeSyncBaseTrainer, EpochSampler, last_checkpoint
 from .callbacks import SaveOnSignal
 from .classification import CavMaeSyncClassificationTrainer
 from .classification_arguments import ClassificationArguments, ClassificationModelArguments
@@ -19,7 +19,6 @@ from .sets import EvaluationSet, InMemoryDataset, augmentation_options, build_se
 from .trainer import CavMaeSyncTrainer
 
 __all__ = [
-    "AveragingError",
     "CavMaeSyncBaseTrainer",
     "CavMaeSyncClassificationTrainer",
     "CavMaeSyncTrainer",
@@ -32,10 +31,8 @@ __all__ = [
     "InMemoryDataset",
     "LabelSpace",
     "ModelArguments",
-    "NonFiniteLossError",
     "Predictions",
     "PretrainingArguments",
-    "RecipeError",
     "RunArguments",
     "SaveOnSignal",
     "StartingPoint",

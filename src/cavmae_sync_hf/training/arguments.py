@@ -12,18 +12,9 @@ from typing import Any, Literal
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
-__all__ = [
-    "DataArguments",
-    "ModelArguments",
-    "PretrainingArguments",
-    "RecipeError",
-    "RunArguments",
-    "parse_arguments",
-]
+from ..model.errors_cavmae_sync import TrainingError
 
-
-class RecipeError(ValueError):
-    """A recipe or flag cannot be used; the message names the file, the key and what would do."""
+__all__ = ["DataArguments", "ModelArguments", "PretrainingArguments", "RunArguments", "parse_arguments"]
 
 
 def _help(text: str) -> dict[str, str]:
@@ -108,9 +99,9 @@ class DataArguments:
         if isinstance(self.augmentation, str) and self.augmentation.lstrip().startswith("{"):
             self.augmentation = _mapping("augmentation", self.augmentation)
         if self.frames_per_clip < 1:
-            raise RecipeError(f"`frames_per_clip` is {self.frames_per_clip}; it must be at least 1 (published: 1).")
+            raise TrainingError(f"`frames_per_clip` is {self.frames_per_clip}; it must be at least 1 (published: 1).")
         if self.streaming and self.in_memory:
-            raise RecipeError("`streaming` and `in_memory` are both on; take one of them.")
+            raise TrainingError("`streaming` and `in_memory` are both on; take one of them.")
 
 
 @dataclass
@@ -153,9 +144,9 @@ class RunArguments(TrainingArguments):
         if self.step_decay:
             wrong = set(self.step_decay) ^ {"start", "every", "factor"}
             if wrong:
-                raise RecipeError(f"`step_decay` has {sorted(self.step_decay)}; it needs start, every and factor.")
+                raise TrainingError(f"`step_decay` has {sorted(self.step_decay)}; it needs start, every and factor.")
         if self.remove_unused_columns:
-            raise RecipeError("`remove_unused_columns` would remove the samples' content; leave it off.")
+            raise TrainingError("`remove_unused_columns` would remove the samples' content; leave it off.")
         if not self.dataloader_num_workers:
             # What only worker processes can have; a recipe names it, a flag takes the workers away.
             self.dataloader_multiprocessing_context = self.dataloader_prefetch_factor = None
@@ -188,9 +179,9 @@ class PretrainingArguments(RunArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.contrast_chunk_size < 0:
-            raise RecipeError(f"`contrast_chunk_size` is {self.contrast_chunk_size}; use 0 (all at once) or more.")
+            raise TrainingError(f"`contrast_chunk_size` is {self.contrast_chunk_size}; use 0 (all at once) or more.")
         if not 0 <= self.teacher_momentum < 1:
-            raise RecipeError(f"`teacher_momentum` is {self.teacher_momentum}; use 0 (none) or more, below 1.")
+            raise TrainingError(f"`teacher_momentum` is {self.teacher_momentum}; use 0 (none) or more, below 1.")
 
 
 def parse_arguments(
@@ -209,7 +200,7 @@ def parse_arguments(
         One object of each kind.
 
     Raises:
-        RecipeError: The recipe cannot be read, or names a key that is no field.
+        TrainingError: The recipe cannot be read, or names a key that is no field.
         SystemExit: A flag is wrong or `--help` was asked for.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -231,20 +222,20 @@ def read_recipe(path: str | Path, kinds: Sequence[type]) -> dict[str, Any]:
     """The settings of a YAML recipe, their names checked.
 
     Raises:
-        RecipeError: The file cannot be read, is no mapping, or names a key that is no field of `kinds`.
+        TrainingError: The file cannot be read, is no mapping, or names a key that is no field of `kinds`.
     """
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: cannot be read as a YAML recipe ({error}).") from error
+        raise TrainingError(f"{path}: cannot be read as a YAML recipe ({error}).") from error
     if not isinstance(values, dict):
-        raise RecipeError(f"{path}: a recipe is a YAML mapping of settings, this is a {type(values).__name__}.")
+        raise TrainingError(f"{path}: a recipe is a YAML mapping of settings, this is a {type(values).__name__}.")
     known = {item.name: item for kind in kinds for item in fields(kind) if item.init}
     for name, value in values.items():
         if name not in known:
             near = difflib.get_close_matches(str(name), known, n=1)
             hint = f"did you mean `{near[0]}`?" if near else "see --help-all for all of them."
-            raise RecipeError(f"{path}: `{name}` is no setting; {hint}")
+            raise TrainingError(f"{path}: `{name}` is no setting; {hint}")
         # YAML 1.1 takes 1e-3 for a text; the argument parser makes numbers of texts, but not of lists or mappings.
         values[name] = _numbers(value) if isinstance(value, dict | list) else value
     return values
@@ -270,7 +261,7 @@ def _mapping(name: str, value: Any) -> dict[str, Any] | None:
         try:
             value = json.loads(value)
         except json.JSONDecodeError as error:
-            raise RecipeError(f"`{name}` is {value!r}, which is no JSON ({error}).") from error
+            raise TrainingError(f"`{name}` is {value!r}, which is no JSON ({error}).") from error
     if value is not None and not isinstance(value, dict):
-        raise RecipeError(f'`{name}` is {value!r}; it must be a mapping, such as {{"key": value}}.')
+        raise TrainingError(f'`{name}` is {value!r}; it must be a mapping, such as {{"key": value}}.')
     return value

@@ -16,16 +16,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-__all__ = ["AveragingError", "average_checkpoints", "average_weights", "checkpoints_of_epochs"]
+from ..model.errors_cavmae_sync import TrainingError
+
+__all__ = ["average_checkpoints", "average_weights", "checkpoints_of_epochs"]
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 # What belongs to a run and not to the model.
 _RUN_FILES = ("optimizer.*", "scheduler.*", "rng_state*", "trainer_state.json", "training_args.bin", "data_state.json",
               "scaler.pt", "README.md", "model*.safetensors*")  # fmt: skip
-
-
-class AveragingError(ValueError):
-    """Checkpoints cannot be averaged; the message names the folder and what would do."""
 
 
 def checkpoints_of_epochs(output_dir: str | os.PathLike[str], first: int, last: int) -> list[Path]:
@@ -37,7 +35,7 @@ def checkpoints_of_epochs(output_dir: str | os.PathLike[str], first: int, last: 
         last: As `first`.
 
     Raises:
-        AveragingError: There is no checkpoint of one of these epochs.
+        TrainingError: There is no checkpoint of one of these epochs.
     """
     found: dict[int, Path] = {}
     for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
@@ -49,7 +47,7 @@ def checkpoints_of_epochs(output_dir: str | os.PathLike[str], first: int, last: 
             found[round(epoch)] = folder
     missing = [str(epoch) for epoch in range(first, last + 1) if epoch not in found]
     if missing:
-        raise AveragingError(
+        raise TrainingError(
             f"{output_dir}: holds no checkpoint of the end of epoch {', '.join(missing)} (but of "
             f"{', '.join(map(str, sorted(found))) or 'none'}); train with `save_strategy: epoch` and a "
             "`save_total_limit` that keeps them."
@@ -72,17 +70,17 @@ def average_weights(
         Name -> mean, in the checkpoints' own precision.
 
     Raises:
-        AveragingError: A folder holds no whole model, or a model of other weights than the first.
+        TrainingError: A folder holds no whole model, or a model of other weights than the first.
     """
     if not folders:
-        raise AveragingError("There are no checkpoints to average.")
+        raise TrainingError("There are no checkpoints to average.")
     with ExitStack() as stack:
         readers = [_open(Path(folder), stack) for folder in folders]
         names = sorted(readers[0])
         for folder, reader in zip(folders, readers, strict=True):
             other = sorted(set(reader) ^ set(names))
             if other:
-                raise AveragingError(f"{folder}: has other weights than {folders[0]}: {', '.join(other[:5])}.")
+                raise TrainingError(f"{folder}: has other weights than {folders[0]}: {', '.join(other[:5])}.")
         means = {}
         for done, name in enumerate(names, 1):
             means[name] = _mean(name, [reader[name].get_tensor(name) for reader in readers], folders)
@@ -109,11 +107,11 @@ def average_checkpoints(
         The folder; `from_pretrained` takes it.
 
     Raises:
-        AveragingError: As of `average_weights`, or `out` holds something.
+        TrainingError: As of `average_weights`, or `out` holds something.
     """
     target = Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise AveragingError(f"{target}: already exists and is not an empty folder; name another one, or remove it.")
+        raise TrainingError(f"{target}: already exists and is not an empty folder; name another one, or remove it.")
     means = average_weights(folders, progress)
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
@@ -141,11 +139,11 @@ def _open(folder: Path, stack: ExitStack) -> dict[str, Any]:
         reader = _reader(folder / _WEIGHTS, stack)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         if (folder / "adapter_config.json").is_file():
-            raise AveragingError(
+            raise TrainingError(
                 f"{folder}: holds low-rank changes (LoRA) and no whole model; their mean is not the change to the "
                 "mean. Merge each into a model first, or train without LoRA."
             ) from error
-        raise AveragingError(f"{folder}: holds no whole model ({error}); name folders of saved models.") from error
+        raise TrainingError(f"{folder}: holds no whole model ({error}); name folders of saved models.") from error
     return dict.fromkeys(reader.keys(), reader)
 
 
@@ -157,12 +155,12 @@ def _mean(name: str, tensors: list[Tensor], folders: Sequence[str | os.PathLike[
     first = tensors[0]
     for folder, tensor in zip(folders, tensors, strict=True):
         if tensor.shape != first.shape:
-            raise AveragingError(
+            raise TrainingError(
                 f"{folder}: `{name}` has shape {tuple(tensor.shape)}, in {folders[0]} {tuple(first.shape)}; average "
                 "checkpoints of one model."
             )
         if not first.is_floating_point() and not torch.equal(tensor, first):
-            raise AveragingError(f"{folder}: `{name}` holds other numbers than in {folders[0]} and has no mean.")
+            raise TrainingError(f"{folder}: `{name}` holds other numbers than in {folders[0]} and has no mean.")
     if not first.is_floating_point():
         return first
     total = torch.zeros(first.shape, dtype=torch.float64)

@@ -26,6 +26,7 @@ from transformers.utils import logging
 
 from ..data.augmentation import make_generator
 from ..data.streaming import CavMaeSyncStreamingDataset, StreamingLoader
+from ..model.errors_cavmae_sync import NonFiniteLossError
 from ..model_card import CardDetails, create_model_card
 from .arguments import RunArguments
 from .callbacks import SaveOnSignal
@@ -34,24 +35,12 @@ from .lora import plain_model
 from .meter import SpeedMeter, memory_in_use
 from .sets import EvaluationSet
 
-__all__ = ["CavMaeSyncBaseTrainer", "EpochSampler", "NonFiniteLossError", "last_checkpoint"]
+__all__ = ["CavMaeSyncBaseTrainer", "EpochSampler", "last_checkpoint"]
 
 _logger = logging.get_logger(__name__)
 
 _DATA_STATE = "data_state.json"
 _TRAINER_STATE = "trainer_state.json"
-
-
-class NonFiniteLossError(FloatingPointError):
-    """A loss was NaN or infinite; the message names the clips, the step and the last checkpoint.
-
-    Attributes:
-        clip_ids: The clips of the batch that are to blame, or all of them where none can be told.
-    """
-
-    def __init__(self, message: str, clip_ids: list[str]) -> None:
-        super().__init__(message)
-        self.clip_ids = clip_ids
 
 
 class EpochSampler(Sampler[int]):

@@ -231,7 +231,7 @@ class CavMaeSyncClassificationTrainer(CavMaeSyncBaseTrainer):
         """Give the model, whose weights must not be sharded, the mean of several checkpoints' weights.
 
         Raises:
-            AveragingError: The checkpoints do not belong together.
+            TrainingError: The checkpoints do not belong together.
         """
         model = self.accelerator.unwrap_model(self.model_wrapped, keep_torch_compile=False)
         model.load_state_dict(average_weights(folders))

@@ -4,7 +4,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from .arguments import ModelArguments, RecipeError, RunArguments
+from ..model.errors_cavmae_sync import TrainingError
+from .arguments import ModelArguments, RunArguments
 from .arguments import _help as help_text
 
 __all__ = ["ClassificationArguments", "ClassificationModelArguments"]
@@ -62,16 +63,18 @@ class ClassificationModelArguments(ModelArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.from_scratch and not self.init_from:
-            raise RecipeError(
+            raise TrainingError(
                 "`from_scratch` takes the sizes of `init_from`, which is empty; name a model or drop it."
             )
         if self.lora_rank < 0 or not 0 <= self.lora_dropout < 1:
-            raise RecipeError(
+            raise TrainingError(
                 f"`lora_rank` is {self.lora_rank} and `lora_dropout` {self.lora_dropout}; use a rank of 0 (none) or "
                 "more, and a dropout of 0 or more, below 1."
             )
         if self.lora_rank and self.freeze != "none":
-            raise RecipeError("`lora_rank` leaves the encoder's own weights as they are already; leave `freeze` out.")
+            raise TrainingError(
+                "`lora_rank` leaves the encoder's own weights as they are already; leave `freeze` out."
+            )
 
 
 @dataclass
@@ -99,9 +102,11 @@ class ClassificationArguments(RunArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.head_lr_multiple <= 0:
-            raise RecipeError(f"`head_lr_multiple` is {self.head_lr_multiple}; it must be positive.")
+            raise TrainingError(f"`head_lr_multiple` is {self.head_lr_multiple}; it must be positive.")
         if self.label_smoothing_factor:
-            raise RecipeError("`label_smoothing_factor` has no effect here; use `label_smoothing` of `augmentation`.")
+            raise TrainingError(
+                "`label_smoothing_factor` has no effect here; use `label_smoothing` of `augmentation`."
+            )
         if self.average_epochs in ([0], []):
             self.average_epochs = None
         if self.average_epochs is not None:
@@ -109,21 +114,23 @@ class ClassificationArguments(RunArguments):
 
     def _check_average(self, epochs: list[int]) -> None:
         if len(epochs) != 2 or not 1 <= epochs[0] <= epochs[1]:
-            raise RecipeError(f"`average_epochs` is {epochs}; give the first and the last epoch, such as 3 15.")
+            raise TrainingError(f"`average_epochs` is {epochs}; give the first and the last epoch, such as 3 15.")
         first, last = epochs
         if self.max_steps > 0 or last > self.num_train_epochs:
             length = f"{self.max_steps} steps" if self.max_steps > 0 else f"{self.num_train_epochs:g} epochs"
-            raise RecipeError(
+            raise TrainingError(
                 f"`average_epochs` goes to epoch {last}, the training has {length}; raise `num_train_epochs` "
                 "(and leave `max_steps` out), or average fewer."
             )
         if self.save_strategy != "epoch":
-            raise RecipeError("`average_epochs` takes the checkpoints of epochs; set `save_strategy: epoch`.")
+            raise TrainingError("`average_epochs` takes the checkpoints of epochs; set `save_strategy: epoch`.")
         kept, needed = self.save_total_limit, int(self.num_train_epochs) - first + 1
         if kept is not None and kept < needed:
-            raise RecipeError(
+            raise TrainingError(
                 f"`save_total_limit` of {kept} deletes checkpoints that `average_epochs` needs; raise it to {needed}, "
                 "or leave it out."
             )
         if self.load_best_model_at_end:
-            raise RecipeError("`average_epochs` and `load_best_model_at_end` both choose the final weights; take one.")
+            raise TrainingError(
+                "`average_epochs` and `load_best_model_at_end` both choose the final weights; take one."
+            )

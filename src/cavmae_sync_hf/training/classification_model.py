@@ -18,9 +18,9 @@ from ..convert.settings import Family
 from ..data.tables import read_vocabulary
 from ..model.classification_cavmae_sync import CavMaeSyncForAudioVisualClassification
 from ..model.configuration_cavmae_sync import CavMaeSyncConfig
+from ..model.errors_cavmae_sync import TrainingError
 from ..model.modeling_cavmae_sync import CavMaeSyncModel
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
-from .arguments import RecipeError
 from .classification_arguments import ClassificationModelArguments
 from .freezing import freeze_encoder, freeze_idle
 from .initialization import _differences, _is_foreign, _own, _own_processor
@@ -111,11 +111,11 @@ def find_labels(
         problem_type: Default: a single label where every training clip has exactly one.
 
     Raises:
-        RecipeError: There are no labels, or those of the sets contradict each other or the problem type.
+        TrainingError: There are no labels, or those of the sets contradict each other or the problem type.
     """
     labels = train_set.source.labels()
     if not any(labels):
-        raise RecipeError("No training clip has a label; prepare the set with labels.")
+        raise TrainingError("No training clip has a label; prepare the set with labels.")
     vocabulary = read_vocabulary(names_file)
     names = train_set.source.label_names if vocabulary is None else vocabulary.names
     largest = max(max(clip, default=0) for clip in labels)
@@ -130,7 +130,7 @@ def find_labels(
         own = source.label_names
         if vocabulary is None and own is not None and names is not None and list(own) != list(names):
             odd = sorted(set(own) ^ set(names))[:5] or ["the same names in another order"]
-            raise RecipeError(
+            raise TrainingError(
                 f"The evaluation set {name!r} has other classes than the training set ({', '.join(odd)}); prepare "
                 "both with the same label names."
             )
@@ -140,13 +140,13 @@ def find_labels(
 
 def _check_labels(who: str, labels: list[list[int]], space: LabelSpace) -> None:
     if not any(labels):
-        raise RecipeError(f"{who} has no labels; prepare it with labels, or leave it out.")
+        raise TrainingError(f"{who} has no labels; prepare it with labels, or leave it out.")
     largest = max(max(clip, default=0) for clip in labels)
     if largest >= space.count:
-        raise RecipeError(f"{who} has a label {largest}, and there are {space.count} classes; correct the names.")
+        raise TrainingError(f"{who} has a label {largest}, and there are {space.count} classes; correct the names.")
     odd = next((clip for clip in labels if len(set(clip)) != 1), None)
     if space.problem_type == "single_label_classification" and odd is not None:
-        raise RecipeError(
+        raise TrainingError(
             f"{who} has a clip with {len(set(odd))} labels; single-label classification needs exactly one each. Use "
             "`problem_type: multi_label_classification`."
         )

@@ -19,17 +19,15 @@ from torch.utils.data import DataLoader, Subset
 
 from ..data.collator import CavMaeSyncCollator
 from ..data.dataset import CavMaeSyncDataset
-from ..inference.features import Feature, choose_features, encode_moments, model_fingerprint
+from ..inference.features import Feature, choose_features, encode_moments
+from ..model.errors_cavmae_sync import TrainingError
+from ..provenance import model_fingerprint
 
-__all__ = ["CacheError", "cached_features"]
+__all__ = ["cached_features"]
 
 _INDEX_NAME, _PARTIAL = "index.json", "partial-"
 _FORMAT, _FORMAT_VERSION = "cavmae-sync-clip-features", 1
 _CLIPS_PER_PART = 256
-
-
-class CacheError(ValueError):
-    """The folder holds features of something else; the message says of what and what would do."""
 
 
 def cached_features(
@@ -65,7 +63,7 @@ def cached_features(
         Feature name -> `(clips, hidden)` float32; NaN for clips that have no sound or picture for it.
 
     Raises:
-        CacheError: The folder holds features of another model, set or choice, and `refresh` is off.
+        TrainingError: The folder holds features of another model, set or choice, and `refresh` is off.
         ValueError: A clip cannot be read.
     """
     if dataset.maker.frames != "all" or dataset.maker.augmentation is not None:
@@ -145,16 +143,16 @@ class _Cache:
     def open(self, refresh: bool) -> None:
         """Make the folder ours, or find that it is."""
         if self.folder.exists() and not self.folder.is_dir():
-            raise CacheError(f"{self.folder}: is a file; name a folder for the cache.")
+            raise TrainingError(f"{self.folder}: is a file; name a folder for the cache.")
         index = self._read_index()
         if index is None and self.folder.is_dir() and any(self.folder.iterdir()):
-            raise CacheError(f"{self.folder}: holds other files; name a new folder for the cache.")
+            raise TrainingError(f"{self.folder}: holds other files; name a new folder for the cache.")
         self.folder.mkdir(parents=True, exist_ok=True)
         for left in self.folder.glob(f"{_PARTIAL}*"):
             left.unlink(missing_ok=True)
         fault = None if index is None else self._fault(index)
         if fault is not None and not refresh:
-            raise CacheError(
+            raise TrainingError(
                 f"{self.folder}: holds {fault}. Name another folder (`cache_dir`), or have it made anew "
                 "(`refresh_cache`)."
             )
@@ -203,7 +201,7 @@ class _Cache:
                     for name, rows in columns.items():
                         rows.append(values[name])
             except (OSError, ValueError, KeyError) as error:
-                raise CacheError(f"{path}: cannot be read ({error}); delete it and run again.") from error
+                raise TrainingError(f"{path}: cannot be read ({error}); delete it and run again.") from error
         return {name: np.concatenate(rows) for name, rows in columns.items()}
 
     def _part(self, part: int) -> Path:

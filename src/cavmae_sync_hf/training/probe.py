@@ -2,8 +2,6 @@
 """How much of the classes can be read off a frozen model's features? The linear probe as a run with a recipe."""
 
 import copy
-import json
-import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,12 +12,12 @@ import numpy as np
 import torch
 
 from ..data.dataset import CavMaeSyncDataset
-from ..data.samples import write_whole
-from ..evaluation.results import checkpoint_record, software_versions
+from ..files import write_json
 from ..inference.features import choose_features
 from ..inference.loading import load_model
+from ..model.errors_cavmae_sync import TrainingError
 from ..model.modeling_cavmae_sync import CavMaeSyncModel
-from .arguments import RecipeError
+from ..provenance import checkpoint_record, software_versions
 from .arguments import _help as help_text
 from .arguments import _mapping as as_mapping
 from .classification_model import LabelSpace, find_labels
@@ -106,9 +104,9 @@ class ProbeArguments:
             setattr(self, name, as_mapping(name, getattr(self, name)))
         unknown = sorted(set(self.baselines) - set(BASELINES))
         if unknown:
-            raise RecipeError(f"`baselines` has {unknown[0]!r}; there are {' and '.join(BASELINES)}.")
+            raise TrainingError(f"`baselines` has {unknown[0]!r}; there are {' and '.join(BASELINES)}.")
         if not self.features:
-            raise RecipeError("`features` is empty; name what is to be probed, such as a, v and a+v.")
+            raise TrainingError("`features` is empty; name what is to be probed, such as a, v and a+v.")
 
 
 def run_probe(
@@ -205,7 +203,7 @@ def _fit_all(
 
 def _model(arguments: ProbeArguments, process: Any) -> tuple[Any, Any]:
     if arguments.model is None:
-        raise RecipeError("There is nothing to probe; name a `model`.")
+        raise TrainingError("There is nothing to probe; name a `model`.")
     device: Any = arguments.device
     if device is None:
         device = process.device if process is not None else "cuda" if torch.cuda.is_available() else "cpu"
@@ -234,14 +232,14 @@ def _sources(arguments: ProbeArguments, processor: Any, is_main: bool) -> tuple[
         made, made_evaluation = make_syncworld(settings, extractor.num_frames, extractor.alignment, is_main)
         train, evaluation = train or made, evaluation or made_evaluation
     if train is None:
-        raise RecipeError("There is nothing to fit the probe to; name `train_data`, or a `syncworld` to make.")
+        raise TrainingError("There is nothing to fit the probe to; name `train_data`, or a `syncworld` to make.")
     if not evaluation:
-        raise RecipeError("There is nothing to evaluate the probe on; name `eval_data`.")
+        raise TrainingError("There is nothing to evaluate the probe on; name `eval_data`.")
     if "train" in evaluation:
-        raise RecipeError("An evaluation set is called 'train'; give it another name.")
+        raise TrainingError("An evaluation set is called 'train'; give it another name.")
     wrong = [name for name in evaluation if os.path.basename(name) != name or name in ("", ".", "..")]
     if wrong:
-        raise RecipeError(f"An evaluation set is called {wrong[0]!r}, which is no name of a folder; choose another.")
+        raise TrainingError(f"An evaluation set is called {wrong[0]!r}, which is no name of a folder; choose another.")
     return train, evaluation
 
 
@@ -295,12 +293,6 @@ def _write(
         "held_out": arguments.held_out,
         "seed": arguments.seed,
         "versions": software_versions(),
-        "rows": [{key: _plain(value) for key, value in row.items()} for row in rows],
+        "rows": rows,
     }
-    text = json.dumps(record, indent=1, allow_nan=False) + "\n"
-    write_whole(folder / "metrics.json", text.encode(), folder)
-
-
-def _plain(value: Any) -> Any:
-    """A value as JSON has it; infinite figures become nothing."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    write_json(folder / "metrics.json", record)

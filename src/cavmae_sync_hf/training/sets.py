@@ -1,7 +1,6 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
 """Which data sets does a run train and evaluate on, and how do they come to be?"""
 
-import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,9 +17,11 @@ from ..data.clips import Clip, Clips, FrameChooser
 from ..data.dataset import CavMaeSyncDataset, Frames
 from ..data.prepare import prepare
 from ..data.streaming import CavMaeSyncStreamingDataset
+from ..files import usable_cores
 from ..metrics.localization import boxes_in_view
+from ..model.errors_cavmae_sync import TrainingError
 from ..syncworld import clip_frame_times, make_world, read_truth
-from .arguments import DataArguments, RecipeError
+from .arguments import DataArguments
 
 __all__ = ["EvaluationSet", "InMemoryDataset", "augmentation_options", "build_sets", "make_syncworld"]
 
@@ -71,7 +72,7 @@ class InMemoryDataset(CavMaeSyncDataset):
         threads: int | None = None,
     ) -> None:
         super().__init__(source, processor, frames=frames, augmentation=augmentation, seed=seed)
-        self.source = _KeptClips(self.source, threads or len(os.sched_getaffinity(0)))
+        self.source = _KeptClips(self.source, threads or usable_cores())
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """Several samples, as `__getitem__` gives each."""
@@ -151,17 +152,17 @@ def augmentation_options(value: Any) -> AugmentationOptions | None:
     """Options from the name of a preset or from settings; `None` where nothing is varied.
 
     Raises:
-        RecipeError: The name is that of no preset, or a setting is unknown.
+        TrainingError: The name is that of no preset, or a setting is unknown.
     """
     if value is None or value == "none":
         return None
     if isinstance(value, str):
         if value not in AUGMENTATION_PRESETS:
-            raise RecipeError(f"`augmentation` is {value!r}; presets are {', '.join(AUGMENTATION_PRESETS)}.")
+            raise TrainingError(f"`augmentation` is {value!r}; presets are {', '.join(AUGMENTATION_PRESETS)}.")
         return AUGMENTATION_PRESETS[value]
     unknown = set(value) - {item.name for item in fields(AugmentationOptions)}
     if unknown:
-        raise RecipeError(f"`augmentation` has {', '.join(sorted(unknown))}; no such settings.")
+        raise TrainingError(f"`augmentation` has {', '.join(sorted(unknown))}; no such settings.")
     settings: dict[str, Any] = {
         name: tuple(setting) if isinstance(setting, list) else setting for name, setting in value.items()
     }
@@ -180,14 +181,14 @@ def make_syncworld(
         is_main: Whether this process makes them; the others must wait until it has.
 
     Raises:
-        RecipeError: `folder` is missing.
-        WorldError: The folder holds another world.
+        TrainingError: `folder` is missing.
+        DataError: The folder holds another world.
     """
     options = dict(settings)
     try:
         folder = Path(options.pop("folder")).expanduser()
     except KeyError:
-        raise RecipeError("`syncworld` needs `folder`, where the world is, or is to be made.") from None
+        raise TrainingError("`syncworld` needs `folder`, where the world is, or is to be made.") from None
     counts = {"train": int(options.pop("train", 1000))}
     counts |= {name: int(count) for name in _EVALUATION_SPLITS if (count := options.pop(name, 0))}
     preset = options.pop("preset", "mixed")
@@ -219,7 +220,7 @@ def build_sets(
         is_main: Whether this process makes a SyncWorld where one is asked for.
 
     Raises:
-        RecipeError: There is no training set.
+        TrainingError: There is no training set.
         ValueError: A source cannot be used.
     """
     settings: Any = arguments.syncworld
@@ -230,7 +231,7 @@ def build_sets(
         made, made_evaluation = make_syncworld(settings, extractor.num_frames, extractor.alignment, is_main)
         train, evaluation = train or made, evaluation or made_evaluation
     if train is None:
-        raise RecipeError("There is nothing to train on; name `train_data`, or a `syncworld` to make.")
+        raise TrainingError("There is nothing to train on; name `train_data`, or a `syncworld` to make.")
     options: dict[str, Any] = {"augmentation": augmentation_options(arguments.augmentation), "seed": seed}
     train_set: Any
     if arguments.streaming:

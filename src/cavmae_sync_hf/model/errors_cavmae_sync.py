@@ -1,0 +1,195 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""Exceptions of the package, and the remedies that they name."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Hint:
+    """A remedy that is an argument with a value, kept apart from the message so that each reader sees their spelling.
+
+    Attributes:
+        argument: Name of the argument in Python, such as `"missing"`.
+        value: What to pass, such as `"mask"`; `None` to leave the argument out.
+        purpose: What that does, to follow "to", such as `"go on without it"`; may be empty.
+    """
+
+    argument: str
+    value: Any
+    purpose: str = ""
+
+
+def in_python(hint: Hint) -> str:
+    """A hint as Python writes it: `pass missing='mask'`."""
+    if hint.value is None:
+        return f"leave out {hint.argument}"
+    return f"pass {hint.argument}={hint.value!r}"
+
+
+def on_command_line(hint: Hint) -> str:
+    """A hint as the command line writes it: `add --missing mask`."""
+    option = f"--{hint.argument.replace('_', '-')}"
+    if hint.value is None:
+        return f"leave out {option}"
+    if isinstance(hint.value, bool):
+        return f"add {option}" if hint.value else f"add --no-{option[2:]}"
+    return f"add {option} {hint.value}"
+
+
+class CavMaeSyncError(ValueError):
+    """Base of this package's errors: what is wrong, with what, and the remedy.
+
+    `str(error)` spells the hints for Python; `error.spelled(on_command_line)` for the command line. Errors can be
+    pickled, and so come out of worker processes whole.
+
+    Args:
+        message: One or more sentences that name the file or value, the reason and the remedy.
+        hint: Remedies that are arguments, each told in a sentence of its own after the message.
+    """
+
+    def __init__(self, message: str = "", *, hint: Hint | tuple[Hint, ...] = ()) -> None:
+        super().__init__(message)
+        self.hints: tuple[Hint, ...] = (hint,) if isinstance(hint, Hint) else tuple(hint)
+
+    @property
+    def message(self) -> str:
+        """The message without hints."""
+        return str(self.args[0]) if self.args else ""
+
+    def spelled(self, spell: Callable[[Hint], str | None] = in_python) -> str:
+        """Message and hints.
+
+        Args:
+            spell: Gives a hint in a reader's own words, without its purpose; `None` leaves the hint out.
+        """
+        sentences = [self.message] if self.message else []
+        told = [(hint, words) for hint in self.hints if (words := spell(hint))]
+        for hint, words in told:
+            sentence = f"{words} to {hint.purpose}" if hint.purpose else words
+            sentences.append(f"{sentence[0].upper()}{sentence[1:]}.")
+        return " ".join(sentences)
+
+    def __str__(self) -> str:
+        return self.spelled()
+
+
+class MediaError(CavMaeSyncError):
+    """A media file cannot be used."""
+
+
+class MediaNotFoundError(MediaError, FileNotFoundError):
+    """A media file does not exist."""
+
+    def __str__(self) -> str:  # OSError has a text of its own
+        return self.spelled()
+
+
+class MissingTrackError(MediaError):
+    """A media file lacks a track that is needed.
+
+    Args:
+        message: As in `CavMaeSyncError`.
+        track: `"audio"` or `"video"`.
+        hint: As in `CavMaeSyncError`.
+    """
+
+    def __init__(self, message: str = "", track: str = "", *, hint: Hint | tuple[Hint, ...] = ()) -> None:
+        super().__init__(message, hint=hint)
+        self.args = (message, track)
+        self.track = track
+
+
+class ModelError(CavMaeSyncError):
+    """A checkpoint cannot be loaded, converted, saved or paired with a processor."""
+
+
+class SelfCheckError(ModelError):
+    """True pairs of audio and video do not score above shuffled ones.
+
+    Args:
+        message: As in `CavMaeSyncError`.
+        result: The `SelfCheckResult`.
+    """
+
+    def __init__(self, message: str = "", result: Any = None) -> None:
+        super().__init__(message)
+        self.result = result
+
+
+class DataError(CavMaeSyncError):
+    """A collection of videos, a table, a shard or a SyncWorld folder cannot be read or written."""
+
+
+class WorkerError(DataError):
+    """Work in other processes, or the fetching of a file, could not be finished."""
+
+
+class LockedError(CavMaeSyncError):
+    """Another run writes to the same folder."""
+
+
+class TrainingError(CavMaeSyncError):
+    """A recipe, its arguments or its checkpoints cannot be used."""
+
+
+class NonFiniteLossError(TrainingError, FloatingPointError):
+    """A loss is not finite; no weight was changed by it.
+
+    Args:
+        message: As in `CavMaeSyncError`.
+        clip_ids: Clips of the batch that are to blame, or all of them where none can be told.
+    """
+
+    def __init__(self, message: str = "", clip_ids: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.clip_ids = list(clip_ids)
+
+
+class InferenceError(CavMaeSyncError):
+    """Features, synchrony, localization or labels cannot be computed of a video."""
+
+
+class EvaluationError(CavMaeSyncError):
+    """A protocol, its data, a results file or a model card cannot be used."""
+
+
+class SearchError(CavMaeSyncError):
+    """An index or a query cannot be used."""
+
+
+class QueryError(SearchError):
+    """A query cannot be used."""
+
+
+class ExportError(CavMaeSyncError):
+    """A model cannot be exported, or an export cannot be run."""
+
+
+class AppError(CavMaeSyncError):
+    """The web page refuses a request."""
+
+
+__all__ = [
+    "AppError",
+    "CavMaeSyncError",
+    "DataError",
+    "EvaluationError",
+    "ExportError",
+    "Hint",
+    "InferenceError",
+    "LockedError",
+    "MediaError",
+    "MediaNotFoundError",
+    "MissingTrackError",
+    "ModelError",
+    "NonFiniteLossError",
+    "QueryError",
+    "SearchError",
+    "SelfCheckError",
+    "TrainingError",
+    "WorkerError",
+    "in_python",
+    "on_command_line",
+]
