@@ -23,13 +23,12 @@ from ..files import locked, usable_cores, write_text
 from ..model.errors_cavmae_sync import DataError, LockedError
 from .render import av, write_clip
 from .scene import MAX_SOUNDING, TRAIN_SPLIT, WorldOptions, sample_scene, sounding_class_sets
-from .truth import METADATA_NAME, clip_stem, read_truth, truth_record, write_parquet
+from .truth import METADATA_NAME, OPTIONS_NAME, clip_stem, read_truth, truth_record, write_parquet
 from .voices import CLASS_NAMES
 
 __all__ = ["WorldSummary", "make_clip", "make_world"]
 
 FORMAT_VERSION = 2  # 2: objects in random order, one room for both clips of a temporal pair
-OPTIONS_NAME = "world.json"
 PARTIAL = ".partial-"
 CARD_MARK = "pretty_name: SyncWorld"
 # The workers of a killed run notice within a second and finish their clip; their lock goes with them.

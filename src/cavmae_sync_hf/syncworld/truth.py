@@ -6,22 +6,24 @@ One record per clip, as a JSON file beside the clip and as a row of the split's 
 """
 
 import json
+import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..files import StrPath
+from ..model.errors_cavmae_sync import DataError
 from .scene import Animation, Event, Scene, WorldObject, WorldOptions, clip_frame_times
 from .voices import CLASS_NAMES
 
 if TYPE_CHECKING:
     import datasets
 
-__all__ = ["METADATA_NAME", "clip_stem", "load_syncworld", "read_truth", "truth_record", "write_parquet"]
-
 METADATA_NAME = "metadata.parquet"
+OPTIONS_NAME = "world.json"
 ROWS_PER_GROUP = 500
 
 
@@ -169,6 +171,70 @@ def read_truth(folder: str | os.PathLike[str], split: str | None = None) -> Iter
     for file in files:
         record = json.loads(file.read_text(encoding="utf-8"))
         yield {**record, "path": str(root / record["file_name"])}
+
+
+def find_truth(source: object, clip_ids: Sequence[str], truth: StrPath | None = None) -> list[dict[str, Any]] | None:
+    """Look up what a SyncWorld knows about clips.
+
+    Args:
+        source: What the clips were read from. A truth is found where it is the path of a split, or of shards of a
+            split inside its world, `WORLD/ANY/SPLIT`.
+        clip_ids: The clips, by their `clip_id` or the stem of their file.
+        truth: The split, where it lies elsewhere.
+
+    Returns:
+        The clips' records, in the order of `clip_ids`; `None` where there is no SyncWorld.
+
+    Raises:
+        DataError: `truth` is no split, or the split does not know a clip.
+    """
+    candidates = []
+    if truth is not None:
+        candidates = [Path(truth)]
+    elif isinstance(source, str | os.PathLike):
+        path = Path(source)
+        candidates = [path, path.parent.parent / path.name]
+    folder = next((path for path in candidates if (path / OPTIONS_NAME).is_file()), None)
+    if folder is None:
+        if truth is not None:
+            raise DataError(f"{truth} is no SyncWorld split (no {OPTIONS_NAME}); `cavmae-sync world` makes one.")
+        return None
+    records: dict[str, dict[str, Any]] = {}
+    for record in read_truth(folder):
+        records[record["clip_id"]] = records[Path(record["file_name"]).stem] = record
+    unknown = [clip_id for clip_id in clip_ids if clip_id not in records]
+    if unknown:
+        raise DataError(
+            f"{folder}: has no truth for the clip {unknown[0]!r} ({len(unknown)} of {len(clip_ids)} are unknown); use "
+            "clips of this world."
+        )
+    return [records[clip_id] for clip_id in clip_ids]
+
+
+def sounding_boxes(record: Mapping[str, Any], times: Iterable[float]) -> list[list[list[int]]]:
+    """Boxes of what sounds on the frames that are on screen at given times.
+
+    Args:
+        record: Truth of a clip.
+        times: Seconds.
+
+    Returns:
+        For each time the boxes `[x0, y0, x1, y1]` in pixels of the clip, none where nothing sounds.
+    """
+    boxes = []
+    for time in times:
+        # The frame on screen is the last one that began; the tiny sum keeps 0.3 * 10 from falling to frame 2.
+        frame = min(math.floor(time * record["fps"] + 1e-6), record["num_video_frames"] - 1)
+        events = [event for event in record["events"] if event["start_frame"] <= frame < event["end_frame"]]
+        boxes.append([event["boxes"][frame - event["start_frame"]] for event in events])
+    return boxes
+
+
+def temporal_partners(records: Sequence[Mapping[str, Any]]) -> list[int | None] | None:
+    """Where the other clip of each temporal pair is among `records`; `None` where no pair is whole."""
+    places = {record["index"]: place for place, record in enumerate(records)}
+    partners = [places.get(record["partner"]) for record in records]
+    return partners if any(partner is not None for partner in partners) else None
 
 
 def load_syncworld(
