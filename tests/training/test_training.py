@@ -1,5 +1,6 @@
 """Pretraining with Trainer: it learns, stops and goes on, saves what loads, and names what breaks it."""
 
+import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -121,20 +122,27 @@ def test_resume__ends_with_the_weights_of_an_uninterrupted_run(train_set, accumu
     assert losses[0] == losses[1]
 
 
+def _train_until_killed(shards: Path, folder: Path, settings: dict[str, Any]) -> None:
+    torch.set_num_threads(1)
+    trainer = make_trainer(shards, folder, **settings)
+    save = trainer._save_rng_state
+    trainer._save_rng_state = lambda place: (
+        os.kill(os.getpid(), signal.SIGKILL) if trainer.state.global_step == 4 else save(place)
+    )
+    trainer.train()
+
+
 def test_sigkill_while_saving__loses_at_most_the_interval(shards, tmp_path):
     settings = {"save_strategy": "steps", "save_steps": 2, "max_steps": 5}
     whole = make_trainer(shards, tmp_path / "whole", max_steps=5)
     whole.train()
-    child = os.fork()
-    if child == 0:
-        trainer = make_trainer(shards, tmp_path / "killed", **settings)
-        save = trainer._save_rng_state
-        trainer._save_rng_state = lambda folder: (
-            os.kill(os.getpid(), signal.SIGKILL) if trainer.state.global_step == 4 else save(folder)
-        )
-        trainer.train()
-        os._exit(0)
-    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    # A new interpreter: autograd refuses to run in a fork of a process that has used its threads.
+    child = multiprocessing.get_context("spawn").Process(
+        target=_train_until_killed, args=(shards, tmp_path / "killed", settings)
+    )
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
     assert (tmp_path / "killed" / "checkpoint-4" / "model.safetensors").is_file()  # begun, and not whole
     assert last_checkpoint(tmp_path / "killed") == tmp_path / "killed" / "checkpoint-2"
     resumed = make_trainer(shards, tmp_path / "killed", **settings)
