@@ -7,6 +7,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from .model.alignment_cavmae_sync import window_seconds
+
 _PUBLISHED = """\
 @inproceedings{araujo2025cavmaesync,
   title     = {{CAV-MAE Sync}: Improving Contrastive Audio-Visual Mask Autoencoders via Fine-Grained Alignment},
@@ -188,12 +190,12 @@ def _facts(model: Any) -> list[tuple[str, str]]:
 
 def _preprocessing(model: Any, processor: Any) -> str:
     extractor = processor.feature_extractor
-    seconds = extractor.audio_length / 100  # spectrogram frames are 10 ms apart
+    seconds = window_seconds(extractor.audio_length)
     if extractor.alignment == "reference":
         alignment = (
             "Windows and frames are placed as in the published code, which takes every clip for one of "
-            f"{extractor.reference_length / 100:.4g} s: figures compare with the published ones, but moments are "
-            "right for clips of that length only."
+            f"{window_seconds(extractor.reference_length):.4g} s: figures compare with the published ones, but "
+            "moments are right for clips of that length only."
         )
     else:
         alignment = "Every window is centred on the time of its frame, whatever the length of the clip."
@@ -206,7 +208,7 @@ def _preprocessing(model: Any, processor: Any) -> str:
 
 
 def _limits(model: Any, processor: Any) -> str:
-    seconds = processor.feature_extractor.audio_length / 100
+    seconds = window_seconds(processor.feature_extractor.audio_length)
     return (
         f"There is no text side. A window of sound is {seconds:.4g} s long and neighbouring windows overlap, so "
         "offsets of a fraction of a second are not resolved. Single frames are seen, not motion. Silence, still "

@@ -10,8 +10,8 @@ import torch
 
 from cavmae_sync_hf import MediaError, MediaNotFoundError, MissingTrackError
 from cavmae_sync_hf.model import media_cavmae_sync
+from cavmae_sync_hf.model.alignment_cavmae_sync import reference_indices
 from cavmae_sync_hf.model.media_cavmae_sync import decode_many, decode_media, probe_media, resample
-from cavmae_sync_hf.model.media_pass_cavmae_sync import reference_indices
 from cavmae_sync_hf.model.media_stream_cavmae_sync import INTERLEAVE_SECONDS, iter_media
 from cavmae_sync_hf.model.media_tracks_cavmae_sync import MediaReader, WaveformBuilder
 from helpers.clips import (

@@ -31,6 +31,7 @@ from cavmae_sync_hf.metrics.localization import (
     pointing_accuracy,
     time_pointing_accuracy,
 )
+from cavmae_sync_hf.model.alignment_cavmae_sync import frame_at
 from cavmae_sync_hf.model.media_cavmae_sync import decode_media
 from cavmae_sync_hf.syncworld import read_truth
 
@@ -65,7 +66,7 @@ class Scene:
             if not boxes or not found.present[place]:
                 continue
             moment = record["frame_times"][place]
-            frame = min(int(moment * record["fps"] + 1e-6), record["num_video_frames"] - 1)
+            frame = min(frame_at(moment, record["fps"]), record["num_video_frames"] - 1)
             others = [item["boxes"][frame] for item in record["objects"] if not item["sounding"]]
             self.maps.append(found.video_maps[place])
             self.boxes.append(self._in_view(record, boxes))

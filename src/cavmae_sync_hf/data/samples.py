@@ -19,10 +19,10 @@ import numpy as np
 import torch
 import torchvision.transforms.v2.functional as tvF
 
+from ..model.alignment_cavmae_sync import reference_frame_times
 from ..model.errors_cavmae_sync import MediaError, MissingTrackError, WorkerError
 from ..model.feature_extraction_cavmae_sync import CavMaeSyncFeatureExtractor
 from ..model.media_cavmae_sync import SAMPLING_RATE, DecodedMedia, decode_media, probe_media
-from ..model.media_pass_cavmae_sync import REFERENCE_SECONDS
 from .fetching import fault_of_machine, local_file, reading_fault
 from .shards import ShardWriter, clip_key, decode_jpeg, encode_array, encode_jpeg, encode_json, shard_name
 from .sources import ClipRecord, printable
@@ -282,9 +282,7 @@ class ClipPreparer:
         with local_file(record.audio) as file:
             sound = self._decode_sound(file, record.start, record.end)
         self._check_length(record, sound.duration)
-        # The published extraction takes frame int(i * min(N, 10 fps) / n), which is this time.
-        span = min(sound.duration, REFERENCE_SECONDS)
-        times = [number * span / count for number in range(count)]
+        times = reference_frame_times(sound.duration, count)
         return _Material([self._keep_or_open(jpeg) for jpeg in jpegs], times, sound.waveform, sound.duration)
 
     def _keep_or_open(self, jpeg: bytes) -> torch.Tensor | bytes:

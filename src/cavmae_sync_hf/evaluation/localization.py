@@ -3,7 +3,6 @@
 
 import hashlib
 import json
-import math
 import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -29,8 +28,9 @@ from ..metrics.localization import (
     upsample_maps,
 )
 from ..metrics.segmentation import Prompt, class_segmentation_metrics, mask_in_view, read_mask, read_prompts
+from ..model.alignment_cavmae_sync import frame_at, window_times
 from ..model.errors_cavmae_sync import EvaluationError, MediaError
-from ..model.feature_extraction_cavmae_sync import FRAMES_PER_SECOND, SILENCE
+from ..model.feature_extraction_cavmae_sync import SILENCE
 from ..model.media_cavmae_sync import decode_media
 from .clips import RunOptions, batches, find_world, fit_processor, open_evaluation
 from .protocols import LOCALIZATION_PROTOCOLS, LocalizationProtocol, find_protocol, modify
@@ -86,7 +86,7 @@ def sounding_boxes(record: Mapping[str, Any], times: Sequence[float]) -> list[li
     boxes = []
     for time in times:
         # The frame on screen is the last one that began; the tiny sum keeps 0.3 * 10 from falling to frame 2.
-        frame = min(math.floor(time * record["fps"] + 1e-6), record["num_video_frames"] - 1)
+        frame = min(frame_at(time, record["fps"]), record["num_video_frames"] - 1)
         events = [event for event in record["events"] if event["start_frame"] <= frame < event["end_frame"]]
         boxes.append([event["boxes"][frame - event["start_frame"]] for event in events])
     return boxes
@@ -140,10 +140,8 @@ class _Collector:
             self.time_maps.append(maps.time[row, kept])
             moments = times[row].tolist()
             self.spans += _sounding_spans(record, [moments[k] for k in kept])
-            starts, length = self.extractor.window_starts(moments), self.extractor.audio_length
-            self.window_times += [
-                [starts[k] / FRAMES_PER_SECOND, (starts[k] + length) / FRAMES_PER_SECOND] for k in kept
-            ]
+            times_of_windows = window_times(self.extractor.window_starts(moments), self.extractor.audio_length)
+            self.window_times += [list(times_of_windows[k]) for k in kept]
 
     def _other_sounds(self, sounds: Tensor) -> tuple[Tensor, list[bool]]:
         """For every clip of a batch an earlier one's sound `(clips, frames, hidden)`, and whether there is one."""

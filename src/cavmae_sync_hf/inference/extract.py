@@ -18,8 +18,8 @@ from ..data.samples import BadClip, is_cut
 from ..data.sources import ClipList, ClipRecord, printable, read_source
 from ..data.tables import LIST_SUFFIXES
 from ..files import locked
+from ..model.alignment_cavmae_sync import window_seconds
 from ..model.errors_cavmae_sync import InferenceError
-from ..model.feature_extraction_cavmae_sync import FRAMES_PER_SECOND
 from ..model.media_cavmae_sync import probe_media
 from ..provenance import model_fingerprint, software_versions
 from .feature_folder import FeatureFolder, check_folder, nothing_came
@@ -269,7 +269,7 @@ class _Job:
             modalities = {"audio": ("a",), "video": ("v",)}.get(model.config.modality, ("a", "v", "av"))
         features = choose_features(modalities, model.config, layers)
         self.plan = Plan(WindowGrid.of(window, stride, hop), features, sound, partial, missing, damaged, batch_frames)
-        self.sound_seconds = processor.feature_extractor.audio_length / FRAMES_PER_SECOND
+        self.sound_seconds = window_seconds(processor.feature_extractor.audio_length)
         self.plan.heard(self.sound_seconds)
         if control not in (None, "scramble"):
             raise ValueError(f"`control` is {control!r}; there is 'scramble'.")

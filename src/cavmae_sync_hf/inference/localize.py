@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from ..metrics.localization import map_boxes, patch_maps
+from ..model.alignment_cavmae_sync import FRAMES_PER_SECOND, view_of
 from ..model.errors_cavmae_sync import InferenceError
-from ..model.feature_extraction_cavmae_sync import FRAMES_PER_SECOND, SILENCE
+from ..model.feature_extraction_cavmae_sync import SILENCE
 from ..model.media_cavmae_sync import decode_media
 from ..provenance import model_fingerprint
 from .occlusion import default_block, occlusion_maps
@@ -50,13 +51,7 @@ class View:
         if short is None or not video_processor.do_center_crop:
             return cls(width, height, (0.0, 0.0, float(width), float(height)))
         crop = video_processor.crop_size["height"]
-        # The longer side is cut to whole pixels and the corner rounded, as the video processor does.
-        longer = int(short * max(height, width) / min(height, width))
-        resized = (short, longer) if height <= width else (longer, short)
-        top, left = (round((side - crop) / 2) for side in resized)
-        down, across = height / resized[0], width / resized[1]
-        box = left * across, top * down, (left + crop) * across, (top + crop) * down
-        return cls(width, height, (max(0.0, box[0]), max(0.0, box[1]), min(width, box[2]), min(height, box[3])))
+        return cls(width, height, view_of((height, width), (crop, crop), short).seen)
 
     @property
     def region(self) -> tuple[float, float, float, float]:

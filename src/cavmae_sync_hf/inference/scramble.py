@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..model.alignment_cavmae_sync import FRAMES_PER_SECOND, step_times, window_seconds
 from ..model.errors_cavmae_sync import MediaError
-from ..model.feature_extraction_cavmae_sync import FRAMES_PER_SECOND
 from ..model.media_cavmae_sync import decode_media, probe_media
 from ..model.media_stream_cavmae_sync import iter_media
 from .windows import Film, Plan
@@ -106,7 +106,7 @@ class ScrambledSound:
         self.first = np.cumsum([0, *counts]).tolist()
         self.counts = counts
         # Pieces this close hear some of each other's time.
-        self.reach = math.ceil(self.extractor.audio_length / FRAMES_PER_SECOND / 2 / self.seconds)
+        self.reach = math.ceil(window_seconds(self.extractor.audio_length) / 2 / self.seconds)
         self.permutation = derange(len(self.pieces), self._near, np.random.default_rng(seed))
         self._held: tuple[tuple[int, int], tuple[Tensor, Tensor, Tensor]] | None = None
 
@@ -168,8 +168,8 @@ class ScrambledSound:
 
     def _decode(self, number: int, piece: int) -> tuple[Tensor, Tensor, Tensor]:
         film, extractor, hop = self.films[number], self.extractor, self.plan.grid.hop
-        times = [(piece * self.piece + place + 0.5) * hop for place in range(self.piece)]
-        context = extractor.audio_length / 2 / FRAMES_PER_SECOND + _MARGIN_SECONDS
+        times = step_times(hop, self.piece, piece * self.piece)
+        context = window_seconds(extractor.audio_length) / 2 + _MARGIN_SECONDS
         # A whole second of the span, as in a stream, so that the spectrogram lies on the same grid.
         second = max(0, math.floor(times[0] - context))
         stop = film.start + times[-1] + context

@@ -19,8 +19,8 @@ import torch
 
 from ..data.sources import printable
 from ..metrics.synchrony import sync_detection
+from ..model.alignment_cavmae_sync import window_seconds
 from ..model.errors_cavmae_sync import InferenceError
-from ..model.feature_extraction_cavmae_sync import FRAMES_PER_SECOND
 from ..model.media_cavmae_sync import probe_media
 from ..model.media_source_cavmae_sync import describe_source
 from ..provenance import model_fingerprint
@@ -158,7 +158,7 @@ def alignment_protocol(
         "score": "mean-cosine",
         "hop": f"{hop:g}s",
         "contrast": f"{max_offset:g}s",
-        "window": f"{extractor.audio_length / FRAMES_PER_SECOND:g}s",
+        "window": f"{window_seconds(extractor.audio_length):g}s",
         "sound": f"{extractor.sampling_rate}Hz-{extractor.channel}-{extractor.num_mel_bins}mel",
         "picture": f"{crop['height']}x{crop['width']}",
         "model": (fingerprint or model_fingerprint(model, processor))[:16],

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..metrics.synchrony import QUANTILES, alignment_test
+from ..model.alignment_cavmae_sync import window_seconds
 from ..model.errors_cavmae_sync import InferenceError
-from ..model.feature_extraction_cavmae_sync import FRAMES_PER_SECOND
 from .sync_band import Band, Outline, band_contrast, shift_test
 from .sync_offset import find_offset
 
@@ -182,7 +182,7 @@ class SyncSettings:
             raise InferenceError(
                 f"max_offset is {max_offset:g} s, less than one hop of {hop:g} s; raise it or lower the hop."
             )
-        window = processor.feature_extractor.audio_length / FRAMES_PER_SECOND
+        window = window_seconds(processor.feature_extractor.audio_length)
         return cls(hop, round(max_offset / hop) * hop, window, temperature)
 
     @property

@@ -18,8 +18,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from torch import Tensor
 
+from ..model.alignment_cavmae_sync import step_times, window_seconds
 from ..model.errors_cavmae_sync import InferenceError
-from ..model.feature_extraction_cavmae_sync import FRAMES_PER_SECOND
 from .features import Feature, MomentFeatures, encode_moments
 
 __all__ = ["DEFAULT_HOP", "Film", "Plan", "SoundSupply", "WindowGrid", "WindowRow", "iter_windows"]
@@ -83,7 +83,7 @@ class WindowGrid:
 
     def centres(self) -> np.ndarray:
         """Times of a window's moments from its start, `(per_window,)` seconds."""
-        return (np.arange(self.per_window) + 0.5) * self.hop
+        return np.array(step_times(self.hop, self.per_window))
 
     def inside(self, sound_seconds: float) -> np.ndarray:
         """Which of a window's moments have their window of sound wholly inside it, `(per_window,)` bool."""
@@ -222,7 +222,7 @@ def iter_windows(
         MediaError: The film cannot be read.
     """
     extractor = processor.feature_extractor
-    sound_seconds = extractor.audio_length / FRAMES_PER_SECOND
+    sound_seconds = window_seconds(extractor.audio_length)
     rows = _Rows(film, plan, plan.heard(sound_seconds), own_sound=supply is None)
     grid, numbers = plan.grid, 0
     for chunk in processor.stream(

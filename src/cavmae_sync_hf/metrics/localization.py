@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..model.alignment_cavmae_sync import view_of
 from .classification import average_precision
 
 __all__ = [
@@ -87,16 +88,8 @@ def boxes_in_view(boxes: Boxes, size: tuple[int, int], image_size: int, shortest
     Raises:
         ValueError: On a box without area or boxes not of shape `(boxes, 4)`.
     """
-    given = _box_tensor(boxes)
-    height, width = size
-    short = image_size if shortest_edge is None else shortest_edge
-    # The longer side is cut to whole pixels and the corner rounded, as the video processor does.
-    longer = int(short * max(height, width) / min(height, width))
-    resized = (short, longer) if height <= width else (longer, short)
-    top, left = (round((side - image_size) / 2.0) for side in resized)
-    scale = torch.tensor([resized[1] / width, resized[0] / height] * 2, dtype=torch.float64)
-    moved = (given * scale - torch.tensor([left, top] * 2, dtype=torch.float64)).clamp(0, image_size)
-    return moved[(moved[:, 2] > moved[:, 0]) & (moved[:, 3] > moved[:, 1])]
+    view = view_of(size, (image_size, image_size), image_size if shortest_edge is None else shortest_edge)
+    return torch.tensor(view.boxes(_box_tensor(boxes).tolist()), dtype=torch.float64).view(-1, 4)
 
 
 def _box_tensor(boxes: Boxes) -> Tensor:

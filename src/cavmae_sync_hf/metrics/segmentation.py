@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 
+from ..model.alignment_cavmae_sync import resized_size
 from ..model.errors_cavmae_sync import EvaluationError
 from .classification import average_precision
 
@@ -169,9 +170,7 @@ def mask_in_view(mask: np.ndarray, shortest_edge: int, image_size: int) -> Tenso
     Returns:
         Booleans `(image_size, image_size)`.
     """
-    height, width = mask.shape
-    longer = int(shortest_edge * max(height, width) / min(height, width))
-    size = [shortest_edge, longer] if height <= width else [longer, shortest_edge]
+    size = list(resized_size(mask.shape[0], mask.shape[1], shortest_edge))
     values = torch.from_numpy(np.ascontiguousarray(mask)).to(torch.uint8)[None]
     resized = tvF.resize(values, size, interpolation=InterpolationMode.NEAREST_EXACT)
     return tvF.center_crop(resized, [image_size, image_size])[0].bool()

@@ -19,12 +19,18 @@ from transformers.feature_extraction_sequence_utils import SequenceFeatureExtrac
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.utils import TensorType
 
+from .alignment_cavmae_sync import (
+    FRAMES_PER_SECOND,
+    center_times,
+    reference_window_starts,
+    reference_window_times,
+    window_coverage,
+    window_starts,
+    window_times,
+)
 from .media_cavmae_sync import resample
-from .media_pass_cavmae_sync import center_times
 from .waveforms_cavmae_sync import as_float_waveform, channels_first, samples_and_rate, split_waveforms
 
-# The one place that fixes the spectrogram's hop: 100 frames per second, 10 ms each (Kaldi's default).
-FRAMES_PER_SECOND = 100
 # Kaldi's defaults: 25 ms analysis window, pre-emphasis 0.97, first mel filter from 20 Hz.
 WINDOW_SECONDS = 0.025
 PREEMPHASIS = 0.97
@@ -279,12 +285,9 @@ class CavMaeSyncFeatureExtractor(SequenceFeatureExtractor):
         Returns:
             One start per frame; with `alignment="time"` it may be negative or beyond the clip's end.
         """
-        half = self.audio_length // 2
         if self.alignment == "time":
-            return [round(FRAMES_PER_SECOND * float(time)) - half for time in frame_times]
-        last, count = self.reference_length - self.audio_length, len(frame_times)
-        # Python's round (half to even) is part of the published mapping.
-        return [min(max(round(i * self.reference_length / count) - half, 0), last) for i in range(count)]
+            return window_starts(frame_times, self.audio_length)
+        return reference_window_starts(len(frame_times), self.audio_length, self.reference_length)
 
     @property
     def outside_value(self) -> float:
@@ -332,11 +335,10 @@ class CavMaeSyncFeatureExtractor(SequenceFeatureExtractor):
         # One extra row stands for everything outside the clip; normalising before cutting touches each frame once.
         rows = torch.cat((log_mel, outside)).sub_(self.mean).div_(self.std)
         index = torch.tensor(starts, dtype=torch.long).unsqueeze(1) + torch.arange(self.audio_length)
-        inside = ((index >= 0) & (index < total)).sum(dim=1)
         index -= first_frame
         index[(index < 0) | (index >= len(log_mel))] = len(log_mel)
         values = rows[index.to(rows.device)]  # (num_frames, audio_length, num_mel_bins)
-        coverage = inside.to(torch.float32) / self.audio_length
+        coverage = torch.tensor(window_coverage(starts, self.audio_length, total), dtype=torch.float32)
         # The published model was trained on its own padding and sees every window, so nothing is absent there.
         mask = torch.ones(len(starts), dtype=torch.bool)
         if self.alignment == "time":
@@ -353,7 +355,7 @@ class CavMaeSyncFeatureExtractor(SequenceFeatureExtractor):
         if count < 1:
             raise ValueError(f"`num_frames` is {count}; it must be at least 1.")
         if self.alignment == "reference":
-            return [i * self.reference_length / count / FRAMES_PER_SECOND for i in range(count)]
+            return reference_window_times(count, self.reference_length)
         return center_times(duration, count)
 
     def _check_alignment(self) -> None:
@@ -462,9 +464,8 @@ class CavMaeSyncFeatureExtractor(SequenceFeatureExtractor):
         }
         if return_times:
             data["frame_times"] = [torch.tensor(row, dtype=torch.float64) for row in times]
-            starts = [torch.tensor(clip.starts, dtype=torch.float64) for clip in windows]
             data["window_times"] = [
-                torch.stack((start, start + self.audio_length), dim=1) / FRAMES_PER_SECOND for start in starts
+                torch.tensor(window_times(clip.starts, self.audio_length), dtype=torch.float64) for clip in windows
             ]
             data["window_coverage"] = [clip.coverage for clip in windows]
         if return_tensors is None:
@@ -522,4 +523,4 @@ def _stack(clips: list[Tensor], longest: int, fill: float | bool) -> Tensor:
     return stacked
 
 
-__all__ = ["FRAMES_PER_SECOND", "SILENCE", "AudioWindows", "CavMaeSyncFeatureExtractor"]
+__all__ = ["SILENCE", "AudioWindows", "CavMaeSyncFeatureExtractor"]

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .alignment_cavmae_sync import TIME_TOLERANCE, reference_indices, shown_time
 from .errors_cavmae_sync import MediaError, MissingTrackError
 from .media_pass_cavmae_sync import (
     DEFAULT_FRAME_RATE,
@@ -23,12 +24,10 @@ from .media_pass_cavmae_sync import (
     MediaRequest,
     PassResult,
     as_seconds,
-    reference_indices,
     run_pass,
-    shown_time,
 )
 from .media_source_cavmae_sync import MediaSource, require_av
-from .media_tracks_cavmae_sync import TIME_TOLERANCE, MediaReader, resample_with_ffmpeg
+from .media_tracks_cavmae_sync import MediaReader, resample_with_ffmpeg
 
 try:
     import soxr

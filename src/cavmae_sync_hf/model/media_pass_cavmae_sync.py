@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from .alignment_cavmae_sync import TIME_TOLERANCE, center_times, reference_indices
 from .errors_cavmae_sync import MediaError
 from .media_pictures_cavmae_sync import FrameConverter, PictureStore
 from .media_source_cavmae_sync import MediaSource
 from .media_tracks_cavmae_sync import (
-    TIME_TOLERANCE,
     FramePicker,
     IndexPicker,
     MediaReader,
@@ -25,16 +25,12 @@ from .media_tracks_cavmae_sync import (
     codec_skips_exactly,
 )
 
-# The published preparation looks at the first ten seconds of a clip only.
-REFERENCE_SECONDS = 10
 # A header that is off by less than this is right: AAC and Opus end on whole packets of 20 to 64 ms.
 DURATION_TOLERANCE = 0.05
 # A file with an exact header that ends earlier than it says by more than this is truncated.
 TRUNCATION_TOLERANCE = 0.25
 # Share of packets that may fail to decode before a file counts as corrupt (cut recordings begin with a few).
 MAX_BAD_PACKET_SHARE = 0.02
-# A picture that stays on screen for longer than this has no one moment.
-HELD_PICTURE_SECONDS = 1.0
 # Resampling starts at a whole second at least this much before a segment, so that segments are exact slices of the
 # whole.
 PRE_ROLL_SECONDS = 1.0
@@ -133,27 +129,6 @@ def as_seconds(name: str, value: Any) -> float:
     if not math.isfinite(seconds):
         raise ValueError(f"{name} is {value!r}; give a finite number of seconds.")
     return seconds
-
-
-def center_times(duration: float, num_frames: int, start: float = 0.0) -> list[float]:
-    """Centres of `num_frames` equal spans of `[start, start + duration]`, seconds."""
-    return [start + (index + 0.5) * duration / num_frames for index in range(num_frames)]
-
-
-def reference_indices(total_frames: int, frame_rate: float, num_frames: int) -> list[int]:
-    """Frame numbers that the published preparation takes: `int(i * min(N, 10 * fps) / n)`."""
-    used = min(total_frames, REFERENCE_SECONDS * frame_rate)
-    return [int(index * used / num_frames) for index in range(num_frames)]
-
-
-def shown_time(appeared: float, until: float, asked: float) -> float:
-    """The time that stands for a frame, in seconds.
-
-    That is when it appeared; but a picture that stays for more than a second (slides, a still with sound) is as much
-    the picture of the asked time, which is then returned.
-    """
-    held = until - appeared > HELD_PICTURE_SECONDS + TIME_TOLERANCE and asked > appeared
-    return asked if held else appeared
 
 
 def run_pass(
@@ -493,16 +468,12 @@ __all__ = [
     "DURATION_TOLERANCE",
     "POST_ROLL_SECONDS",
     "PRE_ROLL_SECONDS",
-    "REFERENCE_SECONDS",
     "TRUNCATION_TOLERANCE",
     "MediaRequest",
     "PassResult",
     "VideoFeed",
     "as_seconds",
-    "center_times",
     "check_damage",
     "checked_waveform",
-    "reference_indices",
     "run_pass",
-    "shown_time",
 ]

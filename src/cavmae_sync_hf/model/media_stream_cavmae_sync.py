@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .alignment_cavmae_sync import TIME_TOLERANCE, shown_time
 from .errors_cavmae_sync import MediaError
 from .media_pass_cavmae_sync import (
     POST_ROLL_SECONDS,
@@ -22,12 +23,10 @@ from .media_pass_cavmae_sync import (
     as_seconds,
     check_damage,
     checked_waveform,
-    shown_time,
 )
 from .media_pictures_cavmae_sync import FrameConverter
 from .media_source_cavmae_sync import MediaSource
 from .media_tracks_cavmae_sync import (
-    TIME_TOLERANCE,
     FramePicker,
     MediaReader,
     TimeGrid,

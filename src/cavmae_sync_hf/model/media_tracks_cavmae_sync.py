@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .alignment_cavmae_sync import TIME_TOLERANCE
 from .errors_cavmae_sync import MissingTrackError
 from .media_source_cavmae_sync import MediaSource
 
@@ -26,8 +27,6 @@ try:
 except ImportError:
     av = None  # type: ignore[assignment]
 
-# Two times closer than this are the same: half a tick of the finest common video clock (90 kHz) is 5.6 microseconds.
-TIME_TOLERANCE = 5e-6
 # Containers with millisecond clocks (Matroska, FLV) jitter by 1 ms; a larger gap in the sound is a real one.
 GAP_TOLERANCE_SECONDS = 0.010
 # Decoders in which skipping "non-reference" frames drops only frames that no other frame is built from.

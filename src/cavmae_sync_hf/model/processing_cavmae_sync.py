@@ -20,9 +20,10 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.utils import TensorType
 from transformers.video_utils import VideoMetadata
 
+from .alignment_cavmae_sync import FRAMES_PER_SECOND, window_seconds, window_times
 from .auto_map_cavmae_sync import AUTO_MAP
 from .clips_cavmae_sync import Clip, Wishes, as_frame_list, check_rate, check_tracks, pair_clips, share_out
-from .feature_extraction_cavmae_sync import FRAMES_PER_SECOND, CavMaeSyncFeatureExtractor
+from .feature_extraction_cavmae_sync import CavMaeSyncFeatureExtractor
 from .media_cavmae_sync import decode_media
 from .media_stream_cavmae_sync import DUB_CONTEXT_SECONDS, MediaChunk, iter_media, iter_waveform, with_sound_of
 from .video_processing_cavmae_sync import CavMaeSyncVideoProcessor, is_media_source, pad_clips
@@ -248,7 +249,7 @@ class CavMaeSyncProcessor(ProcessorMixin):
         options, _ = self._sort_options(kwargs, None, None)
         extractor = copy.copy(self.feature_extractor)
         extractor.alignment = "time"
-        context = extractor.audio_length / 2 / FRAMES_PER_SECOND + _CONTEXT_MARGIN_SECONDS
+        context = window_seconds(extractor.audio_length) / 2 + _CONTEXT_MARGIN_SECONDS
         span: dict[str, Any] = {
             "hop": hop,
             "num_frames": extractor.num_frames if num_frames is None else num_frames,
@@ -496,8 +497,7 @@ def _chunk_windows(extractor: Any, chunk: MediaChunk, device: Any) -> dict[str, 
     else:
         log_mel = extractor.log_mel(waveform if device is None else waveform.to(device))
     windows = extractor.windows(log_mel, times, first_frame=chunk.waveform_start * FRAMES_PER_SECOND)
-    starts = torch.tensor(windows.starts, dtype=torch.float64)
-    spans = torch.stack((starts, starts + extractor.audio_length), dim=1) / FRAMES_PER_SECOND + chunk.start
+    spans = torch.tensor(window_times(windows.starts, extractor.audio_length), dtype=torch.float64) + chunk.start
     return {
         "input_values": windows.values.unsqueeze(0),
         "padding_mask": windows.mask.unsqueeze(0),

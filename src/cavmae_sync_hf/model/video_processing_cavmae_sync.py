@@ -29,8 +29,8 @@ from transformers.utils import TensorType
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata
 
+from .alignment_cavmae_sync import center_crop_window, center_times, reference_indices, resized_size
 from .media_cavmae_sync import decode_media
-from .media_pass_cavmae_sync import center_times, reference_indices
 from .resize_cavmae_sync import resize_crop_exact
 
 # Grey, RGB, RGB with alpha.
@@ -271,22 +271,19 @@ class CavMaeSyncVideoProcessor(BaseVideoProcessor):
 
 
 def _resized_shape(height: int, width: int, size: SizeDict) -> tuple[int, int]:
-    """Height and width after resizing; the longer side is cut to whole pixels, as torchvision does."""
+    """Height and width after resizing."""
     if size.height and size.width:
         return size.height, size.width
     if not size.shortest_edge or size.longest_edge:
         raise ValueError(f'`size` is {size}; it must have "shortest_edge", or "height" and "width".')
-    short = size.shortest_edge
-    longer = int(short * max(height, width) / min(height, width))
-    return (short, longer) if height <= width else (longer, short)
+    return resized_size(height, width, size.shortest_edge)
 
 
 def _crop_window(height: int, width: int, crop_size: SizeDict) -> tuple[int, int, int, int]:
-    """Centre window `(top, left, height, width)`; may reach outside a smaller picture. Rounds as torchvision does."""
+    """Centre window `(top, left, height, width)`; may reach outside a smaller image."""
     if not crop_size.height or not crop_size.width:
         raise ValueError(f'`crop_size` is {crop_size}; it must have "height" and "width".')
-    top, left = round((height - crop_size.height) / 2.0), round((width - crop_size.width) / 2.0)
-    return top, left, crop_size.height, crop_size.width
+    return center_crop_window(height, width, (crop_size.height, crop_size.width))
 
 
 def _inside(window: tuple[int, int, int, int], shape: tuple[int, int]) -> tuple[int, int, int, int]:

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from ..inference.features import choose_features, encode_moments
+from ..model.alignment_cavmae_sync import window_seconds
 from ..model.errors_cavmae_sync import QueryError
-from ..model.feature_extraction_cavmae_sync import FRAMES_PER_SECOND
 from ..model.media_cavmae_sync import probe_media
 from ..model.media_source_cavmae_sync import describe_source
 from .loudness import SILENCE_DB, window_loudness
@@ -165,7 +165,7 @@ def _embed_media(
     # A query shorter than a step is one window, on its middle.
     step = min(hop, length) if length is not None and length > 0 else hop
     # The steps before belong to the grid of the query, so that its own windows hear what is around them.
-    around = processor.feature_extractor.audio_length / 2 / FRAMES_PER_SECOND
+    around = window_seconds(processor.feature_extractor.audio_length) / 2
     before = min(math.ceil(around / step), math.floor(begin / step + 1e-9)) if begin > 0 else 0
     features = choose_features(("a", "v"), model.config)
     parts: list[tuple[np.ndarray, ...]] = []

@@ -7,8 +7,8 @@ import os
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from ..model.alignment_cavmae_sync import window_seconds
 from ..model.errors_cavmae_sync import SearchError
-from ..model.feature_extraction_cavmae_sync import FRAMES_PER_SECOND
 from ..provenance import weights_fingerprint
 
 __all__ = ["FORMAT", "IndexSettings"]
@@ -67,7 +67,7 @@ class IndexSettings:
         return cls(
             hop=float(hop),
             hidden_size=int(model.config.hidden_size),
-            window_seconds=processor.feature_extractor.audio_length / FRAMES_PER_SECOND,
+            window_seconds=window_seconds(processor.feature_extractor.audio_length),
             weights=weights_fingerprint(model),
             model=_place_of(model),
             processing=json.loads(json.dumps(processing)),  # as it is read back: lists, no tuples

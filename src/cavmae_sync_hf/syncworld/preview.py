@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ..model.alignment_cavmae_sync import frame_at
 from .render import av
 from .truth import read_truth
 from .voices import CLASS_NAMES
@@ -137,7 +138,7 @@ def _panel(record: dict[str, Any]) -> Image.Image:
     title = f"{record['clip_id']}  {record['kind']}   sounds: {heard}   silent: {', '.join(silent)}{partner}"
     draw.text((3, 1), title, fill="white")
     for i, time in enumerate(record["frame_times"]):
-        shown = frames[min(int(time * record["fps"] + 1e-6), len(frames) - 1)]
+        shown = frames[min(frame_at(time, record["fps"]), len(frames) - 1)]
         panel.paste(Image.fromarray(shown), (i * cell_width, TITLE_HEIGHT))
         for x0, y0, x1, y1 in record["sounding_boxes"][i]:
             box = (i * cell_width + x0, TITLE_HEIGHT + y0, i * cell_width + x1 - 1, TITLE_HEIGHT + y1 - 1)

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 
+from ..model.alignment_cavmae_sync import center_times
 from .looks import Appearance, sample_appearance
 from .voices import CLASS_NAMES, Voice, sample_voice
 
@@ -201,7 +202,7 @@ class Scene:
 
 def clip_frame_times(duration: float, num_frames: int = NUM_FRAME_TIMES) -> np.ndarray:
     """Centres of equal spans of a clip, `t_i = (i + 0.5) * duration / num_frames` seconds, shape `(num_frames,)`."""
-    return (np.arange(num_frames) + 0.5) * duration / num_frames
+    return np.array(center_times(duration, num_frames))
 
 
 def sounding_class_sets(num_classes: int = len(CLASS_NAMES), most: int = MAX_SOUNDING) -> list[tuple[int, ...]]:

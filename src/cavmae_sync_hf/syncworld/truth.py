@@ -6,7 +6,6 @@ One record per clip, as a JSON file beside the clip and as a row of the split's 
 """
 
 import json
-import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..files import StrPath
+from ..model.alignment_cavmae_sync import frame_at
 from ..model.errors_cavmae_sync import DataError
 from .scene import Animation, Event, Scene, WorldObject, WorldOptions, clip_frame_times
 from .voices import CLASS_NAMES
@@ -48,8 +48,7 @@ def truth_record(scene: Scene, options: WorldOptions, boxes: np.ndarray) -> dict
         nothing sounds. `partner` is the index of the other clip of a temporal pair, or None.
     """
     times = clip_frame_times(options.duration)
-    # The frame on screen at a time is the last one that began; the tiny sum keeps 0.3 * 10 from falling to frame 2.
-    shown = np.minimum(np.floor(times * options.fps + 1e-6).astype(int), options.num_frames - 1)
+    shown = np.array([min(frame_at(time, options.fps), options.num_frames - 1) for time in times])
     on = [sorted({e.object for e in scene.events if e.start_frame <= k < e.end_frame}) for k in shown]
     return {
         "file_name": f"{clip_stem(scene.index)}.mp4",
@@ -223,8 +222,7 @@ def sounding_boxes(record: Mapping[str, Any], times: Iterable[float]) -> list[li
     """
     boxes = []
     for time in times:
-        # The frame on screen is the last one that began; the tiny sum keeps 0.3 * 10 from falling to frame 2.
-        frame = min(math.floor(time * record["fps"] + 1e-6), record["num_video_frames"] - 1)
+        frame = min(frame_at(time, record["fps"]), record["num_video_frames"] - 1)
         events = [event for event in record["events"] if event["start_frame"] <= frame < event["end_frame"]]
         boxes.append([event["boxes"][frame - event["start_frame"]] for event in events])
     return boxes

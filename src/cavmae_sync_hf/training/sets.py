@@ -19,8 +19,9 @@ from ..data.prepare import prepare
 from ..data.streaming import CavMaeSyncStreamingDataset
 from ..files import usable_cores
 from ..metrics.localization import boxes_in_view
+from ..model.alignment_cavmae_sync import center_times, frame_at, reference_indices
 from ..model.errors_cavmae_sync import TrainingError
-from ..syncworld import clip_frame_times, make_world, read_truth
+from ..syncworld import make_world, read_truth
 from .arguments import DataArguments
 
 __all__ = ["EvaluationSet", "InMemoryDataset", "augmentation_options", "build_sets", "make_syncworld"]
@@ -276,10 +277,10 @@ def _sounding_boxes(record: dict[str, Any], processor: Any) -> list[Tensor]:
     """What sounds in each of a clip's frames, as boxes in the model's view."""
     extractor, view = processor.feature_extractor, processor.video_processor
     count, shown, fps = extractor.num_frames, record["num_video_frames"], record["fps"]
-    if extractor.alignment == "time":  # the frame on screen at the time, to a rounding error of it
-        frames = [int(time * fps + 1e-6) for time in clip_frame_times(record["duration"], count)]
+    if extractor.alignment == "time":
+        frames = [frame_at(time, fps) for time in center_times(record["duration"], count)]
     else:
-        frames = [int(number * min(shown, 10 * fps) / count) for number in range(count)]
+        frames = reference_indices(shown, fps, count)
     side, edge = view.crop_size["height"], view.size["shortest_edge"]
     found = []
     for frame in frames:
