@@ -265,7 +265,7 @@ def test_trainer_checkpoint__carries_all_classes_and_their_code(classifier, tmp_
     Trainer(classifier, arguments).save_model(str(tmp_path / "checkpoint"))
 
     assert json.loads((tmp_path / "checkpoint" / "config.json").read_text())["auto_map"] == AUTO_MAP
-    assert (tmp_path / "checkpoint" / "pretraining_cavmae_sync.py").is_file()
+    assert (tmp_path / "checkpoint" / "modeling_cavmae_sync.py").is_file()
 
 
 def test_processor_save_pretrained__carries_its_code(processor, tmp_path):

@@ -10,12 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .hub import push_to_hub, register_auto_classes, save_for_hub
-    from .model.classification_cavmae_sync import CavMaeSyncClassifierOutput, CavMaeSyncForAudioVisualClassification
     from .model.configuration_cavmae_sync import CavMaeSyncConfig
     from .model.feature_extraction_cavmae_sync import CavMaeSyncFeatureExtractor
     from .model.media_cavmae_sync import decode_media
-    from .model.modeling_cavmae_sync import CavMaeSyncModel, CavMaeSyncModelOutput, CavMaeSyncPreTrainedModel
-    from .model.pretraining_cavmae_sync import CavMaeSyncForPreTraining, CavMaeSyncForPreTrainingOutput
+    from .model.modeling_cavmae_sync import (
+        CavMaeSyncClassifierOutput,
+        CavMaeSyncForAudioVisualClassification,
+        CavMaeSyncForPreTraining,
+        CavMaeSyncForPreTrainingOutput,
+        CavMaeSyncModel,
+        CavMaeSyncModelOutput,
+        CavMaeSyncPreTrainedModel,
+    )
     from .model.processing_cavmae_sync import CavMaeSyncProcessor
     from .model.video_processing_cavmae_sync import CavMaeSyncVideoProcessor
     from .model_card import CardDetails
@@ -43,12 +49,12 @@ _MODULES = {
     "TrainingError": "model.errors_cavmae_sync",
     "WorkerError": "model.errors_cavmae_sync",
     "CardDetails": "model_card",
-    "CavMaeSyncClassifierOutput": "model.classification_cavmae_sync",
+    "CavMaeSyncClassifierOutput": "model.modeling_cavmae_sync",
     "CavMaeSyncConfig": "model.configuration_cavmae_sync",
     "CavMaeSyncFeatureExtractor": "model.feature_extraction_cavmae_sync",
-    "CavMaeSyncForAudioVisualClassification": "model.classification_cavmae_sync",
-    "CavMaeSyncForPreTraining": "model.pretraining_cavmae_sync",
-    "CavMaeSyncForPreTrainingOutput": "model.pretraining_cavmae_sync",
+    "CavMaeSyncForAudioVisualClassification": "model.modeling_cavmae_sync",
+    "CavMaeSyncForPreTraining": "model.modeling_cavmae_sync",
+    "CavMaeSyncForPreTrainingOutput": "model.modeling_cavmae_sync",
     "CavMaeSyncModel": "model.modeling_cavmae_sync",
     "CavMaeSyncModelOutput": "model.modeling_cavmae_sync",
     "CavMaeSyncPreTrainedModel": "model.modeling_cavmae_sync",

@@ -25,11 +25,13 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from .files import whole_folder
 from .model import pipelines_cavmae_sync
 from .model.auto_map_cavmae_sync import AUTO_MAP, CUSTOM_PIPELINES
-from .model.classification_cavmae_sync import CavMaeSyncForAudioVisualClassification
 from .model.configuration_cavmae_sync import CavMaeSyncConfig
 from .model.feature_extraction_cavmae_sync import CavMaeSyncFeatureExtractor
-from .model.modeling_cavmae_sync import CavMaeSyncModel
-from .model.pretraining_cavmae_sync import CavMaeSyncForPreTraining
+from .model.modeling_cavmae_sync import (
+    CavMaeSyncForAudioVisualClassification,
+    CavMaeSyncForPreTraining,
+    CavMaeSyncModel,
+)
 from .model.processing_cavmae_sync import CavMaeSyncProcessor
 from .model.video_processing_cavmae_sync import CavMaeSyncVideoProcessor
 from .model_card import CardDetails, create_model_card

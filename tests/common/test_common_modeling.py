@@ -10,10 +10,13 @@ require_distribution()
 
 from transformers.models.auto import modeling_auto  # noqa: E402
 
-from cavmae_sync_hf.model.classification_cavmae_sync import CavMaeSyncForAudioVisualClassification  # noqa: E402
 from cavmae_sync_hf.model.configuration_cavmae_sync import CavMaeSyncConfig  # noqa: E402
-from cavmae_sync_hf.model.modeling_cavmae_sync import CavMaeSyncModel, CavMaeSyncModelOutput  # noqa: E402
-from cavmae_sync_hf.model.pretraining_cavmae_sync import CavMaeSyncForPreTraining  # noqa: E402
+from cavmae_sync_hf.model.modeling_cavmae_sync import (  # noqa: E402
+    CavMaeSyncForAudioVisualClassification,
+    CavMaeSyncForPreTraining,
+    CavMaeSyncModel,
+    CavMaeSyncModelOutput,
+)
 
 modeling_common = common_module("test_modeling_common")
 configuration_common = common_module("test_configuration_common")

@@ -15,8 +15,7 @@ from torch.nn import functional as F
 from cavmae_sync_hf import ModelError
 from cavmae_sync_hf.convert import convert_state_dict
 from cavmae_sync_hf.model.configuration_cavmae_sync import CavMaeSyncConfig
-from cavmae_sync_hf.model.layers_cavmae_sync import sincos_positions
-from cavmae_sync_hf.model.modeling_cavmae_sync import CavMaeSyncModel
+from cavmae_sync_hf.model.modeling_cavmae_sync import CavMaeSyncModel, sincos_positions
 from helpers.published_tensors import (
     WIDTH,
     apply_layer,

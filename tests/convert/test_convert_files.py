@@ -17,7 +17,7 @@ from cavmae_sync_hf.convert import convert_checkpoint, convert_state_dict
 from cavmae_sync_hf.convert.reading import read_checkpoint, strip_prefixes
 from cavmae_sync_hf.hub import code_files
 from cavmae_sync_hf.model.feature_extraction_cavmae_sync import CavMaeSyncFeatureExtractor
-from cavmae_sync_hf.model.pretraining_cavmae_sync import CavMaeSyncForPreTraining
+from cavmae_sync_hf.model.modeling_cavmae_sync import CavMaeSyncForPreTraining
 from helpers.published_tensors import assert_close
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"

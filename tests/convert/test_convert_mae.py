@@ -12,9 +12,7 @@ from transformers import ViTMAEConfig, ViTMAEForPreTraining, ViTMAEModel
 from cavmae_sync_hf import ModelError
 from cavmae_sync_hf.convert import convert_checkpoint, convert_state_dict
 from cavmae_sync_hf.model.configuration_cavmae_sync import CavMaeSyncConfig
-from cavmae_sync_hf.model.layers_cavmae_sync import sincos_positions
-from cavmae_sync_hf.model.modeling_cavmae_sync import CavMaeSyncModel
-from cavmae_sync_hf.model.pretraining_cavmae_sync import CavMaeSyncForPreTraining
+from cavmae_sync_hf.model.modeling_cavmae_sync import CavMaeSyncForPreTraining, CavMaeSyncModel, sincos_positions
 from helpers.published_tensors import (
     HEADS,
     PATCH,

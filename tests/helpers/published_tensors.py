@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cavmae_sync_hf.convert import Conversion, convert_state_dict
-from cavmae_sync_hf.model.layers_cavmae_sync import sincos_positions
+from cavmae_sync_hf.model.modeling_cavmae_sync import sincos_positions
 
 # Figures go through float32 in two orders of summation; relative to the largest value.
 TOLERANCE = 1e-5

@@ -10,7 +10,7 @@ from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
 
 from cavmae_sync_hf.data.dataset import CavMaeSyncDataset
-from cavmae_sync_hf.model.pretraining_cavmae_sync import CavMaeSyncForPreTraining
+from cavmae_sync_hf.model.modeling_cavmae_sync import CavMaeSyncForPreTraining
 from cavmae_sync_hf.training import CavMaeSyncTrainer, EvaluationSet, PretrainingArguments
 from helpers.little_shards import little_processor
 from helpers.tiny import tiny_config

@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from cavmae_sync_hf.model.classification_cavmae_sync import CavMaeSyncForAudioVisualClassification
-from cavmae_sync_hf.model.modeling_cavmae_sync import CavMaeSyncModel
+from cavmae_sync_hf.model.modeling_cavmae_sync import CavMaeSyncForAudioVisualClassification, CavMaeSyncModel
 from helpers.tiny import tiny_config, tiny_inputs
 
 

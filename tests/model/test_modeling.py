@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from cavmae_sync_hf.model.layers_cavmae_sync import sincos_positions
-from cavmae_sync_hf.model.modeling_cavmae_sync import CavMaeSyncModel, select_distinct
+from cavmae_sync_hf.model.modeling_cavmae_sync import CavMaeSyncModel, select_distinct, sincos_positions
 from helpers.tiny import tiny_config, tiny_inputs
 
 

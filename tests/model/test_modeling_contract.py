@@ -7,10 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from cavmae_sync_hf.model.classification_cavmae_sync import CavMaeSyncForAudioVisualClassification
-from cavmae_sync_hf.model.layers_cavmae_sync import CavMaeSyncAttention, CavMaeSyncPositions, sincos_positions
-from cavmae_sync_hf.model.modeling_cavmae_sync import CavMaeSyncModel
-from cavmae_sync_hf.model.pretraining_cavmae_sync import CavMaeSyncForPreTraining
+from cavmae_sync_hf.model.modeling_cavmae_sync import (
+    CavMaeSyncAttention,
+    CavMaeSyncForAudioVisualClassification,
+    CavMaeSyncForPreTraining,
+    CavMaeSyncModel,
+    CavMaeSyncPositions,
+    sincos_positions,
+)
 from helpers.tiny import tiny_config, tiny_inputs
 
 MODELS: dict[str, tuple[Any, dict[str, Any]]] = {

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from cavmae_sync_hf.model.pretraining_cavmae_sync import CavMaeSyncForPreTraining
+from cavmae_sync_hf.model.modeling_cavmae_sync import CavMaeSyncForPreTraining
 from helpers.tiny import tiny_config, tiny_inputs
 
 

@@ -4,8 +4,7 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
-from cavmae_sync_hf.model.classification_cavmae_sync import CavMaeSyncForAudioVisualClassification
-from cavmae_sync_hf.model.pretraining_cavmae_sync import CavMaeSyncForPreTraining
+from cavmae_sync_hf.model.modeling_cavmae_sync import CavMaeSyncForAudioVisualClassification, CavMaeSyncForPreTraining
 from helpers.tiny import tiny_config, tiny_inputs
 
 

@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoModelForPreTraining, AutoProcessor, Trai
 from cavmae_sync_hf import NonFiniteLossError
 from cavmae_sync_hf.data.dataset import CavMaeSyncDataset
 from cavmae_sync_hf.data.streaming import CavMaeSyncStreamingDataset
-from cavmae_sync_hf.model.pretraining_cavmae_sync import CavMaeSyncForPreTraining
+from cavmae_sync_hf.model.modeling_cavmae_sync import CavMaeSyncForPreTraining
 from cavmae_sync_hf.training import (
     CavMaeSyncTrainer,
     EpochSampler,
@@ -160,7 +160,7 @@ def test_checkpoint__holds_model_processor_and_code(shards, tmp_path):
     trainer = make_trainer(shards, tmp_path, save_strategy="steps", save_steps=2, max_steps=2)
     trainer.train()
     folder = tmp_path / "checkpoint-2"
-    assert {"pretraining_cavmae_sync.py", "processing_cavmae_sync.py", "processor_config.json"} <= {
+    assert {"modeling_cavmae_sync.py", "processing_cavmae_sync.py", "processor_config.json"} <= {
         path.name for path in folder.iterdir()
     }
     model, processor = AutoModelForPreTraining.from_pretrained(folder), AutoProcessor.from_pretrained(folder)

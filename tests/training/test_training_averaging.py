@@ -55,7 +55,7 @@ def test_average_checkpoints__writes_a_folder_that_loads(run, tmp_path):
     assert AutoProcessor.from_pretrained(out).feature_extractor.audio_length == 48
     assert load_model(out, use="classification")[0].config.num_labels == 3
     names = {path.name for path in out.iterdir()}
-    assert "classification_cavmae_sync.py" in names and "config.json" in names
+    assert "modeling_cavmae_sync.py" in names and "config.json" in names
     assert not names & {"optimizer.pt", "scheduler.pt", "trainer_state.json", "training_args.bin", "rng_state.pth"}
     assert [path.name for path in out.parent.iterdir()] == ["mean"]  # no scratch folder is left
     with pytest.raises(TrainingError, match="already exists"):

@@ -20,7 +20,7 @@ from cavmae_sync_hf.data.collator import CavMaeSyncCollator
 from cavmae_sync_hf.data.dataset import CavMaeSyncDataset
 from cavmae_sync_hf.data.streaming import CavMaeSyncStreamingDataset
 from cavmae_sync_hf.inference.loading import load_model
-from cavmae_sync_hf.model.classification_cavmae_sync import CavMaeSyncForAudioVisualClassification
+from cavmae_sync_hf.model.modeling_cavmae_sync import CavMaeSyncForAudioVisualClassification
 from cavmae_sync_hf.training import (
     CavMaeSyncClassificationTrainer,
     ClassificationArguments,
@@ -302,7 +302,7 @@ def test_checkpoint__holds_model_processor_code_and_class_names(many_labels, tmp
     assert model.config.id2label == dict(enumerate(["bell", "drum", "hum", "bark", "siren"]))
     assert model.config.problem_type == "multi_label_classification"
     assert AutoProcessor.from_pretrained(folder).to_dict() == trainer.processor.to_dict()
-    assert (folder / "classification_cavmae_sync.py").is_file()
+    assert (folder / "modeling_cavmae_sync.py").is_file()
     assert load_model(folder, use="classification")[0].config.num_labels == 5
 
 
@@ -336,7 +336,7 @@ def test_push_to_hub__uploads_model_processor_code_and_card(many_labels, tmp_pat
     metrics = trainer.evaluate()
     trainer.create_model_card()
     trainer.save_model()
-    assert {"model.safetensors", "config.json", "processor_config.json", "classification_cavmae_sync.py"} <= set(sent)
+    assert {"model.safetensors", "config.json", "processor_config.json", "modeling_cavmae_sync.py"} <= set(sent)
     assert 'from_pretrained("someone/classes"' in sent["README.md"]
     assert "base_model: someone/pretrained" in sent["README.md"]
     assert f"value: {round(metrics['eval_all_mean_average_precision'], 4)}" in sent["README.md"]

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForVideoClassification
 
 from cavmae_sync_hf.inference.loading import load_model
-from cavmae_sync_hf.model.pretraining_cavmae_sync import CavMaeSyncForPreTraining
+from cavmae_sync_hf.model.modeling_cavmae_sync import CavMaeSyncForPreTraining
 from cavmae_sync_hf.model.processing_cavmae_sync import CavMaeSyncProcessor
 from cavmae_sync_hf.training import (
     ClassificationArguments,

@@ -8,8 +8,7 @@ import torch
 
 from cavmae_sync_hf import TrainingError
 from cavmae_sync_hf.data.dataset import CavMaeSyncDataset
-from cavmae_sync_hf.model.classification_cavmae_sync import CavMaeSyncForAudioVisualClassification
-from cavmae_sync_hf.model.modeling_cavmae_sync import CavMaeSyncModel
+from cavmae_sync_hf.model.modeling_cavmae_sync import CavMaeSyncForAudioVisualClassification, CavMaeSyncModel
 from cavmae_sync_hf.training import (
     ClassificationModelArguments,
     EvaluationSet,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cavmae_sync_hf.model.pretraining_cavmae_sync import CavMaeSyncForPreTraining
+from cavmae_sync_hf.model.modeling_cavmae_sync import CavMaeSyncForPreTraining
 from cavmae_sync_hf.training import last_checkpoint
 from helpers.little_shards import write_shards
 from helpers.training_ranks import train

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import ViTMAEConfig, ViTMAEForPreTraining, ViTMAEModel
 
-from cavmae_sync_hf.model.layers_cavmae_sync import sincos_positions
+from cavmae_sync_hf.model.modeling_cavmae_sync import sincos_positions
 from cavmae_sync_hf.training import ModelArguments, build_for_pretraining
 
 # 3 and 2 heads are nobody's published counts: a folder's own configuration must be asked for them.

@@ -14,7 +14,7 @@ from peft import PeftModel
 from transformers import AutoModel, AutoModelForVideoClassification, TrainerCallback
 
 from cavmae_sync_hf.inference.loading import load_model
-from cavmae_sync_hf.model.classification_cavmae_sync import CavMaeSyncForAudioVisualClassification
+from cavmae_sync_hf.model.modeling_cavmae_sync import CavMaeSyncForAudioVisualClassification
 from cavmae_sync_hf.training import add_lora, merged_copy
 from helpers.classification_runs import make_trainer, save_pretrained, weights
 from helpers.little_shards import write_shards

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cavmae_sync_hf.data.dataset import CavMaeSyncDataset
 from cavmae_sync_hf.model.configuration_cavmae_sync import CavMaeSyncConfig
-from cavmae_sync_hf.model.pretraining_cavmae_sync import CavMaeSyncForPreTraining
+from cavmae_sync_hf.model.modeling_cavmae_sync import CavMaeSyncForPreTraining
 from cavmae_sync_hf.training import (
     CavMaeSyncTrainer,
     DataArguments,

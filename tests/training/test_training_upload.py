@@ -19,7 +19,7 @@ from helpers.tiny import TINY
 SCRIPT = Path(__file__).parents[2] / "training" / "run_pretraining.py"
 # What a folder on the Hub must hold to be loaded, and understood, without this package.
 NEEDED = {
-    "config.json", "model.safetensors", "processor_config.json", "README.md", "pretraining_cavmae_sync.py",
+    "config.json", "model.safetensors", "processor_config.json", "README.md", "modeling_cavmae_sync.py",
     "processing_cavmae_sync.py",
 }  # fmt: skip
 

@@ -12,11 +12,14 @@ from torch import Tensor
 from transformers.utils import logging
 
 from ..hub import save_for_hub
-from ..model.classification_cavmae_sync import CavMaeSyncForAudioVisualClassification
 from ..model.configuration_cavmae_sync import CavMaeSyncConfig
 from ..model.errors_cavmae_sync import ModelError
-from ..model.modeling_cavmae_sync import CavMaeSyncModel, CavMaeSyncPreTrainedModel
-from ..model.pretraining_cavmae_sync import CavMaeSyncForPreTraining
+from ..model.modeling_cavmae_sync import (
+    CavMaeSyncForAudioVisualClassification,
+    CavMaeSyncForPreTraining,
+    CavMaeSyncModel,
+    CavMaeSyncPreTrainedModel,
+)
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from ..model_card import CardDetails
 from .mae import adapt_mae, is_mae, is_transformers_mae, rename_transformers_mae

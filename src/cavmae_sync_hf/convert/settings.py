@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..model.configuration_cavmae_sync import CavMaeSyncConfig
 from ..model.errors_cavmae_sync import ModelError
-from ..model.layers_cavmae_sync import sincos_positions
+from ..model.modeling_cavmae_sync import sincos_positions
 from .report import shorten
 
 # Head counts leave no trace in the shapes; these are the published ones.

@@ -12,10 +12,12 @@ import yaml
 from huggingface_hub import EvalResult
 
 from ..hub import register_auto_classes
-from ..model.classification_cavmae_sync import CavMaeSyncForAudioVisualClassification
 from ..model.errors_cavmae_sync import EvaluationError
-from ..model.modeling_cavmae_sync import CavMaeSyncModel
-from ..model.pretraining_cavmae_sync import CavMaeSyncForPreTraining
+from ..model.modeling_cavmae_sync import (
+    CavMaeSyncForAudioVisualClassification,
+    CavMaeSyncForPreTraining,
+    CavMaeSyncModel,
+)
 from ..model_card import CardDetails, create_model_card
 from ..provenance import folder_digest
 from .results import read_results

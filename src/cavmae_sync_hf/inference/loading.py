@@ -9,11 +9,13 @@ from typing import Any, Literal
 import torch
 
 from ..hub import register_auto_classes
-from ..model.classification_cavmae_sync import CavMaeSyncForAudioVisualClassification
 from ..model.configuration_cavmae_sync import CavMaeSyncConfig
 from ..model.errors_cavmae_sync import ModelError
-from ..model.modeling_cavmae_sync import CavMaeSyncModel
-from ..model.pretraining_cavmae_sync import CavMaeSyncForPreTraining
+from ..model.modeling_cavmae_sync import (
+    CavMaeSyncForAudioVisualClassification,
+    CavMaeSyncForPreTraining,
+    CavMaeSyncModel,
+)
 
 __all__ = ["example_model", "load_model"]
 

@@ -9,21 +9,21 @@ from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 if TYPE_CHECKING:
     # transformers copies the files it finds by following relative imports, this block included. The configuration and
     # the processor import this file, so that whatever is saved first, a folder holds the code of every auto class.
-    from .classification_cavmae_sync import CavMaeSyncForAudioVisualClassification as _Classification  # noqa: F401
     from .configuration_cavmae_sync import CavMaeSyncConfig as _Config  # noqa: F401
     from .feature_extraction_cavmae_sync import CavMaeSyncFeatureExtractor as _FeatureExtractor  # noqa: F401
+    from .modeling_cavmae_sync import CavMaeSyncForAudioVisualClassification as _Classification  # noqa: F401
+    from .modeling_cavmae_sync import CavMaeSyncForPreTraining as _PreTraining  # noqa: F401
     from .modeling_cavmae_sync import CavMaeSyncModel as _Model  # noqa: F401
     from .pipelines_cavmae_sync import CavMaeSyncClassificationPipeline as _Pipeline  # noqa: F401
-    from .pretraining_cavmae_sync import CavMaeSyncForPreTraining as _PreTraining  # noqa: F401
     from .processing_cavmae_sync import CavMaeSyncProcessor as _Processor  # noqa: F401
     from .video_processing_cavmae_sync import CavMaeSyncVideoProcessor as _VideoProcessor  # noqa: F401
 
 AUTO_MAP: dict[str, str] = {
     "AutoConfig": "configuration_cavmae_sync.CavMaeSyncConfig",
     "AutoModel": "modeling_cavmae_sync.CavMaeSyncModel",
-    "AutoModelForPreTraining": "pretraining_cavmae_sync.CavMaeSyncForPreTraining",
-    "AutoModelForAudioClassification": "classification_cavmae_sync.CavMaeSyncForAudioVisualClassification",
-    "AutoModelForVideoClassification": "classification_cavmae_sync.CavMaeSyncForAudioVisualClassification",
+    "AutoModelForPreTraining": "modeling_cavmae_sync.CavMaeSyncForPreTraining",
+    "AutoModelForAudioClassification": "modeling_cavmae_sync.CavMaeSyncForAudioVisualClassification",
+    "AutoModelForVideoClassification": "modeling_cavmae_sync.CavMaeSyncForAudioVisualClassification",
     "AutoFeatureExtractor": "feature_extraction_cavmae_sync.CavMaeSyncFeatureExtractor",
     "AutoVideoProcessor": "video_processing_cavmae_sync.CavMaeSyncVideoProcessor",
     "AutoProcessor": "processing_cavmae_sync.CavMaeSyncProcessor",

@@ -1,40 +1,387 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""The encoder: aligned audio windows and video frames in, embeddings of both and their similarities out."""
+"""CAV-MAE Sync: the encoder, its pretraining with contrast and reconstruction, and classification of clips."""
 
 import difflib
+import inspect
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
-from transformers.modeling_utils import PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple, maybe_autocast
 
 from .configuration_cavmae_sync import CavMaeSyncConfig
-from .distributed_cavmae_sync import world_size
-from .layers_cavmae_sync import (
-    CavMaeSyncEmbeddings,
-    CavMaeSyncJointLayer,
-    CavMaeSyncLayer,
-    CavMaeSyncPositions,
-    CavMaeSyncTower,
-    LayerRecord,
-    run_layers,
-)
-from .losses_cavmae_sync import contrastive_loss
+from .distributed_cavmae_sync import share_of_mean, world_size
+from .losses_cavmae_sync import contrastive_loss, patch_statistics, patchify, reconstruction_loss, unpatchify
+from .masking_cavmae_sync import Masking, gather_patches, random_masking, structured_noise
 
 logger = logging.get_logger(__name__)
 
 # What a forward or feature method takes without using it, so that the whole output of a processor or collator, and the
-# arguments of the other classes, can be passed. Anything else is a slip of the pen.
+# arguments of the other classes, can be passed. Anything else is refused: it would be a typing mistake.
 KNOWN_ARGUMENTS = (
     "pixel_values_videos", "input_values", "padding_mask", "padding_mask_videos", "audio_noise", "video_noise",
     "labels", "return_loss", "output_attentions", "output_hidden_states", "return_dict", "num_items_in_batch",
     "frame_times", "window_times", "window_coverage", "frame_indices", "clip_ids",
 )  # fmt: skip
+
+
+# The arguments that every `forward` shares, and what each raises.
+_INPUTS = """\
+    pixel_values_videos (`torch.Tensor` of shape `(batch_size, num_frames, num_channels, height, width)`):
+        Frames, normalised by the processor.
+    input_values (`torch.Tensor` of shape `(batch_size, num_frames, audio_length, num_mel_bins)`):
+        Audio windows (log-mel spectrograms), normalised by the processor.
+    padding_mask (`torch.Tensor` of shape `(batch_size, num_frames)`, *optional*):
+        False for absent windows, which take part in no loss; `None`: none is absent.
+    padding_mask_videos (`torch.Tensor` of shape `(batch_size, num_frames)`, *optional*):
+        False for absent frames, likewise.
+    output_attentions (`bool`, *optional*):
+        Whether to return attention probabilities (eager attention only); `None`: as configured.
+    output_hidden_states (`bool`, *optional*):
+        Whether to return the layers' hidden states; `None`: as configured.
+    kwargs:
+        What else a processor or collator gives is ignored; unknown names are refused.
+
+Raises:
+    ValueError: No input, an input that the model's modality does not have, shapes that do not fit the
+        configuration, or counts of frames and windows that differ.
+    TypeError: An unknown argument.
+"""
+
+_Method = TypeVar("_Method", bound=Callable)
+
+
+def documents_inputs(forward: _Method) -> _Method:
+    """Append the shared arguments to the docstring of a `forward`, whose own arguments come last in it."""
+    forward.__doc__ = f"{inspect.cleandoc(forward.__doc__ or '')}\n{_INPUTS}"
+    return forward
+
+
+def sincos_positions(grid: tuple[int, int], hidden_size: int) -> Tensor:
+    """Fixed 2-D sine-cosine positions of a patch grid, shape `(1, rows * columns, hidden_size)`, float32.
+
+    The first half of the width encodes the column and the second the row: the published code (`pos_embed.py`, from
+    MAE) calls them the other way round, but its checkpoints were trained like this. Computed in float64, as there.
+    """
+    rows, columns = grid
+    quarter = hidden_size // 4
+    frequencies = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
+    column, row = (
+        torch.arange(size, dtype=torch.float64).unsqueeze(1) * frequencies for size in (columns, rows)
+    )  # (columns, quarter), (rows, quarter)
+    column, row = (torch.cat([angles.sin(), angles.cos()], dim=1) for angles in (column, row))
+    cells = torch.cat([column.expand(rows, -1, -1), row.unsqueeze(1).expand(-1, columns, -1)], dim=-1)
+    return cells.reshape(1, rows * columns, hidden_size).to(torch.float32)
+
+
+class CavMaeSyncPositions(nn.Module):
+    """Position embeddings of a patch grid, for the configured grid at once and for any other grid on demand.
+
+    Sine-cosine positions are no weights: they are made again for the grid at hand. Learned ones (fine-tuned CAV-MAE)
+    are, and are resized bicubically where the grid differs.
+    """
+
+    def __init__(self, grid: tuple[int, int], hidden_size: int, learned: bool = False):
+        super().__init__()
+        self.grid = grid
+        self.learned = learned
+        if learned:
+            self.weight = nn.Parameter(sincos_positions(grid, hidden_size))
+        else:
+            self.register_buffer("weight", sincos_positions(grid, hidden_size), persistent=False)
+
+    def reset(self) -> None:
+        """Fill in the sine-cosine values, on whatever device the module was made."""
+        init.copy_(self.weight, sincos_positions(self.grid, self.weight.shape[-1]))
+
+    def forward(self, grid: tuple[int, int]) -> Tensor:
+        """Positions `(1, rows * columns, hidden)` for a grid of (rows, columns)."""
+        if grid == self.grid:
+            return self.weight
+        if not self.learned:
+            return sincos_positions(grid, self.weight.shape[-1]).to(self.weight.device, self.weight.dtype)
+        cells = self.weight.unflatten(1, self.grid).permute(0, 3, 1, 2).float()
+        cells = nn.functional.interpolate(cells, size=grid, mode="bicubic", align_corners=False)
+        return cells.permute(0, 2, 3, 1).flatten(1, 2).to(self.weight.dtype)
+
+
+class CavMaeSyncEmbeddings(nn.Module):
+    """One modality's patches as tokens: projection, positions, modality embedding, global and register tokens.
+
+    Tokens are ordered (global, patches, registers); there is no position on the global and register tokens.
+    """
+
+    def __init__(self, config: CavMaeSyncConfig, num_channels: int, grid: tuple[int, int]):
+        super().__init__()
+        self.patch_size = config.patch_size
+        self.projection = nn.Conv2d(
+            num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
+        )
+        learned = config.position_embedding_type == "learned"
+        self.positions = CavMaeSyncPositions(grid, config.hidden_size, learned)
+        self.modality_embedding = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.global_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size)) if config.use_global_tokens else None
+        self.register_tokens = (
+            nn.Parameter(torch.zeros(1, config.num_register_tokens, config.hidden_size))
+            if config.num_register_tokens
+            else None
+        )
+
+    def forward(self, images: Tensor, ids_keep: Tensor | None = None) -> Tensor:
+        """Tokens `(samples, tokens, hidden)` of images `(samples, channels, height, width)`.
+
+        Args:
+            images: Frames, or spectrograms as one-channel images of (mel, time).
+            ids_keep: Patches to keep, `(samples, kept)`; all when absent.
+        """
+        patches = self.projection(images.to(self.projection.weight.dtype))
+        grid = (patches.shape[2], patches.shape[3])
+        # Sine-cosine positions stay in float32 when weights are loaded in half precision; the tokens must not.
+        places = (self.positions(grid) + self.modality_embedding).to(self.modality_embedding.dtype)
+        tokens = patches.flatten(2).transpose(1, 2) + places
+        if ids_keep is not None:
+            tokens = gather_patches(tokens, ids_keep)
+        parts = [self.global_token, tokens, self.register_tokens]
+        parts = [part.expand(tokens.shape[0], -1, -1) for part in parts if part is not None]
+        return torch.cat(parts, dim=1) if len(parts) > 1 else tokens
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor]:
+    """Plain attention that returns its probabilities; inputs `(samples, heads, tokens, head size)`."""
+    scores = query @ key.transpose(-1, -2) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2), weights
+
+
+class CavMaeSyncAttention(nn.Module):
+    """Multi-head self-attention through transformers' attention interface."""
+
+    def __init__(self, config: CavMaeSyncConfig, hidden_size: int, num_heads: int):
+        super().__init__()
+        self.config = config
+        self.head_dim = hidden_size // num_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False
+        self.q_proj = nn.Linear(hidden_size, hidden_size)
+        self.k_proj = nn.Linear(hidden_size, hidden_size)
+        self.v_proj = nn.Linear(hidden_size, hidden_size)
+        self.o_proj = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Attend within `(samples, tokens, hidden)`; also gives the probabilities where they are computed."""
+        shape = hidden_states.shape
+        query, key, value = (
+            projection(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
+        mixed, weights = attend(self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling)
+        return self.o_proj(mixed.reshape(shape).contiguous()), weights
+
+
+class CavMaeSyncMLP(nn.Module):
+    """Feed-forward part of a layer."""
+
+    def __init__(self, config: CavMaeSyncConfig, hidden_size: int, intermediate_size: int):
+        super().__init__()
+        self.activation_fn = ACT2FN[config.hidden_act]
+        self.fc1 = nn.Linear(hidden_size, intermediate_size)
+        self.fc2 = nn.Linear(intermediate_size, hidden_size)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.fc2(self.activation_fn(self.fc1(hidden_states)))
+
+
+class CavMaeSyncLayer(GradientCheckpointingLayer):
+    """Pre-norm transformer layer; width, heads and feed-forward width default to the encoder's."""
+
+    def __init__(
+        self,
+        config: CavMaeSyncConfig,
+        hidden_size: int | None = None,
+        num_heads: int | None = None,
+        intermediate_size: int | None = None,
+    ):
+        super().__init__()
+        hidden_size = hidden_size or config.hidden_size
+        self.attention = CavMaeSyncAttention(config, hidden_size, num_heads or config.num_attention_heads)
+        self.mlp = CavMaeSyncMLP(config, hidden_size, intermediate_size or config.intermediate_size)
+        self.layernorm_before = self._make_norm(config, hidden_size)
+        self.layernorm_after = self._make_norm(config, hidden_size)
+
+    def _make_norm(self, config: CavMaeSyncConfig, hidden_size: int) -> nn.Module:
+        return nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Transform `(samples, tokens, hidden)`; also gives the attention probabilities, if any."""
+        return self._transform(hidden_states, self.layernorm_before, self.layernorm_after, attention_mask)
+
+    def _transform(
+        self, hidden_states: Tensor, norm_before: nn.Module, norm_after: nn.Module, attention_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        mixed, weights = self.attention(norm_before(hidden_states), attention_mask)
+        hidden_states = hidden_states + mixed
+        return hidden_states + self.mlp(norm_after(hidden_states)), weights
+
+
+class CavMaeSyncJointLayer(CavMaeSyncLayer):
+    """A layer shared by both modalities, with norms of its own for audio, video and fused tokens."""
+
+    def _make_norm(self, config: CavMaeSyncConfig, hidden_size: int) -> nn.Module:
+        return nn.ModuleDict(
+            {name: nn.LayerNorm(hidden_size, eps=config.layer_norm_eps) for name in ("audio", "video", "fused")}
+        )
+
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, norms: str = "fused"
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `CavMaeSyncLayer`; `norms` is `"audio"`, `"video"` or `"fused"`."""
+        before, after = self.layernorm_before.get_submodule(norms), self.layernorm_after.get_submodule(norms)
+        return self._transform(hidden_states, before, after, attention_mask)
+
+
+@dataclass
+class LayerRecord:
+    """Collects what the layers of one modality's pass compute, where it was asked for."""
+
+    hidden_states: list[Tensor] | None = None
+    attentions: list[Tensor] | None = None
+
+    def add_hidden_states(self, hidden_states: Tensor) -> None:
+        if self.hidden_states is not None:
+            self.hidden_states.append(hidden_states)
+
+    def add_attentions(self, attentions: Tensor | None) -> None:
+        if self.attentions is not None and attentions is not None:
+            self.attentions.append(attentions)
+
+    def batch_first(self, modality: str, batch_shape: torch.Size) -> dict[str, tuple[Tensor, ...]]:
+        """What was recorded, as output fields of shape `(batch, frames, ...)`; nothing where nothing was asked for."""
+        recorded = {"hidden_states": self.hidden_states, "attentions": self.attentions}
+        return {
+            f"{modality}_{name}": tuple(value.unflatten(0, batch_shape) for value in values)
+            for name, values in recorded.items()
+            if values is not None
+        }
+
+
+def run_layers(
+    layers: Iterable[nn.Module], hidden_states: Tensor, *arguments: Any, record: LayerRecord | None = None
+) -> Tensor:
+    """Apply layers one after the other, noting hidden states and attentions in `record`."""
+    for layer in layers:
+        hidden_states, attentions = layer(hidden_states, *arguments)
+        if record is not None:
+            record.add_attentions(attentions)
+            record.add_hidden_states(hidden_states)
+    return hidden_states
+
+
+class CavMaeSyncTower(nn.Module):
+    """One modality's own part of the encoder: embeddings and layers."""
+
+    def __init__(self, config: CavMaeSyncConfig, num_channels: int, grid: tuple[int, int]):
+        super().__init__()
+        self.num_register_tokens = config.num_register_tokens
+        self.embeddings = CavMaeSyncEmbeddings(config, num_channels, grid)
+        self.layers = nn.ModuleList([CavMaeSyncLayer(config) for _ in range(config.num_modality_layers)])
+
+    def forward(self, images: Tensor, ids_keep: Tensor | None = None, record: LayerRecord | None = None) -> Tensor:
+        """Tokens (global, patches) `(samples, tokens, hidden)` of `(samples, channels, height, width)`.
+
+        The registers are dropped at the end, as published; recorded hidden states still have them.
+        """
+        hidden_states = self.embeddings(images, ids_keep)
+        if record is not None:
+            record.add_hidden_states(hidden_states)
+        hidden_states = run_layers(self.layers, hidden_states, record=record)
+        return hidden_states[:, : hidden_states.shape[1] - self.num_register_tokens]
+
+
+class CavMaeSyncPreTrainedModel(PreTrainedModel):
+    """Loading, saving and initialisation shared by the CAV-MAE Sync models."""
+
+    config: CavMaeSyncConfig
+    config_class = CavMaeSyncConfig
+    base_model_prefix = "model"
+    main_input_name = "pixel_values_videos"
+    input_modalities = ["video", "audio"]
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["CavMaeSyncEmbeddings", "CavMaeSyncLayer", "CavMaeSyncJointLayer", "CavMaeSyncDecoder"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Published initialisation: Xavier-uniform projections, normal tokens, sine-cosine positions.
+
+        Register tokens start with the small spread of the other tokens, not with the published unit variance.
+        """
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear):
+            init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, CavMaeSyncPositions):
+            module.reset()
+        elif isinstance(module, CavMaeSyncEmbeddings):
+            weight, bias = module.projection.weight, module.projection.bias
+            bound = (6 / (weight[0].numel() + weight.shape[0])) ** 0.5  # Xavier of the equivalent linear layer
+            init.uniform_(weight, -bound, bound)
+            if bias is not None:
+                init.zeros_(bias)
+            for token in (module.modality_embedding, module.global_token, module.register_tokens):
+                if token is not None:
+                    init.normal_(token, std=std)
+        elif isinstance(module, CavMaeSyncDecoder):
+            for token in (module.mask_token, *module.modality_embeddings.parameters()):
+                init.normal_(token, std=std)
+        elif isinstance(module, CavMaeSyncFrameTransformerClassificationHead):
+            init.normal_(module.class_token, std=std)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The patch projection of the frames (of the audio windows in an audio-only model)."""
+        return self._main_embeddings().projection
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the module that `get_input_embeddings` gives."""
+        self._main_embeddings().projection = value  # type: ignore[assignment]
+
+    def _main_embeddings(self) -> CavMaeSyncEmbeddings:
+        base: Any = getattr(self, self.base_model_prefix, self)
+        tower: CavMaeSyncTower = base.tower("audio" if self.config.modality == "audio" else "video")
+        return tower.embeddings
 
 
 @dataclass
@@ -55,7 +402,7 @@ class CavMaeSyncModelOutput(ModelOutput):
         audio_patch_embeds (`torch.Tensor` of shape `(batch_size, num_frames, patches, hidden_size)`):
             Audio patches after the modality's final norm, mel-major: `patch = mel_row * columns + time_column`.
         video_patch_embeds (`torch.Tensor` of shape `(batch_size, num_frames, patches, hidden_size)`):
-            Picture patches after the modality's final norm, row-major.
+            Frame patches after the modality's final norm, row-major.
         audio_hidden_states, video_hidden_states (`tuple` of `(batch_size, num_frames, tokens, hidden_size)`):
             On `output_hidden_states=True`: the embeddings and the output of every layer. Tokens are ordered (global,
             patches, registers); the registers end with the tower.
@@ -113,67 +460,60 @@ class ModalityEncoding(NamedTuple):
     attentions: tuple[Tensor, ...] | None
 
 
-class CavMaeSyncPreTrainedModel(PreTrainedModel):
-    """Loading, saving and initialisation shared by the CAV-MAE Sync models."""
+def select_distinct(images: Tensor, present: Tensor | None, deduplicate: bool) -> tuple[Tensor, Tensor | None]:
+    """Pick the frames or windows that need encoding.
 
-    config: CavMaeSyncConfig
-    config_class = CavMaeSyncConfig
-    base_model_prefix = "model"
-    main_input_name = "pixel_values_videos"
-    input_modalities = ["video", "audio"]
-    supports_gradient_checkpointing = True
-    _no_split_modules = ["CavMaeSyncEmbeddings", "CavMaeSyncLayer", "CavMaeSyncJointLayer", "CavMaeSyncDecoder"]
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
+    Consecutive equal ones (a clip's first and last windows are clamped to its ends, and videos stand still) are taken
+    once, absent ones are not taken at all.
 
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """Published initialisation: Xavier-uniform projections, normal tokens, sine-cosine positions.
+    Args:
+        images: Shape `(batch, frames, ...)`.
+        present: False for absent ones, shape `(batch, frames)`.
+        deduplicate: Whether to look for equal neighbours.
 
-        Register tokens start with the small spread of the other tokens, not with the published unit variance.
-        """
-        std = self.config.initializer_range
-        if isinstance(module, nn.Linear):
-            init.xavier_uniform_(module.weight)
-            if module.bias is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, nn.LayerNorm):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-        elif isinstance(module, CavMaeSyncPositions):
-            module.reset()
-        elif isinstance(module, CavMaeSyncEmbeddings):
-            weight, bias = module.projection.weight, module.projection.bias
-            bound = (6 / (weight[0].numel() + weight.shape[0])) ** 0.5  # Xavier of the equivalent linear layer
-            init.uniform_(weight, -bound, bound)
-            if bias is not None:
-                init.zeros_(bias)
-            for token in (module.modality_embedding, module.global_token, module.register_tokens):
-                if token is not None:
-                    init.normal_(token, std=std)
+    Returns:
+        The picked ones `(picked, ...)`, and for each of the `batch * frames` places its index among them (`None`: all
+        were picked). The index at an absent place is arbitrary.
+    """
+    flat = images.flatten(0, 1)
+    # Shapes that depend on data break compiled and exported graphs; gradients with respect to the input must not be
+    # collected at one of several equal windows.
+    fixed_shapes = torch.compiler.is_compiling() or torch.jit.is_tracing() or images.is_meta
+    if fixed_shapes or images.requires_grad or (present is None and (images.shape[1] == 1 or not deduplicate)):
+        return flat, None
+    first = torch.ones(images.shape[:2], dtype=torch.bool, device=images.device)
+    if deduplicate:
+        first[:, 1:] = (images[:, 1:] != images[:, :-1]).flatten(2).any(dim=2)
+    if present is not None:
+        # The first present one after absent ones must be taken even if it equals the absent one before it.
+        first[:, 1:] |= ~present[:, :-1]
+        first &= present
+    first = first.flatten()
+    if not bool(first.any()):
+        first[0] = True  # all are absent: the layers still need something to run on
+    if bool(first.all()):
+        return flat, None
+    return flat[first], first.cumsum(0) - 1
 
-    def get_input_embeddings(self) -> nn.Module:
-        """The patch projection of the frames (of the audio windows in an audio-only model)."""
-        return self._main_embeddings().projection
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the module that `get_input_embeddings` gives."""
-        self._main_embeddings().projection = value  # type: ignore[assignment]
+def pool_clip(embeds: Tensor) -> Tensor:
+    """One L2-normalised vector per clip `(batch, hidden)`: the mean of its embeddings (absent ones are zeros)."""
+    return nn.functional.normalize(embeds.sum(dim=1), dim=-1)
 
-    def _main_embeddings(self) -> CavMaeSyncEmbeddings:
-        base: Any = getattr(self, self.base_model_prefix, self)
-        tower: CavMaeSyncTower = base.tower("audio" if self.config.modality == "audio" else "video")
-        return tower.embeddings
+
+def both_present(padding_mask: Tensor | None, padding_mask_videos: Tensor | None) -> Tensor | None:
+    """True where window and frame are both present, `(batch, frames)`; `None` when nothing is absent."""
+    if padding_mask is None or padding_mask_videos is None:
+        mask = padding_mask if padding_mask_videos is None else padding_mask_videos
+        return None if mask is None else mask.bool()
+    return padding_mask.bool() & padding_mask_videos.bool()
 
 
 class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
     """
     The CAV-MAE Sync encoder. It turns audio windows `input_values` of shape `(batch_size, num_frames, audio_length,
     num_mel_bins)` and frames `pixel_values_videos` of shape `(batch_size, num_frames, num_channels, height, width)`
-    into one embedding each, in a space where a frame lies near the sound of its own moment.
+    into one embedding each, in a space where a frame lies near the audio of its own moment.
 
     Args:
         config (`CavMaeSyncConfig`): Sizes and options; `config.modality` says which towers exist.
@@ -213,6 +553,7 @@ class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
         self.post_init()
 
     @can_return_tuple
+    @documents_inputs
     def forward(
         self,
         pixel_values_videos: Tensor | None = None,
@@ -227,18 +568,8 @@ class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
         """Embed frames, windows, or both. A modality that is not given costs nothing.
 
         Args:
-            pixel_values_videos: Frames `(batch_size, num_frames, num_channels, height, width)`, normalised.
-            input_values: Audio windows `(batch_size, num_frames, audio_length, num_mel_bins)`, normalised.
-            padding_mask: False for absent windows, `(batch_size, num_frames)`.
-            padding_mask_videos: False for absent frames, `(batch_size, num_frames)`.
-            return_loss: Whether to compute the contrastive loss between the windows and frames of the batch.
-            output_attentions: Whether to return attention probabilities (eager attention only).
-            output_hidden_states: Whether to return the layers' hidden states.
-            kwargs: What else a processor or collator gives is ignored; unknown names are refused.
-
-        Raises:
-            ValueError: No input, shapes that do not fit the configuration, or counts that differ.
-            TypeError: An unknown argument.
+            return_loss (`bool`, *optional*):
+                Whether to compute the contrastive loss between the windows and frames of the batch.
         """
         images, present = self.check_inputs(
             pixel_values_videos, input_values, padding_mask, padding_mask_videos, **kwargs
@@ -339,10 +670,23 @@ class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
         ):
             if inputs is not None:
                 images[modality] = self.as_images(modality, inputs)
-                present[modality] = check_present(mask, images[modality])
+                shape = images[modality].shape[:2]
+                if mask is not None and mask.shape != shape:
+                    raise ValueError(
+                        f"The padding mask has shape {tuple(mask.shape)} for an input of (batch, frames) "
+                        f"{tuple(shape)}; pass one value per window or frame."
+                    )
+                present[modality] = None if mask is None else mask.bool()
         if not images:
             raise ValueError("Got neither `pixel_values_videos` nor `input_values`; pass at least one of them.")
-        check_same_frames(images.get("audio"), images.get("video"))
+        shapes = [values.shape[:2] for values in images.values()]
+        if shapes[0] != shapes[-1]:
+            (batch_size, windows), (videos, frames) = shapes
+            raise ValueError(
+                f"Got {windows} audio windows for {frames} frames (batch sizes {batch_size} and {videos}); give every "
+                "frame the window of its moment, as CavMaeSyncProcessor does, or call get_audio_features and "
+                "get_video_features."
+            )
         return images, present
 
     def encode(
@@ -480,7 +824,7 @@ class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
                 f"`input_values` has windows of {inputs.shape[2]} spectrogram frames, not a multiple of the patch "
                 f"size {patch}; {max(1, inputs.shape[2] // patch) * patch} would work."
             )
-        return inputs.transpose(2, 3).unsqueeze(2)  # a spectrogram is a one-channel picture of (mel, time)
+        return inputs.transpose(2, 3).unsqueeze(2)  # a spectrogram is a one-channel image of (mel, time)
 
     def make_record(self, output_attentions: bool | None, output_hidden_states: bool | None) -> LayerRecord:
         """Where the layers note what was asked for, in the call or in the configuration."""
@@ -496,79 +840,730 @@ class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
         return LayerRecord([] if output_hidden_states else None, [] if output_attentions else None)
 
 
-def select_distinct(images: Tensor, present: Tensor | None, deduplicate: bool) -> tuple[Tensor, Tensor | None]:
-    """Pick the frames or windows that need encoding.
-
-    Consecutive equal ones (a clip's first and last windows are clamped to its ends, and films stand still) are taken
-    once, absent ones are not taken at all.
+@dataclass
+class CavMaeSyncForPreTrainingOutput(ModelOutput):
+    """
+    Output of [`CavMaeSyncForPreTraining`]. The single losses are unweighted; what a zero weight skips is `None`.
 
     Args:
-        images: Shape `(batch, frames, ...)`.
-        present: False for absent ones, shape `(batch, frames)`.
-        deduplicate: Whether to look for equal neighbours.
-
-    Returns:
-        The picked ones `(picked, ...)`, and for each of the `batch * frames` places its index among them (`None`: all
-        were picked). The index at an absent place is arbitrary.
+        loss (`torch.Tensor` scalar, *optional*):
+            `reconstruction_loss_weight * (audio + video) + contrastive_loss_weight * contrastive +
+            distillation_loss_weight * distillation`.
+        contrastive_loss (`torch.Tensor` scalar, *optional*):
+            InfoNCE over the pairs of the batch; pairs of the same clip are negatives of each other only with
+            `config.intra_clip_negatives`.
+        audio_reconstruction_loss, video_reconstruction_loss (`torch.Tensor` scalar, *optional*):
+            Mean squared error over the removed patches.
+        distillation_loss (`torch.Tensor` scalar, *optional*):
+            One less the cosine of an embedding and its teacher's, mean over the embeddings of both modalities; where
+            a teacher's embeddings were given.
+        contrastive_accuracy (`torch.Tensor` scalar, *optional*):
+            Share of the frames whose own window scores highest, of those with a negative (with both directions: the
+            mean of the two shares).
+        audio_mask, video_mask (`torch.Tensor` of shape `(batch_size, num_frames, patches)`):
+            1 where a patch was removed: in the pass that reconstructs, or in the only one there is.
+        audio_reconstruction, video_reconstruction (`torch.Tensor` of shape `(batch_size, num_frames, patches, size)`):
+            The decoder's patches, in normalised values under `norm_pix_loss`; `unpatchify_audio` and
+            `unpatchify_video` put them together.
+        audio_embeds, video_embeds (`torch.Tensor` of shape `(batch_size, num_frames, hidden_size)`):
+            L2-normalised embeddings made from the visible patches (of the contrastive pass, where it is a pass of its
+            own).
+        audio_patch_embeds, video_patch_embeds (`torch.Tensor` of shape `(batch_size, num_frames, kept, hidden_size)`):
+            The visible patches after the modality's final norm, in the order in which the noise picked them.
+        audio_hidden_states, video_hidden_states (`tuple` of `(batch_size, num_frames, tokens, hidden_size)`):
+            On `output_hidden_states=True`: the visible tokens and the output of every tower layer.
+        audio_attentions, video_attentions (`tuple` of `(batch_size, num_frames, heads, tokens, tokens)`):
+            On `output_attentions=True` (eager attention): the towers' attention probabilities.
     """
-    flat = images.flatten(0, 1)
-    # Shapes that depend on data break compiled and exported graphs; gradients with respect to the input must not be
-    # collected at one of several equal windows.
-    fixed_shapes = torch.compiler.is_compiling() or torch.jit.is_tracing() or images.is_meta
-    if fixed_shapes or images.requires_grad or (present is None and (images.shape[1] == 1 or not deduplicate)):
-        return flat, None
-    first = torch.ones(images.shape[:2], dtype=torch.bool, device=images.device)
-    if deduplicate:
-        first[:, 1:] = (images[:, 1:] != images[:, :-1]).flatten(2).any(dim=2)
-    if present is not None:
-        # The first present one after absent ones must be taken even if it equals the absent one before it.
-        first[:, 1:] |= ~present[:, :-1]
-        first &= present
-    first = first.flatten()
-    if not bool(first.any()):
-        first[0] = True  # all are absent: the layers still need something to run on
-    if bool(first.all()):
-        return flat, None
-    return flat[first], first.cumsum(0) - 1
+
+    loss: Tensor | None = None
+    contrastive_loss: Tensor | None = None
+    audio_reconstruction_loss: Tensor | None = None
+    video_reconstruction_loss: Tensor | None = None
+    distillation_loss: Tensor | None = None
+    contrastive_accuracy: Tensor | None = None
+    audio_mask: Tensor | None = None
+    video_mask: Tensor | None = None
+    audio_reconstruction: Tensor | None = None
+    video_reconstruction: Tensor | None = None
+    audio_embeds: Tensor | None = None
+    video_embeds: Tensor | None = None
+    audio_patch_embeds: Tensor | None = None
+    video_patch_embeds: Tensor | None = None
+    audio_hidden_states: tuple[Tensor, ...] | None = None
+    video_hidden_states: tuple[Tensor, ...] | None = None
+    audio_attentions: tuple[Tensor, ...] | None = None
+    video_attentions: tuple[Tensor, ...] | None = None
 
 
-def pool_clip(embeds: Tensor) -> Tensor:
-    """One L2-normalised vector per clip `(batch, hidden)`: the mean of its embeddings (absent ones are zeros)."""
-    return nn.functional.normalize(embeds.sum(dim=1), dim=-1)
+@dataclass
+class CavMaeSyncInpaintingOutput(ModelOutput):
+    """
+    Output of [`CavMaeSyncForPreTraining.inpaint`].
+
+    Args:
+        pixel_values_videos (`torch.Tensor` of shape `(batch_size, num_frames, num_channels, height, width)`):
+            The frames with their removed patches filled in, in the processor's normalised values.
+        input_values (`torch.Tensor` of shape `(batch_size, num_frames, audio_length, num_mel_bins)`):
+            The spectrograms with their removed patches filled in.
+        video_mask, audio_mask (`torch.Tensor` of shape `(batch_size, num_frames, patches)`):
+            1 where a patch was removed, and is now the model's.
+    """
+
+    pixel_values_videos: Tensor | None = None
+    input_values: Tensor | None = None
+    video_mask: Tensor | None = None
+    audio_mask: Tensor | None = None
 
 
-def both_present(padding_mask: Tensor | None, padding_mask_videos: Tensor | None) -> Tensor | None:
-    """True where window and frame are both present, `(batch, frames)`; `None` when nothing is absent."""
-    if padding_mask is None or padding_mask_videos is None:
-        mask = padding_mask if padding_mask_videos is None else padding_mask_videos
-        return None if mask is None else mask.bool()
-    return padding_mask.bool() & padding_mask_videos.bool()
+class CavMaeSyncModalityEmbeddings(nn.Module):
+    """One embedding per modality, got by a call: weights offloaded to disk are brought in when a module is called."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.audio, self.video = (nn.Parameter(torch.zeros(1, 1, width)) for _ in range(2))
+
+    def forward(self, modality: str) -> Tensor:
+        """The embedding of `"audio"` or `"video"`, `(1, 1, width)`."""
+        return self.audio if modality == "audio" else self.video
 
 
-def check_present(present: Tensor | None, images: Tensor) -> Tensor | None:
-    """A mask of present frames or windows as booleans, checked against the input it belongs to."""
-    if present is None:
-        return None
-    if present.shape != images.shape[:2]:
-        raise ValueError(
-            f"The padding mask has shape {tuple(present.shape)} for an input of (batch, frames) "
-            f"{tuple(images.shape[:2])}; pass one value per window or frame."
+class CavMaeSyncDecoder(nn.Module):
+    """Recovers every patch of both modalities from the fused visible ones."""
+
+    def __init__(self, config: CavMaeSyncConfig):
+        super().__init__()
+        width = config.decoder_hidden_size
+        self.embed = nn.Linear(config.hidden_size, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.modality_embeddings = CavMaeSyncModalityEmbeddings(width)
+        learned = config.position_embedding_type == "learned"
+        self.positions = nn.ModuleDict(
+            {
+                "audio": CavMaeSyncPositions(config.audio_grid, width, learned),
+                "video": CavMaeSyncPositions(config.video_grid, width, learned),
+            }
         )
-    return present.bool()
-
-
-def check_same_frames(audio: Tensor | None, video: Tensor | None) -> None:
-    """Windows and frames go in pairs: where both are given, refuse batches or counts that differ."""
-    if audio is not None and video is not None and audio.shape[:2] != video.shape[:2]:
-        raise ValueError(
-            f"Got {audio.shape[1]} audio windows for {video.shape[1]} frames (batch sizes {audio.shape[0]} and "
-            f"{video.shape[0]}); give every frame the window of its moment, as CavMaeSyncProcessor does, or call "
-            "get_audio_features and get_video_features."
+        heads, inner = config.decoder_num_attention_heads, config.decoder_intermediate_size
+        self.layers = nn.ModuleList(
+            [CavMaeSyncLayer(config, width, heads, inner) for _ in range(config.decoder_num_hidden_layers)]
         )
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.predictions = nn.ModuleDict(
+            {
+                "audio": nn.Linear(width, config.patch_size**2),
+                "video": nn.Linear(width, config.patch_size**2 * config.num_channels),
+            }
+        )
+
+    def forward(
+        self,
+        fused: Tensor,
+        maskings: dict[str, Masking],
+        grids: dict[str, tuple[int, int]],
+        attention_mask: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Predict patches `(samples, patches, values)` per modality.
+
+        Args:
+            fused: Visible patches, audio first, `(samples, kept of both, hidden)`.
+            maskings: Per modality which patches those are.
+            grids: Per modality the patch grid.
+            attention_mask: In the form of the attention implementation; `None` when every sample has both modalities.
+        """
+        fused = self.embed(fused)
+        kept = [masking.ids_keep.shape[1] for masking in maskings.values()]
+        visible = dict(zip(maskings, fused.split(kept, dim=1), strict=True))
+        parts = []
+        for modality, masking in maskings.items():
+            removed = masking.ids_restore.shape[1] - masking.ids_keep.shape[1]
+            mask_tokens = self.mask_token.expand(fused.shape[0], removed, -1)
+            tokens = gather_patches(torch.cat([visible[modality], mask_tokens], dim=1), masking.ids_restore)
+            embedding = self.modality_embeddings(modality)
+            parts.append(tokens + (self.positions[modality](grids[modality]) + embedding).to(embedding.dtype))
+        hidden_states = self.norm(run_layers(self.layers, torch.cat(parts, dim=1), attention_mask))
+        split = hidden_states.split([part.shape[1] for part in parts], dim=1)
+        return {modality: self.predictions[modality](part) for modality, part in zip(maskings, split, strict=True)}
+
+
+class CavMaeSyncForPreTraining(CavMaeSyncPreTrainedModel):
+    """
+    CAV-MAE Sync with its two pretraining objectives: contrast between a frame and the window of its moment, and
+    reconstruction of removed patches of both.
+
+    Args:
+        config (`CavMaeSyncConfig`): Sizes, mask ratios and loss weights; `modality` must be `"multimodal"`.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from cavmae_sync_hf import CavMaeSyncConfig, CavMaeSyncForPreTraining
+
+    >>> model = CavMaeSyncForPreTraining(CavMaeSyncConfig(num_modality_layers=1, decoder_num_hidden_layers=1))
+    >>> output = model(pixel_values_videos=torch.rand(2, 1, 3, 224, 224), input_values=torch.rand(2, 1, 416, 128))
+    >>> output.audio_reconstruction.shape
+    torch.Size([2, 1, 208, 256])
+    ```
+    """
+
+    # The losses are means over the batch: the Trainer must divide them by the accumulation steps itself.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: CavMaeSyncConfig):
+        super().__init__(config)
+        if config.modality != "multimodal":
+            raise ValueError(f"Pretraining needs both towers; `modality` is {config.modality!r}, use 'multimodal'.")
+        if not config.contrastive_loss_weight and not config.reconstruction_loss_weight:
+            raise ValueError(
+                "`contrastive_loss_weight` and `reconstruction_loss_weight` are both 0: nothing would be learned."
+            )
+        self.model = CavMaeSyncModel(config)
+        self.decoder = CavMaeSyncDecoder(config)
+        self.post_init()
+
+    @can_return_tuple
+    @documents_inputs
+    def forward(
+        self,
+        pixel_values_videos: Tensor | None = None,
+        input_values: Tensor | None = None,
+        padding_mask: Tensor | None = None,
+        padding_mask_videos: Tensor | None = None,
+        video_noise: Tensor | None = None,
+        audio_noise: Tensor | None = None,
+        contrastive_video_noise: Tensor | None = None,
+        contrastive_audio_noise: Tensor | None = None,
+        video_teacher_embeds: Tensor | None = None,
+        audio_teacher_embeds: Tensor | None = None,
+        return_loss: bool = True,
+        reconstruct: bool = True,
+        contrast: bool = True,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs: Any,
+    ) -> tuple | CavMaeSyncForPreTrainingOutput:
+        """One pretraining step's computation; both modalities are needed.
+
+        Args:
+            video_noise, audio_noise (`torch.Tensor` of shape `(batch_size, num_frames, patches)`, *optional*):
+                Decide the masking: the patches with the smallest values are kept. Drawn uniformly when absent.
+            contrastive_video_noise, contrastive_audio_noise (`torch.Tensor`, *optional*):
+                Likewise for the contrastive pass, where `config.contrastive_mask_ratio` makes it one of its own; a
+                teacher's attention may have shaped them (the smallest are kept, whatever the scale).
+            video_teacher_embeds, audio_teacher_embeds (`torch.Tensor`, *optional*):
+                Embeddings of the frames and windows by a teacher, `(batch_size, num_frames, hidden_size)`,
+                L2-normalised, for `config.distillation_loss_weight`.
+            return_loss (`bool`, *optional*, defaults to `True`):
+                Whether to compute the losses; embeddings and reconstructions come either way.
+            reconstruct (`bool`, *optional*, defaults to `True`):
+                Whether to run the decoder; without it no reconstruction and no loss of it.
+            contrast (`bool`, *optional*, defaults to `True`):
+                Whether to compute the losses between embeddings, which come either way. `align` computes them
+                elsewhere, for a batch that is larger than memory holds.
+        """
+        if pixel_values_videos is None or input_values is None:
+            missing = "pixel_values_videos" if pixel_values_videos is None else "input_values"
+            raise ValueError(f"Pretraining needs both modalities; `{missing}` is missing.")
+        images, present = self.model.check_inputs(
+            pixel_values_videos, input_values, padding_mask, padding_mask_videos, **kwargs
+        )
+        batch_shape = images["audio"].shape[:2]
+        images = {modality: values.flatten(0, 1) for modality, values in images.items()}
+        align = bool(self.config.contrastive_loss_weight)
+        decode = bool(self.config.reconstruction_loss_weight) and reconstruct
+        # Where the contrast has a pass of its own, the other one serves the decoder alone.
+        apart = align and self.config.contrastive_mask_ratio is not None
+        records = {modality: self.model.make_record(output_attentions, output_hidden_states) for modality in images}
+        output = CavMaeSyncForPreTrainingOutput()
+        if decode or not apart:
+            maskings = self._mask(output, images, batch_shape, {"audio": audio_noise, "video": video_noise})
+            tokens = self._towers(images, maskings, records)
+        if decode:
+            self._reconstruct(output, tokens, images, maskings, present=present, with_loss=return_loss)
+        if apart:
+            noise = {"audio": contrastive_audio_noise, "video": contrastive_video_noise}
+            maskings = self._mask(output, images, batch_shape, noise, ratio=self.config.contrastive_mask_ratio)
+            tokens = self._towers(images, maskings, {} if decode else records)
+        if align:
+            for modality, values in tokens.items():
+                embeds, patches = self.model.separate(modality, values)
+                output[f"{modality}_embeds"] = embeds.unflatten(0, batch_shape)
+                output[f"{modality}_patch_embeds"] = patches.unflatten(0, batch_shape)
+            if return_loss and contrast:
+                self.align(output, present, {"audio": audio_teacher_embeds, "video": video_teacher_embeds})
+        output.loss = self.weigh(output) if return_loss else None
+        for modality, record in records.items():
+            for name, recorded in record.batch_first(modality, batch_shape).items():
+                output[name] = recorded
+        return output
+
+    def align(
+        self,
+        output: CavMaeSyncForPreTrainingOutput,
+        present: dict[str, Tensor | None],
+        teacher: dict[str, Tensor | None],
+    ) -> None:
+        """Add the losses between the embeddings that `output` holds: contrastive, and to a teacher's where given.
+
+        Args:
+            output: With `audio_embeds` and `video_embeds`, `(batch_size, num_frames, hidden_size)`.
+            present: By modality False for absent frames or windows, `(batch_size, num_frames)`; `None`: none is.
+            teacher: By modality a teacher's embeddings, of the same shape as the own.
+        """
+        output.contrastive_loss, output.contrastive_accuracy = self.model.contrast(
+            output.audio_embeds, output.video_embeds, present["audio"], present["video"]
+        )
+        if not self.config.distillation_loss_weight or any(target is None for target in teacher.values()):
+            return
+        distances, counts = [], []
+        for modality, target in teacher.items():
+            embeds, mask = output[f"{modality}_embeds"], present[modality]
+            assert target is not None
+            if target.shape != embeds.shape:
+                raise ValueError(
+                    f"`{modality}_teacher_embeds` has shape {tuple(target.shape)}; expected {tuple(embeds.shape)}."
+                )
+            valid = torch.ones_like(embeds[..., 0]) if mask is None else mask
+            distance = 1 - (embeds.float() * target.to(embeds.device).float()).sum(dim=-1)  # 1 - cosine
+            distances.append((distance * valid).sum())
+            counts.append(valid.sum().to(distance.dtype))
+        total, count = torch.stack(distances).sum(), torch.stack(counts).sum()
+        output.distillation_loss = share_of_mean(total, count, self.model.trains_together)
+
+    def weigh(self, output: CavMaeSyncForPreTrainingOutput) -> Tensor | None:
+        """The weighted sum of the losses that `output` holds, a scalar; `None` where it holds none."""
+        config = self.config
+        weighted = [
+            weight * loss
+            for weight, loss in (
+                (config.reconstruction_loss_weight, output.audio_reconstruction_loss),
+                (config.reconstruction_loss_weight, output.video_reconstruction_loss),
+                (config.contrastive_loss_weight, output.contrastive_loss),
+                (config.distillation_loss_weight, output.distillation_loss),
+            )
+            if weight and loss is not None
+        ]
+        return sum(weighted[1:], weighted[0]) if weighted else None
+
+    @torch.no_grad()
+    def inpaint(
+        self,
+        pixel_values_videos: Tensor,
+        input_values: Tensor,
+        video_noise: Tensor | None = None,
+        audio_noise: Tensor | None = None,
+        **kwargs: Any,
+    ) -> CavMaeSyncInpaintingOutput:
+        """Remove patches and fill them in again.
+
+        Under `norm_pix_loss` the decoder predicts each patch up to its mean and standard deviation; these two numbers
+        are then taken from the true patch, so the result shows what was learned but is no reconstruction from
+        nothing.
+
+        Args:
+            pixel_values_videos: As in `forward`.
+            input_values: As in `forward`.
+            video_noise: As in `forward`.
+            audio_noise: As in `forward`.
+            kwargs: Masks of absent windows and frames, and the rest of a processor's output, as in `forward`.
+        """
+        if not self.config.reconstruction_loss_weight:
+            raise ValueError("`reconstruction_loss_weight` is 0, so the decoder is off; set it above 0 to inpaint.")
+        output = self(
+            pixel_values_videos=pixel_values_videos,
+            input_values=input_values,
+            video_noise=video_noise,
+            audio_noise=audio_noise,
+            **(kwargs | {"return_loss": False, "return_dict": True}),
+        )
+        video = self._fill(self.patchify_video(pixel_values_videos), output.video_reconstruction, output.video_mask)
+        audio = self._fill(self.patchify_audio(input_values), output.audio_reconstruction, output.audio_mask)
+        height, width = pixel_values_videos.shape[-2:]
+        return CavMaeSyncInpaintingOutput(
+            pixel_values_videos=self.unpatchify_video(video, height, width),
+            input_values=self.unpatchify_audio(audio, input_values.shape[2]),
+            video_mask=output.video_mask,
+            audio_mask=output.audio_mask,
+        )
+
+    def patchify_video(self, pixel_values_videos: Tensor) -> Tensor:
+        """Frames `(batch, frames, channels, height, width)` as patches `(batch, frames, patches, values)`."""
+        patches = patchify(self.model.as_images("video", pixel_values_videos).flatten(0, 1), self.config.patch_size)
+        return patches.unflatten(0, pixel_values_videos.shape[:2])
+
+    def patchify_audio(self, input_values: Tensor) -> Tensor:
+        """Windows `(batch, frames, audio_length, mel)` as patches `(batch, frames, patches, values)`, mel-major."""
+        patches = patchify(self.model.as_images("audio", input_values).flatten(0, 1), self.config.patch_size)
+        return patches.unflatten(0, input_values.shape[:2])
+
+    def unpatchify_video(self, patches: Tensor, height: int | None = None, width: int | None = None) -> Tensor:
+        """Inverse of `patchify_video`; the frame size defaults to the configured one."""
+        height, width = height or self.config.image_size, width or self.config.image_size
+        grid = (height // self.config.patch_size, width // self.config.patch_size)
+        return unpatchify(patches.flatten(0, 1), grid, self.config.patch_size).unflatten(0, patches.shape[:2])
+
+    def unpatchify_audio(self, patches: Tensor, audio_length: int | None = None) -> Tensor:
+        """Inverse of `patchify_audio`; the window length defaults to the configured one."""
+        size = self.config.patch_size
+        grid = (self.config.audio_grid[0], (audio_length or self.config.audio_length) // size)
+        spectrograms = unpatchify(patches.flatten(0, 1), grid, size).unflatten(0, patches.shape[:2])
+        return spectrograms.squeeze(2).transpose(2, 3)
+
+    def _grid(self, images: Tensor) -> tuple[int, int]:
+        return images.shape[-2] // self.config.patch_size, images.shape[-1] // self.config.patch_size
+
+    def _mask(
+        self,
+        output: CavMaeSyncForPreTrainingOutput,
+        images: dict[str, Tensor],
+        batch_shape: torch.Size,
+        given: dict[str, Tensor | None],
+        *,
+        ratio: float | None = None,
+    ) -> dict[str, Masking]:
+        """Draw and check the maskings of a pass; those of the first pass are noted in `output`.
+
+        Args:
+            output: Where to note them.
+            images: By modality, `(samples, channels, height, width)`.
+            batch_shape: `(batch, frames)`.
+            given: Noise that the caller drew, by modality.
+            ratio: Share to remove; default: the configured ones, with the configured structure in the audio.
+        """
+        config, maskings = self.config, {}
+        for modality, values in images.items():
+            grid = self._grid(values)
+            expected, noise = (*batch_shape, grid[0] * grid[1]), given[modality]
+            if noise is None:
+                noise = torch.rand(expected, device=values.device)
+            elif noise.shape != expected:
+                name = f"{modality}_noise" if ratio is None else f"contrastive_{modality}_noise"
+                raise ValueError(
+                    f"`{name}` has shape {tuple(noise.shape)}; expected (batch_size, num_frames, patches) {expected}."
+                )
+            noise = noise.flatten(0, 1)
+            if modality == "audio" and ratio is None:
+                noise = structured_noise(noise, grid, config.audio_mask_ratio, config.audio_mask_mode)
+            configured = config.audio_mask_ratio if modality == "audio" else config.video_mask_ratio
+            maskings[modality] = random_masking(noise, configured if ratio is None else ratio)
+            if f"{modality}_mask" not in output:
+                output[f"{modality}_mask"] = maskings[modality].mask.unflatten(0, batch_shape)
+        return maskings
+
+    def _towers(
+        self, images: dict[str, Tensor], maskings: dict[str, Masking], records: dict[str, LayerRecord]
+    ) -> dict[str, Tensor]:
+        """The visible tokens of both modalities after their towers."""
+        return {
+            modality: self.model.tower(modality)(values, maskings[modality].ids_keep, records.get(modality))
+            for modality, values in images.items()
+        }
+
+    def _reconstruct(
+        self,
+        output: CavMaeSyncForPreTrainingOutput,
+        tokens: dict[str, Tensor],
+        images: dict[str, Tensor],
+        maskings: dict[str, Masking],
+        *,
+        present: dict[str, Tensor | None],
+        with_loss: bool,
+    ) -> None:
+        """Decode all patches from the visible ones, and compare the removed ones with the true ones."""
+        patches = {modality: self.model.patch_tokens(values) for modality, values in tokens.items()}
+        fused_mask = decoder_mask = None
+        if any(mask is not None for mask in present.values()):
+            fused = torch.cat(list(patches.values()), dim=1)
+            fused_mask = self._attention_mask(fused, present, [p.shape[1] for p in patches.values()])
+            lengths = [masking.ids_restore.shape[1] for masking in maskings.values()]
+            decoded = fused.new_empty(fused.shape[0], sum(lengths), self.config.decoder_hidden_size)
+            decoder_mask = self._attention_mask(decoded, present, lengths)
+        fused = self.model.fuse(patches["audio"], patches["video"], fused_mask)
+        grids = {modality: self._grid(values) for modality, values in images.items()}
+        predictions = self.decoder(fused, maskings, grids, decoder_mask)
+        for modality, prediction in predictions.items():
+            output[f"{modality}_reconstruction"] = prediction.unflatten(0, output[f"{modality}_mask"].shape[:2])
+            if with_loss:
+                valid = present[modality]
+                output[f"{modality}_reconstruction_loss"] = reconstruction_loss(
+                    prediction,
+                    patchify(images[modality], self.config.patch_size),
+                    maskings[modality].mask,
+                    self.config.norm_pix_loss,
+                    valid=None if valid is None else valid.flatten(),
+                    distributed=self.model.trains_together,
+                )
+
+    def _attention_mask(self, inputs_embeds: Tensor, present: dict[str, Tensor | None], lengths: list[int]) -> Any:
+        """Hide an absent modality's tokens from the other's; `lengths` are the token counts of (audio, video)."""
+        samples, device = inputs_embeds.shape[0], inputs_embeds.device
+        masks = [
+            torch.ones(samples, dtype=torch.bool, device=device) if mask is None else mask.flatten()
+            for mask in present.values()
+        ]
+        # With both absent nothing is counted in any loss; attending to something keeps the softmax defined.
+        nothing = ~(masks[0] | masks[1])
+        visible = torch.cat(
+            [(mask | nothing).unsqueeze(1).expand(-1, length) for mask, length in zip(masks, lengths, strict=True)],
+            dim=1,
+        )
+        return create_bidirectional_mask(config=self.config, inputs_embeds=inputs_embeds, attention_mask=visible)
+
+    def _fill(self, patches: Tensor, prediction: Tensor, mask: Tensor) -> Tensor:
+        """True patches where visible, predicted ones where removed; all `(batch, frames, patches, values)`."""
+        prediction = prediction.to(patches.dtype)
+        if self.config.norm_pix_loss:
+            mean, std = patch_statistics(patches)
+            prediction = prediction * std + mean
+        return torch.where(mask.unsqueeze(-1).bool(), prediction, patches)
+
+
+@dataclass
+class CavMaeSyncClassifierOutput(ModelOutput):
+    """
+    Output of [`CavMaeSyncForAudioVisualClassification`].
+
+    Args:
+        loss (`torch.Tensor` scalar, *optional*, returned when `labels` are given):
+            Classification (or regression) loss.
+        logits (`torch.Tensor` of shape `(batch_size, num_labels)`):
+            Scores of the clip. With the mean-pooling head and several frames, those whose probabilities are the mean
+            of the frames' probabilities.
+        frame_logits (`torch.Tensor` of shape `(batch_size, num_frames, num_labels)`, *optional*):
+            Scores of every frame (mean-pooling head).
+        audio_hidden_states, video_hidden_states (`tuple` of `(batch_size, num_frames, tokens, hidden_size)`):
+            On `output_hidden_states=True`: the embeddings and the output of every tower layer.
+        audio_attentions, video_attentions (`tuple` of `(batch_size, num_frames, heads, tokens, tokens)`):
+            On `output_attentions=True` (eager attention): the towers' attention probabilities.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    frame_logits: Tensor | None = None
+    audio_hidden_states: tuple[Tensor, ...] | None = None
+    video_hidden_states: tuple[Tensor, ...] | None = None
+    audio_attentions: tuple[Tensor, ...] | None = None
+    video_attentions: tuple[Tensor, ...] | None = None
+
+
+class CavMaeSyncMeanPoolingClassificationHead(nn.Module):
+    """CAV-MAE's head: norm and linear over the mean of a sample's tokens."""
+
+    def __init__(self, config: CavMaeSyncConfig):
+        super().__init__()
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels or 1)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Logits `(samples, num_labels)` of pooled tokens `(samples, hidden)`."""
+        return self.classifier(self.norm(pooled))
+
+
+class CavMaeSyncFrameTransformerClassificationHead(nn.Module):
+    """CAV-MAE Sync's head: a class token attends to one token per frame, the modalities' global tokens joined."""
+
+    def __init__(self, config: CavMaeSyncConfig):
+        super().__init__()
+        self.config = config
+        scale = 2 if config.modality == "multimodal" else 1
+        width = config.hidden_size * scale
+        self.class_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.layers = nn.ModuleList(
+            [
+                CavMaeSyncLayer(config, width, config.num_attention_heads, config.intermediate_size * scale)
+                for _ in range(config.num_classifier_layers)
+            ]
+        )
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.classifier = nn.Linear(width, config.num_labels or 1)
+
+    def forward(self, frames: Tensor, present: Tensor | None = None) -> Tensor:
+        """Logits `(batch, num_labels)` of frame tokens `(batch, frames, width)`; `present` is False where absent."""
+        tokens = torch.cat([self.class_token.expand(frames.shape[0], -1, -1), frames], dim=1)
+        attention_mask = None
+        if present is not None:
+            attention_mask = create_bidirectional_mask(
+                config=self.config, inputs_embeds=tokens, attention_mask=nn.functional.pad(present, (1, 0), value=True)
+            )
+        return self.classifier(self.norm(run_layers(self.layers, tokens, attention_mask))[:, 0])
+
+
+class CavMaeSyncForAudioVisualClassification(CavMaeSyncPreTrainedModel):
+    """
+    CAV-MAE Sync with a classification head over clips. `config.modality` says what it is fine-tuned with, and
+    `config.classifier_type` which head it has. A multimodal model also takes one modality alone, by the published
+    missing-modality path.
+
+    Args:
+        config (`CavMaeSyncConfig`): Sizes, head and labels.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from cavmae_sync_hf import CavMaeSyncConfig, CavMaeSyncForAudioVisualClassification
+
+    >>> config = CavMaeSyncConfig(num_modality_layers=1, num_labels=7)
+    >>> model = CavMaeSyncForAudioVisualClassification(config).eval()
+    >>> model(input_values=torch.rand(1, 2, 416, 128)).logits.shape
+    torch.Size([1, 7])
+    ```
+    """
+
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\."]
+    # The losses are means over the batch: the Trainer must divide them by the accumulation steps itself.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: CavMaeSyncConfig):
+        super().__init__(config)
+        self.loss_type = "ForSequenceClassification"
+        self.model = CavMaeSyncModel(config)
+        heads = {
+            "mean_pooling": CavMaeSyncMeanPoolingClassificationHead,
+            "frame_attention": CavMaeSyncFrameTransformerClassificationHead,
+        }
+        self.head = heads[config.classifier_type](config)
+        self.post_init()
+
+    @can_return_tuple
+    @documents_inputs
+    def forward(
+        self,
+        pixel_values_videos: Tensor | None = None,
+        input_values: Tensor | None = None,
+        padding_mask: Tensor | None = None,
+        padding_mask_videos: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs: Any,
+    ) -> tuple | CavMaeSyncClassifierOutput:
+        """Classify clips, from both modalities or from one.
+
+        Args:
+            labels (`torch.Tensor`, *optional*):
+                Class indices `(batch_size,)`, or 0/1 (also soft) targets `(batch_size, num_labels)` in floats for
+                several labels; `config.problem_type` decides where set (`"single_label_classification"` also takes
+                class probabilities `(batch_size, num_labels)`).
+        """
+        images, present = self.model.check_inputs(
+            pixel_values_videos, input_values, padding_mask, padding_mask_videos, **kwargs
+        )
+        batch_shape = next(iter(images.values())).shape[:2]
+        records = {modality: self.model.make_record(output_attentions, output_hidden_states) for modality in images}
+        tokens = {
+            modality: self.model.tower(modality)(values.flatten(0, 1), record=records[modality])
+            for modality, values in images.items()
+        }
+        any_present = self._any_present(present)
+        if self.config.classifier_type == "frame_attention":
+            frames = self._frame_tokens(tokens, present).unflatten(0, batch_shape)
+            logits, frame_logits = self.head(frames, any_present), None
+        else:
+            frame_logits = self.head(self._pooled_tokens(tokens, present)).unflatten(0, batch_shape)
+            logits = self._ensemble(frame_logits, any_present, labels)
+        loss = None if labels is None else self._loss(logits, labels)
+        output = CavMaeSyncClassifierOutput(loss=loss, logits=logits, frame_logits=frame_logits)
+        for modality, record in records.items():
+            for name, values in record.batch_first(modality, batch_shape).items():
+                output[name] = values
+        return output
+
+    def _any_present(self, present: dict[str, Tensor | None]) -> Tensor | None:
+        """True for frames that have sound or picture, `(batch, frames)`; `None` when all have."""
+        masks = [mask for mask in present.values() if mask is not None]
+        return None if len(masks) < len(present) else torch.stack(masks).any(dim=0)
+
+    def _pooled_tokens(self, tokens: dict[str, Tensor], present: dict[str, Tensor | None]) -> Tensor:
+        """Mean tokens `(samples, hidden)` by the paths that CAV-MAE publishes for full and missing modalities."""
+        patches = {modality: self.model.patch_tokens(values) for modality, values in tokens.items()}
+        if len(patches) == 1:
+            return self._single_modality(*next(iter(patches.items())))
+        pooled = self.model.fuse(patches["audio"], patches["video"]).mean(dim=1)
+        for modality, other in (("audio", "video"), ("video", "audio")):
+            mask = present[other]
+            if mask is not None and (torch.compiler.is_compiling() or not bool(mask.all())):
+                alone = self._single_modality(modality, patches[modality])
+                pooled = torch.where(mask.flatten().unsqueeze(1), pooled, alone)
+        return pooled
+
+    def _single_modality(self, modality: str, patches: Tensor) -> Tensor:
+        """One modality's mean token; in a multimodal model the mean of the modality's and the fused norms' passes."""
+        own = self.model.norms[modality](run_layers(self.model.joint_layers, patches, None, modality)).mean(dim=1)
+        if self.config.modality != "multimodal":
+            return own
+        fused = self.model.norms["fused"](run_layers(self.model.joint_layers, patches, None, "fused")).mean(dim=1)
+        return (own + fused) / 2
+
+    def _frame_tokens(self, tokens: dict[str, Tensor], present: dict[str, Tensor | None]) -> Tensor:
+        """One token per sample for the frame-attention head, `(samples, width)`.
+
+        As published: a multimodal model joins the towers' global tokens (means without them); a single-modality model
+        takes the mean over its tokens after the joint layers with the fused norms. Nothing is published for a missing
+        modality here: its half is zero.
+        """
+        if self.config.modality != "multimodal":
+            values = next(iter(tokens.values()))
+            return self.model.norms["fused"](run_layers(self.model.joint_layers, values, None, "fused")).mean(dim=1)
+        halves = []
+        for modality in ("audio", "video"):
+            if modality not in tokens:
+                halves.append(torch.zeros_like(next(iter(tokens.values()))[:, 0]))
+                continue
+            values = tokens[modality]
+            half = values[:, 0] if self.config.use_global_tokens else values.mean(dim=1)
+            here = present[modality]
+            halves.append(half if here is None else half * here.flatten().unsqueeze(1).to(half.dtype))
+        return torch.cat(halves, dim=1)
+
+    def _problem_type(self, labels: Tensor | None) -> str:
+        """The configured problem type, or the one that the labels show."""
+        if self.config.problem_type is not None:
+            return self.config.problem_type
+        if self.config.num_labels == 1:
+            return "regression"
+        multi_label = labels is not None and labels.is_floating_point()
+        return "multi_label_classification" if multi_label else "single_label_classification"
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """transformers' classification loss; class probabilities as labels (mixup, smoothing) are taken too."""
+        if self._problem_type(labels) == "single_label_classification" and labels.is_floating_point():
+            return nn.functional.cross_entropy(logits, labels.to(logits))
+        return self.loss_function(labels, logits, self.config)
+
+    def _ensemble(self, frame_logits: Tensor, present: Tensor | None, labels: Tensor | None) -> Tensor:
+        """Logits `(batch, num_labels)` whose probabilities are the mean of the present frames' probabilities.
+
+        The published evaluation averages the frames' predictions; these logits put that average through any loss or
+        activation. One frame keeps its logits.
+        """
+        if frame_logits.shape[1] == 1:
+            return frame_logits[:, 0]
+        scores = frame_logits.float()
+        weights = torch.ones_like(scores[..., :1]) if present is None else present.unsqueeze(-1).to(scores.dtype)
+        problem_type = self._problem_type(labels)
+        if problem_type == "regression":
+            mean = (scores * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+            return mean.to(frame_logits.dtype)
+        # Absent frames get no weight; a clip without any frame falls back to all of them instead of to NaN.
+        log_weights = torch.where((weights > 0) | (weights.sum(dim=1, keepdim=True) == 0), 0.0, -math.inf)
+        if problem_type == "multi_label_classification":
+            positive = (nn.functional.logsigmoid(scores) + log_weights).logsumexp(dim=1)
+            negative = (nn.functional.logsigmoid(-scores) + log_weights).logsumexp(dim=1)
+            return (positive - negative).to(frame_logits.dtype)
+        log_probabilities = scores.log_softmax(dim=-1) + log_weights
+        counts = log_weights.exp().sum(dim=1)
+        return (log_probabilities.logsumexp(dim=1) - counts.log()).to(frame_logits.dtype)
 
 
 __all__ = [
     "CavMaeSyncAudioFeatures",
+    "CavMaeSyncClassifierOutput",
+    "CavMaeSyncForAudioVisualClassification",
+    "CavMaeSyncForPreTraining",
+    "CavMaeSyncForPreTrainingOutput",
+    "CavMaeSyncInpaintingOutput",
     "CavMaeSyncModel",
     "CavMaeSyncModelOutput",
     "CavMaeSyncPreTrainedModel",

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..model.distributed_cavmae_sync import gather_sizes
-from ..model.pretraining_cavmae_sync import CavMaeSyncForPreTraining, CavMaeSyncForPreTrainingOutput
+from ..model.modeling_cavmae_sync import CavMaeSyncForPreTraining, CavMaeSyncForPreTrainingOutput
 
 __all__ = ["cached_contrastive_step"]
 

@@ -16,10 +16,9 @@ from torch import Tensor
 from ..convert.conversion import convert_file
 from ..convert.settings import Family
 from ..data.tables import read_vocabulary
-from ..model.classification_cavmae_sync import CavMaeSyncForAudioVisualClassification
 from ..model.configuration_cavmae_sync import CavMaeSyncConfig
 from ..model.errors_cavmae_sync import TrainingError
-from ..model.modeling_cavmae_sync import CavMaeSyncModel
+from ..model.modeling_cavmae_sync import CavMaeSyncForAudioVisualClassification, CavMaeSyncModel
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from .classification_arguments import ClassificationModelArguments
 from .freezing import freeze_encoder, freeze_idle

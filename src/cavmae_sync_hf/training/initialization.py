@@ -11,7 +11,7 @@ from torch import nn
 from ..convert.conversion import convert_file
 from ..convert.settings import Family
 from ..model.configuration_cavmae_sync import CavMaeSyncConfig
-from ..model.pretraining_cavmae_sync import CavMaeSyncForPreTraining
+from ..model.modeling_cavmae_sync import CavMaeSyncForPreTraining
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from .arguments import ModelArguments
 

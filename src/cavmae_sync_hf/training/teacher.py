@@ -13,8 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..model.layers_cavmae_sync import LayerRecord
-from ..model.modeling_cavmae_sync import CavMaeSyncModel
+from ..model.modeling_cavmae_sync import CavMaeSyncModel, LayerRecord
 
 __all__ = ["TEACHER_FILE", "MomentumTeacher"]
 

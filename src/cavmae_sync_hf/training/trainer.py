@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
 from ..data.augmentation import make_generator
 from ..data.collator import CavMaeSyncCollator
-from ..model.pretraining_cavmae_sync import CavMaeSyncForPreTraining
+from ..model.modeling_cavmae_sync import CavMaeSyncForPreTraining
 from ..model_card import CardDetails
 from .arguments import PretrainingArguments
 from .base import CavMaeSyncBaseTrainer
