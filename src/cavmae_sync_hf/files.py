@@ -25,6 +25,7 @@ __all__ = [
     "file_stem",
     "locked",
     "plain",
+    "remove_partial",
     "usable_cores",
     "whole_file",
     "whole_folder",
@@ -36,6 +37,7 @@ __all__ = [
 StrPath: TypeAlias = str | os.PathLike[str]
 
 _LONGEST_STEM = 80
+_PARTIAL = ".partial-"
 
 
 @contextlib.contextmanager
@@ -51,7 +53,7 @@ def whole_file(path: StrPath, *, workplace: StrPath | None = None) -> Iterator[P
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    name = f".partial-{secrets.token_hex(4)}{target.suffix}"
+    name = f"{_PARTIAL}{secrets.token_hex(4)}{target.suffix}"
     partial = target.with_name(name) if workplace is None else Path(workplace) / name
     try:
         yield partial
@@ -83,6 +85,12 @@ def whole_folder(path: StrPath) -> Iterator[Path]:
             raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def remove_partial(folder: StrPath) -> None:
+    """Remove what killed runs left of `whole_file` in a folder, which no other run may be writing to."""
+    for left_over in Path(folder).glob(f"{_PARTIAL}*"):
+        left_over.unlink(missing_ok=True)
 
 
 def write_bytes(path: StrPath, content: bytes, *, workplace: StrPath | None = None) -> Path:

@@ -1,5 +1,5 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""SyncWorld: a synthetic world of real mp4 files in which who sounds, when and where is known.
+"""SyncWorld: a synthetic world of real mp4 files in which it is known what sounds, when and where.
 
 `make_world` makes a split, `load_syncworld` and `read_truth` read it back, `find_truth` finds what is known about the
 clips of a set made from it, `contact_sheet` and `preview_page` show it.
@@ -7,7 +7,7 @@ clips of a set made from it, `contact_sheet` and `preview_page` show it.
 
 from .build import WorldSummary, make_world
 from .preview import contact_sheet, preview_page
-from .scene import PRESETS, WorldOptions, clip_frame_times, sample_scene, sounding_class_sets
+from .scene import PRESETS, WorldOptions, sample_scene, sounding_class_sets
 from .truth import OPTIONS_NAME, find_truth, load_syncworld, read_truth, sounding_boxes, temporal_partners
 from .voices import CLASS_NAMES
 
@@ -17,7 +17,6 @@ __all__ = [
     "PRESETS",
     "WorldOptions",
     "WorldSummary",
-    "clip_frame_times",
     "contact_sheet",
     "find_truth",
     "load_syncworld",

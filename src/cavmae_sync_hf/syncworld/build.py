@@ -1,5 +1,5 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""How is a whole SyncWorld split made: by all cores, resumable at any moment, the same bytes every time?
+"""A SyncWorld split, made by all cores; a run can be continued after any interruption, and the bytes are the same.
 
 A clip is whole when its JSON file has its final name: the mp4 is renamed first and the JSON last. What a killed run
 left half-written has a name of its own and is removed by the next run. `metadata.parquet` is written once all clips
@@ -19,17 +19,14 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from ..files import locked, usable_cores, write_text
-from ..model.errors_cavmae_sync import DataError, LockedError
-from .render import av, write_clip
+from ..files import StrPath, locked, remove_partial, usable_cores, whole_file, write_json, write_text
+from ..model.errors_cavmae_sync import DataError, WorkerError
+from .render import av, encode_clip, render_frames, render_waveform
 from .scene import MAX_SOUNDING, TRAIN_SPLIT, WorldOptions, sample_scene, sounding_class_sets
 from .truth import METADATA_NAME, OPTIONS_NAME, clip_stem, read_truth, truth_record, write_parquet
 from .voices import CLASS_NAMES
 
-__all__ = ["WorldSummary", "make_clip", "make_world"]
-
 FORMAT_VERSION = 2  # 2: objects in random order, one room for both clips of a temporal pair
-PARTIAL = ".partial-"
 CARD_MARK = "pretty_name: SyncWorld"
 # The workers of a killed run notice within a second and finish their clip; their lock goes with them.
 LOCK_PATIENCE = 3.0
@@ -52,7 +49,7 @@ class WorldSummary:
 
 
 def make_world(
-    out: str | os.PathLike[str],
+    out: StrPath,
     *,
     clips: int = 1000,
     seed: int = 0,
@@ -79,7 +76,7 @@ def make_world(
     Args:
         out: Folder of the world; splits are folders in it.
         clips: Clips of the split.
-        size: Side of the square picture, or `(height, width)`, in pixels.
+        size: Side of the square frames, or `(height, width)`, in pixels.
         workers: Processes, at least one; by default one for each core this process may use.
         progress: Called as `progress(done, total)` at the start and after each clip; clips of earlier runs count.
         seed, split, preset, fps, seconds, sampling_rate, echo, noise_db, overlap, crf, encoder_preset, audio_bitrate:
@@ -89,10 +86,11 @@ def make_world(
         A `WorldSummary`.
 
     Raises:
-        ValueError: If an option is out of range, the split exists with other options or more clips, or another run
-            is making it.
-        RuntimeError: If a worker dies or fails.
-        ImportError: If PyAV is not installed.
+        ValueError: An option is out of range.
+        DataError: The split exists with other options or more clips.
+        LockedError: Another run is making the split.
+        WorkerError: A worker process died or failed.
+        ImportError: PyAV is not installed.
     """
     began = time.perf_counter()
     height, width = (size, size) if isinstance(size, int) else size
@@ -119,50 +117,39 @@ def make_world(
         raise DataError(f"workers must be at least 1, got {workers}; leave it out for one per core.")
     folder = Path(out) / split
     folder.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with locked(folder.parent / f".{split}.lock", folder, patience=LOCK_PATIENCE):
-            made = _make_split(folder, options, clips, workers or usable_cores(), progress)
-    except LockedError as error:
-        raise DataError(str(error)) from error
-    return WorldSummary(folder, clips, made, time.perf_counter() - began)
-
-
-def _make_split(
-    folder: Path, options: WorldOptions, clips: int, workers: int, progress: Callable[[int, int], None] | None
-) -> int:
-    """Make what is missing of a split that no other run works on; returns how many clips that was."""
-    _claim_folder(folder, options, clips)
-    missing = [index for index in range(clips) if not _is_whole(folder, index)]
-    if missing:  # the table of a smaller or broken split must not outlive it if this run is killed
-        (folder / METADATA_NAME).unlink(missing_ok=True)
-    total_workers = max(1, min(workers, math.ceil(len(missing) / CHUNK)))
-    done = clips - len(missing)
-    if progress is not None:
-        progress(done, clips)
-    run = _make_here if total_workers == 1 else _make_in_workers
-    try:
-        with contextlib.closing(run(folder, options, missing, total_workers)) as made:
-            for _ in made:
-                done += 1
-                if progress is not None:
-                    progress(done, clips)
-    finally:
-        _remove_partial(folder)
-    _finish(folder)
-    return len(missing)
+    with locked(folder.parent / f".{split}.lock", folder, patience=LOCK_PATIENCE):
+        _claim_folder(folder, options, clips)
+        missing = [
+            index
+            for index in range(clips)
+            if not all((folder / f"{clip_stem(index)}{suffix}").is_file() for suffix in (".json", ".mp4"))
+        ]
+        if missing:  # the table of a smaller or broken split must not outlive it if this run is killed
+            (folder / METADATA_NAME).unlink(missing_ok=True)
+        done = clips - len(missing)
+        if progress is not None:
+            progress(done, clips)
+        try:
+            with contextlib.closing(_make_clips(folder, options, missing, workers or usable_cores())) as made:
+                for _ in made:
+                    done += 1
+                    if progress is not None:
+                        progress(done, clips)
+        finally:
+            remove_partial(folder)
+        _finish(folder)
+    return WorldSummary(folder, clips, len(missing), time.perf_counter() - began)
 
 
 def make_clip(folder: Path, options: WorldOptions, index: int) -> None:
     """Make one clip and its truth under their final names, or leave neither."""
     scene = sample_scene(options, index)
     stem = clip_stem(index)
-    partial = folder / f"{PARTIAL}{stem}-{os.getpid()}.mp4"
-    try:
-        boxes = write_clip(partial, scene, options)
-        os.replace(partial, folder / f"{stem}.mp4")
-    finally:
-        partial.unlink(missing_ok=True)
-    write_text(folder / f"{stem}.json", json.dumps(truth_record(scene, options, boxes), separators=(",", ":")))
+    frames, boxes = render_frames(scene, options)
+    with whole_file(folder / f"{stem}.mp4") as partial:
+        encode_clip(partial, frames, render_waveform(scene, options), options)
+    with whole_file(folder / f"{stem}.json") as partial:
+        partial.write_text(json.dumps(truth_record(scene, options, boxes), separators=(",", ":")), encoding="utf-8")
 
 
 def _check_clips(options: WorldOptions, clips: int) -> None:
@@ -184,13 +171,13 @@ def _check_clips(options: WorldOptions, clips: int) -> None:
 def _claim_folder(folder: Path, options: WorldOptions, clips: int) -> None:
     """Write the split's options before its first clip, or compare with those that are there."""
     folder.mkdir(parents=True, exist_ok=True)
-    _remove_partial(folder)
+    remove_partial(folder)
     wanted = {"format_version": FORMAT_VERSION, "classes": list(CLASS_NAMES), "options": options.to_dict()}
     path = folder / OPTIONS_NAME
     if not path.exists():
         if any(folder.iterdir()):
             raise DataError(f"{folder} is not empty and no SyncWorld split (no {OPTIONS_NAME}); name another folder.")
-        write_text(path, json.dumps(wanted, indent=1) + "\n")
+        write_json(path, wanted, indent=1)
         return
     try:
         present = json.loads(path.read_text(encoding="utf-8"))
@@ -213,29 +200,18 @@ def _claim_folder(folder: Path, options: WorldOptions, clips: int) -> None:
         raise DataError(f"{folder} already has more than {clips} clips; ask for as many or remove it first.")
 
 
-def _remove_partial(folder: Path) -> None:
-    """Remove what a killed run left half-written; the lock keeps other runs out of the split."""
-    for left_over in folder.glob(f"{PARTIAL}*"):
-        left_over.unlink(missing_ok=True)
-
-
-def _is_whole(folder: Path, index: int) -> bool:
-    stem = clip_stem(index)
-    return (folder / f"{stem}.json").is_file() and (folder / f"{stem}.mp4").is_file()
-
-
-def _make_here(folder: Path, options: WorldOptions, missing: list[int], workers: int) -> Generator[int, None, None]:
-    for index in missing:
-        make_clip(folder, options, index)
-        yield index
-
-
-def _make_in_workers(
-    folder: Path, options: WorldOptions, missing: list[int], workers: int
-) -> Generator[int, None, None]:
-    """Share clips out to processes in small chunks; yields each index as it is made."""
+def _make_clips(folder: Path, options: WorldOptions, missing: list[int], workers: int) -> Generator[int, None, None]:
+    """Make clips in this process, or share them out to several in small chunks; yields each index as it is made."""
+    workers = min(workers, math.ceil(len(missing) / CHUNK))
+    if workers <= 1:
+        for index in missing:
+            make_clip(folder, options, index)
+            yield index
+        return
     # Forked workers start at once and need no `__main__` guard in the caller's script; they use NumPy and PyAV alone.
-    context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    # The threads of a process group may hold locks that a fork would copy without them.
+    fork = sys.platform == "linux" and not _is_in_process_group()
+    context: Any = multiprocessing.get_context("fork" if fork else "spawn")
     chunks = iter([missing[k : k + CHUNK] for k in range(0, len(missing), CHUNK)])
     running: dict[Connection, Any] = {}
     try:
@@ -260,12 +236,12 @@ def _make_in_workers(
                 except (EOFError, OSError) as error:
                     process = running[ready]
                     process.join()
-                    raise RuntimeError(
+                    raise WorkerError(
                         f"A worker died with exit code {process.exitcode} (out of memory, or killed) while making "
                         f"{folder}; the finished clips are kept, run the same command again to continue."
                     ) from error
                 if isinstance(message, str):
-                    raise RuntimeError(f"Making {folder} failed: {message}. The finished clips are kept.")
+                    raise WorkerError(f"Making {folder} failed: {message}. The finished clips are kept.")
                 if message is not None:
                     left -= 1
                     yield message
@@ -280,11 +256,17 @@ def _make_in_workers(
             connection.close()
 
 
+def _is_in_process_group() -> bool:
+    """Whether this process trains together with others; torch is not imported to find out."""
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()
+
+
 def _work(connection: Connection, folder: Path, options: WorldOptions, parent: int) -> None:
     """Make clips as they are handed out, until told to stop or the parent is gone."""
     try:
         while True:
-            # Forked brothers hold copies of the pipe's other end, so a killed parent does not close it.
+            # Other forked workers hold copies of the pipe's other end, so a killed parent does not close it.
             while not connection.poll(1.0):
                 if os.getppid() != parent:
                     return
@@ -308,9 +290,8 @@ def _finish(folder: Path) -> None:
     """Write the split's table unless it is there, and the world's card."""
     path = folder / METADATA_NAME
     if not path.exists():
-        partial = folder / f"{PARTIAL}{METADATA_NAME}-{os.getpid()}"
-        write_parquet(({k: v for k, v in r.items() if k != "path"} for r in read_truth(folder)), partial)
-        os.replace(partial, path)
+        with whole_file(path) as partial:
+            write_parquet(({k: v for k, v in r.items() if k != "path"} for r in read_truth(folder)), partial)
     card = folder.parent / "README.md"
     if not card.exists() or CARD_MARK in card.read_text(encoding="utf-8", errors="replace"):
         write_text(card, _card(folder.parent))  # never over a text of someone else's
@@ -339,9 +320,9 @@ configs:
 
 # SyncWorld
 
-Synthetic mp4 clips (H.264 and AAC) in which who sounds, when and where is known. Objects of {len(CLASS_NAMES)} classes
-move over textured backgrounds; one that sounds opens its mouth and gets a white glowing rim from the instant its sound
-starts for as long as it sounds. The other objects are silent; some are animated in other ways at other times.
+Synthetic mp4 clips (H.264 and AAC) in which it is known which object sounds, when and where. Objects of
+{len(CLASS_NAMES)} classes move over textured backgrounds; one that sounds opens its mouth and gets a white glowing rim
+for exactly as long as it is heard. The other objects are silent; some are animated in other ways at other times.
 
 Classes: {", ".join(CLASS_NAMES)}.
 
@@ -349,20 +330,21 @@ Presets:
 
 - `semantic`: 1 to {MAX_SOUNDING} of 2 to 4 objects sound; in an evaluation split (any but `{TRAIN_SPLIT}`) no two
   clips have the same set of sounding classes.
-- `temporal`: clips 2k and 2k + 1 have the same objects, looks, paths and sounds and differ only in when things sound
-  (and in the samples of their background noise).
+- `temporal`: clips 2k and 2k + 1 have the same objects, appearances, paths and events and differ only in when the
+  objects sound (and in the samples of their background noise).
 - `spatial`: one of two objects sounds.
 - `mixed`: in turn one semantic clip, one spatial clip and a temporal pair; `kind` tells which.
 
-The order of `objects` is random: it says nothing about who sounds.
+The order of `objects` is random: it does not tell which of them sound.
 
 | split | clips | preset | seed | size | frames per second | seconds |
 |---|---|---|---|---|---|---|
 {table}
 
 Beside each `NNNNNN.mp4` lies `NNNNNN.json` with its truth; `metadata.parquet` holds the same for the split. Boxes are
-half-open `[x0, y0, x1, y1]` in pixels; times are seconds. `events` has the class, start, end and box at every frame of
-every sound, `sounding_boxes` the boxes of what sounds at each of the 16 `frame_times`, `partner` the other clip of a
-temporal pair. Made with `cavmae-sync world`; load it with `cavmae_sync_hf.syncworld.load_syncworld`, or without this
-package with `datasets.load_dataset` (the truth), or its `"videofolder"` builder and `data_dir` (with the videos).
+half-open `[x0, y0, x1, y1]` in pixels; times are seconds. `events` has the class, start and end of all that sounds and
+its box at every frame, `sounding_boxes` the boxes of what sounds at each of the 16 `frame_times`, `partner` the other
+clip of a temporal pair. Made with `cavmae-sync world`; load it with `cavmae_sync_hf.syncworld.load_syncworld`, or
+without this package with `datasets.load_dataset` (the truth), or its `"videofolder"` builder and `data_dir` (with the
+videos).
 """

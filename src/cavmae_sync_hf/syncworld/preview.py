@@ -1,8 +1,8 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""Do picture, sound and truth of a SyncWorld agree to the eye and ear?
+"""Views of SyncWorld clips with their truth drawn in, to check by eye and ear.
 
-A contact sheet shows the 16 frame times of some clips over their spectrograms; a page plays the clips with their truth
-drawn in. Both read the finished files, so that they show what a user of the world gets.
+A contact sheet shows the 16 frame times of some clips over their spectrograms; a page plays the clips. Both read the
+finished files, so that they show what a user of the world gets.
 """
 
 import itertools
@@ -14,25 +14,22 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ..files import StrPath, whole_file, write_text
 from ..model.alignment_cavmae_sync import frame_at
 from .render import av
 from .truth import read_truth
 from .voices import CLASS_NAMES
-
-__all__ = ["contact_sheet", "preview_page"]
 
 STRIP_HEIGHT = 64  # pixels of a spectrogram
 ROW_HEIGHT = 7  # pixels of an object's line of events
 TITLE_HEIGHT = 14
 
 
-def contact_sheet(
-    folder: str | os.PathLike[str], out: str | os.PathLike[str], *, split: str | None = None, clips: int = 8
-) -> Path:
+def contact_sheet(folder: StrPath, out: StrPath, *, split: str | None = None, clips: int = 8) -> Path:
     """Draw the first clips of a split into one PNG.
 
     Each clip gets its frames at the 16 frame times with white boxes around what sounds, a line per object that shows
-    when it sounds (its colour) or pretends (grey), and the spectrogram of the decoded sound up to 8 kHz.
+    when it sounds (its colour) or is animated (grey), and the spectrogram of the decoded audio up to 8 kHz.
 
     Args:
         folder: A world, or one split of it.
@@ -54,13 +51,12 @@ def contact_sheet(
     for panel in panels:
         sheet.paste(panel, (0, top))
         top += panel.height
-    sheet.save(path, format="PNG")
+    with whole_file(path) as partial:
+        sheet.save(partial, format="PNG")
     return path
 
 
-def preview_page(
-    folder: str | os.PathLike[str], out: str | os.PathLike[str], *, split: str | None = None, clips: int = 12
-) -> Path:
+def preview_page(folder: StrPath, out: StrPath, *, split: str | None = None, clips: int = 12) -> Path:
     """Write an HTML page that plays the first clips of a split with their truth drawn in.
 
     The page needs no server and no network; it refers to the clips by paths relative to itself.
@@ -72,21 +68,18 @@ def preview_page(
     for record in records:
         source = os.path.relpath(record.pop("path"), path.parent)
         shown.append({**record, "src": Path(source).as_posix()})
-    data = json.dumps({"clips": shown, "colours": [_css(k) for k in range(len(CLASS_NAMES))]}, separators=(",", ":"))
-    path.write_text(_PAGE.replace("@DATA@", data.replace("</", "<\\/")), encoding="utf-8")
+    colours = ["rgb({},{},{})".format(*_colour(label)) for label in range(len(CLASS_NAMES))]
+    data = json.dumps({"clips": shown, "colours": colours}, separators=(",", ":"))
+    write_text(path, _PAGE.replace("@DATA@", data.replace("</", "<\\/")))
     return path
 
 
-def _open(
-    folder: str | os.PathLike[str], out: str | os.PathLike[str], split: str | None, clips: int
-) -> tuple[list[dict[str, Any]], Path]:
-    """The records of the first clips, and the file to write, in a folder that is there."""
+def _open(folder: StrPath, out: StrPath, split: str | None, clips: int) -> tuple[list[dict[str, Any]], Path]:
+    """The records of the first clips, and the file to write."""
     if clips < 1:
         raise ValueError(f"There must be at least one clip to show, got clips={clips}.")
     records = list(itertools.islice(read_truth(folder, split), clips))
-    path = Path(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return records, path
+    return records, Path(out)
 
 
 def _colour(label: int) -> tuple[int, int, int]:
@@ -96,12 +89,8 @@ def _colour(label: int) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def _css(label: int) -> str:
-    return "rgb({},{},{})".format(*_colour(label))
-
-
 def _decode(path: str) -> tuple[list[np.ndarray], np.ndarray]:
-    """All pictures and the sound of a clip."""
+    """All frames and the waveform of a clip."""
     if av is None:
         raise ImportError("Drawing SyncWorld clips needs PyAV; run `pip install av`.")
     with av.open(path) as file:
@@ -112,7 +101,7 @@ def _decode(path: str) -> tuple[list[np.ndarray], np.ndarray]:
 
 
 def _spectrogram(waveform: np.ndarray, sampling_rate: int, width: int) -> np.ndarray:
-    """A picture of the sound, low frequencies at the bottom; uint8, shape `(STRIP_HEIGHT, width)`."""
+    """An image of the spectrum over time, low frequencies at the bottom; uint8, shape `(STRIP_HEIGHT, width)`."""
     window = sampling_rate // 40
     starts = np.linspace(0, len(waveform) - 1, width).astype(int)
     padded = np.pad(waveform, window // 2)  # each column is centred on its time
@@ -135,7 +124,7 @@ def _panel(record: dict[str, Any]) -> Image.Image:
     silent = [item["label_name"] for item in record["objects"] if not item["sounding"]]
     partner = f"   partner {record['partner']}" if record["partner"] is not None else ""
     heard = ", ".join(record["label_names"])
-    title = f"{record['clip_id']}  {record['kind']}   sounds: {heard}   silent: {', '.join(silent)}{partner}"
+    title = f"{record['clip_id']}  {record['kind']}   sounding: {heard}   silent: {', '.join(silent)}{partner}"
     draw.text((3, 1), title, fill="white")
     for i, time in enumerate(record["frame_times"]):
         shown = frames[min(frame_at(time, record["fps"]), len(frames) - 1)]
@@ -174,7 +163,7 @@ h1 { font-size: 1.3em; margin: 0 0 .3em; } h2 { font-size: .95em; margin: 0 0 .4
 p { margin: .2em 0 1em; color: #aab; } label { margin-right: 1.2em; }
 </style></head><body>
 <h1>SyncWorld</h1>
-<p>Solid box: sounding now. Dashed box: silent. Coloured bars: sounds; grey bars: silent pretending; ticks: the 16
+<p>Solid box: sounding now. Dashed box: silent. Coloured bars: events; grey bars: silent animations; ticks: the 16
 frame times. Click a bar to jump there; play a clip and listen.</p>
 <p><label><input type="checkbox" id="truth" checked> draw the truth</label>
 <label><input type="checkbox" id="all" checked> silent objects too</label></p>
@@ -200,7 +189,7 @@ function make(clip) {
   stage.append(video, over); card.append(title, stage, line);
   document.querySelector("main").append(card);
   const player = { clip, video, over, line, time: 0 };
-  // The time of the picture on screen, where the browser tells it: currentTime may run ahead of it.
+  // The time of the frame on screen, where the browser tells it: currentTime may run ahead of it.
   if (video.requestVideoFrameCallback) {
     const shown = (now, frame) => { player.time = frame.mediaTime; video.requestVideoFrameCallback(shown); };
     video.requestVideoFrameCallback(shown);

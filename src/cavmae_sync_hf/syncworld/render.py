@@ -1,19 +1,17 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""How does a SyncWorld scene become pictures, sound and an mp4 file?
+"""A SyncWorld scene as frames, as audio and as an mp4 file.
 
-The picture of an event changes at the video frame its sound begins on, and the sound begins at that frame's time to
-the sample. Both tracks start at time zero: the samples that prime AAC, and the delay of B-frames where the encoder
+The frames of an event change where its audio begins, and the audio begins at that frame's time to the sample. Both
+tracks start at time zero: the samples that prime AAC, and the delay of B-frames where the encoder
 preset has them, are taken out again by the container's edit list, which FFmpeg and browsers honour.
 """
 
 import math
 import os
-from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 
-from .looks import Sprite, draw_background, draw_sprite
+from .appearance import Sprite, draw_background, draw_sprite
 from .scene import Scene, WorldOptions
 from .voices import synthesize
 
@@ -22,8 +20,6 @@ try:
 except ImportError:  # the scenes and their truth can be sampled without it
     av = None  # type: ignore[assignment]
 
-__all__ = ["encode_clip", "render_frames", "render_waveform"]
-
 HOP_HEIGHT = 0.22  # in units of the object's side
 
 
@@ -31,8 +27,8 @@ def render_frames(scene: Scene, options: WorldOptions) -> tuple[np.ndarray, np.n
     """Draw a scene.
 
     Returns:
-        frames: Pictures, uint8, shape `(num_frames, height, width, 3)`.
-        boxes: Bodies without their glow as half-open `(x0, y0, x1, y1)` in pixels, inside the picture, int32, shape
+        frames: uint8, shape `(num_frames, height, width, 3)`.
+        boxes: Bodies without their glow as half-open `(x0, y0, x1, y1)` in pixels, inside the frame, int32, shape
             `(num_objects, num_frames, 4)`.
     """
     frames = _render_background(scene, options)
@@ -42,10 +38,10 @@ def render_frames(scene: Scene, options: WorldOptions) -> tuple[np.ndarray, np.n
         states = _states(scene, slot, options.num_frames)
         sprites: dict[tuple[str, int], Sprite] = {}
         for k, (state, step) in enumerate(states):
-            look = ("idle", 0) if state == "hop" else (state, step)
-            if look not in sprites:
-                sprites[look] = draw_sprite(item.appearance, *look)
-            sprite = sprites[look]
+            drawn = ("idle", 0) if state == "hop" else (state, step)
+            if drawn not in sprites:
+                sprites[drawn] = draw_sprite(item.appearance, *drawn)
+            sprite = sprites[drawn]
             half = sprite.clear.shape[0] / 2
             x, y = np.rint(item.path[k] - half).astype(int)
             if state == "active":  # vibrate by about a fortieth of the body
@@ -58,7 +54,7 @@ def render_frames(scene: Scene, options: WorldOptions) -> tuple[np.ndarray, np.n
 
 
 def render_waveform(scene: Scene, options: WorldOptions) -> np.ndarray:
-    """Play a scene; float32 in [-1, 1], shape `(num_samples,)`."""
+    """Mix the audio of a scene; float32 in [-1, 1], shape `(num_samples,)`."""
     rate = options.sampling_rate
     total = options.sample_of_frame(options.num_frames)
     mix = np.zeros(total, np.float32)
@@ -80,8 +76,8 @@ def encode_clip(path: str | os.PathLike[str], frames: np.ndarray, waveform: np.n
 
     Args:
         path: File to write; the caller renames it when it is whole.
-        frames: Pictures, uint8, shape `(num_frames, height, width, 3)`.
-        waveform: Sound, float32, shape `(num_samples,)`.
+        frames: uint8, shape `(num_frames, height, width, 3)`.
+        waveform: float32, shape `(num_samples,)`.
 
     Raises:
         ImportError: If PyAV is not installed.
@@ -97,26 +93,19 @@ def encode_clip(path: str | os.PathLike[str], frames: np.ndarray, waveform: np.n
     }
     container = {"movflags": "+faststart", "fflags": "+bitexact"}
     with av.open(os.fspath(path), "w", format="mp4", options=container) as file:
-        picture = file.add_stream("libx264", rate=options.fps, options=settings)
-        picture.width, picture.height, picture.pix_fmt = options.width, options.height, "yuv420p"
-        sound = file.add_stream("aac", rate=options.sampling_rate, options={"aac_coder": "fast", "flags": "+bitexact"})
-        sound.bit_rate, sound.layout = options.audio_bitrate, "mono"
+        video = file.add_stream("libx264", rate=options.fps, options=settings)
+        video.width, video.height, video.pix_fmt = options.width, options.height, "yuv420p"
+        audio = file.add_stream("aac", rate=options.sampling_rate, options={"aac_coder": "fast", "flags": "+bitexact"})
+        audio.bit_rate, audio.layout = options.audio_bitrate, "mono"
         for k, pixels in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
             frame.pts = k
-            file.mux(picture.encode(frame))
-        file.mux(picture.encode())
+            file.mux(video.encode(frame))
+        file.mux(video.encode())
         samples = av.AudioFrame.from_ndarray(waveform[None], format="fltp", layout="mono")
         samples.sample_rate, samples.pts = options.sampling_rate, 0
-        file.mux(sound.encode(samples))
-        file.mux(sound.encode())
-
-
-def write_clip(path: Path, scene: Scene, options: WorldOptions) -> np.ndarray:
-    """Render and encode a scene; returns the boxes of `render_frames`."""
-    frames, boxes = render_frames(scene, options)
-    encode_clip(path, frames, render_waveform(scene, options), options)
-    return boxes
+        file.mux(audio.encode(samples))
+        file.mux(audio.encode())
 
 
 def _states(scene: Scene, slot: int, num_frames: int) -> list[tuple[str, int]]:
@@ -134,14 +123,14 @@ def _states(scene: Scene, slot: int, num_frames: int) -> list[tuple[str, int]]:
     return states
 
 
-def _paste(picture: np.ndarray, sprite: Sprite, x: int, y: int) -> None:
-    """Blend a sprite into a picture at its upper left corner, cut at the borders."""
+def _paste(frame: np.ndarray, sprite: Sprite, x: int, y: int) -> None:
+    """Blend a sprite into a frame at its upper left corner, cut at the borders."""
     side = sprite.clear.shape[0]
     top, left = max(0, -y), max(0, -x)
-    bottom, right = min(side, picture.shape[0] - y), min(side, picture.shape[1] - x)
+    bottom, right = min(side, frame.shape[0] - y), min(side, frame.shape[1] - x)
     if bottom <= top or right <= left:
         return
-    target = picture[y + top : y + bottom, x + left : x + right]
+    target = frame[y + top : y + bottom, x + left : x + right]
     # 255 * 256 fits 16 bits: behind * clear + colour never exceeds it, for the two weights sum to 256.
     blend = target * sprite.clear[top:bottom, left:right]
     blend += sprite.colour[top:bottom, left:right]
@@ -165,18 +154,12 @@ def _render_background(scene: Scene, options: WorldOptions) -> np.ndarray:
     return frames
 
 
-@lru_cache(maxsize=4)
-def _decays(count: int) -> np.ndarray:
-    """Strengths of the reflections of a room, from the first to the last, 40 dB down."""
-    return 10 ** (-2.0 * np.arange(count) / count)
-
-
 def _add_echo(mix: np.ndarray, options: WorldOptions, rng: np.random.Generator) -> np.ndarray:
-    """Add 24 reflections between 15 ms and up to 0.5 s; the direct sound stays first and strongest."""
+    """Add 24 reflections between 15 ms and up to 0.5 s, the last 40 dB down; the direct path stays strongest."""
     count = 24
     reach = options.sampling_rate * (0.15 + 0.35 * options.echo)
     delays = np.sort(rng.uniform(0.015 * options.sampling_rate, reach, count)).astype(int)
-    strengths = 0.5 * options.echo * _decays(count) * rng.choice((-1.0, 1.0), count)
+    strengths = 0.5 * options.echo * 10 ** (-2.0 * np.arange(count) / count) * rng.choice((-1.0, 1.0), count)
     result = mix.copy()
     for delay, strength in zip(delays, strengths, strict=True):
         result[delay:] += np.float32(strength) * mix[:-delay]

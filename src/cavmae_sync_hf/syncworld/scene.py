@@ -1,8 +1,8 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""What happens in a SyncWorld clip: who is there, how they move, who sounds when?
+"""What happens in a SyncWorld clip: which objects are there, how they move, and which sounds when.
 
 A scene is a pure function of the options and the clip's index, so clips can be made in any order by any number of
-processes. All times are whole video frames, so that sight and sound of an event begin and end at the same instant.
+processes. All times are whole video frames, so that an event begins and ends at the same instant in video and audio.
 """
 
 import itertools
@@ -14,24 +14,8 @@ from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 
-from ..model.alignment_cavmae_sync import center_times
-from .looks import Appearance, sample_appearance
+from .appearance import Appearance, sample_appearance
 from .voices import CLASS_NAMES, Voice, sample_voice
-
-__all__ = [
-    "ENCODER_PRESETS",
-    "EVENT_SECONDS",
-    "NUM_FRAME_TIMES",
-    "PRESETS",
-    "Animation",
-    "Event",
-    "Scene",
-    "WorldObject",
-    "WorldOptions",
-    "clip_frame_times",
-    "sample_scene",
-    "sounding_class_sets",
-]
 
 PRESETS = ("semantic", "temporal", "spatial", "mixed")
 ENCODER_PRESETS = (
@@ -58,12 +42,12 @@ class WorldOptions:
             sounding classes), `"temporal"` (clips 2k and 2k + 1 differ only in when things sound, see
             `sample_scene`), `"spatial"` (two candidates, one sounds) or `"mixed"` (in turn one semantic clip, one
             spatial clip and a temporal pair).
-        width: Picture width in pixels, even.
-        height: Picture height in pixels, even.
+        width: Width of the frames in pixels, even.
+        height: Height of the frames in pixels, even.
         fps: Video frames per second.
         seconds: Length of a clip, rounded to whole frames.
-        sampling_rate: Samples per second of the sound.
-        echo: Strength of the room, 0 (none) to 1; sound then outlasts its event by a fading tail.
+        sampling_rate: Audio samples per second.
+        echo: Strength of the room's echo, 0 (none) to 1; audio then outlasts its event by a fading tail.
         noise_db: Level of the background noise in dB relative to full scale, or None for digital silence. Events have
             -22 to -12 dB.
         overlap: Chance that an event begins before the previous one (of another object) has ended.
@@ -137,7 +121,7 @@ class WorldOptions:
         return self.split != TRAIN_SPLIT
 
     def sample_of_frame(self, frame: int) -> int:
-        """Sound sample at which a video frame comes on screen."""
+        """Audio sample at which a video frame comes on screen."""
         return round(frame * self.sampling_rate / self.fps)
 
     def to_dict(self) -> dict[str, object]:
@@ -153,7 +137,7 @@ class WorldOptions:
 
 @dataclass(frozen=True)
 class WorldObject:
-    """One thing on screen: its class, looks and the path of its centre, `(num_frames, 2)` x and y in pixels."""
+    """One object on screen: its class, appearance and the path of its centre, `(num_frames, 2)` x and y in pixels."""
 
     class_name: str
     appearance: Appearance
@@ -163,7 +147,7 @@ class WorldObject:
 
 @dataclass(frozen=True)
 class Event:
-    """One sound: whose, from which video frame until before which, and how it sounds."""
+    """An object sounds: which one, from which video frame until before which, and its voice."""
 
     object: int
     start_frame: int
@@ -173,7 +157,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Animation:
-    """A silent object pretending: whose, which animation, from which video frame until before which."""
+    """A silent object moves: which one, which animation, from which video frame until before which."""
 
     object: int
     kind: str
@@ -200,11 +184,6 @@ class Scene:
         return sorted({CLASS_NAMES.index(item.class_name) for item in self.objects if item.sounding})
 
 
-def clip_frame_times(duration: float, num_frames: int = NUM_FRAME_TIMES) -> np.ndarray:
-    """Centres of equal spans of a clip, `t_i = (i + 0.5) * duration / num_frames` seconds, shape `(num_frames,)`."""
-    return np.array(center_times(duration, num_frames))
-
-
 def sounding_class_sets(num_classes: int = len(CLASS_NAMES), most: int = MAX_SOUNDING) -> list[tuple[int, ...]]:
     """All sets of 1 to `most` classes; 298 for 12 classes and 3."""
     return [s for size in range(1, most + 1) for s in itertools.combinations(range(num_classes), size)]
@@ -213,14 +192,14 @@ def sounding_class_sets(num_classes: int = len(CLASS_NAMES), most: int = MAX_SOU
 def sample_scene(options: WorldOptions, index: int) -> Scene:
     """Decide everything that happens in clip `index` of a split.
 
-    The order of the objects is random, so their place in the list says nothing about who sounds.
+    The order of the objects is random, so their place in the list does not tell which of them sound.
 
-    The two clips of a temporal pair share the objects, in the same order, with their classes, looks and paths, the
-    background and how it drifts, what silent objects pretend and when, the room's echo, and the sounds one by one:
-    whose it is, its length, pitch, rate, decay, level and random seed. They differ in when each sound starts, hence
-    also in the order of the sounds (and which of them meet, if `overlap` lets them), and in the samples of the
-    background noise. An object vibrates by a fortieth of its side while it sounds, so in the truth its boxes move by
-    these few pixels at the frames at which it sounds in one clip alone.
+    The two clips of a temporal pair share the objects, in the same order, with their classes, appearances and paths,
+    the background and how it drifts, the animations of silent objects, the room's echo, and the events one by one:
+    their object, length, pitch, rate, decay, level and random seed. They differ in when each event starts, hence also
+    in the order of the events (and which of them meet, if `overlap` lets them), and in the samples of the background
+    noise. An object vibrates by a fortieth of its side while it sounds, so in the truth its boxes move by these few
+    pixels at the frames at which it sounds in one clip alone.
 
     Raises:
         ValueError: If a semantic evaluation split has no set of sounding classes left for this index.
@@ -238,7 +217,11 @@ def sample_scene(options: WorldOptions, index: int) -> Scene:
     voices = [sample_voice(objects[slots[k]].class_name, rng) for k, _ in plan]
     background_seed = int(rng.integers(2**31))
     spans = _schedule(options, plan, rng)
-    other = _reschedule(options, plan, spans, rng) if paired else spans
+    other = spans
+    if paired:  # another schedule of the same plan, in which objects sound at other times
+        tries = [_schedule(options, plan, rng) for _ in range(48)]
+        first = _activity(options, plan, spans)
+        other = min(tries, key=lambda tried: int((first & _activity(options, plan, tried)).sum()))
     animations = _sample_animations(options, objects, [spans, other], rng)
     if index != base:
         spans = other
@@ -281,7 +264,7 @@ def _sample_classes(
         low, high = {"semantic": (1, 3), "temporal": (2, 3), "spatial": (1, 1)}[kind]
         sounding = list(rng.permutation(total)[: rng.integers(low, high + 1)])
     rest = [c for c in rng.permutation(total) if c not in sounding]
-    # There is always a silent candidate, or seeing a thing would be as good as hearing it.
+    # There is always a silent candidate, or seeing an object would be as good as hearing it.
     most = 1 if kind == "spatial" else 4 - len(sounding)
     return [int(c) for c in sounding], [int(c) for c in rest[: rng.integers(1, most + 1)]]
 
@@ -289,7 +272,7 @@ def _sample_classes(
 def _sample_objects(
     options: WorldOptions, sounding: list[int], silent: list[int], rng: np.random.Generator
 ) -> list[WorldObject]:
-    """Looks and paths, in random order: the later a path is found, the less room it has, which must tell nothing."""
+    """Appearances and paths, in random order: a path found later has less room, which must not tell what sounds."""
     classes = [int(c) for c in rng.permutation(sounding + silent)]
     low, high = {2: (0.25, 0.32), 3: (0.24, 0.29), 4: (0.22, 0.26)}[len(classes)]
     scale = min(options.width, options.height)
@@ -361,34 +344,13 @@ def _schedule(options: WorldOptions, plan: list[tuple[int, int]], rng: np.random
         slot, length = plan[item]
         start = cursor + gap + int(extra[place])
         if before >= 0 and rng.random() < options.overlap and plan[before][0] != slot:
-            start = _overlapped(plan, spans, slot, spans[before], gap, rng)
+            # Inside the previous event, and clear of the object's own earlier ones.
+            own = max((spans[k][1] for k in range(len(plan)) if plan[k][0] == slot), default=0)
+            earliest = max(spans[before][0] + 1, own + gap)
+            start = int(rng.integers(earliest, max(spans[before][1], earliest + 1)))
         spans[item] = (start, start + length)
         cursor, before = max(cursor, start + length), int(item)
     return spans
-
-
-def _overlapped(
-    plan: list[tuple[int, int]],
-    spans: list[tuple[int, int]],
-    slot: int,
-    previous: tuple[int, int],
-    gap: int,
-    rng: np.random.Generator,
-) -> int:
-    """A start inside the previous event that keeps clear of the object's own earlier sounds."""
-    own = max((spans[k][1] for k in range(len(plan)) if plan[k][0] == slot), default=0)
-    earliest = max(previous[0] + 1, own + gap)
-    return int(rng.integers(earliest, max(previous[1], earliest + 1)))
-
-
-def _reschedule(
-    options: WorldOptions, plan: list[tuple[int, int]], taken: list[tuple[int, int]], rng: np.random.Generator
-) -> list[tuple[int, int]]:
-    """Another schedule of the same plan, in which objects sound at other times than in the first one."""
-    first = _activity(options, plan, taken)
-    tries = [_schedule(options, plan, rng) for _ in range(48)]
-    shared = [int((first & _activity(options, plan, spans)).sum()) for spans in tries]
-    return tries[int(np.argmin(shared))]
 
 
 def _activity(options: WorldOptions, plan: list[tuple[int, int]], spans: list[tuple[int, int]]) -> np.ndarray:
@@ -405,7 +367,7 @@ def _sample_animations(
     schedules: list[list[tuple[int, int]]],
     rng: np.random.Generator,
 ) -> list[Animation]:
-    """Let silent objects pretend while nobody sounds, in either clip of a pair, where there is time for it."""
+    """Animate silent objects while nothing sounds, in either clip of a pair, where there is time for it."""
     busy = np.zeros(options.num_frames, bool)
     for start, end in itertools.chain.from_iterable(schedules):
         busy[max(0, start - 1) : end + 1] = True

@@ -1,8 +1,8 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""What is known about a SyncWorld clip, and how is it stored and read?
+"""What is known about SyncWorld clips, and how it is stored, read and looked up.
 
-One record per clip, as a JSON file beside the clip and as a row of the split's `metadata.parquet`. Boxes are half-open
-`[x0, y0, x1, y1]` in pixels of the clip's own picture and hold the body without its glow; times are seconds.
+There is one record per clip, as a JSON file beside the clip and as a row of the split's `metadata.parquet`. Boxes are
+half-open `[x0, y0, x1, y1]` in pixels of the clip's own frames and hold the body without its glow; times are seconds.
 """
 
 import json
@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..files import StrPath
-from ..model.alignment_cavmae_sync import frame_at
+from ..model.alignment_cavmae_sync import center_times, frame_at
 from ..model.errors_cavmae_sync import DataError
-from .scene import Animation, Event, Scene, WorldObject, WorldOptions, clip_frame_times
+from .scene import NUM_FRAME_TIMES, Animation, Event, Scene, WorldObject, WorldOptions
 from .voices import CLASS_NAMES
 
 if TYPE_CHECKING:
@@ -41,14 +41,14 @@ def truth_record(scene: Scene, options: WorldOptions, boxes: np.ndarray) -> dict
         boxes: Box of every object at every video frame, shape `(num_objects, num_frames, 4)`.
 
     Returns:
-        A record with, besides the obvious, `labels` (ids of the classes that sound), `objects` (all on screen, with a
-        box at every video frame), `events` (who sounds from when to when, with a box at every video frame of the
-        event), `animations` (silent objects pretending), `frame_times` (16 centres of equal spans of the clip) and
-        for each of them `sounding_objects` (indices into `objects`) and `sounding_boxes`, which are empty lists where
-        nothing sounds. `partner` is the index of the other clip of a temporal pair, or None.
+        A record with, among others, `labels` (ids of the classes that sound), `objects` (all on screen, with a box at
+        every video frame), `events` (which object sounds from when to when, with a box at every video frame of the
+        event), `animations` (which silent object moves when), `frame_times` (16 centres of equal spans of the
+        clip) and for each of them `sounding_objects` (indices into `objects`) and `sounding_boxes`, which are empty
+        lists where nothing sounds. `partner` is the index of the other clip of a temporal pair, or None.
     """
-    times = clip_frame_times(options.duration)
-    shown = np.array([min(frame_at(time, options.fps), options.num_frames - 1) for time in times])
+    times = center_times(options.duration, NUM_FRAME_TIMES)
+    shown = [min(frame_at(time, options.fps), options.num_frames - 1) for time in times]
     on = [sorted({e.object for e in scene.events if e.start_frame <= k < e.end_frame}) for k in shown]
     return {
         "file_name": f"{clip_stem(scene.index)}.mp4",
@@ -73,7 +73,7 @@ def truth_record(scene: Scene, options: WorldOptions, boxes: np.ndarray) -> dict
         ],
         "events": [_event_record(event, scene, options, boxes) for event in scene.events],
         "animations": [{**_span(animation, scene, options), "kind": animation.kind} for animation in scene.animations],
-        "frame_times": times.tolist(),
+        "frame_times": times,
         "sounding_objects": on,
         "sounding_boxes": [[boxes[slot, k].tolist() for slot in slots] for slots, k in zip(on, shown, strict=True)],
     }
@@ -84,7 +84,7 @@ def _label(item: WorldObject) -> dict[str, Any]:
 
 
 def _span(span: Event | Animation, scene: Scene, options: WorldOptions) -> dict[str, Any]:
-    """Whose it is, and from when to when."""
+    """Its object, and from when to when it is."""
     times = {"start": span.start_frame / options.fps, "end": span.end_frame / options.fps}
     return {"object": span.object, **_label(scene.objects[span.object]), **times}
 
@@ -151,7 +151,7 @@ def write_parquet(records: Iterable[dict[str, Any]], path: Path) -> None:
             writer.write_table(pa.Table.from_pylist(batch, schema))
 
 
-def read_truth(folder: str | os.PathLike[str], split: str | None = None) -> Iterator[dict[str, Any]]:
+def read_truth(folder: StrPath, split: str | None = None) -> Iterator[dict[str, Any]]:
     """Read the records of a split from its JSON files, in order, with the clip's full path as `path`.
 
     Args:
@@ -236,7 +236,7 @@ def temporal_partners(records: Sequence[Mapping[str, Any]]) -> list[int | None] 
 
 
 def load_syncworld(
-    folder: str | os.PathLike[str], split: str | None = None, *, decode: bool = False
+    folder: StrPath, split: str | None = None, *, decode: bool = False
 ) -> "datasets.Dataset | datasets.DatasetDict":
     """Load a world as `datasets` objects.
 

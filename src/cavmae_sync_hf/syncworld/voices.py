@@ -1,11 +1,10 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""What does each SyncWorld class sound like?
+"""Audio of the SyncWorld classes: twelve voices, synthesized from a few numbers.
 
-Twelve voices are synthesised from a handful of numbers, so a clip needs no recorded sound. They differ in where their
-energy lies (low, middle, high, broad), in whether it is tonal or noisy, and in rhythm (one strike, sustained, pulsed),
-so that a 1.3 s log-mel window is enough to name the class; pitch, loudness and decay vary from event to event, so that
-no single spectrogram line is. Every voice is audible from its first sample (attack of 4 ms) and is silent after its
-last one: the length of a sound is the length of its event.
+The voices differ in where their energy lies (low, middle, high, broad), in whether it is tonal or noisy, and in rhythm
+(one strike, sustained, pulsed), so that a 1.3 s log-mel window is enough to name the class; pitch, loudness and decay
+vary from event to event, so that no single spectrogram line is. Every voice is audible from its first sample (attack
+of 4 ms) and silent after its last one: an event is as long as its audio.
 """
 
 import math
@@ -14,8 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["CLASS_NAMES", "Voice", "VoiceKind", "VOICE_KINDS", "sample_voice", "synthesize"]
-
 ATTACK_SECONDS = 0.004
 RELEASE_SECONDS = 0.03
 LEVEL_DB = (-22.0, -12.0)  # loudest 50 ms of an event, in dB relative to a full-scale square wave
@@ -23,15 +20,15 @@ LEVEL_DB = (-22.0, -12.0)  # loudest 50 ms of an event, in dB relative to a full
 
 @dataclass(frozen=True)
 class Voice:
-    """The sound of one event, a pure function of these numbers.
+    """What decides the audio of one event.
 
-    Args:
+    Attributes:
         class_name: One of `CLASS_NAMES`.
         pitch: Fundamental (or centre) frequency in hertz.
         rate: Pulses, strikes or wobbles per second.
         decay: How fast struck and pulsed voices fade; 1 is slow, 3 is fast.
         level_db: Root mean square of the loudest 50 ms, in dB relative to full scale.
-        seed: Seed of whatever is random inside the voice (noise, the pitch of each blip).
+        seed: Seed of what is random inside the voice (noise, the pitch of each blip).
     """
 
     class_name: str
@@ -44,7 +41,7 @@ class Voice:
 
 @dataclass(frozen=True)
 class VoiceKind:
-    """How a class makes its sound, and the ranges its events draw from (hertz, pulses per second)."""
+    """How the audio of a class is made, and the ranges its events draw from (hertz, pulses per second)."""
 
     make: Callable[[Voice, np.ndarray, int, np.random.Generator], np.ndarray]
     pitch: tuple[float, float]
@@ -52,19 +49,26 @@ class VoiceKind:
 
 
 def sample_voice(class_name: str, rng: np.random.Generator) -> Voice:
-    """Draw the sound of one event; pitch and rate are uniform on a logarithmic scale."""
+    """Draw the voice of one event; pitch and rate are uniform on a logarithmic scale."""
     kind = VOICE_KINDS[class_name]
     pitch = math.exp(rng.uniform(math.log(kind.pitch[0]), math.log(kind.pitch[1])))
     rate = math.exp(rng.uniform(math.log(kind.rate[0]), math.log(kind.rate[1])))
-    return Voice(class_name, pitch, rate, rng.uniform(1.0, 3.0), rng.uniform(*LEVEL_DB), int(rng.integers(2**31)))
+    return Voice(
+        class_name=class_name,
+        pitch=pitch,
+        rate=rate,
+        decay=rng.uniform(1.0, 3.0),
+        level_db=rng.uniform(*LEVEL_DB),
+        seed=int(rng.integers(2**31)),
+    )
 
 
 def synthesize(voice: Voice, num_samples: int, sampling_rate: int) -> np.ndarray:
-    """Make the sound of one event.
+    """Make the audio of one event.
 
     Args:
         voice: What to play.
-        num_samples: Length of the event in samples; the sound fills it from the first sample to the last.
+        num_samples: Length of the event in samples; the audio fills it from the first sample to the last.
         sampling_rate: Samples per second; partials above 0.45 of it are left out.
 
     Returns:
@@ -85,7 +89,7 @@ def synthesize(voice: Voice, num_samples: int, sampling_rate: int) -> np.ndarray
 
 
 def _partials(
-    phase: np.ndarray, frequency: float, ratios: np.ndarray, weights: np.ndarray, sampling_rate: int
+    phase: np.ndarray, frequency: float, ratios: np.ndarray, weights: np.ndarray, *, sampling_rate: int
 ) -> np.ndarray:
     """Sum of sines whose phases are multiples of one phase; partials near or above Nyquist are dropped."""
     total = np.zeros_like(phase)
@@ -95,8 +99,11 @@ def _partials(
     return total
 
 
-def _band_noise(num_samples: int, low: float, high: float, sampling_rate: int, rng: np.random.Generator) -> np.ndarray:
+def _band_noise(
+    num_samples: int, band: tuple[float, float], sampling_rate: int, rng: np.random.Generator
+) -> np.ndarray:
     """Noise between two frequencies in hertz, with edges half an octave wide, by shaping a spectrum."""
+    low, high = band
     size = 1 << (num_samples - 1).bit_length()  # a power of two keeps the transform fast
     frequencies = np.fft.rfftfreq(size, 1 / sampling_rate) + 1.0
     shape = 1 / (1 + (low / frequencies) ** 8) / (1 + (frequencies / high) ** 8)
@@ -138,15 +145,17 @@ def _whistle(voice: Voice, time: np.ndarray, sampling_rate: int, rng: np.random.
 
 
 def _hum(voice: Voice, time: np.ndarray, sampling_rate: int, rng: np.random.Generator) -> np.ndarray:
-    """Five low harmonics that swell a little."""
+    """Five low harmonics that swell slightly."""
     weights = np.array([1.0, 0.8, 0.5, 0.3, 0.12]) * rng.uniform(0.6, 1.0, 5)
-    tone = _partials(2 * np.pi * voice.pitch * time, voice.pitch, np.arange(1, 6), weights, sampling_rate)
+    tone = _partials(
+        2 * np.pi * voice.pitch * time, voice.pitch, np.arange(1, 6), weights, sampling_rate=sampling_rate
+    )
     return tone * (1 - 0.25 * np.sin(2 * np.pi * voice.rate * time) ** 2)
 
 
 def _hiss(voice: Voice, time: np.ndarray, sampling_rate: int, rng: np.random.Generator) -> np.ndarray:
     """High noise, steady."""
-    return _band_noise(len(time), voice.pitch, 0.49 * sampling_rate, sampling_rate, rng)
+    return _band_noise(len(time), (voice.pitch, 0.49 * sampling_rate), sampling_rate, rng)
 
 
 def _bark(voice: Voice, time: np.ndarray, sampling_rate: int, rng: np.random.Generator) -> np.ndarray:
@@ -157,8 +166,8 @@ def _bark(voice: Voice, time: np.ndarray, sampling_rate: int, rng: np.random.Gen
     first, second = rng.uniform(650, 850), rng.uniform(1400, 1800)
     weights = 1 / (1 + ((orders * voice.pitch - first) / 150) ** 2)
     weights += 0.6 / (1 + ((orders * voice.pitch - second) / 200) ** 2)
-    tone = _partials(phase, voice.pitch, orders, weights, sampling_rate)
-    breath = 0.8 * _band_noise(len(time), 500, 2200, sampling_rate, rng)
+    tone = _partials(phase, voice.pitch, orders, weights, sampling_rate=sampling_rate)
+    breath = 0.8 * _band_noise(len(time), (500, 2200), sampling_rate, rng)
     return (tone + breath) * np.exp(-((since * voice.rate / 0.42) ** 4))
 
 
@@ -174,7 +183,7 @@ def _siren(voice: Voice, time: np.ndarray, sampling_rate: int, rng: np.random.Ge
     bend = 2 ** (0.5 * np.sin(2 * np.pi * voice.rate * time + start))
     phase = 2 * np.pi * np.cumsum(voice.pitch * bend) / sampling_rate
     orders = np.arange(1, 10, 2)
-    return _partials(phase, 1.4 * voice.pitch, orders, 1 / orders, sampling_rate)
+    return _partials(phase, 1.4 * voice.pitch, orders, 1 / orders, sampling_rate=sampling_rate)
 
 
 def _chirp(voice: Voice, time: np.ndarray, sampling_rate: int, rng: np.random.Generator) -> np.ndarray:
@@ -189,7 +198,7 @@ def _buzz(voice: Voice, time: np.ndarray, sampling_rate: int, rng: np.random.Gen
     """A rough saw: many strong harmonics up to the top, shaken thirty times a second."""
     orders = np.arange(1, 41)
     phase = 2 * np.pi * voice.pitch * time + rng.uniform(0, 6)
-    tone = _partials(phase, voice.pitch, orders, orders**-0.4, sampling_rate)
+    tone = _partials(phase, voice.pitch, orders, orders**-0.4, sampling_rate=sampling_rate)
     return tone * (0.65 + 0.35 * np.cos(2 * np.pi * voice.rate * time))
 
 
@@ -197,7 +206,7 @@ def _drum(voice: Voice, time: np.ndarray, sampling_rate: int, rng: np.random.Gen
     """Repeated hits: a tone that drops by more than an octave under a burst of middle noise."""
     _, since = _pulses(time, voice.rate)
     phase = 2 * np.pi * voice.pitch * (since + 1.5 * 0.03 * (1 - np.exp(-since / 0.03)))
-    skin = _band_noise(len(time), 250, 1300, sampling_rate, rng)
+    skin = _band_noise(len(time), (250, 1300), sampling_rate, rng)
     return np.sin(phase + 0.5) * np.exp(-since * 7 * voice.decay**0.5) + 2.0 * skin * np.exp(-since / 0.025)
 
 

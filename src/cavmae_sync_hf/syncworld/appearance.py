@@ -1,18 +1,17 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""What does each SyncWorld class look like, at rest, sounding, and pretending?
+"""Appearance of the SyncWorld classes: at rest, sounding, and in silent animations.
 
-Every class has a shape, a texture and a range of colour of its own and wears the same face. A sounding object opens
-its mouth, brightens and gets a white glowing rim, which reads in a single frame of 96 pixels; the silent animations
-(spin, squash, dim) never touch rim or mouth. Sprites are drawn once per object and state and pasted many times.
+Every class has a shape, a texture and a range of colour of its own; the face is the same for all. A sounding object
+opens its mouth, brightens and gets a white glowing rim, which can be seen in a single frame of 96 pixels; the silent
+animations (spin, squash, dim) never touch rim or mouth. Sprites are drawn once per object and state and pasted many
+times.
 """
 
 import colorsys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
-
-__all__ = ["LOOKS", "Appearance", "Look", "Sprite", "draw_background", "draw_sprite", "sample_appearance"]
 
 Grid = np.ndarray
 SUPERSAMPLING = 3
@@ -21,11 +20,19 @@ GLOW = (1.20, 1.36)  # the solid and the soft rim, as enlargements of the body
 
 
 @dataclass(frozen=True)
-class Look:
-    """The look of a class: `inside(u, v)` tells the body on [-1, 1] x [-1, 1] (v points down), hue in degrees."""
+class ClassAppearance:
+    """Appearance of a class.
+
+    Attributes:
+        inside: `inside(u, v)` is true inside the body, on [-1, 1] x [-1, 1] (v points down).
+        texture: One of `TEXTURES`.
+        hue, saturation, value: Middle of the range of colour; hue in degrees.
+        eyes: Place `(u, v)` of the right eye; the left one mirrors it.
+    """
 
     inside: Callable[[Grid, Grid], Grid]
     texture: str
+    _: KW_ONLY
     hue: float
     saturation: float
     value: float
@@ -34,7 +41,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Appearance:
-    """The look of one object: side in pixels, hue in [0, 1), saturation, value, tilt in radians, texture phase."""
+    """Appearance of one object: side in pixels, hue in [0, 1), saturation, value, tilt in radians, texture phase."""
 
     class_name: str
     side: float
@@ -47,7 +54,7 @@ class Appearance:
 
 @dataclass(frozen=True)
 class Sprite:
-    """A picture to paste: colours times opacity and 256 minus opacity, uint16, and the body's box inside it.
+    """An image to paste: colours times opacity and 256 minus opacity, uint16, and the body's box inside it.
 
     `box` is `(x0, y0, x1, y1)` in pixels of the sprite, half open, around the body without its glow.
     """
@@ -58,14 +65,14 @@ class Sprite:
 
 
 def sample_appearance(class_name: str, side: float, rng: np.random.Generator) -> Appearance:
-    """Draw the looks of one object within its class's ranges."""
-    look = LOOKS[class_name]
+    """Draw the appearance of one object within its class's ranges."""
+    kind = CLASS_APPEARANCES[class_name]
     return Appearance(
         class_name=class_name,
         side=side,
-        hue=(look.hue + rng.uniform(-9, 9)) / 360 % 1.0,
-        saturation=float(np.clip(look.saturation + rng.uniform(-0.08, 0.08), 0, 1)),
-        value=float(np.clip(look.value + rng.uniform(-0.08, 0.08), 0, 1)),
+        hue=(kind.hue + rng.uniform(-9, 9)) / 360 % 1.0,
+        saturation=float(np.clip(kind.saturation + rng.uniform(-0.08, 0.08), 0, 1)),
+        value=float(np.clip(kind.value + rng.uniform(-0.08, 0.08), 0, 1)),
         tilt=rng.uniform(-0.2, 0.2),
         phase=rng.uniform(0, 1),
     )
@@ -85,7 +92,7 @@ def draw_sprite(appearance: Appearance, state: str = "idle", step: int = 0) -> S
     """
     if state not in ("idle", "active", "spin", "squash", "dim"):
         raise ValueError(f"Unknown sprite state {state!r}; use idle, active, spin, squash or dim.")
-    look = LOOKS[appearance.class_name]
+    kind = CLASS_APPEARANCES[appearance.class_name]
     radius = appearance.side / 2
     side = 2 * int(np.ceil(radius * CANVAS))
     axis = (np.arange(side * SUPERSAMPLING) + 0.5) / SUPERSAMPLING - side / 2
@@ -95,13 +102,13 @@ def draw_sprite(appearance: Appearance, state: str = "idle", step: int = 0) -> S
     if state == "squash":
         stretch = (1.0, 1.22, 1.0, 0.82)[step % 4]
         u, v = u * stretch, v / stretch
-    body = look.inside(u, v)
-    colour = _paint(look, appearance, u, v, state)
+    body = kind.inside(u, v)
+    colour = _paint(appearance, state, u, v)
     opacity = body.astype(np.float32)
     if state == "active":
         grow = (1.0, 1.06)[step % 2]
-        solid = look.inside(u / (GLOW[0] * grow), v / (GLOW[0] * grow)) & ~body
-        soft = look.inside(u / (GLOW[1] * grow), v / (GLOW[1] * grow)) & ~body & ~solid
+        solid = kind.inside(u / (GLOW[0] * grow), v / (GLOW[0] * grow)) & ~body
+        soft = kind.inside(u / (GLOW[1] * grow), v / (GLOW[1] * grow)) & ~body & ~solid
         opacity = opacity + solid + 0.55 * soft
         colour[solid] = (255.0, 255.0, 225.0)
         colour[soft] = (255.0, 250.0, 190.0)
@@ -134,15 +141,16 @@ def draw_background(height: int, width: int, rng: np.random.Generator) -> np.nda
     return np.rint(255 * (ends[0] + (ends[1] - ends[0]) * texture)).astype(np.uint8)
 
 
-def _paint(look: Look, appearance: Appearance, u: Grid, v: Grid, state: str) -> np.ndarray:
+def _paint(appearance: Appearance, state: str, u: Grid, v: Grid) -> np.ndarray:
     """Colour every point of the canvas as if the body filled it; float32, 0..255."""
+    kind = CLASS_APPEARANCES[appearance.class_name]
     value = appearance.value * (0.45 if state == "dim" else 1.0)
     if state == "active":
         value = min(1.0, value + 0.15)
     base = np.array(colorsys.hsv_to_rgb(appearance.hue, appearance.saturation, value), dtype=np.float32) * 255
-    dark = TEXTURES[look.texture](u, v, appearance.phase)
+    dark = TEXTURES[kind.texture](u, v, appearance.phase)
     colour = np.where(dark[..., None], base * 0.55, base).astype(np.float32)
-    ex, ey = look.eyes
+    ex, ey = kind.eyes
     eye = np.minimum((u - ex) ** 2, (u + ex) ** 2) + (v - ey) ** 2
     if state == "dim":
         colour[(np.abs(v - ey) < 0.05) & (np.abs(np.abs(u) - ex) < 0.16)] = 10.0
@@ -231,17 +239,17 @@ TEXTURES: dict[str, Callable[[Grid, Grid, float], Grid]] = {
     "checker": lambda u, v, p: (np.floor(u / 0.4 + p) + np.floor(v / 0.4 + p)) % 2 == 0,
 }
 
-LOOKS: dict[str, Look] = {
-    "bell": Look(_bell, "plain", 46, 0.9, 0.9),
-    "string": Look(_capsule, "stripes", 22, 0.9, 0.85, eyes=(0.22, -0.3)),
-    "whistle": Look(_triangle, "plain", 185, 0.8, 0.85, eyes=(0.2, -0.05)),
-    "hum": Look(_disc, "rings", 275, 0.75, 0.8),
-    "hiss": Look(_cloud, "plain", 210, 0.1, 0.88),
-    "bark": Look(_square, "dots", 25, 0.65, 0.5),
-    "clicks": Look(_gear, "plain", 215, 0.25, 0.6),
-    "siren": Look(_star, "plain", 0, 0.92, 0.88, eyes=(0.2, -0.18)),
-    "chirp": Look(_heart, "plain", 318, 0.75, 0.95),
-    "buzz": Look(_hexagon, "columns", 66, 0.95, 0.9),
-    "drum": Look(_ellipse, "checker", 130, 0.8, 0.72, eyes=(0.28, -0.2)),
-    "bubble": Look(_flower, "dots", 222, 0.85, 0.9),
+CLASS_APPEARANCES: dict[str, ClassAppearance] = {
+    "bell": ClassAppearance(_bell, "plain", hue=46, saturation=0.9, value=0.9),
+    "string": ClassAppearance(_capsule, "stripes", hue=22, saturation=0.9, value=0.85, eyes=(0.22, -0.3)),
+    "whistle": ClassAppearance(_triangle, "plain", hue=185, saturation=0.8, value=0.85, eyes=(0.2, -0.05)),
+    "hum": ClassAppearance(_disc, "rings", hue=275, saturation=0.75, value=0.8),
+    "hiss": ClassAppearance(_cloud, "plain", hue=210, saturation=0.1, value=0.88),
+    "bark": ClassAppearance(_square, "dots", hue=25, saturation=0.65, value=0.5),
+    "clicks": ClassAppearance(_gear, "plain", hue=215, saturation=0.25, value=0.6),
+    "siren": ClassAppearance(_star, "plain", hue=0, saturation=0.92, value=0.88, eyes=(0.2, -0.18)),
+    "chirp": ClassAppearance(_heart, "plain", hue=318, saturation=0.75, value=0.95),
+    "buzz": ClassAppearance(_hexagon, "columns", hue=66, saturation=0.95, value=0.9),
+    "drum": ClassAppearance(_ellipse, "checker", hue=130, saturation=0.8, value=0.72, eyes=(0.28, -0.2)),
+    "bubble": ClassAppearance(_flower, "dots", hue=222, saturation=0.85, value=0.9),
 }
