@@ -1,13 +1,7 @@
-"""SyncWorld: what happens in a clip, that sight, sound and truth agree after encoding, that builds can be killed."""
+"""SyncWorld: what happens in a clip, and that video, audio and truth agree after encoding."""
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,13 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cavmae_sync_hf import DataError
-from cavmae_sync_hf.files import locked
 from cavmae_sync_hf.syncworld import (
     CLASS_NAMES,
-    PRESETS,
     WorldOptions,
-    build,
     contact_sheet,
     load_syncworld,
     make_world,
@@ -30,9 +20,8 @@ from cavmae_sync_hf.syncworld import (
     sample_scene,
     sounding_class_sets,
 )
-from cavmae_sync_hf.syncworld.looks import LOOKS, draw_sprite, sample_appearance
+from cavmae_sync_hf.syncworld.appearance import CLASS_APPEARANCES, draw_sprite, sample_appearance
 from cavmae_sync_hf.syncworld.render import render_frames, render_waveform, write_clip
-from cavmae_sync_hf.syncworld.scene import clip_frame_times
 from cavmae_sync_hf.syncworld.truth import truth_record
 from cavmae_sync_hf.syncworld.voices import sample_voice, synthesize
 
@@ -43,15 +32,11 @@ SHORT_OPTIONS = {"width": 96, "height": 96, "fps": 10, "seconds": 10.0}
 SOURCE = Path(__file__).parents[2] / "src"
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
-
-def glow(picture: np.ndarray, box: np.ndarray) -> int:
+def glow(frame: np.ndarray, box: np.ndarray) -> int:
     """Nearly white pixels in and around a box."""
     x0, y0, x1, y1 = (int(v) for v in box)
     margin = (x1 - x0) // 5
-    area = picture[max(0, y0 - margin) : y1 + margin, max(0, x0 - margin) : x1 + margin]
+    area = frame[max(0, y0 - margin) : y1 + margin, max(0, x0 - margin) : x1 + margin]
     return int((area.min(-1) > 190).sum())
 
 
@@ -59,10 +44,10 @@ def decode(path: Path) -> tuple[list[float], list[np.ndarray], float, np.ndarray
     with av.open(str(path)) as file:
         frames = list(file.decode(video=0))
     with av.open(str(path)) as file:
-        sound = list(file.decode(audio=0))
-    waveform = np.concatenate([piece.to_ndarray()[0] for piece in sound])
-    pictures = [frame.to_ndarray(format="rgb24") for frame in frames]
-    return [frame.time for frame in frames], pictures, sound[0].time, waveform, sound[0].sample_rate
+        audio = list(file.decode(audio=0))
+    waveform = np.concatenate([piece.to_ndarray()[0] for piece in audio])
+    pixels = [frame.to_ndarray(format="rgb24") for frame in frames]
+    return [frame.time for frame in frames], pixels, audio[0].time, waveform, audio[0].sample_rate
 
 
 # --- what happens ---------------------------------------------------------------------------------------------------
@@ -71,7 +56,7 @@ def decode(path: Path) -> tuple[list[float], list[np.ndarray], float, np.ndarray
 def test_class_sets__are_298_for_twelve_classes():
     assert len(CLASS_NAMES) >= 12
     assert len(sounding_class_sets(12, 3)) == 298
-    assert set(LOOKS) == set(CLASS_NAMES)
+    assert set(CLASS_APPEARANCES) == set(CLASS_NAMES)
 
 
 def test_semantic_evaluation__never_repeats_a_set_of_sounding_classes():
@@ -99,11 +84,11 @@ def test_temporal_pair__differs_only_in_when_things_sound():
             )
             assert np.array_equal(one.path, other.path)
 
-        def sounds(scene):
+        def events(scene):
             return {(event.object, event.end_frame - event.start_frame, event.voice) for event in scene.events}
 
-        assert sounds(first) == sounds(second)
-        assert len(first.events) == len(second.events) == len(sounds(first))
+        assert events(first) == events(second)
+        assert len(first.events) == len(second.events) == len(events(first))
         active = np.zeros((2, len(first.objects), options.num_frames), bool)
         for which, scene in enumerate((first, second)):
             for event in scene.events:
@@ -112,7 +97,7 @@ def test_temporal_pair__differs_only_in_when_things_sound():
         assert first.noise_seed != second.noise_seed
 
 
-def test_temporal_pair__pictures_and_sound_follow_from_the_times_alone():
+def test_temporal_pair__frames_and_audio_follow_from_the_times_alone():
     options = WorldOptions(preset="temporal", echo=0.8, noise_db=None, **SHORT_OPTIONS)
     for pair in range(3):
         first, second = sample_scene(options, 2 * pair), sample_scene(options, 2 * pair + 1)
@@ -161,7 +146,7 @@ def test_spatial__two_candidates_of_two_classes_one_sounds():
 
 
 @pytest.mark.parametrize("preset", ["semantic", "temporal", "spatial"])
-def test_order_of_objects__says_nothing_about_who_sounds(preset):
+def test_order_of_objects__does_not_tell_which_sound(preset):
     options = WorldOptions(preset=preset, **SHORT_OPTIONS)
     wanted, first, last = [], [], []
     for index in range(0, 300, 2):  # one of each pair
@@ -184,7 +169,7 @@ def test_mixed__takes_the_presets_in_turn():
 @pytest.mark.parametrize(("fps", "seconds"), [(10, 10.0), (8, 6.4), (25, 3.0), (5, 3.0)])
 def test_schedule__obeys_the_rules(fps, seconds):
     options = WorldOptions(preset="mixed", fps=fps, seconds=seconds)
-    shown = np.floor(clip_frame_times(options.duration) * fps + 1e-6)
+    shown = np.floor((np.arange(16) + 0.5) / 16 * seconds * fps + 1e-6)
     animations = 0
     for index in range(40):
         scene = sample_scene(options, index)
@@ -201,7 +186,7 @@ def test_schedule__obeys_the_rules(fps, seconds):
         for slot, item in enumerate(scene.objects):
             mine = [event for event in scene.events if event.object == slot]
             caught = any(((shown >= e.start_frame) & (shown < e.end_frame)).any() for e in mine)
-            assert caught == item.sounding  # one of the 16 frames shows each sound
+            assert caught == item.sounding  # one of the 16 frames shows each object that sounds
         for animation in scene.animations:
             animations += 1
             assert not scene.objects[animation.object].sounding
@@ -209,7 +194,7 @@ def test_schedule__obeys_the_rules(fps, seconds):
     assert animations > 5
 
 
-def test_overlap__lets_sounds_of_different_objects_meet():
+def test_overlap__lets_events_of_different_objects_meet():
     options = WorldOptions(preset="semantic", overlap=1.0)
     together = 0
     for index in range(20):
@@ -223,7 +208,7 @@ def test_overlap__lets_sounds_of_different_objects_meet():
     assert together > 5
 
 
-def test_objects__never_touch_and_stay_in_the_picture():
+def test_objects__never_touch_and_stay_in_the_frame():
     options = WorldOptions(preset="mixed", **SHORT_OPTIONS)
     moved = []
     for index in range(8):
@@ -240,7 +225,7 @@ def test_objects__never_touch_and_stay_in_the_picture():
     assert np.mean(moved) > 5
 
 
-# --- sight and sound ------------------------------------------------------------------------------------------------
+# --- video and audio ------------------------------------------------------------------------------------------------
 
 
 def test_voices__can_be_told_apart_whatever_pitch_length_and_loudness():
@@ -283,14 +268,14 @@ def test_activity__shows_in_one_frame_and_in_no_other_state(name):
 
     def white(state: str, step: int) -> int:
         sprite = draw_sprite(appearance, state, step)
-        picture = (np.full((*sprite.clear.shape[:2], 3), 60) * sprite.clear + sprite.colour) >> 8
-        return int((picture.min(-1) > 215).sum())
+        image = (np.full((*sprite.clear.shape[:2], 3), 60) * sprite.clear + sprite.colour) >> 8
+        return int((image.min(-1) > 215).sum())
 
     quiet = [("idle", 0), ("dim", 0), *(("spin", k) for k in range(8)), *(("squash", k) for k in range(4))]
     assert min(white("active", k) for k in range(2)) > 40 + max(white(*state) for state in quiet)
 
 
-def test_drawn_activity__lasts_exactly_as_long_as_the_sound():
+def test_drawn_activity__lasts_exactly_as_long_as_the_audio():
     options = WorldOptions(preset="semantic", noise_db=None, **SHORT_OPTIONS)
     for index in range(3):
         scene = sample_scene(options, index)
@@ -316,10 +301,10 @@ def test_decoded_onsets__agree_with_truth_and_each_other_within_20_ms(tmp_path, 
     while left and (not settings or index < 4):  # every class once with the defaults
         scene = sample_scene(options, index)
         boxes = write_clip(tmp_path / "clip.mp4", scene, options)
-        times, pictures, sound_start, waveform, rate = decode(tmp_path / "clip.mp4")
-        assert len(pictures) == options.num_frames
+        times, frames, audio_start, waveform, rate = decode(tmp_path / "clip.mp4")
+        assert len(frames) == options.num_frames
         assert (
-            abs(sound_start) < 1e-6 and abs(len(waveform) / rate - options.duration) < 0.07
+            abs(audio_start) < 1e-6 and abs(len(waveform) / rate - options.duration) < 0.07
         )  # one AAC frame of slack
         for event in scene.events:
             truth = event.start_frame / options.fps
@@ -328,7 +313,7 @@ def test_decoded_onsets__agree_with_truth_and_each_other_within_20_ms(tmp_path, 
             # Echo of the last event may still fade here, hence the first 100 ms set the floor.
             heard = (begin + np.argmax(level > max(2 * level[: rate // 10].max(), 0.1 * level.max()))) / rate
             span = range(event.start_frame - 2, event.start_frame + 3)
-            white = np.array([glow(pictures[k], boxes[event.object, k]) for k in span])
+            white = np.array([glow(frames[k], boxes[event.object, k]) for k in span])
             seen = times[span[int(np.argmax(white - white[0] > 0.3 * (white.max() - white[0])))]]
             assert abs(heard - truth) < 0.02
             assert abs(seen - truth) < 0.02
@@ -341,14 +326,14 @@ def test_options__reach_the_file(tmp_path):
     options = WorldOptions(width=128, height=64, fps=12, seconds=4.0, sampling_rate=24000)
     write_clip(tmp_path / "clip.mp4", sample_scene(options, 0), options)
     with av.open(str(tmp_path / "clip.mp4")) as file:
-        picture, sound = file.streams.video[0], file.streams.audio[0]
-        assert (picture.codec_context.name, sound.codec_context.name) == ("h264", "aac")
-        assert (picture.width, picture.height, picture.average_rate, picture.frames) == (128, 64, 12, 48)
-        assert (sound.rate, sound.channels) == (24000, 1)
+        video, audio = file.streams.video[0], file.streams.audio[0]
+        assert (video.codec_context.name, audio.codec_context.name) == ("h264", "aac")
+        assert (video.width, video.height, video.average_rate, video.frames) == (128, 64, 12, 48)
+        assert (audio.rate, audio.channels) == (24000, 1)
         assert file.duration == 4_000_000
 
 
-def test_echo_and_noise__change_the_sound_alone():
+def test_echo_and_noise__change_the_audio_alone():
     plain, rich = WorldOptions(noise_db=None), WorldOptions(noise_db=-30.0, echo=0.8)
     scene = sample_scene(plain, 0)
     dry, wet = render_waveform(scene, plain), render_waveform(scene, rich)
@@ -408,192 +393,7 @@ def test_parquet_and_json__hold_the_same_and_load(tmp_path):
         next(read_truth(tmp_path / "nowhere"))
 
 
-# --- building -------------------------------------------------------------------------------------------------------
-
-
-def test_make_world__same_bytes_for_any_number_of_workers_and_other_bytes_for_another_seed(tmp_path):
-    calls = []
-    one = make_world(tmp_path / "a", clips=10, workers=1, progress=lambda *c: calls.append(c), **SMALL)
-    two = make_world(tmp_path / "b", clips=10, workers=2, **SMALL)
-    other = make_world(tmp_path / "c", clips=10, workers=2, seed=1, **SMALL)
-    assert calls == [(k, 10) for k in range(11)]
-    assert (one.made, two.made, one.clips) == (10, 10, 10)
-    assert contents(one.folder) == contents(two.folder)
-    assert set(contents(one.folder)) == {
-        "metadata.parquet", "world.json", *(f"{k:06d}.{e}" for k in range(10) for e in ("mp4", "json"))
-    }  # fmt: skip
-    for name, data in contents(other.folder).items():
-        assert data != contents(one.folder)[name]
-    card = (tmp_path / "a" / "README.md").read_text()
-    assert "| train | 10 | mixed | 0 | 48x48 | 8 | 3 |" in card
-    assert all(f"\n- `{preset}`: " in card for preset in PRESETS)
-
-
-def test_make_world__extends_and_repairs(tmp_path):
-    whole = make_world(tmp_path / "whole", clips=9, workers=1, **SMALL)
-    part = make_world(tmp_path / "part", clips=4, workers=1, **SMALL)
-    (part.folder / "000001.json").unlink()
-    (part.folder / "000002.mp4").unlink()
-    (part.folder / ".partial-000007-1.mp4").write_bytes(b"half")
-    again = make_world(tmp_path / "part", clips=9, workers=2, **SMALL)
-    assert again.made == 7
-    assert contents(part.folder) == contents(whole.folder)
-    assert make_world(tmp_path / "part", clips=9, **SMALL).made == 0
-
-
-def test_make_world__killed_and_run_again_ends_with_the_same_bytes(tmp_path):
-    arguments = {"clips": 60, "workers": 2, **SMALL}
-    script = f"from cavmae_sync_hf.syncworld import make_world; make_world({str(tmp_path / 'cut')!r}, **{arguments!r})"
-    folder = tmp_path / "cut" / "train"
-    process = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(SOURCE)})
-    deadline = time.monotonic() + 60
-    while len(list(folder.glob("0*.json"))) < 5:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    time.sleep(0.3)
-    made = len(list(folder.glob("0*.json")))
-    assert 5 <= made < 60 and not (folder / "metadata.parquet").exists()
-    time.sleep(1.5)
-    assert len(list(folder.glob("0*.json"))) == made  # the workers went with their parent
-    again = make_world(tmp_path / "cut", **arguments)
-    assert again.made == 60 - made
-    assert contents(again.folder) == contents(make_world(tmp_path / "whole", **arguments).folder)
-
-
-def test_make_world__refuses_a_second_run_on_the_split_and_lets_the_first_finish(tmp_path, monkeypatch):
-    pytest.importorskip("fcntl")
-    monkeypatch.setattr(build, "LOCK_PATIENCE", 0.1)
-    refused = []
-
-    def second_run(done, total):
-        if done == 2:
-            with pytest.raises(DataError, match="train: another run is writing to it; wait"):
-                make_world(tmp_path, clips=4, workers=1, **SMALL)
-            make_world(tmp_path, clips=2, split="test", workers=1, **SMALL)  # another split is free
-            refused.append((tmp_path / "train").exists())
-
-    first = make_world(tmp_path, clips=8, workers=2, progress=second_run, **SMALL)
-    assert refused == [True] and first.made == 8
-    assert make_world(tmp_path, clips=8, workers=1, **SMALL).made == 0
-    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
-
-
-def test_make_world__waits_for_a_run_that_is_about_to_end(tmp_path):
-    pytest.importorskip("fcntl")
-    (tmp_path / "world").mkdir()
-    held, ended = threading.Event(), []
-
-    def hold():
-        with locked(tmp_path / "world" / ".train.lock", tmp_path):
-            held.set()
-            time.sleep(0.3)
-            ended.append(True)
-
-    thread = threading.Thread(target=hold)
-    thread.start()
-    held.wait(10)
-    make_world(tmp_path / "world", clips=1, workers=1, **SMALL)
-    assert ended
-    thread.join()
-
-
-def test_make_world__goes_on_where_a_killed_run_left_its_lock_file(tmp_path):
-    (tmp_path / ".train.lock").write_bytes(b"")
-    assert make_world(tmp_path, clips=1, workers=1, **SMALL).made == 1
-    assert not (tmp_path / ".train.lock").exists()
-
-
-def test_make_world__reports_a_failing_worker_and_leaves_nothing_half_written(tmp_path, monkeypatch):
-    real = build.write_clip
-
-    def fail(path, scene, options):
-        real(path, scene, options)
-        if scene.index == 6:
-            raise OSError("disk full")
-
-    monkeypatch.setattr(build, "write_clip", lambda *a: fail(*a) or real(*a))
-    if sys.platform == "linux":  # elsewhere workers do not inherit the patched function
-        with pytest.raises(RuntimeError, match=r"OSError: disk full.*kept"):
-            make_world(tmp_path, clips=12, workers=2, **SMALL)
-    with pytest.raises(OSError, match="disk full"):
-        make_world(tmp_path, clips=12, workers=1, **SMALL)
-    names = set(contents(tmp_path / "train"))
-    assert not [name for name in names if name.startswith(".")]
-    assert "000006.json" not in names and "000006.mp4" not in names and "000005.json" in names
-
-
-def test_make_world__reports_a_killed_worker(tmp_path, monkeypatch):
-    if sys.platform != "linux":
-        pytest.skip("workers inherit the patched function only where processes fork")
-
-    def die(path, scene, options):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    make_world(tmp_path, clips=4, workers=1, **SMALL)
-    monkeypatch.setattr(build, "write_clip", die)
-    with pytest.raises(RuntimeError, match="exit code -9.*run the same command again"):
-        make_world(tmp_path, clips=12, workers=2, **SMALL)
-    assert not (tmp_path / "train" / "metadata.parquet").exists()  # it would pass for that of the larger split
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"preset": "hard"}, "Unknown preset 'hard'; use one of semantic, temporal"),
-        ({"preset": "temporal", "clips": 5}, "use 6"),
-        ({"preset": "mixed", "clips": 7}, "use 8"),
-        ({"preset": "semantic", "split": "test", "clips": 299}, "at most 298"),
-        ({"clips": 0}, "at least one clip"),
-        ({"size": 97}, "even width"),
-        ({"size": 32}, "at least 48"),
-        ({"fps": 2}, "fps must be in 5..120"),
-        ({"seconds": 1.0}, "seconds must be in 3"),
-        ({"split": "../up"}, "Split name"),
-        ({"seed": -1}, "seed must be zero or more"),
-        ({"echo": 2.0}, "echo must be in 0..1"),
-        ({"noise_db": 5.0}, "noise_db must be"),
-        ({"sampling_rate": 8000}, "sampling_rate must be"),
-        ({"crf": 60}, "crf must be"),
-        ({"audio_bitrate": 1}, "audio_bitrate must be"),
-        ({"encoder_preset": "quick"}, "Unknown encoder_preset 'quick'; use one of ultrafast"),
-        ({"workers": 0}, "workers must be at least 1, got 0"),
-        ({"workers": -1}, "workers must be at least 1, got -1"),
-    ],
-)
-def test_make_world__refuses_bad_options_before_writing(tmp_path, settings, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        make_world(tmp_path / "out", **{"clips": 4, **SMALL, **settings})
-    assert not (tmp_path / "out").exists()
-
-
-def test_make_world__refuses_folders_of_others(tmp_path):
-    make_world(tmp_path, clips=4, workers=1, **SMALL)
-    with pytest.raises(DataError, match=r"other settings \(seed 0 -> 3\)"):
-        make_world(tmp_path, clips=4, seed=3, **SMALL)
-    with pytest.raises(DataError, match="already has more than 2 clips"):
-        make_world(tmp_path, clips=2, **SMALL)
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "me.jpg").write_bytes(b"")
-    with pytest.raises(DataError, match="no SyncWorld split"):
-        make_world(tmp_path, clips=2, split="photos", **SMALL)
-    note = tmp_path / "train" / "world.json"
-    note.write_text(json.dumps({**json.loads(note.read_text()), "format_version": 1}))
-    with pytest.raises(DataError, match=r"another version of SyncWorld \(format 1, this is 2\)"):
-        make_world(tmp_path, clips=4, **SMALL)
-    note.write_text("{")
-    with pytest.raises(DataError, match="does not describe a SyncWorld split"):
-        make_world(tmp_path, clips=4, **SMALL)
-
-
-def test_make_world__keeps_a_readme_of_someone_else(tmp_path):
-    (tmp_path / "README.md").write_text("mine")
-    make_world(tmp_path, clips=1, workers=1, **SMALL)
-    assert (tmp_path / "README.md").read_text() == "mine"
-
-
-# --- for the eye ----------------------------------------------------------------------------------------------------
+# --- previews ----------------------------------------------------------------------------------------------------
 
 
 def test_contact_sheet__shows_frames_boxes_and_spectrogram(tmp_path):

@@ -21,7 +21,7 @@ from typing import Any
 
 from ..files import StrPath, locked, remove_partial, usable_cores, whole_file, write_json, write_text
 from ..model.errors_cavmae_sync import DataError, WorkerError
-from .render import av, encode_clip, render_frames, render_waveform
+from .render import av, write_clip
 from .scene import MAX_SOUNDING, TRAIN_SPLIT, WorldOptions, sample_scene, sounding_class_sets
 from .truth import METADATA_NAME, OPTIONS_NAME, clip_stem, read_truth, truth_record, write_parquet
 from .voices import CLASS_NAMES
@@ -145,9 +145,8 @@ def make_clip(folder: Path, options: WorldOptions, index: int) -> None:
     """Make one clip and its truth under their final names, or leave neither."""
     scene = sample_scene(options, index)
     stem = clip_stem(index)
-    frames, boxes = render_frames(scene, options)
     with whole_file(folder / f"{stem}.mp4") as partial:
-        encode_clip(partial, frames, render_waveform(scene, options), options)
+        boxes = write_clip(partial, scene, options)
     with whole_file(folder / f"{stem}.json") as partial:
         partial.write_text(json.dumps(truth_record(scene, options, boxes), separators=(",", ":")), encoding="utf-8")
 

@@ -2,8 +2,8 @@
 """A SyncWorld scene as frames, as audio and as an mp4 file.
 
 The frames of an event change where its audio begins, and the audio begins at that frame's time to the sample. Both
-tracks start at time zero: the samples that prime AAC, and the delay of B-frames where the encoder
-preset has them, are taken out again by the container's edit list, which FFmpeg and browsers honour.
+tracks start at time zero: the samples that prime AAC, and the delay of B-frames where the encoder preset has them, are
+taken out again by the container's edit list, which FFmpeg and browsers honour.
 """
 
 import math
@@ -11,6 +11,7 @@ import os
 
 import numpy as np
 
+from ..files import StrPath
 from .appearance import Sprite, draw_background, draw_sprite
 from .scene import Scene, WorldOptions
 from .voices import synthesize
@@ -71,7 +72,7 @@ def render_waveform(scene: Scene, options: WorldOptions) -> np.ndarray:
     return mix * np.float32(0.9 / peak) if peak > 0.9 else mix
 
 
-def encode_clip(path: str | os.PathLike[str], frames: np.ndarray, waveform: np.ndarray, options: WorldOptions) -> None:
+def encode_clip(path: StrPath, frames: np.ndarray, waveform: np.ndarray, options: WorldOptions) -> None:
     """Write an mp4 file with H.264 and AAC tracks that both begin at time zero.
 
     Args:
@@ -106,6 +107,13 @@ def encode_clip(path: str | os.PathLike[str], frames: np.ndarray, waveform: np.n
         samples.sample_rate, samples.pts = options.sampling_rate, 0
         file.mux(audio.encode(samples))
         file.mux(audio.encode())
+
+
+def write_clip(path: StrPath, scene: Scene, options: WorldOptions) -> np.ndarray:
+    """Render and encode a scene; returns the boxes of `render_frames`."""
+    frames, boxes = render_frames(scene, options)
+    encode_clip(path, frames, render_waveform(scene, options), options)
+    return boxes
 
 
 def _states(scene: Scene, slot: int, num_frames: int) -> list[tuple[str, int]]:
