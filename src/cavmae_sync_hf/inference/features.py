@@ -1,31 +1,58 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""Which vectors can be had of a moment, what are they called, and how are they computed?
+"""Which vectors there are of a moment, what they are called, and how they are computed.
 
-A moment is a frame and the window of sound around it. Feature extraction and linear probes share these names:
+A *moment* is a frame and the window of audio around it. Its vectors have names:
 
-- `a`, `v`: the embedding of the sound and of the picture, L2-normalised: what the contrastive loss compares.
-- `av`: sound and picture *fused*: the mean over all patches of both after the joint layers see them together. (Two
-  embeddings side by side would be no joint feature: join the columns of `a` and `v` for that.)
+- `a`, `v`: the embedding of the audio window and of the frame, L2-normalised: what the contrastive loss compares.
+- `av`: both *fused*: the mean over all patches of both after the joint layers see them together. (Two embeddings side
+  by side would be no joint feature: join the columns of `a` and `v` for that.)
 - `a_patches`, `v_patches`: the mean over the patches of one modality after its final norm.
 - `a_layer_03`, `v_layer_03`: the mean over the patches after layer 3 of that modality's path: 0 are the embedded
   patches, then the tower's layers, the joint layers and those of the contrastive heads.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
+from ..model.configuration_cavmae_sync import CavMaeSyncConfig
 from ..model.errors_cavmae_sync import InferenceError
-from ..model.modeling_cavmae_sync import both_present, select_distinct
+from ..model.modeling_cavmae_sync import CavMaeSyncModel, both_present, select_distinct
 
-__all__ = ["Feature", "MomentFeatures", "choose_features", "encode_moments"]
+__all__ = [
+    "INPUTS",
+    "Embedder",
+    "Feature",
+    "MomentFeatures",
+    "choose_features",
+    "encode_moments",
+    "move_inputs",
+]
+
+# A modality's values and the mask of those that are present, audio first.
+INPUTS = (("input_values", "padding_mask"), ("pixel_values_videos", "padding_mask_videos"))
 
 _MODALITIES = {"a": "audio", "v": "video", "av": "fused"}
 _NAME = re.compile(r"(a|v)(?:_(patches)|_layer_(\d+))?|av")
+_INPUT_NAMES = tuple(name for pair in INPUTS for name in pair)
+
+
+class Embedder(Protocol):
+    """What embeds moments: a `CavMaeSyncModel`, or an `ExportedModel`, which gives `a` and `v` alone."""
+
+    def __call__(
+        self,
+        *,
+        input_values: Any = None,
+        pixel_values_videos: Any = None,
+        padding_mask: Any = None,
+        padding_mask_videos: Any = None,
+    ) -> Any:
+        """A mapping with `audio_embeds` and `video_embeds` `(batch, moments, hidden)`, as far as inputs are given."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +73,12 @@ class Feature:
 
     @property
     def needs_audio(self) -> bool:
-        """Whether it takes the sound."""
+        """Whether it takes the audio window."""
         return self.modality != "video"
 
     @property
     def needs_video(self) -> bool:
-        """Whether it takes the picture."""
+        """Whether it takes the frame."""
         return self.modality != "audio"
 
     def describe(self) -> str:
@@ -70,9 +97,9 @@ class MomentFeatures:
     """Vectors of moments, on the CPU.
 
     Attributes:
-        values: Feature name -> `(batch, frames, hidden)` float32; zeros where absent.
-        audio_present: `(batch, frames)` bool, whether there is sound.
-        video_present: `(batch, frames)` bool, whether there is a picture.
+        values: Feature name -> `(batch, moments, hidden)` float32; zeros where absent.
+        audio_present: `(batch, moments)` bool, whether there is audio.
+        video_present: `(batch, moments)` bool, whether there is a frame.
     """
 
     values: dict[str, Tensor]
@@ -80,18 +107,20 @@ class MomentFeatures:
     video_present: Tensor
 
     def present(self, feature: Feature) -> Tensor:
-        """Where a feature is there: fused ones need sound and picture."""
+        """Where a feature is there: fused ones need audio and frame."""
         if feature.modality == "fused":
             return self.audio_present & self.video_present
         return self.audio_present if feature.modality == "audio" else self.video_present
 
 
-def choose_features(names: Sequence[str], config: Any, layers: Sequence[int] = ()) -> tuple[Feature, ...]:
+def choose_features(
+    names: Sequence[str], config: CavMaeSyncConfig | None, layers: Sequence[int] = ()
+) -> tuple[Feature, ...]:
     """Features by their names.
 
     Args:
         names: Such as `("a", "v", "av")`; see this file's table.
-        config: The model's configuration.
+        config: The model's configuration; `None` for an exported model.
         layers: Layers whose means are added for every modality among `names`; negative numbers count from the last.
 
     Raises:
@@ -99,13 +128,15 @@ def choose_features(names: Sequence[str], config: Any, layers: Sequence[int] = (
     """
     if isinstance(names, str) or not names:
         raise InferenceError(f"Features are given as a list such as ['a', 'v', 'av'], got {names!r}.")
+    if config is None:
+        if layers or not set(names) <= {"a", "v"}:
+            raise InferenceError(f"An exported model gives the features a and v alone, got {list(names)!r}.")
+        return tuple(Feature(name, _MODALITIES[name], "embedding") for name in dict.fromkeys(names))
     last = config.num_modality_layers + config.num_joint_layers + config.num_contrastive_head_layers
     chosen = [_feature(str(name), config, last) for name in names]
     wanted = [letter for letter in ("a", "v") if any(item.modality == _MODALITIES[letter] for item in chosen)]
     if layers and not wanted:
-        raise InferenceError(
-            "`layers` are those of the sound's or the picture's path; add `a` or `v` to the features."
-        )
+        raise InferenceError("`layers` are those of the audio or the video path; add `a` or `v` to the features.")
     for layer in layers:
         number = layer + last + 1 if layer < 0 else layer
         chosen += [_feature(f"{letter}_layer_{number:02d}", config, last) for letter in wanted]
@@ -115,7 +146,7 @@ def choose_features(names: Sequence[str], config: Any, layers: Sequence[int] = (
     return tuple(chosen)
 
 
-def _feature(name: str, config: Any, last: int) -> Feature:
+def _feature(name: str, config: CavMaeSyncConfig, last: int) -> Feature:
     found = _NAME.fullmatch(name)
     if found is None:
         raise InferenceError(
@@ -139,55 +170,70 @@ def _feature(name: str, config: Any, last: int) -> Feature:
     return feature
 
 
+def move_inputs(inputs: Mapping[str, Any], model: Any) -> dict[str, Tensor]:
+    """The model's inputs among `inputs`, on its device and in its precision.
+
+    Args:
+        inputs: As a processor or collator gives them; what is no input, or `None`, is left out.
+        model: A module with `device` and `dtype`.
+    """
+    moved = {}
+    for name in _INPUT_NAMES:
+        if inputs.get(name) is not None:
+            value = torch.as_tensor(inputs[name]).to(model.device, non_blocking=True)
+            moved[name] = value.to(model.dtype) if value.is_floating_point() else value
+    return moved
+
+
 @torch.inference_mode()
-def encode_moments(model: Any, inputs: Any, features: Sequence[Feature]) -> MomentFeatures:
+def encode_moments(model: Embedder, inputs: Mapping[str, Any], features: Sequence[Feature]) -> MomentFeatures:
     """Vectors of every moment of a batch; what no feature needs is not computed.
 
     Args:
-        model: A `CavMaeSyncModel` in evaluation mode.
+        model: A `CavMaeSyncModel` in evaluation mode, or an `ExportedModel`.
         inputs: As the processor returns them: `input_values`, `pixel_values_videos`, and the masks where there are
             any. What no feature needs may be missing.
         features: From `choose_features`.
     """
-    names: list[str] = []
+    wanted: list[str] = []
     if any(feature.needs_audio for feature in features):
-        names += ["input_values", "padding_mask"]
+        wanted += ["input_values", "padding_mask"]
     if any(feature.needs_video for feature in features):
-        names += ["pixel_values_videos", "padding_mask_videos"]
-    given = {name: None if inputs.get(name) is None else _to_model(inputs[name], model) for name in names}
-    images, present = model.check_inputs(**dict.fromkeys(_INPUTS) | given)
-    shape = next(iter(images.values())).shape[:2]
+        wanted += ["pixel_values_videos", "padding_mask_videos"]
+    given = {name: inputs[name] for name in wanted if inputs.get(name) is not None}
     values: dict[str, Tensor] = {}
-    patches: dict[str, Tensor] = {}
-    for modality, pictures in images.items():
-        own = [feature for feature in features if feature.modality == modality]
-        found, patches[modality] = _one_modality(model, modality, pictures, present[modality], own)
-        values |= found
-    fused = [feature for feature in features if feature.modality == "fused"]
-    if fused:
-        values[fused[0].name] = _fuse(model, patches, both_present(present["audio"], present["video"]))
-    masks = {
-        modality: torch.ones(shape, dtype=torch.bool) if mask is None else mask.cpu()
-        for modality, mask in present.items()
-    }
-    nothing = torch.zeros(shape, dtype=torch.bool)
-    result = MomentFeatures({}, masks.get("audio", nothing), masks.get("video", nothing))
+    if isinstance(model, torch.nn.Module):
+        encoder = cast(CavMaeSyncModel, model)
+        images, present = encoder.check_inputs(**dict.fromkeys(_INPUT_NAMES) | move_inputs(given, encoder))
+        patches: dict[str, Tensor] = {}
+        for modality, pixels in images.items():
+            own = [feature for feature in features if feature.modality == modality]
+            found, patches[modality] = _one_modality(encoder, modality, pixels, present[modality], own)
+            values |= found
+        fused = [feature for feature in features if feature.modality == "fused"]
+        if fused:
+            values[fused[0].name] = _fuse(encoder, patches, both_present(present["audio"], present["video"]))
+    else:
+        output = model(**given)
+        for feature in features:
+            values[feature.name] = torch.as_tensor(output[f"{feature.modality}_embeds"]).flatten(0, 1)
+    shape = given[wanted[0]].shape[:2]
+    result = MomentFeatures({}, *(_presence(given, shape, *names) for names in INPUTS))
     for feature in features:
         vectors = values[feature.name].float().cpu().unflatten(0, shape)
         result.values[feature.name] = vectors * result.present(feature).unsqueeze(-1)
     return result
 
 
-_INPUTS = ("pixel_values_videos", "input_values", "padding_mask", "padding_mask_videos")
-
-
-def _to_model(value: Any, model: Any) -> Tensor:
-    value = torch.as_tensor(value).to(model.device, non_blocking=True)
-    return value.to(model.dtype) if value.is_floating_point() else value
+def _presence(inputs: Mapping[str, Any], shape: tuple[int, int], values: str, mask: str) -> Tensor:
+    """Which moments have a modality, bool `(batch, moments)` on the CPU."""
+    if values not in inputs:
+        return torch.zeros(shape, dtype=torch.bool)
+    return torch.ones(shape, dtype=torch.bool) if mask not in inputs else torch.as_tensor(inputs[mask]).cpu().bool()
 
 
 def _one_modality(
-    model: Any, modality: str, images: Tensor, present: Tensor | None, features: Sequence[Feature]
+    model: CavMaeSyncModel, modality: str, images: Tensor, present: Tensor | None, features: Sequence[Feature]
 ) -> tuple[dict[str, Tensor], Tensor]:
     """A modality's features `(moments, hidden)`, and its tower's patches for fusing `(moments, patches, hidden)`."""
     distinct, places = select_distinct(images, present, model.config.deduplicate_windows)
@@ -200,6 +246,7 @@ def _one_modality(
         for feature in features:
             if feature.kind == "layer":
                 # Between the global token, where there is one, and the registers, which end with the tower.
+                assert record.hidden_states is not None and feature.layer is not None
                 states = model.patch_tokens(record.hidden_states[feature.layer])[:, : patches.shape[1]]
                 values[feature.name] = states.mean(dim=1)
             else:
@@ -210,8 +257,8 @@ def _one_modality(
     return values, patches
 
 
-def _fuse(model: Any, patches: dict[str, Tensor], both: Tensor | None) -> Tensor:
-    """Mean fused patch of every moment `(moments, hidden)`, zeros where sound or picture is absent."""
+def _fuse(model: CavMaeSyncModel, patches: dict[str, Tensor], both: Tensor | None) -> Tensor:
+    """Mean fused patch of every moment `(moments, hidden)`, zeros where audio or frame is absent."""
     audio, video = patches["audio"], patches["video"]
     if both is None:
         return model.fuse(audio, video).mean(dim=1)
