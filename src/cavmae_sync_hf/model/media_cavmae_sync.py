@@ -116,6 +116,7 @@ def decode_media(
     damaged: str = "error",
     short_side: int | None = None,
     threads: int = 0,
+    name: str | None = None,
 ) -> DecodedMedia:
     """Decode frames and sound of one file in one pass.
 
@@ -138,6 +139,7 @@ def decode_media(
         short_side: Scale frames to this shorter side while converting. `None` keeps their size, which is what parity
             with the published pixels needs.
         threads: Threads of the video decoder, 0 for as many as there are cores.
+        name: What messages call the source; default: its path or address.
 
     Returns:
         A `DecodedMedia`.
@@ -152,7 +154,7 @@ def decode_media(
         math.inf if end in (None, math.inf) else as_seconds("end", end),
         want_audio, want_video, missing, damaged, short_side, threads,
     )  # fmt: skip
-    with MediaSource(source) as media:
+    with MediaSource(source, name) as media:
         request.check(media.name)
         result = run_pass(media, request)
         if result.late:
@@ -189,13 +191,17 @@ def decode_many(sources: Iterable[Any], workers: int | None = None, **kwargs: An
         return list(pool.map(lambda source: decode_media(source, **kwargs), sources))
 
 
-def probe_media(source: Any) -> MediaInfo:
+def probe_media(source: Any, name: str | None = None) -> MediaInfo:
     """Read the header of a media file without decoding it.
+
+    Args:
+        source: As of `decode_media`.
+        name: What messages call the source; default: its path or address.
 
     Raises:
         MediaError: The file cannot be opened.
     """
-    with MediaSource(source) as media, MediaReader(media, True, True, "mask") as reader:
+    with MediaSource(source, name) as media, MediaReader(media, True, True, "mask") as reader:
         video, audio = reader.video, reader.audio
         return MediaInfo(
             duration=reader.declared_duration,

@@ -78,13 +78,14 @@ class MediaSource:
         source: Path (`str` or `os.PathLike`), `file://`, `http(s)://` or any address fsspec knows, `bytes`, a binary
             file object (left open, read from its beginning), or a mapping with `bytes` or `path` as `datasets` hands
             out.
+        name: What messages call it; default: its path or address.
 
     Raises:
         MediaError: The source is not something that can be a media file.
     """
 
-    def __init__(self, source: Any) -> None:
-        self.name = describe_source(source)
+    def __init__(self, source: Any, name: str | None = None) -> None:
+        self.name = name or describe_source(source)
         self._target: str | BinaryIO
         self._owned: list[Any] = []
         self._protocols = "none"
