@@ -149,7 +149,25 @@ def test_int8__files_are_smaller_and_close(as_onnx, model):
         small = as_onnx / entry["int8"]["file"]
         assert small.name == f"{modality}_tower_int8.onnx"
         assert small.stat().st_size < 0.8 * (as_onnx / entry["file"]).stat().st_size
-        assert 0.99 < entry["int8"]["min_cosine"] < 1.0
+        # On any processor. Weights of 8 full bits give 0.9998 with VNNI, but 0.94 to 0.95 without: sums saturate.
+        assert 0.999 < entry["int8"]["min_cosine"] < 1.0
+
+
+@needs_onnx
+@pytest.mark.parametrize("modality", ["audio", "video"])
+def test_int8__no_processor_saturates(as_onnx, modality):
+    import onnx
+
+    tower = onnx.load(as_onnx / f"{modality}_tower_int8.onnx")
+    weights = [onnx.numpy_helper.to_array(tensor) for tensor in tower.graph.initializer]
+    weights = [values for values in weights if values.ndim == 2 and values.dtype in (np.int8, np.uint8)]
+
+    assert len(weights) == 18  # six matrices in each of three layers
+    for values in weights:
+        # Without VNNI, two neighbouring products with unsigned 8-bit inputs are added in signed 16 bits.
+        assert values.dtype == np.int8
+        sums = 255 * (np.abs(values[0::2].astype(int)) + np.abs(values[1::2].astype(int)))
+        assert 16_000 < sums.max() <= 32_767  # all 8 bits: to 64,770
 
 
 # What the folder says
@@ -211,7 +229,7 @@ def test_exported_model__int8_and_one_modality(as_onnx, clip):
         one, other = (found(**{name: inputs[name]}) for found in (exact, small))
         (key,) = one
         assert set(other) == {key}
-        assert 0.98 < (one[key] * other[key]).sum(axis=-1).min() < 1.0
+        assert 0.999 < (one[key] * other[key]).sum(axis=-1).min() < 1.0
         assert not np.array_equal(one[key], other[key])
 
 

@@ -1,17 +1,22 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""How fast is an exported encoder, and what do 8-bit weights cost in retrieval?
+"""Speed of an exported encoder, and what 8-bit weights cost in retrieval.
 
     python training/benchmarks/export.py                                          # speed at published sizes, this CPU
     python training/benchmarks/export.py --model MODEL --data SHARDS              # also what retrieval loses
+    python training/benchmarks/export.py --kinds [--model MODEL]                  # kinds of 8-bit weights instead
 
 Needs the `export` extra. Speed: clips per second of PyTorch, of ONNX Runtime and of ONNX Runtime with 8-bit weights
 side by side in one run, each tower by itself and both, by the clock and by processor time, which other work on the
 machine changes less. The three take turns, and each figure is the median. All of them encode every window: exported
 towers do not look for equal ones. Retrieval: R@1 of the same clips with the embeddings of each, and how far these lie
-apart. `SHARDS` is a folder that `cavmae-sync prepare` wrote.
+apart. `SHARDS` is a folder that `cavmae-sync prepare` wrote. Kinds: signed or unsigned 8-bit weights, one scale a
+tensor or a column, all 8 bits or 7 of them; for each tower speed and lowest cosine with PyTorch's embeddings, at
+published sizes or of `MODEL`. Any machine shows what they give on a processor without VNNI:
+`qemu-x86_64 -cpu Haswell python training/benchmarks/export.py --kinds --repeats 1 --threads 1 --model MODEL`.
 """
 
 import argparse
+import itertools
 import os
 import statistics
 import tempfile
@@ -28,7 +33,8 @@ from cavmae_sync_hf.data.collator import CavMaeSyncCollator
 from cavmae_sync_hf.data.dataset import CavMaeSyncDataset
 from cavmae_sync_hf.evaluation import retrieval_metrics
 from cavmae_sync_hf.export import ExportedModel, export_model
-from cavmae_sync_hf.export.towers import TowerIO, example_input
+from cavmae_sync_hf.export.onnx_files import session, write_onnx
+from cavmae_sync_hf.export.towers import TowerIO, example_input, make_towers, trace
 from cavmae_sync_hf.inference.loading import load_model
 
 RUNTIMES = ("PyTorch", "ONNX Runtime", "8-bit weights")
@@ -43,7 +49,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of PyTorch and of ONNX Runtime")
     parser.add_argument("--no-speed", action="store_true", help="leave out the published sizes")
-    parser.add_argument("--model", help="trained model for the retrieval")
+    parser.add_argument("--kinds", action="store_true", help="compare kinds of 8-bit weights")
+    parser.add_argument("--model", help="trained model for the retrieval, or for the kinds")
     parser.add_argument("--data", help="folder of shards for the retrieval")
     return parser.parse_args()
 
@@ -95,6 +102,51 @@ def measure_speed(arguments: argparse.Namespace, folder: Path) -> None:
             print(f"  {part:6}", "   ".join(row))
 
 
+def measure_kinds(arguments: argparse.Namespace, folder: Path) -> None:
+    """Speed and closeness of each kind of 8-bit weights, one tower after the other."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    if arguments.model:
+        model = load_model(arguments.model)[0]
+    else:
+        model = CavMaeSyncModel(CavMaeSyncConfig.cav_mae_sync()).eval()
+    for tower in make_towers(model):
+        inputs = example_input(tower.io, (arguments.batch_size, arguments.moments), seed=1)
+        with torch.no_grad():
+            wanted = tower(inputs)[0].numpy()
+        exact = folder / f"{tower.io.modality}.onnx"
+        write_onnx(trace(tower), tower.io, exact)
+        sessions = {"float32": session(exact, arguments.threads)}
+        for sign, columns, reduced in itertools.product((False, True), repeat=3):
+            bits = "7 bits" if reduced else "8 bits"
+            name = f"{'signed' if sign else 'unsigned'}, a scale per {'column' if columns else 'tensor'}, {bits}"
+            quantize_dynamic(
+                str(exact),
+                str(folder / "small.onnx"),
+                weight_type=QuantType.QInt8 if sign else QuantType.QUInt8,
+                per_channel=columns,
+                reduce_range=reduced,
+                op_types_to_quantize=["MatMul"],
+            )
+            sessions[name] = session(folder / "small.onnx", arguments.threads)
+        times: dict[str, list[float]] = {name: [] for name in sessions}
+        lowest = {}
+        for repeat in range(arguments.repeats + 1):
+            for name, running in sessions.items():
+                begin = time.process_time()
+                (found,) = running.run([tower.io.outputs[0]], {tower.io.input: inputs.numpy()})
+                if repeat:  # the first round warms up
+                    times[name].append(time.process_time() - begin)
+                lowest[name] = float((found * wanted).sum(-1).min())
+        shape = f"{inputs.shape[0]} clips of {inputs.shape[1]} moments"
+        print(f"\n{tower.io.modality} tower, {shape}: processor time (float32's over it), lowest cosine with PyTorch")
+        medians = {name: statistics.median(took) for name, took in times.items()}
+        for name, took in medians.items():
+            print(f"  {name:38} {took:.4f} s ({medians['float32'] / took:.2f})   {lowest[name]:.6f}")
+
+
 def measure_retrieval(arguments: argparse.Namespace, folder: Path) -> None:
     """R@1 of all clips with each runtime's embeddings."""
     model, processor = load_model(arguments.model, modalities="both")
@@ -136,12 +188,15 @@ def measure_retrieval(arguments: argparse.Namespace, folder: Path) -> None:
 
 def main() -> None:
     arguments = parse_arguments()
-    if (arguments.model is None) != (arguments.data is None):
+    if arguments.kinds:
+        jobs = [measure_kinds]
+    elif (arguments.model is None) != (arguments.data is None):
         raise SystemExit("--model and --data belong together.")
-    for wanted, measure in ((not arguments.no_speed, measure_speed), (arguments.model is not None, measure_retrieval)):
-        if wanted:
-            with tempfile.TemporaryDirectory() as scratch:
-                measure(arguments, Path(scratch))
+    else:
+        jobs = [measure_speed] * (not arguments.no_speed) + [measure_retrieval] * (arguments.model is not None)
+    for measure in jobs:
+        with tempfile.TemporaryDirectory() as scratch:
+            measure(arguments, Path(scratch))
 
 
 if __name__ == "__main__":

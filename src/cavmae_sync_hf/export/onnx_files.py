@@ -1,5 +1,5 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""How does a traced tower become an ONNX file, and one with 8-bit weights?"""
+"""ONNX files: a traced tower as one, and with 8-bit weights."""
 
 import importlib
 import importlib.metadata
@@ -78,10 +78,15 @@ def _name_sizes(model: Any) -> None:
 
 
 def quantize_file(source: Path, target: Path) -> None:
-    """Write a file whose matrix products have 8-bit weights (one scale per column).
+    """Write a file whose matrix products have 8-bit weights (signed, one scale per column, values of 7 bits).
 
     What comes in is brought to 8 bits while it runs (dynamic quantisation), so that no calibration data are needed;
     norms, softmax, attention and the patch projection stay in float32.
+
+    Processors without VNNI add two products of an unsigned input (to 255) and a signed weight in 16 bits, where they
+    saturate beyond 32,767. Weights from -64 to 64 stay below: 2 * 255 * 64 = 32,640. Unsigned weights would also be
+    right everywhere, but ONNX Runtime has no such fast kernels for them on processors with VNNI
+    (`training/benchmarks/export.py --kinds`).
     """
     require("onnx", "onnxruntime")
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -94,6 +99,7 @@ def quantize_file(source: Path, target: Path) -> None:
             str(target),
             weight_type=QuantType.QInt8,
             per_channel=True,
+            reduce_range=True,
             op_types_to_quantize=["MatMul"],
             use_external_data_format=source.stat().st_size > _MOST_BYTES_IN_ONE_FILE,
         )
