@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cavmae_sync_hf.model import waveforms_cavmae_sync
+from cavmae_sync_hf.model import feature_extraction_cavmae_sync
 from cavmae_sync_hf.model.feature_extraction_cavmae_sync import SILENCE, CavMaeSyncFeatureExtractor
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -218,7 +218,7 @@ def test_call__takes_sound_as_datasets_decodes_it() -> None:
 
 def test_call__two_rows_are_two_clips_and_a_warning_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr(waveforms_cavmae_sync.logger, "warning_once", said.append)
+    monkeypatch.setattr(feature_extraction_cavmae_sync.logger, "warning_once", said.append)
     extractor = CavMaeSyncFeatureExtractor(audio_length=96, num_frames=1)
     stereo = torch.stack((noise(1), noise(1, 1)))
     assert extractor(stereo, sampling_rate=RATE, return_tensors="pt")["input_values"].shape[0] == 2

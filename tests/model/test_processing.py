@@ -231,7 +231,7 @@ def test_call__clips_of_different_lengths_fill_up_frames_and_windows_alike(blind
 def test_call__frames_without_sound_beside_files_with_sound(clip):
     processor = make_processor()
     frames = np.stack([numbered_frame(k) for k in range(4)])
-    with pytest.raises(MissingTrackError, match="Clip 1 is frames without sound.*missing='mask'"):
+    with pytest.raises(MissingTrackError, match="Clip 1 is frames without audio.*missing='mask'"):
         processor(videos=[clip, frames], fps=4)
     output = processor(videos=[clip, frames], fps=4, missing="mask", return_tensors="pt")
     assert output["padding_mask"].tolist() == [[True] * 4, [False] * 4]

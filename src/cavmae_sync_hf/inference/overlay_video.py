@@ -16,11 +16,11 @@ from PIL import Image
 
 from ..files import whole_file
 from ..model.errors_cavmae_sync import InferenceError
-from ..model.media_cavmae_sync import probe_media, resample
+from ..model.feature_extraction_cavmae_sync import load_waveform, samples_and_rate
+from ..model.media_cavmae_sync import probe_media
 from ..model.media_source_cavmae_sync import require_av
 from ..model.media_stream_cavmae_sync import MediaChunk, iter_media, iter_waveform, with_sound_of
 from ..model.video_processing_cavmae_sync import is_media_source
-from ..model.waveforms_cavmae_sync import as_float_waveform, samples_and_rate
 from .localize import LocalizationResult
 from .overlay import blend
 from .sync import Progress
@@ -139,11 +139,7 @@ def _read(
     if is_media_source(audio):
         return with_sound_of(pictures, iter_media(audio, context=_CONTEXT_SECONDS, want_video=False, **span, **heard))
     samples, own = samples_and_rate(audio, sampling_rate)
-    waveform = as_float_waveform(samples, 0)
-    if waveform.ndim == 2:
-        waveform = waveform[0] if found.channel == "first" else waveform.mean(dim=0)
-    if own != rate:
-        waveform = resample(waveform, own, rate)
+    waveform = load_waveform(samples, own, to_rate=rate, channel=found.channel, name="The audio")
     return with_sound_of(pictures, iter_waveform(waveform, rate, context=_CONTEXT_SECONDS, **span))
 
 

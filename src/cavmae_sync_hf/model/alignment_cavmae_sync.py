@@ -29,6 +29,12 @@ TIME_TOLERANCE = 5e-6
 _FRAME_TOLERANCE = 1e-6
 
 
+def check_alignment(alignment: object) -> None:
+    """Refuse the name of a rule that there is not (`ValueError`)."""
+    if alignment not in ("time", "reference"):
+        raise ValueError(f'`alignment` is {alignment!r}; it must be "time" or "reference".')
+
+
 def center_times(duration: float, num_frames: int, start: float = 0.0) -> list[float]:
     """Times of the frames of a clip by the rule of time: `start + (i + 0.5) * duration / num_frames`.
 

@@ -1,15 +1,15 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""How does a waveform become the spectrogram windows that the audio tower reads?
+"""Feature extractor: turns waveforms into the log-mel windows that the audio tower reads.
 
 Two steps. The *log-mel* is Kaldi's filter bank, computed once per clip. The *windows* are cut from it, one per video
-frame, by one of two rules:
+frame, by one of the two rules of `alignment_cavmae_sync.py`:
 
 - `alignment="time"`: window i is centred on the time of frame i, and whatever lies outside the clip is silence;
 - `alignment="reference"`: the published rule, in which 1024 spectrogram frames stand for the clip whatever its length.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 from transformers.feature_extraction_utils import BatchFeature
-from transformers.utils import TensorType
+from transformers.utils import TensorType, logging
 
 from .alignment_cavmae_sync import (
     FRAMES_PER_SECOND,
     center_times,
+    check_alignment,
     reference_window_starts,
     reference_window_times,
     window_coverage,
@@ -29,7 +30,8 @@ from .alignment_cavmae_sync import (
     window_times,
 )
 from .media_cavmae_sync import resample
-from .waveforms_cavmae_sync import as_float_waveform, channels_first, samples_and_rate, split_waveforms
+
+logger = logging.get_logger(__name__)
 
 # Kaldi's defaults: 25 ms analysis window, pre-emphasis 0.97, first mel filter from 20 Hz.
 WINDOW_SECONDS = 0.025
@@ -74,7 +76,7 @@ class CavMaeSyncFeatureExtractor(SequenceFeatureExtractor):
     inside; a positive `min_window_coverage` also drops windows of which no more than that share lies inside. The
     share itself is `window_coverage`, which `return_times=True` adds: 1.0 for windows wholly inside the clip, between
     0 and 1 for those partly in padding, 0.0 for those wholly in it. With `alignment="reference"` all windows of a
-    clip with sound count as present, since the published model is given its zero padding unmasked.
+    clip with audio count as present, since the published model is given its zero padding unmasked.
 
     Args:
         feature_size: Channels of a waveform after loading; always 1.
@@ -193,17 +195,17 @@ class CavMaeSyncFeatureExtractor(SequenceFeatureExtractor):
 
         Args:
             raw_speech: One clip or several. One clip: `(num_samples,)` as array, tensor or list of floats. Several: a
-                list of clips, each `(num_samples,)` or `(channels, num_samples)` or None for a clip without sound
+                list of clips, each `(num_samples,)` or `(channels, num_samples)` or None for a clip without audio
                 (all its windows are marked absent); a 2-D array `(batch, num_samples)`; or a 3-D array
                 `(batch, channels, num_samples)`. So an array of two rows is two clips: the two channels of one clip
                 are given as `[array]`. Instead of an array also `{"array": ..., "sampling_rate": ...}`, as `datasets`
-                decodes sound. Floats lie in [-1, 1]; int16, int32 and uint8 samples are scaled.
+                decodes audio. Floats lie in [-1, 1]; int16, int32 and uint8 samples are scaled.
             sampling_rate: Rate of the samples in Hz. Required, unless each clip brings its own; other rates than the
                 extractor's are resampled.
             frame_times: Times of the video frames in seconds, `(num_frames,)` for one clip, one such row per clip for
                 several. Default: the centres of `num_frames` equal parts of the clip.
             num_frames: Windows per clip, where `frame_times` is not given.
-            duration: Length of the clip in seconds (one per clip) where the sound track is longer or shorter than the
+            duration: Length of the clip in seconds (one per clip) where the audio track is longer or shorter than the
                 clip; used for the default frame times. Default: the waveform's length.
             return_tensors: `"pt"`, `"np"` or None (lists of arrays, one per clip).
             return_times: Also return `frame_times` `(batch, num_frames)`, `window_times` `(batch, num_frames, 2)`
@@ -228,19 +230,25 @@ class CavMaeSyncFeatureExtractor(SequenceFeatureExtractor):
         if (raw_speech is None) == (audio is None):
             raise ValueError("Pass the waveform as `raw_speech` or as `audio`, one of them.")
         clips, is_batch = split_waveforms(raw_speech if audio is None else audio)
-        waveforms = []
+        waveforms: list[Tensor | None] = []
         for position, clip in enumerate(clips):
-            samples, rate = samples_and_rate(clip, sampling_rate, position)
-            waveforms.append(None if samples is None else self._load(samples, rate, position, device))
-        times = self._batch_frame_times(frame_times, waveforms, is_batch, num_frames, duration)
-        present = [waveform for waveform in waveforms if waveform is not None]
-        spectrograms = iter(self.log_mel(present))
-        windows = [
-            self._absent_windows(clip_times, device)
-            if waveform is None
-            else self.windows(next(spectrograms), clip_times)
-            for waveform, clip_times in zip(waveforms, times, strict=True)
-        ]
+            name = f"Clip {position}"
+            samples, rate = samples_and_rate(clip, sampling_rate, name)
+            waveform = None
+            if samples is not None:
+                waveform = load_waveform(samples, rate, to_rate=self.sampling_rate, channel=self.channel, name=name)
+                waveform = waveform if device is None else waveform.to(device)
+            waveforms.append(waveform)
+        if frame_times is not None:
+            times = _given_times(frame_times, len(clips), is_batch=is_batch, num_frames=num_frames)
+        else:
+            times = self._default_times(waveforms, duration, num_frames)
+        spectrograms = iter(self.log_mel([waveform for waveform in waveforms if waveform is not None]))
+        nothing = torch.empty((0, self.num_mel_bins), device=device)
+        windows = []
+        for waveform, clip_times in zip(waveforms, times, strict=True):
+            part = self.windows(nothing if waveform is None else next(spectrograms), clip_times)
+            windows.append(part._replace(mask=torch.zeros_like(part.mask)) if waveform is None else part)
         return self._batch(windows, times, return_tensors, return_times)
 
     def log_mel(self, waveforms: Tensor | Sequence[Tensor]) -> Any:
@@ -262,13 +270,21 @@ class CavMaeSyncFeatureExtractor(SequenceFeatureExtractor):
         clips = [waveforms] if isinstance(waveforms, Tensor) and waveforms.ndim == 1 else list(waveforms)
         if not clips:
             return []
-        frames = [self._frame(clip) for clip in clips]
+        frames = []  # (frames_i, window_samples) of each clip, views of its waveform
+        for clip in clips:
+            clip = clip.to(torch.float32)
+            clip = clip - clip.mean()
+            if len(clip) < self.window_samples:
+                clip = torch.nn.functional.pad(clip, (0, self.window_samples - len(clip)))
+            frames.append(clip.unfold(0, self.window_samples, self.hop_samples))
         lengths = [len(clip) for clip in frames]
-        window = self.window.to(clips[0].device)
-        filters = self.mel_filters.to(clips[0].device)
-        log_mel = clips[0].new_empty((sum(lengths), self.num_mel_bins), dtype=torch.float32)
+        device, block_size = clips[0].device, _CPU_BLOCK
+        if device.type != "cpu":
+            frames, block_size = [torch.cat(frames) if len(frames) > 1 else frames[0]], _DEVICE_BLOCK
+        window, filters = self.window.to(device), self.mel_filters.to(device)
+        log_mel = torch.empty((sum(lengths), self.num_mel_bins), dtype=torch.float32, device=device)
         position = 0
-        for block in _blocks(frames):
+        for block in (block for clip in frames for block in clip.split(block_size)):
             torch.matmul(self._power_spectrum(block, window), filters, out=log_mel[position : position + len(block)])
             position += len(block)
         log_mel.clamp_(min=ENERGY_FLOOR).log_()
@@ -321,6 +337,7 @@ class CavMaeSyncFeatureExtractor(SequenceFeatureExtractor):
         starts = self.window_starts(frame_times)
         if chosen is not None:
             starts = [starts[index] for index in chosen]
+        total = first_frame + len(log_mel) if total_frames is None else total_frames
         padding = SILENCE
         if self.alignment == "reference":
             if first_frame:
@@ -328,8 +345,6 @@ class CavMaeSyncFeatureExtractor(SequenceFeatureExtractor):
                     f'`first_frame` is {first_frame}; `alignment="reference"` needs the whole clip. Use "time".'
                 )
             padding = REFERENCE_PADDING
-        total = first_frame + len(log_mel) if total_frames is None else total_frames
-        if self.alignment == "reference":
             log_mel, total = log_mel[: self.reference_length], min(total, self.reference_length)
         outside = log_mel.new_full((1, log_mel.shape[-1]), padding)
         # One extra row stands for everything outside the clip; normalising before cutting touches each frame once.
@@ -360,22 +375,12 @@ class CavMaeSyncFeatureExtractor(SequenceFeatureExtractor):
 
     def _check_alignment(self) -> None:
         """Refuse an unknown alignment, or one that the window length does not allow."""
-        if self.alignment not in ("time", "reference"):
-            raise ValueError(f'`alignment` is {self.alignment!r}; it must be "time" or "reference".')
+        check_alignment(self.alignment)
         if self.alignment == "reference" and self.audio_length > self.reference_length:
             raise ValueError(
                 f"`audio_length` is {self.audio_length}, longer than `reference_length`={self.reference_length}; "
                 f'use at most {self.reference_length}, or `alignment="time"`.'
             )
-
-    def _frame(self, waveform: Tensor) -> Tensor:
-        """Cut a waveform without its mean into overlapping frames, `(frames, window_samples)`, a view."""
-        waveform = waveform.to(torch.float32)
-        waveform = waveform - waveform.mean()
-        missing = self.window_samples - len(waveform)
-        if missing > 0:
-            waveform = torch.nn.functional.pad(waveform, (0, missing))
-        return waveform.unfold(0, self.window_samples, self.hop_samples)
 
     def _power_spectrum(self, frames: Tensor, window: Tensor) -> Tensor:
         """Power spectrum of frames after mean removal, pre-emphasis and window, `(frames, fft_length / 2 + 1)`."""
@@ -390,52 +395,11 @@ class CavMaeSyncFeatureExtractor(SequenceFeatureExtractor):
         content *= window
         return torch.fft.rfft(padded).abs().square_()
 
-    def _load(self, clip: Any, sampling_rate: int, position: int, device: str | torch.device | None) -> Tensor:
-        """Check one clip and bring it to one float32 channel at `self.sampling_rate`, `(num_samples,)`."""
-        waveform = as_float_waveform(clip, position)
-        if waveform.ndim == 2:
-            channels, samples = waveform.shape
-            if channels > samples:
-                raise ValueError(channels_first(f"Clip {position}", channels, samples, "channels"))
-            waveform = waveform[0] if self.channel == "first" else waveform.mean(dim=0)
-        if waveform.numel() == 0:
-            raise ValueError(f"Clip {position} is an empty waveform; pass None for a clip without sound.")
-        # A NaN or an infinity survives the maximum, so one pass finds all three faults.
-        largest = float(waveform.abs().max())
-        if not math.isfinite(largest):
-            raise ValueError(f"Clip {position} contains NaN or infinite samples; repair or drop it.")
-        if largest > _LARGEST_SAMPLE:
-            raise ValueError(
-                f"Clip {position} has samples up to {largest:.0f} where [-1, 1] is expected; divide integer samples "
-                "stored as floats by their full scale (32768 for 16 bit)."
-            )
-        if sampling_rate != self.sampling_rate:
-            waveform = resample(waveform, sampling_rate, self.sampling_rate).to(waveform.device)
-        return waveform if device is None else waveform.to(device)
-
-    def _batch_frame_times(
-        self, frame_times: Any, waveforms: list[Tensor | None], is_batch: bool, num_frames: int | None, duration: Any
+    def _default_times(
+        self, waveforms: Sequence[Tensor | None], duration: Any, num_frames: int | None
     ) -> list[list[float]]:
-        """Frame times of every clip, in seconds, from the call's arguments or the defaults."""
+        """Times of every clip's frames, in seconds, where the call has none."""
         count = len(waveforms)
-        if frame_times is not None:
-            rows = [row if isinstance(row, Tensor) else np.asarray(row, dtype=np.float64) for row in frame_times]
-            if rows and rows[0].ndim == 0:
-                rows = [np.asarray([float(value) for value in rows])]
-                if is_batch and count > 1:
-                    raise ValueError(f"One row of `frame_times` for {count} clips; give one row of times per clip.")
-            if len(rows) != count:
-                raise ValueError(f"`frame_times` has {len(rows)} rows for {count} clips; give one row per clip.")
-            times = [[float(value) for value in row] for row in rows]
-            for position, row in enumerate(times):
-                if not row or not all(math.isfinite(value) for value in row):
-                    raise ValueError(f"`frame_times` of clip {position} is empty or not finite: {row}.")
-                if num_frames is not None and len(row) != num_frames:
-                    raise ValueError(
-                        f"`frame_times` of clip {position} has {len(row)} times but `num_frames` is {num_frames}; "
-                        "leave one of them out."
-                    )
-            return times
         durations = list(duration) if isinstance(duration, (list, tuple, np.ndarray, Tensor)) else [duration] * count
         if len(durations) != count:
             raise ValueError(f"`duration` has {len(durations)} values for {count} clips; give one per clip.")
@@ -444,11 +408,6 @@ class CavMaeSyncFeatureExtractor(SequenceFeatureExtractor):
             self.default_frame_times(length if given is None else float(given), num_frames)
             for given, length in zip(durations, lengths, strict=True)
         ]
-
-    def _absent_windows(self, frame_times: Sequence[float], device: str | torch.device | None) -> AudioWindows:
-        """Windows of a clip without sound: all padding, all marked absent."""
-        windows = self.windows(torch.empty((0, self.num_mel_bins), device=device), frame_times)
-        return windows._replace(mask=torch.zeros_like(windows.mask))
 
     def _batch(
         self,
@@ -504,15 +463,6 @@ def _kaldi_mel_filters(num_mel_bins: int, fft_length: int, sampling_rate: int) -
     return torch.nn.functional.pad(filters, (0, 0, 0, 1))
 
 
-def _blocks(frames: list[Tensor]) -> Iterator[Tensor]:
-    """Pieces of all clips' frames, in order: cache-sized on the CPU, whole batches on an accelerator."""
-    if frames[0].device.type == "cpu":
-        for clip in frames:
-            yield from clip.split(_CPU_BLOCK)
-    else:
-        yield from (torch.cat(frames) if len(frames) > 1 else frames[0]).split(_DEVICE_BLOCK)
-
-
 def _stack(clips: list[Tensor], longest: int, fill: float | bool) -> Tensor:
     """Stack clips along a new first dimension, filling shorter ones to `longest` rows."""
     if all(len(clip) == longest for clip in clips):
@@ -523,4 +473,191 @@ def _stack(clips: list[Tensor], longest: int, fill: float | bool) -> Tensor:
     return stacked
 
 
-__all__ = ["SILENCE", "AudioWindows", "CavMaeSyncFeatureExtractor"]
+def _given_times(frame_times: Any, count: int, *, is_batch: bool, num_frames: int | None) -> list[list[float]]:
+    """Times of every clip's frames, in seconds, from the argument of the call."""
+    rows = [row if isinstance(row, Tensor) else np.asarray(row, dtype=np.float64) for row in frame_times]
+    if rows and rows[0].ndim == 0:
+        rows = [np.asarray([float(value) for value in rows])]
+        if is_batch and count > 1:
+            raise ValueError(f"One row of `frame_times` for {count} clips; give one row of times per clip.")
+    if len(rows) != count:
+        raise ValueError(f"`frame_times` has {len(rows)} rows for {count} clips; give one row per clip.")
+    times = [[float(value) for value in row] for row in rows]
+    for position, row in enumerate(times):
+        if not row or not all(math.isfinite(value) for value in row):
+            raise ValueError(f"`frame_times` of clip {position} is empty or not finite: {row}.")
+        if num_frames is not None and len(row) != num_frames:
+            raise ValueError(
+                f"`frame_times` of clip {position} has {len(row)} times but `num_frames` is {num_frames}; leave one "
+                "of them out."
+            )
+    return times
+
+
+def split_waveforms(audio: Any) -> tuple[list[Any], bool]:
+    """Tell one clip from several; see [`CavMaeSyncFeatureExtractor`] for the forms.
+
+    Returns:
+        The clips and whether the input was a batch.
+
+    Raises:
+        ValueError: The input is neither a waveform nor a list of them.
+    """
+    for value in (audio, *(audio if isinstance(audio, (list, tuple)) else ())):
+        if isinstance(value, (str, bytes)) or hasattr(value, "__fspath__"):
+            raise ValueError(
+                f"Got text ({str(value)[:80]!r}) where a waveform belongs. To read a file use the processor, "
+                "`processor(videos=path)`, or decode it first."
+            )
+    if isinstance(audio, Mapping):
+        return [audio], False
+    if isinstance(audio, (np.ndarray, Tensor)):
+        shape = tuple(audio.shape)
+        if len(shape) not in (1, 2, 3):
+            raise ValueError(
+                f"The waveform has shape {shape}; expected (num_samples,), (batch, num_samples) or (batch, channels, "
+                "num_samples)."
+            )
+        if len(shape) == 1:
+            return [audio], False
+        if shape[-2] > shape[-1]:
+            raise _channels_last("The waveform", shape[-2:], "clips" if len(shape) == 2 else "channels")
+        if len(shape) == 2 and shape[0] == 2:
+            logger.warning_once(
+                "A waveform array of two rows is read as two clips; pass `[waveform]` if they are the two channels of "
+                "one."
+            )
+        return list(audio), True
+    if not isinstance(audio, (list, tuple)):
+        raise ValueError(f"`audio` must be a waveform (array, tensor or list) or several, not {type(audio).__name__}.")
+    if not audio:
+        raise ValueError("The list of clips is empty; pass at least one waveform.")
+    if all(isinstance(value, (int, float, np.number)) for value in audio):
+        return [np.asarray(audio)], False
+    # Rows of numbers read by a program that puts the channels last.
+    if all(isinstance(clip, (list, tuple)) for clip in audio) and len(audio) > max(map(len, audio)):
+        raise _channels_last("The waveform", (len(audio), max(map(len, audio))), "clips")
+    return list(audio), True
+
+
+def _channels_last(name: str, shape: Sequence[int], what: str) -> ValueError:
+    """The error for arrays `(num_samples, channels)`, as soundfile reads them."""
+    rows, samples = shape
+    return ValueError(
+        f"{name} has shape {(rows, samples)}, which reads as {rows} {what} of {samples} samples; put the channels "
+        "first, `(channels, num_samples)`, and pass several channels of one clip as `[waveform]`."
+    )
+
+
+def samples_and_rate(clip: Any, sampling_rate: Any, name: str = "Clip 0") -> tuple[Any, int]:
+    """Samples of one clip and their rate in Hz.
+
+    Args:
+        clip: A waveform, `None`, or `{"array": ..., "sampling_rate": ...}`.
+        sampling_rate: Rate of waveforms that do not bring their own.
+        name: Of the clip, for messages.
+
+    Raises:
+        ValueError: The rate is missing, impossible, or given twice and differently.
+    """
+    if clip is None:
+        return None, 0
+    if isinstance(clip, Mapping):
+        if clip.get("array") is None:
+            raise ValueError(
+                f"{name} is a mapping with {sorted(map(str, clip))}; decoded audio has 'array' and 'sampling_rate'."
+            )
+        own = clip.get("sampling_rate")
+        if own is not None and sampling_rate is not None and own != sampling_rate:
+            raise ValueError(
+                f"{name} brings the sampling rate {own} and the call says {sampling_rate}; leave `sampling_rate` out."
+            )
+        clip, sampling_rate = clip["array"], sampling_rate if own is None else own
+    if sampling_rate is None:
+        raise ValueError(
+            "`sampling_rate` is missing. Pass the rate of the waveform in Hz, e.g. `sampling_rate=16000`; a wrong "
+            "rate would shift every mel band without any error."
+        )
+    number = isinstance(sampling_rate, (int, float, np.number)) and not isinstance(sampling_rate, bool)
+    if not number or sampling_rate <= 0 or sampling_rate != int(sampling_rate):
+        raise ValueError(f"`sampling_rate` is {sampling_rate!r}; it must be a positive whole number of Hz.")
+    return clip, int(sampling_rate)
+
+
+def load_waveform(
+    samples: Any, sampling_rate: int, *, to_rate: int, channel: str = "first", name: str = "Clip 0"
+) -> Tensor:
+    """Check the samples of one clip and bring them to one float32 channel at another rate.
+
+    Args:
+        samples: `(num_samples,)` or `(channels, num_samples)`: array, tensor or list. Floats lie in [-1, 1]; int16,
+            int32 and uint8 samples are scaled.
+        sampling_rate: Their rate, Hz.
+        to_rate: Rate of the result, Hz.
+        channel: `"first"` or `"mean"` of several channels.
+        name: Of the clip, for messages.
+
+    Returns:
+        `(num_samples,)` float32 on the samples' device.
+
+    Raises:
+        ValueError: The samples cannot be used; the message names the clip and the remedy.
+    """
+    waveform = _as_float(samples, name)
+    if waveform.ndim == 2:
+        if waveform.shape[0] > waveform.shape[1]:
+            raise _channels_last(name, waveform.shape, "channels")
+        waveform = waveform[0] if channel == "first" else waveform.mean(dim=0)
+    if waveform.numel() == 0:
+        raise ValueError(f"{name} is an empty waveform; pass None for a clip without audio.")
+    # A NaN or an infinity survives the maximum, so one pass finds all three faults.
+    largest = float(waveform.abs().max())
+    if not math.isfinite(largest):
+        raise ValueError(f"{name} contains NaN or infinite samples; repair or drop it.")
+    if largest > _LARGEST_SAMPLE:
+        raise ValueError(
+            f"{name} has samples up to {largest:.0f} where [-1, 1] is expected; divide integer samples stored as "
+            "floats by their full scale (32768 for 16 bit)."
+        )
+    if sampling_rate != to_rate:
+        waveform = resample(waveform, sampling_rate, to_rate).to(waveform.device)
+    return waveform
+
+
+def _as_float(clip: Any, name: str) -> Tensor:
+    """One clip as float32 tensor, `(num_samples,)` or `(channels, num_samples)`; integer samples are scaled."""
+    if not isinstance(clip, Tensor):
+        try:
+            array = np.asarray(clip)
+        except ValueError as error:
+            raise ValueError(f"{name} is a ragged list; its channels must have equal lengths.") from error
+        if array.dtype.kind not in "iuf":
+            raise ValueError(
+                f"{name} holds {array.dtype} values, not samples; pass floats in [-1, 1], int16 or int32."
+            )
+        # A copy where torch cannot share the memory: negative strides, read-only or byte-swapped arrays.
+        native = array.astype(array.dtype.newbyteorder("="), copy=not array.flags.writeable)
+        clip = torch.from_numpy(np.ascontiguousarray(native))
+    if clip.ndim not in (1, 2):
+        raise ValueError(f"{name} has shape {tuple(clip.shape)}; expected (num_samples,) or (channels, num_samples).")
+    clip = clip.detach()
+    if clip.is_floating_point():
+        return clip.to(torch.float32)
+    # Integer PCM at full scale, as in WAV files; 8 bit is unsigned around 128.
+    if clip.dtype == torch.uint8:
+        return (clip.to(torch.float32) - 128.0) / 128.0
+    if clip.dtype in (torch.int16, torch.int32):
+        return clip.to(torch.float32) / float(-torch.iinfo(clip.dtype).min)
+    raise ValueError(
+        f"{name} has dtype {clip.dtype}, whose full scale is unknown; pass floats in [-1, 1], int16 or int32."
+    )
+
+
+__all__ = [
+    "SILENCE",
+    "AudioWindows",
+    "CavMaeSyncFeatureExtractor",
+    "load_waveform",
+    "samples_and_rate",
+    "split_waveforms",
+]

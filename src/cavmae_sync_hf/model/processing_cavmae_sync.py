@@ -1,7 +1,7 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""How do a video file, or frames and a waveform, become the model's inputs, each window on the time of its frame?
+"""Processor: makes the model's inputs of video files, or of frames and waveforms, each window on its frame's time.
 
-`CavMaeSyncProcessor` decodes both tracks of a file in one pass and hands frames and sound to the video processor and
+`CavMaeSyncProcessor` decodes both tracks of a file in one pass and hands frames and audio to the video processor and
 the feature extractor. Which frames are taken and where windows lie is one rule, `feature_extractor.alignment`.
 """
 
@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,33 +23,101 @@ from transformers.video_utils import VideoMetadata
 
 from .alignment_cavmae_sync import FRAMES_PER_SECOND, window_seconds, window_times
 from .auto_map_cavmae_sync import AUTO_MAP
-from .clips_cavmae_sync import Clip, Wishes, as_frame_list, check_rate, check_tracks, pair_clips, share_out
-from .feature_extraction_cavmae_sync import CavMaeSyncFeatureExtractor
+from .configuration_cavmae_sync import CavMaeSyncConfig
+from .errors_cavmae_sync import Hint, MissingTrackError
+from .feature_extraction_cavmae_sync import (
+    CavMaeSyncFeatureExtractor,
+    load_waveform,
+    samples_and_rate,
+    split_waveforms,
+)
 from .media_cavmae_sync import decode_media
+from .media_pass_cavmae_sync import as_seconds
 from .media_stream_cavmae_sync import DUB_CONTEXT_SECONDS, MediaChunk, iter_media, iter_waveform, with_sound_of
-from .video_processing_cavmae_sync import CavMaeSyncVideoProcessor, is_media_source, pad_clips
-from .waveforms_cavmae_sync import samples_and_rate, split_waveforms
+from .video_processing_cavmae_sync import (
+    CavMaeSyncVideoProcessor,
+    is_media_source,
+    pad_clips,
+    split_clips,
+    split_frames,
+)
 
-# Sound beyond half a window that a chunk of a stream needs: the spectrogram's own 25 ms and a margin for rounding.
+# Audio beyond half a window that a chunk of a stream needs: the spectrogram's own 25 ms and a margin for rounding.
 _CONTEXT_MARGIN_SECONDS = 0.1
 _AUDIO_OPTIONS = frozenset({"padding", "max_length", "truncation", "pad_to_multiple_of", "return_attention_mask"})
 # Arguments of the call that concern frames and windows alike; one of the two alone would not know of them.
 _SHARED_ARGUMENTS = frozenset(
-    {
-        "num_frames",
-        "frame_times",
-        "fps",
-        "video_metadata",
-        "do_sample_frames",
-        "return_tensors",
-        "return_times",
-        "device",
-    }
-)
+    ("num_frames", "frame_times", "fps", "video_metadata", "do_sample_frames", "return_tensors", "return_times")
+) | {"device"}
+
+
+@dataclass
+class _Clip:
+    """One clip on its way through the processor.
+
+    Attributes:
+        position: In the batch.
+        name: For messages.
+        video: What was given: a file, frames, or `None`.
+        audio: What was given as audio of its own: a file, a waveform, or `None`.
+        start: Where a file is cut, seconds.
+        end: Likewise.
+        fps: Frame rate of decoded frames.
+        video_metadata: What a loader says about decoded frames.
+        times: Times of the frames in seconds, `None` when nobody knows them.
+        pixels: `(num_frames, 3, height, width)`, `None` without video.
+        waveform: What the feature extractor takes, `None` without audio.
+        duration: Seconds, `None` when unknown.
+    """
+
+    position: int
+    name: str
+    video: Any = None
+    audio: Any = None
+    start: float | None = None
+    end: float | None = None
+    fps: float | None = None
+    video_metadata: Any = None
+    times: list[float] | None = None
+    pixels: torch.Tensor | None = None
+    waveform: Any = None
+    duration: float | None = None
+
+    @property
+    def is_decoded(self) -> bool:
+        """Whether its video is frames, not a file."""
+        return self.video is not None and not is_media_source(self.video)
+
+    @property
+    def num_frames(self) -> int:
+        """How many frames and windows it has, as far as known."""
+        return len(self.pixels) if self.pixels is not None else len(self.times or ())
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Settings:
+    """What a call asks of all clips alike.
+
+    Attributes:
+        own_audio: Whether the audio is that of the video files.
+        threads: Of a video decoder, 0 for as many as there are cores.
+        video_options: More arguments for the video processor.
+        The others are arguments of the processor's call.
+    """
+
+    num_frames: int | None
+    sampling_rate: int | None
+    do_sample_frames: bool
+    missing: str
+    damaged: str
+    device: str | torch.device | None
+    own_audio: bool
+    threads: int
+    video_options: dict[str, Any]
 
 
 class CavMaeSyncProcessor(ProcessorMixin):
-    """Turns videos with sound into `input_values` and `pixel_values_videos`, window i on the time of frame i.
+    """Turns videos with audio into `input_values` and `pixel_values_videos`, window i on the time of frame i.
 
     Absent windows and frames are marked by False in `padding_mask` and `padding_mask_videos`: those of a missing
     track, those that fill up clips with fewer frames than the longest of a batch, and, with `alignment="time"`,
@@ -61,17 +130,24 @@ class CavMaeSyncProcessor(ProcessorMixin):
         video_processor: A [`CavMaeSyncVideoProcessor`].
     """
 
-    def __init__(self, feature_extractor: Any = None, video_processor: Any = None) -> None:
+    feature_extractor: CavMaeSyncFeatureExtractor
+    video_processor: CavMaeSyncVideoProcessor
+
+    def __init__(
+        self,
+        feature_extractor: CavMaeSyncFeatureExtractor | None = None,
+        video_processor: CavMaeSyncVideoProcessor | None = None,
+    ) -> None:
         super().__init__(feature_extractor, video_processor)
         # Written into `processor_config.json`. Set here, so that saving changes nothing and loading gives the same.
         self.auto_map = dict(AUTO_MAP)
 
     @classmethod
-    def from_config(cls, config: Any, **kwargs: Any) -> "CavMaeSyncProcessor":
+    def from_config(cls, config: CavMaeSyncConfig, **kwargs: Any) -> "CavMaeSyncProcessor":
         """The processor that fits a model's configuration.
 
         Args:
-            config: A `CavMaeSyncConfig`.
+            config: The configuration.
             kwargs: Settings of the feature extractor that the configuration does not hold, such as
                 `alignment="reference"`, `channel`, `mean` and `std`.
         """
@@ -123,12 +199,12 @@ class CavMaeSyncProcessor(ProcessorMixin):
 
         Args:
             videos: A file (path, address, bytes, file object) whose two tracks are decoded in one pass, or decoded
-                frames (array, tensor or list of pictures), or a list of either.
-            audio: Waveforms or files of their own, one per video; then the videos' own sound is not read. An array of
+                frames (array, tensor or list of images), or a list of either.
+            audio: Waveforms or files of their own, one per video; then the videos' own audio is not read. An array of
                 two rows is two clips; `[array]` is one clip of two channels. `datasets`' `{"array": ...,
                 "sampling_rate": ...}` is taken as well.
             text: Not taken; there is no text side.
-            images: Not taken; pass pictures as `videos`.
+            images: Not taken; pass images as `videos`.
             sampling_rate: Rate in Hz of waveforms in `audio`; required with them. Files say theirs themselves.
             num_frames: Frames and windows per clip; default: the feature extractor's.
             frame_times: Seconds from the start of each clip: the frames to take from files, or the times of decoded
@@ -137,14 +213,14 @@ class CavMaeSyncProcessor(ProcessorMixin):
             video_metadata: Instead of `fps`: `{"fps": ..., "frames_indices": ...}` per clip, as transformers' loaders
                 return it.
             do_sample_frames: Take `num_frames` of the decoded frames, by the alignment; needs `fps` or
-                `video_metadata` unless the clip is all the sound there is.
+                `video_metadata` unless the clip is all the audio there is.
             start: Where in the files the clips start, seconds (one value or one per clip); times count from there.
             end: Where they end, seconds.
             missing: `"error"`, or `"mask"` to mark the windows or frames of an absent track as absent. Decoded frames
-                without sound beside files with sound have an absent track, too.
+                without audio beside files with audio have an absent track, too.
             damaged: `"error"`, or `"keep"` to use what can be decoded of truncated and corrupt files.
             return_tensors: `"pt"`, `"np"` or `None` (lists of arrays, one per clip).
-            return_times: Also return `frame_times` `(batch, num_frames)` and, with sound, `window_times`
+            return_times: Also return `frame_times` `(batch, num_frames)` and, with audio, `window_times`
                 `(batch, num_frames, 2)`, in seconds and NaN where a shorter clip is filled up, and `window_coverage`
                 `(batch, num_frames)`, the share of each window that lies inside the clip.
             device: Where to compute spectrograms and pixels.
@@ -154,7 +230,7 @@ class CavMaeSyncProcessor(ProcessorMixin):
 
         Returns:
             `pixel_values_videos` `(batch, num_frames, 3, height, width)` and `input_values`
-            `(batch, num_frames, audio_length, num_mel_bins)`, as far as there are videos and sound; `padding_mask`
+            `(batch, num_frames, audio_length, num_mel_bins)`, as far as there are videos and audio; `padding_mask`
             `(batch, num_frames)` bool with the latter, True where a window is present; `padding_mask_videos` only
             when a frame is absent, so that the model need not look for padding where there is none.
 
@@ -167,28 +243,66 @@ class CavMaeSyncProcessor(ProcessorMixin):
         if videos is None and audio is None:
             raise ValueError("Nothing to process: pass `videos`, `audio` or both.")
         _check_rules(missing, damaged, num_frames)
-        picture_options, sound_options = self._sort_options(kwargs, audio_kwargs, videos_kwargs)
-        rate = _one_rate(sampling_rate, sound_options.pop("sampling_rate", None))
-        clips = pair_clips(videos, audio)
-        own_sound = audio is None and any(is_media_source(clip.video) for clip in clips)
-        wishes = Wishes(
-            num_frames, rate, do_sample_frames, missing, damaged, device, picture_options, sound_options,
-            audio is not None or own_sound, own_sound, 1 if len(clips) > 1 else 0,
-        )  # fmt: skip
-        share_out(clips, wishes, frame_times, fps, video_metadata, start, end)
-        check_rate(clips, rate, self.feature_extractor.sampling_rate)
+        video_options, audio_options = self._sort_options(kwargs, audio_kwargs, videos_kwargs)
+        rate = audio_options.pop("sampling_rate", None)
+        if rate is not None and sampling_rate is not None and rate != sampling_rate:
+            raise ValueError(f"sampling_rate is {sampling_rate} and, in `audio_kwargs`, {rate}; give one of them.")
+        rate = sampling_rate if rate is None else rate
+        clips = _pair_clips(videos, audio)
+        own_audio = audio is None and any(is_media_source(clip.video) for clip in clips)
+        _set_times(clips, frame_times, num_frames=num_frames, fps=fps, do_sample_frames=do_sample_frames)
+        decoded = [clip.is_decoded for clip in clips]
+        files = [is_media_source(clip.video) or is_media_source(clip.audio) for clip in clips]
+        by_time = "frames of files are chosen by time, with `num_frames` or `frame_times`"
+        for name, value, heeds, reason in (
+            ("fps", fps, decoded, by_time),
+            ("video_metadata", video_metadata, decoded, by_time),
+            ("start", start, files, "only files are cut"),
+            ("end", end, files, "only files are cut"),
+        ):
+            for clip, part in zip(clips, _per_clip(name, value, heeds=heeds, reason=reason), strict=True):
+                setattr(clip, name, part)
+        self._check_rate(rate, [clip.audio for clip in clips])
         if missing == "error":
-            check_tracks(clips, videos is not None, audio is not None, own_sound)
-        self._load_all(clips, wishes)
-        output: dict[str, Any] = {}
+            _check_tracks(clips, with_video=videos is not None, with_audio=audio is not None, own_audio=own_audio)
+        settings = _Settings(
+            num_frames=num_frames,
+            sampling_rate=rate,
+            do_sample_frames=do_sample_frames,
+            missing=missing,
+            damaged=damaged,
+            device=device,
+            own_audio=own_audio,
+            threads=1 if len(clips) > 1 else 0,
+            video_options=video_options,
+        )
+        self._load_all(clips, settings, workers=min(sum(files), os.cpu_count() or 1))
         for clip in clips:
-            self._settle_times(clip, wishes)
+            if clip.times is None and (clip.duration is not None or clip.pixels is None):
+                count = clip.num_frames or num_frames
+                clip.times = self.feature_extractor.default_frame_times(clip.duration or 0.0, count)
+        output: dict[str, Any] = {}
         if videos is not None:
-            output |= self._stack_pixels(clips, wishes)
-        if wishes.with_sound:
-            output |= self._windows(clips, wishes, return_times)
+            present = [clip.pixels for clip in clips if clip.pixels is not None]
+            absent = present[0][:0] if present else self._pixels(None, "", settings.video_options, device)
+            pixels = [absent if clip.pixels is None else clip.pixels for clip in clips]
+            # As many frames as there are windows.
+            output |= pad_clips(pixels, max(clip.num_frames for clip in clips))
+        if audio is not None or own_audio:
+            output |= self.feature_extractor(
+                [clip.waveform for clip in clips],
+                frame_times=_known_times(clips),
+                return_tensors="pt",
+                return_times=return_times,
+                device=device,
+                **audio_options,
+            )
         elif return_times:
-            output["frame_times"] = _stack_rows(_known_times(clips))
+            times = _known_times(clips)
+            rows = torch.full((len(times), max(map(len, times))), math.nan, dtype=torch.float64)
+            for row, own in zip(rows, times, strict=True):
+                row[: len(own)] = torch.tensor(own, dtype=torch.float64)
+            output["frame_times"] = rows
         return _finish(output, return_tensors)
 
     def stream(
@@ -209,9 +323,9 @@ class CavMaeSyncProcessor(ProcessorMixin):
         device: str | torch.device | None = None,
         **kwargs: Any,
     ) -> Iterator[BatchFeature]:
-        """Read a film of any length in constant memory: aligned frames and windows, some at a time.
+        """Read a video of any length in constant memory: aligned frames and windows, some at a time.
 
-        Frame k is the one on screen at `(k + 0.5) * hop`, and its window is centred on it with the true sound on
+        Frame k is the one on screen at `(k + 0.5) * hop`, and its window is centred on it with the true audio on
         either side, over the borders of chunks. So a clip of `n * hop` seconds gives what a call with `num_frames=n`
         and `alignment="time"` gives. (The published mapping is one for whole clips; a stream is aligned in time.)
 
@@ -224,14 +338,14 @@ class CavMaeSyncProcessor(ProcessorMixin):
             missing: `"error"`, or `"mask"` to mark an absent track as absent.
             damaged: `"error"`: a truncated or corrupt file ends in an error, after all that could be decoded has been
                 handed out. `"keep"`: it ends there without one.
-            want_audio: Whether sound is decoded; if not, all windows are absent.
-            want_video: Whether pictures are decoded; if not, all frames are absent, windows lie on the centres of
+            want_audio: Whether audio is decoded; if not, all windows are absent.
+            want_video: Whether frames are decoded; if not, all frames are absent, windows lie on the centres of
                 the steps themselves, and files without a video track will do.
-            audio: Another sound track for the film: a file, or a waveform as `__call__` takes one clip's. Its time 0
-                is the film's; then the film's own sound is not read. Windows after its end are absent.
+            audio: Another audio track for the video: a file, or a waveform as `__call__` takes one clip's. Its time 0
+                is the video's; then the video's own audio is not read. Windows after its end are absent.
             sampling_rate: Rate in Hz of a waveform in `audio`; required with it.
             return_tensors: `"pt"` or `"np"`.
-            return_media: Also give each chunk's decoded frames and sound, a `MediaChunk`, as `media`; it is no input
+            return_media: Also give each chunk's decoded frames and audio, a `MediaChunk`, as `media`; it is no input
                 of the model.
             device: Where to compute spectrograms and pixels.
             kwargs: Arguments of the video processor.
@@ -246,7 +360,7 @@ class CavMaeSyncProcessor(ProcessorMixin):
             TypeError: An argument is unknown; raised at once.
         """
         _check_rules(missing, damaged, num_frames)
-        options, _ = self._sort_options(kwargs, None, None)
+        options, _ = self._sort_options(kwargs)
         extractor = copy.copy(self.feature_extractor)
         extractor.alignment = "time"
         context = window_seconds(extractor.audio_length) / 2 + _CONTEXT_MARGIN_SECONDS
@@ -257,167 +371,149 @@ class CavMaeSyncProcessor(ProcessorMixin):
             "end": end,
         }
         rules: dict[str, Any] = {"missing": missing, "damaged": damaged}
+        track: dict[str, Any] = {"sampling_rate": extractor.sampling_rate, "channel": extractor.channel}
         if audio is None:
-            heard: dict[str, Any] = {"sampling_rate": extractor.sampling_rate, "channel": extractor.channel}
             chunks = iter_media(
-                video, context=context, want_audio=want_audio, want_video=want_video, **span, **heard, **rules
+                video, context=context, want_audio=want_audio, want_video=want_video, **span, **track, **rules
             )
+        elif not want_audio or not want_video:
+            raise ValueError("`audio` goes with the frames of `video`; leave out `want_audio` and `want_video`.")
         else:
-            if not want_audio or not want_video:
-                raise ValueError("`audio` goes with the pictures of `video`; leave out `want_audio` and `want_video`.")
-            sounds = self._sound_of_its_own(audio, sampling_rate, context + DUB_CONTEXT_SECONDS, span, rules)
-            chunks = with_sound_of(iter_media(video, context=0.0, want_audio=False, **span, **rules), sounds)
-        return self._stream_chunks(chunks, extractor, options, device, return_tensors, return_media)
+            context += DUB_CONTEXT_SECONDS
+            if is_media_source(audio):
+                self._check_rate(sampling_rate, [audio])
+                heard = iter_media(audio, context=context, want_video=False, **span, **track, **rules)
+            else:
+                waveform = self._one_waveform(audio, sampling_rate)
+                heard = iter_waveform(waveform, extractor.sampling_rate, context=context, **span)
+            chunks = with_sound_of(iter_media(video, context=0.0, want_audio=False, **span, **rules), heard)
 
-    def _sound_of_its_own(
-        self, audio: Any, sampling_rate: int | None, context: float, span: dict[str, Any], rules: dict[str, Any]
-    ) -> Iterator[MediaChunk]:
-        """The sound of a stream from a file or waveform of its own."""
-        extractor = self.feature_extractor
-        rate = extractor.sampling_rate
-        if is_media_source(audio):
-            check_rate([Clip(0, "The sound", audio=audio)], sampling_rate, rate)
-            heard: dict[str, Any] = {"sampling_rate": rate, "channel": extractor.channel}
-            return iter_media(audio, context=context, want_video=False, **span, **heard, **rules)
+        # In a function of its own, so that arguments are refused at once and not with the first chunk.
+        def batches() -> Iterator[BatchFeature]:
+            for chunk in chunks:
+                pixels = self._pixels(chunk.frames, chunk.source, options, device)
+                output = pad_clips([pixels], len(chunk.frame_times)) | _chunk_windows(extractor, chunk, device)
+                batch = _finish(output, return_tensors)
+                if return_media:
+                    batch["media"] = chunk
+                yield batch
+
+        return batches()
+
+    def _one_waveform(self, audio: Any, sampling_rate: int | None) -> torch.Tensor:
+        """The waveform that is the audio of one video, `(num_samples,)` at the feature extractor's rate."""
         clips, _ = split_waveforms(audio)
         if len(clips) != 1:
-            raise ValueError(f"`audio` is {len(clips)} waveforms for one film; give one (its channels as `[array]`).")
-        samples, own_rate = samples_and_rate(clips[0], sampling_rate)
+            raise ValueError(f"`audio` is {len(clips)} waveforms for one video; give one (its channels as `[array]`).")
+        samples, rate = samples_and_rate(clips[0], sampling_rate, "The audio")
         if samples is None:
-            raise ValueError("`audio` is a list of None; give the film's sound, or leave `audio` out.")
-        return iter_waveform(extractor._load(samples, own_rate, 0, None), rate, context=context, **span)
+            raise ValueError("`audio` is a list of None; give the video's audio, or leave `audio` out.")
+        own = self.feature_extractor
+        return load_waveform(samples, rate, to_rate=own.sampling_rate, channel=own.channel, name="The audio")
 
-    def _stream_chunks(
-        self,
-        chunks: Iterator[MediaChunk],
-        extractor: Any,
-        options: dict[str, Any],
-        device: Any,
-        return_tensors: Any,
-        return_media: bool = False,
-    ) -> Iterator[BatchFeature]:
-        """The model's inputs of each chunk of a stream."""
-        for chunk in chunks:
-            pixels = self._pixels(chunk.frames, chunk.source, options, device)
-            output = pad_clips([pixels], len(chunk.frame_times)) | _chunk_windows(extractor, chunk, device)
-            batch = _finish(output, return_tensors)
-            if return_media:
-                batch["media"] = chunk
-            yield batch
+    def _check_rate(self, sampling_rate: int | None, audio: Sequence[Any]) -> None:
+        """Refuse a rate that no waveform has: it would not be that of a file's audio."""
+        own = self.feature_extractor.sampling_rate
+        if sampling_rate not in (None, own) and all(one is None or is_media_source(one) for one in audio):
+            raise ValueError(
+                f"sampling_rate is {sampling_rate}, but no waveform is given that it could belong to: files say the "
+                f"rate of their audio themselves, and it is brought to {own} Hz. Leave sampling_rate out."
+            )
 
     def _sort_options(
-        self, kwargs: dict[str, Any], audio_kwargs: dict[str, Any] | None, videos_kwargs: dict[str, Any] | None
+        self,
+        kwargs: dict[str, Any],
+        audio_kwargs: dict[str, Any] | None = None,
+        videos_kwargs: dict[str, Any] | None = None,
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Arguments for the video processor and for the feature extractor; refuses what neither would heed."""
-        pictures, sounds = dict(videos_kwargs or {}), dict(audio_kwargs or {})
-        for name in (*kwargs, *pictures, *sounds):
-            if name == "alignment":
-                raise ValueError(
-                    "`alignment` is one setting for frames and windows and no argument of a call; set "
-                    '`processor.feature_extractor.alignment = "reference"` (or "time").'
-                )
-        for group, options in (("videos_kwargs", pictures), ("audio_kwargs", sounds)):
+        for_video, for_audio = dict(videos_kwargs or {}), dict(audio_kwargs or {})
+        if "alignment" in {*kwargs, *for_video, *for_audio}:
+            raise ValueError(
+                "`alignment` is one setting for frames and windows and no argument of a call; set "
+                '`processor.feature_extractor.alignment = "reference"` (or "time").'
+            )
+        for group, options in (("videos_kwargs", for_video), ("audio_kwargs", for_audio)):
             for name in sorted(_SHARED_ARGUMENTS & set(options)):
                 raise ValueError(
                     f"`{name}` in `{group}` would reach frames or windows alone; pass it to the call itself, beside "
                     "`videos`."
                 )
+        for name, value in kwargs.items():
+            (for_audio if name in _AUDIO_OPTIONS else for_video)[name] = value
         typed = self.video_processor.valid_kwargs
         known = (set(typed.__required_keys__) | set(typed.__optional_keys__)) - _SHARED_ARGUMENTS - {"return_metadata"}
-        for name, value in kwargs.items():
-            (sounds if name in _AUDIO_OPTIONS else pictures)[name] = value
-        for name in pictures:
+        for name in for_video:
             if name not in known:
                 raise TypeError(f"Unknown argument {name!r}; see the arguments of the processor's call.")
-        return pictures, sounds
+        return for_video, for_audio
 
-    def _load_all(self, clips: list[Clip], wishes: Wishes) -> None:
+    def _load_all(self, clips: list[_Clip], settings: _Settings, workers: int) -> None:
         """Read clips side by side and make pixels of each at once; only as many as threads hold full-size frames."""
-        workers = min(sum(clip.has_file for clip in clips), os.cpu_count() or 1)
-        if workers <= 1:
-            for clip in clips:
-                self._make_pixels(clip, self._read(clip, wishes), wishes)
-            return
         # torch spreads the work on pixels over the cores itself, so one clip at a time is enough; decoding goes on.
         turn = threading.Lock()
 
-        def load(clip: Clip) -> None:
-            frames = self._read(clip, wishes)
-            with turn:
-                self._make_pixels(clip, frames, wishes)
+        def load(clip: _Clip) -> None:
+            frames = self._read(clip, settings)
+            if frames is not None:
+                with turn:
+                    clip.pixels = self._pixels(frames, clip.name, settings.video_options, settings.device)
 
+        if workers <= 1:
+            for clip in clips:
+                load(clip)
+            return
         with ThreadPoolExecutor(workers) as pool:  # PyAV decodes without holding the interpreter's lock
             list(pool.map(load, clips))
 
-    def _make_pixels(self, clip: Clip, frames: Any, wishes: Wishes) -> None:
-        """Turn the frames of a clip into its pixels."""
-        if frames is not None:
-            clip.pixels = self._pixels(frames, clip.name, wishes.picture_options, wishes.device)
-
-    def _read(self, clip: Clip, wishes: Wishes) -> Any:
-        """Decode a clip, or place its decoded frames; returns the frames."""
-        frames = None
-        if is_media_source(clip.video):
-            frames = self._decode(clip, wishes)
-        elif clip.video is not None:
-            frames = self._place_frames(clip, wishes)
-        clip.video = None
-        if is_media_source(clip.audio):
-            rate = self.feature_extractor.sampling_rate
-            media = decode_media(clip.audio, sampling_rate=rate, want_video=False, **self._span(clip, wishes))
-            self._set_sound(clip, media.waveform, rate, media.duration)
-        elif clip.audio is not None:
-            samples, rate = samples_and_rate(clip.audio, wishes.sampling_rate, clip.position)
-            shape = np.shape(samples) if isinstance(samples, np.ndarray | torch.Tensor) else (len(samples),)
-            self._set_sound(clip, samples, rate, shape[-1] / rate if shape else None)
-        return frames
-
-    def _span(self, clip: Clip, wishes: Wishes) -> dict[str, Any]:
-        """Arguments that the decoding of videos and of sound of their own share."""
-        return {
+    def _read(self, clip: _Clip, settings: _Settings) -> Any:
+        """Decode a clip's files and take its frames and waveform; returns the frames."""
+        extractor, frames = self.feature_extractor, None
+        both: dict[str, Any] = {
+            "sampling_rate": extractor.sampling_rate,
+            "channel": extractor.channel,
             "start": clip.start,
             "end": clip.end,
-            "channel": self.feature_extractor.channel,
-            "missing": wishes.missing,
-            "damaged": wishes.damaged,
-            "threads": wishes.threads,
+            "missing": settings.missing,
+            "damaged": settings.damaged,
+            "threads": settings.threads,
         }
+        if clip.is_decoded:
+            frames = self._place_frames(clip, settings)
+        elif clip.video is not None:
+            media = decode_media(
+                clip.video,
+                num_frames=extractor.num_frames if settings.num_frames is None else settings.num_frames,
+                alignment=extractor.alignment,
+                frame_times=clip.times,
+                want_audio=settings.own_audio,
+                **both,
+            )
+            frames, clip.name, clip.duration = media.frames, media.source, media.duration
+            if media.frame_times is not None:
+                clip.times = media.frame_times.tolist()
+            _set_waveform(clip, media.waveform, extractor.sampling_rate, None)
+        clip.video = None
+        if is_media_source(clip.audio):
+            media = decode_media(clip.audio, want_video=False, **both)
+            _set_waveform(clip, media.waveform, extractor.sampling_rate, media.duration)
+        elif clip.audio is not None:
+            samples, rate = samples_and_rate(clip.audio, settings.sampling_rate, f"Clip {clip.position}")
+            shape = np.shape(samples) if isinstance(samples, np.ndarray | torch.Tensor) else (len(samples),)
+            _set_waveform(clip, samples, rate, shape[-1] / rate if shape else None)
+        return frames
 
-    def _decode(self, clip: Clip, wishes: Wishes) -> torch.Tensor | None:
-        """Read a file: its frames, and its sound if that is wanted."""
-        extractor = self.feature_extractor
-        media = decode_media(
-            clip.video,
-            num_frames=extractor.num_frames if wishes.num_frames is None else wishes.num_frames,
-            alignment=extractor.alignment,
-            frame_times=clip.times,
-            sampling_rate=extractor.sampling_rate,
-            want_audio=wishes.own_sound,
-            **self._span(clip, wishes),
-        )
-        clip.name, clip.duration = media.source, media.duration
-        if media.frame_times is not None:
-            clip.times = media.frame_times.tolist()
-        self._set_sound(clip, media.waveform, extractor.sampling_rate, None)
-        return media.frames
-
-    @staticmethod
-    def _set_sound(clip: Clip, samples: Any, rate: int, duration: float | None) -> None:
-        """Keep sound together with its rate; its length counts where the video's is unknown."""
-        clip.waveform = None if samples is None else {"array": samples, "sampling_rate": rate}
-        clip.duration = clip.duration or duration
-
-    def _place_frames(self, clip: Clip, wishes: Wishes) -> Any:
+    def _place_frames(self, clip: _Clip, settings: _Settings) -> Any:
         """Give decoded frames their times, and take some of them where that is asked for."""
-        frames = as_frame_list(clip.video)
+        frames = split_frames(clip.video)
         total = len(frames)
-        facts = dict(clip.facts) if clip.facts is not None else {}
-        rate = facts.get("fps") if clip.fps is None else clip.fps
+        metadata = dict(clip.video_metadata) if clip.video_metadata is not None else {}
+        rate = metadata.get("fps") if clip.fps is None else clip.fps
         if rate is not None:
             if not (isinstance(rate, int | float | np.number) and rate > 0):
                 raise ValueError(f"{clip.name}: the frame rate must be a positive number, got {rate!r}.")
             rate = float(rate)
-        numbers = facts.get("frames_indices")
+        numbers = metadata.get("frames_indices")
         numbers = list(range(total)) if numbers is None else [int(index) for index in numbers]
         if len(numbers) != total:
             raise ValueError(f"{clip.name}: {len(numbers)} frame indices for {total} frames; give one per frame.")
@@ -427,70 +523,41 @@ class CavMaeSyncProcessor(ProcessorMixin):
             raise ValueError(
                 f"{clip.name}: {len(clip.times)} frame times for {total} frames; give one time per frame."
             )
-        if wishes.do_sample_frames:
+        if settings.do_sample_frames:
+            extractor = self.feature_extractor
             places = self.video_processor.sample_frames(
                 VideoMetadata(total_num_frames=total, fps=rate),
-                num_frames=self.feature_extractor.num_frames if wishes.num_frames is None else wishes.num_frames,
-                alignment=self.feature_extractor.alignment,
+                num_frames=extractor.num_frames if settings.num_frames is None else settings.num_frames,
+                alignment=extractor.alignment,
             ).tolist()
             clip.times = None if clip.times is None else [clip.times[place] for place in places]
-            return [frames[place] for place in places] if isinstance(frames, list) else frames[places]
-        if wishes.num_frames is not None and total != wishes.num_frames:
+            return frames[places] if hasattr(frames, "shape") else [frames[place] for place in places]
+        if settings.num_frames is not None and total != settings.num_frames:
             raise ValueError(
-                f"{clip.name}: num_frames is {wishes.num_frames} but the clip has {total} frames; leave num_frames "
+                f"{clip.name}: num_frames is {settings.num_frames} but the clip has {total} frames; leave num_frames "
                 "out, or pass do_sample_frames=True with fps to take some of them."
             )
         return frames
 
-    def _pixels(self, frames: Any, name: str, options: dict[str, Any], device: Any) -> torch.Tensor:
+    def _pixels(
+        self, frames: Any, name: str, options: dict[str, Any], device: str | torch.device | None
+    ) -> torch.Tensor:
         """Pixels `(num_frames, 3, height, width)` of one clip; none of them, in the right size, without frames."""
         given = torch.zeros(1, 3, 8, 8, dtype=torch.uint8) if frames is None else frames
-        try:
-            done = self.video_processor(
-                [given],
-                do_sample_frames=False,
-                return_tensors="pt",
-                **options,
-                **({"device": device} if device else {}),
-            )
-        except ValueError as error:
-            # The video processor counts the clips it is given, which is one.
-            raise ValueError(str(error).replace("Clip 0", name).replace("clip 0", name)) from error
+        if device:
+            options = options | {"device": device}
+        done = self.video_processor([given], names=[name], do_sample_frames=False, return_tensors="pt", **options)
         pixels = done["pixel_values_videos"][0]
         return pixels[:0] if frames is None else pixels
 
-    def _settle_times(self, clip: Clip, wishes: Wishes) -> None:
-        """Give frames without known times the default ones, as far as the clip's length is known."""
-        if clip.times is None and (clip.duration is not None or clip.pixels is None):
-            count = clip.num_frames or wishes.num_frames or self.feature_extractor.num_frames
-            clip.times = self.feature_extractor.default_frame_times(clip.duration or 0.0, count)
 
-    def _stack_pixels(self, clips: list[Clip], wishes: Wishes) -> dict[str, torch.Tensor]:
-        """Pixels of all clips, as many frames as there are windows; zeros and a mask where a clip has none."""
-        present = [clip.pixels for clip in clips if clip.pixels is not None]
-        none = present[0][:0] if present else self._pixels(None, "", wishes.picture_options, wishes.device)
-        pixels = [none if clip.pixels is None else clip.pixels for clip in clips]
-        return pad_clips(pixels, max(clip.num_frames for clip in clips))
-
-    def _windows(self, clips: list[Clip], wishes: Wishes, return_times: bool) -> dict[str, torch.Tensor]:
-        """Windows of all clips on their frames' times."""
-        return dict(
-            self.feature_extractor(
-                [clip.waveform for clip in clips],
-                frame_times=_known_times(clips),
-                return_tensors="pt",
-                return_times=return_times,
-                device=wishes.device,
-                **wishes.sound_options,
-            )
-        )
-
-
-def _chunk_windows(extractor: Any, chunk: MediaChunk, device: Any) -> dict[str, torch.Tensor]:
+def _chunk_windows(
+    extractor: CavMaeSyncFeatureExtractor, chunk: MediaChunk, device: str | torch.device | None
+) -> dict[str, torch.Tensor]:
     """Windows of one chunk of a stream; times in seconds of the file."""
     times = chunk.frame_times.tolist()
     waveform = chunk.waveform
-    # Less than one spectrogram frame at the end of a film belongs to no frame of the whole, either.
+    # Less than one spectrogram frame at the end of a video belongs to no frame of the whole, either.
     too_short = waveform is None or (len(waveform) < extractor.window_samples and chunk.waveform_start > 0)
     if waveform is None or too_short or not len(waveform):
         log_mel = torch.empty(0, extractor.num_mel_bins, device=device)
@@ -517,14 +584,105 @@ def _check_rules(missing: Any, damaged: Any, num_frames: Any) -> None:
         raise ValueError(f"num_frames is {num_frames!r}; it must be a whole number of at least 1.")
 
 
-def _one_rate(first: Any, second: Any) -> Any:
-    """The sampling rate, which may be given beside `audio` or in `audio_kwargs`."""
-    if first is not None and second is not None and first != second:
-        raise ValueError(f"sampling_rate is {first} and, in `audio_kwargs`, {second}; give one of them.")
-    return second if first is None else first
+def _pair_clips(videos: Any, audio: Any) -> list[_Clip]:
+    """Tell one clip from several, and pair videos with their audio."""
+    shown = split_clips(videos) if videos is not None else None
+    heard = None
+    if is_media_source(audio):
+        heard = [audio]
+    elif isinstance(audio, list | tuple) and any(map(is_media_source, audio)):
+        heard = list(audio)
+    elif audio is not None:
+        heard = split_waveforms(audio)[0]
+    if shown is not None and heard is not None and len(shown) != len(heard):
+        raise ValueError(
+            f"Got {len(shown)} videos and {len(heard)} waveforms; pass one waveform per video (several channels of "
+            "one clip as `[array]`, channels first)."
+        )
+    count = len(shown if shown is not None else heard or [])
+    pairs = zip(shown or [None] * count, heard or [None] * count, strict=True)
+    return [_Clip(position, f"Clip {position}", *pair) for position, pair in enumerate(pairs)]
 
 
-def _known_times(clips: list[Clip]) -> list[list[float]]:
+def _check_tracks(clips: list[_Clip], *, with_video: bool, with_audio: bool, own_audio: bool) -> None:
+    """Refuse clips that lack what others have."""
+    for clip in clips:
+        if with_video and clip.video is None:
+            hint = Hint("missing", "mask", "mark its frames as absent")
+            raise MissingTrackError(f"{clip.name} has no video: it is None.", "video", hint=hint)
+        hint = Hint("missing", "mask", "mark its audio as absent")
+        if with_audio and clip.audio is None:
+            raise MissingTrackError(f"{clip.name} has no audio: it is None.", "audio", hint=hint)
+        if own_audio and clip.is_decoded:
+            raise MissingTrackError(
+                f"{clip.name} is frames without audio, beside files with audio; give everything its audio with "
+                "`audio`.",
+                "audio",
+                hint=hint,
+            )
+
+
+def _set_times(
+    clips: list[_Clip], frame_times: Any, *, num_frames: int | None, fps: Any, do_sample_frames: bool
+) -> None:
+    """Give every clip its row of frame times, and refuse those that contradict other arguments."""
+    if frame_times is None:
+        return
+    try:
+        rows = [] if isinstance(frame_times, str | bytes) else list(frame_times)
+    except TypeError:
+        rows = []
+    if not rows:
+        raise ValueError(f"frame_times is {frame_times!r}; give the frames' times in seconds, one row per clip.")
+    if all(np.ndim(row) == 0 for row in rows):
+        rows = [rows]
+    if len(rows) != len(clips):
+        raise ValueError(f"frame_times has {len(rows)} rows for {len(clips)} clips; give one row of times per clip.")
+    for clip, row in zip(clips, rows, strict=True):
+        if row is None:
+            continue
+        clip.times = [as_seconds("A frame time", time) for time in row]
+        if do_sample_frames and clip.is_decoded:
+            continue
+        if num_frames is not None and len(clip.times) != num_frames:
+            raise ValueError(
+                f"{clip.name}: {len(clip.times)} frame times, but num_frames is {num_frames}; leave one of them out."
+            )
+        if fps is not None and clip.is_decoded:
+            raise ValueError(f"{clip.name} has frame_times and fps, which could differ; leave one of them out.")
+
+
+def _per_clip(name: str, value: Any, *, heeds: list[bool], reason: str) -> list[Any]:
+    """Every clip's part of an argument, one value for all or one per clip; refuses what nothing would heed.
+
+    Args:
+        name: Of the argument.
+        value: What was passed.
+        heeds: Which clips can use it.
+        reason: Why others cannot.
+    """
+    several = isinstance(value, list | tuple | np.ndarray)
+    if several and len(value) != len(heeds):
+        raise ValueError(
+            f"{name} has {len(value)} {'entries' if name == 'video_metadata' else 'values'} for {len(heeds)} clips; "
+            "give one for all or one per clip."
+        )
+    if value is not None and not several and not any(heeds):
+        raise ValueError(f"{name} means nothing for this input: {reason}. Leave it out.")
+    parts = list(value) if several else [value] * len(heeds)
+    for position, (part, heeded) in enumerate(zip(parts, heeds, strict=True)):
+        if several and part is not None and not heeded:
+            raise ValueError(f"{name} means nothing for clip {position}: {reason}. Give None there.")
+    return [part if heeded else None for part, heeded in zip(parts, heeds, strict=True)]
+
+
+def _set_waveform(clip: _Clip, samples: Any, rate: int, duration: float | None) -> None:
+    """Keep samples together with their rate; their length in seconds counts where the video's is unknown."""
+    clip.waveform = None if samples is None else {"array": samples, "sampling_rate": rate}
+    clip.duration = clip.duration or duration
+
+
+def _known_times(clips: list[_Clip]) -> list[list[float]]:
     """The times of every clip's frames."""
     rows = []
     for clip in clips:
@@ -534,14 +692,6 @@ def _known_times(clips: list[Clip]) -> list[list[float]]:
             )
         rows.append(clip.times)
     return rows
-
-
-def _stack_rows(rows: Sequence[Sequence[float]]) -> torch.Tensor:
-    """Rows of times as `(batch, longest)` float64, filled up with NaN."""
-    result = torch.full((len(rows), max(map(len, rows))), math.nan, dtype=torch.float64)
-    for place, row in enumerate(rows):
-        result[place, : len(row)] = torch.tensor(row, dtype=torch.float64)
-    return result
 
 
 def _finish(output: dict[str, Any], return_tensors: str | TensorType | None) -> BatchFeature:

@@ -1,5 +1,5 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""How do video frames become the pixels that the video tower reads?
+"""Video processor: turns frames into the pixels that the video tower reads.
 
 Shortest side to 224 (bicubic with antialias), centre crop, scale, ImageNet normalisation. The published pipeline does
 this with PIL, and so the default here gives PIL's pixels exactly (`resize_cavmae_sync.py`); torchvision's own kernel
@@ -9,7 +9,7 @@ is at hand as the faster way that is a grey level off in places.
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,12 +29,24 @@ from transformers.utils import TensorType
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata
 
-from .alignment_cavmae_sync import center_crop_window, center_times, reference_indices, resized_size
+from .alignment_cavmae_sync import center_crop_window, center_times, check_alignment, reference_indices, resized_size
 from .media_cavmae_sync import decode_media
 from .resize_cavmae_sync import resize_crop_exact
 
 # Grey, RGB, RGB with alpha.
 _CHANNELS = (1, 3, 4)
+
+
+class _Frames(NamedTuple):
+    """Frames of one clip inside the video processor.
+
+    Attributes:
+        name: What messages call the clip.
+        parts: `(T, channels, H, W)`, one tensor per run of frames of one size.
+    """
+
+    name: str
+    parts: list[Tensor]
 
 
 class CavMaeSyncVideoProcessorKwargs(VideosKwargs, total=False):
@@ -61,7 +73,7 @@ class CavMaeSyncVideoProcessor(BaseVideoProcessor):
 
     A 3-D array whose first or last length is 1, 3 or 4 is one frame with that many channels, never a grey clip of so
     many frames: give grey clips their channel, `(T, H, W, 1)`, and nothing is left to guess. Of a 4-D array whose
-    second and last lengths both look like channels the second is taken, unless `input_data_format` says
+    second and last lengths could both be channels the second is taken, unless `input_data_format` says
     `"channels_last"`.
 
     Decoded frames are all used; `do_sample_frames=True` picks `num_frames` of them by `alignment`.
@@ -91,7 +103,7 @@ class CavMaeSyncVideoProcessor(BaseVideoProcessor):
 
     def __init__(self, **kwargs: Unpack[CavMaeSyncVideoProcessorKwargs]) -> None:
         super().__init__(**kwargs)  # type: ignore[misc]
-        _check_alignment(self.alignment)
+        check_alignment(self.alignment)
 
     def fetch_videos(self, video_url_or_urls: Any, sample_indices_fn: Any = None) -> Any:
         """Decode a file, or a list of files, with the processor's `num_frames` and `alignment`.
@@ -131,7 +143,7 @@ class CavMaeSyncVideoProcessor(BaseVideoProcessor):
         """
         _refuse_rate(fps)
         alignment = self.alignment if alignment is None else alignment
-        _check_alignment(alignment)
+        check_alignment(alignment)
         count = self.num_frames if num_frames is None else num_frames
         total = int(metadata.total_num_frames)
         if total < 1:
@@ -145,30 +157,38 @@ class CavMaeSyncVideoProcessor(BaseVideoProcessor):
             )
         return np.array(reference_indices(total, metadata.fps, count))
 
-    def preprocess(self, videos: Any, **kwargs: Unpack[CavMaeSyncVideoProcessorKwargs]) -> BatchFeature:
+    def preprocess(
+        self, videos: Any, names: Sequence[str] | None = None, **kwargs: Unpack[CavMaeSyncVideoProcessorKwargs]
+    ) -> BatchFeature:
         """Process one clip or a batch, see the class's text for what a clip may be.
+
+        Args:
+            videos: The clips.
+            names: What messages call each clip; default: `"Clip 0"` and so on.
+            kwargs: Other settings than the processor's own.
 
         Raises:
             ValueError: A clip cannot be used; the message names it and the remedy.
         """
         options: dict[str, Any] = dict(kwargs)
         alignment = options.get("alignment") or self.alignment
-        _check_alignment(alignment)
+        check_alignment(alignment)
         num_frames = options.get("num_frames") or self.num_frames
         layout = options.get("input_data_format") or getattr(self, "input_data_format", None)
         clips = split_clips(videos)
         metadata = _per_clip_metadata(options.pop("video_metadata", None), len(clips))
         do_sample = options.pop("do_sample_frames", None)
         do_sample = self.do_sample_frames if do_sample is None else do_sample
-        frames: list[Any] = []
+        prepared = []
         for position, clip in enumerate(clips):
+            name = f"Clip {position}" if names is None else names[position]
             if do_sample or is_media_source(clip):
                 _refuse_rate(options.get("fps"))
             if is_media_source(clip):
-                decoded, metadata[position] = self._decode(clip, num_frames, alignment)
-                frames.append(decoded)
+                frames, metadata[position] = self._decode(clip, num_frames, alignment)
+                prepared.append(_Frames(name, [frames]))
                 continue
-            parts = _as_frames(clip, position, layout)
+            parts = _as_parts(clip, name, layout)
             known = metadata[position]
             known.total_num_frames = sum(len(part) for part in parts)
             if do_sample:
@@ -176,8 +196,8 @@ class CavMaeSyncVideoProcessor(BaseVideoProcessor):
                 known.frames_indices = indices.tolist()
                 single = [frame for part in parts for frame in part.split(1)]
                 parts = [torch.cat([single[i] for i in indices])] if len(parts) == 1 else [single[i] for i in indices]
-            frames.append(parts[0] if len(parts) == 1 else parts)
-        return super().preprocess(frames, do_sample_frames=False, video_metadata=metadata, **options)
+            prepared.append(_Frames(name, parts))
+        return super().preprocess(prepared, do_sample_frames=False, video_metadata=metadata, **options)
 
     def _decode(self, source: Any, num_frames: int, alignment: str) -> tuple[Tensor, VideoMetadata]:
         """Frames of a file and what is known about them."""
@@ -205,29 +225,28 @@ class CavMaeSyncVideoProcessor(BaseVideoProcessor):
         """Nothing left to do: `preprocess` has decoded and sampled."""
         return videos, video_metadata
 
-    def _prepare_input_videos(
+    def _prepare_input_videos(  # type: ignore[override]
         self,
-        videos: Any,
+        videos: list[_Frames],
         do_convert_rgb: bool | None = None,
         input_data_format: str | ChannelDimension | None = None,
         device: str | torch.device | None = None,
-    ) -> list[Any]:
+    ) -> list[_Frames]:
         """Bring every clip to three channels on the device asked for."""
         prepared = []
-        for position, clip in enumerate(videos):
-            parts = clip if isinstance(clip, list) else [clip]
-            for part in parts:
+        for clip in videos:
+            for part in clip.parts:
                 if part.shape[1] != 3 and not do_convert_rgb:
                     raise ValueError(
-                        f"Clip {position} has {part.shape[1]} channels; the model takes 3: use `do_convert_rgb=True`."
+                        f"{clip.name} has {part.shape[1]} channels; the model takes 3: use `do_convert_rgb=True`."
                     )
-            parts = [_to_rgb(part) if device is None else _to_rgb(part).to(device) for part in parts]
-            prepared.append(parts if isinstance(clip, list) else parts[0])
+            parts = [_to_rgb(part) if device is None else _to_rgb(part).to(device) for part in clip.parts]
+            prepared.append(_Frames(clip.name, parts))
         return prepared
 
     def _preprocess(  # type: ignore[override]
         self,
-        videos: list[Any],
+        videos: list[_Frames],
         do_resize: bool,
         size: SizeDict,
         resample: Any,
@@ -242,94 +261,65 @@ class CavMaeSyncVideoProcessor(BaseVideoProcessor):
         exact_resize: bool | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
-        """Resize, crop, scale and normalise clips of `(T, 3, H, W)` (or lists of such parts), then batch them."""
+        """Resize, crop, scale and normalise the frames, then batch the clips."""
         bicubic = resample in (PILImageResampling.BICUBIC, int(PILImageResampling.BICUBIC), "bicubic")
         pixels = []
-        for position, clip in enumerate(videos):
+        for name, parts in videos:
             outputs = []
-            for part in clip if isinstance(clip, list) else [clip]:
-                part = _to_grey_levels(part, position, do_rescale)
-                height, width = part.shape[-2:]
-                resized = _resized_shape(height, width, size) if do_resize else (height, width)
-                window = _crop_window(*resized, crop_size) if do_center_crop else (0, 0, *resized)
+            for part in parts:
+                part = _to_grey_levels(part, name, do_rescale)
+                shape = part.shape[-2], part.shape[-1]
+                resized = shape
+                if do_resize and size.height and size.width:
+                    resized = size.height, size.width
+                elif do_resize:
+                    if not size.shortest_edge or size.longest_edge:
+                        raise ValueError(f'`size` is {size}; it must have "shortest_edge", or "height" and "width".')
+                    resized = resized_size(*shape, size.shortest_edge)
+                top, left, height, width = 0, 0, *resized
+                if do_center_crop:
+                    if not crop_size.height or not crop_size.width:
+                        raise ValueError(f'`crop_size` is {crop_size}; it must have "height" and "width".')
+                    top, left, height, width = center_crop_window(*resized, (crop_size.height, crop_size.width))
+                # The part of the window that lies inside the frames; the rest becomes black.
+                low, start = max(top, 0), max(left, 0)
+                high, stop = min(top + height, resized[0]), min(left + width, resized[1])
                 if do_resize and bicubic and exact_resize is not False and part.dtype == torch.uint8:
-                    part = _crop(resize_crop_exact(part, resized, _inside(window, resized)), window, resized)
+                    part = resize_crop_exact(part, resized, (low, start, high - low, stop - start))
                 else:
                     part = self.resize(part, size=size, resample=resample) if do_resize else part
-                    part = _crop(_slice(part, _inside(window, resized)), window, resized)
-                outputs.append(
-                    _scale(part, rescale_factor if do_rescale else None, image_mean, image_std, do_normalize)
-                )
+                    part = part[..., low:high, start:stop]
+                margins = [start - left, low - top, left + width - stop, top + height - high]
+                part = tvF.pad(part, margins, fill=0) if any(margins) else part
+                part = _scale(part, rescale_factor if do_rescale else None)
+                if do_normalize:
+                    part.sub_(torch.as_tensor(image_mean, dtype=torch.float32, device=part.device).view(-1, 1, 1))
+                    part.div_(torch.as_tensor(image_std, dtype=torch.float32, device=part.device).view(-1, 1, 1))
+                outputs.append(part)
             shapes = {tuple(part.shape[-2:]) for part in outputs}
             if len(shapes) > 1:
                 raise ValueError(
-                    f"The frames of clip {position} have different sizes after processing ({sorted(shapes)}); use "
+                    f"{name} has frames of different sizes after processing ({sorted(shapes)}); use "
                     "`do_center_crop=True`."
                 )
             pixels.append(outputs[0] if len(outputs) == 1 else torch.cat(outputs))
-        return _batch(pixels, return_tensors)
+        if return_tensors is None:
+            return BatchFeature({"pixel_values_videos": [clip.cpu().numpy() for clip in pixels]})
+        data: dict[str, Any] = dict(pad_clips(pixels))
+        if TensorType(return_tensors) != TensorType.PYTORCH:
+            data = {key: value.cpu().numpy() for key, value in data.items()}
+        return BatchFeature(data)
 
 
-def _resized_shape(height: int, width: int, size: SizeDict) -> tuple[int, int]:
-    """Height and width after resizing."""
-    if size.height and size.width:
-        return size.height, size.width
-    if not size.shortest_edge or size.longest_edge:
-        raise ValueError(f'`size` is {size}; it must have "shortest_edge", or "height" and "width".')
-    return resized_size(height, width, size.shortest_edge)
-
-
-def _crop_window(height: int, width: int, crop_size: SizeDict) -> tuple[int, int, int, int]:
-    """Centre window `(top, left, height, width)`; may reach outside a smaller image."""
-    if not crop_size.height or not crop_size.width:
-        raise ValueError(f'`crop_size` is {crop_size}; it must have "height" and "width".')
-    return center_crop_window(height, width, (crop_size.height, crop_size.width))
-
-
-def _inside(window: tuple[int, int, int, int], shape: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The part of a crop window that lies inside a picture of this height and width."""
-    top, left, height, width = window
-    low, start = max(top, 0), max(left, 0)
-    return low, start, min(top + height, shape[0]) - low, min(left + width, shape[1]) - start
-
-
-def _slice(frames: Tensor, window: tuple[int, int, int, int]) -> Tensor:
-    """Cut a window that lies inside the frames."""
-    top, left, height, width = window
-    return frames[..., top : top + height, left : left + width]
-
-
-def _crop(frames: Tensor, window: tuple[int, int, int, int], shape: tuple[int, int]) -> Tensor:
-    """Surround frames cut to `_inside(window, shape)` with black up to the whole window."""
-    top, left, height, width = window
-    low, start, inner_height, inner_width = _inside(window, shape)
-    above, before = low - top, start - left
-    margins = [before, above, width - inner_width - before, height - inner_height - above]
-    return tvF.pad(frames, margins, fill=0) if any(margins) else frames
-
-
-def _scale(
-    frames: Tensor, factor: float | None, mean: float | list[float] | None, std: float | list[float] | None, norm: bool
-) -> Tensor:
-    """Grey levels times `factor`, minus `mean`, by `std`, as contiguous float32."""
+def _scale(frames: Tensor, factor: float | None) -> Tensor:
+    """Grey levels times `factor` as contiguous float32, a copy."""
     pixels = frames.contiguous().to(torch.float32)
     if pixels.data_ptr() == frames.data_ptr():
         pixels = pixels.clone()
     if factor is not None:
         # The published pipeline divides by 255; multiplying by 1 / 255 differs in the last bit.
         pixels.div_(round(1.0 / factor)) if math.isclose(1.0 / factor, round(1.0 / factor)) else pixels.mul_(factor)
-    if norm:
-        pixels.sub_(torch.as_tensor(mean, dtype=torch.float32, device=pixels.device).view(-1, 1, 1))
-        pixels.div_(torch.as_tensor(std, dtype=torch.float32, device=pixels.device).view(-1, 1, 1))
     return pixels
-
-
-def _batch(pixels: list[Tensor], return_tensors: str | TensorType | None) -> BatchFeature:
-    """Stack clips; fill shorter ones with zeros and return a mask where their lengths differ."""
-    if return_tensors is None:
-        return BatchFeature({"pixel_values_videos": [clip.cpu().numpy() for clip in pixels]})
-    data = pad_clips(pixels)
-    return BatchFeature({name: _export(value, return_tensors) for name, value in data.items()})
 
 
 def pad_clips(pixels: Sequence[Tensor], longest: int = 0) -> dict[str, Tensor]:
@@ -360,21 +350,10 @@ def pad_clips(pixels: Sequence[Tensor], longest: int = 0) -> dict[str, Tensor]:
     return {"pixel_values_videos": stacked, "padding_mask_videos": mask}
 
 
-def _export(value: Tensor, return_tensors: str | TensorType) -> Any:
-    """A tensor, or a NumPy array of it."""
-    return value if TensorType(return_tensors) == TensorType.PYTORCH else value.cpu().numpy()
-
-
-def _check_alignment(alignment: Any) -> None:
-    """Refuse an unknown alignment."""
-    if alignment not in ("time", "reference"):
-        raise ValueError(f'`alignment` is {alignment!r}; it must be "time" or "reference".')
-
-
 def is_media_source(clip: Any) -> bool:
     """Whether a clip is something to decode: path, URL, bytes, file object, or a mapping with `bytes` or `path`.
 
-    A mapping with an `array` is decoded already, as `datasets` hands out sound.
+    A mapping with an `array` is decoded already, as `datasets` hands out audio.
     """
     if isinstance(clip, Mapping):
         return clip.get("array") is None
@@ -410,6 +389,13 @@ def split_clips(videos: Any) -> list[Any]:
     return [list(videos)] if all(_is_frame(value) for value in videos) else list(videos)
 
 
+def split_frames(clip: Any) -> Any:
+    """The decoded frames of one clip as something with a length and an order; a single frame becomes one of one."""
+    if isinstance(clip, (np.ndarray, Tensor)):
+        return clip[None] if is_single_frame(clip) else clip
+    return list(clip) if isinstance(clip, (list, tuple)) else [clip]
+
+
 def _refuse_rate(fps: float | None) -> None:
     """Say that frames are not sampled by a rate, rather than ignore it."""
     if fps is not None:
@@ -431,16 +417,16 @@ def _per_clip_metadata(given: Any, count: int) -> list[VideoMetadata]:
     return known
 
 
-def _as_frames(clip: Any, position: int, layout: Any) -> list[Tensor]:
+def _as_parts(clip: Any, name: str, layout: Any) -> list[Tensor]:
     """Frames of a decoded clip as tensors `(T, C, H, W)`, one tensor per run of frames of equal size."""
     if not isinstance(clip, (list, tuple)):
-        return [_as_clip(clip, position, layout)]
+        return [_as_frames(clip, name, layout)]
     if not clip or not all(_is_frame(frame) for frame in clip):
         raise ValueError(
-            f"Clip {position} must be a non-empty list of frames (arrays or PIL images), an array, or a path; "
+            f"{name} must be a non-empty list of frames (arrays or PIL images), an array, or a path; "
             f"got {[type(frame).__name__ for frame in clip][:3]}."
         )
-    frames = [_as_clip(frame, position, layout) for frame in clip]
+    frames = [_as_frames(frame, name, layout) for frame in clip]
     runs: list[list[Tensor]] = []
     for frame in frames:
         frame = _to_rgb(frame) if frame.shape[1] != 3 else frame
@@ -451,19 +437,19 @@ def _as_frames(clip: Any, position: int, layout: Any) -> list[Tensor]:
     return [run[0] if len(run) == 1 else torch.cat(run) for run in runs]
 
 
-def _as_clip(clip: Any, position: int, layout: Any) -> Tensor:
+def _as_frames(clip: Any, name: str, layout: Any) -> Tensor:
     """An array, tensor or PIL image as `(T, C, H, W)`; a view where possible."""
     if isinstance(clip, Image.Image):
         clip = np.array(clip.convert("RGB"))
         layout = ChannelDimension.LAST
     if isinstance(clip, np.ndarray):
         if clip.dtype.kind not in "uif":
-            raise ValueError(f"Clip {position} holds {clip.dtype} values, not pixels; pass uint8 or float frames.")
+            raise ValueError(f"{name} holds {clip.dtype} values, not pixels; pass uint8 or float frames.")
         clip = torch.from_numpy(clip if clip.flags.writeable and min(clip.strides, default=0) >= 0 else clip.copy())
     if not isinstance(clip, Tensor):
-        raise ValueError(f"Clip {position} is a {type(clip).__name__}; pass frames or a path.")
+        raise ValueError(f"{name} is a {type(clip).__name__}; pass frames or a path.")
     if clip.numel() == 0:
-        raise ValueError(f"Clip {position} has shape {tuple(clip.shape)}: no pixels. Pass at least one frame.")
+        raise ValueError(f"{name} has shape {tuple(clip.shape)}: no pixels. Pass at least one frame.")
     if clip.ndim == 2:
         return clip[None, None]
     if clip.ndim == 3 and layout is None and not is_single_frame(clip):
@@ -471,15 +457,13 @@ def _as_clip(clip: Any, position: int, layout: Any) -> Tensor:
     if clip.ndim == 3:
         clip = clip.unsqueeze(0)
     if clip.ndim != 4:
-        raise ValueError(f"Clip {position} has shape {tuple(clip.shape)}; expected (T, H, W, C) or (T, C, H, W).")
+        raise ValueError(f"{name} has shape {tuple(clip.shape)}; expected (T, H, W, C) or (T, C, H, W).")
     if layout is None:
         layout = ChannelDimension.FIRST if clip.shape[1] in _CHANNELS else ChannelDimension.LAST
     if ChannelDimension(layout) == ChannelDimension.LAST:
         clip = clip.permute(0, 3, 1, 2)
     if clip.shape[1] not in _CHANNELS:
-        raise ValueError(
-            f"Clip {position} has {clip.shape[1]} channels; expected 1, 3 or 4 as (T, H, W, C) or (T, C, H, W)."
-        )
+        raise ValueError(f"{name} has {clip.shape[1]} channels; expected 1, 3 or 4 as (T, H, W, C) or (T, C, H, W).")
     return clip
 
 
@@ -490,7 +474,7 @@ def _to_rgb(frames: Tensor) -> Tensor:
     return frames[:, :3] if frames.shape[1] == 4 else frames
 
 
-def _to_grey_levels(frames: Tensor, position: int, do_rescale: bool) -> Tensor:
+def _to_grey_levels(frames: Tensor, name: str, do_rescale: bool) -> Tensor:
     """Frames as uint8, or unchanged floats where the caller scales them himself (`do_rescale=False`)."""
     if frames.dtype == torch.uint8:
         return frames
@@ -500,7 +484,7 @@ def _to_grey_levels(frames: Tensor, position: int, do_rescale: bool) -> Tensor:
     # Written so that a NaN fails too.
     if not (lowest >= 0.0 and highest <= 255.0):
         raise ValueError(
-            f"Clip {position} has {frames.dtype} pixels from {lowest:g} to {highest:g}; expected [0, 255] or [0, 1]. "
+            f"{name} has {frames.dtype} pixels from {lowest:g} to {highest:g}; expected [0, 255] or [0, 1]. "
             "If the frames are normalised already, pass them to the model directly."
         )
     levels = frames.to(torch.float32)
@@ -516,4 +500,5 @@ __all__ = [
     "is_single_frame",
     "pad_clips",
     "split_clips",
+    "split_frames",
 ]
