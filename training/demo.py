@@ -24,7 +24,7 @@ from rich.table import Table
 from transformers import AutoModel, AutoProcessor
 
 from cavmae_sync_hf.inference.localize import localize
-from cavmae_sync_hf.inference.overlay import draw_strip
+from cavmae_sync_hf.inference.plots import draw_strip
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402

@@ -30,7 +30,7 @@ from cavmae_sync_hf.evaluation.clips import fit_processor
 from cavmae_sync_hf.evaluation.localization import sounding_boxes
 from cavmae_sync_hf.evaluation.protocols import RETRIEVAL_PROTOCOLS, SyncProtocol
 from cavmae_sync_hf.inference.loading import load_model
-from cavmae_sync_hf.inference.occlusion import occlusion_maps
+from cavmae_sync_hf.inference.localize import occlusion_maps
 from cavmae_sync_hf.metrics.localization import boxes_in_view, localization_metrics, pointing_accuracy
 from cavmae_sync_hf.provenance import checkpoint_record
 from cavmae_sync_hf.syncworld import make_world, read_truth

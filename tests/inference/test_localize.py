@@ -18,9 +18,8 @@ from cavmae_sync_hf import (
     MissingTrackError,
     decode_media,
 )
-from cavmae_sync_hf.inference.localize import View, localize
-from cavmae_sync_hf.inference.occlusion import default_block, occlusion_maps
-from cavmae_sync_hf.inference.overlay import (
+from cavmae_sync_hf.inference.localize import View, default_block, localize, occlusion_maps
+from cavmae_sync_hf.inference.plots import (
     blend,
     draw_spectrogram,
     draw_strip,
@@ -28,7 +27,7 @@ from cavmae_sync_hf.inference.overlay import (
     overlay_frames,
     ticks,
 )
-from cavmae_sync_hf.inference.overlay_video import write_overlay_video
+from cavmae_sync_hf.inference.video_overlay import write_overlay_video
 from cavmae_sync_hf.model.media_cavmae_sync import probe_media
 from helpers.clips import noise, onset, tone, write_click_and_flash, write_clip
 from helpers.telling_models import ColourModel
@@ -139,7 +138,7 @@ def test_occlusion__works_in_small_batches(pair, monkeypatch):
     queries = torch.randn(1, 5, 32)
     whole = occlusion_maps(pair[0], "video", images, queries)
 
-    monkeypatch.setattr("cavmae_sync_hf.inference.occlusion._SAMPLES_AT_A_TIME", 3)
+    monkeypatch.setattr("cavmae_sync_hf.inference.localize._SAMPLES_AT_A_TIME", 3)
 
     torch.testing.assert_close(occlusion_maps(pair[0], "video", images, queries), whole)
 
@@ -257,7 +256,7 @@ def test_localize__sound_that_ends_leaves_maps_empty(pair, film):
 
     assert result.present[:2].all() and not result.present[6:].any()
     assert (result.video_maps[6:] == 0).all() and np.isnan(result.peaks()[6:]).all()
-    assert any("lack sound or picture" in remark for remark in result.remarks)
+    assert any("lack audio or video" in remark for remark in result.remarks)
     entry = json.loads(json.dumps(result.to_dict(), allow_nan=False))["moments"][-1]
     assert entry["peak"] is None and entry["similarity"] is None
 

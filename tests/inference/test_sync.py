@@ -8,13 +8,12 @@ import pytest
 import torch
 
 from cavmae_sync_hf import CavMaeSyncModel, CavMaeSyncProcessor, InferenceError, MediaError, MissingTrackError
+from cavmae_sync_hf.data.sync_list import read_sync_list
 from cavmae_sync_hf.files import file_stem, whole_file
 from cavmae_sync_hf.inference import sync as room
-from cavmae_sync_hf.inference.labelled_films import read_labelled_films
-from cavmae_sync_hf.inference.sync import detection_figures, measure_sync, score_alignment, sync_from_embeddings
-from cavmae_sync_hf.inference.sync_band import Band, Outline, band_contrast, shift_test
-from cavmae_sync_hf.inference.sync_offset import find_offset
-from cavmae_sync_hf.inference.timeline import draw_timeline
+from cavmae_sync_hf.inference.plots import draw_timeline
+from cavmae_sync_hf.inference.sync import detection_metrics, measure_sync, score_alignment, sync_from_embeddings
+from cavmae_sync_hf.inference.sync_band import Band, Outline, band_contrast, find_offset, shift_test
 from cavmae_sync_hf.metrics.synchrony import estimate_offset
 from helpers.clips import noise, write_clip
 from helpers.telling_models import RATE, SECONDS, brighter, ramp_film, ramp_pair, rising_tone
@@ -240,7 +239,7 @@ def test_measure__sound_that_ends_early_is_absent_afterwards(pair, films):
     # The windows of 0.48 s reach a little beyond the end.
     present = np.isfinite(result.scores)
     assert present[:30].all() and not present[33:].any()
-    assert any("lack sound or picture" in remark for remark in result.remarks)
+    assert any("lack audio or video" in remark for remark in result.remarks)
     assert result.offset == pytest.approx(0.0, abs=0.06)
 
 
@@ -250,7 +249,7 @@ def test_measure__silence_gives_no_offset(pair, tmp_path):
     result = measure_sync(*pair, film)
 
     assert result.offset is None and result.confidence == 0.0 and result.interval is None
-    assert any(remark.startswith("The sound does not change") for remark in result.remarks)
+    assert any(remark.startswith("The audio does not change") for remark in result.remarks)
 
 
 def test_measure__stills_give_no_offset(pair, tmp_path):
@@ -259,7 +258,7 @@ def test_measure__stills_give_no_offset(pair, tmp_path):
     result = measure_sync(*pair, film)
 
     assert result.offset is None
-    assert any(remark.startswith("The picture does not change") for remark in result.remarks)
+    assert any(remark.startswith("The video does not change") for remark in result.remarks)
 
 
 def test_measure__states_the_distance_of_frames_where_that_is_coarser(pair, tmp_path):
@@ -369,9 +368,9 @@ def test_score_alignment__means_over_films(pair, films):
     worse = score_alignment(*pair, [films[0.5], films[-0.7]], hop=0.2)
 
     assert scores.score > worse.score + 0.3 and scores.contrast > worse.contrast
-    assert len(scores.films) == 2 and scores.standard_error < 0.05
+    assert len(scores.videos) == 2 and scores.standard_error < 0.05
     assert json.loads(json.dumps(scores.to_dict()))["protocol"] == scores.protocol
-    with pytest.raises(InferenceError, match="no films"):
+    with pytest.raises(InferenceError, match="no videos"):
         score_alignment(*pair, [])
 
 
@@ -383,12 +382,12 @@ def test_join__refuses_different_protocols(pair, films):
 def test_detection__tells_films_in_sync(pair, films):
     results = [measure_sync(*pair, films[late], hop=0.2) for late in (0.0, 0.5, -0.7)]
 
-    figures = detection_figures(results, [True, False, False])
+    figures = detection_metrics(results, [True, False, False])
 
     assert set(figures) == set(room.SYNC_SCORES)
     assert all(figure == {"auc": 1.0, "equal_error_rate": 0.0} for figure in figures.values())
     with pytest.raises(InferenceError, match="both kinds"):
-        detection_figures(results, [True, True, True])
+        detection_metrics(results, [True, True, True])
     with pytest.raises(InferenceError, match="nonsense"):
         results[0].score("nonsense")
 
@@ -463,7 +462,7 @@ def test_labelled_films__are_read_with_their_sound(tmp_path):
     table = tmp_path / "list.csv"
     table.write_text("path,label,audio\na.mp4,1,\nsub/b.mp4,fake,b.wav\n")
 
-    first, second = read_labelled_films(table)
+    first, second = read_sync_list(table)
 
     assert first.in_sync and first.audio is None and first.video == str(tmp_path / "a.mp4")
     assert not second.in_sync and second.audio == str(tmp_path / "b.wav")
@@ -483,14 +482,14 @@ def test_labelled_films__that_cannot_be_understood(tmp_path, text, options, word
     table.write_text(text)
 
     with pytest.raises(ValueError, match=words):
-        read_labelled_films(table, options)
+        read_sync_list(table, options)
 
 
 def test_labelled_films__own_words(tmp_path):
     table = tmp_path / "list.csv"
     table.write_text("path,label\na.mp4,good\nb.mp4,bad\n")
 
-    assert [film.in_sync for film in read_labelled_films(table, ["Good"])] == [True, False]
+    assert [film.in_sync for film in read_sync_list(table, ["Good"])] == [True, False]
 
 
 def test_stream__another_sound_track_must_be_one(pair, films):

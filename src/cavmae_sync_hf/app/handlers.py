@@ -145,8 +145,8 @@ class Desk:
 
     def measure(self, visitor: str, turn: Any, progress: Progress | None = None) -> View:
         """Synchrony of the clip."""
+        from ..inference.plots import draw_timeline
         from ..inference.sync import measure_sync
-        from ..inference.timeline import draw_timeline
 
         def work(session: Session, clip: Clip, tell: Progress) -> View:
             hop = _FINE_HOP * max(1, math.ceil(clip.seconds / _FINE_SECONDS))
@@ -179,7 +179,7 @@ class Desk:
     def locate(self, visitor: str, turn: Any, progress: Progress | None = None) -> View:
         """Where in the picture the sound is."""
         from ..inference.localize import localize
-        from ..inference.overlay import draw_spectrogram, draw_strip
+        from ..inference.plots import draw_spectrogram, draw_strip
 
         def work(session: Session, clip: Clip, tell: Progress) -> View:
             plan = self.engine.map_plan(clip.seconds)
@@ -216,7 +216,7 @@ class Desk:
 
     def film(self, visitor: str, turn: Any, progress: Progress | None = None) -> View:
         """The clip as a film with the sound's place drawn in."""
-        from ..inference.overlay_video import write_overlay_video
+        from ..inference.video_overlay import write_overlay_video
 
         def work(session: Session, clip: Clip, tell: Progress) -> View:
             found = session.state.get("found")

@@ -143,9 +143,9 @@ def _films(
     if labels is None:
         sounds: list[str | None] = list(audio) if audio else [None] * len(videos or [])
         return list(zip(videos or [], sounds, strict=True)), None
-    from ..inference.labelled_films import read_labelled_films
+    from ..data.sync_list import read_sync_list
 
-    listed = read_labelled_films(labels, in_sync or ())
+    listed = read_sync_list(labels, in_sync or ())
     return [(item.video, item.audio) for item in listed], [item.in_sync for item in listed]
 
 
@@ -181,7 +181,7 @@ class _SyncWriter:
         self.taken: set[str] = set()
         # Before the first film is measured, not after it.
         _check_folder(folder)
-        from ..inference.timeline import require_matplotlib
+        from ..inference.plots import require_matplotlib
 
         require_matplotlib()
 
@@ -189,7 +189,7 @@ class _SyncWriter:
         import numpy as np
 
         from ..files import file_stem, whole_file
-        from ..inference.timeline import draw_timeline
+        from ..inference.plots import draw_timeline
 
         stem = file_stem(result.source, self.taken)
         picture, figures, arrays = (self.folder / f"{stem}.sync.{suffix}" for suffix in ("png", "json", "npz"))
@@ -211,8 +211,8 @@ def _write_localization(
     import numpy as np
 
     from ..files import file_stem, whole_file
-    from ..inference.overlay import draw_spectrogram, draw_strip
-    from ..inference.overlay_video import write_overlay_video
+    from ..inference.plots import draw_spectrogram, draw_strip
+    from ..inference.video_overlay import write_overlay_video
 
     _check_folder(folder)
     stem = file_stem(found.source, set())
@@ -236,16 +236,16 @@ def _write_localization(
 
 def _summary(results: dict[int, Any], truths: list[bool] | None) -> dict[str, Any]:
     """What can be said of a set of films."""
-    from ..inference.sync import detection_figures, join_scores
+    from ..inference.sync import detection_metrics, join_scores
 
     films = list(results.values())
     summary: dict[str, Any] = {}
     if len(films) > 1:
         joined = join_scores(films).to_dict()
-        summary["alignment"] = {key: value for key, value in joined.items() if key != "films"}
+        summary["alignment"] = {key: value for key, value in joined.items() if key != "videos"}
     if truths is not None:
         try:
-            summary["detection"] = detection_figures(films, [truths[number] for number in results])
+            summary["detection"] = detection_metrics(films, [truths[number] for number in results])
         except InferenceError as error:
             summary["detection"] = None
             terminal.errors.print(f"[yellow]{escape(str(error))}[/yellow]", highlight=False, soft_wrap=True)

@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ..data.tables import MEDIA_SUFFIXES
-from ..inference.occlusion import occlusion_maps
+from ..inference.localize import occlusion_maps
 from ..metrics.localization import (
     boxes_in_view,
     localization_metrics,

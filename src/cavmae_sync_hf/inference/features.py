@@ -12,7 +12,8 @@ A *moment* is a frame and the window of audio around it. Its vectors have names:
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -28,8 +29,10 @@ __all__ = [
     "Embedder",
     "Feature",
     "MomentFeatures",
+    "check_towers",
     "choose_features",
     "encode_moments",
+    "evaluating",
     "move_inputs",
 ]
 
@@ -168,6 +171,24 @@ def _feature(name: str, config: CavMaeSyncConfig, last: int) -> Feature:
             f"the {config.modality} tower alone; leave it out or load a model with both."
         )
     return feature
+
+
+def check_towers(model: Any) -> None:
+    """Refuse models that cannot compare audio and video."""
+    modality = getattr(getattr(model, "config", None), "modality", "multimodal")
+    if modality != "multimodal":
+        raise InferenceError(f"The model has the {modality} tower alone; comparing audio and video needs both.")
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode for a while."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def move_inputs(inputs: Mapping[str, Any], model: Any) -> dict[str, Tensor]:

@@ -1,14 +1,19 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""Where in the picture is the sound, and when and at which pitch in the sound is the picture?
+"""Where in the frame the sounding object is, and when and at which pitch in the audio the frame's content is.
 
-`localize` gives both maps for every moment of a film. By default a patch's value is how far the similarity falls
-without the patch and its neighbours (`occlusion`); the plain cosine of patch embeddings, `"cosine"`, is faster by the
-number of patches and points far less well.
+`localize` gives both maps for every moment of a video. By default a patch's value is how far the similarity falls
+without the patch and its neighbours (`occlusion_maps`). Parts of a frame are left out: the tower does not get their
+tokens, as in the pretraining of a masked autoencoder, so the model is used as it was trained and no grey box has to
+stand for nothing. Parts of an audio window are made silent, since for audio there is a nothing, and a gap between two
+sounds must not count for being left out. The plain cosine of patch embeddings, `"cosine"`, is faster by the number of
+patches and points far less well.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -19,25 +24,32 @@ from ..model.alignment_cavmae_sync import FRAMES_PER_SECOND, view_of
 from ..model.errors_cavmae_sync import InferenceError
 from ..model.feature_extraction_cavmae_sync import SILENCE
 from ..model.media_cavmae_sync import decode_media
+from ..model.modeling_cavmae_sync import CavMaeSyncModel, CavMaeSyncPreTrainedModel, select_distinct
+from ..model.processing_cavmae_sync import CavMaeSyncProcessor
+from ..model.video_processing_cavmae_sync import CavMaeSyncVideoProcessor
 from ..provenance import model_fingerprint
-from .occlusion import default_block, occlusion_maps
-from .sync import Progress, check_towers, evaluating, source_name, track_seconds
+from .features import check_towers, evaluating, move_inputs
+from .moments import MediaSpan, Progress, read_ahead, read_moments, report_seconds, source_name
 
-__all__ = ["METHODS", "LocalizationResult", "View", "localize"]
+__all__ = ["METHODS", "LocalizationResult", "View", "default_block", "localize", "occlusion_maps"]
 
 METHODS = ("occlusion", "cosine")
 DEFAULT_FPS = 5.0
-# Columns of the stored spectrogram are the highest of so many of its frames: 20 ms, enough for a picture of it.
+# Columns of the stored spectrogram are the highest of so many of its frames: 20 ms, enough for a plot of it.
 _POOLED_FRAMES = 2
+# Grids of more patches are asked at every second patch: the time grows with the square of their number.
+_LARGE_GRID = 100
+_SMALLEST_BLOCK = 3
+_SAMPLES_AT_A_TIME = 128
 
 
 @dataclass(frozen=True)
 class View:
-    """Which part of a film's upright picture the model sees.
+    """Which part of a video's upright frame the model sees.
 
     Attributes:
-        width, height: Of the whole picture, pixels.
-        box: `(x0, y0, x1, y1)` of the part that is seen, pixels of the whole picture.
+        width, height: Of the whole frame, pixels.
+        box: `(x0, y0, x1, y1)` of the part that is seen, pixels of the whole frame.
     """
 
     width: int
@@ -45,8 +57,8 @@ class View:
     box: tuple[float, float, float, float]
 
     @classmethod
-    def of(cls, height: int, width: int, video_processor: Any) -> "View":
-        """The view of a picture of so many pixels: resized by its shorter side, then cropped in the centre."""
+    def of(cls, height: int, width: int, video_processor: CavMaeSyncVideoProcessor) -> "View":
+        """The view of a frame of so many pixels: resized by its shorter side, then cropped in the centre."""
         short = video_processor.size.get("shortest_edge")
         if short is None or not video_processor.do_center_crop:
             return cls(width, height, (0.0, 0.0, float(width), float(height)))
@@ -55,34 +67,34 @@ class View:
 
     @property
     def region(self) -> tuple[float, float, float, float]:
-        """`box` as shares 0 to 1 of the whole picture."""
+        """`box` as shares 0 to 1 of the whole frame."""
         x0, y0, x1, y1 = self.box
         return x0 / self.width, y0 / self.height, x1 / self.width, y1 / self.height
 
 
 @dataclass
 class LocalizationResult:
-    """Maps of both directions for every moment. Times are seconds of the film's file.
+    """Maps of both directions for every moment. Times are seconds of the video's file.
 
     Attributes:
-        source: Name of the film.
-        audio_source: Name of its sound track, where that is another file.
+        source: Name of the video.
+        audio_source: Name of its audio track, where that is another file.
         times: When each moment's frame is on screen, `(moments,)`.
-        window_times: Start and end of each moment's window of sound, `(moments, 2)`.
-        present: Whether a moment has both sound and picture, `(moments,)`; maps of others are 0.
-        similarity: Cosine of each moment's sound and picture, `(moments,)`; NaN where one is absent.
-        video_maps: Where in the picture the sound is, `(moments, rows, columns)` float32, top to bottom. By occlusion:
-            fall of the cosine; above 0 speaks for the sound.
-        audio_maps: When and at which pitch in its window the picture is, `(moments, rows, columns)` float32, low to
-            high mel and earlier to later.
+        window_times: Start and end of each moment's audio window, `(moments, 2)`.
+        present: Whether a moment has both audio and video, `(moments,)`; maps of others are 0.
+        similarity: Cosine of each moment's audio and frame, `(moments,)`; NaN where one is absent.
+        video_maps: Where in the frame the sounding object is, `(moments, rows, columns)` float32, top to bottom. By
+            occlusion: fall of the cosine; above 0 speaks for the audio.
+        audio_maps: When and at which pitch in its window the frame's content is, `(moments, rows, columns)` float32,
+            low to high mel and earlier to later.
         spectrogram: Log-mel of the span as the model sees it, `(mel bins, columns)` float16; the columns are
             `spectrogram_step` seconds each, from `spectrogram_start` on.
-        view: Which part of the picture the maps cover.
+        view: Which part of the frame the maps cover.
         fps: Moments per second.
         method: `"occlusion"` or `"cosine"`.
         settings: What else the maps depend on: the block left out, the model's fingerprint.
-        channel: Which channel of the sound was heard.
-        span: Where in the film this starts and ends, seconds, as it was asked for.
+        channel: Which channel of the audio was heard.
+        span: Where in the video this starts and ends, seconds, as it was asked for.
         remarks: What a reader should know.
     """
 
@@ -107,11 +119,11 @@ class LocalizationResult:
 
     @property
     def region(self) -> tuple[float, float, float, float]:
-        """Left, top, right and bottom of what the maps cover, as shares 0 to 1 of the whole picture."""
+        """Left, top, right and bottom of what the maps cover, as shares 0 to 1 of the whole frame."""
         return self.view.region
 
     def peaks(self) -> np.ndarray:
-        """Where each moment's sound is, `(moments, 2)`: x and y as shares 0 to 1 of the whole picture; NaN if absent.
+        """Where each moment's sounding object is, `(moments, 2)`: x, y as shares 0 to 1 of the frame; NaN if absent.
 
         That is the centre of the highest patch.
         """
@@ -129,7 +141,7 @@ class LocalizationResult:
             threshold: Share of the map's range above which a patch belongs to it.
 
         Returns:
-            `[x0, y0, x1, y1]` in pixels of the whole picture; NaN if absent.
+            `[x0, y0, x1, y1]` in pixels of the whole frame; NaN if absent.
         """
         rows, columns = self.video_maps.shape[1:]
         x0, y0, x1, y1 = self.view.box
@@ -138,7 +150,7 @@ class LocalizationResult:
         return np.where(self.present[:, None], found * scale + np.array([x0, y0] * 2), np.nan)
 
     def heat(self, which: Literal["video", "audio"] = "video") -> np.ndarray:
-        """The maps as pictures show them, of the maps' shape, -1 to 1: 0 and below is cold, 1 hottest; absent ones 0.
+        """The maps as plots show them, of the maps' shape, -1 to 1: 0 and below is cold, 1 hottest; absent ones 0.
 
         Every moment's peak is hottest, unless it lies below half of what most moments' peaks reach: a moment at which
         nothing stands out stays cooler.
@@ -178,8 +190,8 @@ class LocalizationResult:
 
 
 def localize(
-    model: Any,
-    processor: Any,
+    model: CavMaeSyncPreTrainedModel,
+    processor: CavMaeSyncProcessor,
     video: Any,
     audio: Any = None,
     *,
@@ -195,22 +207,22 @@ def localize(
     fingerprint: str | None = None,
     progress: Progress | None = None,
 ) -> LocalizationResult:
-    """Find where in the picture a film's sound is, and where in the sound its picture, moment by moment.
+    """Find where in the frame a video's sounding object is, and where in the audio it is heard, moment by moment.
 
-    A sound is compared by what sets it apart from silence: the difference of its embedding and that of a silent
-    window. A picture is compared as it is.
+    Audio is compared by what sets it apart from silence: the difference of its embedding and that of a silent
+    window. A frame is compared as it is.
 
     Args:
-        model: A `CavMaeSyncModel` with both towers, as `load_model(name, modalities="both")` gives it.
+        model: A model with both towers, as `load_model(name, modalities="both")` gives it.
         processor: Its processor.
         video: Path, address, bytes or file object.
-        audio: Another sound track for it, a file or waveform, whose time 0 is the film's. Default: the film's own.
+        audio: Another audio track for it, a file or waveform, whose time 0 is the video's. Default: the video's own.
         sampling_rate: Of a waveform in `audio`, Hz.
-        start: Where in the film to start, seconds.
+        start: Where in the video to start, seconds.
         end: Where to end, seconds.
         fps: Moments per second.
         method: `"occlusion"`, which runs the towers once for every patch, or `"cosine"` of the final patches.
-        block: Rows and columns of picture patches that are left out together, odd; see `default_block`.
+        block: Rows and columns of frame patches that are left out together, odd; see `default_block`.
         stride: Patches from one place that is tried to the next; see `occlusion_maps`.
         batch_size: Moments decoded at a time.
         damaged: `"keep"` uses what can be decoded of truncated and corrupt files.
@@ -221,31 +233,32 @@ def localize(
         A `LocalizationResult`.
 
     Raises:
-        InferenceError: An argument cannot work, or no moment has both sound and picture.
-        InferenceError: The model has one tower.
-        MediaError: The film or its sound cannot be read.
+        InferenceError: The model has one tower, an argument cannot work, or no moment has both audio and video.
+        MediaError: The video or its audio cannot be read.
     """
     check_towers(model)
     if method not in METHODS:
         raise InferenceError(f"There is no method {method!r}; use {' or '.join(METHODS)}.")
     if not (math.isfinite(fps) and fps > 0 and batch_size >= 1):
         raise InferenceError(f"fps is {fps} and batch_size {batch_size}; both must be above 0.")
-    base = getattr(model, "base_model", model)
-    mapper = _Mapper(base, processor, method, block, stride)
+    base = cast(CavMaeSyncModel, model.base_model)
+    mapper = _Mapper(base, processor, method=method, block=block, stride=stride)
     parts: list[dict[str, np.ndarray]] = []
     canvas = _Canvas(start or 0.0)
+    span = MediaSpan(video, audio=audio, sampling_rate=sampling_rate, start=start, end=end)
     with evaluating(base):
-        chunks = processor.stream(
-            video, hop=1 / fps, num_frames=batch_size, start=start, end=end, damaged=damaged, audio=audio,
-            sampling_rate=sampling_rate, device=base.device,
-        )  # fmt: skip
-        for inputs in track_seconds(chunks, video, start, end, progress):
+        read = partial(
+            read_moments, processor, hop=1 / fps, num_frames=batch_size, damaged=damaged, device=base.device
+        )
+        show = report_seconds(progress, span)
+        for inputs in (inputs for _, chunks in read_ahead([span], read) for inputs in chunks):
             parts.append(mapper(inputs))
             canvas.add(inputs["input_values"][0], inputs["window_times"][0])
+            show(float(inputs["frame_times"][0, -1]))
     values = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     source = source_name(video)
     if not values["present"].any():
-        raise InferenceError(f"{source}: no moment has both sound and picture; name another span or film.")
+        raise InferenceError(f"{source}: no moment has both audio and video; name another span or video.")
     settings = {**mapper.settings(), "model": (fingerprint or model_fingerprint(base, processor))[:16]}
     return LocalizationResult(
         source=source,
@@ -268,7 +281,13 @@ class _Mapper:
     """Makes the maps of a chunk of moments."""
 
     def __init__(
-        self, model: Any, processor: Any, method: str, block: tuple[int, int] | None, stride: int | None
+        self,
+        model: CavMaeSyncModel,
+        processor: CavMaeSyncProcessor,
+        *,
+        method: str,
+        block: tuple[int, int] | None,
+        stride: int | None,
     ) -> None:
         self.model, self.method, self.block, self.stride = model, method, block, stride
         extractor = processor.feature_extractor
@@ -277,15 +296,12 @@ class _Mapper:
         self._silence: Tensor | None = None
 
     @torch.no_grad()
-    def __call__(self, inputs: Any) -> dict[str, np.ndarray]:
+    def __call__(self, inputs: dict[str, Tensor]) -> dict[str, np.ndarray]:
         model = self.model
-        sounds = inputs["input_values"].to(model.device, model.dtype)
-        pictures = inputs["pixel_values_videos"].to(model.device, model.dtype)
-        heard = inputs["padding_mask"].to(model.device)
-        seen = inputs.get("padding_mask_videos")
-        seen = torch.ones_like(heard) if seen is None else seen.to(model.device)
-        output = model(pixel_values_videos=pictures, input_values=sounds, padding_mask=heard, padding_mask_videos=seen)
-        both = heard & seen
+        moved = move_inputs(inputs, model)
+        moved.setdefault("padding_mask_videos", torch.ones_like(moved["padding_mask"]))
+        output = model(**moved)
+        both = moved["padding_mask"] & moved["padding_mask_videos"]
         if self.method == "cosine":
             video_maps = patch_maps(output.audio_embeds, output.video_patch_embeds, model.config.video_grid)
             audio_maps = patch_maps(output.video_embeds, output.audio_patch_embeds, model.config.audio_grid)
@@ -295,12 +311,13 @@ class _Mapper:
                 window = self.silent_window.to(model.device, model.dtype)
                 self._silence = model.get_audio_features(window).audio_embeds[0, 0]
             video_maps = occlusion_maps(
-                model, "video", pictures, output.audio_embeds - self._silence, both, block=self.block,
-                stride=self.stride,
+                model, "video", moved["pixel_values_videos"], output.audio_embeds - self._silence, both,
+                block=self.block, stride=self.stride,
             )  # fmt: skip
             audio_maps = occlusion_maps(
-                model, "audio", sounds, output.video_embeds, both, stride=self.stride, fill=self.floor
-            )
+                model, "audio", moved["input_values"], output.video_embeds, both,
+                stride=self.stride, fill=self.floor,
+            )  # fmt: skip
         similarity = output.similarity[0].diagonal().float().masked_fill(~both[0], torch.nan)
         return {
             "times": inputs["frame_times"][0].numpy(),
@@ -318,15 +335,15 @@ class _Mapper:
         config = self.model.config
         video = self.block or default_block(config.video_grid)
         return {"video_block": list(video), "audio_block": list(default_block(config.audio_grid)),
-                "sound_against": "silence"}  # fmt: skip
+                "audio_against": "silence"}  # fmt: skip
 
 
 class _Canvas:
-    """Puts a film's spectrogram together from its windows, which overlap."""
+    """Puts a video's spectrogram together from its windows, which overlap."""
 
     def __init__(self, start: float) -> None:
         self.first = round(start * FRAMES_PER_SECOND)
-        self.reached = self.first  # spectrogram frame of the film up to which there are pieces
+        self.reached = self.first  # spectrogram frame of the video up to which there are pieces
         self.pieces: list[np.ndarray] = []
 
     def add(self, windows: Tensor, window_times: Tensor) -> None:
@@ -346,8 +363,8 @@ class _Canvas:
         return whole[:count].reshape(-1, _POOLED_FRAMES, whole.shape[1]).max(axis=1).T
 
 
-def _view(video: Any, time: float, processor: Any, damaged: Any) -> View:
-    """The view, from one decoded frame: headers do not tell the size of a rotated picture."""
+def _view(video: Any, time: float, processor: CavMaeSyncProcessor, damaged: str) -> View:
+    """The view, from one decoded frame: headers do not tell the size of a rotated video."""
     media = decode_media(video, num_frames=1, start=max(0.0, time - 0.05), end=time + 2.0, want_audio=False,
                          damaged=damaged, alignment="time")  # fmt: skip
     assert media.frames is not None  # want_video makes its absence an error
@@ -358,8 +375,129 @@ def _remarks(values: dict[str, np.ndarray], method: str) -> list[str]:
     remarks = []
     absent = int((~values["present"]).sum())
     if absent:
-        remarks.append(f"{absent} of {len(values['present'])} moments lack sound or picture; their maps are empty.")
+        remarks.append(f"{absent} of {len(values['present'])} moments lack audio or video; their maps are empty.")
     peaks = values["video_maps"][values["present"]].max(axis=(1, 2))
     if method == "occlusion" and float(peaks.max()) < 0.01:
-        remarks.append("Leaving out parts of the picture hardly changes how the sound fits; the maps mean little.")
+        remarks.append("Leaving out parts of the frame hardly changes how the audio fits; the maps mean little.")
     return remarks
+
+
+def default_block(grid: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns left out together: about a quarter of each side, odd, at least 3."""
+    rows, columns = (max(_SMALLEST_BLOCK, 2 * round((side / 4 - 1) / 2) + 1) for side in grid)
+    return rows, columns
+
+
+@torch.no_grad()
+def occlusion_maps(
+    model: CavMaeSyncModel,
+    modality: str,
+    inputs: Tensor,
+    queries: Tensor,
+    present: Tensor | None = None,
+    *,
+    block: tuple[int, int] | None = None,
+    stride: int | None = None,
+    fill: float | None = None,
+) -> Tensor:
+    """How far the similarity with a query falls where a part is left out.
+
+    Args:
+        model: A `CavMaeSyncModel` in evaluation mode.
+        modality: Whose parts are left out, `"audio"` or `"video"`.
+        inputs: `input_values` or `pixel_values_videos` of the model.
+        queries: What is compared with, `(batch, frames, hidden)`; embeddings or differences of them.
+        present: False for absent windows or frames, `(batch, frames)`; their maps are 0.
+        block: Rows and columns of patches that are left out together, odd; see `default_block`.
+        stride: Patches from one place that is tried to the next; between them the map is interpolated. Default: 1 for
+            small grids, 2 for others.
+        fill: Value that replaces a part in the input; `None` leaves its tokens out.
+
+    Returns:
+        `(batch, frames, rows, columns)` float32 in units of the cosine: the fall of `embedding . query` when the block
+        around the patch is left out; at the borders the block is cut. Positive where the part speaks for the query.
+    """
+    images = model.as_images(modality, inputs)
+    size = model.config.patch_size
+    grid = (images.shape[-2] // size, images.shape[-1] // size)
+    height, width = block or default_block(grid)
+    step = stride or (1 if grid[0] * grid[1] <= _LARGE_GRID else 2)
+    rows, columns = _places(grid[0], step), _places(grid[1], step)
+    kept = [_without(grid, (row, column), (height, width)) for row in rows for column in columns]
+    encode = partial(_embed_parts, model, modality) if fill is None else partial(_embed_filled, model, modality, fill)
+    distinct, places = select_distinct(images, present, model.config.deduplicate_windows)
+    falls = _embed(model, modality, distinct).unsqueeze(1) - encode(distinct, kept)
+    wanted = queries.flatten(0, 1).to(falls)
+    values = torch.einsum("mph,mh->mp", falls if places is None else falls[places], wanted)
+    maps = values.unflatten(1, (len(rows), len(columns)))
+    maps = _spread(grid[0], rows).to(maps) @ maps @ _spread(grid[1], columns).to(maps).T
+    maps = maps.unflatten(0, queries.shape[:2])
+    return maps if present is None else maps * present[..., None, None].to(maps)
+
+
+def _without(grid: tuple[int, int], patch: tuple[int, int], block: tuple[int, int]) -> Tensor:
+    """Which patches lie outside the block around a patch, bool `(rows, columns)`."""
+    mask = torch.ones(grid, dtype=torch.bool)
+    height, width = block
+    top, left = patch[0] - height // 2, patch[1] - width // 2
+    mask[max(0, top) : top + height, max(0, left) : left + width] = False
+    if not mask.any():
+        raise InferenceError(
+            f"A block of {height} x {width} patches covers the whole grid of {grid[0]} x {grid[1]}; lower `block`."
+        )
+    return mask
+
+
+def _embed_parts(model: CavMaeSyncModel, modality: str, images: Tensor, kept: list[Tensor]) -> Tensor:
+    """Embeddings `(samples, parts, hidden)` of images of which each part keeps only some patches."""
+    ids = [mask.flatten().nonzero()[:, 0] for mask in kept]
+    result = images.new_empty(len(images), len(kept), model.config.hidden_size, dtype=torch.float32)
+    # Blocks cut at the border leave more patches: what keeps equally many goes through the tower together.
+    for length in {len(part) for part in ids}:
+        parts = torch.tensor([number for number, part in enumerate(ids) if len(part) == length])
+        chosen = torch.stack([ids[number] for number in parts.tolist()]).to(images.device)
+        for samples, places in _pairs(len(images), len(parts), images.device):
+            result[samples, parts.to(images.device)[places]] = _embed(model, modality, images[samples], chosen[places])
+    return result
+
+
+def _embed_filled(model: CavMaeSyncModel, modality: str, fill: float, images: Tensor, kept: list[Tensor]) -> Tensor:
+    """The same where what is not kept has a value instead."""
+    size = model.config.patch_size
+    masks = torch.stack(kept).to(images.device).repeat_interleave(size, 1).repeat_interleave(size, 2).unsqueeze(1)
+    result = images.new_empty(len(images), len(kept), model.config.hidden_size, dtype=torch.float32)
+    for samples, places in _pairs(len(images), len(kept), images.device):
+        filled = images[samples].masked_fill(~masks[places], fill)
+        result[samples, places] = _embed(model, modality, filled)
+    return result
+
+
+def _pairs(samples: int, parts: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """All pairs of a sample and a part, some at a time."""
+    pairs = torch.cartesian_prod(torch.arange(samples), torch.arange(parts)).view(-1, 2)
+    for some in pairs.split(_SAMPLES_AT_A_TIME):
+        yield some[:, 0].to(device), some[:, 1].to(device)
+
+
+def _embed(model: CavMaeSyncModel, modality: str, images: Tensor, ids_keep: Tensor | None = None) -> Tensor:
+    tokens = model.tower(modality)(images, ids_keep)
+    return model.separate(modality, tokens)[0].float()
+
+
+def _places(count: int, step: int) -> list[int]:
+    """Rows or columns that are tried: the first, every further step, and the last."""
+    return sorted({*range(0, count, step), count - 1})
+
+
+def _spread(count: int, places: list[int]) -> Tensor:
+    """Weights `(count, places)` that interpolate linearly between the places."""
+    weights = torch.zeros(count, len(places))
+    for index in range(count):
+        after = next(number for number, place in enumerate(places) if place >= index)
+        if places[after] == index:
+            weights[index, after] = 1.0
+            continue
+        gap = places[after] - places[after - 1]
+        weights[index, after] = (index - places[after - 1]) / gap
+        weights[index, after - 1] = (places[after] - index) / gap
+    return weights

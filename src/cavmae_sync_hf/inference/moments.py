@@ -8,10 +8,12 @@ of several short files in one batch. `read_ahead` is its first half, for what ne
 
 import contextlib
 import itertools
+import math
+import os
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic, TypeVar, cast
@@ -20,12 +22,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.sources import printable
 from ..files import usable_cores
 from ..model.errors_cavmae_sync import InferenceError
+from ..model.media_cavmae_sync import probe_media
+from ..model.media_source_cavmae_sync import describe_source
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from .features import INPUTS, Embedder, Feature, choose_features, encode_moments
 
-__all__ = ["MediaSpan", "MomentChunk", "embed_moments", "format_clock", "read_ahead", "read_moments"]
+__all__ = [
+    "MediaSpan",
+    "MomentChunk",
+    "Progress",
+    "embed_moments",
+    "format_clock",
+    "read_ahead",
+    "read_moments",
+    "report_seconds",
+    "source_name",
+]
+
+# Called with what is done, how much there is (0 where unknown) and, in some places, a remark.
+Progress = Callable[..., None]
 
 # Chunks of a file that wait for the model; each holds a few moments' pixels and spectrograms.
 _CHUNKS_AHEAD = 2
@@ -105,6 +123,7 @@ def embed_moments(
     decoders: int | None = None,
     missing: str = "error",
     damaged: str = "error",
+    want_audio: bool | None = None,
     prepare: Callable[[MediaSpan, dict[str, Any], int], Any] | None = None,
 ) -> Iterator[tuple[MediaSpan, Iterator[MomentChunk]]]:
     """Embed the moments of videos, in memory that grows neither with their number nor with their length.
@@ -131,6 +150,7 @@ def embed_moments(
         decoders: Files decoded at a time; default: one per core, at most 4.
         missing: `"error"`, or `"mask"` to mark an absent track as absent.
         damaged: `"error"`, or `"keep"` to use what can be decoded of damaged files.
+        want_audio: Whether the files' audio is decoded; default: if a feature takes it.
         prepare: Called in the decoding thread with a chunk's span, its inputs (from `read_moments`, with `"media"`,
             the decoded `MediaChunk`, where there is a `hop`) and the number of its first moment; may change the
             inputs, or leave out moments of all of them. What it gives is the chunk's `kept`.
@@ -156,7 +176,7 @@ def embed_moments(
         num_frames=num_frames,
         missing=missing,
         damaged=damaged,
-        want_audio=any(feature.needs_audio for feature in chosen),
+        want_audio=any(feature.needs_audio for feature in chosen) if want_audio is None else want_audio,
         want_video=any(feature.needs_video for feature in chosen),
         device=None if device is None or device.type == "cpu" else device,
     )
@@ -229,6 +249,30 @@ def read_moments(
         if name in inputs:
             inputs[name] = inputs[name] + (span.start or 0.0)
     yield inputs
+
+
+def source_name(source: Any) -> str:
+    """What a video or an audio track is called in results and messages."""
+    is_waveform = isinstance(source, np.ndarray | torch.Tensor | list | tuple)
+    if is_waveform or (isinstance(source, Mapping) and source.get("array") is not None):
+        return "a waveform"
+    return printable(describe_source(source))
+
+
+def report_seconds(progress: Progress | None, span: MediaSpan) -> Callable[[float], None]:
+    """A function of the time reached, seconds of the file, that tells `progress` the seconds done and in all."""
+    if progress is None:
+        return lambda _: None
+    begin, total = span.start or 0.0, 0
+    if isinstance(span.media, str | bytes | os.PathLike):
+        duration = probe_media(span.media).duration
+        total = math.ceil(max(0.0, min(duration or 0.0, span.end or math.inf) - begin))
+
+    def show(time: float) -> None:
+        done = int(time - begin)
+        progress(min(done, total) if total else done, total)
+
+    return show
 
 
 def format_clock(seconds: float, digits: int = 1) -> str:
@@ -395,7 +439,7 @@ def _read_chunks(
             window_coverage=np.zeros(len(times)) if coverage is None else coverage[0].cpu().numpy(),
             kept=kept,
         )
-        # The pictures at full size go now, not when the model has had its turn.
+        # The frames at full size go now, not when the model has had its turn.
         inputs = {name: inputs[name] for pair in INPUTS for name in pair if name in inputs}
         yield inputs, chunk
 

@@ -1,17 +1,26 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""Which sounds fit which pictures, near each other in time over a film of any length, and all over it in outline?
+"""Similarities of audio windows and frames near each other in time, and the offset at which they fit best.
 
-Moments come one batch after the other, as embeddings of a window of sound and of a frame each. Kept are the embeddings
+Moments come one batch after the other, as embeddings of an audio window and of a frame each. Kept are the embeddings
 of the last few seconds, a *band* of similarities around the diagonal (one row per frame, one column per offset), and
-the *outline*: at most so many moments, evenly spread, whose whole matrix is made in the end. Nothing here depends on a
-model; everything is NumPy, NaN standing for pairs that do not exist.
+the *outline*: at most so many moments, evenly spread, whose whole matrix is made in the end.
+
+An offset's score is the mean contrast of all frames with the windows so much later: the training objective itself,
+evaluated at that offset. A parabola tells where between its neighbours the best one lies. How sure it is comes from
+the video itself: pieces of it are drawn again and again, with repetition, and each draw has a winner of its own (a
+bootstrap of blocks, which keeps how alike neighbouring moments are).
+
+Nothing here depends on a model; everything is NumPy, NaN standing for pairs that do not exist.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Band", "Outline", "band_contrast", "shift_test"]
+__all__ = ["Band", "OffsetFinding", "Outline", "band_contrast", "find_offset", "shift_test"]
 
 _ROWS_AT_A_TIME = 4096
+_EQUAL = 1e-9
 
 
 class Band:
@@ -57,7 +66,7 @@ class Band:
 
 
 class Outline:
-    """At most `limit` moments of a film, evenly spread, as it turns out to be long.
+    """At most `limit` moments of a video, evenly spread, as it turns out to be long.
 
     Args:
         limit: How many moments at most, 2 or more.
@@ -132,7 +141,7 @@ def _log_mean_exp(values: np.ndarray) -> np.ndarray:
 
 
 def shift_test(matrix: np.ndarray, exclude: int) -> tuple[float, int] | None:
-    """Does the diagonal stand out from what turning the whole sound track round by some time gives?
+    """Whether the diagonal stands out from what turning the whole audio track round by some time gives.
 
     Turning (what falls off at the end comes in again at the start) keeps how alike neighbouring moments are, which a
     random order does not; so this share is fair where moments lie close together.
@@ -153,3 +162,79 @@ def shift_test(matrix: np.ndarray, exclude: int) -> tuple[float, int] | None:
     true = matrix.diagonal().mean(dtype=np.float64)
     means = np.array([matrix[(frames + turn) % count, frames].mean(dtype=np.float64) for turn in turns])
     return (1 + int((means >= true - 1e-9).sum())) / (1 + len(turns)), len(turns)
+
+
+@dataclass(frozen=True)
+class OffsetFinding:
+    """What the offset curve says.
+
+    Attributes:
+        offset: Seconds by which the audio is late (negative: early); `None` when too few offsets can be tried.
+        confidence: Share of draws whose winner is at most one step away from the winner; 0 without one.
+        interval: 5 % and 95 % of the draws' winners, seconds, half a step wider to both sides.
+        offsets: The offsets tried, ascending, seconds, `(offsets,)`.
+        scores: Mean contrast at each, nats, `(offsets,)`.
+        at_edge: Whether the winner is the first or last offset tried, so that the true one may lie beyond.
+    """
+
+    offset: float | None
+    confidence: float
+    interval: tuple[float, float] | None
+    offsets: np.ndarray
+    scores: np.ndarray
+    at_edge: bool
+
+
+def find_offset(
+    contrast: np.ndarray,
+    hop: float,
+    *,
+    block: int,
+    min_overlap: float = 0.5,
+    draws: int = 400,
+    seed: int = 0,
+) -> OffsetFinding:
+    """Find the offset at which audio and video fit best.
+
+    Args:
+        contrast: From `band_contrast`, `(moments, 2 * reach + 1)`.
+        hop: Seconds between moments, and between offsets.
+        block: Moments in a row that are drawn together.
+        min_overlap: Share of the present frames that must have a window at an offset for it to be tried.
+        draws: How often pieces are drawn.
+        seed: Of the draws.
+    """
+    width = contrast.shape[1]
+    present = np.isfinite(contrast)
+    sums = np.where(present, contrast, 0.0).astype(np.float64)
+    needed = max(1.0, min_overlap * present.any(axis=1).sum())
+    tried = np.flatnonzero(present.sum(axis=0) >= needed)
+    steps = tried - width // 2
+    edges = np.arange(0, len(contrast), max(1, block))
+    block_sums = np.add.reduceat(sums, edges, axis=0)[:, tried]
+    block_counts = np.add.reduceat(present.astype(np.float64), edges, axis=0)[:, tried]
+    scores = block_sums.sum(axis=0) / np.maximum(block_counts.sum(axis=0), 1)
+    if len(tried) < 3:
+        return OffsetFinding(
+            offset=None, confidence=0.0, interval=None, offsets=steps * hop, scores=scores, at_edge=False
+        )
+    # Among equal scores the smallest offset wins.
+    best = int(np.where(scores >= scores.max() - _EQUAL, -np.abs(steps), -width).argmax())
+    weights = np.random.default_rng(seed).multinomial(len(edges), np.full(len(edges), 1 / len(edges)), size=draws)
+    counts = weights @ block_counts
+    drawn = np.where(counts > 0, weights @ block_sums / np.maximum(counts, 1), -np.inf)
+    winners = drawn.argmax(axis=1)
+    low, high = (float(steps[0] + place) * hop for place in np.quantile(winners, [0.05, 0.95]))
+    between = 0.0  # where the top of a parabola through the best and its neighbours lies, in steps from -0.5 to 0.5
+    if 0 < best < len(scores) - 1:
+        before, top, after = scores[best - 1 : best + 2]
+        bend = before - 2 * top + after
+        between = float(np.clip(0.5 * (before - after) / bend, -0.5, 0.5)) if bend < -_EQUAL else 0.0
+    return OffsetFinding(
+        offset=float(steps[best] + between) * hop,
+        confidence=float((np.abs(winners - best) <= 1).mean()),
+        interval=(low - hop / 2, high + hop / 2),
+        offsets=steps * hop,
+        scores=scores,
+        at_edge=best in (0, len(steps) - 1),
+    )

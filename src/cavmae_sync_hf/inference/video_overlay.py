@@ -1,8 +1,8 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""How does a film play with the place of its sound drawn in, and its sound?
+"""A video with the place of its sounding object drawn in, and its audio.
 
-The film is read and written a few frames at a time. Frame k of the new file is the picture on screen in the middle of
-its own time, `(k + 0.5) / fps`, so it is never more than half a frame off its sound.
+The video is read and written a few frames at a time. Frame k of the new file is the one on screen in the middle of
+its own time, `(k + 0.5) / fps`, so it is never more than half a frame off its audio.
 """
 
 import os
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..files import whole_file
+from ..files import StrPath, whole_file
 from ..model.errors_cavmae_sync import InferenceError
 from ..model.feature_extraction_cavmae_sync import load_waveform, samples_and_rate
 from ..model.media_cavmae_sync import probe_media
@@ -22,8 +22,8 @@ from ..model.media_source_cavmae_sync import require_av
 from ..model.media_stream_cavmae_sync import MediaChunk, iter_media, iter_waveform, with_sound_of
 from ..model.video_processing_cavmae_sync import is_media_source
 from .localize import LocalizationResult
-from .overlay import blend
-from .sync import Progress
+from .moments import Progress
+from .plots import blend
 
 try:
     import av
@@ -39,7 +39,7 @@ _DEFAULT_RATE, _DEFAULT_FPS = 48000, 25.0
 # Slides come with a frame in several seconds; the heat moves all the same.
 _LEAST_FPS, _MOST_FPS = 10.0, 60.0
 _FRAMES_AT_A_TIME = 8
-# Sound beyond the frames of a chunk, so that the last one reaches to the film's end.
+# Audio beyond the frames of a chunk, so that the last one reaches to the video's end.
 _CONTEXT_SECONDS = 0.5
 _AUDIO_BITS_PER_SECOND = 96_000
 
@@ -47,7 +47,7 @@ _AUDIO_BITS_PER_SECOND = 96_000
 def write_overlay_video(
     found: LocalizationResult,
     video: Any,
-    path: str | os.PathLike[str],
+    path: StrPath,
     audio: Any = None,
     *,
     sampling_rate: int | None = None,
@@ -56,30 +56,30 @@ def write_overlay_video(
     crf: int = 20,
     progress: Progress | None = None,
 ) -> Path:
-    """Write a film with the heat of its sound on the pictures, as H.264 and AAC.
+    """Write a video with the heat of its audio on the frames, as H.264 and AAC.
 
-    The maps of moments are interpolated in time. The sound is the channel that the model heard.
+    The maps of moments are interpolated in time. The audio is the channel that the model heard.
 
     Args:
         found: From `localize`.
-        video: The film that it was found in.
+        video: The video that it was found in.
         path: File to write: .mp4, .m4v, .mov or .mkv. It is there whole or not at all; its folder is made.
-        audio: The sound track given to `localize`, if it was one of its own.
+        audio: The audio track given to `localize`, if it was one of its own.
         sampling_rate: Of a waveform in `audio`, Hz.
-        fps: Frames per second; default: the film's own, from 10 to 60.
-        short_side: Shorter side of the pictures in pixels.
+        fps: Frames per second; default: the video's own, from 10 to 60.
+        short_side: Shorter side of the frames in pixels.
         crf: H.264 quality, 0 (lossless) to 51.
         progress: Called with seconds done and seconds in all (0 where unknown).
 
     Raises:
-        InferenceError: An argument cannot work, or the span holds no sound.
-        MediaError: The film or its sound cannot be read.
+        InferenceError: An argument cannot work, or the span holds no audio.
+        MediaError: The video or its audio cannot be read.
         ImportError: PyAV is not installed.
     """
     require_av()
     target = Path(path)
     if target.suffix.lower() not in _SUFFIXES:
-        raise InferenceError(f"{target}: the film is written as {', '.join(_SUFFIXES)}; give it such a name.")
+        raise InferenceError(f"{target}: the video is written as {', '.join(_SUFFIXES)}; give it such a name.")
     if (fps is not None and not fps > 0) or short_side < 16 or not 0 <= crf <= 51:
         raise InferenceError(f"fps is {fps}, short_side {short_side} and crf {crf}; see the arguments' meaning.")
     info = probe_media(video)
@@ -88,26 +88,30 @@ def write_overlay_video(
     heard = _own_rate(audio, sampling_rate, info)
     total = int((found.times[-1] - found.times[0]) + 1 / found.fps)
     heat = found.heat()
-    with whole_file(target) as partial, av.open(os.fspath(partial), "w", options=_muxing(target)) as file:
+    muxing = {} if target.suffix.lower() == ".mkv" else {"movflags": "+faststart"}
+    with whole_file(target) as partial, av.open(os.fspath(partial), "w", options=muxing) as file:
         writer = _Writer(file, rate, heard, crf)
-        for chunk in _read(found, video, audio, sampling_rate, 1 / float(rate), heard, short_side):
+        chunks = _read(
+            found, video, audio, sampling_rate=sampling_rate, hop=1 / float(rate), rate=heard, short_side=short_side
+        )
+        for chunk in chunks:
             assert chunk.frames is not None  # want_video makes its absence an error
             frames = chunk.frames.permute(0, 2, 3, 1).numpy()
             for frame, time in zip(frames, chunk.asked_times.tolist(), strict=True):
                 shown = Image.fromarray(np.ascontiguousarray(frame))
-                writer.picture(blend(shown, _heat_at(found, heat, time + chunk.start), found.region))
-            writer.sound(chunk)
+                writer.add_frame(blend(shown, _heat_at(found, heat, time + chunk.start), found.region))
+            writer.add_audio(chunk)
             if progress is not None:
                 done = int(writer.frames / rate)
                 progress(min(done, total), total)
         writer.finish()
         if not writer.samples:
-            raise InferenceError(f"{found.source}: this span holds no sound.")
+            raise InferenceError(f"{found.source}: this span holds no audio.")
     return target
 
 
 def _own_rate(audio: Any, sampling_rate: int | None, info: Any) -> int:
-    """The sampling rate to write: the sound's own, where AAC can carry it."""
+    """The sampling rate to write: the audio's own, where AAC can carry it."""
     own = info.sampling_rate if audio is None else sampling_rate
     if audio is not None and is_media_source(audio):
         own = probe_media(audio).sampling_rate
@@ -116,35 +120,32 @@ def _own_rate(audio: Any, sampling_rate: int | None, info: Any) -> int:
     return own if own in _SAMPLING_RATES else _DEFAULT_RATE
 
 
-def _muxing(target: Path) -> dict[str, str]:
-    return {} if target.suffix.lower() == ".mkv" else {"movflags": "+faststart"}
-
-
 def _read(
     found: LocalizationResult,
     video: Any,
     audio: Any,
+    *,
     sampling_rate: int | None,
     hop: float,
     rate: int,
     short_side: int,
 ) -> Iterator[MediaChunk]:
-    """The film's frames at regular times, with its sound."""
+    """The video's frames at regular times, with its audio."""
     start, end = found.span
     span: dict[str, Any] = {"hop": hop, "num_frames": _FRAMES_AT_A_TIME, "start": start, "end": end}
     heard: dict[str, Any] = {"sampling_rate": rate, "channel": found.channel, "damaged": "keep"}
     if audio is None:
         return iter_media(video, context=_CONTEXT_SECONDS, short_side=short_side, **span, **heard)
-    pictures = iter_media(video, context=0.0, short_side=short_side, want_audio=False, damaged="keep", **span)
+    frames = iter_media(video, context=0.0, short_side=short_side, want_audio=False, damaged="keep", **span)
     if is_media_source(audio):
-        return with_sound_of(pictures, iter_media(audio, context=_CONTEXT_SECONDS, want_video=False, **span, **heard))
+        return with_sound_of(frames, iter_media(audio, context=_CONTEXT_SECONDS, want_video=False, **span, **heard))
     samples, own = samples_and_rate(audio, sampling_rate)
     waveform = load_waveform(samples, own, to_rate=rate, channel=found.channel, name="The audio")
-    return with_sound_of(pictures, iter_waveform(waveform, rate, context=_CONTEXT_SECONDS, **span))
+    return with_sound_of(frames, iter_waveform(waveform, rate, context=_CONTEXT_SECONDS, **span))
 
 
 def _heat_at(found: LocalizationResult, heat: np.ndarray, time: float) -> np.ndarray | None:
-    """Heat at a time of the film, between the moments on either side; `None` where neither has sound."""
+    """Heat at a time of the video, between the moments on either side; `None` where neither has audio."""
     times = found.times
     after = int(np.searchsorted(times, time))
     before = max(0, after - 1)
@@ -157,7 +158,7 @@ def _heat_at(found: LocalizationResult, heat: np.ndarray, time: float) -> np.nda
 
 
 class _Writer:
-    """Encodes pictures and sound into one file, both from time 0."""
+    """Encodes frames and audio into one file, both from time 0."""
 
     def __init__(self, file: Any, rate: Fraction, sampling_rate: int, crf: int) -> None:
         self.file, self.rate, self.sampling_rate = file, rate, sampling_rate
@@ -166,7 +167,7 @@ class _Writer:
         self.audio.bit_rate, self.audio.layout = _AUDIO_BITS_PER_SECOND, "mono"
         self.frames = self.samples = 0
 
-    def picture(self, image: Image.Image) -> None:
+    def add_frame(self, image: Image.Image) -> None:
         # H.264 in the format that all players know has even sides.
         width, height = (side // 2 * 2 for side in image.size)
         if not self.frames:
@@ -176,8 +177,8 @@ class _Writer:
         self.frames += 1
         self.file.mux(self.video.encode(frame))
 
-    def sound(self, chunk: MediaChunk) -> None:
-        """The sound up to the end of the last picture."""
+    def add_audio(self, chunk: MediaChunk) -> None:
+        """The audio up to the end of the last frame."""
         if chunk.waveform is None:
             return
         first = self.samples - chunk.waveform_start * self.sampling_rate
