@@ -20,7 +20,7 @@ from cavmae_sync_hf import (
     cli,
     save_for_hub,
 )
-from cavmae_sync_hf.export import ExportedModel, export_model, folder, onnx_files
+from cavmae_sync_hf.export import ExportedModel, export_model, folder, tower_files
 from cavmae_sync_hf.export.towers import TowerIO, example_input, make_towers, trace
 from helpers.clips import noise, write_clip
 from helpers.tiny import tiny_config
@@ -288,8 +288,12 @@ def test_export__of_a_classifier_is_its_encoder(tmp_path):
 
 
 def test_export__tower_that_computes_something_else_leaves_nothing(processor, tmp_path, monkeypatch):
-    run = folder._torch_runner
-    monkeypatch.setattr(folder, "_torch_runner", lambda path: lambda inputs: [out + 2e-4 for out in run(path)(inputs)])
+    load = folder.load_tower
+
+    def shifted(path):
+        return lambda names, inputs: [output + np.float32(2e-4) for output in load(path)(names, inputs)]
+
+    monkeypatch.setattr(folder, "load_tower", shifted)
 
     with pytest.raises(ExportError, match=r"audio_tower\.pt2 .*0\.0002 from the model's.*nothing was written"):
         export_model(make_small(), processor, tmp_path / "exported", format="torch")
@@ -313,7 +317,7 @@ def test_export__broken_8_bit_weights_leave_nothing(processor, tmp_path, monkeyp
 
     monkeypatch.setattr(folder, "quantize_file", swap)
 
-    with pytest.raises(ExportError, match="without int8"):
+    with pytest.raises(ExportError, match=r"nothing was written\. Leave out int8 to export this model"):
         export_model(alone, processor, tmp_path / "exported", int8=True)
 
     assert list(tmp_path.iterdir()) == []
@@ -325,7 +329,7 @@ def test_export__target_is_replaced_only_when_it_is_an_earlier_export(as_torch, 
     target.mkdir()  # an empty folder will do
     export_model(alone, processor, target, format="torch")
 
-    with pytest.raises(ExportError, match="overwrite=True"):
+    with pytest.raises(ExportError, match="Pass overwrite=True to replace it"):
         export_model(alone, processor, target, format="torch")
     export_model(alone, processor, target, format="torch", overwrite=True)
     (target / "notes.txt").write_text("mine")
@@ -350,8 +354,8 @@ def test_export__arguments_and_models_that_cannot_work(model, processor, tmp_pat
         export_model(flash, processor, out, format="torch")
     for name in ONNX:
         monkeypatch.setitem(sys.modules, name, None)
-        with pytest.raises(ImportError, match=rf"{name} is missing: pip install 'cavmae-sync-hf\[export\]'"):
-            onnx_files.require(name)
+        with pytest.raises(ImportError, match=rf"needs {name}: pip install 'cavmae-sync-hf\[export\]'"):
+            tower_files.require_onnx(name)
     assert not out.exists()
 
 
@@ -391,7 +395,7 @@ def test_command__writes_and_shows_the_towers(run, saved, tmp_path):
     assert "video_tower.onnx" in out and "3 x 32 x 32" in out and "video_tower_int8.onnx" in out and "cosine" in out
     assert ExportedModel(tmp_path / "out", precision="int8").description["modality"] == "video"
     code, out, err = run("export", saved, tmp_path / "out")
-    assert code == 1 and out == "" and "add --overwrite" in err
+    assert code == 1 and out == "" and "Add --overwrite to replace it." in err
 
 
 def test_command__json_and_torch(run, saved, tmp_path):
@@ -419,5 +423,6 @@ def test_command__wrong_usage(run, arguments, code, words):
 def test_command__int8_with_torch_is_refused_in_its_own_words(run, saved, tmp_path):
     code, _, err = run("export", saved, tmp_path / "out", "--format", "torch", "--int8")
 
-    assert code == 1 and "`--int8` is a form of ONNX files" in err and "--format onnx" in err
+    assert code == 1 and "8-bit weights are a form of ONNX files" in err
+    assert "Add --format onnx to write both." in err and "Leave out --int8" in err and "int8=" not in err
     assert not (tmp_path / "out").exists()

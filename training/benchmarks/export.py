@@ -33,7 +33,7 @@ from cavmae_sync_hf.data.collator import CavMaeSyncCollator
 from cavmae_sync_hf.data.dataset import CavMaeSyncDataset
 from cavmae_sync_hf.evaluation import retrieval_metrics
 from cavmae_sync_hf.export import ExportedModel, export_model
-from cavmae_sync_hf.export.onnx_files import session, write_onnx
+from cavmae_sync_hf.export.tower_files import load_tower, write_onnx
 from cavmae_sync_hf.export.towers import TowerIO, example_input, make_towers, trace
 from cavmae_sync_hf.inference.loading import load_model
 
@@ -118,7 +118,7 @@ def measure_kinds(arguments: argparse.Namespace, folder: Path) -> None:
             wanted = tower(inputs)[0].numpy()
         exact = folder / f"{tower.io.modality}.onnx"
         write_onnx(trace(tower), tower.io, exact)
-        sessions = {"float32": session(exact, arguments.threads)}
+        runs = {"float32": load_tower(exact, arguments.threads)}
         for sign, columns, reduced in itertools.product((False, True), repeat=3):
             bits = "7 bits" if reduced else "8 bits"
             name = f"{'signed' if sign else 'unsigned'}, a scale per {'column' if columns else 'tensor'}, {bits}"
@@ -130,13 +130,13 @@ def measure_kinds(arguments: argparse.Namespace, folder: Path) -> None:
                 reduce_range=reduced,
                 op_types_to_quantize=["MatMul"],
             )
-            sessions[name] = session(folder / "small.onnx", arguments.threads)
-        times: dict[str, list[float]] = {name: [] for name in sessions}
+            runs[name] = load_tower(folder / "small.onnx", arguments.threads)
+        times: dict[str, list[float]] = {name: [] for name in runs}
         lowest = {}
         for repeat in range(arguments.repeats + 1):
-            for name, running in sessions.items():
+            for name, run in runs.items():
                 begin = time.process_time()
-                (found,) = running.run([tower.io.outputs[0]], {tower.io.input: inputs.numpy()})
+                (found,) = run(tower.io.outputs[:1], inputs.numpy())
                 if repeat:  # the first round warms up
                     times[name].append(time.process_time() - begin)
                 lowest[name] = float((found * wanted).sum(-1).min())
@@ -181,7 +181,7 @@ def measure_retrieval(arguments: argparse.Namespace, folder: Path) -> None:
             (joined[name, side] * joined["PyTorch", side]).sum(-1)[present[mask]].min()
             for side, mask in (("audio_embeds", "padding_mask"), ("video_embeds", "padding_mask_videos"))
         ]
-        ways = {"sound to picture": "audio_to_video", "picture to sound": "video_to_audio"}
+        ways = {"audio to video": "audio_to_video", "video to audio": "video_to_audio"}
         row = [f"{way} R@1 {metrics[f'{key}_r1']:.4f} R@5 {metrics[f'{key}_r5']:.4f}" for way, key in ways.items()]
         print(f"  {name:13}", "   ".join(row), f"  lowest cosine with PyTorch's {min(cosines):.5f}")
 

@@ -8,10 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.markup import escape
 
-from ..model.errors_cavmae_sync import ExportError
 from . import terminal
-
-__all__ = ["export"]
 
 
 def export(
@@ -30,26 +27,11 @@ def export(
 
     loaded, processor = load_model(model)
     with terminal.progress_bar("exporting", unit="steps") as show:
-        try:
-            found = export_model(loaded, processor, out, format=format, int8=int8, overwrite=overwrite, progress=show)
-        except ExportError as error:
-            raise ExportError(_as_options(str(error))) from error
+        found = export_model(loaded, processor, out, format=format, int8=int8, overwrite=overwrite, progress=show)
     if as_json:
         print(json.dumps(found, indent=2, ensure_ascii=False))
     else:
         _show(found, out)
-
-
-def _as_options(text: str) -> str:
-    """`text` of the library with Python's arguments as this command's options."""
-    for argument, option in (
-        ("pass overwrite=True", "add --overwrite"),
-        ("without int8", "without --int8"),
-        ("`int8`", "`--int8`"),
-        ("format='onnx'", "--format onnx"),
-    ):
-        text = text.replace(argument, option)
-    return text
 
 
 def _show(found: dict[str, Any], out: Path) -> None:

@@ -12,6 +12,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from ..model.errors_cavmae_sync import CavMaeSyncError, on_command_line
+
 __all__ = ["check_device", "console", "errors", "progress_bar", "report", "say"]
 
 console = Console()
@@ -46,7 +48,9 @@ def report(error: Exception) -> int:
     if show_tracebacks:
         raise error
     strict = type(error).__name__.startswith("Strict")  # a configuration's check; the cause is what is wrong
-    message = " ".join(str(error.__cause__ if strict and error.__cause__ else error).split()) or type(error).__name__
+    shown = error.__cause__ if strict and error.__cause__ else error
+    text = shown.spelled(on_command_line) if isinstance(shown, CavMaeSyncError) else str(shown)
+    message = " ".join(text.split()) or type(error).__name__
     expected = strict or isinstance(error, ValueError | OSError | ImportError)
     if not expected:
         message = f"{type(error).__name__}: {message} (run again with --traceback before the command to see where)"

@@ -1,5 +1,5 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""How does an encoder run where there is no PyTorch model: in ONNX Runtime, or as a `torch.export` program?"""
+"""An encoder's towers as files for ONNX Runtime, or as `torch.export` programs, and a model that runs them."""
 
 from .folder import export_model
 from .runtime import ExportedModel

@@ -1,24 +1,22 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""How is an encoder written as a folder of exported towers that are known to compute the same?"""
+"""A folder of exported towers that are known to compute what the model computes."""
 
-import hashlib
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from ..files import whole_folder
+from ..files import StrPath, file_digest, whole_folder, write_json
 from ..hub import save_processor
-from ..model.errors_cavmae_sync import ExportError
+from ..model.errors_cavmae_sync import ExportError, Hint
+from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from ..provenance import checkpoint_record, software_versions
-from .onnx_files import library_versions, quantize_file, require, session, write_onnx
-from .towers import EXAMPLE_SHAPES, Tower, TowerIO, example_input, make_towers, quiet, trace
-
-__all__ = ["DESCRIPTION", "FORMAT", "FORMAT_VERSION", "export_model"]
+from .tower_files import load_tower, onnx_versions, quantize_file, require_onnx, write_onnx
+from .towers import EXAMPLE_SHAPES, Tower, TowerIO, example_input, make_towers, trace
 
 DESCRIPTION = "export.json"
 FORMAT = "cavmae-sync-export"
@@ -41,9 +39,9 @@ _OWN_FILES = (
 
 
 def export_model(
-    model: Any,
-    processor: Any,
-    directory: str | os.PathLike[str],
+    model: PreTrainedModel,
+    processor: CavMaeSyncProcessor,
+    directory: StrPath,
     *,
     format: Literal["onnx", "torch"] = "onnx",
     int8: bool = False,
@@ -77,15 +75,15 @@ def export_model(
     if format not in _SUFFIXES:
         raise ExportError(f"`format` is {format!r}; use {' or '.join(map(repr, _SUFFIXES))}.")
     if int8 and format != "onnx":
-        raise ExportError("`int8` is a form of ONNX files; leave it out, or use format='onnx'.")
+        raise ExportError(
+            f"8-bit weights are a form of ONNX files, and the format is {format!r}.",
+            hint=(Hint("format", "onnx", "write both"), Hint("int8", None, f"write {format} files alone")),
+        )
     target = Path(directory).expanduser()
     _check_target(target, overwrite)
     if format == "onnx":
-        require("onnx", "onnxscript", "onnxruntime")
-    try:
-        towers = make_towers(model.eval())
-    except ValueError as error:
-        raise ExportError(str(error)) from error
+        require_onnx("onnx", "onnxscript", "onnxruntime")
+    towers = make_towers(model.eval())
     config = towers[0].encoder.config
     description: dict[str, Any] = {
         "format": FORMAT,
@@ -97,35 +95,36 @@ def export_model(
         "num_frames": config.num_frames,
         "tolerance": TOLERANCE,
         "towers": {},
-        "versions": software_versions() | library_versions(format),
+        "versions": software_versions() | (onnx_versions() if format == "onnx" else {}),
     }
-    steps = _Steps(progress, len(towers) * (3 if int8 else 2))
+    done, steps = 0, len(towers) * (3 if int8 else 2)
+
+    def begin(what: str) -> None:
+        nonlocal done
+        if progress is not None:
+            progress(done, steps, what)
+        done += 1
+
     with whole_folder(target) as folder:
         for tower in towers:
-            description["towers"][tower.io.modality] = _write_tower(tower, folder, format, int8, steps)
+            description["towers"][tower.io.modality] = _write_tower(tower, folder, format, int8=int8, begin=begin)
         save_processor(processor, folder)
-        text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
-        (folder / DESCRIPTION).write_text(text, encoding="utf-8")
+        write_json(folder / DESCRIPTION, description)
     return description
 
 
-class _Steps:
-    """Tells how far the work is."""
+def _write_tower(
+    tower: Tower, folder: Path, format: str, *, int8: bool, begin: Callable[[str], None]
+) -> dict[str, Any]:
+    """Write one tower and check it; gives its part of the description.
 
-    def __init__(self, show: Callable[..., None] | None, total: int):
-        self.show, self.total, self.done = show, total, 0
-
-    def begin(self, what: str) -> None:
-        if self.show:
-            self.show(self.done, self.total, what)
-        self.done += 1
-
-
-def _write_tower(tower: Tower, folder: Path, format: str, int8: bool, steps: _Steps) -> dict[str, Any]:
-    """Write one tower and check it; gives its part of the description."""
+    Args:
+        tower, folder, format, int8: Which, where and how.
+        begin: Called with what is done next.
+    """
     io, modality = tower.io, tower.io.modality
     path = folder / f"{modality}_tower{_SUFFIXES[format]}"
-    steps.begin(f"tracing the {modality} tower")
+    begin(f"tracing the {modality} tower")
     try:
         program = trace(tower)
     except (RuntimeError, ValueError) as error:
@@ -133,18 +132,16 @@ def _write_tower(tower: Tower, folder: Path, format: str, int8: bool, steps: _St
     entry: dict[str, Any] = {"inputs": _tensor_facts(io, "inputs"), "outputs": _tensor_facts(io, "outputs")}
     if format == "torch":
         torch.export.save(program, path)
-        run = _torch_runner(path)
     else:
         entry["opset"] = write_onnx(program, io, path)
-        run = _onnx_runner(path, io)
     del program
-    steps.begin(f"checking the {modality} tower")
-    entry = _file_facts(path) | entry | {"max_difference": _check_equal(tower, run, path.name)}
+    begin(f"checking the {modality} tower")
+    entry = _file_facts(path) | entry | {"max_difference": _check_equal(tower, path)}
     if int8:
-        steps.begin(f"8-bit weights for the {modality} tower")
+        begin(f"8-bit weights for the {modality} tower")
         small = folder / f"{modality}_tower_int8.onnx"
         quantize_file(path, small)
-        entry["int8"] = _file_facts(small) | {"min_cosine": _check_close(tower, _onnx_runner(small, io), small.name)}
+        entry["int8"] = _file_facts(small) | {"min_cosine": _check_close(tower, small)}
     return entry
 
 
@@ -159,39 +156,23 @@ def _file_facts(path: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     for name, file in (("file", path), ("data_file", path.with_name(f"{path.name}.data"))):
         if file.exists():
-            with open(file, "rb") as content:
-                digest = hashlib.file_digest(content, "sha256").hexdigest()
             prefix = name.removesuffix("file")
-            facts |= {name: file.name, f"{prefix}bytes": file.stat().st_size, f"{prefix}sha256": digest}
+            facts |= {name: file.name, f"{prefix}bytes": file.stat().st_size, f"{prefix}sha256": file_digest(file)}
     return facts
 
 
-def _onnx_runner(path: Path, io: TowerIO) -> Callable[[Tensor], list[Tensor]]:
-    running = session(path)
-
-    def run(inputs: Tensor) -> list[Tensor]:
-        return [torch.from_numpy(output) for output in running.run(list(io.outputs), {io.input: inputs.numpy()})]
-
-    return run
+def _run_file(path: Path, tower: Tower) -> Callable[[Tensor], list[Tensor]]:
+    run = load_tower(path)
+    return lambda inputs: [torch.from_numpy(output) for output in run(tower.io.outputs, inputs.numpy())]
 
 
-def _torch_runner(path: Path) -> Callable[[Tensor], list[Tensor]]:
-    with quiet():
-        module = torch.export.load(path).module()
-
-    def run(inputs: Tensor) -> list[Tensor]:
-        with torch.no_grad():
-            return list(module(inputs))
-
-    return run
-
-
-def _check_equal(tower: Tower, run: Callable[[Tensor], list[Tensor]], name: str) -> dict[str, float]:
+def _check_equal(tower: Tower, path: Path) -> dict[str, float]:
     """Compare an exported tower with the model; gives the largest difference of each output.
 
     Raises:
         ExportError: One is above the tolerance.
     """
+    run = _run_file(path, tower)
     largest = dict.fromkeys(tower.io.outputs, 0.0)
     for seed, shape in enumerate(EXAMPLE_SHAPES):
         inputs = example_input(tower.io, shape, seed)
@@ -204,20 +185,20 @@ def _check_equal(tower: Tower, run: Callable[[Tensor], list[Tensor]], name: str)
             largest[output] = max(largest[output], difference)
             if not difference <= TOLERANCE:
                 raise ExportError(
-                    f"{name} was exported, but its {output} for {shape[0]} clips of {shape[1]} frames lie "
+                    f"{path.name} was exported, but its {output} for {shape[0]} clips of {shape[1]} frames lie "
                     f"{difference:.2g} from the model's (at most {TOLERANCE:g} is allowed); nothing was written. "
                     "Another version of torch or onnxruntime may do."
                 )
     return largest
 
 
-def _check_close(tower: Tower, run: Callable[[Tensor], list[Tensor]], name: str) -> float:
+def _check_close(tower: Tower, path: Path) -> float:
     """The lowest cosine between the embeddings of an 8-bit tower and the model's.
 
     Raises:
         ExportError: It is so low that the tower is broken.
     """
-    lowest = 1.0
+    run, lowest = _run_file(path, tower), 1.0
     for seed, shape in enumerate(EXAMPLE_SHAPES):
         inputs = example_input(tower.io, shape, seed)
         with torch.no_grad():
@@ -225,8 +206,9 @@ def _check_close(tower: Tower, run: Callable[[Tensor], list[Tensor]], name: str)
         lowest = min(lowest, float(torch.cosine_similarity(wanted, run(inputs)[0], dim=-1).min()))
     if not lowest >= _LEAST_INT8_COSINE:
         raise ExportError(
-            f"{name}: 8-bit weights turn embeddings as far as a cosine of {lowest:.3f} from the model's; nothing was "
-            "written. Export this model without int8."
+            f"{path.name}: 8-bit weights turn embeddings as far as a cosine of {lowest:.3f} from the model's; nothing "
+            "was written.",
+            hint=Hint("int8", None, "export this model"),
         )
     return lowest
 
@@ -246,4 +228,4 @@ def _check_target(target: Path, overwrite: bool) -> None:
         examples = ", ".join(sorted(foreign or [entry.name for entry in target.iterdir()])[:5])
         raise ExportError(f"{target} is not empty and holds other files ({examples}); name a new or empty folder.")
     if not overwrite:
-        raise ExportError(f"{target} already holds an exported model; pass overwrite=True to replace it.")
+        raise ExportError(f"{target} already holds an exported model.", hint=Hint("overwrite", True, "replace it"))

@@ -1,19 +1,17 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""How does an exported folder embed sounds and pictures?"""
+"""A model of exported towers: it embeds audio windows and frames as the model it was made from does."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from ..files import StrPath
 from ..model.errors_cavmae_sync import ExportError
+from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from .folder import DESCRIPTION, FORMAT, FORMAT_VERSION
-from .onnx_files import session
-from .towers import quiet
-
-__all__ = ["ExportedModel"]
+from .tower_files import RunTower, load_tower
 
 _INPUTS = {"audio": ("input_values", "padding_mask"), "video": ("pixel_values_videos", "padding_mask_videos")}
 
@@ -44,7 +42,7 @@ class ExportedModel:
 
     def __init__(
         self,
-        folder: str | os.PathLike[str],
+        folder: StrPath,
         *,
         precision: Literal["float32", "int8"] = "float32",
         threads: int | None = None,
@@ -55,22 +53,20 @@ class ExportedModel:
         self.kind: str = self.description["kind"]
         if precision not in ("float32", "int8"):
             raise ExportError(f'`precision` is {precision!r}; use "float32" or "int8".')
-        self._towers: dict[str, Any] = {}
+        self._towers: dict[str, RunTower] = {}
         for modality, entry in self.description["towers"].items():
             if precision == "int8" and "int8" not in entry:
-                raise ExportError(f"{self.folder} holds no 8-bit towers; export the model with int8=True.")
+                raise ExportError(f"{self.folder} holds no 8-bit towers; export the model with 8-bit weights as well.")
             path = self.folder / (entry["int8"]["file"] if precision == "int8" else entry["file"])
             if not path.is_file():
                 raise ExportError(f"{path} is missing, though {DESCRIPTION} names it; export the model anew.")
-            self._towers[modality] = _load_tower(self.kind, path, threads, providers)
-        self._processor: Any = None
+            self._towers[modality] = load_tower(path, threads, providers)
+        self._processor: CavMaeSyncProcessor | None = None
 
     @property
-    def processor(self) -> Any:
+    def processor(self) -> CavMaeSyncProcessor:
         """The processor that makes the inputs."""
         if self._processor is None:
-            from ..model.processing_cavmae_sync import CavMaeSyncProcessor
-
             self._processor = CavMaeSyncProcessor.from_pretrained(self.folder)
         return self._processor
 
@@ -132,24 +128,7 @@ class ExportedModel:
                 f"`{entry['inputs'][0]['name']}` has shape {array.shape}; this export takes ({expected})."
             )
         names = [output["name"] for output in entry["outputs"]][: 2 if patches else 1]
-        return dict(zip(names, self._towers[modality](names, entry["inputs"][0]["name"], array), strict=True))
-
-
-def _load_tower(kind: str, path: Path, threads: int | None, providers: Any) -> Any:
-    """A function of (names of outputs, name of the input, array) that gives those outputs."""
-    if kind == "onnx":
-        running = session(path, threads, providers)
-        return lambda names, name, array: running.run(names, {name: array})
-    import torch
-
-    with quiet():
-        module = torch.export.load(path).module()
-
-    def run(names: list[str], _name: str, array: np.ndarray) -> list[np.ndarray]:
-        with torch.no_grad():
-            return [output.numpy() for output in module(torch.from_numpy(array))[: len(names)]]
-
-    return run
+        return dict(zip(names, self._towers[modality](names, array), strict=True))
 
 
 def _read_description(folder: Path) -> dict[str, Any]:

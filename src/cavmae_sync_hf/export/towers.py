@@ -1,5 +1,5 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""What of a model is exported, under which names and shapes, and how does torch trace it?
+"""What is exported of a model: its towers, their names and shapes, and how torch traces them.
 
 A tower is one modality's way through the encoder: windows or frames in, their embeddings and patch embeddings out. The
 numbers of clips and of frames stay free; the size of a window or frame is the model's. Equal windows are not looked
@@ -9,12 +9,15 @@ for (`deduplicate_windows`): shapes that depend on data cannot be traced.
 import copy
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-__all__ = ["EXAMPLE_SHAPES", "Tower", "TowerIO", "example_input", "make_towers", "quiet", "trace"]
+from ..model.configuration_cavmae_sync import CavMaeSyncConfig
+from ..model.errors_cavmae_sync import ExportError
+from ..model.modeling_cavmae_sync import CavMaeSyncModel
 
 # (clips, frames) to check exported towers with: one of each, more of either, and not the shape that was traced.
 EXAMPLE_SHAPES = ((1, 1), (1, 3), (3, 2))
@@ -40,7 +43,7 @@ class TowerIO:
     output_shapes: tuple[tuple[int, ...], tuple[int, ...]]
 
     @classmethod
-    def of(cls, config: Any, modality: str) -> "TowerIO":
+    def of(cls, config: CavMaeSyncConfig, modality: str) -> "TowerIO":
         """The names and sizes of a configuration's tower."""
         if modality == "audio":
             name, grid = "input_values", config.audio_grid
@@ -50,13 +53,19 @@ class TowerIO:
             shape = (config.num_channels, config.image_size, config.image_size)
         width = config.hidden_size
         outputs = (f"{modality}_embeds", f"{modality}_patch_embeds")
-        return cls(modality, name, shape, outputs, ((width,), (grid[0] * grid[1], width)))
+        return cls(
+            modality=modality,
+            input=name,
+            input_shape=shape,
+            outputs=outputs,
+            output_shapes=((width,), (grid[0] * grid[1], width)),
+        )
 
 
 class Tower(nn.Module):
     """One modality of an encoder, with no more weights than it needs; shares them with the model."""
 
-    def __init__(self, model: Any, modality: str):
+    def __init__(self, model: CavMaeSyncModel, modality: str):
         super().__init__()
         own = copy.copy(model)
         own._modules = dict(model._modules)
@@ -73,24 +82,24 @@ class Tower(nn.Module):
         return encoding.embeds, encoding.patch_embeds
 
 
-def make_towers(model: Any) -> list[Tower]:
+def make_towers(model: PreTrainedModel) -> list[Tower]:
     """The towers that an encoder has, in evaluation mode.
 
     Args:
         model: Any of this package's models; of one with a head, the encoder.
 
     Raises:
-        ValueError: Its weights or its attention cannot be exported.
+        ExportError: Its weights or its attention cannot be exported.
     """
-    encoder = getattr(model, "base_model", model)
+    encoder = cast(CavMaeSyncModel, getattr(model, "base_model", model))
     if encoder.dtype != torch.float32 or encoder.device.type != "cpu":
-        raise ValueError(
+        raise ExportError(
             f"The model is in {str(encoder.dtype).removeprefix('torch.')} on {encoder.device}; export it in float32 "
             "on the CPU: model.float().cpu()."
         )
     attention = encoder.config._attn_implementation
     if attention not in ("sdpa", "eager"):
-        raise ValueError(
+        raise ExportError(
             f'attn_implementation="{attention}" runs on its own kernels, which cannot be exported; load the model '
             'with attn_implementation="sdpa".'
         )

@@ -1,37 +1,34 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""ONNX files: a traced tower as one, and with 8-bit weights."""
+"""Files of traced towers: ONNX, ONNX with 8-bit weights and `torch.export` programs, written and run."""
 
-import importlib
 import importlib.metadata
 import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from ..provenance import require_package
 from .towers import TowerIO, quiet
 
-__all__ = ["library_versions", "quantize_file", "require", "session", "write_onnx"]
-
-# protobuf holds no more than 2 GiB; the graph itself needs little of it.
+# protobuf holds no more than 2 GiB; the graph itself needs less than 100 MB.
 _MOST_BYTES_IN_ONE_FILE = 1_900_000_000
 
+# Gives the outputs of these names for an input.
+RunTower = Callable[[Sequence[str], np.ndarray], list[np.ndarray]]
 
-def require(*names: str) -> None:
+
+def require_onnx(*names: str) -> None:
     """Raise an `ImportError` that says what to install where one of the modules is missing."""
     for name in names:
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            raise ImportError(
-                f"ONNX files need {', '.join(names)}, and {name} is missing: pip install 'cavmae-sync-hf[export]'"
-            ) from error
+        require_package(name, "export", "Writing or running ONNX files")
 
 
-def library_versions(format: str) -> dict[str, str]:
+def onnx_versions() -> dict[str, str]:
     """Versions of the libraries that ONNX files depend on."""
-    names = ("onnx", "onnxruntime", "onnxscript") if format == "onnx" else ()
-    return {name: importlib.metadata.version(name) for name in names}
+    return {name: importlib.metadata.version(name) for name in ("onnx", "onnxruntime", "onnxscript")}
 
 
 def write_onnx(program: torch.export.ExportedProgram, io: TowerIO, path: Path) -> int:
@@ -47,7 +44,7 @@ def write_onnx(program: torch.export.ExportedProgram, io: TowerIO, path: Path) -
     Returns:
         The version of the ONNX operator set.
     """
-    require("onnx", "onnxscript")
+    require_onnx("onnx", "onnxscript")
     import onnx
 
     size = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
@@ -62,19 +59,15 @@ def write_onnx(program: torch.export.ExportedProgram, io: TowerIO, path: Path) -
             verbose=False,
         )
     model = onnx.load(str(path), load_external_data=False)
-    _name_sizes(model)
+    # The free sizes are called "batch" and "frames", not by the names of the tracer's symbols.
+    sizes = model.graph.input[0].type.tensor_type.shape.dim
+    names = {sizes[0].dim_param: "batch", sizes[1].dim_param: "frames"}
+    values = (*model.graph.input, *model.graph.output, *model.graph.value_info)
+    for size_of_axis in (axis for value in values for axis in value.type.tensor_type.shape.dim):
+        if size_of_axis.dim_param in names:
+            size_of_axis.dim_param = names[size_of_axis.dim_param]
     onnx.save(model, str(path))
     return max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-
-
-def _name_sizes(model: Any) -> None:
-    """Call the free sizes "batch" and "frames", not by the names of the tracer's symbols."""
-    dimensions = model.graph.input[0].type.tensor_type.shape.dim
-    names = {dimensions[0].dim_param: "batch", dimensions[1].dim_param: "frames"}
-    values = (*model.graph.input, *model.graph.output, *model.graph.value_info)
-    for dimension in (dimension for value in values for dimension in value.type.tensor_type.shape.dim):
-        if dimension.dim_param in names:
-            dimension.dim_param = names[dimension.dim_param]
 
 
 def quantize_file(source: Path, target: Path) -> None:
@@ -88,7 +81,7 @@ def quantize_file(source: Path, target: Path) -> None:
     right everywhere, but ONNX Runtime has no such fast kernels for them on processors with VNNI
     (`training/benchmarks/export.py --kinds`).
     """
-    require("onnx", "onnxruntime")
+    require_onnx("onnx", "onnxruntime")
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     root, level = logging.getLogger(), logging.getLogger().level
@@ -107,7 +100,7 @@ def quantize_file(source: Path, target: Path) -> None:
         root.setLevel(level)
 
 
-def session(path: Path, threads: int | None = None, providers: Any = None) -> Any:
+def open_onnx(path: Path, threads: int | None = None, providers: Any = None) -> Any:
     """An ONNX Runtime session.
 
     Args:
@@ -115,7 +108,7 @@ def session(path: Path, threads: int | None = None, providers: Any = None) -> An
         threads: Of one operation; default: as many as there are cores.
         providers: ONNX Runtime's execution providers; default: the CPU.
     """
-    require("onnxruntime")
+    require_onnx("onnxruntime")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -123,3 +116,24 @@ def session(path: Path, threads: int | None = None, providers: Any = None) -> An
     if threads is not None:
         options.intra_op_num_threads = threads
     return onnxruntime.InferenceSession(str(path), options, providers=providers or ["CPUExecutionProvider"])
+
+
+def load_tower(path: Path, threads: int | None = None, providers: Any = None) -> RunTower:
+    """A tower's file as a function of output names and an input.
+
+    Args:
+        path: An ONNX file or a `torch.export` program (`.pt2`).
+        threads, providers: As for `open_onnx`.
+    """
+    if path.suffix == ".onnx":
+        session = open_onnx(path, threads, providers)
+        (value,) = session.get_inputs()
+        return lambda names, array: session.run(list(names), {value.name: array})
+    with quiet():
+        module = torch.export.load(path).module()
+
+    def run(names: Sequence[str], array: np.ndarray) -> list[np.ndarray]:
+        with torch.no_grad():
+            return [output.numpy() for output in module(torch.from_numpy(array))[: len(names)]]
+
+    return run
