@@ -19,7 +19,7 @@ from cavmae_sync_hf.data.augmentation import (
     random_crop,
     smooth_labels,
 )
-from cavmae_sync_hf.data.collator import CavMaeSyncCollator
+from cavmae_sync_hf.data.dataset import CavMaeSyncCollator
 from cavmae_sync_hf.model.feature_extraction_cavmae_sync import SILENCE, CavMaeSyncFeatureExtractor
 from helpers.little_shards import frame_of, little_processor
 
@@ -130,7 +130,7 @@ def test_masks__are_torchaudios_for_the_same_numbers():
     for seed in range(100):
         for axis, largest in ((0, 30), (1, 12)):
             window = WINDOWS[0].clone()
-            blank(window, axis, largest, -1.5, torch.Generator().manual_seed(seed))
+            blank(window, axis, largest, fill=-1.5, generator=torch.Generator().manual_seed(seed))
             torch.manual_seed(seed)
             expected = functional.mask_along_axis(WINDOWS[0].t(), largest, -1.5, 1 - axis).t()
             assert torch.equal(window, expected)
@@ -138,7 +138,7 @@ def test_masks__are_torchaudios_for_the_same_numbers():
 
 def test_masks__wider_than_the_window():
     window = WINDOWS[0].clone()
-    blank(window, 1, 1000, 0.0, torch.Generator().manual_seed(0))
+    blank(window, 1, 1000, fill=0.0, generator=torch.Generator().manual_seed(0))
     assert not window.any()
 
 
@@ -184,7 +184,7 @@ def test_mix_windows__waveform_rule_is_the_mean_of_mixed_waveforms():
 
     true = energy(normalised(weight * first + (1 - weight) * second))
     by_rule = energy(mix_windows(normalised(first), normalised(second), weight, extractor))
-    by_average = energy(mix_windows(normalised(first), normalised(second), weight, extractor, "spectrogram"))
+    by_average = energy(mix_windows(normalised(first), normalised(second), weight, extractor, rule="spectrogram"))
     # 498 frames leave a few per cent of chance in each bin's mean energy.
     assert (by_rule / true).log().abs().mean() < 0.05
     assert (by_average / true).log().abs().mean() > 0.2
@@ -200,7 +200,7 @@ def test_mix_windows__edges():
     mixed = mix_windows(loud, silent, 0.5, extractor)
     assert torch.allclose(mixed, loud + 2 * math.log(0.5) / extractor.std, atol=1e-5)
     assert torch.allclose(mix_windows(silent, silent, 0.5, extractor), silent)  # never below the floor
-    assert torch.allclose(mix_windows(loud, silent, 0.25, extractor, "spectrogram"), 0.25 * loud + 0.75 * silent)
+    assert torch.allclose(mix_windows(loud, silent, 0.25, extractor, rule="spectrogram"), 0.25 * loud + 0.75 * silent)
 
 
 def make_samples(count: int) -> list[dict]:

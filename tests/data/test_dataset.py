@@ -15,9 +15,7 @@ from torch.utils.data import DataLoader
 
 from cavmae_sync_hf import DataError
 from cavmae_sync_hf.data.augmentation import AUGMENTATION_PRESETS
-from cavmae_sync_hf.data.collator import CavMaeSyncCollator
-from cavmae_sync_hf.data.dataset import CavMaeSyncDataset
-from cavmae_sync_hf.data.sampler import Draw
+from cavmae_sync_hf.data.dataset import CavMaeSyncCollator, CavMaeSyncDataset, Draw
 from cavmae_sync_hf.data.shards import INDEX_NAME, decode_jpeg, encode_jpeg
 from cavmae_sync_hf.model.media_cavmae_sync import decode_media
 from helpers.clips import write_clip

@@ -13,9 +13,10 @@ from PIL import Image
 from rich.console import Console
 
 from cavmae_sync_hf import CavMaeSyncConfig, CavMaeSyncProcessor, DataError, cli
+from cavmae_sync_hf.data.packing import shrink
 from cavmae_sync_hf.data.prepare import prepare
-from cavmae_sync_hf.data.samples import shrink
 from cavmae_sync_hf.data.shards import check_shards, read_clip_table, read_index, read_shard
+from cavmae_sync_hf.model.errors_cavmae_sync import LockedError
 from cavmae_sync_hf.model.media_cavmae_sync import decode_media
 from helpers.clips import corrupt, noise, numbered_frame, read_number, truncate, write_clip
 
@@ -311,7 +312,7 @@ def test_prepare__folder_in_use_is_refused(prepared, videos):
     fcntl = pytest.importorskip("fcntl")
     with open(prepared.folder / ".prepare" / "lock", "wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(DataError, match="another run"):
+        with pytest.raises(LockedError, match="another run"):
             prepare(videos, prepared.folder, clips_per_shard=3, workers=1)
 
 
@@ -359,7 +360,7 @@ def test_prepare__segments_and_labels_of_a_list(videos, tmp_path):
     assert bad_rows(summary.folder)["missing"]["reason"] == "not found"
 
 
-def test_prepare__published_layout_of_pictures_and_sound(tmp_path):
+def test_prepare__published_layout_of_images_and_audio(tmp_path):
     folder = tmp_path / "data"
     folder.mkdir()
     write_clip(folder / "a.wav", video=False, audio=noise(4.0, channels=1), audio_codec="pcm_s16le")
@@ -379,7 +380,7 @@ def test_prepare__published_layout_of_pictures_and_sound(tmp_path):
     assert clip.jpegs[3] == (folder / "frame_3" / "clip.jpg").read_bytes()  # small enough: not compressed again
     assert clip.info["frame_times"] == [number * 4.0 / 16 for number in range(16)]
     assert clip.info["labels"] == [0, 1] and summary.index.label_names == ["/m/01", "/m/02"]
-    assert "0 of 16 pictures" in bad_rows(summary.folder)["none"]["message"]
+    assert "0 of 16 images" in bad_rows(summary.folder)["none"]["message"]
 
 
 def test_prepare__too_long_clips_are_left_out(videos, tmp_path):

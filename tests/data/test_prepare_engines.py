@@ -13,8 +13,7 @@ import cavmae_sync_hf
 from cavmae_sync_hf import DataError, WorkerError
 from cavmae_sync_hf.data import prepare as prepare_module
 from cavmae_sync_hf.data.engines import run_processes
-from cavmae_sync_hf.data.prepare import prepare
-from cavmae_sync_hf.data.samples import ShardTask
+from cavmae_sync_hf.data.prepare import ShardTask, prepare
 from cavmae_sync_hf.data.sources import ClipRecord
 from helpers.clips import noise, write_clip
 
@@ -24,7 +23,7 @@ SOURCE = str(Path(cavmae_sync_hf.__file__).parents[1])
 # or before or after it renames a file), and one that resumes it. Ends with the first that lives.
 KILLED_EVERYWHERE = """
 import os, signal, sys
-from cavmae_sync_hf.data import samples, shards
+from cavmae_sync_hf.data import shards
 from cavmae_sync_hf.data.prepare import prepare
 
 source, out = sys.argv[1:]
@@ -52,7 +51,7 @@ def run(folder, moment):
 
     child = os.fork()
     if not child:
-        samples.os.replace, shards.ShardWriter.add = replace, add
+        os.replace, shards.ShardWriter.add = replace, add
         prepare(source, folder, clips_per_shard=2, workers=1)
         os._exit(0)
     return os.waitpid(child, 0)[1]

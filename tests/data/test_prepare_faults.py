@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from cavmae_sync_hf import DataError, cli
-from cavmae_sync_hf.data import fetching, samples
+from cavmae_sync_hf import DataError, MediaError, cli
+from cavmae_sync_hf.data import fetching, packing
 from cavmae_sync_hf.data import prepare as prepare_module
 from cavmae_sync_hf.data.prepare import prepare
 from cavmae_sync_hf.data.shards import read_shard
@@ -96,7 +96,7 @@ def test_prepare__http_failure_ends_the_run_and_a_second_run_continues(server, t
     with pytest.raises(DataError, match=r"stopped with 1 of 4 clips done.*/1.mp4.*cannot be fetched.*503.*again"):
         prepare(source, tmp_path / "out", workers=1, clips_per_shard=1)
     assert (tmp_path / "out" / "train-00000.tar").exists()  # 503 twice was tried again
-    assert not list((tmp_path / "out" / ".prepare").glob("partial-*"))
+    assert not list((tmp_path / "out" / ".prepare").glob("*partial-*"))
 
     summary = prepare(source, tmp_path / "out", workers=1, clips_per_shard=1)
     assert summary.made == 3 and ids(summary) == ["0", "1", "2"]
@@ -127,10 +127,10 @@ def test_prepare__failing_disk_ends_the_run_and_names_the_clip(videos, tmp_path,
 
 def test_prepare__disk_that_fails_within_the_file_ends_the_run(videos, tmp_path, monkeypatch):
     def broken(*_: object, **__: object) -> None:
-        raise samples.MediaError("reading breaks off")  # all that FFmpeg tells
+        raise MediaError("reading breaks off")  # all that FFmpeg tells
 
-    monkeypatch.setattr(samples, "decode_media", broken)
-    monkeypatch.setattr(samples, "reading_fault", lambda paths: OSError(errno.EIO, "Input/output error"))
+    monkeypatch.setattr(packing, "decode_media", broken)
+    monkeypatch.setattr(packing, "reading_fault", lambda paths: OSError(errno.EIO, "Input/output error"))
 
     with pytest.raises(DataError, match="clip 0.mp4 cannot be read for now .*Input/output error"):
         prepare(videos, tmp_path / "out", workers=1)
@@ -140,10 +140,10 @@ def test_prepare__full_disk_names_the_shard_and_leaves_nothing(videos, tmp_path,
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(samples.ShardWriter, "finish", full)
+    monkeypatch.setattr(prepare_module.ShardWriter, "finish", full)
     with pytest.raises(DataError, match=r"train-00000.tar cannot be written .*No space left"):
         prepare(videos, tmp_path / "out", workers=1)
-    assert not list((tmp_path / "out" / ".prepare").glob("partial-*"))
+    assert not list((tmp_path / "out" / ".prepare").glob("*partial-*"))
 
 
 class LeavingJob(prepare_module.ShardJob):
@@ -158,7 +158,7 @@ def test_prepare__interrupted_run_leaves_no_partial_files(videos, tmp_path, monk
     monkeypatch.setattr(prepare_module, "ShardJob", LeavingJob)
     with pytest.raises(KeyboardInterrupt):
         prepare(videos, tmp_path / "out", workers=1)
-    assert not list((tmp_path / "out" / ".prepare").glob("partial-*"))
+    assert not list((tmp_path / "out" / ".prepare").glob("*partial-*"))
 
 
 @pytest.mark.parametrize("address", ["s3://bucket/shards", "memory://set", "hf://datasets/a/b"])

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 import torch
 
-from cavmae_sync_hf.data.sampler import ClassBalancedSampler, Draw, class_balanced_weights
+from cavmae_sync_hf.data.dataset import ClassBalancedSampler, Draw, class_balanced_weights
 
 # 90 clips of class 0, 9 of class 1, one of class 2.
 SINGLE = [[0]] * 90 + [[1]] * 9 + [[2]]

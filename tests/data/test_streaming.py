@@ -18,10 +18,15 @@ import torch
 from torch.utils.data import DataLoader
 
 from cavmae_sync_hf.data.augmentation import AugmentationOptions
-from cavmae_sync_hf.data.collator import CavMaeSyncCollator
-from cavmae_sync_hf.data.dataset import CavMaeSyncDataset
-from cavmae_sync_hf.data.plan import EpochPlan, Layout, Stage, yielded_after
-from cavmae_sync_hf.data.streaming import CavMaeSyncStreamingDataset, StreamingLoader
+from cavmae_sync_hf.data.dataset import CavMaeSyncCollator, CavMaeSyncDataset
+from cavmae_sync_hf.data.streaming import (
+    CavMaeSyncStreamingDataset,
+    EpochPlan,
+    Layout,
+    Stage,
+    StreamingLoader,
+    yielded_after,
+)
 from helpers.little_shards import little_processor, write_shards
 
 # Three workers on two cores are the point here.

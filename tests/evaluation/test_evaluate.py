@@ -14,8 +14,7 @@ import torch
 from PIL import Image
 
 from cavmae_sync_hf import CavMaeSyncForAudioVisualClassification, CavMaeSyncModel, EvaluationError, save_for_hub
-from cavmae_sync_hf.data.collator import CavMaeSyncCollator
-from cavmae_sync_hf.data.dataset import CavMaeSyncDataset
+from cavmae_sync_hf.data.dataset import CavMaeSyncCollator, CavMaeSyncDataset
 from cavmae_sync_hf.evaluation import (
     classification_metrics,
     evaluate_classification,

@@ -16,8 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForVideoClassification, AutoProcessor, TrainerCallback
 
 from cavmae_sync_hf import NonFiniteLossError, TrainingError
-from cavmae_sync_hf.data.collator import CavMaeSyncCollator
-from cavmae_sync_hf.data.dataset import CavMaeSyncDataset
+from cavmae_sync_hf.data.dataset import CavMaeSyncCollator, CavMaeSyncDataset
 from cavmae_sync_hf.data.streaming import CavMaeSyncStreamingDataset
 from cavmae_sync_hf.inference.loading import load_model
 from cavmae_sync_hf.model.modeling_cavmae_sync import CavMaeSyncForAudioVisualClassification

@@ -29,8 +29,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from cavmae_sync_hf import CavMaeSyncConfig, CavMaeSyncModel, CavMaeSyncProcessor
-from cavmae_sync_hf.data.collator import CavMaeSyncCollator
-from cavmae_sync_hf.data.dataset import CavMaeSyncDataset
+from cavmae_sync_hf.data.dataset import CavMaeSyncCollator, CavMaeSyncDataset
 from cavmae_sync_hf.evaluation import retrieval_metrics
 from cavmae_sync_hf.export import ExportedModel, export_model
 from cavmae_sync_hf.export.tower_files import load_tower, write_onnx

@@ -38,8 +38,7 @@ from pretraining_step import measure_step_seconds
 
 from cavmae_sync_hf import CavMaeSyncConfig, CavMaeSyncProcessor
 from cavmae_sync_hf.data.augmentation import AUGMENTATION_PRESETS
-from cavmae_sync_hf.data.collator import CavMaeSyncCollator
-from cavmae_sync_hf.data.dataset import Frames, InputMaker
+from cavmae_sync_hf.data.dataset import CavMaeSyncCollator, Frames, InputMaker
 from cavmae_sync_hf.data.shards import (
     INDEX_NAME,
     ShardIndex,

@@ -36,7 +36,8 @@ from PIL import Image
 
 from cavmae_sync_hf import CavMaeSyncConfig, CavMaeSyncProcessor
 from cavmae_sync_hf.data.engines import run_processes
-from cavmae_sync_hf.data.samples import PrepareOptions, ShardJob, ShardTask, shard_tasks
+from cavmae_sync_hf.data.packing import PrepareOptions
+from cavmae_sync_hf.data.prepare import ShardJob, ShardTask, shard_tasks
 from cavmae_sync_hf.data.shards import read_shard
 from cavmae_sync_hf.data.sources import read_source
 from cavmae_sync_hf.files import usable_cores

@@ -1,6 +1,5 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""How are training samples varied: crops, flips and colours of frames, masks, noise and shifts of windows, mixed
-clips?
+"""Variation of training samples: crops, flips and colours of frames; masks, noise and shifts of windows; mixed clips.
 
 Everything is off by default and switched on by a field of [`AugmentationOptions`]; `AUGMENTATION_PRESETS` holds what
 the published recipes use. Every random choice comes from a generator of its own, seeded by (seed, epoch, clip,
@@ -18,9 +17,11 @@ import torchvision.transforms.v2.functional as tvF
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
-from ..model.feature_extraction_cavmae_sync import SILENCE
+from ..model.feature_extraction_cavmae_sync import SILENCE, CavMaeSyncFeatureExtractor
+from ..model.processing_cavmae_sync import CavMaeSyncProcessor
+from ..model.video_processing_cavmae_sync import CavMaeSyncVideoProcessor
 
-# Tries to fit a random crop into the picture before the largest possible one is taken, as torchvision has it.
+# Tries to fit a random crop into the image before the largest possible one is taken, as torchvision has it.
 _CROP_TRIES = 10
 
 
@@ -35,7 +36,7 @@ class AugmentationOptions:
     """What is varied, and how much. The defaults vary nothing.
 
     Attributes:
-        crop_scale: Smallest and largest share of the picture's area that a random crop keeps; `None` for the
+        crop_scale: Smallest and largest share of the image's area that a random crop keeps; `None` for the
             processor's resize and centre crop. All frames of a sample get the same crop.
         crop_ratio: Smallest and largest width : height of the crop.
         flip: Probability of mirroring all frames of a sample.
@@ -43,14 +44,14 @@ class AugmentationOptions:
         frequency_mask: Largest number of neighbouring mel bins blanked per window.
         time_mask: Largest number of neighbouring spectrogram frames (10 ms) blanked per window.
         mask_fill: What blanked places hold: `"mean"` (0 after normalisation) or `"reference"` (0 before it, as
-            published, which is louder than most sounds).
+            published, which is louder than most audio).
         noise: Strength of uniform noise on normalised windows: its range is drawn from `[0, noise]` per window.
         time_roll: Windows are shifted, circularly, by up to so many spectrogram frames either way. This breaks the
             alignment within a window by as much, so it suits classification and whole-clip windows.
         mixup: Probability that a sample is mixed with another of its batch (done by the collator).
         mixup_alpha: Weights of the mixture come from a Beta(alpha, alpha) distribution.
         mixup_audio: `"waveform"`: mel energies are added with squared weights, which is what mixing the two waveforms
-            gives on average (their cross terms cancel for unrelated sounds), since shards hold no waveforms.
+            gives on average (their cross terms cancel for unrelated audio), since shards hold no waveforms.
             `"spectrogram"`: the log-mels are averaged.
         label_smoothing: Share of a label that is spread over all classes.
 
@@ -112,12 +113,12 @@ class SampleAugmentation:
 
     Args:
         options: What to vary.
-        processor: A `CavMaeSyncProcessor`; gives the size of the pictures and the normalisation of the windows.
+        processor: The model's processor; gives the size of the frames and the normalisation of the windows.
     """
 
-    def __init__(self, options: AugmentationOptions, processor: Any) -> None:
+    def __init__(self, options: AugmentationOptions, processor: CavMaeSyncProcessor) -> None:
         self.options = options
-        self.picture_size = picture_size(processor.video_processor)
+        self.frame_size = frame_size(processor.video_processor)
         extractor = processor.feature_extractor
         self.fill = 0.0 if options.mask_fill == "mean" else -extractor.mean / extractor.std
 
@@ -129,7 +130,7 @@ class SampleAugmentation:
             key: Seeds the choices.
 
         Returns:
-            Frames of the model's picture size where a crop is on, else of their own size.
+            Frames of the model's size where a crop is on, else of their own size.
         """
         options = self.options
         if options.crop_scale is not None:
@@ -137,7 +138,7 @@ class SampleAugmentation:
             # Bilinear, as the published recipe has it; parity with the processor's resize means nothing for a random
             # crop.
             frames = tvF.resized_crop(
-                frames, *crop, list(self.picture_size), interpolation=InterpolationMode.BILINEAR, antialias=True
+                frames, *crop, list(self.frame_size), interpolation=InterpolationMode.BILINEAR, antialias=True
             )
         if options.flip and _uniform(make_generator("flip", *key)) < options.flip:
             frames = frames.flip(-1)
@@ -162,9 +163,9 @@ class SampleAugmentation:
         generators = {name: make_generator(name, *key) for name in ("frequency", "time", "noise", "roll")}
         for window in windows:
             if options.frequency_mask:
-                blank(window, 1, options.frequency_mask, self.fill, generators["frequency"])
+                blank(window, 1, options.frequency_mask, fill=self.fill, generator=generators["frequency"])
             if options.time_mask:
-                blank(window, 0, options.time_mask, self.fill, generators["time"])
+                blank(window, 0, options.time_mask, fill=self.fill, generator=generators["time"])
             if options.noise:
                 strength = _uniform(generators["noise"], 0.0, options.noise)
                 window += torch.rand(window.shape, generator=generators["noise"]) * strength
@@ -174,12 +175,12 @@ class SampleAugmentation:
         return windows
 
 
-def picture_size(video_processor: Any) -> tuple[int, int]:
-    """Height and width of the pictures that a video processor gives."""
+def frame_size(video_processor: CavMaeSyncVideoProcessor) -> tuple[int, int]:
+    """Height and width of the frames that a video processor gives."""
     size = video_processor.crop_size if video_processor.do_center_crop else video_processor.size
     if not size.get("height") or not size.get("width"):
         raise ValueError(
-            f"The video processor gives pictures of no fixed size ({size}); use `do_center_crop=True`, `crop_size`."
+            f"The video processor gives frames of no fixed size ({size}); use `do_center_crop=True`, `crop_size`."
         )
     return size["height"], size["width"]
 
@@ -190,10 +191,10 @@ def random_crop(
     ratio: tuple[float, float],
     generator: torch.Generator,
 ) -> tuple[int, int, int, int]:
-    """A random part of a picture: its area uniform in `scale`, its aspect log-uniform in `ratio`, its place uniform.
+    """A random part of an image: its area uniform in `scale`, its aspect log-uniform in `ratio`, its place uniform.
 
     Args:
-        shape: Height and width of the picture.
+        shape: Height and width of the image.
         scale: Smallest and largest share of the area.
         ratio: Smallest and largest width : height.
         generator: Source of randomness.
@@ -215,7 +216,7 @@ def random_crop(
     return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
 
 
-def blank(window: Tensor, axis: int, largest: int, fill: float, generator: torch.Generator) -> None:
+def blank(window: Tensor, axis: int, largest: int, *, fill: float, generator: torch.Generator) -> None:
     """Blank a random stretch of a window, in place, as torchaudio's `TimeMasking` and `FrequencyMasking` do.
 
     The stretch's length is uniform in `[0, largest)` and its place uniform where it fits. (torchaudio draws from the
@@ -235,11 +236,13 @@ def blank(window: Tensor, axis: int, largest: int, fill: float, generator: torch
     window.narrow(axis, first, min(int(span), size - first)).fill_(fill)
 
 
-def mix_windows(first: Tensor, second: Tensor, weight: float, extractor: Any, rule: str = "waveform") -> Tensor:
+def mix_windows(
+    first: Tensor, second: Tensor, weight: float, extractor: CavMaeSyncFeatureExtractor, *, rule: str = "waveform"
+) -> Tensor:
     """Mix normalised windows of two clips.
 
     For waveforms, `weight * a + (1 - weight) * b` has the power spectrum `weight² |A|² + (1 - weight)² |B|²` plus a
-    cross term that is zero on average for unrelated sounds. Mel energies are sums of power, so the same holds for
+    cross term that is zero on average for unrelated audio. Mel energies are sums of power, so the same holds for
     them; in the normalised log domain the sum is a `logaddexp`, from which the mean drops out.
 
     Args:
@@ -279,17 +282,3 @@ def mixing_weight(alpha: float, generator: torch.Generator) -> float:
 
 def _uniform(generator: torch.Generator, low: float = 0.0, high: float = 1.0) -> float:
     return low + (high - low) * float(torch.rand((), generator=generator, dtype=torch.float64))
-
-
-__all__ = [
-    "AUGMENTATION_PRESETS",
-    "AugmentationOptions",
-    "SampleAugmentation",
-    "blank",
-    "make_generator",
-    "mix_windows",
-    "mixing_weight",
-    "picture_size",
-    "random_crop",
-    "smooth_labels",
-]

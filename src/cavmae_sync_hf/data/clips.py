@@ -1,7 +1,7 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""How is one clip had by its number, out of a folder of shards or a list of video files?
+"""Clips by their number, out of a folder of shards or a list of video files.
 
-`open_clips` tells the two apart. Both give a [`Clip`] and decode the frames that are asked for only.
+`open_clips` tells the two apart. Both give a `LoadedClip` and decode the frames that are asked for only.
 """
 
 import json
@@ -20,9 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..files import StrPath
 from ..model.errors_cavmae_sync import DataError
-from .samples import BadClip, ClipPreparer, PrepareOptions
-from .shards import INDEX_NAME, decode_clip, decode_jpeg, read_clip_table, read_index
+from ..model.feature_extraction_cavmae_sync import CavMaeSyncFeatureExtractor
+from ..model.processing_cavmae_sync import CavMaeSyncProcessor
+from .packing import BadClip, ClipPacker, PrepareOptions
+from .shards import INDEX_NAME, ShardIndex, decode_clip, decode_jpeg, read_clip_table, read_index
 from .sources import ClipList, read_source
 
 _BLOCK = 512
@@ -36,15 +39,15 @@ FrameChooser = Callable[[str, int], Sequence[int]]
 
 
 @dataclass
-class Clip:
+class LoadedClip:
     """One clip, decoded as far as asked, before the processor.
 
     Attributes:
         clip_id: Its name in the set.
-        frames: `(len(chosen), 3, height, width)` uint8, `None` without pictures.
+        frames: `(len(chosen), 3, height, width)` uint8, `None` without video.
         frame_times: Seconds from the clip's start of *all* frames, those not chosen included.
         chosen: Indices of the frames used.
-        log_mel: `(log-mel frames, mel bins)` float32 of the whole clip, not normalised, `None` without sound.
+        log_mel: `(log-mel frames, mel bins)` float32 of the whole clip, not normalised, `None` without audio.
         labels: Its label numbers.
         duration: Its length in seconds.
     """
@@ -58,7 +61,7 @@ class Clip:
     duration: float
 
 
-class Clips(Protocol):
+class ClipSource(Protocol):
     """Clips by number, in groups (shards) that are best read together."""
 
     @property
@@ -69,7 +72,7 @@ class Clips(Protocol):
     def fingerprint(self) -> str:
         """A text that changes when clips are added, removed or moved."""
 
-    def read(self, number: int, choose: FrameChooser) -> Clip:
+    def read(self, number: int, choose: FrameChooser) -> LoadedClip:
         """The clip of that number with the frames that `choose` picks."""
 
     def labels(self) -> list[list[int]]:
@@ -83,14 +86,14 @@ class Clips(Protocol):
         """Names of the label numbers, `None` where labels are numbers alone."""
 
 
-def open_clips(source: Any, processor: Any) -> Clips:
+def open_clips(source: Any, processor: CavMaeSyncProcessor) -> ClipSource:
     """Find out what a data set is to be read from.
 
     Args:
         source: A folder or address with an `index.json` (shards), or anything that
             [`~cavmae_sync_hf.data.sources.read_source`] lists: a folder of video files, a CSV, JSON or Parquet list, a
             sequence of paths or mappings, a `datasets.Dataset`; a `ClipList` as well.
-        processor: A `CavMaeSyncProcessor`; it decides how frames are chosen and sound is read.
+        processor: Decides how frames are chosen and audio is read.
 
     Raises:
         ValueError: There are no clips, or the shards were prepared for other settings than the processor's.
@@ -111,13 +114,13 @@ class ShardClips:
 
     Args:
         folder: Path or fsspec address of the folder.
-        processor: A `CavMaeSyncProcessor`.
+        processor: What the clips are read for.
 
     Raises:
         DataError: The folder is not a set of shards, or its settings do not fit the processor's.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], processor: Any) -> None:
+    def __init__(self, folder: StrPath, processor: CavMaeSyncProcessor) -> None:
         self.folder = os.fspath(folder)
         self.index = read_index(self.folder)
         self.feature_extractor = processor.feature_extractor
@@ -139,7 +142,7 @@ class ShardClips:
         """Changes with any shard's bytes."""
         return " ".join(shard.sha256[:12] for shard in self.index.shards)
 
-    def read(self, number: int, choose: FrameChooser) -> Clip:
+    def read(self, number: int, choose: FrameChooser) -> LoadedClip:
         """The clip of that number with the frames that `choose` picks."""
         group = int(np.searchsorted(self._bounds, number, side="right")) - 1
         shard = self._shard(group)
@@ -174,10 +177,10 @@ class VideoClips:
 
     Args:
         clips: From [`~cavmae_sync_hf.data.sources.read_source`].
-        processor: A `CavMaeSyncProcessor`.
+        processor: What the clips are read for.
     """
 
-    def __init__(self, clips: ClipList, processor: Any) -> None:
+    def __init__(self, clips: ClipList, processor: CavMaeSyncProcessor) -> None:
         self.clips = clips
         self.feature_extractor = extractor = processor.feature_extractor
         options = PrepareOptions(
@@ -190,7 +193,7 @@ class VideoClips:
             missing="keep",
             silent="keep",
         )
-        self._preparer = ClipPreparer(options, clips.rows, clips.video_column, clips.audio_column)
+        self._packer = ClipPacker(options, clips.rows)
 
     @property
     def group_sizes(self) -> list[int]:
@@ -203,28 +206,27 @@ class VideoClips:
         """Changes with the list."""
         return self.clips.digest()
 
-    def read(self, number: int, choose: FrameChooser) -> Clip:
+    def read(self, number: int, choose: FrameChooser) -> LoadedClip:
         """The clip of that number with the frames that `choose` picks."""
         record = self.clips.records[number]
         if record.problem is not None:
-            raise ValueError(f"{record.source}: {record.problem} Take the clip out of the list.")
+            raise DataError(f"{record.source}: {record.problem}. Take the clip out of the list.")
         try:
-            material = self._preparer.material(record)
+            clip = self._packer.decode(record)
         except BadClip as error:
-            raise ValueError(f"{error} Take the clip out of the list, or repair it.") from error
-        times = material.frame_times or self.feature_extractor.default_frame_times(material.duration)
+            raise DataError(f"{error} Take the clip out of the list, or repair it.") from error
+        times = clip.frame_times or self.feature_extractor.default_frame_times(clip.duration)
         chosen = list(choose(record.id, len(times)))
-        pictures = [material.frames[index] for index in chosen] if material.frames else []
-        frames = [decode_jpeg(picture) if isinstance(picture, bytes) else picture for picture in pictures]
-        log_mel = None if material.waveform is None else self.feature_extractor.log_mel(material.waveform)
-        return Clip(
-            record.id,
-            torch.stack(frames) if frames else None,
-            times,
-            chosen,
-            log_mel,
-            list(record.labels),
-            material.duration,
+        stored = [clip.frames[index] for index in chosen] if clip.frames else []
+        frames = [decode_jpeg(frame) if isinstance(frame, bytes) else frame for frame in stored]
+        return LoadedClip(
+            clip_id=record.id,
+            frames=torch.stack(frames) if frames else None,
+            frame_times=times,
+            chosen=chosen,
+            log_mel=None if clip.waveform is None else self.feature_extractor.log_mel(clip.waveform),
+            labels=list(record.labels),
+            duration=clip.duration,
         )
 
     def labels(self) -> list[list[int]]:
@@ -301,22 +303,29 @@ class _OpenShard:
             self._remove()
 
 
-def _read_shard_clip(shard: _OpenShard, number: int, choose: FrameChooser, extractor: Any) -> Clip:
+def _read_shard_clip(
+    shard: _OpenShard, number: int, choose: FrameChooser, extractor: CavMaeSyncFeatureExtractor
+) -> LoadedClip:
     """Read one clip of a shard, with the chosen frames only."""
     key, places = shard.members(number)
     try:
         info = json.loads(shard.content(places["json"]))
-        pictures = sorted(name for name in places if name.startswith("frame_"))
+        jpegs = sorted(name for name in places if name.startswith("frame_"))
         times = [float(time) for time in info["frame_times"]] or extractor.default_frame_times(info["duration"])
-        if pictures and len(pictures) != len(times):
-            raise ValueError(f"{len(pictures)} frames but {len(times)} times")
+        if jpegs and len(jpegs) != len(times):
+            raise ValueError(f"{len(jpegs)} frames but {len(times)} times")
         chosen = list(choose(info["id"], len(times)))
-        wanted = [pictures[index] for index in chosen] if pictures else []
+        wanted = [jpegs[index] for index in chosen] if jpegs else []
         stored = decode_clip(key, {name: shard.content(places[name]) for name in (*wanted, "log_mel.npy", "json")})
-        frames = stored.frames() if wanted else None
-        log_mel = torch.from_numpy(stored.log_mel).float() if len(stored.log_mel) else None
-        labels = [int(label) for label in info["labels"]]
-        return Clip(info["id"], frames, times, chosen, log_mel, labels, float(info["duration"]))
+        return LoadedClip(
+            clip_id=info["id"],
+            frames=stored.frames() if wanted else None,
+            frame_times=times,
+            chosen=chosen,
+            log_mel=torch.from_numpy(stored.log_mel).float() if len(stored.log_mel) else None,
+            labels=[int(label) for label in info["labels"]],
+            duration=float(info["duration"]),
+        )
     except (KeyError, OSError, ValueError) as error:
         raise DataError(f"{shard.path}: clip {key} cannot be read ({error!r}); prepare the set again.") from error
 
@@ -362,7 +371,7 @@ def _fetch(address: str) -> str:
     return local
 
 
-def _check_fit(index: Any, extractor: Any, folder: str) -> None:
+def _check_fit(index: ShardIndex, extractor: CavMaeSyncFeatureExtractor, folder: str) -> None:
     """Refuse shards whose frames or spectrograms are not what the processor would make."""
     for name, remedy in (
         ("alignment", "`CavMaeSyncProcessor.from_config(config, alignment={stored!r})`"),
@@ -376,6 +385,3 @@ def _check_fit(index: Any, extractor: Any, folder: str) -> None:
                 f"{folder}: the shards were prepared with {name}={stored!r}, the processor has {wanted!r}. Use "
                 f"{remedy.format(stored=stored)}, or prepare the set again with {name}={wanted!r}."
             )
-
-
-__all__ = ["Clip", "Clips", "FrameChooser", "ShardClips", "VideoClips", "open_clips"]

@@ -29,7 +29,7 @@ _CRASHES = frozenset(
 _CRASHES_UNTIL_SKIPPED = 2
 _RAY_RETRIES = 2
 # What workers import before they are needed: where processes are forked from a server, only once for all.
-_PRELOAD = ["cavmae_sync_hf.data.samples"]
+_PRELOAD = ["cavmae_sync_hf.data.prepare"]
 
 
 def run_here(

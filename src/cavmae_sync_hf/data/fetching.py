@@ -1,8 +1,7 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""How does a media file come to this machine, and is it the file's fault or the machine's when it cannot be read?
+"""Fetching of media files, and whether a file that cannot be read is at fault or the machine is.
 
-The difference decides what follows: a faulty file is left out for good, a faulty network or disk ends the run, which
-continues when it is mended.
+A faulty file is left out for good; a faulty network or disk ends the run, which continues when it is mended.
 """
 
 import contextlib
@@ -49,7 +48,7 @@ def fault_of_machine(error: BaseException | None) -> BaseException | None:
         if isinstance(error, FFmpegError):
             if error.errno in _FAULTS_OF_MACHINE:
                 return error
-        # Pillow's errors for damaged pictures are OSErrors without a number.
+        # Pillow's errors for damaged images are OSErrors without a number.
         elif isinstance(error, OSError) and error.errno not in (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
             return error
         error = error.__cause__
@@ -73,11 +72,12 @@ def reading_fault(paths: Iterable[str | None]) -> OSError | None:
 
 
 @contextmanager
-def local_file(source: Any) -> Iterator[Any]:
-    """A media source that can be opened at little cost: what lies elsewhere is fetched once, as a whole.
+def local_file(source: Any, name: str) -> Iterator[Any]:
+    """A media source that is cheap to open again and again: what lies elsewhere is fetched once, as a whole.
 
     Args:
         source: Path, address, or what else `decode_media` takes.
+        name: What messages about a faulty file call it.
 
     Yields:
         The source, or a file of what was fetched.
@@ -103,11 +103,11 @@ def local_file(source: Any) -> Iterator[Any]:
                 _fetch(source, file)
                 break
             except FileNotFoundError as error:
-                raise MediaNotFoundError(f"{source}: no such file; check the address.") from error
+                raise MediaNotFoundError(f"{name}: no such file; check the address.") from error
             except MediaError:
                 raise
             except (ValueError, http.client.InvalidURL) as error:
-                raise MediaError(f"{source}: is no address that can be read ({error}); correct it.") from error
+                raise MediaError(f"{name}: is no address that can be read ({error}); correct it.") from error
             except Exception as error:  # each backend has its own errors
                 if attempt == _FETCH_ATTEMPTS or isinstance(error, PermissionError | ImportError):
                     raise WorkerError(
@@ -144,6 +144,3 @@ def _fetch(source: str, file: Any) -> None:
         raise
     if promised is not None and file.tell() < int(promised):
         raise http.client.IncompleteRead(b"", int(promised) - file.tell())
-
-
-__all__ = ["fault_of_machine", "local_file", "reading_fault"]

@@ -1,5 +1,5 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""How does a collection of videos become a folder of shards, by all cores, resumable and the same bytes every time?
+"""A collection of videos becomes a folder of shards, by all cores; a run can be continued after any interruption.
 
 The list of clips is fixed first, then cut into shards. A shard is whole when its note lies in the hidden work folder;
 a run makes the shards that have none, and then writes the index from the notes, in their order. So neither the number
@@ -15,18 +15,18 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..files import locked, usable_cores
-from ..model.errors_cavmae_sync import DataError, LockedError, WorkerError
+from ..files import StrPath, locked, remove_partial, usable_cores, whole_file, write_bytes
+from ..model.errors_cavmae_sync import DataError, WorkerError
 from .engines import run_here, run_processes, run_ray
-from .samples import PARTIAL, PrepareOptions, ShardJob, ShardTask, note_path, shard_tasks, write_whole
+from .packing import BadClip, ClipPacker, PrepareOptions
 from .shards import (
     BAD_CLIPS_COLUMNS,
     BAD_CLIPS_NAME,
@@ -35,11 +35,14 @@ from .shards import (
     INDEX_NAME,
     ShardIndex,
     ShardInfo,
+    ShardWriter,
     card_text,
+    clip_key,
     encode_json,
+    shard_name,
     split_name,
 )
-from .sources import ClipList, describe_difference, read_source
+from .sources import ClipList, ClipRecord, MediaRows, describe_difference, read_source
 
 try:
     import av
@@ -109,11 +112,11 @@ def _count(number: int, noun: str) -> str:
 
 def prepare(
     source: Any,
-    out: str | os.PathLike[str],
+    out: StrPath,
     *,
     name: str = "train",
-    media: str | os.PathLike[str] | None = None,
-    labels: str | os.PathLike[str] | Sequence[str] | None = None,
+    media: StrPath | None = None,
+    labels: StrPath | Sequence[str] | None = None,
     split: str | None = None,
     folder_labels: bool = False,
     cut: str = "auto",
@@ -155,15 +158,15 @@ def prepare(
         cut: Whether files found by id are cut to their segments, see `read_source`.
         num_frames: Frames per clip.
         alignment: Which frames: `"time"` (centres of equal spans) or `"reference"` (as published), see `decode_media`.
-        short_side: Shorter side of the stored frames, pixels; smaller pictures keep their size. `None`: all do.
+        short_side: Shorter side of the stored frames, pixels; smaller images keep their size. `None`: all do.
         jpeg_quality: 1 to 100.
         jpeg_chroma: `"4:4:4"`, or `"4:2:2"` or `"4:2:0"` for a fifth less space and coarser colour edges.
-        sampling_rate: Rate of the sound in Hz that the log-mel is computed at.
+        sampling_rate: Rate of the audio in Hz that the log-mel is computed at.
         num_mel_bins: Mel bins.
         channel: `"first"` (as published) or `"mean"`.
-        missing: `"error"`: a clip without sound or without pictures is a bad clip; `"keep"`: it is kept, with
+        missing: `"error"`: a clip without audio or without video is a bad clip; `"keep"`: it is kept, with
             `has_audio` or `has_video` false, without frames or with a log-mel of no frames.
-        silent: `"error"`: a clip whose sound never exceeds -80 dB is a bad clip; `"keep"`: it is kept.
+        silent: `"error"`: a clip whose audio never exceeds -80 dB is a bad clip; `"keep"`: it is kept.
         damaged: `"error"`: a truncated or corrupt file is a bad clip; `"keep"`: what can be decoded of it is kept.
         max_seconds: Longer clips are bad clips.
         clips_per_shard: Clips of the source per shard; default: 256, less for small sets.
@@ -176,39 +179,194 @@ def prepare(
         A `PrepareSummary`.
 
     Raises:
-        ValueError: An option or the source is wrong (`DataError`, `DataError`), the folder holds another set or is
-            in use or cannot be written, no clip could be used, a clip could not be read for now, or a process was
-            killed (`DataError`).
+        ValueError: An option is wrong.
+        DataError: The source is wrong, the folder holds another set or cannot be written, no clip can be used, a clip
+            cannot be read for now, or a process was killed.
+        LockedError: Another run writes to the folder.
+        ImportError: PyAV or Ray is not installed.
     """
     began = time.perf_counter()
-    _check_run(name, clips_per_shard, workers, engine, ray_address)
+    _check_run(name, clips_per_shard=clips_per_shard, workers=workers, engine=engine, ray_address=ray_address)
     options = PrepareOptions(
-        num_frames, alignment, short_side, jpeg_quality, jpeg_chroma, sampling_rate, num_mel_bins, channel, missing,
-        silent, damaged, float(max_seconds),
-    )  # fmt: skip
+        num_frames=num_frames,
+        alignment=alignment,
+        short_side=short_side,
+        jpeg_quality=jpeg_quality,
+        jpeg_chroma=jpeg_chroma,
+        sampling_rate=sampling_rate,
+        num_mel_bins=num_mel_bins,
+        channel=channel,
+        missing=missing,
+        silent=silent,
+        damaged=damaged,
+        max_seconds=float(max_seconds),
+    )
     if av is None:
         raise ImportError("Decoding media needs PyAV, which brings its own FFmpeg: pip install av")
     folder = _open_folder(out)
     clips = read_source(source, media=media, labels=labels, split=split, folder_labels=folder_labels, cut=cut)
-    per_shard = clips_per_shard or _clips_per_shard(len(clips))
+    per_shard = clips_per_shard or min(
+        _MOST_CLIPS_PER_SHARD, max(_LEAST_CLIPS_PER_SHARD, math.ceil(len(clips) / _SHARDS_OF_SMALL_SETS))
+    )
     tasks = shard_tasks(clips.records, per_shard)
     notes = folder / WORK_FOLDER
-    with _writable(folder):
-        notes.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
+    with ExitStack() as stack:
+        with _writable(folder):
+            notes.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(notes / _LOCK_NAME, folder))
         _claim(folder, clips, {"name": name, "clips_per_shard": per_shard, "cut": cut} | asdict(options))
-        job = ShardJob(
-            folder, notes, name, options, clips.rows, clips.video_column, clips.audio_column, _versions()
-        )  # fmt: skip
+        job = ShardJob(folder, notes, name, options, rows=clips.rows, versions=_versions())
         missing_tasks = [task for task in tasks if not _is_whole(folder, notes, task)]
-        meter = _Meter(progress, len(clips), sum(task.size for task in missing_tasks))
+        meter = _ProgressMeter(progress, len(clips), sum(task.size for task in missing_tasks))
         if missing_tasks:
             with _writable(folder):
                 (folder / INDEX_NAME).unlink(missing_ok=True)
-            _run(job, missing_tasks, meter, engine, workers, ray_address)
+            if engine == "ray":
+                results = run_ray(job, missing_tasks, workers, ray_address)
+            elif workers == 1:
+                results = run_here(job, missing_tasks, meter.show)
+            else:
+                results = run_processes(job, missing_tasks, workers or usable_cores(), meter.show)
+            _collect(job, results, meter)
         with _writable(folder):
             index, reasons = _finish(job, clips, tasks)
     return PrepareSummary(folder, index, meter.to_make, reasons, time.perf_counter() - began)
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """The unit of work and of resuming: one shard.
+
+    Attributes:
+        number: Number of the shard.
+        first: Number of its first clip in the list.
+        records: Its clips.
+    """
+
+    number: int
+    first: int
+    records: tuple[ClipRecord, ...]
+
+    @property
+    def size(self) -> int:
+        """Its clips, good and bad."""
+        return len(self.records)
+
+
+def shard_tasks(records: Sequence[ClipRecord], clips_per_shard: int) -> list[ShardTask]:
+    """Cut a list of clips into shards: shard i holds clips i * n to (i + 1) * n - 1."""
+    return [
+        ShardTask(number, first, tuple(records[first : first + clips_per_shard]))
+        for number, first in enumerate(range(0, len(records), clips_per_shard))
+    ]
+
+
+@dataclass
+class ShardJob:
+    """Makes shards: what every process of a run is given once.
+
+    Calling it with a task writes the shard under a name of its own, renames it, and leaves a note beside it; a shard
+    with a note is whole.
+
+    Attributes:
+        folder: Folder of the shards.
+        notes: Folder of the notes.
+        name: What shards are called.
+        options: What is kept of a clip.
+        rows: The rows of a data set that records may refer to.
+        versions: Versions of the software.
+    """
+
+    folder: Path
+    notes: Path
+    name: str
+    options: PrepareOptions
+    rows: MediaRows | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def __call__(
+        self, task: ShardTask, begin: Callable[[int], None] | None = None, skip: Mapping[int, str] | None = None
+    ) -> dict[str, Any]:
+        """Write one shard.
+
+        Args:
+            task: Which one.
+            begin: Called with the place of each clip in the task before it is touched.
+            skip: Places of clips that must not be touched, and why.
+
+        Returns:
+            The shard's note: its checksum, its clips, its bad clips and its share of the set's sums.
+
+        Raises:
+            WorkerError: The shard cannot be written, or a clip cannot be read for now; nothing of the shard is left.
+        """
+        path = self.folder / shard_name(self.name, task.number)
+        # Processes share the cores already, and sums must not depend on how many threads there are.
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            with whole_file(path, workplace=self.notes) as partial, closing(ShardWriter(partial)) as writer:
+                note = self._fill(writer, task, begin or (lambda place: None), skip or {})
+            if not note["clips"]:
+                path.unlink()
+                note["file"] = None
+            write_bytes(_note_path(self.notes, task), encode_json(note) + b"\n", workplace=self.notes)
+        except OSError as error:  # clips' own are told apart before
+            raise WorkerError(
+                f"The shard {path} cannot be written ({error}); make room or mend the access."
+            ) from error
+        finally:
+            torch.set_num_threads(threads)
+        return note
+
+    def _fill(
+        self, writer: ShardWriter, task: ShardTask, begin: Callable[[int], None], skip: Mapping[int, str]
+    ) -> dict[str, Any]:
+        """Write a shard's clips, and say which they are."""
+        packer = ClipPacker(self.options, self.rows, self.versions)
+        clips: list[dict[str, Any]] = []
+        bad: list[dict[str, Any]] = []
+        labels: Counter[int] = Counter()
+        totals: dict[str, float] = {"log_mel_values": 0, "log_mel_sum": 0.0, "log_mel_squares": 0.0, "seconds": 0.0}
+        with_audio = with_video = 0
+        for place, record in enumerate(task.records):
+            begin(place)
+            number = task.first + place
+            try:
+                if place in skip:
+                    raise BadClip("crash", f"{record.source}: {skip[place]}")
+                clip = packer.pack(record)
+            except BadClip as fault:
+                facts = {"number": number, "id": record.id, "source": record.source}
+                bad.append(facts | {"reason": fault.reason, "message": str(fault)})
+                continue
+            key = clip_key(number, record.id)
+            offset, size = writer.add(key, clip.members)
+            duration = clip.info["duration"]
+            clips.append(
+                {"key": key, "id": record.id, "labels": list(record.labels), "duration": duration}
+                | {"offset": offset, "size": size}
+            )
+            totals["log_mel_values"] += clip.log_mel_values
+            totals["log_mel_sum"] += clip.log_mel_sum
+            totals["log_mel_squares"] += clip.log_mel_squares
+            totals["seconds"] += duration
+            labels.update(record.labels)
+            with_audio += clip.info["has_audio"]
+            with_video += clip.info["has_video"]
+        size, digest = writer.finish()
+        return {
+            "shard": task.number,
+            "file": shard_name(self.name, task.number),
+            "bytes": size,
+            "sha256": digest,
+            "clips": clips,
+            "bad": bad,
+            "label_counts": sorted(labels.items()),
+            "with_audio": with_audio,
+            "with_video": with_video,
+            **totals,
+        }
 
 
 @contextmanager
@@ -223,7 +381,7 @@ def _writable(folder: Path) -> Iterator[None]:
 
 
 def _check_run(
-    name: str, clips_per_shard: int | None, workers: int | None, engine: str, ray_address: str | None
+    name: str, *, clips_per_shard: int | None, workers: int | None, engine: str, ray_address: str | None
 ) -> None:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise ValueError(
@@ -240,17 +398,13 @@ def _check_run(
         raise ValueError(f"ray_address is for the engine 'ray', got the engine {engine!r}; set engine='ray' too.")
 
 
-def _clips_per_shard(clips: int) -> int:
-    return min(_MOST_CLIPS_PER_SHARD, max(_LEAST_CLIPS_PER_SHARD, math.ceil(clips / _SHARDS_OF_SMALL_SETS)))
-
-
 def _versions() -> dict[str, str]:
     from .. import __version__
 
     return {"cavmae_sync_hf": __version__, "av": av.__version__, "torch": torch.__version__}
 
 
-def _open_folder(out: str | os.PathLike[str]) -> Path:
+def _open_folder(out: StrPath) -> Path:
     if re.match(r"\w[\w.+-]+:/", os.fspath(out)):  # `Path` makes s3:/ of s3://; a Windows drive is one letter
         raise DataError(f"{os.fspath(out)}: shards are written to a folder; write them here and upload the folder.")
     folder = Path(out).absolute()
@@ -261,31 +415,19 @@ def _open_folder(out: str | os.PathLike[str]) -> Path:
     return folder
 
 
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep a second run out."""
-    with ExitStack() as stack:
-        with _writable(folder):
-            try:
-                stack.enter_context(locked(folder / WORK_FOLDER / _LOCK_NAME, folder))
-            except LockedError as error:
-                raise DataError(str(error)) from error
-        yield
-
-
 def _claim(folder: Path, clips: ClipList, settings: dict[str, Any]) -> None:
     """Note what this folder is for, or refuse when it is for something else."""
     notes = folder / WORK_FOLDER
     with _writable(folder):
-        _clear(notes)
+        _remove_partial(notes)
     job: dict[str, Any] = {"options": settings, "versions": _versions(), "clips": len(clips), "digest": clips.digest()}
     try:
         before = json.loads((notes / _JOB_NAME).read_text(encoding="utf-8"))
     except FileNotFoundError:
         lines = "".join(f"{line}\n" for line in clips.lines()).encode()
         with _writable(folder):
-            write_whole(notes / _LIST_NAME, gzip.compress(lines, mtime=0), notes)
-            write_whole(notes / _JOB_NAME, encode_json(job) + b"\n", notes)
+            write_bytes(notes / _LIST_NAME, gzip.compress(lines, mtime=0), workplace=notes)
+            write_bytes(notes / _JOB_NAME, encode_json(job) + b"\n", workplace=notes)
         return
     for what in ("options", "versions"):
         old, new = before[what], job[what]
@@ -304,25 +446,29 @@ def _claim(folder: Path, clips: ClipList, settings: dict[str, Any]) -> None:
         )
 
 
-def _clear(notes: Path) -> None:
-    """Remove what was being written when a run ended."""
-    for left in notes.glob(f"{PARTIAL}*"):
-        left.unlink(missing_ok=True)
+def _remove_partial(notes: Path) -> None:
+    remove_partial(notes)
+    for left_over in notes.glob("partial-*"):  # of versions that named such files so
+        left_over.unlink(missing_ok=True)
+
+
+def _note_path(notes: Path, task: ShardTask) -> Path:
+    return notes / f"shard-{task.number:05d}.json"
 
 
 def _is_whole(folder: Path, notes: Path, task: ShardTask) -> bool:
     try:
-        note = json.loads(note_path(notes, task.number).read_text(encoding="utf-8"))
+        note = json.loads(_note_path(notes, task).read_text(encoding="utf-8"))
         return note["file"] is None or (folder / note["file"]).stat().st_size == note["bytes"]
     except (FileNotFoundError, ValueError, KeyError):
         return False
 
 
-class _Meter:
+class _ProgressMeter:
     """Counts clips and tells how fast and how far.
 
     Args:
-        report: Who wants to know.
+        report: Called with every step, `None` for nothing.
         total: Clips of the source.
         to_make: Clips to make in this run.
     """
@@ -347,25 +493,19 @@ class _Meter:
         self.shown = made = max(self.shown, self.finished + unfinished)
         rate = made / max(time.perf_counter() - self.began, 1e-9)
         left = (self.to_make - made) / rate if made else None
-        self.report(PrepareProgress(self.total - self.to_make + made, self.total, self.bad, rate, left))
+        done = self.total - self.to_make + made
+        self.report(PrepareProgress(done=done, total=self.total, bad=self.bad, rate=rate, seconds_left=left))
 
 
-def _run(
-    job: ShardJob, tasks: Sequence[ShardTask], meter: _Meter, engine: str, workers: int | None, ray_address: str | None
-) -> None:
-    if engine == "ray":
-        results = run_ray(job, tasks, workers, ray_address)
-    elif workers == 1:
-        results = run_here(job, tasks, meter.show)
-    else:
-        results = run_processes(job, tasks, workers or usable_cores(), meter.show)
+def _collect(job: ShardJob, results: Iterator[dict[str, Any]], meter: _ProgressMeter) -> None:
+    """Make shards until all are there, or the run has to end."""
     try:
         with closing(results) as notes:  # type: ignore[type-var]
             for note in notes:
                 meter.add(note)
     except BaseException as error:  # Ctrl-C, too; the workers have ended
         with suppress(OSError):
-            _clear(job.notes)
+            _remove_partial(job.notes)
         if not isinstance(error, WorkerError):
             raise
         raise DataError(
@@ -385,7 +525,7 @@ def _finish(job: ShardJob, clips: ClipList, tasks: Sequence[ShardTask]) -> tuple
     rows.writeheader()
     first_bad = ""
     for task in tasks:
-        note = json.loads(note_path(job.notes, task.number).read_text(encoding="utf-8"))
+        note = json.loads(_note_path(job.notes, task).read_text(encoding="utf-8"))
         for bad in note["bad"]:
             first_bad = first_bad or bad["message"]
             reasons[bad["reason"]] += 1
@@ -398,7 +538,7 @@ def _finish(job: ShardJob, clips: ClipList, tasks: Sequence[ShardTask]) -> tuple
             labels[label] += count
         for key in ("log_mel_values", "log_mel_sum", "log_mel_squares", "seconds", "with_audio", "with_video"):
             sums[key] += note[key]
-    write_whole(job.folder / BAD_CLIPS_NAME, report.getvalue().encode(), job.notes)
+    write_bytes(job.folder / BAD_CLIPS_NAME, report.getvalue().encode(), workplace=job.notes)
     good = sum(shard.clips for shard in shards)
     if not good:
         kinds = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
@@ -406,14 +546,20 @@ def _finish(job: ShardJob, clips: ClipList, tasks: Sequence[ShardTask]) -> tuple
             f"{job.folder}: none of the {len(clips)} clips can be used ({kinds}; see {BAD_CLIPS_NAME}). "
             f"The first: {first_bad}"
         )
-    index = _index(job, clips, sums, shards, labels, sum(reasons.values()))
+    index = _index(job, shards, sums, bad=sum(reasons.values()), label_names=clips.label_names, labels=labels)
     for file, text in ((CLIPS_NAME, table.getvalue()), (CARD_NAME, card_text(index)), (INDEX_NAME, index.to_json())):
-        write_whole(job.folder / file, text.encode(), job.notes)
+        write_bytes(job.folder / file, text.encode(), workplace=job.notes)
     return index, dict(sorted(reasons.items()))
 
 
 def _index(
-    job: ShardJob, clips: ClipList, sums: Counter[str], shards: list[ShardInfo], labels: Counter[int], bad: int
+    job: ShardJob,
+    shards: list[ShardInfo],
+    sums: Counter[str],
+    *,
+    bad: int,
+    label_names: list[str] | None,
+    labels: Counter[int],
 ) -> ShardIndex:
     options = job.options
     mean = std = None
@@ -433,13 +579,10 @@ def _index(
         log_mel_frames=values // options.num_mel_bins,
         with_audio=sums["with_audio"],
         with_video=sums["with_video"],
-        label_names=clips.label_names,
+        label_names=label_names,
         label_counts=dict(sorted(labels.items())),
         versions=job.versions,
         shards=shards,
         folder=str(job.folder),
         **settings,
     )
-
-
-__all__ = ["ENGINES", "WORK_FOLDER", "PrepareProgress", "PrepareSummary", "prepare"]

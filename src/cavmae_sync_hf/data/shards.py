@@ -188,17 +188,16 @@ def shard_name(name: str, number: int) -> str:
 
 
 class ShardWriter:
-    """Writes one tar file; its bytes depend on what is added only.
+    """Writes one tar file, whose bytes depend only on what is added.
 
     Args:
-        path: File to write; whoever calls this renames it when it is whole.
+        path: File to write; the caller renames it when it is whole.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
         self.size = 0
         self._digest = hashlib.sha256()
-        self._file: BinaryIO = open(path, "wb")  # noqa: SIM115 (closed in finish and abandon)
+        self._file: BinaryIO = open(path, "wb")  # noqa: SIM115 (closed in finish and close)
 
     def add(self, key: str, members: Sequence[tuple[str, bytes]]) -> tuple[int, int]:
         """Add a clip: members as (extension, content).
@@ -227,10 +226,9 @@ class ShardWriter:
         self._file.close()
         return self.size, self._digest.hexdigest()
 
-    def abandon(self) -> None:
-        """Close and remove the file."""
+    def close(self) -> None:
+        """Close the file, finished or not."""
         self._file.close()
-        self.path.unlink(missing_ok=True)
 
     def _write(self, data: bytes) -> None:
         self._file.write(data)

@@ -81,6 +81,26 @@ class ClipRecord:
         }
 
 
+@dataclass(frozen=True)
+class MediaRows:
+    """A data set whose rows hold media.
+
+    Attributes:
+        table: A `datasets.Dataset`.
+        video_column: Its column of videos.
+        audio_column: Its column of audio, if that is apart.
+    """
+
+    table: Any
+    video_column: str
+    audio_column: str | None = None
+
+    def __getitem__(self, row: int) -> tuple[Any, Any]:
+        """Video and audio of a row; the audio is `None` where it is a track of the video."""
+        values = self.table[row]
+        return values[self.video_column], values[self.audio_column] if self.audio_column else None
+
+
 @dataclass
 class ClipList:
     """The clips of a source.
@@ -89,15 +109,11 @@ class ClipList:
         records: The clips, in their final order.
         label_names: Names of the label numbers, `None` when labels are numbers from the start.
         rows: The data set that records refer to by `row`.
-        video_column: Its column of videos.
-        audio_column: Its column of sound, if that is apart.
     """
 
     records: list[ClipRecord]
     label_names: list[str] | None = None
-    rows: Any = None
-    video_column: str | None = None
-    audio_column: str | None = None
+    rows: MediaRows | None = None
     _lines: list[str] = field(default_factory=list, repr=False)
 
     def __len__(self) -> int:
@@ -471,7 +487,7 @@ def _from_dataset(rows: Any, vocabulary: Vocabulary | None) -> ClipList:
         ClipRecord(entry.id or f"row_{number:08d}", f"row {number}", None, entry.start, entry.end, row, row=number)
         for number, (entry, row) in enumerate(zip(entries, numbers, strict=True))
     ]
-    return ClipList(_with_ids(records, [True] * len(records)), label_names, rows, video, audio)
+    return ClipList(_with_ids(records, [True] * len(records)), label_names, MediaRows(rows, video, audio))
 
 
 def _media_column(rows: Any, kind: type, names: Sequence[str]) -> str | None:

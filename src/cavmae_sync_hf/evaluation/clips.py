@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..data.collator import CavMaeSyncCollator
-from ..data.dataset import CavMaeSyncDataset, InputMaker
+from ..data.dataset import CavMaeSyncCollator, CavMaeSyncDataset, InputMaker
 from ..data.shards import INDEX_NAME
 from ..data.sources import read_source
 from ..data.tables import LIST_SUFFIXES, read_list

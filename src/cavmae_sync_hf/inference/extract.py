@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..data.samples import BadClip, is_cut
+from ..data.packing import BadClip, is_cut
 from ..data.sources import ClipList, ClipRecord, printable, read_source
 from ..data.tables import LIST_SUFFIXES
 from ..files import locked
@@ -355,7 +355,7 @@ def _films(clips: ClipList) -> tuple[list[Film], dict[str, str]]:
     for record in clips.records:
         start, end = record.start or 0.0, record.end
         problem = record.problem and f"{record.source}: {record.problem}"
-        apart = record.row is not None and clips.audio_column is not None
+        apart = record.row is not None and clips.rows is not None and clips.rows.audio_column is not None
         if record.frames is not None or record.audio is not None or apart:
             problem = f"{record.source}: has its sound or pictures in files of their own; films are one file each."
         elif problem is None and record.maybe_cut:
@@ -368,9 +368,10 @@ def _films(clips: ClipList) -> tuple[list[Film], dict[str, str]]:
 
 def _media(clips: ClipList, record: ClipRecord) -> Any:
     """The file of a clip; rows of a data set hold the film itself, which is fetched when its turn comes."""
-    if record.row is None:
+    rows, row = clips.rows, record.row
+    if rows is None or row is None:
         return record.path
-    return lambda: clips.rows[record.row][clips.video_column]
+    return lambda: rows[row][0]
 
 
 def _span(record: ClipRecord) -> tuple[float, float | None, str | None]:

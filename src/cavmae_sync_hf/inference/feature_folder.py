@@ -15,8 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..data.samples import write_whole
 from ..data.sources import describe_difference
+from ..files import write_bytes
 from ..model.errors_cavmae_sync import InferenceError
 from .feature_files import PARTIAL, join_npy, npy_names, open_part, parquet_name, part_folder
 from .windows import Film, WindowRow
@@ -94,7 +94,7 @@ class FeatureFolder:
         path = self.folder / _PAIRING_NAME
         if not self.is_claimed():
             job = {"identity": self.identity, "lines": self.lines}
-            write_whole(self.work / _JOB_NAME, json.dumps(job).encode(), self.work)
+            write_bytes(self.work / _JOB_NAME, json.dumps(job).encode(), workplace=self.work)
         if not pairing:
             return
         text = json.dumps(pairing, indent=0, ensure_ascii=False) + "\n"
@@ -103,7 +103,7 @@ class FeatureFolder:
                 f"{self.folder}: the films have other lengths than when this was begun, so their sound would be dealt "
                 "out otherwise; name another folder, or delete this one."
             )
-        write_whole(path, text.encode(), self.work)
+        write_bytes(path, text.encode(), workplace=self.work)
 
     def is_claimed(self) -> bool:
         """Whether a run of this job has begun to write."""
@@ -119,7 +119,7 @@ class FeatureFolder:
         except BaseException:
             part.abandon()
             raise
-        write_whole(self._note(number), json.dumps({"rows": count}).encode(), self.work)
+        write_bytes(self._note(number), json.dumps({"rows": count}).encode(), workplace=self.work)
 
     def finish(self, failed: dict[str, str], facts: dict[str, Any]) -> int:
         """Join what is there and write the manifest.
@@ -149,7 +149,7 @@ class FeatureFolder:
             **facts,
         }
         text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
-        write_whole(self.folder / MANIFEST_NAME, text.encode(), self.work)
+        write_bytes(self.folder / MANIFEST_NAME, text.encode(), workplace=self.work)
         return total
 
     def leave(self) -> None:

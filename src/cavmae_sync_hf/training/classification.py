@@ -15,8 +15,7 @@ import torch
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from ..data.augmentation import AugmentationOptions
-from ..data.collator import CavMaeSyncCollator
-from ..data.sampler import ClassBalancedSampler
+from ..data.dataset import CavMaeSyncCollator, ClassBalancedSampler
 from ..data.streaming import CavMaeSyncStreamingDataset
 from ..model_card import CardDetails
 from .averaging import average_weights, checkpoints_of_epochs

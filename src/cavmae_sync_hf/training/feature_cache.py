@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader, Subset
 
-from ..data.collator import CavMaeSyncCollator
-from ..data.dataset import CavMaeSyncDataset
+from ..data.dataset import CavMaeSyncCollator, CavMaeSyncDataset
 from ..inference.features import Feature, choose_features, encode_moments
 from ..model.errors_cavmae_sync import TrainingError
 from ..provenance import model_fingerprint

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..data.augmentation import AUGMENTATION_PRESETS, AugmentationOptions
-from ..data.clips import Clip, Clips, FrameChooser
+from ..data.clips import ClipSource, FrameChooser, LoadedClip
 from ..data.dataset import CavMaeSyncDataset, Frames
 from ..data.prepare import prepare
 from ..data.streaming import CavMaeSyncStreamingDataset
@@ -91,30 +91,16 @@ class InMemoryDataset(CavMaeSyncDataset):
             torch.cat(pictures), do_sample_frames=False, input_data_format="channels_first", return_tensors="pt"
         )["pixel_values_videos"][0]
         pixels = done.split([len(frames) for frames in pictures])
-        return [self._sample(clip, values, epoch) for clip, values in zip(clips, pixels, strict=True)]
+        return [maker.sample(clip, epoch, pixels=values) for clip, values in zip(clips, pixels, strict=True)]
 
     def _choose(self, epoch: int, draw: int, clip_id: str, count: int) -> list[int]:
         return self.maker.choose(clip_id, count, epoch, draw)
-
-    def _sample(self, clip: Clip, pixels: Tensor, epoch: int) -> dict[str, Any]:
-        values, mask = self.maker._windows(clip, ())
-        return {
-            "pixel_values_videos": pixels,
-            "input_values": values,
-            "padding_mask": mask,
-            "padding_mask_videos": torch.ones(len(pixels), dtype=torch.bool),
-            "frame_times": torch.tensor([clip.frame_times[index] for index in clip.chosen], dtype=torch.float64),
-            "frame_indices": torch.tensor(clip.chosen),
-            "labels": clip.labels,
-            "clip_id": clip.clip_id,
-            "epoch": epoch,
-        }
 
 
 class _KeptClips:
     """Clips of another source, held decoded."""
 
-    def __init__(self, source: Clips, threads: int) -> None:
+    def __init__(self, source: ClipSource, threads: int) -> None:
         self.group_sizes = source.group_sizes
         self.fingerprint = source.fingerprint
         self.label_names = source.label_names
@@ -123,16 +109,16 @@ class _KeptClips:
             self._clips = list(pool.map(lambda number: self._keep(source, number), range(count)))
 
     @staticmethod
-    def _keep(source: Clips, number: int) -> Clip:
+    def _keep(source: ClipSource, number: int) -> LoadedClip:
         clip = source.read(number, lambda clip_id, frames: range(frames))
         if clip.log_mel is not None:
             clip.log_mel = clip.log_mel.half()
         return clip
 
-    def read(self, number: int, choose: FrameChooser) -> Clip:
+    def read(self, number: int, choose: FrameChooser) -> LoadedClip:
         kept = self._clips[number]
         chosen = list(choose(kept.clip_id, len(kept.frame_times)))
-        return Clip(
+        return LoadedClip(
             kept.clip_id,
             None if kept.frames is None else kept.frames[chosen],
             kept.frame_times,

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
 from ..data.augmentation import make_generator
-from ..data.collator import CavMaeSyncCollator
+from ..data.dataset import CavMaeSyncCollator
 from ..model.modeling_cavmae_sync import CavMaeSyncForPreTraining
 from ..model_card import CardDetails
 from .arguments import PretrainingArguments
