@@ -34,8 +34,8 @@ from cavmae_sync_hf import (
     CavMaeSyncVideoProcessor,
     hub,
 )
-from cavmae_sync_hf.hub import code_files, push_to_hub, register_auto_classes, save_for_hub
-from cavmae_sync_hf.model.auto_map_cavmae_sync import AUTO_MAP, complete_auto_map
+from cavmae_sync_hf.hub import push_to_hub, register_auto_classes, save_for_hub
+from cavmae_sync_hf.model.auto_map_cavmae_sync import AUTO_MAP, code_files, complete_auto_map
 from cavmae_sync_hf.model_card import CardDetails, create_model_card, usage_snippet
 from helpers.apart import run_apart
 from helpers.clips import write_clip
@@ -57,7 +57,7 @@ sys.meta_path.insert(0, Blocked())
 import torch, transformers
 from safetensors.torch import save_file
 
-source, clip, again, task = sys.argv[1:5]
+source, clip, again, task, alone = sys.argv[1:6]
 torch.set_num_threads(1)
 tensors = {}
 
@@ -90,6 +90,7 @@ model, processor = run(source, "first.")
 model.save_pretrained(again)
 processor.save_pretrained(again)
 run(again, "second.")
+processor.feature_extractor.save_pretrained(alone)
 assert not any(name.startswith("cavmae_sync_hf") for name in sys.modules)
 save_file(tensors, again + "/outputs.st")
 """
@@ -135,13 +136,22 @@ def test_auto_map__names_classes_that_exist():
     for reference in AUTO_MAP.values():
         file, name = reference.split(".")
         module = __import__(f"cavmae_sync_hf.model.{file}", fromlist=[name])
-        assert getattr(module, name).__module__ == module.__name__
+        assert getattr(module, name).__name__ == name
 
 
 def test_complete_auto_map__keeps_own_classes_and_replaces_references_to_other_repositories():
     completed = complete_auto_map({"AutoModel": "mine.MyModel", "AutoConfig": "a/b--c.D", "AutoModelForX": "a/b--x.Y"})
 
     assert completed == AUTO_MAP | {"AutoModel": "mine.MyModel", "AutoModelForX": "a/b--x.Y"}
+
+
+def test_complete_auto_map__names_todays_file_of_a_class_that_an_earlier_version_kept_elsewhere():
+    earlier = {"AutoModelForX": "classification_cavmae_sync.CavMaeSyncForAudioVisualClassification"}
+    own = {"AutoModelForPreTraining": "mine_cavmae_sync.MyPreTraining"}
+
+    completed = complete_auto_map(EARLIER_MAP | earlier | own)
+
+    assert completed == AUTO_MAP | {"AutoModelForX": AUTO_MAP["AutoModelForVideoClassification"]} | own
 
 
 @pytest.mark.parametrize("trust", [None, True])
@@ -158,10 +168,18 @@ def test_installed_package__wins_over_code_in_the_folder(folder, trust):
 def test_code_files__are_what_every_entry_file_needs():
     everything = {file.name for file in code_files()}
     for reference in AUTO_MAP.values():
-        if "feature_extraction" in reference or "video_processing" in reference:
-            continue  # saved alone they need no model
         entry = code_files()[0].with_name(reference.split(".")[0] + ".py")
         assert {Path(file).name for file in get_relative_import_files(entry)} | {entry.name} == everything
+
+
+def test_code_files__import_each_other_without_a_circle():
+    imports = {file.stem: set(get_relative_imports(file)) for file in code_files()}
+
+    while free := [name for name, needed in imports.items() if not needed & set(imports)]:
+        for name in free:
+            del imports[name]
+
+    assert not imports, f"these import each other: {sorted(imports)}"
 
 
 @pytest.mark.parametrize("file", code_files(), ids=lambda file: file.stem)
@@ -208,7 +226,7 @@ def test_saved_folder__works_without_the_package_and_can_be_saved_again_there(
 ):
     script = tmp_path / "stranger.py"
     script.write_text(STRANGER)
-    again = tmp_path / "again"
+    again, alone = tmp_path / "again", tmp_path / "alone"
     source = str(folder)
     if place == "hub":
         # What a download leaves behind. From there, files are fetched one by one, by following their imports.
@@ -218,7 +236,8 @@ def test_saved_folder__works_without_the_package_and_can_be_saved_again_there(
         (cache / "refs").mkdir()
         (cache / "refs" / "main").write_text(commit)
 
-    done = run_apart(["-I", str(script), source, str(clip), str(again), "AutoModelForVideoClassification"], tmp_path)
+    arguments = [source, str(clip), str(again), "AutoModelForVideoClassification", str(alone)]
+    done = run_apart(["-I", str(script), *arguments], tmp_path)
 
     assert done.returncode == 0, done.stderr
     from safetensors.torch import load_file
@@ -233,7 +252,9 @@ def test_saved_folder__works_without_the_package_and_can_be_saved_again_there(
             torch.testing.assert_close(seen[f"{turn}.{name}"], inputs[name], rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(seen[f"{turn}.similarity"], similarity, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(seen[f"{turn}.logits"], logits, rtol=1e-4, atol=1e-5)
-    assert json.loads((again / "config.json").read_text())["auto_map"] == AUTO_MAP
+    for saved in (again / "config.json", again / "processor_config.json", alone / "preprocessor_config.json"):
+        assert json.loads(saved.read_text())["auto_map"] == AUTO_MAP
+        assert {file.name for file in code_files()} <= {entry.name for entry in saved.parent.iterdir()}
 
 
 def test_saved_folder__needs_consent_without_the_package(folder, tmp_path):
@@ -268,13 +289,76 @@ def test_trainer_checkpoint__carries_all_classes_and_their_code(classifier, tmp_
     assert (tmp_path / "checkpoint" / "modeling_cavmae_sync.py").is_file()
 
 
-def test_processor_save_pretrained__carries_its_code(processor, tmp_path):
-    CavMaeSyncProcessor.from_config(tiny_config()).save_pretrained(tmp_path)
+@pytest.mark.parametrize("part", ["config", "processor", "feature_extractor", "video_processor"])
+def test_save_pretrained__carries_all_classes_and_their_code_from_any_part(part, tmp_path):
+    config, processor = tiny_config(), CavMaeSyncProcessor.from_config(tiny_config())
+    saved = {"config": config, "processor": processor}.get(part) or getattr(processor, part)
 
-    auto_map = json.loads((tmp_path / "processor_config.json").read_text())["auto_map"]
-    for name in ("AutoProcessor", "AutoFeatureExtractor", "AutoVideoProcessor"):
-        assert auto_map.get(name, AUTO_MAP[name]) == AUTO_MAP[name]
-        assert (tmp_path / (AUTO_MAP[name].split(".")[0] + ".py")).is_file()
+    saved.save_pretrained(tmp_path)
+
+    assert {file.name for file in code_files()} <= {entry.name for entry in tmp_path.iterdir()}
+    (settings,) = tmp_path.glob("*.json")
+    assert json.loads(settings.read_text())["auto_map"] == AUTO_MAP
+
+
+def test_save_pretrained__uploads_the_code_too(monkeypatch, tmp_path):
+    uploaded = {}
+
+    def push_to_hub(self, repo_id, **options):
+        uploaded.update(repo_id=repo_id, options=options)
+
+    monkeypatch.setattr(type(tiny_config()), "push_to_hub", push_to_hub)
+
+    tiny_config().save_pretrained(tmp_path / "tiny", push_to_hub=True, token="secret")
+
+    assert uploaded == {"repo_id": "tiny", "options": {"token": "secret"}}
+
+
+def test_save_pretrained__names_a_subclass_of_ones_own(tmp_path):
+    class OwnFeatureExtractor(CavMaeSyncFeatureExtractor):
+        pass
+
+    OwnFeatureExtractor.register_for_auto_class()
+    OwnFeatureExtractor().save_pretrained(tmp_path)
+
+    auto_map = json.loads((tmp_path / "preprocessor_config.json").read_text())["auto_map"]
+    assert auto_map == AUTO_MAP | {"AutoFeatureExtractor": f"{Path(__file__).stem}.OwnFeatureExtractor"}
+    assert (tmp_path / Path(__file__).name).is_file() and CavMaeSyncFeatureExtractor._auto_class is None
+
+
+# The `auto_map` of folders written before all modeling classes lay in one file.
+EARLIER_MAP = {
+    "AutoConfig": "configuration_cavmae_sync.CavMaeSyncConfig",
+    "AutoModel": "modeling_cavmae_sync.CavMaeSyncModel",
+    "AutoModelForPreTraining": "pretraining_cavmae_sync.CavMaeSyncForPreTraining",
+    "AutoModelForAudioClassification": "classification_cavmae_sync.CavMaeSyncForAudioVisualClassification",
+    "AutoModelForVideoClassification": "classification_cavmae_sync.CavMaeSyncForAudioVisualClassification",
+    "AutoFeatureExtractor": "feature_extraction_cavmae_sync.CavMaeSyncFeatureExtractor",
+    "AutoVideoProcessor": "video_processing_cavmae_sync.CavMaeSyncVideoProcessor",
+    "AutoProcessor": "processing_cavmae_sync.CavMaeSyncProcessor",
+}
+
+
+def test_saved_folder__of_an_earlier_version_loads_and_names_the_files_of_today_when_saved_again(folder, tmp_path):
+    earlier, again = shutil.copytree(folder, tmp_path / "earlier"), tmp_path / "again"
+    for name in ("config.json", "processor_config.json"):
+        settings = json.loads((earlier / name).read_text())
+        for part in (settings, settings.get("feature_extractor"), settings.get("video_processor")):
+            if part is not None:
+                part["auto_map"] = EARLIER_MAP | {"AutoModelForImageToText": "mine.MyModel"}
+        (earlier / name).write_text(json.dumps(settings))
+    model = AutoModelForVideoClassification.from_pretrained(earlier)
+    processor = AutoProcessor.from_pretrained(earlier)
+    assert type(model) is CavMaeSyncForAudioVisualClassification and type(processor) is CavMaeSyncProcessor
+
+    model.save_pretrained(again)
+    processor.save_pretrained(again)
+
+    own = AUTO_MAP | {"AutoModelForImageToText": "mine.MyModel"}
+    settings = json.loads((again / "processor_config.json").read_text())
+    assert json.loads((again / "config.json").read_text())["auto_map"] == own
+    assert settings["auto_map"] == AUTO_MAP
+    assert settings["feature_extractor"]["auto_map"] == settings["video_processor"]["auto_map"] == own
 
 
 def test_save_for_hub__refuses_a_folder_with_other_files(classifier, processor, tmp_path):

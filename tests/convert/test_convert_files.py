@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from cavmae_sync_hf import ModelError
 from cavmae_sync_hf.convert import convert_checkpoint, convert_state_dict
 from cavmae_sync_hf.convert.reading import read_checkpoint, strip_prefixes
-from cavmae_sync_hf.hub import code_files
+from cavmae_sync_hf.model.auto_map_cavmae_sync import code_files
 from cavmae_sync_hf.model.feature_extraction_cavmae_sync import CavMaeSyncFeatureExtractor
 from cavmae_sync_hf.model.modeling_cavmae_sync import CavMaeSyncForPreTraining
 from helpers.published_tensors import assert_close

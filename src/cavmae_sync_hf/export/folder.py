@@ -11,7 +11,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..files import StrPath, file_digest, whole_folder, write_json
-from ..hub import save_processor
 from ..model.errors_cavmae_sync import ExportError, Hint
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from ..provenance import checkpoint_record, software_versions
@@ -108,7 +107,7 @@ def export_model(
     with whole_folder(target) as folder:
         for tower in towers:
             description["towers"][tower.io.modality] = _write_tower(tower, folder, format, int8=int8, begin=begin)
-        save_processor(processor, folder)
+        processor.save_pretrained(folder)
         write_json(folder / DESCRIPTION, description)
     return description
 

@@ -1,32 +1,29 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""Which class and which code file stands behind each auto class and each pipeline in a saved folder."""
+"""Which class stands behind each auto class and each pipeline in a saved folder, and the code that travels with it."""
 
+import os
+import shutil
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
-if TYPE_CHECKING:
-    # transformers copies the files it finds by following relative imports, this block included. The configuration and
-    # the processor import this file, so that whatever is saved first, a folder holds the code of every auto class.
-    from .configuration_cavmae_sync import CavMaeSyncConfig as _Config  # noqa: F401
-    from .feature_extraction_cavmae_sync import CavMaeSyncFeatureExtractor as _FeatureExtractor  # noqa: F401
-    from .modeling_cavmae_sync import CavMaeSyncForAudioVisualClassification as _Classification  # noqa: F401
-    from .modeling_cavmae_sync import CavMaeSyncForPreTraining as _PreTraining  # noqa: F401
-    from .modeling_cavmae_sync import CavMaeSyncModel as _Model  # noqa: F401
-    from .pipelines_cavmae_sync import CavMaeSyncClassificationPipeline as _Pipeline  # noqa: F401
-    from .processing_cavmae_sync import CavMaeSyncProcessor as _Processor  # noqa: F401
-    from .video_processing_cavmae_sync import CavMaeSyncVideoProcessor as _VideoProcessor  # noqa: F401
+# File names of the code that travels with weights; nothing else of the package does.
+CODE_FILES = "*_cavmae_sync.py"
+_SUFFIX = "_cavmae_sync"
 
+# transformers copies the file that an entry names, and what that file imports, out of a folder or the Hub. The file
+# that they all name imports everything, so that the code is whole, and can be saved again, whichever class is loaded.
 AUTO_MAP: dict[str, str] = {
-    "AutoConfig": "configuration_cavmae_sync.CavMaeSyncConfig",
-    "AutoModel": "modeling_cavmae_sync.CavMaeSyncModel",
-    "AutoModelForPreTraining": "modeling_cavmae_sync.CavMaeSyncForPreTraining",
-    "AutoModelForAudioClassification": "modeling_cavmae_sync.CavMaeSyncForAudioVisualClassification",
-    "AutoModelForVideoClassification": "modeling_cavmae_sync.CavMaeSyncForAudioVisualClassification",
-    "AutoFeatureExtractor": "feature_extraction_cavmae_sync.CavMaeSyncFeatureExtractor",
-    "AutoVideoProcessor": "video_processing_cavmae_sync.CavMaeSyncVideoProcessor",
-    "AutoProcessor": "processing_cavmae_sync.CavMaeSyncProcessor",
+    "AutoConfig": "auto_classes_cavmae_sync.CavMaeSyncConfig",
+    "AutoModel": "auto_classes_cavmae_sync.CavMaeSyncModel",
+    "AutoModelForPreTraining": "auto_classes_cavmae_sync.CavMaeSyncForPreTraining",
+    "AutoModelForAudioClassification": "auto_classes_cavmae_sync.CavMaeSyncForAudioVisualClassification",
+    "AutoModelForVideoClassification": "auto_classes_cavmae_sync.CavMaeSyncForAudioVisualClassification",
+    "AutoFeatureExtractor": "auto_classes_cavmae_sync.CavMaeSyncFeatureExtractor",
+    "AutoVideoProcessor": "auto_classes_cavmae_sync.CavMaeSyncVideoProcessor",
+    "AutoProcessor": "auto_classes_cavmae_sync.CavMaeSyncProcessor",
 }
 
 # Tasks of `pipeline(...)`, the class of each, and the auto classes of transformers that load its model.
@@ -53,15 +50,19 @@ def complete_auto_map(auto_map: Mapping[str, Any] | None = None) -> dict[str, An
     """`auto_map` with every auto class in it.
 
     transformers writes the saved class alone, so that a checkpoint of the pretraining model could not be opened as a
-    classifier. Entries of a user's own classes stay. Entries that point at the code in another repository
+    classifier. Entries of a user's own classes stay. Entries of this package's classes name the file of today,
+    whatever file of an earlier version they named. Entries that point at the code in another repository
     (`"owner/name--file.Class"`) give way where this package has the class, since its code is saved alongside.
     """
-    own = {
-        name: reference
-        for name, reference in (auto_map or {}).items()
-        if name not in AUTO_MAP or "--" not in str(reference)
-    }
-    return AUTO_MAP | own
+    ours = {reference.split(".")[1]: reference for reference in AUTO_MAP.values()}
+    completed: dict[str, Any] = dict(AUTO_MAP)
+    for name, reference in (auto_map or {}).items():
+        file, _, class_name = str(reference).rpartition(".")
+        if file.endswith(_SUFFIX) and class_name in ours:
+            completed[name] = ours[class_name]
+        elif name not in AUTO_MAP or "--" not in file:
+            completed[name] = reference
+    return completed
 
 
 def complete_pipelines(custom_pipelines: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -78,4 +79,54 @@ def pipelines_to_load(custom_pipelines: Mapping[str, Any] | None) -> dict[str, A
     return {task: entry for task, entry in (custom_pipelines or {}).items() if remote or task not in CUSTOM_PIPELINES}
 
 
-__all__ = ["AUTO_MAP", "CUSTOM_PIPELINES", "complete_auto_map", "complete_pipelines", "pipelines_to_load"]
+def code_files() -> list[Path]:
+    """The files that a saved folder carries: all of the folder that this code lies in."""
+    return sorted(Path(__file__).parent.glob(CODE_FILES))
+
+
+class SavedWithCode:
+    """Base of the configuration and the processors: the folder that one is saved to holds the code of all classes."""
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str | type | None = None) -> None:
+        """Let saved folders name a subclass of your own and carry its file.
+
+        The package's classes need it not; for them it does nothing, since transformers would write the file that each
+        lies in, which does not bring the others along.
+
+        Args:
+            auto_class: The auto class of transformers; by default that of the kind, such as `"AutoConfig"`.
+        """
+        if not cls.__module__.endswith(_SUFFIX):
+            parent: Any = super()
+            parent.register_for_auto_class(*([] if auto_class is None else [auto_class]))
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> Any:
+        """Write the settings, and beside them the code of all classes.
+
+        Args:
+            save_directory: The folder, made where it does not exist.
+            push_to_hub: Whether to upload it as well.
+            kwargs: For the upload: `repo_id` (default: the folder's name) and what `push_to_hub` takes.
+        """
+        parent: Any = super()
+        saved = parent.save_pretrained(save_directory)
+        for file in code_files():
+            shutil.copyfile(file, Path(save_directory) / file.name)
+        if push_to_hub:
+            # Not the parent's own upload, which would leave out the code that is copied after it.
+            own: Any = self
+            own.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
+        return saved
+
+
+__all__ = [
+    "AUTO_MAP",
+    "CODE_FILES",
+    "CUSTOM_PIPELINES",
+    "SavedWithCode",
+    "code_files",
+    "complete_auto_map",
+    "complete_pipelines",
+    "pipelines_to_load",
+]

@@ -1,5 +1,5 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""Which sizes, losses and options a CAV-MAE Sync model has."""
+"""Sizes, losses and options of a CAV-MAE Sync model."""
 
 import difflib
 import math
@@ -9,11 +9,22 @@ from huggingface_hub.dataclasses import strict
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 
-from .auto_map_cavmae_sync import complete_auto_map, complete_pipelines, pipelines_to_load
+from .auto_map_cavmae_sync import SavedWithCode, complete_auto_map, complete_pipelines, pipelines_to_load
+
+# Settings that must be at least 1, and those that may also be 0.
+_SIZES = (
+    "hidden_size", "num_attention_heads", "intermediate_size", "image_size", "patch_size", "num_channels",
+    "num_mel_bins", "audio_length", "num_frames", "decoder_hidden_size", "decoder_num_hidden_layers",
+    "decoder_num_attention_heads", "decoder_intermediate_size",
+)  # fmt: skip
+_COUNTS = (
+    "num_modality_layers", "num_joint_layers", "num_register_tokens", "num_contrastive_head_layers",
+    "num_classifier_layers",
+)  # fmt: skip
 
 
 @strict
-class CavMaeSyncConfig(PreTrainedConfig):
+class CavMaeSyncConfig(SavedWithCode, PreTrainedConfig):
     r"""
     Configuration of the CAV-MAE Sync models. The defaults are the published CAV-MAE Sync release (CVPR 2025): a
     ViT-B tower for each modality, one joint layer, 16 frames with a 4.16 s audio window around each.
@@ -72,7 +83,7 @@ class CavMaeSyncConfig(PreTrainedConfig):
         audio_mask_ratio (`float`, *optional*, defaults to 0.75):
             Share of audio patches removed in pretraining.
         video_mask_ratio (`float`, *optional*, defaults to 0.75):
-            Share of picture patches removed in pretraining.
+            Share of frame patches removed in pretraining.
         contrastive_mask_ratio (`float`, *optional*):
             Share of the patches of both modalities removed in a pass of its own for the contrastive objective (TG-DP,
             CVPR 2026: 0.5). `None`: one pass serves both objectives, as published.
@@ -212,7 +223,7 @@ class CavMaeSyncConfig(PreTrainedConfig):
 
     @property
     def video_grid(self) -> tuple[int, int]:
-        """Picture patches as (rows, columns)."""
+        """Frame patches as (rows, columns)."""
         return self.image_size // self.patch_size, self.image_size // self.patch_size
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -235,19 +246,10 @@ class CavMaeSyncConfig(PreTrainedConfig):
     def validate_architecture(self) -> None:
         """Refuse sizes that cannot work, each with what would."""
         super().validate_architecture()
-        positive = (
-            "hidden_size num_attention_heads intermediate_size image_size patch_size num_channels num_mel_bins "
-            "audio_length num_frames decoder_hidden_size decoder_num_hidden_layers decoder_num_attention_heads "
-            "decoder_intermediate_size"
-        )
-        for name in positive.split():
+        for name in _SIZES:
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 1.")
-        counts = (
-            "num_modality_layers num_joint_layers num_register_tokens num_contrastive_head_layers "
-            "num_classifier_layers"
-        )
-        for name in counts.split():
+        for name in _COUNTS:
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it must be 0 or more.")
         if self.classifier_type == "frame_attention" and self.num_classifier_layers < 1:

@@ -29,6 +29,7 @@ from .alignment_cavmae_sync import (
     window_starts,
     window_times,
 )
+from .auto_map_cavmae_sync import SavedWithCode, complete_auto_map
 from .media_cavmae_sync import resample
 
 logger = logging.get_logger(__name__)
@@ -68,7 +69,7 @@ class AudioWindows(NamedTuple):
     mask: Tensor
 
 
-class CavMaeSyncFeatureExtractor(SequenceFeatureExtractor):
+class CavMaeSyncFeatureExtractor(SavedWithCode, SequenceFeatureExtractor):
     """Turns waveforms into `input_values` of shape `(batch, num_frames, audio_length, num_mel_bins)`.
 
     **Which windows count as absent.** With `alignment="time"` a window may reach beyond the clip, where it holds
@@ -136,6 +137,8 @@ class CavMaeSyncFeatureExtractor(SequenceFeatureExtractor):
             raise ValueError(f"`std` is {std}; it must be positive. The published value is 4.4849.")
         if not 0.0 <= min_window_coverage < 1.0:
             raise ValueError(f"`min_window_coverage` is {min_window_coverage}; it must lie in [0, 1).")
+        # Written into the saved settings, and completed where those of an earlier version are loaded.
+        self.auto_map = complete_auto_map(getattr(self, "auto_map", None))
         self.num_frames = num_frames
         self.audio_length = audio_length
         self.num_mel_bins = num_mel_bins

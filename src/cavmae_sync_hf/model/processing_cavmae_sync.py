@@ -22,7 +22,7 @@ from transformers.utils import TensorType
 from transformers.video_utils import VideoMetadata
 
 from .alignment_cavmae_sync import FRAMES_PER_SECOND, window_seconds, window_times
-from .auto_map_cavmae_sync import AUTO_MAP
+from .auto_map_cavmae_sync import AUTO_MAP, SavedWithCode
 from .configuration_cavmae_sync import CavMaeSyncConfig
 from .errors_cavmae_sync import Hint, MissingTrackError
 from .feature_extraction_cavmae_sync import (
@@ -116,7 +116,7 @@ class _Settings:
     video_options: dict[str, Any]
 
 
-class CavMaeSyncProcessor(ProcessorMixin):
+class CavMaeSyncProcessor(SavedWithCode, ProcessorMixin):
     """Turns videos with audio into `input_values` and `pixel_values_videos`, window i on the time of frame i.
 
     Absent windows and frames are marked by False in `padding_mask` and `padding_mask_videos`: those of a missing

@@ -30,6 +30,7 @@ from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata
 
 from .alignment_cavmae_sync import center_crop_window, center_times, check_alignment, reference_indices, resized_size
+from .auto_map_cavmae_sync import SavedWithCode, complete_auto_map
 from .media_cavmae_sync import decode_media
 from .resize_cavmae_sync import resize_crop_exact
 
@@ -62,7 +63,7 @@ class CavMaeSyncVideoProcessorKwargs(VideosKwargs, total=False):
     exact_resize: bool | None
 
 
-class CavMaeSyncVideoProcessor(BaseVideoProcessor):
+class CavMaeSyncVideoProcessor(SavedWithCode, BaseVideoProcessor):
     """Turns frames into `pixel_values_videos` of shape `(batch, num_frames, 3, height, width)`.
 
     A clip is an array or tensor `(T, H, W, C)` or `(T, C, H, W)` with 1, 3 or 4 channels (grey is repeated, alpha is
@@ -103,6 +104,8 @@ class CavMaeSyncVideoProcessor(BaseVideoProcessor):
 
     def __init__(self, **kwargs: Unpack[CavMaeSyncVideoProcessorKwargs]) -> None:
         super().__init__(**kwargs)  # type: ignore[misc]
+        # Written into the saved settings, and completed where those of an earlier version are loaded.
+        self.auto_map = complete_auto_map(getattr(self, "auto_map", None))
         check_alignment(self.alignment)
 
     def fetch_videos(self, video_url_or_urls: Any, sample_indices_fn: Any = None) -> Any:
