@@ -19,8 +19,15 @@ from cavmae_sync_hf.data.dataset import CavMaeSyncDataset
 from cavmae_sync_hf.training import feature_cache
 from cavmae_sync_hf.training.arguments import parse_arguments
 from cavmae_sync_hf.training.feature_cache import cached_features
-from cavmae_sync_hf.training.linear import chance_figures, fit_probe, probe_figures, shuffled
-from cavmae_sync_hf.training.probe import ProbeArguments, join_features, run_probe
+from cavmae_sync_hf.training.probe import (
+    ProbeArguments,
+    chance_metrics,
+    fit_probe,
+    join_features,
+    probe_metrics,
+    run_probe,
+    shuffled,
+)
 from helpers.little_shards import little_processor, write_shards
 from helpers.tiny import tiny_config
 
@@ -45,7 +52,7 @@ def test_fit__tells_separable_classes_apart():
     features, labels = made_up(300, 6)
     unseen, truth = made_up(100, 6, seed=1)
     probe = fit_probe(features, labels, 6)
-    figures = probe_figures(probe, unseen, truth)
+    figures = probe_metrics(probe, unseen, truth)
 
     assert figures["mean_average_precision"] > 0.99 and figures["accuracy"] > 0.99
     assert figures["samples"] == 100 and figures["classes"] == 6 and probe.converged
@@ -57,7 +64,7 @@ def test_fit__tells_exclusive_classes_apart():
     # Clips of one class only.
     keep, keep_unseen = ([place for place, row in enumerate(rows) if len(row) == 1] for rows in (labels, truth))
     probe = fit_probe(features[keep], [labels[place] for place in keep], 6, SINGLE)
-    figures = probe_figures(probe, unseen[keep_unseen], [truth[place] for place in keep_unseen])
+    figures = probe_metrics(probe, unseen[keep_unseen], [truth[place] for place in keep_unseen])
 
     assert figures["accuracy"] == 1.0
 
@@ -66,8 +73,8 @@ def test_fit__to_shuffled_labels_finds_nothing():
     features, labels = made_up(400, 6)
     unseen, truth = made_up(400, 6, seed=1)
     mixed = shuffled(labels, seed=0)
-    figures = probe_figures(fit_probe(features, mixed, 6), unseen, truth)
-    chance = chance_figures(labels, truth, 6)
+    figures = probe_metrics(fit_probe(features, mixed, 6), unseen, truth)
+    chance = chance_metrics(labels, truth, 6)
 
     assert sorted(map(tuple, mixed)) == sorted(map(tuple, labels)) and mixed != labels
     # 400 clips: the standard error of an area is about 0.03 for one class, less for the mean of six.
@@ -158,7 +165,7 @@ def test_fit__refuses_what_does_not_fit(change, words):
 
 
 def test_chance__is_what_can_be_had_without_looking():
-    figures = chance_figures([[0], [0], [1]], [[0], [1], [1], [1, 0]], 3)
+    figures = chance_metrics([[0], [0], [1]], [[0], [1], [1], [1, 0]], 3)
 
     # Classes 0 and 1 are in 2 and 3 of 4 clips; class 2 is in none and not scored. Naming class 0 is right twice.
     assert figures == {"mean_average_precision": (0.5 + 0.75) / 2, "mean_roc_auc": 0.5, "accuracy": 0.5}
@@ -171,7 +178,7 @@ def test_joined_features__stand_side_by_side():
 
 @pytest.fixture
 def few_clips_a_part(monkeypatch):
-    monkeypatch.setattr(feature_cache, "_CLIPS_PER_PART", 2)
+    monkeypatch.setattr(feature_cache, "CLIPS_PER_PART", 2)
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +242,7 @@ from cavmae_sync_hf.data.dataset import CavMaeSyncDataset
 from cavmae_sync_hf.inference.loading import load_model
 from cavmae_sync_hf.training import feature_cache
 
-feature_cache._CLIPS_PER_PART = 2
+feature_cache.CLIPS_PER_PART = 2
 model, processor = load_model(sys.argv[1])
 savez = feature_cache.np.savez
 

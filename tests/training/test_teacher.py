@@ -9,7 +9,7 @@ from test_training import AtStep, make_trainer, weights
 
 from cavmae_sync_hf.model.modeling_cavmae_sync import CavMaeSyncModel
 from cavmae_sync_hf.training import last_checkpoint
-from cavmae_sync_hf.training.teacher import TEACHER_FILE, MomentumTeacher
+from cavmae_sync_hf.training.pretraining import TEACHER_FILE, MomentumTeacher
 from helpers.little_shards import write_shards
 from helpers.tiny import tiny_config, tiny_inputs
 

@@ -303,7 +303,7 @@ def test_in_memory__gives_the_samples_of_the_shards(shards):
 
 
 def test_evaluate__embeds_every_clip_in_order(shards, tmp_path):
-    trainer = make_trainer(shards, tmp_path, pictures=True)
+    trainer = make_trainer(shards, tmp_path, plots=True)
     dataset = CavMaeSyncDataset(shards, trainer.processor, frames="all")
     found = trainer.embed(EvaluationSet(dataset))
     trainer.model.eval()

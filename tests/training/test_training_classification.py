@@ -24,10 +24,11 @@ from cavmae_sync_hf.training import (
     CavMaeSyncClassificationTrainer,
     ClassificationArguments,
     EvaluationSet,
+    ModalityCollator,
     classification_flops,
     freeze_idle,
 )
-from cavmae_sync_hf.training.classification import BalancedEpochSampler, ModalityCollator
+from cavmae_sync_hf.training.classification import BalancedEpochSampler
 from helpers.classification_runs import ARGUMENTS, Marked, make_trainer, save_pretrained, weights
 from helpers.little_shards import little_processor, write_shards
 from helpers.tiny import tiny_config, tiny_inputs
@@ -276,10 +277,10 @@ def test_best_checkpoint__by_a_metric_is_the_final_model(many_labels, tmp_path, 
 def test_evaluation__infinite_figures_are_left_out(shards, tmp_path):
     trainer = make_trainer(shards, tmp_path, evaluation=True)
     predictions = trainer.predict_set(trainer.evaluation_sets["all"])
-    from cavmae_sync_hf.training import Predictions, classification_figures
+    from cavmae_sync_hf.training import Predictions, prediction_metrics
 
     perfect = functional.one_hot(predictions.targets).float() * 9
-    found = classification_figures(Predictions(perfect, predictions.targets), "single_label_classification")
+    found = prediction_metrics(Predictions(perfect, predictions.targets), "single_label_classification")
     assert found["mean_average_precision"] == found["accuracy"] == 1.0
     assert "d_prime" not in found and json.loads(json.dumps(found, allow_nan=False)) == found
 

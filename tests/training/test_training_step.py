@@ -24,7 +24,7 @@ from cavmae_sync_hf.training import (
     parse_arguments,
     pretraining_flops,
 )
-from cavmae_sync_hf.training.flops import measure_peak, pretraining_flops_by_part
+from cavmae_sync_hf.training.speed import measure_peak, pretraining_flops_by_part
 from helpers.little_shards import little_processor, write_shards
 from helpers.tiny import TINY, tiny_config
 from helpers.training_ranks import train

@@ -41,7 +41,7 @@ from cavmae_sync_hf import CavMaeSyncConfig, CavMaeSyncForPreTraining
 from cavmae_sync_hf.model.losses_cavmae_sync import patchify, reconstruction_loss
 from cavmae_sync_hf.model.masking_cavmae_sync import Masking, random_masking
 from cavmae_sync_hf.training import measure_peak, pretraining_flops
-from cavmae_sync_hf.training.flops import pretraining_flops_by_part
+from cavmae_sync_hf.training.speed import pretraining_flops_by_part
 
 EXTRAS = ("compiled", "fused", "checked", "mask")
 DEFAULT_VARIANTS = ("eager", "sdpa", "sdpa+checked", "sdpa+fused", "sdpa+compiled+fused", "sdpa+compiled+fused+mask")

@@ -140,10 +140,11 @@ class NonFiniteLossError(TrainingError, FloatingPointError):
     Args:
         message: As in `CavMaeSyncError`.
         clip_ids: Clips of the batch that are to blame, or all of them where none can be told.
+        hint: As in `CavMaeSyncError`.
     """
 
-    def __init__(self, message: str = "", clip_ids: Sequence[str] = ()) -> None:
-        super().__init__(message)
+    def __init__(self, message: str = "", clip_ids: Sequence[str] = (), *, hint: Hint | tuple[Hint, ...] = ()) -> None:
+        super().__init__(message, hint=hint)
         self.clip_ids = list(clip_ids)
 
 

@@ -1,22 +1,33 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""How are the models trained? Arguments, data sets, initial weights and the Trainer, for scripts of any kind."""
+"""Training: arguments, data sets, initial weights, transformers' Trainer for these models, and probes."""
 
-from .arguments import DataArguments, ModelArguments, PretrainingArguments, RunArguments, parse_arguments
-from .averaging import average_checkpoints, average_weights, checkpoints_of_epochs
-from .base import CavMaeSyncBaseTrainer, EpochSampler, last_checkpoint
-from .callbacks import SaveOnSignal
-from .classification import CavMaeSyncClassificationTrainer
-from .classification_arguments import ClassificationArguments, ClassificationModelArguments
-from .classification_evaluation import Predictions, classification_figures, predict_clips
-from .classification_model import LabelSpace, StartingPoint, build_classifier, find_labels, starting_point
+from .arguments import (
+    ClassificationArguments,
+    ClassificationModelArguments,
+    DataArguments,
+    ModelArguments,
+    PretrainingArguments,
+    ProbeArguments,
+    RunArguments,
+    parse_arguments,
+)
+from .base import CavMaeSyncBaseTrainer, EpochSampler, SaveOnSignal, run_to_end
+from .checkpoints import average_checkpoints, average_weights, checkpoints_of_epochs, last_checkpoint
+from .classification import CavMaeSyncClassificationTrainer, Predictions, predict_clips, prediction_metrics
 from .evaluation import Embeddings, embed_clips, evaluate_alignment
-from .flops import classification_flops, measure_peak, pretraining_flops
-from .freezing import freeze_encoder, freeze_idle, idle_modules
-from .initialization import build_for_pretraining, freeze_unused
-from .lora import add_lora, merged_copy
-from .running import run_to_end
-from .sets import EvaluationSet, InMemoryDataset, augmentation_options, build_sets, make_syncworld
-from .trainer import CavMaeSyncTrainer
+from .freezing import add_lora, freeze_idle, freeze_unused, idle_modules, merged_copy
+from .initialization import (
+    LabelSpace,
+    StartingPoint,
+    build_classifier,
+    build_for_pretraining,
+    find_labels,
+    starting_point,
+)
+from .pretraining import CavMaeSyncTrainer
+from .probe import run_probe
+from .sets import EvaluationSet, InMemoryDataset, ModalityCollator, augmentation_options, build_sets, make_syncworld
+from .speed import classification_flops, measure_peak, pretraining_flops
 
 __all__ = [
     "CavMaeSyncBaseTrainer",
@@ -30,9 +41,11 @@ __all__ = [
     "EvaluationSet",
     "InMemoryDataset",
     "LabelSpace",
+    "ModalityCollator",
     "ModelArguments",
     "Predictions",
     "PretrainingArguments",
+    "ProbeArguments",
     "RunArguments",
     "SaveOnSignal",
     "StartingPoint",
@@ -44,12 +57,10 @@ __all__ = [
     "build_for_pretraining",
     "build_sets",
     "checkpoints_of_epochs",
-    "classification_figures",
     "classification_flops",
     "embed_clips",
     "evaluate_alignment",
     "find_labels",
-    "freeze_encoder",
     "freeze_idle",
     "freeze_unused",
     "idle_modules",
@@ -59,7 +70,9 @@ __all__ = [
     "merged_copy",
     "parse_arguments",
     "predict_clips",
+    "prediction_metrics",
     "pretraining_flops",
+    "run_probe",
     "run_to_end",
     "starting_point",
 ]

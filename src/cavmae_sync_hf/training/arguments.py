@@ -1,9 +1,10 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""What can be set for a training run, as typed arguments that flags and YAML recipes fill in alike?"""
+"""Settings of training runs, as dataclasses that flags and YAML recipes fill in alike."""
 
 import difflib
 import json
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import Any, Literal
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
-from ..model.errors_cavmae_sync import TrainingError
+from ..model.errors_cavmae_sync import Hint, TrainingError
 
-__all__ = ["DataArguments", "ModelArguments", "PretrainingArguments", "RunArguments", "parse_arguments"]
+# Models or labels that a probe is fitted to for comparison.
+BASELINES = ("random_weights", "shuffled_labels")
 
 
 def _help(text: str) -> dict[str, str]:
@@ -160,28 +162,231 @@ class PretrainingArguments(RunArguments):
 
     Attributes:
         eval_min_shift: Smallest shift in seconds that the true alignment is compared with in evaluation.
-        pictures: Draw reconstructions and a similarity matrix into `output_dir/pictures` at every evaluation.
+        plots: Draw reconstructions and similarity matrices into `output_dir/plots` at every evaluation.
         contrast_chunk_size: Clips of a process that go through the model at a time, for batches that memory does not
             hold: same losses and gradients, one forward pass of the towers more. Unlike gradient accumulation, which
             adds up the gradients of batches that contrast each for itself, it makes more negatives. `0`: all at once.
         teacher_momentum: Momentum of a teacher (TG-DP) that guides the contrastive pass, which
             `contrastive_mask_ratio` and `distillation_loss_weight` of the model's configuration bring about; `0`: no
             teacher.
+        pictures: Old name of `plots`, which still works in this version.
     """
 
     eval_min_shift: float = field(default=2.0, metadata=_help("Smallest shift in the alignment check, seconds."))
-    pictures: bool = field(default=False, metadata=_help("Draw reconstructions and similarities at evaluations."))
+    plots: bool = field(default=False, metadata=_help("Draw reconstructions and similarities at evaluations."))
     contrast_chunk_size: int = field(
         default=0, metadata=_help("Clips at a time of a batch that contrasts as a whole; 0: all.")
     )
     teacher_momentum: float = field(default=0.0, metadata=_help("Momentum of a teacher, such as 0.999; 0: none."))
+    pictures: bool | None = field(default=None, metadata=_help("Old name of plots."))
 
     def __post_init__(self) -> None:
+        if self.pictures is not None:
+            warnings.warn("`pictures` is now called `plots`; the old name goes.", FutureWarning, stacklevel=2)
+            self.plots, self.pictures = self.pictures, None
         super().__post_init__()
         if self.contrast_chunk_size < 0:
             raise TrainingError(f"`contrast_chunk_size` is {self.contrast_chunk_size}; use 0 (all at once) or more.")
         if not 0 <= self.teacher_momentum < 1:
             raise TrainingError(f"`teacher_momentum` is {self.teacher_momentum}; use 0 (none) or more, below 1.")
+
+
+@dataclass
+class ClassificationModelArguments(ModelArguments):
+    """Which classifier is trained, from which weights, and which of them.
+
+    Attributes:
+        init_from: As in `ModelArguments`. A pretrained model gives the encoder; a classifier gives its head as well
+            where it has the same classes and the same kind of head.
+        from_scratch: Take the sizes and the processor of `init_from`, but draw all weights at random, to see what
+            pretraining is worth.
+        modality: What the model sees; `"audio"` and `"video"` leave the other tower out. Default: that of the model
+            that is continued, else both.
+        classifier: `"mean_pooling"` (CAV-MAE: frames are classified one by one and their predictions averaged) or
+            `"frame_attention"` (CAV-MAE Sync: layers that attend over the clip's frames; give `frames_per_clip` as
+            many frames as a clip has). Default: that of the model that is continued, else mean pooling.
+        problem_type: Cross-entropy over classes that exclude each other, or binary cross-entropy of each class.
+            Default: the former where every training clip has exactly one label.
+        class_names: File with the names of the classes (text lines, JSON, or a CSV table of index, mid and display
+            name); default: those stored with the training set.
+        freeze: `"encoder"` trains the head alone.
+        lora_rank: Rank of low-rank changes to the encoder (LoRA), trained instead of its weights; `0`: none. Needs
+            the `lora` extra.
+        lora_alpha: Their scale is this over the rank; `0`: twice the rank.
+        lora_dropout: Dropout on their inputs.
+        lora_targets: Last parts of the names of the linear layers that get them.
+    """
+
+    from_scratch: bool = field(default=False, metadata=_help("Take sizes and processor of init_from, and no weights."))
+    modality: Literal["multimodal", "audio", "video"] | None = field(
+        default=None, metadata=_help("What the model sees.")
+    )
+    classifier: Literal["mean_pooling", "frame_attention"] | None = field(
+        default=None, metadata=_help("Which head the model has.")
+    )
+    problem_type: Literal["single_label_classification", "multi_label_classification"] | None = field(
+        default=None, metadata=_help("Cross-entropy, or binary cross-entropy of each class.")
+    )
+    class_names: str | None = field(
+        default=None, metadata=_help("File of class names; empty: those stored with the training set.")
+    )
+    freeze: Literal["none", "encoder"] = field(default="none", metadata=_help("What is not trained."))
+    lora_rank: int = field(default=0, metadata=_help("Rank of low-rank changes to the encoder; 0: none."))
+    lora_alpha: float = field(default=0.0, metadata=_help("Scale of the changes; 0: twice the rank."))
+    lora_dropout: float = field(default=0.0, metadata=_help("Dropout on the inputs of the changes."))
+    lora_targets: list[str] = field(
+        default_factory=lambda: ["q_proj", "v_proj"], metadata=_help("Linear layers that are changed.")
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.from_scratch and not self.init_from:
+            raise TrainingError(
+                "`from_scratch` takes the sizes of `init_from`, which is empty; name a model or drop it."
+            )
+        if self.lora_rank < 0 or not 0 <= self.lora_dropout < 1:
+            raise TrainingError(
+                f"`lora_rank` is {self.lora_rank} and `lora_dropout` {self.lora_dropout}; use a rank of 0 (none) or "
+                "more, and a dropout of 0 or more, below 1."
+            )
+        if self.lora_rank and self.freeze != "none":
+            raise TrainingError(
+                "`lora_rank` leaves the encoder's own weights as they are already; leave `freeze` out."
+            )
+
+
+@dataclass
+class ClassificationArguments(RunArguments):
+    """`RunArguments` with what the training of a classifier needs beside them.
+
+    Attributes:
+        head_lr_multiple: The head, which starts at random, learns at so many times `learning_rate` (published: 10 to
+            100).
+        balanced_sampling: Draw clips, with replacement, so that rare classes come as often as common ones.
+        average_epochs: First and last epoch whose checkpoints are averaged, weight by weight, into the final model;
+            as two numbers. Needs `save_strategy: epoch` and a `save_total_limit` that keeps them. `0`: none.
+        eval_each_modality: Evaluate a multimodal model with audio alone and with video alone as well.
+    """
+
+    head_lr_multiple: float = field(default=1.0, metadata=_help("The head's learning rate over the encoder's."))
+    balanced_sampling: bool = field(default=False, metadata=_help("Draw rare classes as often as common ones."))
+    average_epochs: list[int] | None = field(
+        default=None, metadata=_help("First and last epoch whose checkpoints are averaged; 0: none.")
+    )
+    eval_each_modality: bool = field(default=False, metadata=_help("Evaluate with audio alone and video alone, too."))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.head_lr_multiple <= 0:
+            raise TrainingError(f"`head_lr_multiple` is {self.head_lr_multiple}; it must be positive.")
+        if self.label_smoothing_factor:
+            raise TrainingError(
+                "`label_smoothing_factor` has no effect here; use `label_smoothing` of `augmentation`."
+            )
+        if self.average_epochs in ([0], []):
+            self.average_epochs = None
+        if self.average_epochs is not None:
+            self._check_average(self.average_epochs)
+
+    def _check_average(self, epochs: list[int]) -> None:
+        if len(epochs) != 2 or not 1 <= epochs[0] <= epochs[1]:
+            raise TrainingError(f"`average_epochs` is {epochs}; give the first and the last epoch, such as 3 15.")
+        first, last = epochs
+        if self.max_steps > 0 or last > self.num_train_epochs:
+            length = f"{self.max_steps} steps" if self.max_steps > 0 else f"{self.num_train_epochs:g} epochs"
+            raise TrainingError(
+                f"`average_epochs` goes to epoch {last}, the training has {length}; raise `num_train_epochs` "
+                "(and leave `max_steps` out), or average fewer."
+            )
+        if self.save_strategy != "epoch":
+            hint = Hint("save_strategy", "epoch", "have them")
+            raise TrainingError("`average_epochs` takes the checkpoints of epochs.", hint=hint)
+        kept, needed = self.save_total_limit, int(self.num_train_epochs) - first + 1
+        if kept is not None and kept < needed:
+            raise TrainingError(
+                f"`save_total_limit` of {kept} deletes checkpoints that `average_epochs` needs.",
+                hint=Hint("save_total_limit", needed, "keep them"),
+            )
+        if self.load_best_model_at_end:
+            raise TrainingError(
+                "`average_epochs` and `load_best_model_at_end` both choose the final weights; take one."
+            )
+
+
+@dataclass
+class ProbeArguments:
+    """What a linear probe is fitted to and evaluated on.
+
+    Attributes:
+        model: Folder or Hub name of a model.
+        output_dir: Where `metrics.json` goes, and the features unless `cache_dir` says otherwise.
+        train_data: A folder of shards, a folder or list of video files; see `open_clips`. With labels.
+        eval_data: Name -> such a source, as a mapping or JSON; each is evaluated under its name.
+        syncworld: Makes a SyncWorld and its shards first, where they are not there yet; as in `DataArguments`.
+        class_names: File with the names of the classes; default: those stored with the training set.
+        problem_type: One softmax, or a regression for each class. Default: the former where every training clip has
+            exactly one label.
+        features: What is probed, each in turn: names of `inference.features` (`a`, `v`, `av`, `a_patches`, ...), or
+            several joined by `+`, such as `a+v`, which are put side by side.
+        baselines: What the metrics are to be compared with, measured in the same way: `random_weights`, the model
+            before any training; `shuffled_labels`, training labels dealt out at random.
+        strengths: Inverse strengths of regularisation (scikit-learn's `C`) to choose from.
+        held_out: Share of the training clips that the choice is made on.
+        max_iterations: Of the optimiser.
+        jobs: Classes fitted side by side; -1: as many as there are cores.
+        cache_dir: Where features are kept, a folder per set; default: `features` in `output_dir`.
+        refresh_cache: Throw away features of another model or set, instead of refusing to go on.
+        batch_frames: Frames (with their windows) encoded at a time.
+        num_workers: Processes that load.
+        device: Where the model runs; default: the first GPU if there is one.
+        dtype: Of the model's weights.
+        seed: Seeds the held-out clips and the baselines.
+    """
+
+    model: str | None = field(default=None, metadata=_help("Folder or Hub name of a model."))
+    output_dir: str = field(default="outputs/probe", metadata=_help("Where metrics.json and the features go."))
+    train_data: str | None = field(default=None, metadata=_help("Shards, or a folder or list of videos; labelled."))
+    eval_data: dict[str, str] | str | None = field(
+        default=None, metadata=_help('Evaluation sets, as JSON: {"name": "folder"}.')
+    )
+    syncworld: dict[str, Any] | str | None = field(
+        default=None,
+        metadata=_help("SyncWorld to make first, as JSON: folder, train, semantic, temporal, options."),
+    )
+    class_names: str | None = field(default=None, metadata=_help("File of class names."))
+    problem_type: Literal["single_label_classification", "multi_label_classification"] | None = field(
+        default=None, metadata=_help("One softmax, or a regression for each class.")
+    )
+    features: list[str] = field(
+        default_factory=lambda: ["a", "v", "a+v", "av"], metadata=_help("What is probed; + puts side by side.")
+    )
+    baselines: list[str] = field(
+        default_factory=list, metadata=_help("For comparison: random_weights, shuffled_labels.")
+    )
+    strengths: list[float] = field(
+        default_factory=lambda: [0.001, 0.01, 0.1, 1.0, 10.0, 100.0], metadata=_help("Values of C to choose from.")
+    )
+    held_out: float = field(default=0.2, metadata=_help("Share of the training clips for choosing C."))
+    max_iterations: int = field(default=1000, metadata=_help("Of the optimiser."))
+    jobs: int = field(default=-1, metadata=_help("Classes fitted side by side; -1: one per core."))
+    cache_dir: str | None = field(default=None, metadata=_help("Where features are kept; default: in output_dir."))
+    refresh_cache: bool = field(default=False, metadata=_help("Replace features of another model or set."))
+    batch_frames: int = field(default=256, metadata=_help("Frames encoded at a time."))
+    num_workers: int = field(default=0, metadata=_help("Processes that load."))
+    device: str | None = field(default=None, metadata=_help("Where the model runs, such as cpu or cuda:1."))
+    dtype: Literal["float32", "bfloat16", "float16"] = field(
+        default="float32", metadata=_help("Of the model's weights.")
+    )
+    seed: int = field(default=0, metadata=_help("Seeds the held-out clips and the baselines."))
+
+    def __post_init__(self) -> None:
+        for name in ("eval_data", "syncworld"):
+            setattr(self, name, _mapping(name, getattr(self, name)))
+        unknown = sorted(set(self.baselines) - set(BASELINES))
+        if unknown:
+            raise TrainingError(f"`baselines` has {unknown[0]!r}; there are {' and '.join(BASELINES)}.")
+        if not self.features:
+            raise TrainingError("`features` is empty; name what is to be probed, such as a, v and a+v.")
 
 
 def parse_arguments(

@@ -1,24 +1,28 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""What do all trainings of this package share?
+"""What all trainings of this package share.
 
 `CavMaeSyncBaseTrainer` adds to transformers' Trainer what these models need: orders that depend on the seed and the
 epoch alone, so that a resumed run is the run that was not interrupted; checkpoints that hold the processor; a stop
 with the clips named where a loss is not finite; the parts of the loss and the speed in the log; own evaluation sets.
+`run_to_end` is what a training script does with a trainer.
 """
 
 import contextlib
+import itertools
 import json
-import os
 import shutil
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import FrameType
 from typing import Any
-from unittest import mock
 
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+import torch.distributed as dist
+from huggingface_hub import EvalResult
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, IntervalStrategy
 from transformers.training_args import OptimizerNames
@@ -26,21 +30,22 @@ from transformers.utils import logging
 
 from ..data.augmentation import make_generator
 from ..data.streaming import CavMaeSyncStreamingDataset, StreamingLoader
-from ..model.errors_cavmae_sync import NonFiniteLossError
+from ..files import write_json, write_text
+from ..model.configuration_cavmae_sync import CavMaeSyncConfig
+from ..model.distributed_cavmae_sync import world_size
+from ..model.errors_cavmae_sync import Hint, NonFiniteLossError, TrainingError
+from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from ..model_card import CardDetails, create_model_card
 from .arguments import RunArguments
-from .callbacks import SaveOnSignal
-from .flops import measure_peak
-from .lora import plain_model
-from .meter import SpeedMeter, memory_in_use
+from .checkpoints import last_checkpoint
+from .freezing import plain_model
 from .sets import EvaluationSet
-
-__all__ = ["CavMaeSyncBaseTrainer", "EpochSampler", "last_checkpoint"]
+from .speed import SpeedMeter, measure_peak, memory_in_use
 
 _logger = logging.get_logger(__name__)
 
 _DATA_STATE = "data_state.json"
-_TRAINER_STATE = "trainer_state.json"
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class EpochSampler(Sampler[int]):
@@ -71,6 +76,51 @@ class EpochSampler(Sampler[int]):
         yield from torch.randperm(len(self), generator=generator).tolist()
 
 
+class SaveOnSignal(TrainerCallback):
+    """At SIGTERM (and the first Ctrl-C) the step at hand is finished, a checkpoint saved and the training left.
+
+    Schedulers send SIGTERM some seconds before they kill. All processes stop at the same step, even where the signal
+    reached only one of them. A second Ctrl-C interrupts at once.
+
+    Attributes:
+        received: The signal that ended the training, `None` if none did.
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take the signals while the block runs; in the main thread, where Python lets signals be taken."""
+        previous = {}
+        with contextlib.suppress(ValueError):  # not the main thread
+            for number in _SIGNALS:
+                previous[number] = signal.signal(number, self._note)
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        """Ask for a checkpoint and the end, if any process was told to end."""
+        number = 0 if self.received is None else int(self.received)
+        if world_size() > 1:
+            agreed = torch.tensor([number], device=args.device)
+            dist.all_reduce(agreed, op=dist.ReduceOp.MAX)
+            number = int(agreed)
+        if number:
+            self.received = signal.Signals(number)
+            control.should_save = control.should_training_stop = True
+            control.should_evaluate = False
+        return control
+
+
 class CavMaeSyncBaseTrainer(Trainer):
     """transformers' Trainer for models of this package; subclasses say how a loss and an evaluation come about.
 
@@ -79,7 +129,7 @@ class CavMaeSyncBaseTrainer(Trainer):
         args: `RunArguments` of a kind.
         processor: The model's `CavMaeSyncProcessor`, saved with every checkpoint.
         data_collator: Makes batches.
-        flops_per_pair: Operations of a training step for one pair of a frame and its window.
+        flops_per_pair: Operations of a training step for one moment (a frame with its audio window).
         train_dataset: A `CavMaeSyncDataset` or `CavMaeSyncStreamingDataset`.
         evaluation_sets: Name -> `EvaluationSet`; `evaluate` reports each under its name.
         kwargs: Other arguments of Trainer.
@@ -87,22 +137,26 @@ class CavMaeSyncBaseTrainer(Trainer):
     Attributes:
         stopped_by: The signal that ended the last training, `None` if none did.
         logged_parts: Scalars of the model's output that the log shows beside the loss.
+        card_task: The task that the model's card names, as the Hub calls it and in words.
+        card_metrics: Metrics of an evaluation set that the card shows, and their names there.
     """
 
     logged_parts: tuple[str, ...] = ()
+    card_task: tuple[str, str] = ("", "")
+    card_metrics: Mapping[str, str] = {}
     model: Any
     args: RunArguments
     train_dataset: Any
 
     def __init__(
         self,
-        model: Any,
+        model: nn.Module,
         args: RunArguments,
         *,
-        processor: Any,
+        processor: CavMaeSyncProcessor,
         data_collator: Any,
         flops_per_pair: int,
-        train_dataset: Any = None,
+        train_dataset: Dataset | None = None,
         evaluation_sets: dict[str, EvaluationSet] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         **kwargs: Any,
@@ -114,7 +168,15 @@ class CavMaeSyncBaseTrainer(Trainer):
             _logger.warning("There are no evaluation sets, so there will be no evaluation (`eval_data` names some).")
             args.eval_strategy, args.do_eval = IntervalStrategy.NO, False
         if args.adam_with_l2 and "optimizer_cls_and_kwargs" not in kwargs:
-            kwargs["optimizer_cls_and_kwargs"] = (torch.optim.Adam, _adam_settings(args))
+            settings = {
+                "lr": args.learning_rate,
+                "betas": (args.adam_beta1, args.adam_beta2),
+                "eps": args.adam_epsilon,
+                "weight_decay": args.weight_decay,
+                # One kernel instead of several over all weights, unless `optim` asks for those.
+                "fused": args.optim == OptimizerNames.ADAMW_TORCH_FUSED,
+            }
+            kwargs["optimizer_cls_and_kwargs"] = (torch.optim.Adam, settings)
         super().__init__(
             model=model,
             args=args,
@@ -133,9 +195,10 @@ class CavMaeSyncBaseTrainer(Trainer):
         self._meter = SpeedMeter(flops_per_pair)
         self._resume_from: str | None = None
         self._loader: StreamingLoader | None = None
+        self._streamed: Iterator[Any] | None = None
 
     @property
-    def stopped_by(self) -> Any:
+    def stopped_by(self) -> signal.Signals | None:
         """The signal that ended the last training."""
         return self._signals.received
 
@@ -143,17 +206,24 @@ class CavMaeSyncBaseTrainer(Trainer):
         """Train; see Trainer. `resume_from_checkpoint=True` takes the newest whole checkpoint of `output_dir`.
 
         Raises:
-            ValueError: There is no whole checkpoint to go on from.
+            TrainingError: There is no whole checkpoint to go on from.
             NonFiniteLossError: A loss was NaN or infinite; no weight was changed by it.
         """
         if resume_from_checkpoint is True:
             found = last_checkpoint(self.args.output_dir)
             if found is None:
-                raise ValueError(f"{self.args.output_dir}: holds no whole checkpoint to resume from; train without.")
+                raise TrainingError(
+                    f"{self.args.output_dir}: holds no whole checkpoint to resume from.",
+                    hint=Hint("resume_from_checkpoint", None, "train from the start"),
+                )
             resume_from_checkpoint = str(found)
         self._resume_from = resume_from_checkpoint or None
         self._signals.received = None
-        self._meter.peak_tflops = self._peak()
+        self._meter.peak_tflops = self.args.peak_tflops
+        if not self.args.peak_tflops and self.args.device.type == "cuda":
+            half = {"bf16": torch.bfloat16, "fp16": torch.float16}
+            dtype = half.get(self.accelerator.mixed_precision, torch.float32)
+            self._meter.peak_tflops = measure_peak(self.args.device, dtype)
         with self._signals.listening():
             return super().train(self._resume_from, *args, **kwargs)
 
@@ -186,25 +256,33 @@ class CavMaeSyncBaseTrainer(Trainer):
             self._loader.load_state_dict(json.loads(state.read_text(encoding="utf-8")))
         return self._loader
 
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # A streaming loader goes on from its state by itself; skipping would read all that was seen once more.
-        skip: Any = contextlib.nullcontext()
-        if self._loader is not None:
-            skip = mock.patch("transformers.trainer.skip_first_batches", lambda loader, *_: loader)
-        with skip:
-            super()._run_epoch(*args, **kwargs)
+    def _run_epoch(self, *, epoch: int, train_dataloader: DataLoader, **kwargs: Any) -> None:  # type: ignore[override]
+        if not isinstance(train_dataloader, StreamingLoader):
+            super()._run_epoch(epoch=epoch, train_dataloader=train_dataloader, **kwargs)
+            return
+        # To resume within an epoch, Trainer reads its first batches and drops them. A streaming loader goes on from
+        # its state by itself, so Trainer is given an empty loader to skip in, and `get_batch_samples` reads this one:
+        # not before it is asked, when the random state is what Trainer makes it.
+        train_dataloader.set_epoch(epoch)
+        self._streamed = itertools.chain.from_iterable([train_dataloader])
+        # Its own generator: a loader draws a number from the global one whenever it begins.
+        nothing: DataLoader = DataLoader([], generator=torch.Generator())  # type: ignore[arg-type]
+        try:
+            super()._run_epoch(epoch=epoch, train_dataloader=nothing, **kwargs)
+        finally:
+            self._streamed = None
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> Any:
         """As in Trainer, with the time taken."""
         began = time.perf_counter()
-        found = super().get_batch_samples(epoch_iterator, num_batches, device)
+        found = super().get_batch_samples(self._streamed or epoch_iterator, num_batches, device)
         self._meter.waited += time.perf_counter() - began
         return found
 
     # Steps
 
     @property
-    def _config(self) -> Any:
+    def _config(self) -> CavMaeSyncConfig:
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False).config
 
     def _note(self, output: Any, inputs: dict[str, Tensor]) -> None:
@@ -222,29 +300,24 @@ class CavMaeSyncBaseTrainer(Trainer):
         """Stop, naming the clips whose inputs, else whose outputs, are not finite."""
         count = _clips_and_frames(inputs)[0]
         names = list(clip_ids) if clip_ids is not None else [f"clip {place} of the batch" for place in range(count)]
-        why, blamed = "whose inputs are not finite", _not_finite(inputs.values(), count)
-        if not blamed.any():
+        why, bad = "whose inputs are not finite", _not_finite(inputs.values(), count)
+        if not bad.any():
             why = "whose outputs are not finite, while their inputs are"
-            blamed = _not_finite((value for value in output.values() if isinstance(value, Tensor)), count)
-        if not blamed.any() or blamed.all():
+            bad = _not_finite((value for value in output.values() if isinstance(value, Tensor)), count)
+        if not bad.any() or bad.all():
             why = "none of which stands out: lower the learning rate or `max_grad_norm`"
-            blamed = torch.ones_like(blamed)
-        guilty = [name for name, bad in zip(names, blamed.tolist(), strict=True) if bad]
+            bad = torch.ones_like(bad)
+        clips = [name for name, is_bad in zip(names, bad.tolist(), strict=True) if is_bad]
         losses = [name for name in self.logged_parts if name.endswith("loss") and output.get(name) is not None]
         parts = ", ".join(f"{name} {output[name].item():g}" for name in losses or ["loss"])
         kept = last_checkpoint(self.args.output_dir)
-        after = f"Go on from {kept}." if kept else "There is no checkpoint yet."
         raise NonFiniteLossError(
             f"The loss of step {self.state.global_step + 1} on process {self.args.process_index} is not finite "
-            f"({parts}), with the clips {', '.join(guilty)}, {why}. No weight was changed by it. {after}",
-            guilty,
+            f"({parts}), with the clips {', '.join(clips)}, {why}. No weight was changed by it."
+            + ("" if kept else " There is no checkpoint yet."),
+            clips,
+            hint=Hint("resume_from_checkpoint", str(kept), "go on from there") if kept else (),
         )
-
-    def _peak(self) -> float:
-        if self.args.peak_tflops or self.args.device.type != "cuda":
-            return self.args.peak_tflops
-        half = {"bf16": torch.bfloat16, "fp16": torch.float16}
-        return measure_peak(self.args.device, half.get(self.accelerator.mixed_precision, torch.float32))
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Operations of a batch's step, for Trainer's `total_flos`."""
@@ -253,8 +326,8 @@ class CavMaeSyncBaseTrainer(Trainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The rate's course: Trainer's, or warm-up and steps with `step_decay`."""
-        decay: Any = self.args.step_decay
-        if not decay or self.lr_scheduler is not None:
+        decay = self.args.step_decay
+        if not isinstance(decay, dict) or not decay or self.lr_scheduler is not None:
             return super().create_scheduler(num_training_steps, optimizer)
         warmup = self.args.get_warmup_steps(num_training_steps)
         per_epoch = num_training_steps / self.args.num_train_epochs
@@ -287,7 +360,7 @@ class CavMaeSyncBaseTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """The figures of each evaluation set.
+        """The metrics of each evaluation set.
 
         Args:
             eval_dataset: An `EvaluationSet` or a mapping of them; default: those given at the start.
@@ -315,21 +388,62 @@ class CavMaeSyncBaseTrainer(Trainer):
         return metrics
 
     def evaluate_set(self, name: str, evaluation_set: EvaluationSet) -> dict[str, float]:
-        """The figures of one evaluation set; subclasses measure something."""
+        """The metrics of one evaluation set; subclasses measure something."""
         return {}
 
-    def card_details(self, metrics: dict[str, float]) -> CardDetails:
-        """What the model's card says of this run; subclasses say more.
+    @contextlib.contextmanager
+    def _evaluated_model(self) -> Iterator[Any]:
+        """The model without the wrappers of parallel training, in evaluation mode while the block runs."""
+        model = self._unwrapped()
+        training = model.training
+        model.eval()
+        try:
+            yield model
+        finally:
+            model.train(training)
 
-        Args:
-            metrics: Of the last evaluation, under `eval_NAME_METRIC`.
-        """
-        return CardDetails()
+    def _unwrapped(self) -> Any:
+        return self.accelerator.unwrap_model(self.model_wrapped, keep_torch_compile=False)
 
     def after_training(self) -> None:
         """What is done to the weights between the last step and the last evaluation; nothing, unless overridden."""
 
     # Saving
+
+    def card_details(self, metrics: Mapping[str, float]) -> CardDetails:
+        """What the model's card says of this run: its course and the metrics of the last evaluation.
+
+        Args:
+            metrics: Of the last evaluation, under `eval_NAME_METRIC`.
+        """
+        results = [
+            EvalResult(
+                task_type=self.card_task[0],
+                task_name=self.card_task[1],
+                dataset_type=name,
+                dataset_name=f"{name} ({len(evaluation_set)} clips)",
+                metric_type=metric,
+                metric_name=text,
+                metric_value=round(metrics[f"eval_{name}_{metric}"], 4),
+            )
+            for name, evaluation_set in self.evaluation_sets.items()
+            for metric, text in self.card_metrics.items()
+            if f"eval_{name}_{metric}" in metrics
+        ]
+        course = f"{self._course()} The metrics are those of the evaluation after the last step."
+        return CardDetails(results=results, training=course)
+
+    def _course(self) -> str:
+        """How the training went, in a few sentences."""
+        args, processes = self.args, self.args.world_size
+        schedule = "steps" if args.step_decay else str(args.lr_scheduler_type.value)
+        optimiser = "Adam with L2" if args.adam_with_l2 else str(args.optim.value)
+        return (
+            f"{self.state.global_step} steps with batches of {args.per_device_train_batch_size * processes} clips out "
+            f"of {len(self.train_dataset)}, on {processes} {'process' if processes == 1 else 'processes'}; "
+            f"{optimiser}, rate {args.learning_rate:g} ({schedule}), betas {args.adam_beta1:g} and "
+            f"{args.adam_beta2:g}, weight decay {args.weight_decay:g}, seed {args.seed}."
+        )
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
@@ -337,14 +451,14 @@ class CavMaeSyncBaseTrainer(Trainer):
             self.processor.save_pretrained(output_dir or self.args.output_dir)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write the card of the model as it is, with the figures of the last evaluation, to `output_dir/README.md`.
+        """Write the card of the model as it is, with the last evaluation's metrics, to `output_dir/README.md`.
 
         Trainer calls it before an upload.
         """
         if not self.is_world_process_zero():
             return
         metrics = next((entry for entry in reversed(self.state.log_history) if "eval_runtime" in entry), {})
-        model = plain_model(self.accelerator.unwrap_model(self.model_wrapped, keep_torch_compile=False))
+        model = plain_model(self._unwrapped())
         name = self.args.hub_model_id or Path(str(self.args.output_dir)).resolve().name
         card = create_model_card(model, self.processor, self.card_details(metrics).named(name))
         card.save(Path(str(self.args.output_dir)) / "README.md")
@@ -364,31 +478,12 @@ class CavMaeSyncBaseTrainer(Trainer):
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         if self._loader is not None and self.args.should_save:
             # Before the trainer's state, whose file says that a checkpoint is whole.
-            path = self._checkpoint_folder(trial) / _DATA_STATE
-            path.write_text(json.dumps(self._loader.state_dict()), encoding="utf-8")
+            write_text(self._checkpoint_folder(trial) / _DATA_STATE, json.dumps(self._loader.state_dict()))
         super()._save_checkpoint(model, trial)
         self._meter.restart()
-
-
-def last_checkpoint(folder: str | os.PathLike[str] | None) -> Path | None:
-    """The newest checkpoint of an output folder that was written to its end; `None` where there is none.
-
-    A run that is killed while it saves leaves a checkpoint without (or with half) the trainer's state, which is
-    written last.
-    """
-    found = []
-    for path in Path(folder or ".").glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        number = path.name.rpartition("-")[2]
-        try:
-            json.loads((path / _TRAINER_STATE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if number.isdigit():
-            found.append((int(number), path))
-    return max(found)[1] if found else None
 
 
 def _clips_and_frames(inputs: dict[str, Any]) -> tuple[int, int]:
@@ -397,7 +492,7 @@ def _clips_and_frames(inputs: dict[str, Any]) -> tuple[int, int]:
     return values.shape[0], values.shape[1]
 
 
-def _not_finite(tensors: Any, count: int) -> Tensor:
+def _not_finite(tensors: Iterable[Tensor], count: int) -> Tensor:
     """True for the rows of a batch in which any of the tensors is not finite."""
     bad = torch.zeros(count, dtype=torch.bool)
     for values in tensors:
@@ -406,12 +501,37 @@ def _not_finite(tensors: Any, count: int) -> Tensor:
     return bad
 
 
-def _adam_settings(args: RunArguments) -> dict[str, Any]:
-    return {
-        "lr": args.learning_rate,
-        "betas": (args.adam_beta1, args.adam_beta2),
-        "eps": args.adam_epsilon,
-        "weight_decay": args.weight_decay,
-        # One kernel instead of several over all weights, unless `optim` asks for those.
-        "fused": args.optim == OptimizerNames.ADAMW_TORCH_FUSED,
-    }
+def run_to_end(trainer: CavMaeSyncBaseTrainer) -> int:
+    """Train, evaluate, and write model, card, `metrics.json` and `trainer_state.json` to `output_dir`.
+
+    `resume_from_checkpoint="auto"` goes on from the newest whole checkpoint of `output_dir`, if there is one.
+
+    Returns:
+        The status to exit with: 0, or 128 and the number of the signal that ended the training early; then the
+        checkpoint to go on from is all that was written.
+    """
+    settings = trainer.args
+    output_dir = Path(str(settings.output_dir))
+    resume = settings.resume_from_checkpoint
+    if resume == "auto":
+        found = last_checkpoint(output_dir)
+        resume = None if found is None else str(found)
+    trainer.train(resume_from_checkpoint=resume)
+    if trainer.stopped_by is not None:
+        print(f"Stopped by {trainer.stopped_by.name} after a checkpoint; --resume_from_checkpoint auto goes on.")
+        trainer.end()
+        return 128 + int(trainer.stopped_by)
+
+    trainer.after_training()
+    metrics = trainer.evaluate() if trainer.evaluation_sets else {}
+    if trainer.is_world_process_zero():
+        trainer.save_state()
+        write_json(output_dir / "metrics.json", metrics, indent=1)
+        width = max(map(len, metrics), default=0)
+        for name, value in metrics.items():
+            print(f"{name:{width}}  {value:.4f}")
+    trainer.create_model_card()
+    trainer.save_model()  # and uploads all of the folder, with --push_to_hub
+    trainer.accelerator.wait_for_everyone()  # the first process has more to write
+    trainer.end()
+    return 0

@@ -1,5 +1,5 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""How does a batch contrast as a whole that does not fit into memory at once?
+"""The contrast of a batch as a whole that does not fit into memory at once.
 
 The contrastive loss needs the embeddings of all pairs, but of each pair's towers only the embedding. So the batch goes
 through the model twice, a chunk at a time (GradCache, Gao et al. 2021): without gradients, to get all embeddings and
@@ -13,19 +13,17 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..model.distributed_cavmae_sync import gather_sizes
 from ..model.modeling_cavmae_sync import CavMaeSyncForPreTraining, CavMaeSyncForPreTrainingOutput
-
-__all__ = ["cached_contrastive_step"]
 
 _MODALITIES = ("audio", "video")
 _MASKS = {"audio": "padding_mask", "video": "padding_mask_videos"}
 
 
 def cached_contrastive_step(
-    model: Any,
+    model: nn.Module,
     core: CavMaeSyncForPreTraining,
     inputs: dict[str, Tensor],
     chunk_size: int,
@@ -51,12 +49,20 @@ def cached_contrastive_step(
     """
     teacher = {modality: inputs.pop(f"{modality}_teacher_embeds", None) for modality in _MODALITIES}
     present = {modality: inputs.get(_MASKS[modality]) for modality in _MODALITIES}
-    chunks = _split(inputs, chunk_size, core.model.trains_together)
+    together = core.model.trains_together
+    # Nearly equal parts, the same number of them on every process.
+    clips, device = len(inputs["input_values"]), inputs["input_values"].device
+    sizes = gather_sizes(clips, device) if together else [clips]
+    count = min(-(-max(sizes) // chunk_size), min(sizes))
+    parts_of = {name: values.tensor_split(count) for name, values in inputs.items()}
+    chunks = [{name: parts[number] for name, parts in parts_of.items()} for number in range(count)]
     output, states = CavMaeSyncForPreTrainingOutput(), []
     embeds: dict[str, list[Tensor]] = {modality: [] for modality in _MODALITIES}
+    on_cuda = device.type == "cuda"
     with torch.no_grad(), autocast():
         for chunk in chunks:
-            states.append(_random_state(chunk))
+            # What dropout draws from, on the CPU and the batch's device.
+            states.append((torch.get_rng_state(), torch.cuda.get_rng_state(device) if on_cuda else None))
             found = model(**chunk, return_loss=False, reconstruct=False)
             for modality, parts in embeds.items():
                 parts.append(found[f"{modality}_embeds"])
@@ -69,10 +75,12 @@ def cached_contrastive_step(
     wanted = torch.autograd.grad(alignment, sources)
     gradients = dict(zip(_MODALITIES, (gradient.split([len(p) for p in parts]) for gradient in wanted), strict=True))
 
-    shares = _shares(chunks, core.model.trains_together)
+    shares = _shares(chunks, together)
     reconstruction = {modality: torch.zeros((), device=alignment.device) for modality in _MODALITIES}
     for number, chunk in enumerate(chunks):
-        _restore_random_state(states[number])
+        torch.set_rng_state(states[number][0])
+        if on_cuda:
+            torch.cuda.set_rng_state(states[number][1])
         with autocast():
             found = model(**chunk, contrast=False)
             loss = torch.zeros((), device=alignment.device)
@@ -97,15 +105,6 @@ def cached_contrastive_step(
     return output
 
 
-def _split(inputs: dict[str, Tensor], chunk_size: int, distributed: bool) -> list[dict[str, Tensor]]:
-    """Parts of a batch, of nearly equal sizes; the same number of them on every process."""
-    clips = len(inputs["input_values"])
-    sizes = gather_sizes(clips, inputs["input_values"].device) if distributed else [clips]
-    count = min(-(-max(sizes) // chunk_size), min(sizes))
-    parts = {name: values.tensor_split(count) for name, values in inputs.items()}
-    return [{name: values[number] for name, values in parts.items()} for number in range(count)]
-
-
 def _shares(chunks: list[dict[str, Tensor]], distributed: bool) -> dict[str, Tensor]:
     """Weight of every chunk's mean over removed patches in that of the batch: its share of the present samples."""
     counts = torch.stack([torch.stack([_present(chunk, modality) for chunk in chunks]) for modality in _MODALITIES])
@@ -119,15 +118,3 @@ def _present(chunk: dict[str, Tensor], modality: str) -> Tensor:
     if mask is None:
         return torch.tensor(float(values.shape[0] * values.shape[1]), device=values.device)
     return mask.to(values.device).sum().float()
-
-
-def _random_state(chunk: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-    """What dropout draws from, on the CPU and the batch's device."""
-    device = chunk["input_values"].device
-    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-
-
-def _restore_random_state(state: tuple[Tensor, Tensor | None]) -> None:
-    torch.set_rng_state(state[0])
-    if state[1] is not None:
-        torch.cuda.set_rng_state(state[1])

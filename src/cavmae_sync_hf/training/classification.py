@@ -1,62 +1,47 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""How is a classifier fine-tuned with transformers' Trainer?
+"""Fine-tuning of classifiers with transformers' Trainer, and predictions for whole clips.
 
 `CavMaeSyncClassificationTrainer` adds to what all trainings share targets, a learning rate of its own for the head,
-class-balanced sampling, the figures of whole clips at every evaluation, and the mean of several checkpoints' weights.
+class-balanced sampling, the metrics of whole clips at every evaluation, and the mean of several checkpoints' weights.
 """
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn import functional
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from ..data.augmentation import AugmentationOptions
 from ..data.dataset import CavMaeSyncCollator, ClassBalancedSampler
 from ..data.streaming import CavMaeSyncStreamingDataset
+from ..metrics.classification import classification_metrics
+from ..model.errors_cavmae_sync import TrainingError
+from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from ..model_card import CardDetails
-from .averaging import average_weights, checkpoints_of_epochs
+from .arguments import ClassificationArguments
 from .base import CavMaeSyncBaseTrainer
-from .card import classification_details
-from .classification_arguments import ClassificationArguments
-from .classification_evaluation import classification_figures, predict_clips
-from .flops import classification_flops
-from .lora import is_lora, merged_copy, plain_model
-from .sets import EvaluationSet
+from .checkpoints import average_weights, checkpoints_of_epochs
+from .evaluation import map_clips
+from .freezing import Classifier, is_lora, merged_copy, plain_model
+from .sets import INPUT_NAMES, EvaluationSet, ModalityCollator
+from .speed import classification_flops
 
-__all__ = ["BalancedEpochSampler", "CavMaeSyncClassificationTrainer", "ModalityCollator"]
-
-_INPUTS = {"video": ("pixel_values_videos", "padding_mask_videos"), "audio": ("input_values", "padding_mask")}
 _ADAPTER = "adapter"
+# What a result says of its size.
+_COUNTS = ("samples", "classes", "classes_scored")
 
-
-@dataclass
-class ModalityCollator:
-    """Leaves out of a collator's batches what the model does not see: a modality, and masks that mask nothing.
-
-    Args:
-        collator: Makes the batches.
-        modality: `"multimodal"`, `"audio"` or `"video"`.
-    """
-
-    collator: CavMaeSyncCollator
-    modality: str = "multimodal"
-
-    def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Make a batch."""
-        batch = self.collator(samples)
-        for modality, names in _INPUTS.items():
-            if self.modality not in ("multimodal", modality):
-                for name in names:
-                    batch.pop(name, None)
-        # On the CPU, where looking costs nothing: without a mask the model takes the path for whole clips alone.
-        for name in ("padding_mask", "padding_mask_videos"):
-            if name in batch and bool(batch[name].all()):
-                del batch[name]
-        return batch
+_INTENDED_USE = """\
+Sorting clips into the classes that `config.json` lists, for search, statistics and sifting of collections. Test it on
+your own data first: classes that the training clips did not show in all their kinds are missed, and a score is no
+measured probability. It is not made to identify people, nor to decide about them."""
 
 
 class BalancedEpochSampler(ClassBalancedSampler):
@@ -89,36 +74,50 @@ class CavMaeSyncClassificationTrainer(CavMaeSyncBaseTrainer):
         kwargs: Other arguments of `CavMaeSyncBaseTrainer` (`train_dataset`, `evaluation_sets`) and of Trainer.
 
     Raises:
-        ValueError: The arguments ask for what this model or data set cannot do.
+        TrainingError: The arguments ask for what this model or data set cannot do.
     """
 
+    card_task = ("video-classification", "audio-visual classification")
+    card_metrics = {
+        "mean_average_precision": "mean average precision",
+        "accuracy": "accuracy",
+        "d_prime": "d-prime",
+        "audio_mean_average_precision": "mean average precision, audio alone",
+        "video_mean_average_precision": "mean average precision, video alone",
+    }
     args: ClassificationArguments
 
     def __init__(
         self,
-        model: Any,
+        model: Classifier,
         args: ClassificationArguments,
         *,
-        processor: Any,
+        processor: CavMaeSyncProcessor,
         augmentation: AugmentationOptions | None = None,
         base_model: str | None = None,
         **kwargs: Any,
     ) -> None:
         config = self._classes = plain_model(model).config
         if config.problem_type not in ("single_label_classification", "multi_label_classification"):
-            raise ValueError(
+            raise TrainingError(
                 f"`config.problem_type` is {config.problem_type!r}; set single_label_classification or "
                 "multi_label_classification."
             )
         if args.balanced_sampling and isinstance(kwargs.get("train_dataset"), CavMaeSyncStreamingDataset):
-            raise ValueError("`balanced_sampling` draws clips by number, `streaming` reads them in order; take one.")
+            raise TrainingError(
+                "`balanced_sampling` draws clips by number, `streaming` reads them in order: take one."
+            )
         if args.average_epochs and args.fsdp:
-            raise ValueError(
+            raise TrainingError(
                 "`average_epochs` cannot replace sharded weights; leave it out and call `average_checkpoints` on the "
                 "saved checkpoints."
             )
         if args.average_epochs and is_lora(model):
-            raise ValueError("`average_epochs` would average low-rank changes; leave it or `lora_rank` out.")
+            raise TrainingError("`average_epochs` would average low-rank changes; leave it or `lora_rank` out.")
+        # How often a step goes through the encoder, counting forward as one and each kind of gradient as one.
+        passes = 3 if any(weight.requires_grad for weight in plain_model(model).model.parameters()) else 1
+        if is_lora(model):
+            passes = 2
         targets = {"problem_type": config.problem_type, "num_labels": config.num_labels}
         seed = args.seed if args.data_seed is None else args.data_seed
         self._clean = CavMaeSyncCollator(processor, **targets)
@@ -128,7 +127,7 @@ class CavMaeSyncClassificationTrainer(CavMaeSyncBaseTrainer):
             args,
             processor=processor,
             data_collator=ModalityCollator(batches, config.modality),
-            flops_per_pair=classification_flops(config, _encoder_passes(model)),
+            flops_per_pair=classification_flops(config, passes),
             **kwargs,
         )
         self.averaged_epochs: list[int] | None = None
@@ -142,10 +141,10 @@ class CavMaeSyncClassificationTrainer(CavMaeSyncBaseTrainer):
         return BalancedEpochSampler(self.train_dataset if train_dataset is None else train_dataset, self._data_seed)
 
     def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The model's loss, checked."""
-        fed = {name: inputs[name] for names in _INPUTS.values() for name in names if name in inputs}
+        fed = {name: inputs[name] for name in INPUT_NAMES if name in inputs}
         output = model(**fed, labels=inputs["labels"])
         if model.training:
             if not bool(torch.isfinite(output.loss.detach())):
@@ -153,7 +152,7 @@ class CavMaeSyncClassificationTrainer(CavMaeSyncBaseTrainer):
             self._note(output, fed)
         return (output.loss, output) if return_outputs else output.loss
 
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Trainer's optimiser, with a learning rate of its own for the head."""
         multiple = self.args.head_lr_multiple
         if self.optimizer is None and multiple != 1:
@@ -163,7 +162,7 @@ class CavMaeSyncClassificationTrainer(CavMaeSyncBaseTrainer):
             self.optimizer_cls_and_kwargs = (kind, settings | {"params": groups})
         return super().create_optimizer(model)
 
-    def _parameter_groups(self, model: Any, rate: float, multiple: float) -> list[dict[str, Any]]:
+    def _parameter_groups(self, model: nn.Module, rate: float, multiple: float) -> list[dict[str, Any]]:
         """Weights by whether they are the head's and whether they decay; the encoder's first, whose rate is logged."""
         decaying = set(self.get_decay_parameter_names(model))
         groups: dict[tuple[bool, bool], list[Any]] = {
@@ -185,26 +184,23 @@ class CavMaeSyncClassificationTrainer(CavMaeSyncBaseTrainer):
     # Evaluation
 
     def evaluate_set(self, name: str, evaluation_set: EvaluationSet) -> dict[str, float]:
-        """The figures of whole clips; see `classification_figures`."""
+        """The metrics of whole clips; see `prediction_metrics`."""
         config = self._classes
-        metrics = classification_figures(self.predict_set(evaluation_set), config.problem_type)
+        metrics = prediction_metrics(self.predict_set(evaluation_set), config.problem_type)
         if self.args.eval_each_modality and config.modality == "multimodal":
             for modality in ("audio", "video"):
-                found = classification_figures(self.predict_set(evaluation_set, modality), config.problem_type)
+                found = prediction_metrics(self.predict_set(evaluation_set, modality), config.problem_type)
                 metrics |= {f"{modality}_{key}": value for key, value in found.items() if "middle" not in key}
         return metrics
 
-    def predict_set(self, evaluation_set: EvaluationSet, modality: str | None = None) -> Any:
+    def predict_set(self, evaluation_set: EvaluationSet, modality: str | None = None) -> "Predictions":
         """Predictions for all clips of a set, on every process.
 
         Args:
             evaluation_set: The clips.
             modality: `"audio"` or `"video"` to show a multimodal model that alone; default: the model's own.
         """
-        model = self.accelerator.unwrap_model(self.model_wrapped, keep_torch_compile=False)
-        training = model.training
-        model.eval()
-        try:
+        with self._evaluated_model() as model:
             return predict_clips(
                 model,
                 evaluation_set,
@@ -213,8 +209,6 @@ class CavMaeSyncClassificationTrainer(CavMaeSyncBaseTrainer):
                 batch_frames=self.args.eval_batch_frames,
                 num_workers=self.args.dataloader_num_workers,
             )
-        finally:
-            model.train(training)
 
     # The end
 
@@ -232,19 +226,22 @@ class CavMaeSyncClassificationTrainer(CavMaeSyncBaseTrainer):
         Raises:
             TrainingError: The checkpoints do not belong together.
         """
-        model = self.accelerator.unwrap_model(self.model_wrapped, keep_torch_compile=False)
-        model.load_state_dict(average_weights(folders))
+        self._unwrapped().load_state_dict(average_weights(folders))
 
-    def card_details(self, metrics: dict[str, float]) -> CardDetails:
-        """The run's settings and the figures of the last evaluation."""
-        counts = {name: len(evaluation_set) for name, evaluation_set in self.evaluation_sets.items()}
-        steps, processes = self.state.global_step, self.args.world_size
-        details = classification_details(
-            self.args, metrics, counts, steps, processes, len(self.train_dataset), averaged=self.averaged_epochs
-        )
+    def card_details(self, metrics: Mapping[str, float]) -> CardDetails:
+        """As of `CavMaeSyncBaseTrainer`, with the use of a classifier and the model that it was tuned from."""
+        details = replace(super().card_details(metrics), intended_use=_INTENDED_USE)
         base = self.base_model or ""
         on_hub = re.fullmatch(r"\w[\w.-]*/[\w.-]+", base) and not Path(base).exists()
         return replace(details, base_model=base) if on_hub else details
+
+    def _course(self) -> str:
+        course, averaged = super()._course(), self.averaged_epochs
+        if self.args.head_lr_multiple != 1:
+            course += f" The head's rate was {self.args.head_lr_multiple:g} times as high."
+        if averaged:
+            course += f" The weights are the mean of those after epochs {averaged[0]} to {averaged[1]}."
+        return course
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """As in Trainer; of LoRA, checkpoints hold the changes and the final folder a merged model and the changes."""
@@ -258,8 +255,98 @@ class CavMaeSyncClassificationTrainer(CavMaeSyncBaseTrainer):
             torch.save(self.args, target / TRAINING_ARGS_NAME)
 
 
-def _encoder_passes(model: Any) -> int:
-    """How often a step goes through the encoder, counting forward as one and each kind of gradient as one."""
-    if is_lora(model):
-        return 2
-    return 3 if any(parameter.requires_grad for parameter in model.model.parameters()) else 1
+@dataclass
+class Predictions:
+    """What a classifier says of whole clips, on the CPU.
+
+    Attributes:
+        logits: Scores of the clips, `(clips, num_labels)` float32; with the mean-pooling head those whose
+            probabilities are the mean of the frames'.
+        targets: 0/1 floats `(clips, num_labels)`, or class numbers `(clips,)`.
+        middle_logits: Scores of each clip's middle frame, `None` for heads that see all frames at once.
+    """
+
+    logits: Tensor
+    targets: Tensor
+    middle_logits: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.logits)
+
+
+def predict_clips(
+    model: nn.Module,
+    evaluation_set: EvaluationSet,
+    collator: ModalityCollator,
+    *,
+    accelerator: Accelerator,
+    batch_frames: int = 256,
+    num_workers: int = 0,
+) -> Predictions:
+    """Classify all clips from all their frames; the work is shared by all processes.
+
+    Args:
+        model: A classifier or what is called like one.
+        evaluation_set: The clips.
+        collator: Makes batches of the model's inputs and `labels`; what is left out of them the model does not see.
+        accelerator: Tells the processes and the precision.
+        batch_frames: Frames per batch; at least one clip is taken.
+        num_workers: Processes that load.
+
+    Returns:
+        Predictions in the order of the set, the same on every process.
+    """
+    parts = map_clips(
+        partial(_predict, model, accelerator=accelerator),
+        evaluation_set,
+        collator,
+        accelerator=accelerator,
+        batch_frames=batch_frames,
+        num_workers=num_workers,
+    )
+    return Predictions(parts["logits"], parts["targets"], parts.get("middle_logits"))
+
+
+def _predict(model: nn.Module, batch: dict[str, Any], *, accelerator: Accelerator) -> dict[str, Tensor]:
+    inputs = {name: batch[name].to(accelerator.device, non_blocking=True) for name in INPUT_NAMES if name in batch}
+    with accelerator.autocast():
+        output = model(**inputs)
+    found = {"logits": output.logits.float(), "targets": batch["labels"].to(accelerator.device)}
+    if output.frame_logits is not None:
+        scores = output.frame_logits.float()
+        clips, frames = scores.shape[:2]
+        masks = [inputs[name] for name in ("padding_mask", "padding_mask_videos") if name in inputs]
+        # Shorter clips are filled up at their end, so the middle is that of the frames that are there.
+        several = len(masks) == len([name for name in ("pixel_values_videos", "input_values") if name in inputs])
+        counts = torch.stack(masks).any(dim=0).sum(dim=1) if several else scores.new_full((clips,), frames)
+        found["middle_logits"] = scores[torch.arange(clips, device=scores.device), counts.long() // 2]
+    return found
+
+
+def prediction_metrics(predictions: Predictions, problem_type: str) -> dict[str, float]:
+    """The metrics of a set.
+
+    Args:
+        predictions: Of whole clips.
+        problem_type: `"single_label_classification"` or `"multi_label_classification"`.
+
+    Returns:
+        `loss`, those of `classification_metrics` (`mean_average_precision`, `mean_roc_auc`, `d_prime`, `accuracy`,
+        `hit_at_5`), and `middle_frame_mean_average_precision` and `middle_frame_accuracy` for heads that classify
+        frame by frame. A value that is infinite (the `d_prime` of a perfect ranking) is left out.
+    """
+    logits, middle, targets = predictions.logits, predictions.middle_logits, predictions.targets
+    single = problem_type == "single_label_classification"
+    loss = functional.cross_entropy if single else functional.binary_cross_entropy_with_logits
+    metrics = {"loss": float(loss(logits, targets))}
+
+    def scores(given: Tensor) -> Tensor:
+        """Scores that compare between clips, as probabilities do; classes that exclude each other need the softmax."""
+        return given.log_softmax(dim=-1) if single else given
+
+    found = classification_metrics(targets, scores(logits))
+    metrics |= {name: float(value) for name, value in found.items() if name not in _COUNTS}
+    if middle is not None:
+        found = classification_metrics(targets, scores(middle), ks=())
+        metrics |= {f"middle_frame_{name}": float(found[name]) for name in ("mean_average_precision", "accuracy")}
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}

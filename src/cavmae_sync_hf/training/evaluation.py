@@ -1,20 +1,24 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""How well does a model that is being trained align sound and picture, on whole clips?"""
+"""How well a model in training aligns audio and video on whole clips, in metrics and in plots."""
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from ..evaluation import retrieval_metrics, shift_discrimination, temporal_pair_discrimination
 from ..metrics.localization import patch_maps, pointing_accuracy
+from ..metrics.retrieval import clip_similarity, retrieval_metrics
+from ..metrics.synchrony import shift_discrimination, temporal_pair_discrimination
 from ..model.distributed_cavmae_sync import world_size
-from .sets import EvaluationSet
-
-__all__ = ["Embeddings", "embed_clips", "evaluate_alignment", "map_clips"]
+from ..model.modeling_cavmae_sync import CavMaeSyncForPreTraining
+from ..model.processing_cavmae_sync import CavMaeSyncProcessor
+from ..provenance import require_package
+from .sets import INPUT_NAMES, EvaluationSet, ModalityCollator
 
 
 class Embeddings:
@@ -22,9 +26,9 @@ class Embeddings:
 
     Attributes:
         audio, video: `(clips, frames, hidden)` float32, unit length.
-        audio_mask, video_mask: `(clips, frames)` bool, False where a clip has no sound or picture.
+        audio_mask, video_mask: `(clips, frames)` bool, False where a clip has no audio or video.
         frame_times: `(clips, frames)` seconds.
-        video_maps: `(clips, frames, rows, columns)`, cosine of every picture patch with the sound of its moment.
+        video_maps: `(clips, frames, rows, columns)`, cosine of every patch of a frame with its window.
     """
 
     def __init__(self, parts: dict[str, Tensor]) -> None:
@@ -42,11 +46,11 @@ class Embeddings:
 
 
 def embed_clips(
-    model: Any,
+    model: Callable[..., Any],
     evaluation_set: EvaluationSet,
-    collator: Any,
+    collator: ModalityCollator,
     *,
-    accelerator: Any,
+    accelerator: Accelerator,
     batch_frames: int = 256,
     num_workers: int = 0,
 ) -> Embeddings:
@@ -78,9 +82,9 @@ def embed_clips(
 def map_clips(
     run: Callable[[dict[str, Any]], dict[str, Tensor]],
     evaluation_set: EvaluationSet,
-    collator: Any,
+    collator: ModalityCollator,
     *,
-    accelerator: Any,
+    accelerator: Accelerator,
     batch_frames: int = 256,
     num_workers: int = 0,
 ) -> dict[str, Tensor]:
@@ -118,10 +122,9 @@ def map_clips(
     return {name: value.cpu() for name, value in joined.items()}
 
 
-def _embed(model: Any, batch: dict[str, Any], *, accelerator: Any) -> dict[str, Tensor]:
+def _embed(model: Callable[..., Any], batch: dict[str, Any], *, accelerator: Accelerator) -> dict[str, Tensor]:
     device = accelerator.device
-    names = ("pixel_values_videos", "input_values", "padding_mask", "padding_mask_videos")
-    inputs = {name: batch[name].to(device, non_blocking=True) for name in names if name in batch}
+    inputs = {name: batch[name].to(device, non_blocking=True) for name in INPUT_NAMES if name in batch}
     with accelerator.autocast():
         output = model(**inputs)
     everything = torch.ones(inputs["input_values"].shape[:2], dtype=torch.bool, device=device)
@@ -141,11 +144,12 @@ def _embed(model: Any, batch: dict[str, Any], *, accelerator: Any) -> dict[str, 
 def evaluate_alignment(
     embeddings: Embeddings,
     partners: list[int | None] | None = None,
+    *,
     min_shift: float = 2.0,
     boxes: list[list[Tensor]] | None = None,
     image_size: int = 224,
 ) -> dict[str, float]:
-    """The figures of a set: recall in both directions, the true alignment against shifted ones, temporal twins, and
+    """The metrics of a set: recall in both directions, the true alignment against shifted ones, temporal twins, and
     pointing at what sounds.
 
     Args:
@@ -153,13 +157,13 @@ def evaluate_alignment(
         partners: As in `EvaluationSet`.
         min_shift: Smallest shift in seconds.
         boxes: As in `EvaluationSet`.
-        image_size: Side of the pictures that the boxes are in, pixels.
+        image_size: Side of the frames that the boxes are in, pixels.
 
     Returns:
         `audio_to_video_r1`, `..._r5`, `..._r10`, `..._median_rank`, the same for `video_to_audio`; `shift_accuracy`,
         `shift_auc` where clips are long enough; `pair_accuracy`, `pair_audio_to_video`, `pair_video_to_audio` where
         clips have twins; `pointing_accuracy` and `pointing_chance` (of a random patch) where boxes are known: the
-        share of moments at which the patch most like the sound lies on what sounds; `same_moment_similarity` and
+        share of moments at which the patch most like the window lies on what sounds; `same_moment_similarity` and
         `other_moment_similarity`, means over the clips.
     """
     masks: dict[str, Any] = {"audio_mask": embeddings.audio_mask, "video_mask": embeddings.video_mask}
@@ -191,3 +195,105 @@ def evaluate_alignment(
         pointing = pointing_accuracy(embeddings.video_maps.flatten(0, 1), sounding, (image_size, image_size))
         metrics |= {f"pointing_{name}": float(pointing[name]) for name in ("accuracy", "chance")}
     return metrics
+
+
+@torch.no_grad()
+def draw_reconstructions(
+    model: CavMaeSyncForPreTraining,
+    processor: CavMaeSyncProcessor,
+    batch: dict[str, Any],
+    path: Path,
+    clips: int = 4,
+) -> Path:
+    """Draw, for some clips, a frame and its window as they are, as the model sees them, and with its filling.
+
+    Args:
+        model: A `CavMaeSyncForPreTraining` with a decoder in use.
+        processor: Its processor.
+        batch: From the collator.
+        path: PNG file to write; its folder is made.
+        clips: Clips drawn at most; of each the middle frame.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    pyplot = _pyplot()
+    device = next(model.parameters()).device
+    middle = batch["input_values"].shape[1] // 2
+    frames = batch["pixel_values_videos"][:clips, middle : middle + 1].to(device)
+    windows = batch["input_values"][:clips, middle : middle + 1].to(device)
+    generator = torch.Generator().manual_seed(0)
+    size = model.config.patch_size
+    noise = [
+        torch.rand(*values.shape[:2], (values.shape[-2] // size) * (values.shape[-1] // size), generator=generator)
+        for values in (frames, windows)
+    ]
+    filled = model.inpaint(frames, windows, video_noise=noise[0].to(device), audio_noise=noise[1].to(device))
+    patches = {"video": model.patchify_video(frames), "audio": model.patchify_audio(windows)}
+    # Removed patches in the colour of nothing: the mean of the frames, the floor of the windows.
+    seen_video = torch.where(filled.video_mask.bool().unsqueeze(-1), 0.0, patches["video"])
+    seen_audio = torch.where(filled.audio_mask.bool().unsqueeze(-1), windows.min(), patches["audio"])
+
+    def pixels(values: Tensor) -> Tensor:
+        """Normalised frames `(clips, 1, 3, height, width)` as `(clips, height, width, 3)` in [0, 1]."""
+        view = processor.video_processor
+        mean, std = (torch.tensor(given).view(3, 1, 1) for given in (view.image_mean, view.image_std))
+        return (values[:, 0].cpu() * std + mean).clamp(0, 1).permute(0, 2, 3, 1)
+
+    columns = [
+        *(pixels(values) for values in
+          (frames, model.unpatchify_video(seen_video, *frames.shape[-2:]), filled.pixel_values_videos)),
+        *(values[:, 0].mT.cpu() for values in
+          (windows, model.unpatchify_audio(seen_audio, windows.shape[2]), filled.input_values)),
+    ]  # fmt: skip
+    titles = ("frame", "seen", "filled", "window", "seen", "filled")
+    size_inches = (13, 2.1 * len(frames))
+    plot, axes = pyplot.subplots(len(frames), 6, figsize=size_inches, squeeze=False, layout="constrained")
+    for clip, row in enumerate(axes):
+        for axis, values, title in zip(row, columns, titles, strict=True):
+            shape = {"origin": "lower", "aspect": "auto"} if values[clip].ndim == 2 else {"origin": "upper"}
+            axis.imshow(values[clip].numpy(), **shape)
+            axis.set(xticks=[], yticks=[], title=title if clip == 0 else "")
+    return _write(pyplot, plot, path)
+
+
+def draw_similarities(embeddings: Embeddings, path: Path, clips: int = 64) -> Path:
+    """Draw how alike audio and video of different clips are, and moments of the same clips.
+
+    Args:
+        embeddings: Of whole clips.
+        path: PNG file to write; its folder is made.
+        clips: Clips of the left matrix at most.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    pyplot = _pyplot()
+    between = clip_similarity(
+        embeddings.audio[:clips], embeddings.video[:clips],
+        audio_mask=embeddings.audio_mask[:clips], video_mask=embeddings.video_mask[:clips],
+    )  # fmt: skip
+    within = embeddings.similarity
+    panels = (
+        (torch.as_tensor(between), "clips", "audio of clip", "video of clip"),
+        (within.mean(dim=0), "moments, mean of all clips", "window", "frame"),
+        (within[0], "moments of the first clip", "window", "frame"),
+    )
+    plot, axes = pyplot.subplots(1, 3, figsize=(15, 4.6), layout="constrained")
+    for axis, (matrix, title, rows, columns) in zip(axes, panels, strict=True):
+        image = axis.imshow(matrix.numpy(), cmap="viridis")
+        axis.set(title=title, ylabel=rows, xlabel=columns)
+        plot.colorbar(image, ax=axis, shrink=0.8)
+    return _write(pyplot, plot, path)
+
+
+def _pyplot() -> Any:
+    require_package("matplotlib", "training", "Drawing").use("Agg")
+    return require_package("matplotlib.pyplot", "training", "Drawing")
+
+
+def _write(pyplot: Any, plot: Any, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plot.savefig(path, dpi=80)
+    pyplot.close(plot)
+    return path

@@ -1,16 +1,16 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""How are the features of a set's clips computed once, kept, and never taken for those of another model or set?
+"""Features of a set's clips, computed once and kept, and never taken for those of another model or set.
 
 A cache is a folder that belongs to one model, one set and one choice of features; `index.json` says which, by their
 checksums. Features lie in parts of some hundred clips, each whole or not there, so that a killed run goes on behind
 the last one. A cache of anything else is refused, not overwritten.
 """
 
+import contextlib
 import hashlib
 import json
 import os
-import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +18,23 @@ import numpy as np
 from torch.utils.data import DataLoader, Subset
 
 from ..data.dataset import CavMaeSyncCollator, CavMaeSyncDataset
+from ..files import StrPath, whole_file, write_json
 from ..inference.features import Feature, choose_features, encode_moments
-from ..model.errors_cavmae_sync import TrainingError
+from ..model.errors_cavmae_sync import Hint, TrainingError
+from ..model.modeling_cavmae_sync import CavMaeSyncModel
 from ..provenance import model_fingerprint
 
-__all__ = ["cached_features"]
+CLIPS_PER_PART = 256
 
-_INDEX_NAME, _PARTIAL = "index.json", "partial-"
+_INDEX_NAME = "index.json"
 _FORMAT, _FORMAT_VERSION = "cavmae-sync-clip-features", 1
-_CLIPS_PER_PART = 256
 
 
 def cached_features(
-    model: Any,
+    model: CavMaeSyncModel,
     dataset: CavMaeSyncDataset,
     features: Sequence[str],
-    folder: str | os.PathLike[str],
+    folder: StrPath,
     *,
     refresh: bool = False,
     batch_frames: int = 256,
@@ -59,14 +60,14 @@ def cached_features(
         progress: Called with clips done and their number.
 
     Returns:
-        Feature name -> `(clips, hidden)` float32; NaN for clips that have no sound or picture for it.
+        Feature name -> `(clips, hidden)` float32; NaN for clips that have no audio or video for it.
 
     Raises:
         TrainingError: The folder holds features of another model, set or choice, and `refresh` is off.
-        ValueError: A clip cannot be read.
+        CavMaeSyncError: A clip cannot be read.
     """
     if dataset.maker.frames != "all" or dataset.maker.augmentation is not None:
-        raise ValueError('Features are those of whole clips as they are; make the set with frames="all".')
+        raise TrainingError('Features are those of whole clips as they are; make the set with frames="all".')
     chosen = choose_features(list(features), model.config)
     cache = _Cache(Path(folder).expanduser(), model, dataset, [feature.name for feature in chosen])
     wait = wait or (lambda: None)
@@ -76,59 +77,50 @@ def cached_features(
     missing = [part for part in cache.missing() if part % world_size == rank]
     wait()  # nobody may write before all have looked
     done = len(dataset) - sum(len(cache.clips(part)) for part in missing)
-    for part, values in _compute(model, dataset, chosen, cache, missing, batch_frames, num_workers):
-        cache.write(part, values)
-        done += len(cache.clips(part))
+    clips = [clip for part in missing for clip in cache.clips(part)]
+    rows = _clip_means(model, dataset, chosen, clips, batch_frames=batch_frames, num_workers=num_workers)
+    for part in missing:
+        means = [next(rows) for _ in cache.clips(part)]
+        cache.write(part, {feature.name: np.stack([row[feature.name] for row in means]) for feature in chosen})
+        done += len(means)
         if progress is not None:
             progress(done, len(dataset))
     wait()
     return cache.read()
 
 
-def _compute(
-    model: Any,
+def _clip_means(
+    model: CavMaeSyncModel,
     dataset: CavMaeSyncDataset,
     features: Sequence[Feature],
-    cache: "_Cache",
-    missing: Sequence[int],
+    clips: Sequence[int],
+    *,
     batch_frames: int,
     num_workers: int,
-) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-    """The parts that are missing, one after the other, from one pass of a loader."""
+) -> Iterator[dict[str, np.ndarray]]:
+    """For each clip the means over the moments that are there, `(hidden,)` float32; NaN where there are none."""
     processor = dataset.maker.processor
-    loader = iter(
-        DataLoader(
-            Subset(dataset, [clip for part in missing for clip in cache.clips(part)]),
-            batch_size=max(1, batch_frames // processor.feature_extractor.num_frames),
-            collate_fn=CavMaeSyncCollator(processor),
-            num_workers=num_workers,
-        )
+    loader = DataLoader(
+        Subset(dataset, clips),
+        batch_size=max(1, batch_frames // processor.feature_extractor.num_frames),
+        collate_fn=CavMaeSyncCollator(processor),
+        num_workers=num_workers,
     )
-    waiting: dict[str, list[np.ndarray]] = {feature.name: [] for feature in features}
-    for part in missing:
-        count = len(cache.clips(part))
-        while len(waiting[features[0].name]) < count:
-            for name, rows in _clip_means(model, next(loader), features).items():
-                waiting[name] += list(rows)
-        yield part, {name: np.stack(rows[:count]) for name, rows in waiting.items()}
-        waiting = {name: rows[count:] for name, rows in waiting.items()}
-
-
-def _clip_means(model: Any, batch: dict[str, Any], features: Sequence[Feature]) -> dict[str, np.ndarray]:
-    """Means over the moments that are there, `(clips, hidden)` float32; NaN where there are none."""
-    encoded = encode_moments(model, batch, features)
-    means = {}
-    for feature in features:
-        counts = encoded.present(feature).sum(dim=1, keepdim=True)
-        sums = encoded.values[feature.name].double().sum(dim=1)
-        means[feature.name] = (sums / counts).float().numpy()  # 0 / 0 is NaN
-    return means
+    for batch in loader:
+        encoded = encode_moments(model, batch, features)
+        means = {}
+        for feature in features:
+            counts = encoded.present(feature).sum(dim=1, keepdim=True)
+            sums = encoded.values[feature.name].double().sum(dim=1)
+            means[feature.name] = (sums / counts).float().numpy()  # 0 / 0 is NaN
+        for place in range(len(batch["input_values"])):
+            yield {name: values[place] for name, values in means.items()}
 
 
 class _Cache:
     """The folder."""
 
-    def __init__(self, folder: Path, model: Any, dataset: CavMaeSyncDataset, features: list[str]) -> None:
+    def __init__(self, folder: Path, model: CavMaeSyncModel, dataset: CavMaeSyncDataset, features: list[str]) -> None:
         self.folder, self.count, self.features = folder, len(dataset), features
         names = json.dumps(list(dataset.clip_ids()), ensure_ascii=False)
         self.identity = {
@@ -143,25 +135,29 @@ class _Cache:
         """Make the folder ours, or find that it is."""
         if self.folder.exists() and not self.folder.is_dir():
             raise TrainingError(f"{self.folder}: is a file; name a folder for the cache.")
-        index = self._read_index()
+        index: dict[str, Any] | None = None
+        with contextlib.suppress(OSError, ValueError):
+            found = json.loads((self.folder / _INDEX_NAME).read_text(encoding="utf-8"))
+            if isinstance(found, dict) and found.get("identity", {}).get("format") == _FORMAT:
+                index = found
         if index is None and self.folder.is_dir() and any(self.folder.iterdir()):
             raise TrainingError(f"{self.folder}: holds other files; name a new folder for the cache.")
         self.folder.mkdir(parents=True, exist_ok=True)
-        for left in self.folder.glob(f"{_PARTIAL}*"):
-            left.unlink(missing_ok=True)
+        for pattern in (".partial-*", "partial-*"):  # of killed runs, by this version and the one before
+            for left in self.folder.glob(pattern):
+                left.unlink(missing_ok=True)
         fault = None if index is None else self._fault(index)
         if fault is not None and not refresh:
             raise TrainingError(
-                f"{self.folder}: holds {fault}. Name another folder (`cache_dir`), or have it made anew "
-                "(`refresh_cache`)."
+                f"{self.folder}: holds {fault}. Name another folder (`cache_dir`).",
+                hint=Hint("refresh_cache", True, "have it made anew"),
             )
         if fault is not None:
             (self.folder / _INDEX_NAME).unlink()
             for path in self.folder.glob("part-*.npz"):
                 path.unlink()
         if index is None or fault is not None:
-            text = json.dumps({"identity": self.identity, "features": self.features}, indent=1)
-            self._replace(_INDEX_NAME, lambda file: file.write(text.encode()))
+            write_json(self.folder / _INDEX_NAME, {"identity": self.identity, "features": self.features}, indent=1)
 
     def _fault(self, index: dict[str, Any]) -> str | None:
         """What the cache holds, if it is not what is wanted."""
@@ -179,21 +175,24 @@ class _Cache:
 
     def clips(self, part: int) -> range:
         """Numbers of a part's clips."""
-        return range(part * _CLIPS_PER_PART, min((part + 1) * _CLIPS_PER_PART, self.count))
+        return range(part * CLIPS_PER_PART, min((part + 1) * CLIPS_PER_PART, self.count))
 
     def missing(self) -> list[int]:
         """Numbers of the parts that are not there."""
-        parts = -(-self.count // _CLIPS_PER_PART)
+        parts = -(-self.count // CLIPS_PER_PART)
         return [part for part in range(parts) if not self._part(part).is_file()]
 
-    def write(self, part: int, values: dict[str, Any]) -> None:
+    def write(self, part: int, values: Mapping[str, np.ndarray]) -> None:
         """Write a part; it is there whole or not at all."""
-        self._replace(self._part(part).name, lambda file: np.savez(file, **values))
+        with whole_file(self._part(part)) as partial, open(partial, "wb") as file:
+            np.savez(file, **values)
+            file.flush()
+            os.fsync(file.fileno())
 
     def read(self) -> dict[str, np.ndarray]:
         """All features that are wanted."""
         columns: dict[str, list[np.ndarray]] = {name: [] for name in self.features}
-        for part in range(-(-self.count // _CLIPS_PER_PART)):
+        for part in range(-(-self.count // CLIPS_PER_PART)):
             path = self._part(part)
             try:
                 with np.load(path) as values:
@@ -205,18 +204,3 @@ class _Cache:
 
     def _part(self, part: int) -> Path:
         return self.folder / f"part-{part:05d}.npz"
-
-    def _read_index(self) -> dict[str, Any] | None:
-        try:
-            index = json.loads((self.folder / _INDEX_NAME).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return index if isinstance(index, dict) and index.get("identity", {}).get("format") == _FORMAT else None
-
-    def _replace(self, name: str, write: Callable[[Any], Any]) -> None:
-        partial = self.folder / f"{_PARTIAL}{uuid.uuid4().hex}"
-        with open(partial, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, self.folder / name)

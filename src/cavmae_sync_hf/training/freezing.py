@@ -1,17 +1,48 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""Which weights does the training of a classifier leave as they are?"""
+"""Weights that a training leaves as they are: those without a gradient, or all but low-rank changes (LoRA)."""
 
-from typing import Any
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
 from torch import nn
 
-from .initialization import _joint_norms
+from ..model.errors_cavmae_sync import TrainingError
+from ..model.modeling_cavmae_sync import (
+    CavMaeSyncForAudioVisualClassification,
+    CavMaeSyncForPreTraining,
+    CavMaeSyncModel,
+)
+from ..provenance import require_package
 
-__all__ = ["freeze_encoder", "freeze_idle", "idle_modules"]
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+# A classifier as it is, or with low-rank changes around it, which is called like it.
+Classifier: TypeAlias = "CavMaeSyncForAudioVisualClassification | PeftModel"
+
+# How the head is called in the classifier; it starts at random, so it is trained as a whole and saved beside the
+# low-rank changes.
+_HEAD = "head"
 
 
-def idle_modules(model: Any) -> list[nn.Module]:
-    """Parts of a `CavMaeSyncForAudioVisualClassification` that a clip with all its modalities does not pass.
+def freeze_unused(model: CavMaeSyncForPreTraining) -> list[str]:
+    """Freeze the weights that no loss with a weight reaches, so that none waits for a gradient in vain.
+
+    Returns:
+        The names of the frozen weights: those of the decoder and the fused norms without reconstruction, those of the
+        contrastive path without contrast; none with both losses.
+    """
+    encoder, unused = model.model, []
+    if not model.config.reconstruction_loss_weight:
+        unused += [model.decoder, *_norms(encoder, "fused")]
+    if not model.config.contrastive_loss_weight:
+        unused += [encoder.contrastive_layers, *_norms(encoder, "audio"), *_norms(encoder, "video")]
+    return _freeze(model, unused)
+
+
+def idle_modules(model: CavMaeSyncForAudioVisualClassification) -> list[nn.Module]:
+    """Parts of a classifier that a clip with all its modalities does not pass.
 
     The contrastive layers always; beside them, with mean pooling, the norms of other paths than the one taken (fused
     tokens in a multimodal model, else the modality's own); with frame attention, the fused path is taken by a
@@ -19,30 +50,99 @@ def idle_modules(model: Any) -> list[nn.Module]:
     """
     encoder, config = model.model, model.config
     idle: list[nn.Module] = [encoder.contrastive_layers]
-    multimodal = config.modality == "multimodal"
-    if config.classifier_type == "frame_attention" and multimodal:
+    multimodal, over_frames = config.modality == "multimodal", config.classifier_type == "frame_attention"
+    if over_frames and multimodal:
         return [*idle, encoder.joint_layers, encoder.norms]
-    fused = multimodal or config.classifier_type == "frame_attention"
-    used = "fused" if fused else config.modality
-    for kind in {"audio", "video", "fused"} - {used}:
-        idle += [encoder.norms[kind], *_joint_norms(encoder, kind)]
-    return idle
+    used = "fused" if over_frames or multimodal else config.modality
+    return idle + [norm for kind in ("audio", "video", "fused") if kind != used for norm in _norms(encoder, kind)]
 
 
-def freeze_idle(model: Any) -> list[str]:
+def freeze_idle(model: CavMaeSyncForAudioVisualClassification) -> list[str]:
     """Freeze what `idle_modules` names, so that no weight waits for a gradient that never comes.
 
-    In a multimodal model with mean pooling, clips without sound (or picture) do pass the norms for one modality alone,
+    In a multimodal model with mean pooling, clips without audio (or video) do pass the norms for one modality alone,
     which stay as pretrained.
 
     Returns:
         The names of the frozen weights.
     """
-    for module in idle_modules(model):
+    return _freeze(model, idle_modules(model))
+
+
+def _norms(encoder: CavMaeSyncModel, kind: str) -> list[nn.Module]:
+    """The final norm and the joint layers' norms of one kind: `"audio"`, `"video"` or `"fused"`."""
+    norms = [encoder.norms[kind]]
+    for layer in encoder.joint_layers:
+        norms += [layer.layernorm_before[kind], layer.layernorm_after[kind]]
+    return norms
+
+
+def _freeze(model: nn.Module, modules: Sequence[nn.Module]) -> list[str]:
+    """Freeze parts of a model; the names of all its frozen weights."""
+    for module in modules:
         module.requires_grad_(False)
     return [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
 
 
-def freeze_encoder(model: Any) -> None:
-    """Freeze all but the head."""
-    model.model.requires_grad_(False)
+def add_lora(
+    model: CavMaeSyncForAudioVisualClassification,
+    rank: int,
+    *,
+    alpha: float = 0.0,
+    dropout: float = 0.0,
+    targets: Sequence[str] = ("q_proj", "v_proj"),
+) -> "PeftModel":
+    """Freeze a classifier's encoder and give its linear layers low-rank changes; the head is trained as a whole.
+
+    Args:
+        model: The classifier; it is changed.
+        rank: Rank of the changes.
+        alpha: They are scaled by `alpha / rank`; `0`: by 2.
+        dropout: Dropout on their inputs.
+        targets: Last parts of the names of the linear layers: `q_proj`, `k_proj`, `v_proj`, `o_proj`, `fc1`, `fc2`.
+            Layers that the classification never passes are left out.
+
+    Returns:
+        A `peft.PeftModel` around the model, which is called like it.
+
+    Raises:
+        ImportError: peft is not installed.
+        TrainingError: A target is the name of no linear layer.
+    """
+    peft = require_package("peft", "lora", "LoRA")
+    unreached = {id(layer) for module in idle_modules(model) for layer in module.modules()}
+    layers = [
+        f"model.{name}"
+        for name, layer in model.model.named_modules()
+        if isinstance(layer, nn.Linear) and id(layer) not in unreached
+    ]
+    known = {name.rpartition(".")[2] for name in layers}
+    unknown = sorted(set(targets) - known)
+    if unknown or not targets:
+        raise TrainingError(
+            f"`lora_targets` has {', '.join(unknown) or 'no name'}; the encoder's linear layers are "
+            f"{', '.join(sorted(known))}."
+        )
+    settings = peft.LoraConfig(
+        r=rank,
+        lora_alpha=alpha or 2 * rank,
+        lora_dropout=dropout,
+        target_modules=[name for name in layers if name.rpartition(".")[2] in targets],
+        modules_to_save=[_HEAD],
+    )
+    return peft.get_peft_model(model, settings)
+
+
+def is_lora(model: nn.Module) -> bool:
+    """Whether it is a model that `add_lora` gave."""
+    return hasattr(model, "get_base_model") and hasattr(model, "peft_config")
+
+
+def plain_model(model: Classifier) -> CavMaeSyncForAudioVisualClassification:
+    """The model inside the low-rank changes, or the model itself."""
+    return model.get_base_model() if is_lora(model) else model
+
+
+def merged_copy(model: "PeftModel") -> CavMaeSyncForAudioVisualClassification:
+    """A classifier of its own, on the CPU, whose weights include the changes; the model stays as it is."""
+    return copy.deepcopy(model).cpu().merge_and_unload()

@@ -1,116 +1,42 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""How much of the classes can be read off a frozen model's features? The linear probe as a run with a recipe."""
+"""The linear probe: how much of the classes a linear map reads off a frozen model's features, as a run with a recipe.
+
+Logistic regression on features that are standardised by the training clips. The strength of regularisation is chosen
+on a part of the training clips that is held out for it; the evaluation set plays no role in any choice.
+"""
 
 import copy
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 
 from ..data.dataset import CavMaeSyncDataset
 from ..files import write_json
 from ..inference.features import choose_features
 from ..inference.loading import load_model
+from ..metrics.classification import accuracy, classification_metrics, mean_average_precision
 from ..model.errors_cavmae_sync import TrainingError
 from ..model.modeling_cavmae_sync import CavMaeSyncModel
+from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from ..provenance import checkpoint_record, software_versions
-from .arguments import _help as help_text
-from .arguments import _mapping as as_mapping
-from .classification_model import LabelSpace, find_labels
+from .arguments import ProbeArguments
 from .feature_cache import cached_features
-from .linear import chance_figures, fit_probe, probe_figures, shuffled
-from .sets import EvaluationSet, make_syncworld
+from .initialization import LabelSpace, find_labels
+from .sets import EvaluationSet, find_sources
 
-__all__ = ["ProbeArguments", "join_features", "run_probe"]
-
-# For which model or labels a probe is fitted, beside the true ones.
-BASELINES = ("random_weights", "shuffled_labels")
-
-
-@dataclass
-class ProbeArguments:
-    """What a linear probe is fitted to and evaluated on.
-
-    Attributes:
-        model: Folder or Hub name of a model.
-        output_dir: Where `metrics.json` goes, and the features unless `cache_dir` says otherwise.
-        train_data: A folder of shards, a folder or list of video files; see `open_clips`. With labels.
-        eval_data: Name -> such a source, as a mapping or JSON; each is evaluated under its name.
-        syncworld: Makes a SyncWorld and its shards first, where they are not there yet; as in `DataArguments`.
-        class_names: File with the names of the classes; default: those stored with the training set.
-        problem_type: One softmax, or a regression for each class. Default: the former where every training clip has
-            exactly one label.
-        features: What is probed, each in turn: names of `inference.features` (`a`, `v`, `av`, `a_patches`, ...), or
-            several joined by `+`, such as `a+v`, which are put side by side.
-        baselines: What the figures are to be compared with, measured in the same way: `random_weights`, the model
-            before any training; `shuffled_labels`, training labels dealt out at random.
-        strengths: Inverse strengths of regularisation (scikit-learn's `C`) to choose from.
-        held_out: Share of the training clips that the choice is made on.
-        max_iterations: Of the optimiser.
-        jobs: Classes fitted side by side; -1: as many as there are cores.
-        cache_dir: Where features are kept, a folder per set; default: `features` in `output_dir`.
-        refresh_cache: Throw away features of another model or set, instead of refusing to go on.
-        batch_frames: Frames (with their windows) encoded at a time.
-        num_workers: Processes that load.
-        device: Where the model runs; default: the first GPU if there is one.
-        dtype: Of the model's weights.
-        seed: Seeds the held-out clips and the baselines.
-    """
-
-    model: str | None = field(default=None, metadata=help_text("Folder or Hub name of a model."))
-    output_dir: str = field(default="outputs/probe", metadata=help_text("Where metrics.json and the features go."))
-    train_data: str | None = field(
-        default=None, metadata=help_text("Shards, or a folder or list of videos; labelled.")
-    )
-    eval_data: dict[str, str] | str | None = field(
-        default=None, metadata=help_text('Evaluation sets, as JSON: {"name": "folder"}.')
-    )
-    syncworld: dict[str, Any] | str | None = field(
-        default=None,
-        metadata=help_text("SyncWorld to make first, as JSON: folder, train, semantic, temporal, options."),
-    )
-    class_names: str | None = field(default=None, metadata=help_text("File of class names."))
-    problem_type: Literal["single_label_classification", "multi_label_classification"] | None = field(
-        default=None, metadata=help_text("One softmax, or a regression for each class.")
-    )
-    features: list[str] = field(
-        default_factory=lambda: ["a", "v", "a+v", "av"], metadata=help_text("What is probed; + puts side by side.")
-    )
-    baselines: list[str] = field(
-        default_factory=list, metadata=help_text("For comparison: random_weights, shuffled_labels.")
-    )
-    strengths: list[float] = field(
-        default_factory=lambda: [0.001, 0.01, 0.1, 1.0, 10.0, 100.0], metadata=help_text("Values of C to choose from.")
-    )
-    held_out: float = field(default=0.2, metadata=help_text("Share of the training clips for choosing C."))
-    max_iterations: int = field(default=1000, metadata=help_text("Of the optimiser."))
-    jobs: int = field(default=-1, metadata=help_text("Classes fitted side by side; -1: one per core."))
-    cache_dir: str | None = field(default=None, metadata=help_text("Where features are kept; default: in output_dir."))
-    refresh_cache: bool = field(default=False, metadata=help_text("Replace features of another model or set."))
-    batch_frames: int = field(default=256, metadata=help_text("Frames encoded at a time."))
-    num_workers: int = field(default=0, metadata=help_text("Processes that load."))
-    device: str | None = field(default=None, metadata=help_text("Where the model runs, such as cpu or cuda:1."))
-    dtype: Literal["float32", "bfloat16", "float16"] = field(
-        default="float32", metadata=help_text("Of the model's weights.")
-    )
-    seed: int = field(default=0, metadata=help_text("Seeds the held-out clips and the baselines."))
-
-    def __post_init__(self) -> None:
-        for name in ("eval_data", "syncworld"):
-            setattr(self, name, as_mapping(name, getattr(self, name)))
-        unknown = sorted(set(self.baselines) - set(BASELINES))
-        if unknown:
-            raise TrainingError(f"`baselines` has {unknown[0]!r}; there are {' and '.join(BASELINES)}.")
-        if not self.features:
-            raise TrainingError("`features` is empty; name what is to be probed, such as a, v and a+v.")
+SINGLE, MULTI = "single_label_classification", "multi_label_classification"
 
 
 def run_probe(
-    arguments: ProbeArguments, *, process: Any = None, progress: Callable[..., None] | None = None
+    arguments: ProbeArguments, *, process: PartialState | None = None, progress: Callable[..., None] | None = None
 ) -> list[dict[str, Any]]:
     """Extract features, fit the probes, evaluate them, and write `metrics.json`.
 
@@ -124,12 +50,18 @@ def run_probe(
         A row for each set, model, labels and features, see `metrics.json`; none on other processes than the first.
 
     Raises:
-        ValueError: The model, the data, the cache or a setting cannot be used; the message says why.
+        CavMaeSyncError: The model, the data, the cache or a setting cannot be used; the message says why.
     """
     rank, world = (0, 1) if process is None else (process.process_index, process.num_processes)
     wait = process.wait_for_everyone if process is not None else lambda: None
-    model, processor = _model(arguments, process)
-    needed = _needed(arguments.features, model.config)
+    if arguments.model is None:
+        raise TrainingError("There is nothing to probe; name a `model`.")
+    device: Any = arguments.device
+    if device is None:
+        device = process.device if process is not None else "cuda" if torch.cuda.is_available() else "cpu"
+    model, processor = load_model(arguments.model, device=device, dtype=getattr(torch, arguments.dtype))
+    parts = dict.fromkeys(part for name in arguments.features for part in name.split("+"))
+    needed = [feature.name for part in parts for feature in choose_features([part], model.config)]
     if rank == 0:  # the others find what it makes
         _sources(arguments, processor, is_main=True)
     wait()
@@ -139,28 +71,43 @@ def run_probe(
     wrapped = {name: EvaluationSet(dataset) for name, dataset in sets.items() if name != "train"}
     space = find_labels(sets["train"], wrapped, arguments.class_names, arguments.problem_type)
     rows: list[dict[str, Any]] = []
-    count = _Counter(progress, sets, 1 + ("random_weights" in arguments.baselines))
+    before, total = 0, (1 + ("random_weights" in arguments.baselines)) * sum(map(len, sets.values()))
+    cache_dir = Path(arguments.cache_dir or os.path.join(arguments.output_dir, "features"))
     for weights, probed in _models(arguments, model):
-        vectors = {
-            name: cached_features(
-                probed, dataset, needed, _cache_folder(arguments, weights, name),
+        vectors = {}
+        for name, dataset in sets.items():
+            report = None
+            if progress is not None:
+                report = partial(_report, progress, before, total, f"{name}, {weights} weights")
+            folder = cache_dir / (name if weights == "trained" else f"{name}-random_{arguments.seed}")
+            vectors[name] = cached_features(
+                probed, dataset, needed, folder,
                 refresh=arguments.refresh_cache, batch_frames=arguments.batch_frames,
-                num_workers=arguments.num_workers, rank=rank, world_size=world, wait=wait,
-                progress=count.of(name, weights),
-            )
-            for name, dataset in sets.items()
-        }  # fmt: skip
+                num_workers=arguments.num_workers, rank=rank, world_size=world, wait=wait, progress=report,
+            )  # fmt: skip
+            before += len(dataset)
         if rank == 0:
             rows += _fit_all(arguments, weights, vectors, sets, space)
     if rank == 0:
-        _write(arguments, model, space, sets, rows)
+        record = {
+            "protocol": "linear probe of clip means, version 1",
+            "checkpoint": checkpoint_record(model),
+            "problem_type": space.problem_type,
+            "classes": space.count,
+            "clips": {name: len(dataset) for name, dataset in sets.items()},
+            "held_out": arguments.held_out,
+            "seed": arguments.seed,
+            "versions": software_versions(),
+            "rows": rows,
+        }
+        write_json(Path(arguments.output_dir) / "metrics.json", record)
     wait()
     return rows
 
 
 def join_features(vectors: dict[str, np.ndarray], name: str) -> np.ndarray:
     """Features by a name that may join several, `(clips, size)`: `a+v` has the columns of `a`, then those of `v`."""
-    return np.concatenate([vectors[part] for part in _parts(name)], axis=1)
+    return np.concatenate([vectors[part] for part in name.split("+")], axis=1)
 
 
 def _fit_all(
@@ -191,8 +138,8 @@ def _fit_all(
                     "weights": weights,
                     "labels": kind,
                     "features": name,
-                    **probe_figures(probe, values, labels[set_name]),
-                    "chance": chance_figures(labels["train"], labels[set_name], space.count),
+                    **probe_metrics(probe, values, labels[set_name]),
+                    "chance": chance_metrics(labels["train"], labels[set_name], space.count),
                     "absent": int(np.isnan(values).any(axis=1).sum()),
                     "size": values.shape[1],
                     "strength": probe.strength,
@@ -201,38 +148,25 @@ def _fit_all(
                 }
 
 
-def _model(arguments: ProbeArguments, process: Any) -> tuple[Any, Any]:
-    if arguments.model is None:
-        raise TrainingError("There is nothing to probe; name a `model`.")
-    device: Any = arguments.device
-    if device is None:
-        device = process.device if process is not None else "cuda" if torch.cuda.is_available() else "cpu"
-    return load_model(arguments.model, device=device, dtype=getattr(torch, arguments.dtype))
+def _report(progress: Callable[..., None], before: int, total: int, text: str, done: int, _: int) -> None:
+    """Count the clips of all sets and models together."""
+    progress(before + done, total, text)
 
 
-def _models(arguments: ProbeArguments, model: Any) -> Iterator[tuple[str, Any]]:
+def _models(arguments: ProbeArguments, model: CavMaeSyncModel) -> Iterator[tuple[str, CavMaeSyncModel]]:
     """The model, and its like before any training."""
     yield "trained", model
     if "random_weights" in arguments.baselines:
         state = torch.random.get_rng_state()
         torch.manual_seed(arguments.seed)
-        untrained: Any = CavMaeSyncModel(copy.deepcopy(model.config))
+        untrained = CavMaeSyncModel(copy.deepcopy(model.config))
         torch.random.set_rng_state(state)
         yield "random", untrained.to(device=model.device, dtype=model.dtype).eval()
 
 
-def _sources(arguments: ProbeArguments, processor: Any, is_main: bool) -> tuple[Any, dict[str, Any]]:
+def _sources(arguments: ProbeArguments, processor: CavMaeSyncProcessor, is_main: bool) -> tuple[str, dict[str, str]]:
     """The training source and the evaluation sources by name."""
-    train: Any = arguments.train_data
-    given: Any = arguments.eval_data
-    settings: Any = arguments.syncworld
-    evaluation = dict(given or {})
-    if settings:
-        extractor = processor.feature_extractor
-        made, made_evaluation = make_syncworld(settings, extractor.num_frames, extractor.alignment, is_main)
-        train, evaluation = train or made, evaluation or made_evaluation
-    if train is None:
-        raise TrainingError("There is nothing to fit the probe to; name `train_data`, or a `syncworld` to make.")
+    train, evaluation = find_sources(arguments, processor, is_main)
     if not evaluation:
         raise TrainingError("There is nothing to evaluate the probe on; name `eval_data`.")
     if "train" in evaluation:
@@ -243,56 +177,223 @@ def _sources(arguments: ProbeArguments, processor: Any, is_main: bool) -> tuple[
     return train, evaluation
 
 
-def _needed(names: Sequence[str], config: Any) -> list[str]:
-    """The features that the names are made of, each once, by their own names."""
-    parts = [part for name in names for part in _parts(name)]
-    return [feature.name for part in dict.fromkeys(parts) for feature in choose_features([part], config)]
+@dataclass
+class LinearProbe:
+    """A fitted linear classifier of features.
+
+    Attributes:
+        mean, scale: Of the training features, `(size,)`.
+        weights: `(classes, size)`, of standardised features.
+        bias: `(classes,)`; minus infinity for classes that the training clips do not have.
+        strength: The chosen inverse strength of regularisation, scikit-learn's `C`.
+        selection: Strength -> score on the clips held out: mean average precision, or accuracy for single labels.
+        converged: Whether the optimiser came to its end.
+    """
+
+    mean: np.ndarray
+    scale: np.ndarray
+    weights: np.ndarray
+    bias: np.ndarray
+    strength: float
+    selection: dict[float, float] = field(default_factory=dict)
+    converged: bool = True
+
+    def scores(self, features: np.ndarray) -> np.ndarray:
+        """Log-odds (single labels: logits) of clips `(clips, classes)`; features that are NaN count as average."""
+        return _standardised(features, self.mean, self.scale) @ self.weights.T + self.bias
 
 
-def _parts(name: str) -> list[str]:
-    return name.split("+")
+def fit_probe(
+    features: np.ndarray,
+    labels: Sequence[Sequence[int]],
+    classes: int,
+    problem_type: str = MULTI,
+    *,
+    strengths: Sequence[float] = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0),
+    held_out: float = 0.2,
+    max_iterations: int = 1000,
+    jobs: int = 1,
+    seed: int = 0,
+) -> LinearProbe:
+    """Fit a linear classifier.
+
+    Args:
+        features: `(clips, size)`; NaN where a clip has none.
+        labels: Class numbers of every clip.
+        classes: How many classes there are.
+        problem_type: `"single_label_classification"`: one softmax over the classes. `"multi_label_classification"`: a
+            logistic regression for each class (one against the rest).
+        strengths: Values of scikit-learn's `C` to choose from.
+        held_out: Share of the clips that the choice is made on; the final fit is on all.
+        max_iterations: Of the optimiser (L-BFGS).
+        jobs: Classes fitted side by side; -1 for all cores.
+        seed: Seeds which clips are held out.
+
+    Raises:
+        TrainingError: Features, labels and settings do not fit each other.
+    """
+    features = np.asarray(features, dtype=np.float64)
+    if features.ndim != 2 or len(features) != len(labels):
+        raise TrainingError(f"Features of shape {features.shape} for {len(labels)} labels; give one row per clip.")
+    truth = multi_hot(labels, classes)
+    if problem_type == SINGLE and (truth.sum(axis=1) != 1).any():
+        worst = int(np.flatnonzero(truth.sum(axis=1) != 1)[0])
+        raise TrainingError(
+            f"Clip {worst} has the labels {list(labels[worst])}; single-label probes need exactly one."
+        )
+    values = sorted(float(value) for value in strengths)
+    if not values or values[0] <= 0:
+        raise TrainingError(f"`strengths` is {list(strengths)}; give one or more numbers above 0.")
+    if not 0 < held_out < 1:
+        raise TrainingError(f"`held_out` is {held_out}; it must lie between 0 and 1.")
+    mean, scale = _moments(features)
+    standard = _standardised(features, mean, scale)
+    fit = partial(_fit_single if problem_type == SINGLE else _fit_multi, max_iterations=max_iterations, jobs=jobs)
+    score = accuracy if problem_type == SINGLE else mean_average_precision
+    selection: dict[float, float] = {}
+    chosen = values[0]
+    if len(values) > 1:
+        order = np.random.default_rng(seed).permutation(len(features))
+        count = max(1, round(held_out * len(features)))
+        apart, rest = order[:count], order[count:]
+        if not len(rest) or not truth[apart].any() or not truth[rest].any():
+            raise TrainingError(
+                f"{len(features)} clips are too few to hold some out; give one strength, or more clips."
+            )
+        for strength, (weights, bias, _) in zip(values, fit(standard[rest], truth[rest], values), strict=True):
+            selection[strength] = score(truth[apart].astype(int), standard[apart] @ weights.T + bias)
+        # Of equals the one that regularises most.
+        chosen = max(values, key=lambda strength: (selection[strength], -strength))
+    ((weights, bias, converged),) = fit(standard, truth, [chosen])
+    return LinearProbe(
+        mean=mean,
+        scale=scale,
+        weights=weights,
+        bias=bias,
+        strength=chosen,
+        selection=selection,
+        converged=converged,
+    )
 
 
-def _cache_folder(arguments: ProbeArguments, weights: str, name: str) -> Path:
-    folder = arguments.cache_dir or os.path.join(arguments.output_dir, "features")
-    return Path(folder) / (name if weights == "trained" else f"{name}-random_{arguments.seed}")
+def _fit_multi(
+    features: np.ndarray, truth: np.ndarray, strengths: list[float], *, max_iterations: int, jobs: int
+) -> list[tuple[np.ndarray, np.ndarray, bool]]:
+    """One against the rest, for every strength: weights, bias, whether all converged."""
+    from joblib import Parallel, delayed
+
+    classes, size = truth.shape[1], features.shape[1]
+    # With no positive or no negative there is nothing to fit; such a class keeps one score for all.
+    known = [k for k in range(classes) if truth[:, k].any() and not truth[:, k].all()]
+    fitted = Parallel(n_jobs=jobs)(delayed(_regress)(features, truth[:, k], strengths, max_iterations) for k in known)
+    results = []
+    for place in range(len(strengths)):
+        weights = np.zeros((classes, size))
+        bias = np.where(truth.all(axis=0), np.inf, -np.inf)  # of classes that all training clips have, or none
+        for k, path in zip(known, fitted, strict=True):
+            weights[k], bias[k] = path[place][0][0], path[place][1][0]
+        results.append((weights, bias, all(path[place][2] for path in fitted)))
+    return results
 
 
-class _Counter:
-    """Counts the clips of all sets and models together."""
+def _fit_single(
+    features: np.ndarray, truth: np.ndarray, strengths: list[float], *, max_iterations: int, jobs: int
+) -> list[tuple[np.ndarray, np.ndarray, bool]]:
+    """One softmax over the classes, for every strength."""
+    numbers = truth.argmax(axis=1)
+    known = np.unique(numbers)
+    if len(known) < 2:
+        raise TrainingError(f"All training clips belong to class {known[0]}; there is nothing to tell apart.")
+    results = []
+    for weights, bias, converged in _regress(features, numbers, strengths, max_iterations):
+        if len(known) == 2:  # scikit-learn has one row of log-odds then
+            weights, bias = np.concatenate([-weights / 2, weights / 2]), np.concatenate([-bias / 2, bias / 2])
+        every = np.zeros((truth.shape[1], features.shape[1]))
+        every_bias = np.full(truth.shape[1], -np.inf)
+        every[known], every_bias[known] = weights, bias
+        results.append((every, every_bias, converged))
+    return results
 
-    def __init__(self, progress: Callable[..., None] | None, sets: dict[str, Any], models: int) -> None:
-        self.progress, self.sets = progress, sets
-        self.total = models * sum(map(len, sets.values()))
-        self.before = 0
 
-    def of(self, name: str, weights: str) -> Callable[..., None] | None:
-        """What reports the progress of the next set."""
-        if self.progress is None:
-            return None
-        report, before = self.progress, self.before
-        self.before += len(self.sets[name])
-        return lambda done, _total: report(before + done, self.total, f"{name}, {weights} weights")
+def _regress(
+    features: np.ndarray, target: np.ndarray, strengths: list[float], max_iterations: int
+) -> list[tuple[np.ndarray, np.ndarray, bool]]:
+    """Logistic regressions of rising `C`, each begun where the one before ended."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    regression = LogisticRegression(max_iter=max_iterations, warm_start=True)
+    results = []
+    for strength in strengths:
+        regression.set_params(C=strength)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # said by `converged`
+            regression.fit(features, target)
+        converged = bool(np.max(regression.n_iter_) < max_iterations)
+        results.append((regression.coef_.copy(), regression.intercept_.copy(), converged))
+    return results
 
 
-def _write(
-    arguments: ProbeArguments,
-    model: Any,
-    space: LabelSpace,
-    sets: dict[str, CavMaeSyncDataset],
-    rows: Sequence[dict[str, Any]],
-) -> None:
-    folder = Path(arguments.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    record = {
-        "protocol": "linear probe of clip means, version 1",
-        "checkpoint": checkpoint_record(model),
-        "problem_type": space.problem_type,
-        "classes": space.count,
-        "clips": {name: len(dataset) for name, dataset in sets.items()},
-        "held_out": arguments.held_out,
-        "seed": arguments.seed,
-        "versions": software_versions(),
-        "rows": rows,
+def _moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of every feature over the clips that have it; 1 for constant ones."""
+    there = ~np.isnan(features).any(axis=1)
+    if not there.any():
+        raise TrainingError("No training clip has these features; is there audio or video in any of them?")
+    mean, scale = features[there].mean(axis=0), features[there].std(axis=0)
+    return mean, np.where(scale > 0, scale, 1.0)
+
+
+def _standardised(features: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    return np.nan_to_num((np.asarray(features, dtype=np.float64) - mean) / scale, nan=0.0)
+
+
+def multi_hot(labels: Sequence[Sequence[int]], classes: int) -> np.ndarray:
+    """Labels as booleans `(clips, classes)`.
+
+    Raises:
+        TrainingError: A label is no class number.
+    """
+    truth = np.zeros((len(labels), classes), dtype=bool)
+    for row, numbers in zip(truth, labels, strict=True):
+        if any(not 0 <= number < classes for number in numbers):
+            raise TrainingError(f"Labels {list(numbers)} among {classes} classes; they go from 0 to {classes - 1}.")
+        row[list(numbers)] = True
+    return truth
+
+
+def shuffled(labels: Sequence[Sequence[int]], seed: int) -> list[Sequence[int]]:
+    """The same labels, dealt out to the clips at random: what a probe of these features finds where there is
+    nothing to find.
+    """
+    return [labels[place] for place in np.random.default_rng(seed).permutation(len(labels))]
+
+
+def chance_metrics(
+    train_labels: Sequence[Sequence[int]], labels: Sequence[Sequence[int]], classes: int
+) -> dict[str, float]:
+    """What can be had without looking at a clip.
+
+    Args:
+        train_labels: Class numbers of every training clip.
+        labels: Those of the evaluation clips.
+        classes: How many classes there are.
+
+    Returns:
+        `mean_average_precision` of random scores (a class's share of the clips, to be expected of large sets; mean
+        over the classes scored), `mean_roc_auc` of them, and `accuracy` of always naming the commonest class of the
+        training clips.
+    """
+    train, truth = multi_hot(train_labels, classes), multi_hot(labels, classes)
+    scored = truth.any(axis=0) & ~truth.all(axis=0)
+    guess = np.broadcast_to(train.mean(axis=0), truth.shape)
+    return {
+        "mean_average_precision": float(truth[:, scored].mean()),
+        "mean_roc_auc": 0.5,
+        "accuracy": accuracy(truth.astype(int), guess),
     }
-    write_json(folder / "metrics.json", record)
+
+
+def probe_metrics(probe: LinearProbe, features: np.ndarray, labels: Sequence[Sequence[int]]) -> dict[str, float | int]:
+    """`classification_metrics` of a probe on an evaluation set."""
+    truth = multi_hot(labels, len(probe.bias))
+    return classification_metrics(truth.astype(int), probe.scores(features))

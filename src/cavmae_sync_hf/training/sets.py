@@ -1,10 +1,10 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""Which data sets does a run train and evaluate on, and how do they come to be?"""
+"""Data sets that a run trains and evaluates on, and what its batches hold."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,20 @@ from torch import Tensor
 
 from ..data.augmentation import AUGMENTATION_PRESETS, AugmentationOptions
 from ..data.clips import ClipSource, FrameChooser, LoadedClip
-from ..data.dataset import CavMaeSyncDataset, Frames
+from ..data.dataset import CavMaeSyncCollator, CavMaeSyncDataset, Frames
 from ..data.prepare import prepare
 from ..data.streaming import CavMaeSyncStreamingDataset
 from ..files import usable_cores
 from ..metrics.localization import boxes_in_view
-from ..model.alignment_cavmae_sync import center_times, frame_at, reference_indices
-from ..model.errors_cavmae_sync import TrainingError
-from ..syncworld import make_world, read_truth
-from .arguments import DataArguments
+from ..model.alignment_cavmae_sync import center_times, reference_indices
+from ..model.errors_cavmae_sync import DataError, TrainingError
+from ..model.processing_cavmae_sync import CavMaeSyncProcessor
+from ..syncworld import find_truth, make_world, sounding_boxes, temporal_partners
+from .arguments import DataArguments, ProbeArguments
 
-__all__ = ["EvaluationSet", "InMemoryDataset", "augmentation_options", "build_sets", "make_syncworld"]
+# Inputs of the models by modality: values, and the mask of those that are there.
+_INPUTS = {"video": ("pixel_values_videos", "padding_mask_videos"), "audio": ("input_values", "padding_mask")}
+INPUT_NAMES = tuple(name for names in _INPUTS.values() for name in names)
 
 # What SyncWorld's evaluation splits hold, by the key that sets their number of clips.
 _EVALUATION_SPLITS = ("semantic", "temporal", "spatial")
@@ -49,10 +52,36 @@ class EvaluationSet:
         return len(self.dataset)
 
 
+@dataclass
+class ModalityCollator:
+    """Leaves out of a collator's batches what the model does not see: a modality, and masks that mask nothing.
+
+    Args:
+        collator: Makes the batches.
+        modality: `"multimodal"`, `"audio"` or `"video"`.
+    """
+
+    collator: CavMaeSyncCollator
+    modality: str = "multimodal"
+
+    def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Make a batch."""
+        batch = self.collator(samples)
+        for modality, names in _INPUTS.items():
+            if self.modality not in ("multimodal", modality):
+                for name in names:
+                    batch.pop(name, None)
+        # On the CPU, where looking costs nothing: without a mask the model takes the path for whole clips alone.
+        for _, name in _INPUTS.values():
+            if name in batch and bool(batch[name].all()):
+                del batch[name]
+        return batch
+
+
 class InMemoryDataset(CavMaeSyncDataset):
     """A `CavMaeSyncDataset` whose clips are decoded once, at the start, and kept.
 
-    Frames are kept as 8-bit pixels of the source's size and sounds as half-precision log-mels, so samples are those of
+    Frames are kept as 8-bit pixels of the source's size and audio as half-precision log-mels, so samples are those of
     `CavMaeSyncDataset` over shards. Without augmentation the pixels of a batch are normalised together, which a
     `DataLoader` uses by itself (`__getitems__`). Meant for loading without worker processes, each of which would need
     a copy unless it is forked.
@@ -65,7 +94,7 @@ class InMemoryDataset(CavMaeSyncDataset):
     def __init__(
         self,
         source: Any,
-        processor: Any,
+        processor: CavMaeSyncProcessor,
         *,
         frames: Frames = 1,
         augmentation: AugmentationOptions | None = None,
@@ -84,13 +113,13 @@ class InMemoryDataset(CavMaeSyncDataset):
         clips = [
             self.source.read(int(index), partial(self._choose, epoch, getattr(index, "draw", 0))) for index in indices
         ]
-        pictures = [clip.frames for clip in clips if clip.frames is not None]
-        if len(pictures) < len(clips) or len({tuple(frames.shape[1:]) for frames in pictures}) > 1:
+        shown = [clip.frames for clip in clips if clip.frames is not None]
+        if len(shown) < len(clips) or len({tuple(frames.shape[1:]) for frames in shown}) > 1:
             return [self[index] for index in indices]
         done = maker.processor.video_processor(
-            torch.cat(pictures), do_sample_frames=False, input_data_format="channels_first", return_tensors="pt"
+            torch.cat(shown), do_sample_frames=False, input_data_format="channels_first", return_tensors="pt"
         )["pixel_values_videos"][0]
-        pixels = done.split([len(frames) for frames in pictures])
+        pixels = done.split([len(frames) for frames in shown])
         return [maker.sample(clip, epoch, pixels=values) for clip, values in zip(clips, pixels, strict=True)]
 
     def _choose(self, epoch: int, draw: int, clip_id: str, count: int) -> list[int]:
@@ -104,28 +133,24 @@ class _KeptClips:
         self.group_sizes = source.group_sizes
         self.fingerprint = source.fingerprint
         self.label_names = source.label_names
-        count = sum(self.group_sizes)
-        with ThreadPoolExecutor(threads) as pool:
-            self._clips = list(pool.map(lambda number: self._keep(source, number), range(count)))
 
-    @staticmethod
-    def _keep(source: ClipSource, number: int) -> LoadedClip:
-        clip = source.read(number, lambda clip_id, frames: range(frames))
-        if clip.log_mel is not None:
-            clip.log_mel = clip.log_mel.half()
-        return clip
+        def keep(number: int) -> LoadedClip:
+            clip = source.read(number, lambda clip_id, frames: range(frames))
+            if clip.log_mel is not None:
+                clip.log_mel = clip.log_mel.half()
+            return clip
+
+        with ThreadPoolExecutor(threads) as pool:
+            self._clips = list(pool.map(keep, range(sum(self.group_sizes))))
 
     def read(self, number: int, choose: FrameChooser) -> LoadedClip:
         kept = self._clips[number]
         chosen = list(choose(kept.clip_id, len(kept.frame_times)))
-        return LoadedClip(
-            kept.clip_id,
-            None if kept.frames is None else kept.frames[chosen],
-            kept.frame_times,
-            chosen,
-            None if kept.log_mel is None else kept.log_mel.float(),
-            kept.labels,
-            kept.duration,
+        return replace(
+            kept,
+            frames=None if kept.frames is None else kept.frames[chosen],
+            chosen=chosen,
+            log_mel=None if kept.log_mel is None else kept.log_mel.float(),
         )
 
     def labels(self) -> list[list[int]]:
@@ -135,7 +160,7 @@ class _KeptClips:
         return [clip.clip_id for clip in self._clips]
 
 
-def augmentation_options(value: Any) -> AugmentationOptions | None:
+def augmentation_options(value: str | Mapping[str, Any] | None) -> AugmentationOptions | None:
     """Options from the name of a preset or from settings; `None` where nothing is varied.
 
     Raises:
@@ -157,7 +182,7 @@ def augmentation_options(value: Any) -> AugmentationOptions | None:
 
 
 def make_syncworld(
-    settings: dict[str, Any], num_frames: int = 16, alignment: str = "time", is_main: bool = True
+    settings: Mapping[str, Any], num_frames: int = 16, alignment: str = "time", is_main: bool = True
 ) -> tuple[str, dict[str, str]]:
     """Make a SyncWorld and its shards, as far as they are not there; returns the training set and the evaluation sets.
 
@@ -185,7 +210,7 @@ def make_syncworld(
         if is_main:
             chosen = preset if split == "train" else split
             make_world(
-                folder, clips=clips, split=split, preset=chosen, progress=_Counter(f"clips of {split}"), **options
+                folder, clips=clips, split=split, preset=chosen, progress=_counter(f"clips of {split}"), **options
             )
             prepare(
                 folder / split, shards[split], name=split, short_side=None, num_frames=num_frames,
@@ -194,9 +219,33 @@ def make_syncworld(
     return shards.pop("train"), shards
 
 
+def find_sources(
+    arguments: DataArguments | ProbeArguments, processor: CavMaeSyncProcessor, is_main: bool = True
+) -> tuple[str, dict[str, str]]:
+    """Where the clips to train on are, and those of the evaluation sets, by name.
+
+    Args:
+        arguments: Data, or a SyncWorld to make.
+        processor: The model's processor.
+        is_main: Whether this process makes a SyncWorld where one is asked for.
+
+    Raises:
+        TrainingError: There is no training set.
+    """
+    train, evaluation = arguments.train_data, dict(arguments.eval_data or {})
+    if arguments.syncworld:
+        extractor = processor.feature_extractor
+        settings = dict(arguments.syncworld)
+        made, made_evaluation = make_syncworld(settings, extractor.num_frames, extractor.alignment, is_main)
+        train, evaluation = train or made, evaluation or made_evaluation
+    if train is None:
+        raise TrainingError("There is nothing to train on; name `train_data`, or a `syncworld` to make.")
+    return train, evaluation
+
+
 def build_sets(
-    arguments: DataArguments, processor: Any, *, seed: int, batch_size: int, is_main: bool = True
-) -> tuple[Any, dict[str, EvaluationSet]]:
+    arguments: DataArguments, processor: CavMaeSyncProcessor, *, seed: int, batch_size: int, is_main: bool = True
+) -> tuple[CavMaeSyncDataset | CavMaeSyncStreamingDataset, dict[str, EvaluationSet]]:
     """The training set and the evaluation sets.
 
     Args:
@@ -208,28 +257,22 @@ def build_sets(
 
     Raises:
         TrainingError: There is no training set.
-        ValueError: A source cannot be used.
+        DataError: A source cannot be used.
     """
-    settings: Any = arguments.syncworld
-    given: Any = arguments.eval_data
-    train, evaluation = arguments.train_data, dict(given or {})
-    if settings:
-        extractor = processor.feature_extractor
-        made, made_evaluation = make_syncworld(settings, extractor.num_frames, extractor.alignment, is_main)
-        train, evaluation = train or made, evaluation or made_evaluation
-    if train is None:
-        raise TrainingError("There is nothing to train on; name `train_data`, or a `syncworld` to make.")
-    options: dict[str, Any] = {"augmentation": augmentation_options(arguments.augmentation), "seed": seed}
-    train_set: Any
+    train, evaluation = find_sources(arguments, processor, is_main)
+    options: dict[str, Any] = {
+        "frames": arguments.frames_per_clip,
+        "augmentation": augmentation_options(arguments.augmentation),
+        "seed": seed,
+    }
+    kind = InMemoryDataset if arguments.in_memory else CavMaeSyncDataset
+    train_set: CavMaeSyncDataset | CavMaeSyncStreamingDataset
     if arguments.streaming:
         train_set = CavMaeSyncStreamingDataset(
-            train, processor, frames=arguments.frames_per_clip, shuffle_buffer=arguments.shuffle_buffer,
-            batch_size=batch_size, uneven="drop", **options,
-        )  # fmt: skip
+            train, processor, shuffle_buffer=arguments.shuffle_buffer, batch_size=batch_size, uneven="drop", **options
+        )
     else:
-        kind = InMemoryDataset if arguments.in_memory else CavMaeSyncDataset
-        train_set = kind(train, processor, frames=arguments.frames_per_clip, **options)
-    kind = InMemoryDataset if arguments.in_memory else CavMaeSyncDataset
+        train_set = kind(train, processor, **options)
     sets = {}
     for name, source in evaluation.items():
         dataset = kind(source, processor, frames="all")
@@ -238,54 +281,37 @@ def build_sets(
 
 
 def _syncworld_truth(
-    source: str, dataset: CavMaeSyncDataset, processor: Any
+    source: str, dataset: CavMaeSyncDataset, processor: CavMaeSyncProcessor
 ) -> tuple[list[int | None] | None, list[list[Tensor]] | None]:
     """Temporal twins and sounding boxes of a SyncWorld split, which lies beside the folder of its shards, or is the
     source itself; `None` for what is not known.
     """
-    path = Path(source)
-    for split in (path, path.parent.parent / path.name):
-        if (split / "world.json").is_file():
-            break
-    else:
+    try:
+        records = find_truth(source, dataset.clip_ids())
+    except DataError:  # clips of something else, where a SyncWorld's would lie
+        records = None
+    if records is None:
         return None, None
-    records = {record["clip_id"].rpartition("-")[2]: record for record in read_truth(split)}
-    stems = [clip_id.rpartition("-")[2] for clip_id in dataset.clip_ids()]
-    if not set(stems) <= set(records):
-        return None, None
-    places = {int(stem): place for place, stem in enumerate(stems)}
-    partners = [places.get(records[stem]["partner"]) for stem in stems]
-    boxes = [_sounding_boxes(records[stem], processor) for stem in stems]
-    return (partners if any(partner is not None for partner in partners) else None), boxes
-
-
-def _sounding_boxes(record: dict[str, Any], processor: Any) -> list[Tensor]:
-    """What sounds in each of a clip's frames, as boxes in the model's view."""
     extractor, view = processor.feature_extractor, processor.video_processor
-    count, shown, fps = extractor.num_frames, record["num_video_frames"], record["fps"]
-    if extractor.alignment == "time":
-        frames = [frame_at(time, fps) for time in center_times(record["duration"], count)]
-    else:
-        frames = reference_indices(shown, fps, count)
-    side, edge = view.crop_size["height"], view.size["shortest_edge"]
-    found = []
-    for frame in frames:
-        given = [
-            event["boxes"][frame - event["start_frame"]]
-            for event in record["events"]
-            if event["start_frame"] <= frame < event["end_frame"]
-        ]
-        found.append(boxes_in_view(given, (record["height"], record["width"]), side, edge))
-    return found
+    count, side, edge = extractor.num_frames, view.crop_size["height"], view.size["shortest_edge"]
+    boxes = []
+    for record in records:
+        if extractor.alignment == "time":
+            times = center_times(record["duration"], count)
+        else:
+            numbers = reference_indices(record["num_video_frames"], record["fps"], count)
+            times = [(number + 0.5) / record["fps"] for number in numbers]
+        size = (record["height"], record["width"])
+        boxes.append([boxes_in_view(given, size, side, edge) for given in sounding_boxes(record, times)])
+    return temporal_partners(records), boxes
 
 
-class _Counter:
-    """One line on the terminal that counts; nothing where no one watches."""
+def _counter(noun: str) -> Callable[[int, int], None] | None:
+    """Shows progress as a line on the terminal that counts; nothing where no one watches."""
+    if not sys.stderr.isatty():
+        return None
 
-    def __init__(self, noun: str) -> None:
-        self.noun = noun
-        self.shown = sys.stderr.isatty()
+    def show(done: int, total: int) -> None:
+        print(f"\r{done} / {total} {noun}", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
-    def __call__(self, done: int, total: int) -> None:
-        if self.shown:
-            print(f"\r{done} / {total} {self.noun}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+    return show

@@ -1,36 +1,114 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""How is a CAV-MAE Sync model pretrained with transformers' Trainer?
+"""Pretraining with transformers' Trainer, and the momentum teacher that a model may follow.
 
 `CavMaeSyncTrainer` adds to what all trainings share masks that depend on the seed, the process and the step alone, and
-retrieval and alignment as evaluation.
+retrieval and alignment as evaluation. `MomentumTeacher` is that of TG-DP (Wang et al., CVPR 2026): a running mean of
+the model's own encoder. It sees every patch, and tells the contrastive pass two things: which patches matter, so that
+these are likelier to be visible, and which embedding to come close to.
 """
 
 import contextlib
+import copy
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
 from ..data.augmentation import make_generator
 from ..data.dataset import CavMaeSyncCollator
-from ..model.modeling_cavmae_sync import CavMaeSyncForPreTraining
-from ..model_card import CardDetails
+from ..files import whole_file
+from ..model.configuration_cavmae_sync import CavMaeSyncConfig
+from ..model.errors_cavmae_sync import Hint, TrainingError
+from ..model.modeling_cavmae_sync import CavMaeSyncForPreTraining, CavMaeSyncModel, LayerRecord
+from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from .arguments import PretrainingArguments
 from .base import CavMaeSyncBaseTrainer
 from .cached_contrast import cached_contrastive_step
-from .card import training_details
-from .evaluation import Embeddings, embed_clips, evaluate_alignment
-from .flops import pretraining_flops
-from .initialization import freeze_unused
-from .pictures import draw_reconstructions, draw_similarities
-from .sets import EvaluationSet
-from .teacher import MomentumTeacher
+from .evaluation import Embeddings, draw_reconstructions, draw_similarities, embed_clips, evaluate_alignment
+from .freezing import freeze_unused
+from .sets import INPUT_NAMES, EvaluationSet, ModalityCollator
+from .speed import pretraining_flops
 
-__all__ = ["CavMaeSyncTrainer"]
+TEACHER_FILE = "teacher.safetensors"
 
 _INPUTS = {"video": "pixel_values_videos", "audio": "input_values"}
+
+
+class MomentumTeacher:
+    """An exponential moving average of an encoder.
+
+    Args:
+        encoder: Whose weights it begins with.
+        momentum: Share of the old weights that an update keeps. Early updates keep less, `(1 + n) / (10 + n)` in the
+            n-th, so that the random first weights are soon forgotten.
+    """
+
+    def __init__(self, encoder: CavMaeSyncModel, momentum: float) -> None:
+        self.momentum = momentum
+        self.encoder: Any = copy.deepcopy(encoder).eval().requires_grad_(False)
+        # The attention of one layer is to be read, which only the plain implementation gives.
+        last = self.encoder.joint_layers[-1].attention
+        last.config = copy.copy(last.config)
+        last.config._attn_implementation = "eager"
+
+    @torch.no_grad()
+    def update(self, encoder: CavMaeSyncModel, step: int) -> None:
+        """Move towards the model's weights after `step` steps."""
+        keep = min(self.momentum, (1 + step) / (10 + step))
+        mine, theirs = list(self.encoder.parameters()), [weight.detach() for weight in encoder.parameters()]
+        torch._foreach_lerp_(mine, theirs, 1 - keep)
+
+    @torch.no_grad()
+    def guide(self, inputs: dict[str, Tensor], uniform: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Noise for the contrastive pass and target embeddings.
+
+        A patch is visible with a chance that grows with the attention that the global token pays it in the last joint
+        layer (all tokens, where there is no global one): drawing exponential times of that rate and keeping the
+        earliest samples patches without replacement (Efraimidis and Spirakis 2006, the Gumbel-top-k trick).
+
+        Args:
+            inputs: Arguments of the model, `(batch, frames, ...)`.
+            uniform: By modality noise in [0, 1), `(batch, frames, patches)`, to draw from.
+
+        Returns:
+            `contrastive_{audio,video}_noise` and `{audio,video}_teacher_embeds`, as the model takes them.
+        """
+        encoder, given = self.encoder, {}
+        images, _ = encoder.check_inputs(inputs["pixel_values_videos"], inputs["input_values"], None, None)
+        for modality, values in images.items():
+            shape, record = values.shape[:2], LayerRecord(attentions=[])
+            embeds, _ = encoder.separate(modality, encoder.tower(modality)(values.flatten(0, 1)), record)
+            recorded: Any = record.attentions
+            # Where every layer is plain, all are recorded, the contrastive head's behind the joint ones.
+            weights = recorded[len(encoder.joint_layers) - 1 if len(recorded) > 1 else 0].float()
+            paid = weights[:, :, 0, 1:].mean(dim=1) if encoder.config.use_global_tokens else weights.mean(dim=(1, 2))
+            rates = paid.clamp(min=1e-8).unflatten(0, shape)
+            given[f"contrastive_{modality}_noise"] = -torch.log1p(-uniform[modality].to(rates.device)) / rates
+            given[f"{modality}_teacher_embeds"] = embeds.unflatten(0, shape)
+        return given
+
+    def save(self, folder: Path) -> None:
+        """Write the weights beside a checkpoint's others."""
+        weights = {name: value.contiguous() for name, value in self.encoder.state_dict().items()}
+        with whole_file(folder / TEACHER_FILE) as path:
+            save_file(weights, path)
+
+    def load(self, folder: Path) -> None:
+        """Go on with the weights of a checkpoint.
+
+        Raises:
+            TrainingError: It holds none.
+        """
+        path = folder / TEACHER_FILE
+        if not path.is_file():
+            raise TrainingError(
+                f"{folder} holds no {TEACHER_FILE}: its run had no teacher. Start from that model with `init_from`.",
+                hint=Hint("teacher_momentum", 0, "resume without a teacher"),
+            )
+        self.encoder.load_state_dict(load_file(path))
 
 
 class CavMaeSyncTrainer(CavMaeSyncBaseTrainer):
@@ -40,14 +118,27 @@ class CavMaeSyncTrainer(CavMaeSyncBaseTrainer):
         model: The model; weights that none of its losses reaches are frozen.
         args: `PretrainingArguments`.
         processor: The model's `CavMaeSyncProcessor`, saved with every checkpoint.
-        data_collator: Default: a `CavMaeSyncCollator`.
+        data_collator: Default: a `CavMaeSyncCollator` without the masks that mask nothing.
         kwargs: Other arguments of `CavMaeSyncBaseTrainer` (`train_dataset`, `evaluation_sets`) and of Trainer.
+
+    Raises:
+        TrainingError: The arguments ask for a teacher that the model does not follow, or it follows one and there is
+            none.
     """
 
     logged_parts = (
         "contrastive_loss", "distillation_loss", "audio_reconstruction_loss", "video_reconstruction_loss",
         "contrastive_accuracy",
     )  # fmt: skip
+    card_task = ("feature-extraction", "audio-visual alignment")
+    card_metrics = {
+        "audio_to_video_r1": "recall at 1, audio to video",
+        "video_to_audio_r1": "recall at 1, video to audio",
+        "audio_to_video_r10": "recall at 10, audio to video",
+        "video_to_audio_r10": "recall at 10, video to audio",
+        "shift_accuracy": "true alignment told from shifted ones",
+        "pair_accuracy": "right partner of two clips that differ in time alone",
+    }
     args: PretrainingArguments
 
     def __init__(
@@ -55,7 +146,7 @@ class CavMaeSyncTrainer(CavMaeSyncBaseTrainer):
         model: CavMaeSyncForPreTraining,
         args: PretrainingArguments,
         *,
-        processor: Any,
+        processor: CavMaeSyncProcessor,
         data_collator: Any = None,
         **kwargs: Any,
     ) -> None:
@@ -68,7 +159,7 @@ class CavMaeSyncTrainer(CavMaeSyncBaseTrainer):
             model,
             args,
             processor=processor,
-            data_collator=data_collator or CavMaeSyncCollator(processor),
+            data_collator=data_collator or ModalityCollator(CavMaeSyncCollator(processor)),
             flops_per_pair=pretraining_flops(model.config),
             **kwargs,
         )
@@ -81,7 +172,7 @@ class CavMaeSyncTrainer(CavMaeSyncBaseTrainer):
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The model's loss, with masks drawn for this step and process, its parts noted and checked."""
         fed = self._fed(model, inputs)
@@ -90,7 +181,7 @@ class CavMaeSyncTrainer(CavMaeSyncBaseTrainer):
             self._check_and_note(output, fed, inputs.get("clip_ids"))
         return (output.loss, output) if return_outputs else output.loss
 
-    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """As in Trainer; with `contrast_chunk_size` in chunks whose contrast is that of the whole batch."""
         size = self.args.contrast_chunk_size
         if not size or not self._config.contrastive_loss_weight:
@@ -113,15 +204,15 @@ class CavMaeSyncTrainer(CavMaeSyncBaseTrainer):
         loss: Any = output.loss
         return loss / self.current_gradient_accumulation_steps
 
-    def _fed(self, model: Any, inputs: dict[str, Any]) -> dict[str, Tensor]:
+    def _fed(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor]:
         """What the model is called with: its inputs, and in training noise and the teacher's guidance."""
-        names = ("pixel_values_videos", "input_values", "padding_mask", "padding_mask_videos")
-        fed = {name: inputs[name] for name in names if name in inputs}
+        fed = {name: inputs[name] for name in INPUT_NAMES if name in inputs}
         if not model.training:
             return fed
-        noise = self._noise(fed)
+        apart = self._config.contrastive_mask_ratio is not None
+        noise = self._noise(fed, with_contrastive=apart or bool(self.args.teacher_momentum))
         fed |= {"video_noise": noise["video"], "audio_noise": noise["audio"]}
-        if self._config.contrastive_mask_ratio is not None:
+        if apart:
             fed |= {f"contrastive_{modality}_noise": noise[f"contrastive_{modality}"] for modality in _INPUTS}
         if self.args.teacher_momentum:
             uniform = {modality: noise[f"contrastive_{modality}"] for modality in _INPUTS}
@@ -129,16 +220,18 @@ class CavMaeSyncTrainer(CavMaeSyncBaseTrainer):
                 fed |= self._current_teacher().guide(fed, uniform)
         return fed
 
-    def _noise(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _noise(self, inputs: dict[str, Tensor], with_contrastive: bool = False) -> dict[str, Tensor]:
         """Uniform noise that decides the masks: other on every process, the same again after a resume."""
         step = self.state.global_step
         batch = self._mask_place[1] + 1 if self._mask_place[0] == step else 0
         self._mask_place = (step, batch)
-        generator = make_generator("masks", self.args.seed, self.args.process_index, step, batch)
+        key = (self.args.seed, self.args.process_index, step, batch)
+        generator = make_generator("masks", *key)
         size, noise = self._config.patch_size, {}
-        for prefix in ("", "contrastive_"):
-            for modality, key in _INPUTS.items():
-                values = inputs[key]
+        # That of the contrastive pass is drawn last, so that the other's does not depend on it.
+        for prefix in ("", "contrastive_") if with_contrastive else ("",):
+            for modality, name in _INPUTS.items():
+                values = inputs[name]
                 patches = (values.shape[-2] // size) * (values.shape[-1] // size)
                 drawn = torch.rand(*values.shape[:2], patches, generator=generator)
                 noise[prefix + modality] = drawn.to(values.device, non_blocking=True)
@@ -155,9 +248,10 @@ class CavMaeSyncTrainer(CavMaeSyncBaseTrainer):
         if self._teacher is None:
             # Not before the first step, when a resumed run has its weights.
             if isinstance(core, FSDPModule) or any(weight.numel() == 0 for weight in core.parameters()):
-                raise ValueError(
+                raise TrainingError(
                     "`teacher_momentum` needs the model's weights whole on every process, which FSDP and ZeRO-3 do "
-                    "not keep; train with plain data parallelism, or set it to 0."
+                    "not keep; train with plain data parallelism.",
+                    hint=Hint("teacher_momentum", 0, "train without a teacher"),
                 )
             self._teacher = MomentumTeacher(core.model, self.args.teacher_momentum)
             if self._resume_from:
@@ -167,7 +261,7 @@ class CavMaeSyncTrainer(CavMaeSyncBaseTrainer):
             self._teacher.update(core.model, self.state.global_step)
         return self._teacher
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         if self._teacher is not None and self.args.should_save:
             # Before the trainer's state, whose file says that a checkpoint is whole.
             self._teacher.save(self._checkpoint_folder(trial))
@@ -178,22 +272,19 @@ class CavMaeSyncTrainer(CavMaeSyncBaseTrainer):
     def evaluate_set(self, name: str, evaluation_set: EvaluationSet) -> dict[str, float]:
         """Retrieval, alignment, temporal twins and pointing; see `evaluate_alignment`."""
         embeddings = self.embed(evaluation_set)
-        if self.args.pictures and self.is_world_process_zero():
+        if self.args.plots and self.is_world_process_zero():
             self._draw(name, evaluation_set, embeddings)
         return evaluate_alignment(
             embeddings,
             evaluation_set.partners,
-            self.args.eval_min_shift,
-            evaluation_set.boxes,
-            self._config.image_size,
+            min_shift=self.args.eval_min_shift,
+            boxes=evaluation_set.boxes,
+            image_size=self._config.image_size,
         )
 
     def embed(self, evaluation_set: EvaluationSet) -> Embeddings:
         """Embeddings of all clips of a set, on every process."""
-        model = self.accelerator.unwrap_model(self.model_wrapped, keep_torch_compile=False)
-        training = model.training
-        model.eval()
-        try:
+        with self._evaluated_model() as model:
             return embed_clips(
                 _encoder(model),
                 evaluation_set,
@@ -202,37 +293,29 @@ class CavMaeSyncTrainer(CavMaeSyncBaseTrainer):
                 batch_frames=self.args.eval_batch_frames,
                 num_workers=self.args.dataloader_num_workers,
             )
-        finally:
-            model.train(training)
 
     def _draw(self, name: str, evaluation_set: EvaluationSet, embeddings: Embeddings) -> None:
-        folder, step = Path(str(self.args.output_dir)) / "pictures", f"step_{self.state.global_step:06d}"
+        folder, step = Path(str(self.args.output_dir)) / "plots", f"step_{self.state.global_step:06d}"
         draw_similarities(embeddings, folder / f"{step}_{name}_similarity.png")
-        model = self.accelerator.unwrap_model(self.model_wrapped, keep_torch_compile=False)
+        model = self._unwrapped()
         if self._config.reconstruction_loss_weight and not isinstance(model, FSDPModule):
             some = range(min(4, len(evaluation_set)))
             batch = self.data_collator([evaluation_set.dataset[number] for number in some])
             draw_reconstructions(model, self.processor, batch, folder / f"{step}_{name}_reconstruction.png")
 
-    def card_details(self, metrics: dict[str, float]) -> CardDetails:
-        """The run's settings and the figures of the last evaluation."""
-        counts = {name: len(evaluation_set) for name, evaluation_set in self.evaluation_sets.items()}
-        steps, processes = self.state.global_step, self.args.world_size
-        return training_details(self.args, metrics, counts, steps, processes, len(self.train_dataset))
 
-
-def _check_teacher(args: PretrainingArguments, config: Any) -> None:
+def _check_teacher(args: PretrainingArguments, config: CavMaeSyncConfig) -> None:
     """Refuse a teacher that nothing would listen to, and what only a teacher can give."""
     follows = config.contrastive_mask_ratio is not None or config.distillation_loss_weight
     if args.teacher_momentum and not (follows and config.contrastive_loss_weight):
-        raise ValueError(
+        raise TrainingError(
             f"`teacher_momentum` is {args.teacher_momentum}, but the model follows no teacher: set "
             "`contrastive_mask_ratio` (published: 0.5) or `distillation_loss_weight` in `model_config`."
         )
     if config.distillation_loss_weight and not args.teacher_momentum:
-        raise ValueError(
-            f"`distillation_loss_weight` is {config.distillation_loss_weight}, but there is no teacher; set "
-            "`teacher_momentum`, such as 0.999."
+        raise TrainingError(
+            f"`distillation_loss_weight` is {config.distillation_loss_weight}, but there is no teacher.",
+            hint=Hint("teacher_momentum", 0.999, "have one"),
         )
 
 

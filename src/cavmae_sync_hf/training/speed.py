@@ -1,13 +1,11 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""How much arithmetic is a training step, and how much could the device do meanwhile?"""
+"""Arithmetic of a training step, the rate that a device reaches, and speed and memory of a run."""
 
 import time
 
 import torch
 
 from ..model.configuration_cavmae_sync import CavMaeSyncConfig
-
-__all__ = ["classification_flops", "measure_peak", "pretraining_flops", "pretraining_flops_by_part"]
 
 # Times the forward pass's products: itself once, and the gradients of inputs and of weights.
 _STEP = 3
@@ -70,8 +68,8 @@ def classification_flops(config: CavMaeSyncConfig, encoder_passes: int = 3) -> i
     extra, alone = int(config.use_global_tokens), config.modality != "multimodal"
     over_frames = config.classifier_type == "frame_attention"
     encoder, joined = 0, 0
-    pictures = ("video", config.video_grid, config.num_channels)
-    for modality, grid, channels in (("audio", config.audio_grid, 1), pictures):
+    grids = (("audio", config.audio_grid, 1), ("video", config.video_grid, config.num_channels))
+    for modality, grid, channels in grids:
         if config.modality not in ("multimodal", modality):
             continue
         patches = grid[0] * grid[1]
@@ -121,3 +119,43 @@ def _wait(device: torch.device) -> None:
     """Until the device has done what it was given; a CPU has by then."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
+
+
+class SpeedMeter:
+    """Speed since the last log line."""
+
+    def __init__(self, flops_per_pair: int) -> None:
+        self.flops_per_pair, self.peak_tflops = flops_per_pair, 0.0
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget; called after what is no training."""
+        self.began, self.waited, self.clips, self.pairs = time.perf_counter(), 0.0, 0, 0
+
+    def add(self, clips: int, pairs: int) -> None:
+        self.clips, self.pairs = self.clips + clips, self.pairs + pairs
+
+    def read(self, processes: int) -> dict[str, float]:
+        """Metrics of the time since the last call, of all processes, taken as alike; then begins anew."""
+        seconds = max(time.perf_counter() - self.began, 1e-9)
+        tflops = self.pairs * self.flops_per_pair / seconds / 1e12
+        metrics = {
+            "samples_per_second": self.clips * processes / seconds,
+            "data_wait_share": min(1.0, self.waited / seconds),
+            "tflops_per_device": tflops,
+        }
+        if self.peak_tflops:
+            metrics["flop_utilisation"] = tflops / self.peak_tflops
+        self.restart()
+        return metrics
+
+
+def memory_in_use(device: torch.device) -> dict[str, float]:
+    """Most memory held so far, in GiB: the device's, or the process's own on a CPU."""
+    if device.type == "cuda":
+        return {"memory_gib": torch.cuda.max_memory_allocated(device) / 2**30}
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return {}
+    return {"memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}

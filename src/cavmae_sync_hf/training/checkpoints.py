@@ -1,10 +1,8 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""How do the checkpoints of several epochs become one model, the mean of their weights?"""
+"""Checkpoints of a run: the newest whole one, those of epochs, and the mean of several as one model."""
 
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,19 +12,37 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ..files import StrPath, whole_folder
 from ..model.errors_cavmae_sync import TrainingError
-
-__all__ = ["average_checkpoints", "average_weights", "checkpoints_of_epochs"]
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 # What belongs to a run and not to the model.
 _RUN_FILES = ("optimizer.*", "scheduler.*", "rng_state*", "trainer_state.json", "training_args.bin", "data_state.json",
-              "scaler.pt", "README.md", "model*.safetensors*")  # fmt: skip
+              "scaler.pt", "README.md", "model*.safetensors*", "global_step*", "pytorch_model*")  # fmt: skip
 
 
-def checkpoints_of_epochs(output_dir: str | os.PathLike[str], first: int, last: int) -> list[Path]:
+def last_checkpoint(folder: StrPath | None) -> Path | None:
+    """The newest checkpoint of an output folder that was written to its end; `None` where there is none.
+
+    A run that is killed while it saves leaves a checkpoint without (or with half) the trainer's state, which is
+    written last.
+    """
+    found = []
+    for path in Path(folder or ".").glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        number = path.name.rpartition("-")[2]
+        try:
+            json.loads((path / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if number.isdigit():
+            found.append((int(number), path))
+    return max(found)[1] if found else None
+
+
+def checkpoints_of_epochs(output_dir: StrPath, first: int, last: int) -> list[Path]:
     """The checkpoints that a run wrote at the ends of its epochs `first` to `last`, both included.
 
     Args:
@@ -40,7 +56,7 @@ def checkpoints_of_epochs(output_dir: str | os.PathLike[str], first: int, last: 
     found: dict[int, Path] = {}
     for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         try:
-            epoch = float(json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["epoch"])
+            epoch = float(json.loads((folder / TRAINER_STATE_NAME).read_text(encoding="utf-8"))["epoch"])
         except (OSError, ValueError, KeyError):
             continue  # begun and not finished
         if abs(epoch - round(epoch)) < 1e-6:
@@ -56,7 +72,7 @@ def checkpoints_of_epochs(output_dir: str | os.PathLike[str], first: int, last: 
 
 
 def average_weights(
-    folders: Sequence[str | os.PathLike[str]], progress: Callable[[int, int], None] | None = None
+    folders: Sequence[StrPath], progress: Callable[[int, int], None] | None = None
 ) -> dict[str, Tensor]:
     """The mean of each weight over several checkpoints of one model, computed in float64.
 
@@ -90,8 +106,8 @@ def average_weights(
 
 
 def average_checkpoints(
-    folders: Sequence[str | os.PathLike[str]],
-    out: str | os.PathLike[str],
+    folders: Sequence[StrPath],
+    out: StrPath,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Write a model folder with the mean of several checkpoints' weights, as published CAV-MAE takes it.
@@ -113,19 +129,9 @@ def average_checkpoints(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise TrainingError(f"{target}: already exists and is not an empty folder; name another one, or remove it.")
     means = average_weights(folders, progress)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        whole = scratch / "model"
-        shutil.copytree(
-            folders[-1], whole, ignore=shutil.ignore_patterns(*_RUN_FILES, "global_step*", "pytorch_model*")
-        )
-        save_file(means, whole / _WEIGHTS, metadata={"format": "pt"})
-        if target.exists():
-            target.rmdir()
-        whole.rename(target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with whole_folder(target) as folder:
+        shutil.copytree(folders[-1], folder, ignore=shutil.ignore_patterns(*_RUN_FILES), dirs_exist_ok=True)
+        save_file(means, folder / _WEIGHTS, metadata={"format": "pt"})
     return target
 
 
@@ -151,7 +157,7 @@ def _reader(path: Path, stack: ExitStack) -> Any:
     return stack.enter_context(safe_open(path, framework="pt"))
 
 
-def _mean(name: str, tensors: list[Tensor], folders: Sequence[str | os.PathLike[str]]) -> Tensor:
+def _mean(name: str, tensors: list[Tensor], folders: Sequence[StrPath]) -> Tensor:
     first = tensors[0]
     for folder, tensor in zip(folders, tensors, strict=True):
         if tensor.shape != first.shape:
