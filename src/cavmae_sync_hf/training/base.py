@@ -24,7 +24,7 @@ from huggingface_hub import EvalResult
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import Trainer, TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, IntervalStrategy
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, IntervalStrategy, SchedulerType
 from transformers.training_args import OptimizerNames
 from transformers.utils import logging
 
@@ -436,8 +436,8 @@ class CavMaeSyncBaseTrainer(Trainer):
     def _course(self) -> str:
         """How the training went, in a few sentences."""
         args, processes = self.args, self.args.world_size
-        schedule = "steps" if args.step_decay else str(args.lr_scheduler_type.value)
-        optimiser = "Adam with L2" if args.adam_with_l2 else str(args.optim.value)
+        schedule = "steps" if args.step_decay else SchedulerType(args.lr_scheduler_type).value
+        optimiser = "Adam with L2" if args.adam_with_l2 else OptimizerNames(args.optim).value
         return (
             f"{self.state.global_step} steps with batches of {args.per_device_train_batch_size * processes} clips out "
             f"of {len(self.train_dataset)}, on {processes} {'process' if processes == 1 else 'processes'}; "

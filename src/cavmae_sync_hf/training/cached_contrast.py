@@ -62,7 +62,7 @@ def cached_contrastive_step(
     with torch.no_grad(), autocast():
         for chunk in chunks:
             # What dropout draws from, on the CPU and the batch's device.
-            states.append((torch.get_rng_state(), torch.cuda.get_rng_state(device) if on_cuda else None))
+            states.append((torch.get_rng_state(), torch.cuda.get_rng_state(device) if on_cuda else torch.empty(0)))
             found = model(**chunk, return_loss=False, reconstruct=False)
             for modality, parts in embeds.items():
                 parts.append(found[f"{modality}_embeds"])

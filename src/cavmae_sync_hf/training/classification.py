@@ -7,7 +7,7 @@ class-balanced sampling, the metrics of whole clips at every evaluation, and the
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from ..data.augmentation import AugmentationOptions
 from ..data.dataset import CavMaeSyncCollator, ClassBalancedSampler
 from ..data.streaming import CavMaeSyncStreamingDataset
 from ..metrics.classification import classification_metrics
+from ..model.configuration_cavmae_sync import CavMaeSyncConfig
 from ..model.errors_cavmae_sync import TrainingError
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from ..model_card import CardDetails
@@ -97,7 +98,7 @@ class CavMaeSyncClassificationTrainer(CavMaeSyncBaseTrainer):
         base_model: str | None = None,
         **kwargs: Any,
     ) -> None:
-        config = self._classes = plain_model(model).config
+        config: CavMaeSyncConfig = plain_model(model).config
         if config.problem_type not in ("single_label_classification", "multi_label_classification"):
             raise TrainingError(
                 f"`config.problem_type` is {config.problem_type!r}; set single_label_classification or "
@@ -118,10 +119,10 @@ class CavMaeSyncClassificationTrainer(CavMaeSyncBaseTrainer):
         passes = 3 if any(weight.requires_grad for weight in plain_model(model).model.parameters()) else 1
         if is_lora(model):
             passes = 2
-        targets = {"problem_type": config.problem_type, "num_labels": config.num_labels}
+        self._problem_type, self._modality = str(config.problem_type), config.modality
         seed = args.seed if args.data_seed is None else args.data_seed
-        self._clean = CavMaeSyncCollator(processor, **targets)
-        batches = CavMaeSyncCollator(processor, **targets, augmentation=augmentation, seed=seed)
+        self._clean = CavMaeSyncCollator(processor, problem_type=config.problem_type, num_labels=config.num_labels)
+        batches = replace(self._clean, augmentation=augmentation, seed=seed)
         super().__init__(
             model,
             args,
@@ -156,7 +157,7 @@ class CavMaeSyncClassificationTrainer(CavMaeSyncBaseTrainer):
         """Trainer's optimiser, with a learning rate of its own for the head."""
         multiple = self.args.head_lr_multiple
         if self.optimizer is None and multiple != 1:
-            chosen = self.model if model is None else model
+            chosen: Any = self.model if model is None else model
             kind, settings = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, chosen)
             groups = self._parameter_groups(chosen, settings.get("lr", self.args.learning_rate), multiple)
             self.optimizer_cls_and_kwargs = (kind, settings | {"params": groups})
@@ -185,11 +186,10 @@ class CavMaeSyncClassificationTrainer(CavMaeSyncBaseTrainer):
 
     def evaluate_set(self, name: str, evaluation_set: EvaluationSet) -> dict[str, float]:
         """The metrics of whole clips; see `prediction_metrics`."""
-        config = self._classes
-        metrics = prediction_metrics(self.predict_set(evaluation_set), config.problem_type)
-        if self.args.eval_each_modality and config.modality == "multimodal":
+        metrics = prediction_metrics(self.predict_set(evaluation_set), self._problem_type)
+        if self.args.eval_each_modality and self._modality == "multimodal":
             for modality in ("audio", "video"):
-                found = prediction_metrics(self.predict_set(evaluation_set, modality), config.problem_type)
+                found = prediction_metrics(self.predict_set(evaluation_set, modality), self._problem_type)
                 metrics |= {f"{modality}_{key}": value for key, value in found.items() if "middle" not in key}
         return metrics
 
@@ -204,7 +204,7 @@ class CavMaeSyncClassificationTrainer(CavMaeSyncBaseTrainer):
             return predict_clips(
                 model,
                 evaluation_set,
-                ModalityCollator(self._clean, modality or self._classes.modality),
+                ModalityCollator(self._clean, modality or self._modality),
                 accelerator=self.accelerator,
                 batch_frames=self.args.eval_batch_frames,
                 num_workers=self.args.dataloader_num_workers,
@@ -277,7 +277,7 @@ class Predictions:
 def predict_clips(
     model: nn.Module,
     evaluation_set: EvaluationSet,
-    collator: ModalityCollator,
+    collator: Callable[[list[dict[str, Any]]], dict[str, Any]],
     *,
     accelerator: Accelerator,
     batch_frames: int = 256,

@@ -18,7 +18,7 @@ from ..model.distributed_cavmae_sync import world_size
 from ..model.modeling_cavmae_sync import CavMaeSyncForPreTraining
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from ..provenance import require_package
-from .sets import INPUT_NAMES, EvaluationSet, ModalityCollator
+from .sets import INPUT_NAMES, EvaluationSet
 
 
 class Embeddings:
@@ -48,7 +48,7 @@ class Embeddings:
 def embed_clips(
     model: Callable[..., Any],
     evaluation_set: EvaluationSet,
-    collator: ModalityCollator,
+    collator: Callable[[list[dict[str, Any]]], dict[str, Any]],
     *,
     accelerator: Accelerator,
     batch_frames: int = 256,
@@ -82,7 +82,7 @@ def embed_clips(
 def map_clips(
     run: Callable[[dict[str, Any]], dict[str, Tensor]],
     evaluation_set: EvaluationSet,
-    collator: ModalityCollator,
+    collator: Callable[[list[dict[str, Any]]], dict[str, Any]],
     *,
     accelerator: Accelerator,
     batch_frames: int = 256,
@@ -228,7 +228,7 @@ def draw_reconstructions(
         torch.rand(*values.shape[:2], (values.shape[-2] // size) * (values.shape[-1] // size), generator=generator)
         for values in (frames, windows)
     ]
-    filled = model.inpaint(frames, windows, video_noise=noise[0].to(device), audio_noise=noise[1].to(device))
+    filled: Any = model.inpaint(frames, windows, video_noise=noise[0].to(device), audio_noise=noise[1].to(device))
     patches = {"video": model.patchify_video(frames), "audio": model.patchify_audio(windows)}
     # Removed patches in the colour of nothing: the mean of the frames, the floor of the windows.
     seen_video = torch.where(filled.video_mask.bool().unsqueeze(-1), 0.0, patches["video"])

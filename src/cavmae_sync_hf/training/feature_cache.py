@@ -185,7 +185,7 @@ class _Cache:
     def write(self, part: int, values: Mapping[str, np.ndarray]) -> None:
         """Write a part; it is there whole or not at all."""
         with whole_file(self._part(part)) as partial, open(partial, "wb") as file:
-            np.savez(file, **values)
+            np.savez(file, **values)  # type: ignore[arg-type]
             file.flush()
             os.fsync(file.fileno())
 

@@ -3,7 +3,7 @@
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import nn
 
@@ -71,10 +71,11 @@ def freeze_idle(model: CavMaeSyncForAudioVisualClassification) -> list[str]:
 
 def _norms(encoder: CavMaeSyncModel, kind: str) -> list[nn.Module]:
     """The final norm and the joint layers' norms of one kind: `"audio"`, `"video"` or `"fused"`."""
-    norms = [encoder.norms[kind]]
-    for layer in encoder.joint_layers:
-        norms += [layer.layernorm_before[kind], layer.layernorm_after[kind]]
-    return norms
+    layers: Any = encoder.joint_layers
+    return [
+        encoder.norms[kind],
+        *(n[kind] for layer in layers for n in (layer.layernorm_before, layer.layernorm_after)),
+    ]
 
 
 def _freeze(model: nn.Module, modules: Sequence[nn.Module]) -> list[str]:
@@ -138,9 +139,10 @@ def is_lora(model: nn.Module) -> bool:
     return hasattr(model, "get_base_model") and hasattr(model, "peft_config")
 
 
-def plain_model(model: Classifier) -> CavMaeSyncForAudioVisualClassification:
+def plain_model(model: nn.Module) -> Any:
     """The model inside the low-rank changes, or the model itself."""
-    return model.get_base_model() if is_lora(model) else model
+    given: Any = model
+    return given.get_base_model() if is_lora(model) else given
 
 
 def merged_copy(model: "PeftModel") -> CavMaeSyncForAudioVisualClassification:

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from ..convert.conversion import Conversion, convert_file
 from ..convert.settings import Family
@@ -50,7 +49,7 @@ def build_for_pretraining(
         CavMaeSyncError: The source holds no model that can be pretrained, or a setting contradicts it.
     """
     torch.manual_seed(seed)
-    changes, settings = dict(arguments.model_config or {}), dict(arguments.processor or {})
+    changes, settings = _settings(arguments)
     source = arguments.init_from
     extra = _attention(arguments)
     alignment = "time"
@@ -115,7 +114,7 @@ def starting_point(arguments: ClassificationModelArguments) -> StartingPoint:
     Raises:
         CavMaeSyncError: The source holds no model that fits, or a setting contradicts it.
     """
-    changes, settings = dict(arguments.model_config or {}), dict(arguments.processor or {})
+    changes, settings = _settings(arguments)
     if arguments.modality is not None:
         changes["modality"] = arguments.modality
     if arguments.classifier is not None:
@@ -213,7 +212,7 @@ def build_classifier(
         TrainingError: The source lacks weights that the model needs, or has them in other sizes.
         ImportError: LoRA is asked for and peft not installed.
     """
-    config = copy.deepcopy(start.config)
+    config: Any = copy.deepcopy(start.config)
     names = labels.names or tuple(f"LABEL_{number}" for number in range(labels.count))
     config.id2label = dict(enumerate(names))
     config.label2id = {name: number for number, name in enumerate(names)}
@@ -244,6 +243,13 @@ def build_classifier(
     else:
         freeze_idle(model)
     return model
+
+
+def _settings(arguments: ModelArguments) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What differs in the configuration and in the processor."""
+    config: Any = arguments.model_config
+    processor: Any = arguments.processor
+    return dict(config or {}), dict(processor or {})
 
 
 def _attention(arguments: ModelArguments) -> dict[str, Any]:
@@ -325,7 +331,7 @@ def _same_classes(first: CavMaeSyncConfig, second: CavMaeSyncConfig) -> bool:
     return first.num_labels == second.num_labels and (not named or first.id2label == second.id2label)
 
 
-def _load(kind: type[PreTrainedModel], source: str) -> dict[str, Tensor]:
+def _load(kind: Any, source: str) -> dict[str, Tensor]:
     """Weights of one of this package's models, as a model of its own configuration; none of them made up."""
     model, report = kind.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
     weights: dict[str, Tensor] = model.state_dict()

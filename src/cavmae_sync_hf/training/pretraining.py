@@ -9,6 +9,7 @@ these are likelier to be visible, and which embedding to come close to.
 
 import contextlib
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,7 @@ class CavMaeSyncTrainer(CavMaeSyncBaseTrainer):
         args: PretrainingArguments,
         *,
         processor: CavMaeSyncProcessor,
-        data_collator: Any = None,
+        data_collator: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None,
         **kwargs: Any,
     ) -> None:
         _check_teacher(args, model.config)

@@ -161,7 +161,8 @@ def _models(arguments: ProbeArguments, model: CavMaeSyncModel) -> Iterator[tuple
         torch.manual_seed(arguments.seed)
         untrained = CavMaeSyncModel(copy.deepcopy(model.config))
         torch.random.set_rng_state(state)
-        yield "random", untrained.to(device=model.device, dtype=model.dtype).eval()
+        untrained.to(device=model.device, dtype=model.dtype)  # type: ignore[call-arg]
+        yield "random", untrained.eval()
 
 
 def _sources(arguments: ProbeArguments, processor: CavMaeSyncProcessor, is_main: bool) -> tuple[str, dict[str, str]]:

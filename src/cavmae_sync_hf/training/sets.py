@@ -232,10 +232,11 @@ def find_sources(
     Raises:
         TrainingError: There is no training set.
     """
-    train, evaluation = arguments.train_data, dict(arguments.eval_data or {})
-    if arguments.syncworld:
+    settings: Any = arguments.syncworld
+    given: Any = arguments.eval_data
+    train, evaluation = arguments.train_data, dict(given or {})
+    if settings:
         extractor = processor.feature_extractor
-        settings = dict(arguments.syncworld)
         made, made_evaluation = make_syncworld(settings, extractor.num_frames, extractor.alignment, is_main)
         train, evaluation = train or made, evaluation or made_evaluation
     if train is None:
