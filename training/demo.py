@@ -4,7 +4,7 @@
     python training/demo.py --video my.mp4 --model my/checkpoint   # looks at your own video with a trained model
 
 Makes a SyncWorld (videos in which who sounds, when and where is known), pretrains a small model on it, compares its
-figures on held-out clips with chance, loads the saved folder back through `AutoModel` and `AutoProcessor`, and draws
+metrics on held-out clips with chance, loads the saved folder back through `AutoModel` and `AutoProcessor`, and draws
 what it hears and sees in one held-out video to `outputs/demo`.
 """
 
@@ -37,8 +37,8 @@ STEPS = 300
 
 # What is shown of the evaluation: text, metric, chance (a number, or the metric that holds it).
 SHOWN: tuple[tuple[str, str, float | str], ...] = (
-    ("picture found by its sound first, of {semantic}", "eval_semantic_audio_to_video_r1", 1 / WORLD["semantic"]),
-    ("sound found by its picture first, of {semantic}", "eval_semantic_video_to_audio_r1", 1 / WORLD["semantic"]),
+    ("video found by its audio first, of {semantic}", "eval_semantic_audio_to_video_r1", 1 / WORLD["semantic"]),
+    ("audio found by its video first, of {semantic}", "eval_semantic_video_to_audio_r1", 1 / WORLD["semantic"]),
     ("own track preferred to one shifted by 2 s or more", "eval_temporal_shift_accuracy", 0.5),
     ("clips told apart that differ only in when things sound", "eval_temporal_pair_accuracy", 0.5),
     ("sounding object pointed at", "eval_spatial_pointing_accuracy", "eval_spatial_pointing_chance"),
@@ -47,7 +47,7 @@ SHOWN: tuple[tuple[str, str, float | str], ...] = (
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--video", help="a video file with sound; a held-out one of the world when absent")
+    parser.add_argument("--video", help="a video file with audio; a held-out one of the world when absent")
     parser.add_argument("--model", help="folder or Hub name of a model; one is trained when absent")
     parser.add_argument("--out", type=Path, default=Path("outputs/demo"))
     parser.add_argument("--steps", type=int, default=STEPS, help="training steps")
@@ -63,7 +63,7 @@ def train_model(arguments: argparse.Namespace) -> Path:
     folder = arguments.out / "model"
     world = WORLD | {"folder": str(arguments.out / "world"), "train": arguments.clips}
     words = ["--output_dir", str(folder), "--syncworld", json.dumps(world), "--max_steps", str(arguments.steps)]
-    if script.main([str(RECIPE), *words, "--save_strategy", "no", "--pictures", "true"]):
+    if script.main([str(RECIPE), *words, "--save_strategy", "no", "--plots", "true"]):
         sys.exit("The training was stopped.")
     return folder
 
@@ -85,12 +85,12 @@ def draw_similarity(similarity: torch.Tensor, inputs: dict[str, torch.Tensor], p
     mean, std = (
         torch.tensor(getattr(processor.video_processor, name)).view(3, 1, 1) for name in ("image_mean", "image_std")
     )
-    pictures = ((frames * std + mean).clamp(0, 1) * 255).byte().permute(0, 2, 3, 1).numpy()
+    images = ((frames * std + mean).clamp(0, 1) * 255).byte().permute(0, 2, 3, 1).numpy()
     count = len(times)
-    figure = pyplot.figure(figsize=(11, 9.4), layout="constrained")
-    grid = figure.add_gridspec(2, 3, width_ratios=[1.3, count / 1.6, 0.35], height_ratios=[1, count / 1.6])
-    top, side, middle = (figure.add_subplot(grid[place]) for place in ((0, 1), (1, 0), (1, 1)))
-    top.imshow(np.concatenate(list(pictures), axis=1), aspect="auto")
+    plot = pyplot.figure(figsize=(11, 9.4), layout="constrained")
+    grid = plot.add_gridspec(2, 3, width_ratios=[1.3, count / 1.6, 0.35], height_ratios=[1, count / 1.6])
+    top, side, middle = (plot.add_subplot(grid[place]) for place in ((0, 1), (1, 0), (1, 1)))
+    top.imshow(np.concatenate(list(images), axis=1), aspect="auto")
     top.set_title("frames")
     side.imshow(torch.cat(list(windows[:, ::8])).numpy(), aspect="auto", origin="upper", cmap="magma")
     side.set_title("windows")
@@ -103,13 +103,13 @@ def draw_similarity(similarity: torch.Tensor, inputs: dict[str, torch.Tensor], p
     )
     middle.set_xticklabels(labels, fontsize=8)
     middle.set_yticklabels(labels, fontsize=8)
-    figure.colorbar(image, cax=figure.add_subplot(grid[1, 2]), label="cosine similarity")
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    plot.colorbar(image, cax=plot.add_subplot(grid[1, 2]), label="cosine similarity")
+    plot.savefig(path, dpi=110)
+    pyplot.close(plot)
 
 
 def look(source: str, video: str, out: Path, console: Console) -> None:
-    """What the model hears and sees in one video: numbers, and two pictures."""
+    """What the model hears and sees in one video: numbers, and two plots."""
     model, processor = AutoModel.from_pretrained(source).eval(), AutoProcessor.from_pretrained(source)
     inputs = processor(videos=video, return_tensors="pt", return_times=True)
     with torch.inference_mode():
@@ -122,7 +122,7 @@ def look(source: str, video: str, out: Path, console: Console) -> None:
     console.print(f"model       {type(model).__name__} through AutoModel, {weights:,} weights, from {source}")
     console.print(f"video       {video}")
     console.print(f"similarity  same moment {similarity.diagonal().mean():+.3f}, other moments {others.mean():+.3f}")
-    console.print(f"pictures    {out / 'similarity.png'}, {out / 'localization.png'}")
+    console.print(f"plots       {out / 'similarity.png'}, {out / 'localization.png'}")
 
 
 def main() -> None:
@@ -140,7 +140,7 @@ def main() -> None:
         video = str(arguments.out / "world" / "semantic" / "000000.mp4")
     look(source, video, arguments.out, console)
     if arguments.model is None:
-        console.print(f"            {Path(source) / 'pictures'} (reconstructions and similarities of the evaluation)")
+        console.print(f"            {Path(source) / 'plots'} (reconstructions and similarities of the evaluation)")
         console.print(f"time        {time.perf_counter() - began:.0f} s in all")
 
 

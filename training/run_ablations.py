@@ -1,10 +1,10 @@
-"""Train variants of one recipe with several seeds and put their figures into one table.
+"""Train variants of one recipe with several seeds and put their metrics into one table.
 
     python training/run_ablations.py training/recipes/ablations/syncworld.yaml --jobs 2
 
 Every run is one of `training/run_pretraining.py`. Finished ones are not run again, so an interrupted table goes on
 where it stopped; `--only TEXT` takes the variants whose names contain a text. The table is printed and written to
-`table.md`, with mean and standard deviation over the seeds, and all figures to `figures.json`.
+`table.md`, with mean and standard deviation over the seeds, and all metrics to `metrics.json`.
 """
 
 import argparse
@@ -66,22 +66,22 @@ def train(plan: dict[str, Any], name: str, seed: int, threads: int) -> str | Non
 
 
 def table(plan: dict[str, Any], names: list[str]) -> tuple[str, dict[str, Any]]:
-    """The figures as Markdown, mean ± standard deviation in per cent, and as they are."""
+    """The metrics as Markdown, mean ± standard deviation in per cent, and as they are."""
     lines = ["| variant | seeds | " + " | ".join(plan["columns"]) + " |", "|---" * (2 + len(plan["columns"])) + "|"]
-    figures: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
     for name in names:
         found = []
         for seed in plan["seeds"]:
             path = run_folder(plan, name, seed) / "metrics.json"
             found += [json.loads(path.read_text(encoding="utf-8"))] if path.is_file() else []
-        figures[name] = found
+        metrics[name] = found
         cells = []
         for metric in plan["columns"].values():
             values = [100 * run[metric] for run in found if metric in run]
             spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
             cells.append(f"{statistics.mean(values):.1f}{spread}" if values else "–")
         lines.append(f"| {name} | {len(found)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n", figures
+    return "\n".join(lines) + "\n", metrics
 
 
 def main() -> int:
@@ -95,10 +95,10 @@ def main() -> int:
     failed += filter(None, [train(plan, *runs[0], threads)])
     with ThreadPoolExecutor(arguments.jobs) as pool:
         failed += filter(None, pool.map(lambda run: train(plan, *run, threads), [] if failed else runs[1:]))
-    text, figures = table(plan, names)
+    text, metrics = table(plan, names)
     folder = Path(plan["output_dir"])
     (folder / "table.md").write_text(text, encoding="utf-8")
-    (folder / "figures.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
     print(text + "\n".join(failed))
     return 1 if failed else 0
 

@@ -1,4 +1,4 @@
-"""Fine-tune CAV-MAE Sync or CAV-MAE to classify clips by sound, picture or both.
+"""Fine-tune CAV-MAE Sync or CAV-MAE to classify clips by audio, video or both.
 
     python training/run_classification.py training/recipes/classification/syncworld.yaml
     torchrun --nproc_per_node 4 training/run_classification.py training/recipes/classification/audioset_20k.yaml \\
@@ -9,7 +9,7 @@ The first argument may be a recipe, a YAML file of settings; flags of the same n
     --output_dir FOLDER               where checkpoints, the final model and metrics.json go
     --train_data, --eval_data         folders of shards with labels (`cavmae-sync prepare`), or of video files
     --init_from MODEL                 a pretrained model: folder or Hub name, published .pth file, ImageNet MAE file
-    --modality audio                  a model for sound alone (or video); default: both
+    --modality audio                  a model for audio alone (or video); default: both
     --classifier frame_attention      a head that attends over all frames of a clip; with --frames_per_clip 16
     --problem_type, --label_names     which loss; the classes, where they are not stored with the shards
     --freeze encoder                  train the head alone

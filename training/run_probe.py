@@ -12,7 +12,7 @@ be a recipe, a YAML file of settings; flags of the same names win over it. The m
     --output_dir FOLDER               where metrics.json and the features go
     --train_data, --eval_data         folders of shards with labels (`cavmae-sync prepare`), or of video files
     --syncworld JSON                  makes a synthetic world with known sound sources, to fit and evaluate on
-    --features a v a+v av             what is probed: sound, picture, both side by side, both fused
+    --features a v a+v av             what is probed: audio, video, both side by side, both fused
     --baselines random_weights shuffled_labels
     --refresh_cache true              replaces kept features of another model or set, which are refused otherwise
 
@@ -33,8 +33,7 @@ def main(words: list[str] | None = None) -> int:
     from rich.table import Table
 
     from cavmae_sync_hf.cli import terminal
-    from cavmae_sync_hf.training.arguments import parse_arguments
-    from cavmae_sync_hf.training.probe import ProbeArguments, run_probe
+    from cavmae_sync_hf.training import ProbeArguments, parse_arguments, run_probe
 
     (arguments,) = parse_arguments((ProbeArguments,), ["--help" if word == "--help-all" else word for word in words])
     process = PartialState(cpu=arguments.device == "cpu")
@@ -44,9 +43,9 @@ def main(words: list[str] | None = None) -> int:
         table = Table("weights", "labels", "features", "mAP", "ROC area", "d'", "accuracy", "C")
         mine = [row for row in rows if row["set"] == name]
         for row in mine:
-            figures = (row[key] for key in ("mean_average_precision", "mean_roc_auc", "d_prime", "accuracy"))
+            values = (row[key] for key in ("mean_average_precision", "mean_roc_auc", "d_prime", "accuracy"))
             names = (row["weights"], row["labels"], row["features"])
-            table.add_row(*names, *(f"{figure:.3f}" for figure in figures), f"{row['strength']:g}")
+            table.add_row(*names, *(f"{value:.3f}" for value in values), f"{row['strength']:g}")
         chance = mine[0]["chance"]
         terminal.say(
             f"{name}: {mine[0]['samples']} clips, {mine[0]['classes']} classes; chance: mAP "

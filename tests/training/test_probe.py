@@ -264,7 +264,7 @@ def test_cache__goes_on_after_a_kill(model, shards, tmp_path, few_clips_a_part):
     command = [sys.executable, "-c", KILLED, str(saved), str(shards), str(folder)]
     killed = subprocess.run(command, env={"PYTHONPATH": SOURCE, "HF_HUB_OFFLINE": "1"}, capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
-    assert len(list(folder.glob("part-*.npz"))) == 2 and len(list(folder.glob("partial-*"))) == 1
+    assert len(list(folder.glob("part-*.npz"))) == 2 and len(list(folder.glob(".partial-*"))) == 1
 
     from cavmae_sync_hf.inference.loading import load_model
 
@@ -277,7 +277,7 @@ def test_cache__goes_on_after_a_kill(model, shards, tmp_path, few_clips_a_part):
 
     assert shown == [(6, 7), (7, 7)]
     assert all((folder / name).stat().st_mtime_ns == time for name, time in before.items())
-    assert not list(folder.glob("partial-*"))
+    assert not list(folder.glob(".partial-*"))
     for name in ("a", "av"):
         np.testing.assert_allclose(resumed[name], whole[name], atol=1e-6)
 
@@ -418,7 +418,7 @@ def test_run__reads_folders_of_videos(saved, tmp_path):
     [
         ({"model": None}, TrainingError, "name a `model`"),
         ({"model": "nowhere"}, ValueError, "nowhere is not a folder"),
-        ({"train_data": None}, TrainingError, "nothing to fit the probe to"),
+        ({"train_data": None}, TrainingError, "nothing to train on"),
         ({"train_data": "gone"}, ValueError, "gone"),
         ({"eval_data": None}, TrainingError, "nothing to evaluate the probe on"),
         ({"eval_data": {"../up": "x"}}, TrainingError, "no name of a folder"),

@@ -306,14 +306,14 @@ def test_checkpoint__holds_model_processor_code_and_class_names(many_labels, tmp
     assert load_model(folder, use="classification")[0].config.num_labels == 5
 
 
-def test_card__has_the_figures_of_the_last_evaluation(many_labels, tmp_path):
+def test_card__has_the_metrics_of_the_last_evaluation(many_labels, tmp_path):
     trainer = make_trainer(many_labels, tmp_path, evaluation=True, head_lr_multiple=7.0, eval_each_modality=True)
     trainer.train()
     metrics = trainer.evaluate()
     trainer.create_model_card()
     card = (tmp_path / "README.md").read_text()
     assert f"{metrics['eval_all_mean_average_precision']:.4f}".rstrip("0") in card
-    assert "mean average precision, sound alone" in card and "7 times as high" in card
+    assert "mean average precision, audio alone" in card and "7 times as high" in card
     assert "AutoModelForVideoClassification" in card and "all (8 clips)" in card
 
 
@@ -368,10 +368,10 @@ def test_non_finite_loss__names_the_clips(shards, tmp_path):
         ({"average_epochs": [3, 2]}, "first and the last epoch"),
         ({"average_epochs": [1, 2]}, "`max_steps` out"),
         ({"average_epochs": [2, 9], "max_steps": -1, "num_train_epochs": 3}, "the training has 3 epochs"),
-        ({"average_epochs": [2, 3], "max_steps": -1}, "save_strategy: epoch"),
+        ({"average_epochs": [2, 3], "max_steps": -1}, "save_strategy='epoch' to have them"),
         (
             {"average_epochs": [2, 3], "max_steps": -1, "save_strategy": "epoch", "save_total_limit": 1},
-            "raise it to 2",
+            "save_total_limit=2 to keep them",
         ),
     ],
 )

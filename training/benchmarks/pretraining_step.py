@@ -6,7 +6,7 @@
 
 A step is what `run_pretraining.py` makes of a batch in memory: masks drawn, forward pass (under autocast in bfloat16),
 backward pass, norm of the gradients, Adam with float32 weights. Loading is not part of it (see loading.py). The
-variants take turns in one run, so that a busy machine slows all of them alike; each figure is the median over the
+variants take turns in one run, so that a busy machine slows all of them alike; each value is the median over the
 rounds. A variant is an attention implementation and what is added to it:
 
     +compiled   torch.compile, as `torch_compile: true` in a recipe
@@ -382,7 +382,7 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--profile", nargs="?", const="sdpa", type=Variant.parse, help="time the parts, of this variant (sdpa)"
     )
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON, and nothing else")
+    parser.add_argument("--json", action="store_true", help="print the values as JSON, and nothing else")
     arguments = parser.parse_args(words)
     on_cpu = torch.device(arguments.device).type == "cpu"
     arguments.dtype = getattr(torch, arguments.dtype or ("float32" if on_cpu else "bfloat16"))
@@ -410,7 +410,7 @@ def show_progress(text: str) -> None:
 
 
 def show(result: dict[str, Any]) -> None:
-    """The figures of one batch size as a table."""
+    """The values of one batch size as a table."""
     print(f"\nbatch of {result['batch_size']}; matrix-product peak {result['peak_tflops']:.4g} TFLOP/s")
     for row in result["variants"]:
         if "error" in row:
