@@ -247,7 +247,7 @@ model, processor = load_model(sys.argv[1])
 savez = feature_cache.np.savez
 
 def die(file, **values):
-    if sum(name.startswith("part") for name in os.listdir(sys.argv[3])) > 2:  # two parts and this one's partial file
+    if sum(name.startswith("part-") for name in os.listdir(sys.argv[3])) == 2:
         file.write(b"half")
         file.flush()
         os.kill(os.getpid(), signal.SIGKILL)
