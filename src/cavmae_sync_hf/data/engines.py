@@ -1,5 +1,5 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""Where does work run: in this process, in processes of this machine, or on a Ray cluster?
+"""Engines that run tasks: in this process, in processes of this machine, or on a Ray cluster.
 
 An engine is given a function and tasks and yields the results in any order. The function is called as
 `function(task, begin, skip)`: it announces each item of the task with `begin(place)`, and leaves out the places in
@@ -104,9 +104,12 @@ def run_processes(
 
 
 def _after_crash(lost: Any, death: tuple[int, int], crashes: dict[Any, int], skips: dict[int, dict[int, str]]) -> Any:
-    """Note a crash and give the task back, to be done again; raise when it was no crash."""
+    """Count a crash and give the task back, to be done again; raise when it was no crash."""
     exit_code, place = death
-    cause = _name_exit(exit_code)
+    try:
+        cause = signal.Signals(-exit_code).name
+    except ValueError:
+        cause = f"exit code {exit_code}"
     number = getattr(lost, "number", 0)
     if -exit_code not in _CRASHES or place < 0:
         hint = ""
@@ -121,18 +124,15 @@ def _after_crash(lost: Any, death: tuple[int, int], crashes: dict[Any, int], ski
     return lost
 
 
-def _name_exit(exit_code: int) -> str:
-    try:
-        return signal.Signals(-exit_code).name
-    except ValueError:
-        return f"exit code {exit_code}"
-
-
 class _Worker:
-    """A process of this machine and what it is doing."""
+    """A process of this machine and its task."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        context = _context()
+        # Never as a copy of this process, whose threads a copy would lack.
+        methods = multiprocessing.get_all_start_methods()
+        context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+        if "forkserver" in methods:
+            context.set_forkserver_preload(_PRELOAD)
         self.connection, other = context.Pipe()
         self.process = context.Process(target=_serve, args=(other, function), daemon=True)
         self.process.start()
@@ -142,7 +142,7 @@ class _Worker:
 
     @property
     def handles(self) -> list[Any]:
-        """What becomes ready when there is news."""
+        """What becomes ready when there is a message."""
         return [self.connection, self.process.sentinel] if self.task is not None else []
 
     @property
@@ -176,17 +176,8 @@ class _Worker:
         self.process.join()
 
 
-def _context() -> Any:
-    """How processes are started: never as a copy of this one, whose threads a copy would lack."""
-    methods = multiprocessing.get_all_start_methods()
-    context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-    if "forkserver" in methods:
-        context.set_forkserver_preload(_PRELOAD)
-    return context
-
-
 def _serve(connection: Connection, function: Callable[..., Any]) -> None:
-    """The life of a worker process: tasks in, news out, until nobody listens."""
+    """Run tasks in a worker process and send messages about them, until nobody listens."""
     # Ctrl-C reaches the whole group; the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
@@ -206,6 +197,7 @@ def _serve(connection: Connection, function: Callable[..., Any]) -> None:
 
 
 def _call_pickled(function: Callable[..., Any], task: bytes) -> bytes:
+    """What Ray's workers run; at the top of the module, where they find it."""
     return pickle.dumps(function(pickle.loads(task), None, {}))
 
 
@@ -263,6 +255,3 @@ def run_ray(
         settings.enable_progress_bars = shown
         if started:
             ray.shutdown()
-
-
-__all__ = ["run_here", "run_processes", "run_ray"]

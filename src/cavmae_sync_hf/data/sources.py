@@ -1,5 +1,5 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""Which clips does a source hold? A folder, pattern, list, bucket or data set becomes one list of clip records.
+"""Sources of clips: a folder, pattern, list, bucket or data set becomes one list of clip records.
 
 The list is sorted where the source has no order of its own, and its records name files relative to the source, so
 that the same collection gives the same list wherever it lies. No media file is opened here.
@@ -11,13 +11,15 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import fsspec
 
+from ..files import StrPath
 from ..model.errors_cavmae_sync import DataError
-from ..syncworld.build import OPTIONS_NAME as WORLD_OPTIONS
+from ..syncworld.truth import OPTIONS_NAME as WORLD_OPTIONS
 from ..syncworld.voices import CLASS_NAMES
 from .tables import (
     LIST_SUFFIXES,
@@ -47,8 +49,8 @@ class ClipRecord:
         start: Where it starts in the file, seconds.
         end: Where it ends in the file, seconds.
         labels: Its label numbers.
-        audio: Path of its sound where that is a file of its own.
-        frames: Pattern of its pictures, with `{}` for the frame's number, where they are files of their own.
+        audio: Path of its audio where that is a file of its own.
+        frames: Pattern of its images, with `{}` for the frame's number, where they are files of their own.
         row: Row of the data set that holds it.
         maybe_cut: The file may already be the segment from `start` to `end`; its length tells.
         problem: Why nothing was found, a bad clip already.
@@ -136,8 +138,8 @@ class ClipList:
 def read_source(
     source: Any,
     *,
-    media: str | os.PathLike[str] | None = None,
-    labels: str | os.PathLike[str] | Sequence[str] | None = None,
+    media: StrPath | None = None,
+    labels: StrPath | Sequence[str] | Vocabulary | None = None,
     split: str | None = None,
     folder_labels: bool = False,
     cut: str = "auto",
@@ -172,7 +174,9 @@ def read_source(
         _refuse_unused("a loaded data set", media=media, split=split, folder_labels=folder_labels or None)
         clips = _from_dataset(source, vocabulary)
     elif isinstance(source, str | os.PathLike):
-        clips = _from_address(os.fspath(source), media, vocabulary, split, folder_labels, cut)
+        clips = _from_address(
+            os.fspath(source), vocabulary, media=media, split=split, folder_labels=folder_labels, cut=cut
+        )
     elif isinstance(source, Iterable):
         rows = [item if isinstance(item, Mapping) else {"path": os.fspath(item)} for item in source]
         _refuse_unused("a list", folder_labels=folder_labels or None)
@@ -188,7 +192,11 @@ def read_source(
     ]
     if clips.label_names is not None:
         clips.label_names = [printable(name) for name in clips.label_names]
-    _check_ids(clips.records)
+    counts = Counter(record.id for record in clips.records)
+    doubled = [clip_id for clip_id, count in counts.items() if count > 1]
+    if doubled:
+        shown = ", ".join(repr(clip_id) for clip_id in doubled[:5]) + (", ..." if len(doubled) > 5 else "")
+        raise DataError(f"{len(doubled)} ids stand for several clips: {shown}; give each clip an id of its own.")
     return clips
 
 
@@ -211,8 +219,9 @@ def _refuse_unused(kind: str, **options: Any) -> None:
 
 def _from_address(
     source: str,
-    media: str | os.PathLike[str] | None,
     vocabulary: Vocabulary | None,
+    *,
+    media: StrPath | None,
     split: str | None,
     folder_labels: bool,
     cut: str,
@@ -229,40 +238,46 @@ def _from_address(
     except (ValueError, ImportError) as error:  # a protocol that nobody knows, or whose package is not installed
         raise DataError(f"{source}: cannot be read ({error}); check the address.") from error
     try:
-        table = None if pattern else _table_of(system, root)
+        is_folder = not pattern and system.isdir(root)
+        table = None
+        if is_folder:
+            tables = [f"{root.rstrip('/')}/{name}" for name in _FOLDER_TABLES]
+            table = next((path for path in tables if system.exists(path)), None)
+            if vocabulary is None and system.exists(f"{root.rstrip('/')}/{WORLD_OPTIONS}"):
+                vocabulary = Vocabulary(CLASS_NAMES)  # a small SyncWorld need not show every class
+        elif not pattern and os.path.splitext(root)[1].lower() in LIST_SUFFIXES:
+            table = root
         if table is not None:
             _refuse_unused(f"{source}: a list", folder_labels=folder_labels or None)
-            name = source if table == root else f"{source.rstrip('/')}/{table.rpartition('/')[2]}"
-            if vocabulary is None and table != root:
-                vocabulary = _vocabulary_of_world(system, root)
-            return _from_list(name, system, table, media, vocabulary, split, cut)
+            if table.lower().endswith(".parquet") and _holds_media(system, table):
+                import datasets
+
+                name = source if table == root else f"{source.rstrip('/')}/{table.rpartition('/')[2]}"
+                rows = datasets.load_dataset("parquet", data_files=name, split="train")
+                return _from_dataset(rows, vocabulary)
+            entries = read_list(system, table, split)
+            folder = _folder_of(media, _address(system, table.rpartition("/")[0] or "/"))
+            return _from_entries(entries, folder, vocabulary, cut)
         _refuse_unused(f"{source}: a collection of files without a list", media=media, split=split)
         if pattern:
             base = root.split("*")[0].split("?")[0].split("[")[0].rpartition("/")[0]
-            return _from_files(system, base, system.glob(root, detail=True), vocabulary, folder_labels)
-        if not system.isdir(root):
-            return _from_files(system, root.rpartition("/")[0], {root: system.info(root)}, vocabulary, folder_labels)
-        vocabulary = vocabulary or _vocabulary_of_world(system, root)
-        return _from_files(system, root.rstrip("/"), system.find(root, detail=True), vocabulary, folder_labels)
+            files = system.glob(root, detail=True)
+        elif is_folder:
+            base, files = root.rstrip("/"), system.find(root, detail=True)
+        else:
+            base, files = root.rpartition("/")[0], {root: system.info(root)}
+        return _from_files(system, base, files, vocabulary, folder_labels=folder_labels)
     except OSError as error:
         raise DataError(f"{source}: cannot be read ({error}); check the address and its access.") from error
 
 
-def _table_of(system: Any, root: str) -> str | None:
-    """The list that a path names, or that lies in the folder it names."""
-    if not system.isdir(root):
-        return root if os.path.splitext(root)[1].lower() in LIST_SUFFIXES else None
-    tables = [f"{root.rstrip('/')}/{name}" for name in _FOLDER_TABLES]
-    return next((table for table in tables if system.exists(table)), None)
-
-
-def _vocabulary_of_world(system: Any, root: str) -> Vocabulary | None:
-    """The classes of a SyncWorld: a small split need not show every one."""
-    return Vocabulary(CLASS_NAMES) if system.exists(f"{root.rstrip('/')}/{WORLD_OPTIONS}") else None
-
-
 def _from_files(
-    system: Any, base: str, files: Mapping[str, Mapping[str, Any]], vocabulary: Vocabulary | None, folder_labels: bool
+    system: Any,
+    base: str,
+    files: Mapping[str, Mapping[str, Any]],
+    vocabulary: Vocabulary | None,
+    *,
+    folder_labels: bool,
 ) -> ClipList:
     """Media files below a folder, by their names."""
     named = []
@@ -290,23 +305,6 @@ def _from_files(
     return ClipList(records, names)
 
 
-def _from_list(
-    source: str,
-    system: Any,
-    root: str,
-    media: str | os.PathLike[str] | None,
-    vocabulary: Vocabulary | None,
-    split: str | None,
-    cut: str,
-) -> ClipList:
-    """A table of clips."""
-    if root.lower().endswith(".parquet") and _holds_media(system, root):
-        return _from_dataset(_load_parquet(source), vocabulary)
-    entries = read_list(system, root, split)
-    folder = _folder_of(media, _address(system, root.rpartition("/")[0] or "/"))
-    return _from_entries(entries, folder, vocabulary, cut)
-
-
 def _from_entries(entries: Sequence[Entry], folder: str, vocabulary: Vocabulary | None, cut: str) -> ClipList:
     """Records of the entries of a list, whose files lie in `folder`."""
     wanted = any(entry.path is None and entry.frames is None for entry in entries)
@@ -317,7 +315,7 @@ def _from_entries(entries: Sequence[Entry], folder: str, vocabulary: Vocabulary 
     # Named first: a file that is the segment itself has no times left, but they tell segments of one video apart.
     records = _with_ids(
         [
-            ClipRecord(entry.id or "", entry.path or entry.frames or "", None, entry.start, entry.end, row)
+            ClipRecord(entry.id or "", entry.path or entry.frames or "", start=entry.start, end=entry.end, labels=row)
             for entry, row in zip(entries, numbers, strict=True)
         ],
         [entry.id is not None for entry in entries],
@@ -326,21 +324,18 @@ def _from_entries(entries: Sequence[Entry], folder: str, vocabulary: Vocabulary 
         record = records[place]
         if entry.path is not None:
             path = _join(folder, entry.path)
-            record = replace(record, path=path, size=_size_here(path))
+            size = None
+            # Asking elsewhere takes too long for a whole list; what is wrong with a file is said when it is opened.
+            if "://" not in path:
+                with suppress(OSError, ValueError):
+                    size = os.path.getsize(path)
+            record = replace(record, path=path, size=size)
         elif entry.frames is not None:
             record = replace(record, frames=_join(folder, entry.frames))
         elif finder is not None:
             record = finder.find(record, str(entry.id), cut)
         records[place] = record if entry.audio is None else replace(record, audio=_join(folder, entry.audio))
     return ClipList(records, names)
-
-
-def _size_here(path: str) -> int | None:
-    """Bytes of a file of this machine; asking elsewhere takes too long for a whole list."""
-    try:
-        return None if "://" in path else os.path.getsize(path)
-    except (OSError, ValueError):  # what is wrong with it is said when it is opened
-        return None
 
 
 class _MediaFinder:
@@ -415,13 +410,6 @@ def _number(seconds: float | None) -> str:
     return "" if seconds is None else f"{seconds:.12g}"
 
 
-def _check_ids(records: Sequence[ClipRecord]) -> None:
-    doubled = [clip_id for clip_id, count in Counter(record.id for record in records).items() if count > 1]
-    if doubled:
-        shown = ", ".join(repr(clip_id) for clip_id in doubled[:5]) + (", ..." if len(doubled) > 5 else "")
-        raise DataError(f"{len(doubled)} ids stand for several clips: {shown}; give each clip an id of its own.")
-
-
 def _load_dataset(name: str, split: str | None) -> Any:
     try:
         import datasets
@@ -431,12 +419,6 @@ def _load_dataset(name: str, split: str | None) -> Any:
         return datasets.load_dataset(name, split=split or "train")
     except Exception as error:  # each loading script and backend has its own errors
         raise DataError(f"{name}: no such file or folder, and not a data set that loads ({error}).") from error
-
-
-def _load_parquet(source: str) -> Any:
-    import datasets
-
-    return datasets.load_dataset("parquet", data_files=source, split="train")
 
 
 def _holds_media(system: Any, root: str) -> bool:
@@ -484,7 +466,9 @@ def _from_dataset(rows: Any, vocabulary: Vocabulary | None) -> ClipList:
     places = [entry.place for entry in entries]
     numbers, label_names = number_labels([entry.labels for entry in entries], vocabulary, places)
     records = [
-        ClipRecord(entry.id or f"row_{number:08d}", f"row {number}", None, entry.start, entry.end, row, row=number)
+        ClipRecord(
+            entry.id or f"row_{number:08d}", f"row {number}", start=entry.start, end=entry.end, labels=row, row=number
+        )
         for number, (entry, row) in enumerate(zip(entries, numbers, strict=True))
     ]
     return ClipList(_with_ids(records, [True] * len(records)), label_names, MediaRows(rows, video, audio))
@@ -501,7 +485,7 @@ def _class_names(feature: Any) -> list[str] | None:
     return list(inner.names) if hasattr(inner, "names") else None
 
 
-def _folder_of(media: str | os.PathLike[str] | None, default: str) -> str:
+def _folder_of(media: StrPath | None, default: str) -> str:
     folder = os.fspath(media) if media is not None else default
     return folder if "://" in folder else os.path.abspath(folder)
 
@@ -519,7 +503,7 @@ def _join(folder: str, path: str) -> str:
 
 
 def describe_difference(old: Sequence[str], new: Sequence[str]) -> str:
-    """Say in what two lists of clips (as `ClipList.lines` gives them) differ, shortly."""
+    """How two lists of clips (as `ClipList.lines` gives them) differ, in a few words."""
     before, after = ({json.loads(line)["id"]: line for line in lines} for lines in (old, new))
     parts = []
     for what, ids in (
@@ -531,6 +515,3 @@ def describe_difference(old: Sequence[str], new: Sequence[str]) -> str:
             shown = ", ".join(repr(clip_id) for clip_id in ids[:3]) + (", ..." if len(ids) > 3 else "")
             parts.append(f"{len(ids)} {what} ({shown})")
     return "; ".join(parts) or "the same clips in another order"
-
-
-__all__ = ["MEDIA_SUFFIXES", "ClipList", "ClipRecord", "describe_difference", "printable", "read_source"]

@@ -1,5 +1,5 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""What do the rows of a list of clips mean: which column is what, which format is it, and what do its labels say?"""
+"""Lists of clips: their formats, what their columns and rows mean, and their labels."""
 
 import csv
 import io
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any
 
+from ..files import StrPath
 from ..model.errors_cavmae_sync import DataError
 
 MEDIA_SUFFIXES = frozenset(
@@ -49,9 +50,9 @@ class Entry:
         end: Seconds.
         labels: Names or numbers.
         label_names: Names of `labels` where the list gives both.
-        audio: File of its sound.
-        frames: Pattern of its pictures, `{}` for the number.
-        place: Where the list says so, for messages.
+        audio: File of its audio.
+        frames: Pattern of its images, `{}` for the number.
+        place: Where it stands in the list, for messages.
     """
 
     id: str | None = None
@@ -93,7 +94,7 @@ class Vocabulary:
         )
 
 
-def read_vocabulary(labels: str | os.PathLike[str] | Sequence[str] | None) -> Vocabulary | None:
+def read_vocabulary(labels: StrPath | Sequence[str] | Vocabulary | None) -> Vocabulary | None:
     """Label names from a sequence or a file: text lines, a JSON list or mapping, or a CSV of index, mid, display_name.
 
     Raises:
@@ -111,9 +112,9 @@ def read_vocabulary(labels: str | os.PathLike[str] | Sequence[str] | None) -> Vo
         raise DataError(f"{path}: the label names cannot be read ({error}).") from error
     try:
         return _each_once(_parse_vocabulary(text, path), path)
+    except DataError:
+        raise
     except (ValueError, TypeError) as error:
-        if isinstance(error, DataError):
-            raise
         raise DataError(f"{path}: the label names cannot be understood ({error}); correct the file.") from error
 
 
@@ -126,7 +127,15 @@ def _each_once(vocabulary: Vocabulary, name: str) -> Vocabulary:
 
 def _parse_vocabulary(text: str, path: str) -> Vocabulary:
     if path.lower().endswith(".json"):
-        return _json_vocabulary(json.loads(text), path)
+        value = json.loads(text)
+        if isinstance(value, list):
+            return Vocabulary([str(name) for name in value])
+        if isinstance(value, dict) and value:
+            if all(isinstance(number, int) and not isinstance(number, bool) for number in value.values()):
+                return Vocabulary(_in_order(value, path))
+            if all(str(number).isdigit() for number in value):
+                return Vocabulary(_in_order({str(name): int(number) for number, name in value.items()}, path))
+        raise DataError(f"{path}: label names are a JSON list, or a mapping between names and numbers.")
     if path.lower().endswith(".csv"):
         rows = list(csv.DictReader(io.StringIO(text)))
         if rows and {"index", "display_name"} <= set(rows[0]):
@@ -136,17 +145,6 @@ def _parse_vocabulary(text: str, path: str) -> Vocabulary:
     if not names:
         raise DataError(f"{path}: holds no label names.")
     return Vocabulary(names)
-
-
-def _json_vocabulary(value: Any, path: str) -> Vocabulary:
-    if isinstance(value, list):
-        return Vocabulary([str(name) for name in value])
-    if isinstance(value, dict) and value:
-        if all(isinstance(number, int) and not isinstance(number, bool) for number in value.values()):
-            return Vocabulary(_in_order(value, path))
-        if all(str(number).isdigit() for number in value):
-            return Vocabulary(_in_order({str(name): int(number) for number, name in value.items()}, path))
-    raise DataError(f"{path}: label names are a JSON list, or a mapping between names and numbers.")
 
 
 def _in_order(numbers: Mapping[str, int], path: str) -> list[str]:
@@ -232,20 +230,16 @@ def _split_text(labels: Sequence[Any], vocabulary: Vocabulary | None) -> list[An
         pieces = [piece.strip() for piece in label.split(separator)] if separator else [label.strip()]
         # Names may hold commas ("gunshot, gunfire"); ids and numbers never do.
         listed = [piece.strip() for piece in label.split(",")]
-        if separator is None and len(listed) > 1 and all(_is_code(piece, vocabulary) for piece in listed):
-            pieces = listed
+        if separator is None and len(listed) > 1:
+            is_code = [
+                piece.startswith(("/m/", "/t/", "/g/"))
+                or _NUMBER.fullmatch(piece) is not None
+                or (vocabulary is not None and piece in vocabulary)
+                for piece in listed
+            ]
+            pieces = listed if all(is_code) else pieces
         parts += [piece for piece in pieces if piece]
     return parts
-
-
-def _is_code(piece: str, vocabulary: Vocabulary | None) -> bool:
-    return (
-        piece.startswith("/m/")
-        or piece.startswith("/t/")
-        or piece.startswith("/g/")
-        or _NUMBER.fullmatch(piece) is not None
-        or (vocabulary is not None and piece in vocabulary)
-    )
 
 
 def read_list(system: Any, path: str, split: str | None = None) -> list[Entry]:
@@ -312,12 +306,23 @@ def _csv_entries(text: str, path: str, delimiter: str, split: str | None) -> lis
     if not rows:
         raise DataError(f"{path}: holds no rows.")
     header = [name.strip().lower() for name in rows[0]]
-    if any("ytid" in line.lower() for line in comments) or (header[:1] == ["ytid"] or _is_audioset(rows[0])):
+    first_row = rows[0]
+    is_audioset = (
+        any("ytid" in line.lower() for line in comments)
+        or header[:1] == ["ytid"]
+        or (
+            len(first_row) == 4
+            and all(_as_seconds(value) is not None for value in first_row[1:3])
+            and first_row[3].startswith(("/m/", "/t/"))
+        )
+    )
+    if is_audioset:
         if split is not None:
             raise DataError(f"{path}: a list of AudioSet has no splits; leave the option `split` out.")
         named = [dict(zip(("ytid", "start", "end", "labels"), row, strict=False)) for row in rows if row[0] != "YTID"]
         return entries_from_rows(named, path, None)
-    if _is_vggsound(rows[0]):
+    if len(first_row) == 4 and first_row[1].strip().isdigit() and first_row[3].strip() in ("train", "test"):
+        # VGGSound: id, start, label, split.
         named = [dict(zip(("id", "start", "label", "split"), row, strict=False)) for row in rows]
         for entry in named:
             entry["end"] = str(float(entry["start"]) + _VGGSOUND_SECONDS)
@@ -328,24 +333,12 @@ def _csv_entries(text: str, path: str, delimiter: str, split: str | None) -> lis
         if short is not None:
             raise DataError(f"{path}: row {short + 1} has {len(rows[short])} values for {len(header)} columns.")
         return entries_from_rows([dict(zip(header, row, strict=True)) for row in rows[1:]], path, split)
-    if len(header) <= 2 and os.path.splitext(rows[0][0])[1]:
+    if len(header) <= 2 and os.path.splitext(first_row[0])[1]:
         return entries_from_rows([dict(zip(("path", "label"), row, strict=False)) for row in rows], path, split)
     raise DataError(
-        f"{path}: which column is the file? It begins with {', '.join(rows[0][:6])}; name the columns in the first "
+        f"{path}: which column is the file? It begins with {', '.join(first_row[:6])}; name the columns in the first "
         "row, such as path,start,end,labels."
     )
-
-
-def _is_audioset(row: Sequence[str]) -> bool:
-    return (
-        len(row) == 4
-        and all(_as_seconds(value) is not None for value in row[1:3])
-        and row[3].startswith(("/m/", "/t/"))
-    )
-
-
-def _is_vggsound(row: Sequence[str]) -> bool:
-    return len(row) == 4 and row[1].strip().isdigit() and row[3].strip() in ("train", "test")
 
 
 def entries_from_rows(rows: Iterable[Mapping[str, Any]], name: str, split: str | None) -> list[Entry]:
@@ -362,7 +355,10 @@ def entries_from_rows(rows: Iterable[Mapping[str, Any]], name: str, split: str |
     entries = []
     for number, given in enumerate(rows):
         row = {str(key).lower(): value for key, value in given.items()}
-        values = {role: _pick(row, names) for role, names in _COLUMNS.items()}
+        values = {
+            role: next((row[name] for name in names if row.get(name) is not None), None)
+            for role, names in _COLUMNS.items()
+        }
         if split is not None:
             if values["split"] is None:
                 raise DataError(f"{name}: row {number + 1} has no split; leave the option `split` out.")
@@ -371,8 +367,8 @@ def entries_from_rows(rows: Iterable[Mapping[str, Any]], name: str, split: str |
         entry = Entry(
             id=_text(values["id"]),
             path=_text(values["path"]),
-            start=_seconds(values["start"], "start", name, number),
-            end=_seconds(values["end"], "end", name, number),
+            start=_seconds(values["start"], f"{name}: row {number + 1} has the start"),
+            end=_seconds(values["end"], f"{name}: row {number + 1} has the end"),
             labels=_labels(values["labels"] if values["labels"] is not None else values["names"]),
             audio=_text(values["audio"]),
             place=f"{name}: row {number + 1}",
@@ -380,7 +376,14 @@ def entries_from_rows(rows: Iterable[Mapping[str, Any]], name: str, split: str |
         names = _labels(values["names"])
         if len(names) == len(entry.labels) and all(type(label) is int for label in entry.labels):
             entry.label_names = [str(label) for label in names]
-        _place_published(entry, _text(values["frames"]))
+        # `video_path` is a video file, but in the published lists the folder of `frame_0/ID.jpg` and so on.
+        folder = _text(values["frames"])
+        if folder is not None and entry.path is None:
+            # Not any suffix: folders are called "frames_v1.0", too.
+            if os.path.splitext(folder)[1].lower() in MEDIA_SUFFIXES or entry.id is None:
+                entry.path = folder
+            else:
+                entry.frames = f"{folder.rstrip('/')}/frame_{{}}/{entry.id}.jpg"
         if entry.id is None and entry.path is None:
             raise DataError(f"{name}: row {number + 1} names no clip; it needs a path or an id, it has {sorted(row)}.")
         if entry.start is not None and entry.end is not None and not 0 <= entry.start < entry.end:
@@ -391,21 +394,6 @@ def entries_from_rows(rows: Iterable[Mapping[str, Any]], name: str, split: str |
     if not entries:
         raise DataError(f"{name}: holds no rows" + (f" of the split {split!r}." if split is not None else "."))
     return entries
-
-
-def _place_published(entry: Entry, folder: str | None) -> None:
-    """`video_path`, in the published lists the folder of `frame_0/ID.jpg` and so on; elsewhere a video file."""
-    if folder is None or entry.path is not None:
-        return
-    # Not any suffix: folders are called "frames_v1.0", too.
-    if os.path.splitext(folder)[1].lower() in MEDIA_SUFFIXES or entry.id is None:
-        entry.path = folder
-    else:
-        entry.frames = f"{folder.rstrip('/')}/frame_{{}}/{entry.id}.jpg"
-
-
-def _pick(row: Mapping[str, Any], names: Sequence[str]) -> Any:
-    return next((row[name] for name in names if row.get(name) is not None), None)
 
 
 def _text(value: Any) -> str | None:
@@ -423,12 +411,12 @@ def _as_seconds(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _seconds(value: Any, what: str, name: str, number: int) -> float | None:
+def _seconds(value: Any, place: str) -> float | None:
     if _text(value) is None:
         return None
     seconds = _as_seconds(value)
     if seconds is None or seconds < 0:
-        raise DataError(f"{name}: row {number + 1} has the {what} {value!r}; times are seconds, such as 12.5.")
+        raise DataError(f"{place} {value!r}; times are seconds, such as 12.5.")
     return seconds
 
 
@@ -448,16 +436,3 @@ def _labels(value: Any) -> list[Any]:
     if isinstance(value, Integral | float) and not isinstance(value, bool):
         return [int(value) if math.isfinite(value) and value == int(value) else value]
     return [value]  # what is no label is refused where labels are numbered
-
-
-__all__ = [
-    "LIST_SUFFIXES",
-    "MEDIA_SUFFIXES",
-    "Entry",
-    "Vocabulary",
-    "entries_from_rows",
-    "number_labels",
-    "observed_vocabulary",
-    "read_list",
-    "read_vocabulary",
-]
