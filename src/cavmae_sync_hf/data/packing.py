@@ -325,17 +325,17 @@ class ClipPacker:
 
 def _told(record: ClipRecord, error: Exception) -> str:
     """An error's message on one line, with the clip's name, and with remedies as options of `prepare`."""
+
+    def as_option(hint: Hint) -> str | None:
+        value = _REMEDIES.get(hint.argument)
+        return f"set the option {hint.argument} to {value!r}" if value else None
+
     if isinstance(error, CavMaeSyncError):
-        message = error.spelled(_as_option)
+        message = error.spelled(as_option)
     else:
         message = getattr(error, "strerror", None) or str(error)
     message = printable(" ".join(message.split()))
     return message if record.source in message else f"{record.source}: {message}"
-
-
-def _as_option(hint: Hint) -> str | None:
-    value = _REMEDIES.get(hint.argument)
-    return f"set the option {hint.argument} to {value!r}" if value else None
 
 
 def shrink(frame: torch.Tensor, short_side: int | None) -> torch.Tensor:

@@ -230,7 +230,7 @@ def prepare(
             _collect(job, results, meter)
         with _writable(folder):
             index, reasons = _finish(job, clips, tasks)
-    return PrepareSummary(folder, index, meter.to_make, reasons, time.perf_counter() - began)
+    return PrepareSummary(folder, index, made=meter.to_make, reasons=reasons, seconds=time.perf_counter() - began)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""What is a folder of shards: its tar files, its index, its card, and how are they written and read?
+"""The format of a folder of shards: its tar files, its index and its card, written and read.
 
-A clip is a row of tar members that share a key: its frames as JPEG, the log-mel of its whole sound, and a JSON record.
+A clip is a row of tar members that share a key: its frames as JPEG, the log-mel of its whole audio, and a JSON record.
 
     00000007-some_id.frame_00.jpg ... 00000007-some_id.frame_15.jpg
     00000007-some_id.log_mel.npy      float16 (log-mel frames, mel bins), not normalised
@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..files import StrPath
 from ..model.errors_cavmae_sync import DataError
 
 FORMAT = "cavmae-sync-shards"
@@ -70,17 +71,17 @@ class ShardIndex:
         seconds: Length of all clips together.
         num_frames: Frames per clip.
         alignment: `"time"` or `"reference"`: how frames were chosen and windows are to be cut.
-        short_side: Shorter side of the stored frames in pixels; smaller pictures kept their size. `None`: all did.
+        short_side: Shorter side of the stored frames in pixels; smaller images kept their size. `None`: all did.
         jpeg_quality: Quality of the frames' compression.
         jpeg_chroma: Its colour resolution, `"4:4:4"` or `"4:2:0"`.
         sampling_rate: Rate in Hz at which the log-mel was computed.
         num_mel_bins: Mel bins of the log-mel.
-        channel: `"first"` or `"mean"`: how several channels of sound became one.
-        mean: Mean of the log-mel over the set, `None` without sound.
+        channel: `"first"` or `"mean"`: how several audio channels became one.
+        mean: Mean of the log-mel over the set, `None` without audio.
         std: Its standard deviation.
         log_mel_frames: Log-mel frames (10 ms each) in the set.
-        with_audio: Clips that have sound.
-        with_video: Clips that have pictures.
+        with_audio: Clips that have audio.
+        with_video: Clips that have frames.
         label_names: Names of the label numbers, `None` when labels have no names.
         label_counts: Clips per label number.
         versions: Versions of the software that wrote the shards.
@@ -134,7 +135,7 @@ class ShardClip:
             clip's start), `labels`, `sampling_rate`, `num_mel_bins`, `alignment`, `has_audio`, `has_video`,
             `versions`.
         jpegs: Its frames, compressed.
-        log_mel: `(log-mel frames, mel bins)` float16, no frames without sound.
+        log_mel: `(log-mel frames, mel bins)` float16, no frames without audio.
     """
 
     key: str
@@ -150,7 +151,7 @@ class ShardClip:
 
 def decode_jpeg(data: bytes) -> torch.Tensor:
     """A JPEG as `(3, height, width)` uint8 RGB, a view of `(height, width, 3)` memory."""
-    # torchvision's decoder gives the same pixels in three quarters of the time, but takes a truncated picture for a
+    # torchvision's decoder gives the same pixels in three quarters of the time, but takes a truncated image for a
     # whole one and is deprecated from 0.29 on.
     with Image.open(io.BytesIO(data)) as image:
         pixels = np.array(image.convert("RGB"))
@@ -236,7 +237,7 @@ class ShardWriter:
         self.size += len(data)
 
 
-def read_shard(path: str | os.PathLike[str] | BinaryIO) -> Iterator[ShardClip]:
+def read_shard(path: StrPath | BinaryIO) -> Iterator[ShardClip]:
     """Read the clips of one shard in order.
 
     Args:
@@ -273,7 +274,7 @@ def decode_clip(key: str, members: dict[str, bytes]) -> ShardClip:
     return ShardClip(key, json.loads(members["json"]), jpegs, log_mel)
 
 
-def read_index(folder: str | os.PathLike[str]) -> ShardIndex:
+def read_index(folder: StrPath) -> ShardIndex:
     """Read `index.json` of a folder of shards.
 
     Args:
@@ -306,14 +307,14 @@ def read_index(folder: str | os.PathLike[str]) -> ShardIndex:
     return ShardIndex(**facts, folder=folder)
 
 
-def read_clip_table(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
+def read_clip_table(folder: StrPath) -> list[dict[str, Any]]:
     """Read `clips.jsonl`: per clip its `key`, `id`, `labels`, `duration`, and where it lies: `shard`, `offset`,
     `size`."""
     with fsspec.open(_join(os.fspath(folder), CLIPS_NAME), "r", encoding="utf-8") as file:
         return [json.loads(line) for line in file]
 
 
-def check_shards(folder: str | os.PathLike[str]) -> list[str]:
+def check_shards(folder: StrPath) -> list[str]:
     """Compare the shards with the sizes and checksums of the index.
 
     Returns:
@@ -368,7 +369,7 @@ from datasets import load_dataset
 clips = load_dataset("path/of/this/folder", split="{split}", streaming=True)
 ```
 
-Clips without pictures have `None` for them. Whether the files are whole is told by
+Clips without frames have `None` for them. Whether the files are whole is told by
 
 ```python
 from cavmae_sync_hf.data.shards import check_shards
@@ -391,13 +392,13 @@ def _facts_text(index: ShardIndex) -> str:
     spectrum = "-" if index.mean is None else f"mean {index.mean:.4f}, standard deviation {index.std:.4f}"
     labels = "none" if not index.label_counts else f"{len(index.label_counts)} in use"
     rows = [
-        ("clips", f"{index.clips} ({index.with_audio} with sound, {index.with_video} with pictures)"),
+        ("clips", f"{index.clips} ({index.with_audio} with audio, {index.with_video} with frames)"),
         ("left out", f"{index.bad_clips}, with reasons in `{BAD_CLIPS_NAME}`"),
         ("length", length),
         ("frames", f"{index.num_frames} per clip, {size}, JPEG quality {index.jpeg_quality} ({index.jpeg_chroma})"),
         ("frame times", f"alignment `{index.alignment}`"),
         (
-            "sound",
+            "audio",
             f"log-mel, {index.num_mel_bins} bins at {index.sampling_rate} Hz, 10 ms hop, float16, not normalised",
         ),
         ("log-mel", spectrum),
@@ -440,29 +441,3 @@ def split_name(name: str) -> str:
 
 def _join(folder: str, name: str) -> str:
     return f"{folder.rstrip('/')}/{name}" if "://" in folder else os.path.join(folder, name)
-
-
-__all__ = [
-    "BAD_CLIPS_COLUMNS",
-    "BAD_CLIPS_NAME",
-    "CARD_NAME",
-    "CLIPS_NAME",
-    "INDEX_NAME",
-    "ShardClip",
-    "ShardIndex",
-    "ShardInfo",
-    "ShardWriter",
-    "card_text",
-    "check_shards",
-    "clip_key",
-    "decode_clip",
-    "decode_jpeg",
-    "encode_array",
-    "encode_jpeg",
-    "encode_json",
-    "read_clip_table",
-    "read_index",
-    "read_shard",
-    "shard_name",
-    "split_name",
-]
