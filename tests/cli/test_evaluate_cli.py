@@ -15,8 +15,8 @@ from cavmae_sync_hf import CavMaeSyncForAudioVisualClassification, CavMaeSyncMod
 from cavmae_sync_hf.evaluation import read_results
 from cavmae_sync_hf.syncworld import make_world
 from helpers.clips import noise, write_clip
-from helpers.little_shards import little_processor, write_shards
 from helpers.tiny import tiny_config
+from helpers.tiny_shards import tiny_processor, write_shards
 
 TASKS = ("retrieval", "classification", "localization", "sync")
 
@@ -43,14 +43,14 @@ def run(capsys, monkeypatch):
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> Path:
     torch.manual_seed(0)
-    return save_for_hub(CavMaeSyncModel(tiny_config()), little_processor(), tmp_path_factory.mktemp("m") / "model")
+    return save_for_hub(CavMaeSyncModel(tiny_config()), tiny_processor(), tmp_path_factory.mktemp("m") / "model")
 
 
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     model = CavMaeSyncForAudioVisualClassification(tiny_config(num_labels=3))
-    return save_for_hub(model, little_processor(), tmp_path_factory.mktemp("c") / "classifier")
+    return save_for_hub(model, tiny_processor(), tmp_path_factory.mktemp("c") / "classifier")
 
 
 @pytest.fixture(scope="module")

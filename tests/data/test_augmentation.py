@@ -21,14 +21,14 @@ from cavmae_sync_hf.data.augmentation import (
 )
 from cavmae_sync_hf.data.dataset import CavMaeSyncCollator
 from cavmae_sync_hf.model.feature_extraction_cavmae_sync import SILENCE, CavMaeSyncFeatureExtractor
-from helpers.little_shards import frame_of, little_processor
+from helpers.tiny_shards import frame_of, tiny_processor
 
 FRAMES = torch.stack([frame_of(0, 0), frame_of(0, 1)])  # (2, 3, 36, 48)
 WINDOWS = torch.randn(3, 48, 16, generator=torch.Generator().manual_seed(0))
 
 
 def augmentation(**options) -> SampleAugmentation:
-    return SampleAugmentation(AugmentationOptions(**options), little_processor())
+    return SampleAugmentation(AugmentationOptions(**options), tiny_processor())
 
 
 def test_nothing__changes_nothing():
@@ -143,7 +143,7 @@ def test_masks__wider_than_the_window():
 
 
 def test_mask_fill__published_value_is_zero_before_normalisation():
-    extractor = little_processor().feature_extractor
+    extractor = tiny_processor().feature_extractor
     masked = augmentation(time_mask=40, mask_fill="reference").windows(WINDOWS, 3)
     changed = masked[masked != WINDOWS]
     assert len(changed) and torch.allclose(changed, torch.tensor((0.0 - extractor.mean) / extractor.std))
@@ -191,7 +191,7 @@ def test_mix_windows__waveform_rule_is_the_mean_of_mixed_waveforms():
 
 
 def test_mix_windows__edges():
-    extractor = little_processor().feature_extractor
+    extractor = tiny_processor().feature_extractor
     silent = torch.full((2, 3), (SILENCE - extractor.mean) / extractor.std)
     loud = torch.ones(2, 3)
     assert torch.equal(mix_windows(loud, silent, 1.0, extractor), loud)
@@ -222,7 +222,7 @@ def make_samples(count: int) -> list[dict]:
 
 def collate(samples, **options):
     collator = CavMaeSyncCollator(
-        little_processor(), "multi_label_classification", 5, augmentation=AugmentationOptions(**options)
+        tiny_processor(), "multi_label_classification", 5, augmentation=AugmentationOptions(**options)
     )
     return collator(samples)
 
@@ -230,7 +230,7 @@ def collate(samples, **options):
 def test_mixup__labels_pixels_and_windows_have_the_same_weight():
     samples = make_samples(4)
     plain, mixed = collate(samples), collate(samples, mixup=1.0)
-    extractor = little_processor().feature_extractor
+    extractor = tiny_processor().feature_extractor
     for place in range(4):
         partner = (place + 1) % 4
         weight = float(mixed["labels"][place, place])
@@ -286,7 +286,7 @@ def test_label_smoothing__spreads_the_share_and_commutes_with_mixing():
 
 def test_single_label__becomes_probabilities_when_softened():
     collator = CavMaeSyncCollator(
-        little_processor(), "single_label_classification", 5, augmentation=AugmentationOptions(label_smoothing=0.2)
+        tiny_processor(), "single_label_classification", 5, augmentation=AugmentationOptions(label_smoothing=0.2)
     )
     labels = collator(make_samples(2))["labels"]
     assert labels.shape == (2, 5) and torch.allclose(labels.sum(dim=1), torch.ones(2))

@@ -19,7 +19,7 @@ from cavmae_sync_hf.data.dataset import CavMaeSyncCollator, CavMaeSyncDataset, D
 from cavmae_sync_hf.data.shards import INDEX_NAME, decode_jpeg, encode_jpeg
 from cavmae_sync_hf.model.media_cavmae_sync import decode_media
 from helpers.clips import write_clip
-from helpers.little_shards import NUM_FRAMES, SECONDS, frame_of, little_processor, log_mel_of, write_shards
+from helpers.tiny_shards import NUM_FRAMES, SECONDS, frame_of, log_mel_of, tiny_processor, write_shards
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def shards(tmp_path_factory):
 
 
 def test_evaluation_sample__is_what_the_processor_makes(shards):
-    processor = little_processor()
+    processor = tiny_processor()
     sample = CavMaeSyncDataset(shards, processor, frames="all")[4]
     frames = torch.stack([frame_of(4, i) for i in range(NUM_FRAMES)])
     expected = processor.video_processor(frames, return_tensors="pt")["pixel_values_videos"][0]
@@ -44,7 +44,7 @@ def test_evaluation_sample__is_what_the_processor_makes(shards):
 
 
 def test_random_frame__has_its_own_window(shards):
-    processor = little_processor()
+    processor = tiny_processor()
     everything = CavMaeSyncDataset(shards, processor, frames="all")[0]
     dataset = CavMaeSyncDataset(shards, processor, frames=1)
     seen = set()
@@ -59,7 +59,7 @@ def test_random_frame__has_its_own_window(shards):
 
 
 def test_k_frames__are_distinct_and_in_order(shards):
-    dataset = CavMaeSyncDataset(shards, little_processor(), frames=3)
+    dataset = CavMaeSyncDataset(shards, tiny_processor(), frames=3)
     for number in range(5):
         indices = dataset[number]["frame_indices"].tolist()
         assert len(set(indices)) == 3 and indices == sorted(indices)
@@ -68,7 +68,7 @@ def test_k_frames__are_distinct_and_in_order(shards):
 
 def test_reference_alignment__window_depends_on_the_place_among_all_frames(tmp_path):
     folder = write_shards(tmp_path, [2], alignment="reference")
-    processor = little_processor(alignment="reference")
+    processor = tiny_processor(alignment="reference")
     everything = CavMaeSyncDataset(folder, processor, frames="all")[1]
     dataset = CavMaeSyncDataset(folder, processor, frames=1, seed=3)
     sample = dataset[1]
@@ -79,7 +79,7 @@ def test_reference_alignment__window_depends_on_the_place_among_all_frames(tmp_p
 
 def test_choices__depend_on_seed_epoch_and_clip_alone(shards):
     def indices(seed: int, epoch: int, order: list[int]) -> list[int]:
-        dataset = CavMaeSyncDataset(shards, little_processor(), seed=seed)
+        dataset = CavMaeSyncDataset(shards, tiny_processor(), seed=seed)
         dataset.set_epoch(epoch)
         found = {number: int(dataset[number]["frame_indices"]) for number in order}
         return [found[number] for number in sorted(found)]
@@ -93,7 +93,7 @@ def test_choices__depend_on_seed_epoch_and_clip_alone(shards):
 
 
 def test_augmented_samples__are_the_same_for_any_number_of_workers(shards):
-    processor = little_processor()
+    processor = tiny_processor()
     dataset = CavMaeSyncDataset(shards, processor, augmentation=AUGMENTATION_PRESETS["cavmae_classification"])
     state = torch.get_rng_state()
     alone = [dataset[number] for number in range(9)]
@@ -105,14 +105,14 @@ def test_augmented_samples__are_the_same_for_any_number_of_workers(shards):
 
 
 def test_repeated_draw__varies_the_sample(shards):
-    dataset = CavMaeSyncDataset(shards, little_processor(), frames=1)
+    dataset = CavMaeSyncDataset(shards, tiny_processor(), frames=1)
     chosen = {int(dataset[Draw(0, draw)]["frame_indices"]) for draw in range(12)}
     assert len(chosen) > 1
     assert int(dataset[Draw(0, 0)]["frame_indices"]) == int(dataset[0]["frame_indices"])
 
 
 def test_set_epoch__reaches_workers_that_live_on(shards):
-    dataset = CavMaeSyncDataset(shards, little_processor())
+    dataset = CavMaeSyncDataset(shards, tiny_processor())
     loader = DataLoader(dataset, batch_size=None, num_workers=1, persistent_workers=True)
     epochs = []
     for epoch in range(2):
@@ -123,7 +123,7 @@ def test_set_epoch__reaches_workers_that_live_on(shards):
 
 
 def test_absent_tracks__are_masked(shards):
-    dataset = CavMaeSyncDataset(shards, little_processor(), frames="all")
+    dataset = CavMaeSyncDataset(shards, tiny_processor(), frames="all")
     silent, blind = dataset[5], dataset[6]
     assert not silent["padding_mask"].any() and silent["padding_mask_videos"].all()
     assert blind["padding_mask"].all() and not blind["padding_mask_videos"].any()
@@ -131,7 +131,7 @@ def test_absent_tracks__are_masked(shards):
 
 
 def test_collator__pads_as_the_processor_does(shards):
-    processor = little_processor()
+    processor = tiny_processor()
     dataset = CavMaeSyncDataset(shards, processor, frames="all")
     batch = CavMaeSyncCollator(processor)([dataset[0], dataset[7], dataset[6]])
     assert batch["pixel_values_videos"].shape == (3, NUM_FRAMES, 3, 32, 32)
@@ -144,7 +144,7 @@ def test_collator__pads_as_the_processor_does(shards):
 
 
 def test_collator__fixed_number_of_frames(shards):
-    processor = little_processor()
+    processor = tiny_processor()
     dataset = CavMaeSyncDataset(shards, processor, frames="all")
     assert CavMaeSyncCollator(processor, num_frames=6)([dataset[0]])["input_values"].shape[:2] == (1, 6)
     with pytest.raises(ValueError, match="clip-0.*has 4 frames.*room for 2"):
@@ -152,7 +152,7 @@ def test_collator__fixed_number_of_frames(shards):
 
 
 def test_collator__labels_of_both_kinds(shards):
-    processor = little_processor()
+    processor = tiny_processor()
     dataset = CavMaeSyncDataset(shards, processor)
     samples = [dataset[0], dataset[1] | {"labels": [0, 2]}]
     multi = CavMaeSyncCollator(processor, "multi_label_classification", 4)(samples)["labels"]
@@ -168,7 +168,7 @@ def test_collator__labels_of_both_kinds(shards):
 
 
 def test_pickling__data_set_and_collator(shards):
-    processor = little_processor()
+    processor = tiny_processor()
     dataset = CavMaeSyncDataset(shards, processor, frames="all")
     before = dataset[3]
     copy = pickle.loads(pickle.dumps(dataset))
@@ -183,7 +183,7 @@ def test_pickling__data_set_and_collator(shards):
 )
 def test_mismatch__names_the_remedy(shards, settings, message):
     with pytest.raises(DataError, match=message):
-        CavMaeSyncDataset(shards, little_processor(**settings))
+        CavMaeSyncDataset(shards, tiny_processor(**settings))
 
 
 def test_mismatch__mel_bins(shards, tmp_path):
@@ -191,7 +191,7 @@ def test_mismatch__mel_bins(shards, tmp_path):
     index = json.loads((folder / INDEX_NAME).read_text())
     (folder / INDEX_NAME).write_text(json.dumps(index | {"num_mel_bins": 128}))
     with pytest.raises(DataError, match="num_mel_bins=128, the processor has 16"):
-        CavMaeSyncDataset(folder, little_processor())
+        CavMaeSyncDataset(folder, tiny_processor())
 
 
 @pytest.mark.parametrize("fault", ["missing", "truncated", "empty", "header"])
@@ -204,7 +204,7 @@ def test_damaged_shard__is_named(shards, tmp_path, fault):
     else:
         damaged = {"truncated": data[:5000], "empty": b"", "header": data[:124] + b"rubbish!" + data[132:]}
         path.write_bytes(damaged[fault])
-    dataset = CavMaeSyncDataset(folder, little_processor())
+    dataset = CavMaeSyncDataset(folder, tiny_processor())
     dataset[0]
     with pytest.raises(DataError, match="set-00001.tar.*prepare"):
         dataset[3]
@@ -217,8 +217,8 @@ def test_remote_shards__are_fetched_and_removed(shards, tmp_path, monkeypatch):
     memory = fsspec.filesystem("memory")
     for path in shards.iterdir():
         memory.pipe_file(f"/loading-test/{path.name}", path.read_bytes())
-    dataset = CavMaeSyncDataset("memory://loading-test", little_processor(), frames="all")
-    local = CavMaeSyncDataset(shards, little_processor(), frames="all")
+    dataset = CavMaeSyncDataset("memory://loading-test", tiny_processor(), frames="all")
+    local = CavMaeSyncDataset(shards, tiny_processor(), frames="all")
     assert len(dataset) == 9
     for number in (8, 0):
         assert torch.equal(dataset[number]["input_values"], local[number]["input_values"])
@@ -234,7 +234,7 @@ def test_remote_shards__are_fetched_and_removed(shards, tmp_path, monkeypatch):
 def test_video_files__work_directly(tmp_path):
     for name in ("a", "b"):
         write_clip(tmp_path / f"{name}.mp4", seconds=2.0)
-    processor = little_processor()
+    processor = tiny_processor()
     dataset = CavMaeSyncDataset(tmp_path, processor, frames="all")
     assert len(dataset) == 2 and dataset.clip_ids() == ["a", "b"]
     expected = processor(videos=str(tmp_path / "b.mp4"), return_tensors="pt", return_times=True)
@@ -270,7 +270,7 @@ def _collect(worker: int) -> None:
 
 def test_video_files__a_bad_one_is_named(tmp_path):
     (tmp_path / "broken.mp4").write_bytes(b"no video at all" * 100)
-    dataset = CavMaeSyncDataset(tmp_path, little_processor())
+    dataset = CavMaeSyncDataset(tmp_path, tiny_processor())
     with pytest.raises(ValueError, match="broken.mp4"):
         dataset[0]
 
@@ -278,9 +278,9 @@ def test_video_files__a_bad_one_is_named(tmp_path):
 def test_frames__nonsense_is_refused(shards):
     for frames in (0, -1, "some", True, 1.5):
         with pytest.raises(ValueError, match="positive number"):
-            CavMaeSyncDataset(shards, little_processor(), frames=frames)
+            CavMaeSyncDataset(shards, tiny_processor(), frames=frames)
     with pytest.raises(IndexError, match="Clip 9 of 9"):
-        CavMaeSyncDataset(shards, little_processor())[9]
+        CavMaeSyncDataset(shards, tiny_processor())[9]
 
 
 def test_decode_jpeg__gives_pils_pixels_and_refuses_half_a_picture():

@@ -27,7 +27,7 @@ from cavmae_sync_hf.data.streaming import (
     StreamingLoader,
     yielded_after,
 )
-from helpers.little_shards import little_processor, write_shards
+from helpers.tiny_shards import tiny_processor, write_shards
 
 # Three workers on two cores are the point here.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -42,7 +42,7 @@ def shards(tmp_path_factory):
 
 
 def streaming(shards, **settings) -> CavMaeSyncStreamingDataset:
-    return CavMaeSyncStreamingDataset(shards, little_processor(), **({"shuffle_buffer": 5} | settings))
+    return CavMaeSyncStreamingDataset(shards, tiny_processor(), **({"shuffle_buffer": 5} | settings))
 
 
 def make_loader(shards, num_workers=2, batch_size=3, seed=0, **settings) -> StreamingLoader:
@@ -93,7 +93,7 @@ def test_order__changes_with_epoch_and_seed_and_is_kept_without_shuffling(shards
 
 def test_samples__are_those_of_the_map_style_data_set(shards):
     options = AugmentationOptions(crop_scale=(0.2, 1.0), flip=0.5, noise=0.1)
-    processor = little_processor()
+    processor = tiny_processor()
     plain = CavMaeSyncDataset(shards, processor, augmentation=options, seed=4)
     stream = CavMaeSyncStreamingDataset(shards, processor, augmentation=options, seed=4)
     plain.set_epoch(2)

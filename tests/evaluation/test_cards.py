@@ -26,8 +26,8 @@ from cavmae_sync_hf.evaluation.card import card_text, read_details, results_deta
 from cavmae_sync_hf.evaluation.results import read_results
 from cavmae_sync_hf.inference.loading import load_model
 from helpers.clips import noise, write_clip
-from helpers.little_shards import little_processor, write_shards
 from helpers.tiny import tiny_config
+from helpers.tiny_shards import tiny_processor, write_shards
 
 CARDS = Path(__file__).parents[2] / "model_cards"
 NAMES = ("cav-mae-scale-plus", "cav-mae-sync", "syncworld_tiny")
@@ -59,7 +59,7 @@ def run(capsys, monkeypatch):
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> Path:
     torch.manual_seed(0)
-    return save_for_hub(CavMaeSyncModel(tiny_config()), little_processor(), tmp_path_factory.mktemp("m") / "little")
+    return save_for_hub(CavMaeSyncModel(tiny_config()), tiny_processor(), tmp_path_factory.mktemp("m") / "little")
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +179,7 @@ def test_card__is_printed_without_out(run, saved):
 def test_card__of_a_classifier_needs_no_weights(run, tmp_path):
     config = tiny_config(num_labels=3)
     model = CavMaeSyncForAudioVisualClassification(config)
-    folder = save_for_hub(model, little_processor(), tmp_path / "tagger")
+    folder = save_for_hub(model, tiny_processor(), tmp_path / "tagger")
     (folder / "model.safetensors").unlink()
 
     code, out, _ = run(folder)
@@ -189,7 +189,7 @@ def test_card__of_a_classifier_needs_no_weights(run, tmp_path):
 
 def test_card__refuses_results_of_other_weights(run, saved, measured, tmp_path):
     torch.manual_seed(1)
-    other = save_for_hub(CavMaeSyncModel(tiny_config()), little_processor(), tmp_path / "other")
+    other = save_for_hub(CavMaeSyncModel(tiny_config()), tiny_processor(), tmp_path / "other")
 
     code, _, err = run(other, "--results", measured)
 

@@ -34,8 +34,8 @@ from cavmae_sync_hf.metrics.localization import boxes_in_view, localization_metr
 from cavmae_sync_hf.provenance import checkpoint_record
 from cavmae_sync_hf.syncworld import make_world, read_truth
 from helpers.clips import noise, write_clip
-from helpers.little_shards import NUM_FRAMES, little_processor, write_shards
 from helpers.tiny import tiny_config
+from helpers.tiny_shards import NUM_FRAMES, tiny_processor, write_shards
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def classifier():
 
 @pytest.fixture(scope="module")
 def processor():
-    return little_processor()
+    return tiny_processor()
 
 
 @pytest.fixture(scope="module")
@@ -249,7 +249,7 @@ def test_sync__labelled_lists(processor, tmp_path):
                 video_embeds=parts[0].video_embeds,
             )
 
-    plain = little_processor(mean=0.0, std=1.0)
+    plain = tiny_processor(mean=0.0, std=1.0)
     record = evaluate_sync(Half(), plain, folder, "labelled", positive=0)
 
     metrics = record["metrics"]

@@ -16,12 +16,12 @@ from cavmae_sync_hf.evaluation.protocols import RETRIEVAL_PROTOCOLS, find_protoc
 from cavmae_sync_hf.metrics.multilabel import modality_confusion, read_annotations, top_k_metrics, vggsounder_metrics
 from cavmae_sync_hf.metrics.segmentation import class_segmentation_metrics, mask_in_view, read_mask, read_prompts
 from helpers.apart import run_apart
-from helpers.little_shards import little_processor
+from helpers.tiny_shards import tiny_processor
 
 
 @pytest.fixture(scope="module")
 def processor():
-    return little_processor()
+    return tiny_processor()
 
 
 def test_retrieval__ranks_of_many_clips_never_hold_the_matrix(tmp_path):

@@ -18,8 +18,8 @@ from cavmae_sync_hf.training import (
     find_labels,
     starting_point,
 )
-from helpers.little_shards import little_processor
 from helpers.tiny import TINY, tiny_config
+from helpers.tiny_shards import tiny_processor
 
 SIZES = {name: value for name, value in TINY.items() if name != "num_labels"}
 ARGUMENTS: dict[str, Any] = {
@@ -42,7 +42,7 @@ def save_pretrained(folder: Path, **settings: Any) -> Path:
     """A folder with the tiny encoder and its processor, as pretraining leaves it."""
     torch.manual_seed(5)
     CavMaeSyncModel(tiny_config(**settings)).save_pretrained(folder)
-    little_processor().save_pretrained(folder)
+    tiny_processor().save_pretrained(folder)
     return folder
 
 

@@ -12,8 +12,8 @@ from torch.distributed.tensor import DTensor
 from cavmae_sync_hf.data.dataset import CavMaeSyncDataset
 from cavmae_sync_hf.model.modeling_cavmae_sync import CavMaeSyncForPreTraining
 from cavmae_sync_hf.training import CavMaeSyncTrainer, EvaluationSet, PretrainingArguments
-from helpers.little_shards import little_processor
 from helpers.tiny import tiny_config
+from helpers.tiny_shards import tiny_processor
 
 FSDP = {
     "version": 2,
@@ -28,7 +28,7 @@ def train(rank: int, shards: Path, out: Path, sharded: bool, more: dict[str, Any
     os.environ.update(LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE="2", OMP_NUM_THREADS="1")
     torch.manual_seed(3)
     model = CavMaeSyncForPreTraining(tiny_config(contrastive_loss_weight=1.0))
-    processor = little_processor()
+    processor = tiny_processor()
     settings: dict[str, Any] = {"fsdp": True, "fsdp_config": dict(FSDP)} if sharded else {}
     settings |= more or {}
     arguments = PretrainingArguments(

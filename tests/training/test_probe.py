@@ -28,8 +28,8 @@ from cavmae_sync_hf.training.probe import (
     run_probe,
     shuffled,
 )
-from helpers.little_shards import little_processor, write_shards
 from helpers.tiny import tiny_config
+from helpers.tiny_shards import tiny_processor, write_shards
 
 sklearn = pytest.importorskip("sklearn")
 SINGLE, MULTI = "single_label_classification", "multi_label_classification"
@@ -195,7 +195,7 @@ def shards(tmp_path_factory) -> Path:
 
 
 def dataset(source: Any) -> CavMaeSyncDataset:
-    return CavMaeSyncDataset(source, little_processor(), frames="all")
+    return CavMaeSyncDataset(source, tiny_processor(), frames="all")
 
 
 def test_cache__holds_means_over_the_moments_of_each_clip(model, shards, tmp_path, few_clips_a_part):
@@ -259,7 +259,7 @@ feature_cache.cached_features(model, CavMaeSyncDataset(sys.argv[2], processor, f
 
 
 def test_cache__goes_on_after_a_kill(model, shards, tmp_path, few_clips_a_part):
-    saved = save_for_hub(model, little_processor(), tmp_path / "model")
+    saved = save_for_hub(model, tiny_processor(), tmp_path / "model")
     folder = tmp_path / "cache"
     command = [sys.executable, "-c", KILLED, str(saved), str(shards), str(folder)]
     killed = subprocess.run(command, env={"PYTHONPATH": SOURCE, "HF_HUB_OFFLINE": "1"}, capture_output=True)
@@ -289,7 +289,7 @@ def test_cache__of_another_model_set_or_choice_is_refused(model, shards, tmp_pat
     torch.manual_seed(1)
     other = CavMaeSyncModel(tiny_config()).eval()
     fewer = write_shards(tmp_path / "fewer", [3], [[0], [1], [2]])
-    coarse = CavMaeSyncDataset(shards, little_processor(mean=-4.0), frames="all")
+    coarse = CavMaeSyncDataset(shards, tiny_processor(mean=-4.0), frames="all")
 
     for arguments, words in (
         ((other, dataset(shards), ["a"]), "features of another model"),
@@ -351,12 +351,12 @@ def test_cache__is_shared_out_between_processes(model, shards, tmp_path, few_cli
 
 def test_cache__needs_whole_clips(model, shards, tmp_path):
     with pytest.raises(ValueError, match='frames="all"'):
-        cached_features(model, CavMaeSyncDataset(shards, little_processor(), frames=1), ["a"], tmp_path)
+        cached_features(model, CavMaeSyncDataset(shards, tiny_processor(), frames=1), ["a"], tmp_path)
 
 
 @pytest.fixture(scope="module")
 def saved(model, tmp_path_factory) -> Path:
-    return save_for_hub(model, little_processor(), tmp_path_factory.mktemp("model") / "tiny")
+    return save_for_hub(model, tiny_processor(), tmp_path_factory.mktemp("model") / "tiny")
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from test_training import AtStep, make_trainer, weights
 from cavmae_sync_hf.model.modeling_cavmae_sync import CavMaeSyncModel
 from cavmae_sync_hf.training import last_checkpoint
 from cavmae_sync_hf.training.pretraining import TEACHER_FILE, MomentumTeacher
-from helpers.little_shards import write_shards
 from helpers.tiny import tiny_config, tiny_inputs
+from helpers.tiny_shards import write_shards
 
 TAUGHT = {
     "model": {"contrastive_mask_ratio": 0.5, "distillation_loss_weight": 0.5},

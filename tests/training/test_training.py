@@ -27,8 +27,8 @@ from cavmae_sync_hf.training import (
     last_checkpoint,
     pretraining_flops,
 )
-from helpers.little_shards import little_processor, write_shards
 from helpers.tiny import tiny_config, tiny_inputs
+from helpers.tiny_shards import tiny_processor, write_shards
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def make_trainer(shards: Path, out: Path, train_set: Any = None, **settings: Any
     callbacks = settings.pop("callbacks", None)
     torch.manual_seed(3)
     model = CavMaeSyncForPreTraining(tiny_config(contrastive_loss_weight=1.0, **model_settings))
-    processor = little_processor()
+    processor = tiny_processor()
     arguments = PretrainingArguments(
         output_dir=str(out),
         **{
@@ -236,7 +236,7 @@ def test_epochs__have_other_orders_and_other_frames(shards, tmp_path):
 
 
 def test_epoch_sampler__tells_the_data_set_and_draws_every_clip_once(shards):
-    dataset = CavMaeSyncDataset(shards, little_processor())
+    dataset = CavMaeSyncDataset(shards, tiny_processor())
     sampler = EpochSampler(dataset, seed=1)
     orders = []
     for epoch in (0, 1):
@@ -290,7 +290,7 @@ def test_step_decay__halves_as_published(shards, tmp_path):
 
 
 def test_in_memory__gives_the_samples_of_the_shards(shards):
-    processor = little_processor()
+    processor = tiny_processor()
     plain, kept = (kind(shards, processor, frames=2, seed=4) for kind in (CavMaeSyncDataset, InMemoryDataset))
     for epoch in (0, 3):
         plain.set_epoch(epoch)

@@ -12,7 +12,7 @@ from cavmae_sync_hf import TrainingError
 from cavmae_sync_hf.inference.loading import load_model
 from cavmae_sync_hf.training import average_checkpoints, average_weights, checkpoints_of_epochs
 from helpers.classification_runs import make_trainer, weights
-from helpers.little_shards import write_shards
+from helpers.tiny_shards import write_shards
 
 
 @pytest.fixture(scope="module")

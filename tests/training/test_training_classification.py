@@ -30,8 +30,8 @@ from cavmae_sync_hf.training import (
 )
 from cavmae_sync_hf.training.classification import BalancedEpochSampler
 from helpers.classification_runs import ARGUMENTS, Marked, make_trainer, save_pretrained, weights
-from helpers.little_shards import little_processor, write_shards
 from helpers.tiny import tiny_config, tiny_inputs
+from helpers.tiny_shards import tiny_processor, write_shards
 
 VARIED = {"noise": 0.1, "frequency_mask": 4, "time_mask": 8, "mixup": 0.5, "label_smoothing": 0.1, "flip": 0.5}
 
@@ -92,7 +92,7 @@ def test_modality__the_other_is_neither_built_nor_given(modality, head, shards, 
 
 def test_modality_collator__leaves_out_what_the_model_does_not_see(tmp_path):
     shards = write_shards(tmp_path / "shards", [3], silent=[1])
-    dataset = CavMaeSyncDataset(shards, little_processor(), frames=2)
+    dataset = CavMaeSyncDataset(shards, tiny_processor(), frames=2)
     collator = CavMaeSyncCollator(dataset.maker.processor)
     whole, silent = ([dataset[place] for place in places] for places in ((0, 2), (0, 1)))
     masks = {"padding_mask", "padding_mask_videos"}
@@ -186,7 +186,7 @@ def test_balanced_sampling__draws_rare_classes_as_often_as_common_ones(tmp_path)
 
 
 def test_balanced_sampler__tells_the_data_set_the_epoch_and_draws_anew(shards):
-    dataset = CavMaeSyncDataset(shards, little_processor())
+    dataset = CavMaeSyncDataset(shards, tiny_processor())
     sampler = BalancedEpochSampler(dataset, seed=1)
     draws = []
     for epoch in (0, 1):
@@ -383,7 +383,7 @@ def test_arguments__that_contradict_are_refused(settings, message, tmp_path):
 def test_trainer__refuses_what_it_cannot_do(shards, tmp_path):
     with pytest.raises(ValueError, match="`streaming` reads them in order"):
         make_trainer(shards, tmp_path, data=CavMaeSyncStreamingDataset, balanced_sampling=True)
-    processor = little_processor()
+    processor = tiny_processor()
     with pytest.raises(ValueError, match="problem_type"):
         CavMaeSyncClassificationTrainer(
             CavMaeSyncForAudioVisualClassification(tiny_config()),

@@ -5,7 +5,7 @@ import torch
 
 from cavmae_sync_hf.inference.loading import load_model
 from helpers.classification_runs import SGD, make_trainer, train_rank, weights
-from helpers.little_shards import write_shards
+from helpers.tiny_shards import write_shards
 from helpers.two_ranks import run_ranks
 
 LABELS = [[0], [0, 1], [1], [2, 0], [1], [3, 1], [0, 2], [4]]

@@ -18,9 +18,9 @@ from cavmae_sync_hf.training import (
     starting_point,
 )
 from helpers.classification_runs import SIZES, save_pretrained
-from helpers.little_shards import little_processor, write_shards
 from helpers.published_tensors import SMALL as PUBLISHED
 from helpers.published_tensors import published_decoder, published_encoder
+from helpers.tiny_shards import tiny_processor, write_shards
 
 CLASSES = LabelSpace(3, ("bell", "drum", "hum"), "multi_label_classification")
 
@@ -45,7 +45,7 @@ def pretrained(tmp_path_factory) -> Path:
 def classifier(tmp_path) -> Path:
     model = build(init_from=str(save_pretrained(tmp_path / "encoder")))
     model.save_pretrained(tmp_path / "classifier")
-    little_processor(alignment="reference", mean=-4.0).save_pretrained(tmp_path / "classifier")
+    tiny_processor(alignment="reference", mean=-4.0).save_pretrained(tmp_path / "classifier")
     return tmp_path / "classifier"
 
 
@@ -157,7 +157,7 @@ def test_scratch__settings_are_those_of_the_family_and_the_flags():
 
 
 def sets(tmp_path: Path, *labels: list[list[int]]) -> list[CavMaeSyncDataset]:
-    processor = little_processor()
+    processor = tiny_processor()
     return [
         CavMaeSyncDataset(write_shards(tmp_path / str(number), [len(rows)], rows), processor, frames="all")
         for number, rows in enumerate(labels)

@@ -5,7 +5,7 @@ import torch
 
 from cavmae_sync_hf.model.modeling_cavmae_sync import CavMaeSyncForPreTraining
 from cavmae_sync_hf.training import last_checkpoint
-from helpers.little_shards import write_shards
+from helpers.tiny_shards import write_shards
 from helpers.training_ranks import train
 from helpers.two_ranks import run_ranks
 

@@ -17,8 +17,8 @@ from cavmae_sync_hf.inference.loading import load_model
 from cavmae_sync_hf.model.modeling_cavmae_sync import CavMaeSyncForAudioVisualClassification
 from cavmae_sync_hf.training import add_lora, merged_copy
 from helpers.classification_runs import make_trainer, save_pretrained, weights
-from helpers.little_shards import write_shards
 from helpers.tiny import tiny_config, tiny_inputs
+from helpers.tiny_shards import write_shards
 
 LABELS = [[0], [0, 1], [1], [2, 0], [1], [3, 1], [0, 2], [4]]
 

@@ -25,8 +25,8 @@ from cavmae_sync_hf.training import (
     pretraining_flops,
 )
 from cavmae_sync_hf.training.speed import measure_peak, pretraining_flops_by_part
-from helpers.little_shards import little_processor, write_shards
 from helpers.tiny import TINY, tiny_config
+from helpers.tiny_shards import tiny_processor, write_shards
 from helpers.training_ranks import train
 from helpers.two_ranks import run_ranks
 
@@ -54,7 +54,7 @@ def load_benchmark(name: str) -> ModuleType:
 def make_trainer(shards: Path, out: Path, **settings: Any) -> CavMaeSyncTrainer:
     torch.manual_seed(3)
     model = CavMaeSyncForPreTraining(tiny_config(contrastive_loss_weight=1.0))
-    processor = little_processor()
+    processor = tiny_processor()
     arguments = PretrainingArguments(
         output_dir=str(out),
         **{

@@ -13,8 +13,8 @@ from huggingface_hub import HfApi, ModelCard
 from safetensors.torch import load_file
 
 from helpers.apart import run_apart
-from helpers.little_shards import write_shards
 from helpers.tiny import TINY
+from helpers.tiny_shards import write_shards
 
 SCRIPT = Path(__file__).parents[2] / "training" / "run_pretraining.py"
 # What a folder on the Hub must hold to be loaded, and understood, without this package.

@@ -30,7 +30,7 @@ from helpers.tiny import tiny_config
 NUM_FRAMES, NUM_MEL_BINS, SECONDS = 4, 16, 2.0
 
 
-def little_processor(**settings: Any) -> CavMaeSyncProcessor:
+def tiny_processor(**settings: Any) -> CavMaeSyncProcessor:
     """The processor of the tiny model: 32 pixels, 4 frames, windows of 48 by 16."""
     return CavMaeSyncProcessor.from_config(tiny_config(), **settings)
 
@@ -56,7 +56,7 @@ def write_shards(
     blind: Sequence[int] = (),
     short: Sequence[int] = (),
 ) -> Path:
-    """Write shards of so many clips each; `silent` clips have no sound, `blind` no frames, `short` only two frames."""
+    """Write shards of so many clips each; `silent` clips have no audio, `blind` no frames, `short` only two frames."""
     folder.mkdir(parents=True, exist_ok=True)
     infos, rows, number = [], [], 0
     for shard, size in enumerate(shard_sizes):
