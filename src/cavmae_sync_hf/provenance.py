@@ -99,8 +99,8 @@ def folder_digest(folder: StrPath) -> str | None:
 def model_fingerprint(model: PreTrainedModel, processor: CavMaeSyncProcessor) -> str:
     """Checksum of all that decides a model's features: weights, their type, configuration and processor."""
     digest = hashlib.sha256()
-    config = {key: value for key, value in model.config.to_dict().items() if key not in _INCIDENTAL}
-    for settings in (config, processor.feature_extractor.to_dict(), processor.video_processor.to_dict()):
+    for part in (model.config, processor.feature_extractor, processor.video_processor):
+        settings = {key: value for key, value in part.to_dict().items() if key not in _INCIDENTAL}
         digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     _add_tensors(digest, model.state_dict(), lambda name, tensor: f"{name} {tensor.dtype} {tuple(tensor.shape)}")
     return digest.hexdigest()

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from cavmae_sync_hf import CavMaeSyncModel, CavMaeSyncProcessor, InferenceError
+from cavmae_sync_hf.inference import moments as moments_module
 from cavmae_sync_hf.inference import windows as windows_module
 from cavmae_sync_hf.inference.extract import extract_features
 from cavmae_sync_hf.inference.features import choose_features, encode_moments
-from cavmae_sync_hf.inference.scramble import derange
-from cavmae_sync_hf.inference.windows import WindowGrid
+from cavmae_sync_hf.inference.windows import WindowGrid, derange
 from cavmae_sync_hf.provenance import model_fingerprint
 from helpers.clips import noise, tone, write_clip
 from helpers.tiny import tiny_config, tiny_inputs
@@ -148,9 +148,9 @@ def test_timing__says_what_a_row_has_seen_and_heard(tiny, films):
     assert (second["start"], second["end"], second["centre"]) == (1, 3, 2)
     assert second["frame_times"] == pytest.approx([1.25, 1.75, 2.25, 2.75])
     # Windows of sound are 0.48 s long and centred on the frames.
-    assert (second["sound_start"], second["sound_end"]) == pytest.approx((1.01, 2.99))
+    assert (second["audio_start"], second["audio_end"]) == pytest.approx((1.01, 2.99))
     assert (second["moments"], second["audio_moments"], second["video_moments"]) == (4, 4, 4)
-    assert second["sound_coverage"] == 1 and not second["partial"]
+    assert second["audio_coverage"] == 1 and not second["partial"]
     assert {row["id"] for row in found.timing} == {"1.mp4"}
     assert first["start"] == 0 and last["end"] == 4
 
@@ -179,13 +179,13 @@ def test_rows_of_a_data_set__are_fetched_one_at_a_time(tiny, films):
 
 def test_films__of_several_files_are_refused(tiny, films):
     clips = [{"path": str(films / "1.mp4"), "audio": str(films / "0.mp4"), "id": "both"}]
-    with pytest.raises(InferenceError, match="sound or pictures in files of their own"):
+    with pytest.raises(InferenceError, match="audio or frames in files of their own"):
         extract_features(*tiny, clips, window=2)
 
 
 def test_sound_inside__leaves_out_moments_that_hear_beyond_the_window(tiny, films):
     settings = {"window": 1, "stride": 1, "hop": 0.25, "modalities": ["a", "v"]}
-    inside = extract_features(*tiny, films / "1.mp4", sound="inside", **settings)
+    inside = extract_features(*tiny, films / "1.mp4", audio_context="inside", **settings)
     around = extract_features(*tiny, films / "1.mp4", **settings)
 
     output, _ = direct(tiny, films / "1.mp4", 16)
@@ -196,12 +196,20 @@ def test_sound_inside__leaves_out_moments_that_hear_beyond_the_window(tiny, film
     assert not np.allclose(inside.features["a"], around.features["a"])
     row = inside.timing[1]
     assert (row["audio_moments"], row["video_moments"]) == (2, 4)
-    assert row["start"] - 0.25 <= row["sound_start"] < row["sound_end"] <= row["end"]
+    assert row["start"] - 0.25 <= row["audio_start"] < row["audio_end"] <= row["end"]
+
+
+def test_audio_context__is_still_taken_under_its_earlier_name(tiny, films):
+    settings = {"window": 1, "stride": 1, "modalities": ["a"]}
+    with pytest.warns(FutureWarning, match="now called `audio_context='inside'`"):
+        earlier = extract_features(*tiny, films / "1.mp4", sound="inside", **settings)
+    now = extract_features(*tiny, films / "1.mp4", audio_context="inside", **settings)
+    np.testing.assert_array_equal(earlier.features["a"], now.features["a"])
 
 
 def test_sound_inside__needs_windows_longer_than_the_models(tiny, films):
     with pytest.raises(ValueError, match="windows of at least 0.73 s"):
-        extract_features(*tiny, films / "1.mp4", window=0.25, stride=0.25, sound="inside")
+        extract_features(*tiny, films / "1.mp4", window=0.25, stride=0.25, audio_context="inside")
 
 
 def test_partial__windows_are_dropped_or_means_of_what_is_there(tiny, films):
@@ -232,7 +240,7 @@ def test_gaps__between_windows_are_not_encoded(tiny, films, monkeypatch):
         encoded.append(inputs["pixel_values_videos"].shape[1])
         return encode_moments(model, inputs, features)
 
-    monkeypatch.setattr(windows_module, "encode_moments", count)
+    monkeypatch.setattr(moments_module, "encode_moments", count)
     found = extract_features(*tiny, films / "1.mp4", window=0.5, stride=2, hop=0.5, modalities=["v"])
 
     output, _ = direct(tiny, films / "1.mp4", 8)
@@ -364,10 +372,10 @@ def test_scramble__gives_pictures_the_sound_of_other_pieces(tiny, films):
     taken = []
     for number, pair in enumerate(mixed.pairing):
         assert rows[pair["id"], pair["start"]] == number
-        source = rows[pair["sound_id"], pair["sound_start"]]
+        source = rows[pair["audio_id"], pair["audio_start"]]
         taken.append(source)
         # Pieces of 1 s whose sound reaches 0.24 s further: the neighbours are left out as well.
-        assert pair["id"] != pair["sound_id"] or abs(pair["start"] - pair["sound_start"]) > 1
+        assert pair["id"] != pair["audio_id"] or abs(pair["start"] - pair["audio_start"]) > 1
         # Resampled from another point of the file, and spectrograms of another piece of it.
         np.testing.assert_allclose(mixed.features["a"][number], true.features["a"][source], atol=1e-3)
         assert np.abs(mixed.features["a"][number] - true.features["a"][number]).max() > 1e-2
@@ -403,7 +411,7 @@ def test_scramble__with_unreadable_sound_keeps_rows_and_says_nan(tiny, films, tm
         *tiny, tmp_path, window=2, stride=2, control="scramble", modalities=["a", "v"], missing="mask"
     )
 
-    silent = [row["sound_id"] == "silent" for row in found.pairing]
+    silent = [row["audio_id"] == "silent" for row in found.pairing]
     assert sum(silent) == 2
     assert [bool(np.isnan(row).all()) for row in found.features["a"]] == silent
 
@@ -414,7 +422,7 @@ def test_scramble__with_unreadable_sound_keeps_rows_and_says_nan(tiny, films, tm
         ({"control": "scramble", "modalities": ["a"]}, "ask for `av`, or for `a` and `v`"),
         ({"control": "shuffle"}, "there is 'scramble'"),
         ({"control": "scramble", "window": 4}, "1 whole piece"),
-        ({"sound": "outside"}, "`sound` is 'outside'"),
+        ({"audio_context": "outside"}, "`audio_context` is 'outside'"),
         ({"partial": "pad"}, "`partial` is 'pad'"),
         ({"missing": "skip"}, "`missing` is 'skip'"),
         ({"batch_frames": 0}, "`batch_frames` is 0"),

@@ -68,10 +68,10 @@ def test_folder__holds_arrays_a_timing_table_and_a_manifest(tiny, films, tmp_pat
     assert [float(time) for time in table[1]["frame_times"].split(";")] == expected.timing[1]["frame_times"]
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["complete"] and manifest["rows"] == 12
-    assert [(film["id"], film["first_row"], film["rows"]) for film in manifest["films"]] == [
+    assert [(film["id"], film["first_row"], film["rows"]) for film in manifest["videos"]] == [
         ("0", 0, 5), ("1", 5, 3), ("2", 8, 4),
     ]  # fmt: skip
-    assert manifest["identity"]["settings"]["sound_window"] == 0.48
+    assert manifest["identity"]["settings"]["audio_window"] == 0.48
     assert (summary.rows, summary.made, summary.failed) == (12, 3, {})
     assert shown[-1][:2] == (3, 3) and any("1.mp4 at 0:0" in remark for _, _, remark in shown)
 
@@ -86,7 +86,7 @@ def test_folder__as_parquet_reads_as_one_table(tiny, films, tmp_path):
     assert len(parts) == 3
     np.testing.assert_array_equal(np.array([row["v"] for row in rows], dtype=np.float32), expected.features["v"])
     assert [row["frame_times"] for row in rows] == [row["frame_times"] for row in expected.timing]
-    assert [row["sound_start"] for row in rows] == [row["sound_start"] for row in expected.timing]
+    assert [row["audio_start"] for row in rows] == [row["audio_start"] for row in expected.timing]
 
 
 def test_folder__that_is_complete_is_not_made_again(tiny, films, tmp_path):
@@ -174,7 +174,7 @@ def test_folder__of_another_model_or_list_is_refused(tiny, films, tmp_path):
     torch.manual_seed(1)
     with pytest.raises(InferenceError, match="features of another model"):
         extract_to_folder(CavMaeSyncModel(tiny_config()).eval(), processor, films, tmp_path / "out", window=2)
-    with pytest.raises(InferenceError, match="another list of films"):
+    with pytest.raises(InferenceError, match="another list of videos"):
         extract_to_folder(model, processor, films / "1.mp4", tmp_path / "out", window=2)
 
 
@@ -244,13 +244,61 @@ def test_folder__tries_bad_films_again(tiny, films, tmp_path):
     assert not (tmp_path / "out" / WORK_NAME).exists()
 
 
+OLD_NAMES = {"audio_coverage": "sound_coverage", "audio_start": "sound_start", "audio_end": "sound_end"}
+
+
+def as_version_1(folder: Path) -> None:
+    """Rewrite the notes of a folder as version 1 of the format had them."""
+
+    def older(identity: dict) -> None:
+        settings = identity["settings"]
+        identity["format_version"] = 1
+        settings["sound"], settings["sound_window"] = settings.pop("audio_context"), settings.pop("audio_window")
+        settings["features"] = {name: f"{text}, as it was called" for name, text in settings["features"].items()}
+
+    for path in (folder / "manifest.json", folder / WORK_NAME / "job.json"):
+        values = json.loads(path.read_text())
+        older(values["identity"])
+        if "videos" in values:
+            values["films"] = values.pop("videos")
+        path.write_text(json.dumps(values))
+    for path in (folder / WORK_NAME).glob("part-*/timing.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        renamed = [{OLD_NAMES.get(name, name): value for name, value in row.items()} for row in rows]
+        path.write_text("".join(json.dumps(row) + "\n" for row in renamed))
+
+
+def test_folder__begun_by_the_version_before_goes_on_under_its_names(tiny, films, tmp_path):
+    source = tmp_path / "films"
+    source.mkdir()
+    (source / "0.mp4").write_bytes((films / "0.mp4").read_bytes())
+    (source / "1.mp4").write_bytes(b"\0" * (films / "1.mp4").stat().st_size)
+    out = tmp_path / "out"
+    extract_to_folder(*tiny, source, out, window=2)
+    as_version_1(out)
+    (source / "1.mp4").write_bytes((films / "1.mp4").read_bytes())
+    resumed = extract_to_folder(*tiny, source, out, window=2)
+
+    assert resumed.made == 1 and resumed.rows == 8
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["identity"]["format_version"] == 1 and "sound" in manifest["identity"]["settings"]
+    assert [entry["id"] for entry in manifest["films"]] == ["0", "1"]
+    expected = extract_features(*tiny, source, window=2)
+    table = read_table(out / "timing.csv")
+    assert [float(row["sound_end"]) for row in table] == pytest.approx([row["audio_end"] for row in expected.timing])
+    np.testing.assert_array_equal(np.load(out / "v.npy"), expected.features["v"])
+    assert extract_to_folder(*tiny, source, out, window=2).made == 0
+    with pytest.raises(InferenceError, match="was begun with audio_context=around, now it is inside"):
+        extract_to_folder(*tiny, source, out, window=2, audio_context="inside")
+
+
 def test_source__without_films_leaves_nothing_behind(tiny, mixed, tmp_path):
     (tmp_path / "nothing").mkdir()
     for source, words in (
         (tmp_path / "nothing", "holds no clips"),
         (tmp_path / "missing.mp4", "no such file or folder"),
         (mixed / "playlist.mp4", "never followed"),
-        ([mixed / "archive.mp4", mixed / "empty.mkv"], "None of 2 films could be used. The first: .*ZIP"),
+        ([mixed / "archive.mp4", mixed / "empty.mkv"], "None of 2 videos could be used. The first: .*ZIP"),
         ([{"path": "../gone.mp4", "id": "x"}], "gone.mp4"),
     ):
         with pytest.raises(ValueError, match=words):
@@ -259,12 +307,12 @@ def test_source__without_films_leaves_nothing_behind(tiny, mixed, tmp_path):
 
 
 def test_folder__stays_whole_when_the_disk_is_full(tiny, films, tmp_path, monkeypatch):
-    from cavmae_sync_hf.inference import feature_files
+    from cavmae_sync_hf.inference import feature_folder
 
     def full(self, rows):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(feature_files.NpyPart, "_write", full)
+    monkeypatch.setattr(feature_folder._NpyPart, "_write", full)
     with pytest.raises(OSError, match="No space left"):
         extract_to_folder(*tiny, films, tmp_path / "out", window=2)
     assert not list((tmp_path / "out" / WORK_NAME).glob("partial-*"))
@@ -307,14 +355,22 @@ def test_command__takes_several_features_in_a_row(run, saved, films, tmp_path):
     assert summary["rows"] == 12 and (tmp_path / "out" / "pairing.json").is_file()
 
 
+def test_command__takes_the_earlier_name_of_an_option_with_a_note(run, saved, films, tmp_path):
+    code, _, err = run("extract", films, tmp_path / "out", "-m", saved, "--window", 2, "--sound", "inside")
+
+    assert code == 0 and "--sound is now called --audio-context" in err
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["identity"]["settings"]["audio_context"] == "inside"
+
+
 def test_command__says_what_was_written_and_what_was_left_out(run, saved, mixed, tmp_path):
     code, out, err = run("extract", mixed, tmp_path / "out", "-m", saved, "--window", "2")
 
     assert code == 1
-    assert "15 windows of 5 films; a (32), v (32), av (32); 5 films read" in out
+    assert "15 windows of 5 videos; a (32), v (32), av (32); 5 videos read" in out
     assert err.count("Left out:") == 4 and "--damaged keep" in err
     code, out, _ = run("extract", mixed, tmp_path / "kept", "-m", saved, "--window", "1", "--damaged", "keep")
-    assert code == 1 and "of 6 films" in out
+    assert code == 1 and "of 6 videos" in out
 
 
 @pytest.mark.parametrize(
@@ -325,7 +381,11 @@ def test_command__says_what_was_written_and_what_was_left_out(run, saved, mixed,
         (["SOURCE", "OUT", "-m", "MODEL", "--modalities", "x"], 1, "'x' is no feature"),
         (["SOURCE", "OUT", "-m", "MODEL", "--layers", "first"], 2, "whole numbers, got 'first'"),
         (["SOURCE", "OUT", "-m", "MODEL", "--window", "0"], 1, "`window` is 0.0"),
-        (["SOURCE", "OUT", "-m", "MODEL", "--window", "0.2", "--sound", "inside"], 1, "or --sound around"),
+        (
+            ["SOURCE", "OUT", "-m", "MODEL", "--window", "0.2", "--audio-context", "inside"],
+            1,
+            "Add --audio-context around",
+        ),
         (["SOURCE", "OUT", "-m", "OUT"], 1, "is not a folder"),
         (["gone.mp4", "OUT", "-m", "MODEL"], 1, "gone.mp4: no such file"),
         (["SOURCE", "OUT", "-m", "MODEL", "--device", "foo"], 2, "'foo' is no device"),

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.markup import escape
 
+from ..model.errors_cavmae_sync import CavMaeSyncError, on_command_line
 from . import terminal
 
 __all__ = ["extract"]
@@ -47,10 +48,11 @@ def extract(
         Literal["scramble"] | None, typer.Option(help="Give pictures the sound of other pieces of the films.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seeds the control.")] = 0,
-    sound: Annotated[
+    audio_context: Annotated[
         Literal["around", "inside"],
         typer.Option(help="Whether moments that hear beyond the window's ends count, or only those that do not."),
     ] = "around",
+    sound: Annotated[Literal["around", "inside"] | None, typer.Option(hidden=True)] = None,
     partial: Annotated[
         Literal["drop", "keep"], typer.Option(help="Windows that reach beyond the film's end.")
     ] = "drop",
@@ -79,6 +81,9 @@ def extract(
     again. Films that cannot be used are listed and left out; the exit code is then 1.
     """
     terminal.check_device(device)
+    if sound is not None:
+        terminal.errors.print(f"Note: --sound is now called --audio-context; taken as --audio-context {sound}.")
+        audio_context = sound
     names, numbers = _sort_words(modalities or [], layers or [], more or [])
     import torch
 
@@ -90,11 +95,12 @@ def extract(
         with terminal.progress_bar("extracting") as show:
             summary = extract_to_folder(
                 loaded, processor, source, out, format=format, window=window, stride=stride, hop=hop,
-                modalities=names or None, layers=numbers, control=control, seed=seed, sound=sound, partial=partial,
-                missing=missing, damaged=damaged, batch_frames=batch_frames, media=media, split=split, progress=show,
+                modalities=names or None, layers=numbers, control=control, seed=seed, audio_context=audio_context,
+                partial=partial, missing=missing, damaged=damaged, batch_frames=batch_frames, media=media,
+                split=split, progress=show,
             )  # fmt: skip
     except ValueError as error:
-        raise ValueError(_as_options(str(error))) from error
+        raise ValueError(_spell(error)) from error
     if as_json:
         print(json.dumps(summary.to_dict(), indent=2))
     else:
@@ -121,9 +127,10 @@ def _words(values: list[str]) -> list[str]:
     return [word for value in values for word in re.split(r"[,\s]+", value) if word]
 
 
-def _as_options(text: str) -> str:
-    """`text` of the library with Python's arguments as this command's options."""
-    return re.sub(r"\b(damaged|missing|partial|sound|control)=(['\"])(\w+)\2", r"--\1 \3", text)
+def _spell(error: BaseException) -> str:
+    """An error of the library with its remedies as this command's options."""
+    text = error.spelled(on_command_line) if isinstance(error, CavMaeSyncError) else str(error)
+    return re.sub(r"\b(damaged|missing)=(['\"])(\w+)\2", r"--\1 \3", text)
 
 
 def _print(summary: Any) -> None:
@@ -132,7 +139,7 @@ def _print(summary: Any) -> None:
         if place == _SHOWN_FAILURES:
             terminal.errors.print(f"... and {len(summary.failed) - place} more; see {_manifest(summary.folder)}.")
             break
-        text = _as_options(" ".join(reason.split()))
+        text = " ".join(_spell(summary.errors[name]).split())
         text = text if name in reason else f"{name}: {text}"
         text = "".join(letter if letter.isprintable() else "?" for letter in text)
         terminal.errors.print(f"[bold red]Left out:[/bold red] {escape(text)}", highlight=False, soft_wrap=True)

@@ -1,35 +1,38 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""How do videos become features per window, as arrays in memory or as files of any size?
+"""Features of windows of videos, as arrays in memory or as files of any size.
 
 `extract_features` gives arrays and a timing table, `extract_to_folder` writes them: in constant memory, whole or not
 at all, and going on where a killed run has stopped. What a window's feature is, is told in `windows`.
 """
 
+import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 
 from ..data.packing import BadClip, is_cut
-from ..data.sources import ClipList, ClipRecord, printable, read_source
+from ..data.sources import ClipList, ClipRecord, MediaRows, printable, read_source
 from ..data.tables import LIST_SUFFIXES
-from ..files import locked
+from ..files import StrPath, locked
 from ..model.alignment_cavmae_sync import window_seconds
 from ..model.errors_cavmae_sync import InferenceError
 from ..model.media_cavmae_sync import probe_media
-from ..provenance import model_fingerprint, software_versions
+from ..model.modeling_cavmae_sync import CavMaeSyncModel
+from ..model.processing_cavmae_sync import CavMaeSyncProcessor
+from ..provenance import model_fingerprint, require_package, software_versions
 from .feature_folder import FeatureFolder, check_folder, nothing_came
 from .features import choose_features
-from .scramble import ScrambledSound
-from .windows import Film, Plan, WindowGrid, WindowRow, iter_windows
+from .moments import MediaSpan, Progress, format_clock
+from .windows import Plan, ScrambledAudio, WindowGrid, WindowRow, iter_windows
 
 __all__ = ["ExtractionSummary", "WindowFeatures", "extract_features", "extract_to_folder"]
-
-Progress = Callable[..., None]
 
 
 @dataclass
@@ -37,16 +40,18 @@ class WindowFeatures:
     """Features of windows, row by row.
 
     Attributes:
-        features: Feature name -> `(rows, hidden)` float32; NaN where a window has no sound or picture for it.
+        features: Feature name -> `(rows, hidden)` float32; NaN where a window has no audio or frame for it.
         timing: One mapping per row, see `extract_features`; a table by `pandas.DataFrame(timing)`.
-        failed: Name of each film that gave no rows -> why.
-        pairing: With `control="scramble"`, which piece of picture got which piece of sound.
+        failed: Name of each video that gave no rows -> why.
+        pairing: With `control="scramble"`, which piece of frames got which piece of audio.
+        errors: The same names -> the exceptions, whose remedies each reader can spell.
     """
 
     features: dict[str, np.ndarray]
     timing: list[dict[str, Any]]
     failed: dict[str, str] = field(default_factory=dict)
     pairing: list[dict[str, Any]] = field(default_factory=list)
+    errors: dict[str, BaseException] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.timing)
@@ -58,36 +63,38 @@ class ExtractionSummary:
 
     Attributes:
         folder: The folder.
-        films: Films of the source.
-        made: Films that this run has read.
+        videos: Videos of the source.
+        made: Videos that this run has read.
         rows: Rows in the folder.
         features: Feature name -> length of its vectors.
-        failed: Name of each film that gave no rows -> why.
+        failed: Name of each video that gave no rows -> why.
         seconds: How long the run took.
+        errors: The names of `failed` -> the exceptions, whose remedies each reader can spell.
     """
 
     folder: Path
-    films: int
+    videos: int
     made: int
     rows: int
     features: dict[str, int]
     failed: dict[str, str]
     seconds: float
+    errors: dict[str, BaseException] = field(default_factory=dict, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it."""
-        return asdict(self) | {"folder": str(self.folder)}
+        return {name: value for name, value in vars(self).items() if name != "errors"} | {"folder": str(self.folder)}
 
     def __str__(self) -> str:
         columns = ", ".join(f"{name} ({size})" for name, size in self.features.items())
-        text = f"{self.folder}: {_count(self.rows, 'window')} of {_count(self.films - len(self.failed), 'film')}"
-        done = f"{_count(self.made, 'film')} read in {self.seconds:.1f} s" if self.made else "all there already"
+        text = f"{self.folder}: {_count(self.rows, 'window')} of {_count(self.videos - len(self.failed), 'video')}"
+        done = f"{_count(self.made, 'video')} read in {self.seconds:.1f} s" if self.made else "all there already"
         return f"{text}; {columns}; {done}"
 
 
 def extract_features(
-    model: Any,
-    processor: Any,
+    model: CavMaeSyncModel,
+    processor: CavMaeSyncProcessor,
     source: Any,
     *,
     window: float = 5.0,
@@ -97,67 +104,69 @@ def extract_features(
     layers: Sequence[int] = (),
     control: Literal["scramble"] | None = None,
     seed: int = 0,
-    sound: Literal["around", "inside"] = "around",
+    audio_context: Literal["around", "inside"] = "around",
     partial: Literal["drop", "keep"] = "drop",
     missing: Literal["error", "mask"] = "error",
     damaged: Literal["error", "keep"] = "error",
     batch_frames: int = 16,
-    media: str | os.PathLike[str] | None = None,
+    media: StrPath | None = None,
     split: str | None = None,
     progress: Progress | None = None,
+    sound: Literal["around", "inside"] | None = None,
 ) -> WindowFeatures:
     """Features of every window of one or more videos, in memory.
 
     Args:
-        model: A `CavMaeSyncModel` in evaluation mode, as `load_model` gives it.
+        model: In evaluation mode, as `load_model` gives it.
         processor: Its processor.
         source: A video file, or what [`~cavmae_sync_hf.data.sources.read_source`] lists: a folder, a pattern, a list
-            with spans, a sequence of paths. Files of other suffixes than videos', such as sounds, are taken where
-            they are named one by one.
+            with spans, a sequence of paths. Files of other suffixes than videos', such as audio files, are taken
+            where they are named one by one.
         window: Length of a window, seconds.
         stride: From the start of a window to the start of the next, seconds.
         hop: From one moment to the next, seconds; must divide `stride`. Default: the longest that does and is no more
             than 0.625 s or the window.
-        modalities: `"a"` (sound), `"v"` (picture), `"av"` (both fused), `"a_patches"`, ...; see `features`. Default:
-            all of the first three that the model has. With sound alone the picture is not decoded, and moments lie on
-            the grid itself instead of on the frame that is on screen there, at most one frame earlier.
+        modalities: `"a"` (audio), `"v"` (frames), `"av"` (both fused), `"a_patches"`, ...; see `features`. Default:
+            all of the first three that the model has. With audio alone no frame is decoded, and moments lie on the
+            grid itself instead of on the frame that is on screen there, at most one frame earlier.
         layers: Layers whose mean patches are added per modality; negative ones count from the last.
-        control: `"scramble"`: pictures get the sound of other pieces of the films; see `scramble`.
+        control: `"scramble"`: frames get the audio of other pieces of the videos; see `ScrambledAudio`.
         seed: Seeds the control.
-        sound: `"around"`: every moment in the window hears its full window of sound, so a row hears up to half of it
-            beyond both ends. `"inside"`: rows are means of the moments that hear nothing from outside (`v` still of
-            all); takes windows longer than the model's window of sound.
-        partial: `"drop"`: no row for windows with moments beyond the film's end. `"keep"`: means of those that are
+        audio_context: `"around"`: every moment in the window hears its full audio window, so a row hears up to half of
+            it beyond both ends. `"inside"`: rows are means of the moments that hear nothing from outside (`v` still of
+            all); takes windows longer than the model's audio window.
+        partial: `"drop"`: no row for windows with moments beyond the video's end. `"keep"`: means of those that are
             there.
-        missing: `"error"`, or `"mask"`: NaN where a film lacks the sound or the picture.
-        damaged: `"error"`, or `"keep"`: what can be decoded of a damaged film counts.
+        missing: `"error"`, or `"mask"`: NaN where a video lacks the audio or the frames.
+        damaged: `"error"`, or `"keep"`: what can be decoded of a damaged video counts.
         batch_frames: Moments decoded and encoded at a time.
         media: Folder of the files that a list names.
         split: Split of a list or data set.
-        progress: Called with films done, their number and a remark.
+        progress: Called with videos done, their number and a remark.
+        sound: Earlier name of `audio_context`.
 
     Returns:
-        The features, and per row: `id` and `file` of the film, `window` (its number in the film), `start`, `end`,
+        The features, and per row: `id` and `file` of the video, `window` (its number in the video), `start`, `end`,
         `centre` (seconds of the file), `moments`, `partial`, `frame_times` (when the frames appeared),
-        `video_moments` and `audio_moments` (those present, that the means are of), `sound_coverage` (mean share of
-        the moments' sound windows inside the film), `sound_start` and `sound_end` (what was heard; `None` in the
-        control), `similarity` (mean cosine of sound and picture, with `a` and `v`).
+        `video_moments` and `audio_moments` (those present, that the means are of), `audio_coverage` (mean share of
+        the moments' audio windows inside the video), `audio_start` and `audio_end` (what was heard; `None` in the
+        control), `similarity` (mean cosine of audio and frame, with `a` and `v`).
 
     Raises:
-        InferenceError: The only film cannot be used, or none of several can.
-        ValueError: A setting cannot work.
+        InferenceError: A setting cannot work, the only video cannot be used, or none of several can.
     """
     job = _Job(
-        model, processor, source, window, stride, hop, modalities, layers, control, seed, sound, partial, missing,
-        damaged, batch_frames, media, split,
+        model, processor, source, window=window, stride=stride, hop=hop, modalities=modalities, layers=layers,
+        control=control, seed=seed, audio_context=audio_context, partial=partial, missing=missing, damaged=damaged,
+        batch_frames=batch_frames, media=media, split=split, sound=sound,
     )  # fmt: skip
     rows: list[WindowRow] = []
     result = WindowFeatures({}, [], pairing=job.deal(progress))
-    for number, film in enumerate(job.films):
+    for number, made in job.rows(range(len(job.videos)), progress):
         try:
-            rows += list(job.rows(film, _remarks(progress, number, len(job.films), film)))
-        except _FilmFailure as failure:
-            result.failed[film.id] = str(failure)
+            rows += list(made)
+        except _VideoFailure as failure:
+            failure.note(job.videos[number], result)
     if not rows:
         raise InferenceError(nothing_came(result.failed))
     result.timing = [row.facts for row in rows]
@@ -167,10 +176,10 @@ def extract_features(
 
 
 def extract_to_folder(
-    model: Any,
-    processor: Any,
+    model: CavMaeSyncModel,
+    processor: CavMaeSyncProcessor,
     source: Any,
-    out: str | os.PathLike[str],
+    out: StrPath,
     *,
     format: Literal["npy", "parquet"] = "npy",  # noqa: A002 - the word users look for
     progress: Progress | None = None,
@@ -178,78 +187,84 @@ def extract_to_folder(
 ) -> ExtractionSummary:
     """Write the features of every window of many or long videos.
 
-    A film whose rows are written is not read again: a run that is killed goes on with the next one. Films that cannot
-    be used are left out and listed in the manifest; another run tries them again.
+    A video whose rows are written is not read again: a run that is killed goes on with the next one. Videos that
+    cannot be used are left out and listed in the manifest; another run tries them again.
 
     Args:
         model, processor, source: As of `extract_features`.
         out: Folder, new or begun by a run with the same model, source and settings. With `format="npy"` it holds
             `FEATURE.npy` `(rows, hidden)` float32 and `timing.csv`; with `"parquet"` a file `part-NUMBER.parquet` for
-            each film, which together read as one table. `manifest.json` says what the rows are, which of them are
-            whose, and which films failed; `pairing.json` which sound a scrambled picture got.
+            each video, which together read as one table. `manifest.json` says what the rows are, which of them are
+            whose, and which videos failed; `pairing.json` which audio scrambled frames got.
         format: `"npy"` or `"parquet"` (needs pyarrow).
-        progress: Called with films done, their number and a remark.
+        progress: Called with videos done, their number and a remark.
         settings: As of `extract_features`.
 
     Raises:
-        InferenceError: The folder holds something else, or the features of another model, source or setting; or no
-            film could be used.
+        InferenceError: A setting cannot work; the folder holds something else, or the features of another model,
+            source or setting; or no video could be used.
         LockedError: Another run is writing to the folder.
-        ValueError: A setting cannot work.
     """
     began = time.perf_counter()
     if format not in ("npy", "parquet"):
-        raise ValueError(f"`format` is {format!r}; it must be 'npy' or 'parquet'.")
+        raise InferenceError(f"`format` is {format!r}; it must be 'npy' or 'parquet'.")
     if format == "parquet":
-        _require_pyarrow()
+        require_package("pyarrow.parquet", "training", "Parquet")
     folder = check_folder(out)
     job = _Job(model, processor, source, **settings)
     store = FeatureFolder(
-        folder, format, job.films, job.sizes, model=model_fingerprint(model, processor), settings=job.settings(),
-        lines=job.clips.lines(), digest=job.clips.digest(),
+        folder, format, videos=job.videos, sizes=job.sizes, model=model_fingerprint(model, processor),
+        settings=job.settings(), lines=job.clips.lines(), digest=job.clips.digest(),
     )  # fmt: skip
     store.work.mkdir(parents=True, exist_ok=True)
-    total = len(job.films)
-    failed: dict[str, str] = {}
+    summary = ExtractionSummary(folder, len(job.videos), made=0, rows=0, features=job.sizes, failed={}, seconds=0.0)
     with locked(store.work / "lock", folder):
         try:
             missing = store.begin()
             if missing:
                 store.claim(job.deal(progress))
-            for place, number in enumerate(missing):
-                film = job.films[number]
-                show = _remarks(progress, total - len(missing) + place, total, film)
+            for number, made in job.rows(missing, progress):
                 try:
-                    store.add(number, job.rows(film, show))
-                except _FilmFailure as failure:
-                    failed[film.id] = str(failure)
-            rows = store.finish(failed, job.facts()) if missing else store.rows()
-            if not failed or not rows:
+                    store.add(number, made)
+                except _VideoFailure as failure:
+                    failure.note(job.videos[number], summary)
+            summary.rows = store.finish(summary.failed, job.facts()) if missing else store.rows()
+            if not summary.failed or not summary.rows:
                 store.leave()
         except BaseException:
             if not store.is_claimed():
                 store.leave()
             raise
-    if not rows:
-        raise InferenceError(nothing_came(failed))
+    if not summary.rows:
+        raise InferenceError(nothing_came(summary.failed))
     if progress is not None:
-        progress(total, total, "")
-    made = len(missing) - len(failed)
-    return ExtractionSummary(folder, total, made, rows, job.sizes, failed, time.perf_counter() - began)
+        progress(summary.videos, summary.videos, "")
+    summary.made = len(missing) - len(summary.failed)
+    summary.seconds = time.perf_counter() - began
+    return summary
 
 
-class _FilmFailure(Exception):
-    """One film cannot be used; the others go on."""
+class _VideoFailure(Exception):
+    """One video cannot be used; the others go on."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+    def note(self, video: MediaSpan, result: WindowFeatures | ExtractionSummary) -> None:
+        """Write it down."""
+        result.failed[video.id], result.errors[video.id] = str(self), self.error
 
 
 class _Job:
-    """What is to be done, checked before anything is done."""
+    """What is to be done, checked before anything is done; arguments as of `extract_features`."""
 
     def __init__(
         self,
-        model: Any,
-        processor: Any,
+        model: CavMaeSyncModel,
+        processor: CavMaeSyncProcessor,
         source: Any,
+        *,
         window: float = 5.0,
         stride: float = 1.0,
         hop: float | None = None,
@@ -257,61 +272,73 @@ class _Job:
         layers: Sequence[int] = (),
         control: str | None = None,
         seed: int = 0,
-        sound: Any = "around",
-        partial: Any = "drop",
-        missing: Any = "error",
-        damaged: Any = "error",
+        audio_context: Literal["around", "inside"] = "around",
+        partial: Literal["drop", "keep"] = "drop",
+        missing: Literal["error", "mask"] = "error",
+        damaged: Literal["error", "keep"] = "error",
         batch_frames: int = 16,
-        media: Any = None,
+        media: StrPath | None = None,
         split: str | None = None,
+        sound: Literal["around", "inside"] | None = None,
     ) -> None:
+        if sound is not None:
+            warnings.warn(f"`sound={sound!r}` is now called `audio_context={sound!r}`.", FutureWarning, stacklevel=3)
+            audio_context = sound
         if modalities is None:
             modalities = {"audio": ("a",), "video": ("v",)}.get(model.config.modality, ("a", "v", "av"))
         features = choose_features(modalities, model.config, layers)
-        self.plan = Plan(WindowGrid.of(window, stride, hop), features, sound, partial, missing, damaged, batch_frames)
-        self.sound_seconds = window_seconds(processor.feature_extractor.audio_length)
-        self.plan.heard(self.sound_seconds)
+        self.plan = Plan(
+            grid=WindowGrid.of(window, stride, hop),
+            features=features,
+            audio_context=audio_context,
+            partial=partial,
+            missing=missing,
+            damaged=damaged,
+            batch_frames=batch_frames,
+        )
+        self.audio_seconds = window_seconds(processor.feature_extractor.audio_length)
+        self.plan.heard(self.audio_seconds)
         if control not in (None, "scramble"):
-            raise ValueError(f"`control` is {control!r}; there is 'scramble'.")
+            raise InferenceError(f"`control` is {control!r}; there is 'scramble'.")
         if control and not (self.plan.needs_audio and self.plan.needs_video):
-            raise ValueError(
-                'control="scramble" gives pictures the sound of other moments; ask for `av`, or for `a` and `v`.'
+            raise InferenceError(
+                "The control condition gives frames the audio of other moments; ask for `av`, or for `a` and `v`."
             )
         self.model, self.processor = model, processor
         self.control, self.seed = control, seed
         self.sizes = {feature.name: int(model.config.hidden_size) for feature in features}
         self.clips = _read(source, media, split)
-        self.films, self.problems = _films(self.clips)
-        self.supply: ScrambledSound | None = None
+        self.videos = [_video(self.clips, record) for record in self.clips.records]
+        self.supply: ScrambledAudio | None = None
 
     def deal(self, progress: Progress | None) -> list[dict[str, Any]]:
-        """Deal out the sound for the control condition; who got whose."""
+        """Deal out the audio for the control condition; who got whose."""
         if self.control is None:
             return []
 
         def show(done: int, total: int) -> None:
             if progress is not None:
-                progress(0, len(self.films), f"measured {done} of {total}")
+                progress(0, len(self.videos), f"measured {done} of {total}")
 
-        usable = [film for film in self.films if film.id not in self.problems]
-        self.supply = ScrambledSound(usable, self.plan, self.processor, self.seed, show)
+        usable = [video for video in self.videos if video.about is None]
+        self.supply = ScrambledAudio(usable, self.plan, self.processor, self.seed, show)
         return self.supply.pairing()
 
-    def rows(self, film: Film, show: Callable[[float], None] | None) -> Iterator[WindowRow]:
-        """The rows of a film; what is wrong with the film itself becomes a `_FilmFailure`."""
-        problem = self.problems.get(film.id)
-        if problem is not None:
-            raise _FilmFailure(problem)
-        made = iter_windows(self.model, self.processor, film, self.plan, self.supply, show)
-        while True:
-            # Around the reading alone: a full disk, which fails between two rows, is not the film's fault.
-            try:
-                row = next(made)
-            except StopIteration:
-                return
-            except (ValueError, OSError) as error:
-                raise _FilmFailure(str(error)) from error
-            yield row
+    def rows(self, numbers: Sequence[int], progress: Progress | None) -> Iterator[tuple[int, Iterator[WindowRow]]]:
+        """Videos by their numbers, with their rows; what is wrong with a video becomes a `_VideoFailure`."""
+        videos = [self.videos[number] for number in numbers]
+        total = len(self.videos)
+        done = {video.id: total - len(videos) + place for place, video in enumerate(videos)}
+
+        def show(video: MediaSpan, seconds: float) -> None:
+            if progress is not None:
+                name = "".join(letter if letter.isprintable() else "?" for letter in video.name)
+                clock = format_clock(math.floor((video.start or 0.0) + seconds), 0)
+                progress(done[video.id], total, f"{name} at {clock}")
+
+        made = iter_windows(self.model, self.processor, videos, self.plan, supply=self.supply, show=show)
+        for number, (_, rows) in zip(numbers, made, strict=True):
+            yield number, _reading_errors(rows)
 
     def settings(self) -> dict[str, Any]:
         """What decides the values of the rows."""
@@ -321,8 +348,8 @@ class _Job:
             "stride": grid.stride,
             "hop": grid.hop,
             "moments_per_window": grid.per_window,
-            "sound_window": self.sound_seconds,
-            "sound": plan.sound,
+            "audio_window": self.audio_seconds,
+            "audio_context": plan.audio_context,
             "partial": plan.partial,
             "missing": plan.missing,
             "damaged": plan.damaged,
@@ -337,7 +364,19 @@ class _Job:
         return {"model": self.model.config._name_or_path, "dtype": dtype, "versions": software_versions()}
 
 
-def _read(source: Any, media: Any, split: str | None) -> ClipList:
+def _reading_errors(rows: Iterator[WindowRow]) -> Iterator[WindowRow]:
+    """Errors of the reading as those of the video; a full disk, which fails between two rows, is not its fault."""
+    while True:
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except (ValueError, OSError) as error:
+            raise _VideoFailure(error) from error
+        yield row
+
+
+def _read(source: Any, media: StrPath | None, split: str | None) -> ClipList:
     """The clips of a source; a file is taken at its word, whatever its suffix."""
     if isinstance(source, str | os.PathLike) and os.path.isfile(source):
         path = os.fspath(source)
@@ -349,59 +388,40 @@ def _read(source: Any, media: Any, split: str | None) -> ClipList:
     return read_source(source, media=media, split=split)
 
 
-def _films(clips: ClipList) -> tuple[list[Film], dict[str, str]]:
-    """The films of a list, and what is wrong with those that cannot be read."""
-    films, problems = [], {}
-    for record in clips.records:
-        start, end = record.start or 0.0, record.end
-        problem = record.problem and f"{record.source}: {record.problem}"
-        apart = record.row is not None and clips.rows is not None and clips.rows.audio_column is not None
-        if record.frames is not None or record.audio is not None or apart:
-            problem = f"{record.source}: has its sound or pictures in files of their own; films are one file each."
-        elif problem is None and record.maybe_cut:
-            start, end, problem = _span(record)
-        if problem is not None:
-            problems[record.id] = problem
-        films.append(Film(record.id, record.source, _media(clips, record), start, end))
-    return films, problems
+def _video(clips: ClipList, record: ClipRecord) -> MediaSpan:
+    """The video of a record; one that cannot be used has its error in `about`, and raises it when it is opened."""
+    start, end = record.start or 0.0, record.end
+    error: Exception | None = None
+    apart = record.row is not None and clips.rows is not None and clips.rows.audio_column is not None
+    if record.frames is not None or record.audio is not None or apart:
+        error = InferenceError(f"{record.source}: has its audio or frames in files of their own; a video is one file.")
+    elif record.problem is not None:
+        error = InferenceError(f"{record.source}: {record.problem}")
+    elif record.maybe_cut:
+        # A file that may be the segment already, which its length tells.
+        try:
+            if is_cut(record, probe_media(record.path).duration):
+                start, end = 0.0, None
+        except (ValueError, OSError) as caught:
+            error = caught
+        except BadClip as caught:
+            error = InferenceError(str(caught))
+    media: Any = record.path
+    if error is not None:
+        media = partial(_refuse, error)
+    elif clips.rows is not None and record.row is not None:
+        # Rows of a data set hold the video itself, which is fetched when its turn comes.
+        media = partial(_fetch, clips.rows, record.row)
+    return MediaSpan(media, name=record.source, id=record.id, start=start, end=end, about=error)
 
 
-def _media(clips: ClipList, record: ClipRecord) -> Any:
-    """The file of a clip; rows of a data set hold the film itself, which is fetched when its turn comes."""
-    rows, row = clips.rows, record.row
-    if rows is None or row is None:
-        return record.path
-    return lambda: rows[row][0]
+def _fetch(rows: MediaRows, row: int) -> Any:
+    return rows[row][0]
 
 
-def _span(record: ClipRecord) -> tuple[float, float | None, str | None]:
-    """Span of a file that may be the segment already, which its length tells."""
-    try:
-        cut = is_cut(record, probe_media(record.path).duration)
-    except (BadClip, ValueError, OSError) as error:
-        return 0.0, None, str(error)
-    return (0.0, None, None) if cut else (record.start or 0.0, record.end, None)
-
-
-def _remarks(progress: Progress | None, done: int, total: int, film: Film) -> Callable[[float], None] | None:
-    """Reports of where in a film the work is."""
-    if progress is None:
-        return None
-    name = "".join(letter if letter.isprintable() else "?" for letter in film.name)
-
-    def show(seconds: float) -> None:
-        minutes, rest = divmod(int(film.start + seconds), 60)
-        progress(done, total, f"{name} at {minutes}:{rest:02d}")
-
-    return show
+def _refuse(error: Exception) -> NoReturn:
+    raise error
 
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def _require_pyarrow() -> None:
-    try:
-        import pyarrow.parquet  # noqa: F401
-    except ImportError as error:
-        raise ImportError('Parquet needs pyarrow: pip install "cavmae-sync-hf[training]"; or use npy.') from error
