@@ -166,7 +166,7 @@ def test_classify__one_modality(model, processor, clips):
 
 
 def test_classify__clip_without_sound(model, processor, clips):
-    with pytest.raises(MissingTrackError, match=r'2\.mp4.*modality="video"'):
+    with pytest.raises(MissingTrackError, match=r"2\.mp4.*modality='video'"):
         classify(model, processor, clips[2])
     wanted = classify(model, processor, clips[2], modality="video")[0].scores
     for options in ({}, {"hop": 0.5}):

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.markup import escape
 
+from ..model.errors_cavmae_sync import CavMaeSyncError, on_command_line
 from . import terminal
 
 __all__ = ["classify"]
@@ -62,7 +63,8 @@ def classify(
                     missing=missing, damaged=damaged, progress=tell,
                 )  # fmt: skip
             except ValueError as error:
-                failed.append({"clip": video, "error": _as_options(str(error))})
+                text = error.spelled(on_command_line) if isinstance(error, CavMaeSyncError) else str(error)
+                failed.append({"clip": video, "error": text})
         show(len(videos), len(videos))
     if as_json:
         results = [result.to_dict() for result in found]
@@ -74,13 +76,6 @@ def classify(
         terminal.errors.print(f"[bold red]Error:[/bold red] {escape(entry['error'])}", highlight=False, soft_wrap=True)
     if failed:
         raise typer.Exit(1)
-
-
-def _as_options(text: str) -> str:
-    """`text` of the library with Python's arguments as this command's options."""
-    for value in ("both", "audio", "video"):
-        text = text.replace(f'modality="{value}"', f"--modality {value}")
-    return text.replace("missing='mask'", "--missing mask").replace('damaged="keep"', "--damaged keep")
 
 
 def _show(result: Any, moments: bool) -> None:

@@ -1,5 +1,5 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""In which forms may a clip reach a pipeline, and how does it become the model's inputs?"""
+"""The forms in which a clip may reach a pipeline, and how it becomes the model's inputs."""
 
 import math
 import os
@@ -11,14 +11,16 @@ import torch
 from PIL import Image
 from transformers.image_utils import load_image
 
-from .errors_cavmae_sync import MediaNotFoundError, MissingTrackError
+from .configuration_cavmae_sync import CavMaeSyncConfig
+from .errors_cavmae_sync import Hint, MediaNotFoundError, MissingTrackError
 from .media_cavmae_sync import probe_media
 from .media_source_cavmae_sync import describe_source
+from .processing_cavmae_sync import CavMaeSyncProcessor
 from .video_processing_cavmae_sync import is_media_source, is_single_frame
 
 MODALITIES = ("both", "audio", "video")
-_PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-# What a mapping may say about its video and its sound: arguments of the processor's call, one value for the clip.
+_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+# What a mapping may say about its video and its audio: arguments of the processor's call, one value for the clip.
 _CLIP_OPTIONS = ("sampling_rate", "fps", "video_metadata", "frame_times", "start", "end")
 
 
@@ -62,10 +64,10 @@ def read_clip(clip: Any) -> ClipInput:
 
     Args:
         clip: A file with both tracks or one of them (path, address, bytes, file object); a mapping with `"video"`
-            and/or `"audio"` (files, frames, a waveform; a video file brings its own sound) and, where needed,
+            and/or `"audio"` (files, frames, a waveform; a video file brings its own audio) and, where needed,
             `"sampling_rate"`, `"fps"`, `"video_metadata"`, `"frame_times"`, `"start"` and `"end"`; `datasets`'
-            `{"array", "sampling_rate"}`; frames as one array `(T, H, W, C)` or `(T, C, H, W)`; a picture (PIL, an
-            array, or a picture file).
+            `{"array", "sampling_rate"}`; frames as one array `(T, H, W, C)` or `(T, C, H, W)`; a still image (PIL, an
+            array, or an image file).
 
     Raises:
         ValueError: It is none of these; the message says which would do.
@@ -76,9 +78,9 @@ def read_clip(clip: Any) -> ClipInput:
         return _read_mapping(clip)
     if isinstance(clip, Mapping) and clip.get("array") is not None:
         return ClipInput("the waveform", audio=clip)
-    picture = _as_picture(clip)
-    if picture is not None:
-        return picture
+    image = _as_image(clip)
+    if image is not None:
+        return image
     if is_media_source(clip):
         if isinstance(clip, Mapping) and clip.get("bytes") is None and clip.get("path") is None:
             raise ValueError(
@@ -105,33 +107,34 @@ def _read_mapping(clip: Mapping) -> ClipInput:
         raise ValueError('A clip needs "video", "audio" or both; both are None.')
     source = video if video is not None else audio
     name = describe_source(source) if is_media_source(source) else "the clip"
-    picture = _as_picture(video) if video is not None else None
-    if picture is not None:
-        video = picture.video
-        options = picture.options | options
-    return ClipInput(name, video, audio, audio is None and is_media_source(video), options)
+    image = _as_image(video) if video is not None else None
+    if image is not None:
+        video = image.video
+        options = image.options | options
+    one_file = audio is None and is_media_source(video)
+    return ClipInput(name, video=video, audio=audio, one_file=one_file, options=options)
 
 
-def _as_picture(value: Any) -> ClipInput | None:
-    """A still picture as a clip of one frame at time 0; `None` for anything else."""
-    name = "the picture"
+def _as_image(value: Any) -> ClipInput | None:
+    """A still image as a clip of one frame at time 0; `None` for anything else."""
+    name = "the image"
     if isinstance(value, str | os.PathLike):
         name = os.fspath(value)
-        if not str(name).lower().partition("?")[0].endswith(_PICTURE_SUFFIXES):
+        if not str(name).lower().partition("?")[0].endswith(_IMAGE_SUFFIXES):
             return None
         if "://" not in str(name) and not os.path.exists(name):
             raise MediaNotFoundError(f"{name}: no such file; check the path.")
         try:
             value = load_image(str(name))
         except Exception as error:  # PIL and the network have errors of many kinds
-            raise ValueError(f"{name}: cannot be read as a picture ({error}).") from error
+            raise ValueError(f"{name}: cannot be read as an image ({error}).") from error
     single = hasattr(value, "ndim") and is_single_frame(value) and value.ndim == 3
     if not isinstance(value, Image.Image) and not single:
         return None
     return ClipInput(os.path.basename(str(name)), video=[value], options={"frame_times": [0.0]})
 
 
-def check_modality(modality: str | None, config: Any) -> str:
+def check_modality(modality: str | None, config: CavMaeSyncConfig) -> str:
     """The modality to use: as asked, or all that the model has.
 
     Raises:
@@ -148,44 +151,46 @@ def check_modality(modality: str | None, config: Any) -> str:
 
 
 def prepare_clip(
-    processor: Any,
+    processor: CavMaeSyncProcessor,
     clip: Any,
     modality: str,
     *,
     num_frames: int | None = None,
     missing: str = "error",
     damaged: str = "error",
+    choice: str = "modality",
 ) -> dict[str, Any]:
     """The model's inputs of one clip, the same entries for every clip of a modality, so that clips can be batched.
 
     Args:
-        processor: A `CavMaeSyncProcessor`.
+        processor: The model's processor.
         clip: As for `read_clip`.
         modality: `"audio"` and `"video"` read that track alone; `"both"` needs both unless `missing` is `"mask"`.
         num_frames: Moments to take; default: the processor's.
         missing: `"error"`, or `"mask"` to mark an absent track as absent.
         damaged: `"error"`, or `"keep"` to use what can be decoded.
+        choice: The caller's argument that chooses the modality, for messages.
 
     Returns:
         `input_values` and `padding_mask`, `pixel_values_videos` and `padding_mask_videos`, as the modality has them,
-        with a batch dimension of 1; `frame_times`, seconds, one per moment (NaN where not known), and, with sound,
+        with a batch dimension of 1; `frame_times`, seconds, one per moment (NaN where not known), and, with audio,
         `window_times`, pairs of seconds, as lists.
 
     Raises:
         ValueError: The clip cannot be used; the message names it.
     """
     given = read_clip(clip)
-    options = dict(given.options)
-    if "frame_times" in options:
-        options["frame_times"] = [options["frame_times"]]
-    else:
-        options["num_frames"] = num_frames
     tracks = ("audio", "video") if modality == "both" else (modality,)
+    other = {"audio": Hint(choice, "video", "do without it"), "video": Hint(choice, "audio", "do without it")}
     for track in tracks:
         if not given.one_file and getattr(given, track) is None and (missing == "error" or modality != "both"):
-            way = "pass missing='mask', or " if modality == "both" else ""
-            raise MissingTrackError(f"{given.name} has no {track}; {way}{_remedy(track)}.", track)
-    inputs = _process(processor, given, modality, missing, damaged, options)
+            masked = (Hint("missing", "mask", "go on without it"),) if modality == "both" else ()
+            raise MissingTrackError(f"{given.name} has no {track}.", track, hint=(*masked, other[track]))
+    call = {"missing": missing} | _processor_call(given, modality, num_frames)
+    try:
+        inputs = processor(**call, damaged=damaged, return_times=given.has_times, return_tensors="pt")
+    except MissingTrackError as error:
+        raise MissingTrackError(error.message, error.track, hint=(*error.hints, other[error.track])) from error
     result: dict[str, Any] = {}
     for track, values, mask in (
         ("audio", "input_values", "padding_mask"),
@@ -203,37 +208,31 @@ def prepare_clip(
     return result
 
 
-def _process(
-    processor: Any, given: ClipInput, modality: str, missing: str, damaged: str, options: dict[str, Any]
-) -> Any:
-    """Call the processor for the tracks that are wanted, so that no other is decoded."""
+def _processor_call(given: ClipInput, modality: str, num_frames: int | None) -> dict[str, Any]:
+    """Arguments that make the processor read the wanted tracks, so that no other is decoded."""
+    call: dict[str, Any] = dict(given.options)
+    if "frame_times" in call:
+        call["frame_times"] = [call["frame_times"]]
+    else:
+        call["num_frames"] = num_frames
     video, audio = given.video, given.audio
-    call: dict[str, Any] = {"missing": missing}
     if modality == "audio":
-        for name in ("fps", "video_metadata"):
-            options.pop(name, None)
+        call.pop("fps", None)
+        call.pop("video_metadata", None)
         call["audio"] = [video if given.one_file else audio]
     elif modality == "video" and is_media_source(video):
-        # A sound of None beside a file: the file's own is not read.
+        # An audio of None beside a file: the file's own is not read.
         call |= {"videos": [video], "audio": [None], "missing": "mask"}
     else:
         call["videos"] = [video]
         if modality == "both" and not given.one_file:
             call["audio"] = [audio]
     if not is_media_source(video) and not is_media_source(audio):
-        options.pop("start", None)
-        options.pop("end", None)
-    if "sampling_rate" in options and (call.get("audio") or [None])[0] is None:
-        del options["sampling_rate"]
-    try:
-        return processor(**call, **options, damaged=damaged, return_times=given.has_times, return_tensors="pt")
-    except MissingTrackError as error:
-        raise MissingTrackError(f"{str(error).rstrip('.')}, or {_remedy(error.track)}.", error.track) from error
-
-
-def _remedy(track: str) -> str:
-    other = "video" if track == "audio" else "audio"
-    return f'use modality="{other}", which does without it'
+        call.pop("start", None)
+        call.pop("end", None)
+    if (call.get("audio") or [None])[0] is None:
+        call.pop("sampling_rate", None)
+    return call
 
 
 __all__ = ["MODALITIES", "ClipInput", "check_modality", "prepare_clip", "read_clip"]

@@ -1,5 +1,5 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""How are clips classified, ranked for a query and turned into features in one call of `pipeline(...)`?
+"""Pipelines: clips are classified, ranked for a query or turned into features in one call of `pipeline(...)`.
 
 Three tasks for transformers' `pipeline`: `audio-visual-classification`, `audio-visual-retrieval` and
 `audio-visual-feature-extraction`. Importing the package registers them; a saved folder names them in `config.json` and
@@ -13,16 +13,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import Pipeline
+from transformers import Pipeline, PreTrainedModel
 
+from .configuration_cavmae_sync import CavMaeSyncConfig
 from .pipeline_inputs_cavmae_sync import MODALITIES, check_modality, prepare_clip, read_clip
+from .processing_cavmae_sync import CavMaeSyncProcessor
 
 STRATEGIES = ("diagonal_mean", "diagonal_max", "mean", "max")
 _MASKS = {"input_values": "padding_mask", "pixel_values_videos": "padding_mask_videos"}
 _CLASSIFIER = "CavMaeSyncForAudioVisualClassification"
 
 
-def activation_for(config: Any, function_to_apply: str | None = None) -> str:
+def activation_for(config: CavMaeSyncConfig, function_to_apply: str | None = None) -> str:
     """Which function makes scores of a classifier's logits: `"softmax"`, `"sigmoid"` or `"none"`.
 
     Raises:
@@ -42,11 +44,11 @@ def apply_activation(logits: Tensor, function: str) -> Tensor:
     return {"softmax": lambda: logits.softmax(-1), "sigmoid": logits.sigmoid, "none": lambda: logits}[function]()
 
 
-def top_labels(scores: Tensor, config: Any, top_k: int | None = 5) -> list[dict[str, Any]]:
+def top_labels(scores: Tensor, config: CavMaeSyncConfig, top_k: int | None = 5) -> list[dict[str, Any]]:
     """The highest of a clip's scores `(num_labels,)` as `{"label", "score"}`, highest first; `None` gives all."""
     found = scores.topk(len(scores) if top_k is None else min(top_k, len(scores)))
     return [
-        {"label": config.id2label[place], "score": score}
+        {"label": config.id2label[place], "score": score}  # type: ignore[index]
         for score, place in zip(found.values.tolist(), found.indices.tolist(), strict=True)
     ]
 
@@ -58,7 +60,7 @@ def check_top_k(top_k: Any) -> None:
         raise ValueError(f"`top_k` is {top_k!r}; use a whole number of at least 1, or None for all.")
 
 
-def check_classifier(config: Any, name: str) -> None:
+def check_classifier(config: CavMaeSyncConfig, name: str) -> None:
     """Refuse a checkpoint whose head would be made of random numbers.
 
     Raises:
@@ -75,7 +77,7 @@ def check_classifier(config: Any, name: str) -> None:
 class _AudioVisualPipeline(Pipeline):
     """What the three pipelines share: the forms of clips, and saving."""
 
-    processor: Any
+    processor: CavMaeSyncProcessor
     _load_processor: Any = True
     _load_tokenizer: Any = False
     _load_feature_extractor: Any = False
@@ -90,22 +92,33 @@ class _AudioVisualPipeline(Pipeline):
                 "`processor=CavMaeSyncProcessor.from_config(model.config)`, or a folder that holds one."
             )
 
+    @property
+    def config(self) -> CavMaeSyncConfig:
+        """The model's configuration."""
+        return self.model.config  # type: ignore[return-value]
+
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         if inputs is None or (isinstance(inputs, list | tuple) and not inputs):
             raise ValueError(f"The {self.task} pipeline got no clips; pass at least one.")
         return super().__call__(list(inputs) if isinstance(inputs, tuple) else inputs, *args, **kwargs)
 
-    def _clip_options(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Options of `prepare_clip` that were given."""
+    def _clip_options(self, options: dict[str, Any], with_modality: bool = True) -> dict[str, Any]:
+        """Arguments of `preprocess` among a call's options; refuses those that there are not."""
         known: dict[str, Any] = {
             name: options.pop(name) for name in ("num_frames", "missing", "damaged") if name in options
         }
+        if with_modality and (modality := options.pop("modality", None)) is not None:
+            known["modality"] = check_modality(modality, self.config)
         if options:
             raise TypeError(f"The {self.task} pipeline has no option {', '.join(map(repr, sorted(options)))}.")
         for name, other in (("missing", "mask"), ("damaged", "keep")):
             if known.get(name, "error") not in ("error", other):
                 raise ValueError(f'`{name}` is {known[name]!r}; it must be "error" or "{other}".')
         return known
+
+    def preprocess(self, clip: Any, modality: str | None = None, **options: Any) -> dict[str, Any]:  # type: ignore[override]
+        """The model's inputs of one clip."""
+        return prepare_clip(self.processor, clip, check_modality(modality, self.config), **options)
 
     def _encode(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """The model's inputs, in its type, without a modality that no clip of the batch has."""
@@ -130,7 +143,7 @@ class _AudioVisualPipeline(Pipeline):
 
 class CavMaeSyncClassificationPipeline(_AudioVisualPipeline):
     """
-    `audio-visual-classification`: labels of clips by sound and picture, with a fine-tuned
+    `audio-visual-classification`: labels of clips by audio and video, with a fine-tuned
     `CavMaeSyncForAudioVisualClassification`. The frames of a clip are ensembled as in the published evaluation.
 
     ```python
@@ -163,21 +176,13 @@ class CavMaeSyncClassificationPipeline(_AudioVisualPipeline):
             raise ValueError(
                 f"{self.task} needs a {_CLASSIFIER}, got a {type(self.model).__name__} without a classification head."
             )
-        check_classifier(self.model.config, self.model.config.name_or_path or "")
+        check_classifier(self.config, self.config.name_or_path or "")
 
     def _sanitize_parameters(self, **options: Any) -> tuple[dict, dict, dict]:
         after = {name: options.pop(name) for name in ("top_k", "function_to_apply") if name in options}
         check_top_k(after.get("top_k"))
-        activation_for(self.model.config, after.get("function_to_apply"))
-        before = {}
-        if options.get("modality") is not None:
-            before["modality"] = check_modality(options["modality"], self.model.config)
-        options.pop("modality", None)
-        return before | self._clip_options(options), {}, after
-
-    def preprocess(self, clip: Any, modality: str | None = None, **options: Any) -> dict[str, Any]:  # type: ignore[override]
-        """The model's inputs of one clip."""
-        return prepare_clip(self.processor, clip, check_modality(modality, self.model.config), **options)
+        activation_for(self.config, after.get("function_to_apply"))
+        return self._clip_options(options), {}, after
 
     def _forward(self, inputs: dict[str, Any], **_: Any) -> dict[str, Tensor]:  # type: ignore[override]
         return {"logits": self.model(**self._encode(inputs)).logits}
@@ -186,28 +191,28 @@ class CavMaeSyncClassificationPipeline(_AudioVisualPipeline):
         self, outputs: dict[str, Tensor], top_k: int | None = 5, function_to_apply: str | None = None
     ) -> list[dict[str, Any]]:
         """Labels and scores of one clip."""
-        config = self.model.config
-        scores = apply_activation(outputs["logits"][0], activation_for(config, function_to_apply))
-        return top_labels(scores, config, top_k)
+        scores = apply_activation(outputs["logits"][0], activation_for(self.config, function_to_apply))
+        return top_labels(scores, self.config, top_k)
 
 
 class _EmbeddingPipeline(_AudioVisualPipeline):
     """What the two pipelines of the encoder share."""
 
-    def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, model: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
         # Of a model with a head, the encoder alone runs.
         super().__init__(getattr(model, "base_model", model), *args, **kwargs)
 
     def _embed(self, inputs: dict[str, Any], patches: bool = False) -> dict[str, Any]:
         """Embeddings of a batch; zeros for a modality that no clip of it has."""
-        encoded = self.model(**self._encode(inputs))
+        given = self._encode(inputs)
+        encoded = self.model(**given) if given else {}
         result: dict[str, Any] = {}
         for modality, (values, mask) in zip(("audio", "video"), _MASKS.items(), strict=True):
             if values not in inputs:
                 continue
             embeds = encoded.get(f"{modality}_embeds")
             if embeds is None:
-                embeds = inputs[values].new_zeros(*inputs[values].shape[:2], self.model.config.hidden_size)
+                embeds = inputs[values].new_zeros(*inputs[values].shape[:2], self.config.hidden_size)
             result[f"{modality}_embeds"] = embeds
             result[mask] = inputs[mask]
             if patches and encoded.get(f"{modality}_patch_embeds") is not None:
@@ -235,26 +240,17 @@ class CavMaeSyncFeatureExtractionPipeline(_EmbeddingPipeline):
         missing, damaged, num_frames, batch_size: As in `audio-visual-classification`.
 
     Returns:
-        For each clip a dictionary. With sound `audio_embeds` `(moments, hidden)` float32, zeros where a window is
+        For each clip a dictionary. With audio `audio_embeds` `(moments, hidden)` float32, zeros where a window is
         absent, `padding_mask` `(moments,)` bool, False there, `audio_pooled` `(hidden,)`, the normalised mean, and
-        `window_times` `(moments, 2)`, seconds. With pictures likewise `video_embeds`, `padding_mask_videos` and
+        `window_times` `(moments, 2)`, seconds. With video likewise `video_embeds`, `padding_mask_videos` and
         `video_pooled`. With both `similarity` `(moments, moments)`, cosines of windows (rows) and frames. Always
         `frame_times` `(moments,)`, seconds, NaN where decoded frames came without a rate. On request
         `audio_patch_embeds` and `video_patch_embeds` `(moments, patches, hidden)`.
     """
 
     def _sanitize_parameters(self, **options: Any) -> tuple[dict, dict, dict]:
-        before, during = {}, {}
-        if options.get("modality") is not None:
-            before["modality"] = check_modality(options["modality"], self.model.config)
-        options.pop("modality", None)
-        if "return_patches" in options:
-            during["return_patches"] = bool(options.pop("return_patches"))
-        return before | self._clip_options(options), during, {}
-
-    def preprocess(self, clip: Any, modality: str | None = None, **options: Any) -> dict[str, Any]:  # type: ignore[override]
-        """The model's inputs of one clip."""
-        return prepare_clip(self.processor, clip, check_modality(modality, self.model.config), **options)
+        during = {"return_patches": bool(options.pop("return_patches"))} if "return_patches" in options else {}
+        return self._clip_options(options), during, {}
 
     def _forward(self, inputs: dict[str, Any], return_patches: bool = False) -> dict[str, Any]:  # type: ignore[override]
         return self._embed(inputs, return_patches)
@@ -304,7 +300,8 @@ class CandidateClips:
 
 class CavMaeSyncRetrievalPipeline(_EmbeddingPipeline):
     """
-    `audio-visual-retrieval`: ranks clips for a query: pictures for a sound, or sounds for a picture.
+    `audio-visual-retrieval`: ranks clips for a query: by their video for an audio query, by their audio for
+    a video query.
 
     ```python
     >>> from transformers import pipeline
@@ -320,11 +317,11 @@ class CavMaeSyncRetrievalPipeline(_EmbeddingPipeline):
     Args:
         candidates: Clips to rank: a list of clips in any of the same forms, a mapping from names to clips, or what
             `embed_candidates` returned.
-        by (`str`, *optional*): `"audio"`: the query's sound is compared with the candidates' pictures; `"video"`: its
-            pictures with their sounds. By default by the one track that the query has.
+        by (`str`, *optional*): `"audio"`: the query's audio is compared with the candidates' video; `"video"`: its
+            video with their audio. By default by the one track that the query has.
         strategy (`str`, *optional*): `"diagonal_mean"` (moment i of the query with moment i of a candidate, as
             published; the default where both have as many moments), `"diagonal_max"`, `"mean"` or `"max"` of all pairs
-            of moments (`"max"` is the default otherwise, as for a still picture).
+            of moments (`"max"` is the default otherwise, as for a still image).
         top_k (`int`, *optional*, defaults to 10): How many candidates to return; `None` for all.
         missing (`str`, *optional*): `"error"`, or `"mask"` to leave out candidates that lack the track.
         damaged, num_frames, batch_size: As in `audio-visual-classification`.
@@ -380,53 +377,46 @@ class CavMaeSyncRetrievalPipeline(_EmbeddingPipeline):
         by = options.pop("by", None)
         if by is not None:
             if by not in ("audio", "video"):
-                raise ValueError(f'`by` is {by!r}; use "audio" (sound to pictures) or "video" (picture to sounds).')
+                raise ValueError(f'`by` is {by!r}; use "audio" (audio to video) or "video" (video to audio).')
             before["by"] = by
         after = {name: options.pop(name) for name in ("candidates", "strategy", "top_k") if name in options}
         check_top_k(after.get("top_k"))
         if after.get("strategy") not in (None, *STRATEGIES):
             raise ValueError(f"`strategy` is {after['strategy']!r}; choose one of {', '.join(STRATEGIES)}.")
-        return before | self._clip_options(options), {}, after
+        return before | self._clip_options(options, with_modality=False), {}, after
 
     def preprocess(self, clip: Any, by: str | None = None, **options: Any) -> dict[str, Any]:  # type: ignore[override]
         """The model's inputs of a query or candidate."""
-        if self.model.config.modality != "multimodal":
+        if self.config.modality != "multimodal":
             raise ValueError(
-                f"The model has the {self.model.config.modality} tower alone; retrieval compares sound and picture."
+                f"The model has the {self.config.modality} tower alone; retrieval compares audio and video."
             )
         given = read_clip(clip)
         if by is None:
             tracks = given.tracks()
             if len(tracks) != 1:
                 raise ValueError(
-                    f'{given.name} has sound and pictures; say which is the query: by="audio" or by="video".'
+                    f'{given.name} has audio and video; say which is the query: by="audio" or by="video".'
                 )
             by = tracks[0]
         if options.get("missing") == "mask" and by not in given.tracks():
-            return self._nothing(by, options.get("num_frames"))
-        return prepare_clip(self.processor, given, by, **options)
+            return self._absent(by, options.get("num_frames"))
+        return prepare_clip(self.processor, given, by, choice="by", **options)
 
-    def _nothing(self, modality: str, num_frames: int | None) -> dict[str, Any]:
+    def _absent(self, modality: str, num_frames: int | None) -> dict[str, Any]:
         """Inputs of a clip that lacks the track, shaped like those of one that has it, with all absent."""
         count = num_frames or self.processor.feature_extractor.num_frames
-        config = self.model.config
+        config = self.config
         absent = torch.zeros(1, count, dtype=torch.bool)
+        times = {"frame_times": [0.0] * count}
         if modality == "audio":
             values = torch.zeros(1, count, config.audio_length, config.num_mel_bins)
-            return {"input_values": values, "padding_mask": absent, "frame_times": [0.0] * count,
-                    "window_times": [[0.0, 0.0]] * count}  # fmt: skip
-        values = torch.zeros(1, count, config.num_channels, config.image_size, config.image_size)
-        return {"pixel_values_videos": values, "padding_mask_videos": absent, "frame_times": [0.0] * count}
+            return times | {"input_values": values, "padding_mask": absent, "window_times": [[0.0, 0.0]] * count}
+        shape = (config.num_channels, config.image_size, config.image_size)
+        return times | {"pixel_values_videos": torch.zeros(1, count, *shape), "padding_mask_videos": absent}
 
     def _forward(self, inputs: dict[str, Any], **_: Any) -> dict[str, Any]:  # type: ignore[override]
-        return self._embed(inputs) if self._encode(inputs) else self._empty(inputs)
-
-    def _empty(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Outputs of a batch in which nothing is present: the model need not run."""
-        modality, values = ("audio", "input_values") if "input_values" in inputs else ("video", "pixel_values_videos")
-        zeros = inputs[values].new_zeros(*inputs[values].shape[:2], self.model.config.hidden_size)
-        mask = _MASKS[values]
-        return {f"{modality}_embeds": zeros, mask: inputs[mask], "frame_times": inputs["frame_times"]}
+        return self._embed(inputs)
 
     def postprocess(  # type: ignore[override]
         self,
