@@ -29,14 +29,14 @@ def test_contrastive_loss__bidirectional_is_the_mean_of_both():
 def test_contrastive_loss__invalid_pairs_change_nothing():
     audio, video = embeds(6)
     valid = torch.tensor([True, False, True, True, False, True])
-    with_mask = contrastive_loss(audio, video, 0.05, True, valid=valid)
-    without = contrastive_loss(audio[valid], video[valid], 0.05, True)
+    with_mask = contrastive_loss(audio, video, 0.05, bidirectional=True, valid=valid)
+    without = contrastive_loss(audio[valid], video[valid], 0.05, bidirectional=True)
     torch.testing.assert_close(with_mask, without)
 
 
 def test_contrastive_loss__nothing_valid_is_zero_with_a_gradient():
     audio, video = (e.requires_grad_() for e in embeds(3))
-    loss = contrastive_loss(audio, video, 0.05, True, valid=torch.zeros(3, dtype=torch.bool)).loss
+    loss = contrastive_loss(audio, video, 0.05, bidirectional=True, valid=torch.zeros(3, dtype=torch.bool)).loss
     loss.backward()
     assert loss == 0 and torch.equal(audio.grad, torch.zeros_like(audio))
 

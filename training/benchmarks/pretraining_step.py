@@ -322,7 +322,10 @@ def make_parts(work: PretrainingStep, compiled: bool, masked: bool) -> dict[str,
     def reconstruct(audio: Tensor, video: Tensor) -> Tensor:
         losses = [
             reconstruction_loss(
-                prediction, patchify(images[name], config.patch_size), maskings[name].mask, config.norm_pix_loss
+                prediction,
+                patchify(images[name], config.patch_size),
+                maskings[name].mask,
+                norm_pix_loss=config.norm_pix_loss,
             )
             for name, prediction in (("audio", audio), ("video", video))
         ]

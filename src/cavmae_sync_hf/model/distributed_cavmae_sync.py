@@ -1,5 +1,5 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""How N processes of batch B compute the loss and the gradients of one process with batch N x B.
+"""Losses of a batch that is spread over N processes: those, and the gradients, of one process with all of it.
 
 Data-parallel training averages the gradients of its processes. So every process returns `world_size` times its own
 share of the global mean (`share_of_mean`); the average of the shares is the global loss, and so are its gradients,

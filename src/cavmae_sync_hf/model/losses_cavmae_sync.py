@@ -1,5 +1,5 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""What the model is trained on: contrast between the modalities and reconstruction of hidden patches."""
+"""The losses of pretraining: contrast between the modalities and reconstruction of removed patches."""
 
 from typing import NamedTuple
 
@@ -25,6 +25,7 @@ def contrastive_loss(
     audio_embeds: Tensor,
     video_embeds: Tensor,
     temperature: float,
+    *,
     bidirectional: bool = False,
     valid: Tensor | None = None,
     clip_ids: Tensor | None = None,
@@ -81,6 +82,7 @@ def reconstruction_loss(
     prediction: Tensor,
     target: Tensor,
     mask: Tensor,
+    *,
     norm_pix_loss: bool = True,
     valid: Tensor | None = None,
     distributed: bool = False,

@@ -1,5 +1,5 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""Which patches are hidden from the encoder in pretraining."""
+"""Choice of the patches that pretraining removes from the encoder's input."""
 
 from typing import NamedTuple
 

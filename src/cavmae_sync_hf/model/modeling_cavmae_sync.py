@@ -21,7 +21,14 @@ from transformers.utils.generic import can_return_tuple, maybe_autocast
 
 from .configuration_cavmae_sync import CavMaeSyncConfig
 from .distributed_cavmae_sync import share_of_mean, world_size
-from .losses_cavmae_sync import contrastive_loss, patch_statistics, patchify, reconstruction_loss, unpatchify
+from .losses_cavmae_sync import (
+    ContrastiveLoss,
+    contrastive_loss,
+    patch_statistics,
+    patchify,
+    reconstruction_loss,
+    unpatchify,
+)
 from .masking_cavmae_sync import Masking, gather_patches, random_masking, structured_noise
 
 logger = logging.get_logger(__name__)
@@ -577,7 +584,13 @@ class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
         if return_loss and len(images) < 2:
             raise ValueError("`return_loss=True` needs both `pixel_values_videos` and `input_values`.")
         encodings = {
-            modality: self.encode(modality, values, present[modality], output_attentions, output_hidden_states)
+            modality: self.encode(
+                modality,
+                values,
+                present[modality],
+                output_attentions=output_attentions,
+                output_hidden_states=output_hidden_states,
+            )
             for modality, values in images.items()
         }
         audio, video = encodings.get("audio"), encodings.get("video")
@@ -612,7 +625,13 @@ class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
     ) -> tuple | CavMaeSyncAudioFeatures:
         """Embed audio windows alone; arguments as in `forward`. `pooler_output` is one vector per clip."""
         images, present = self.check_inputs(None, input_values, padding_mask, None, **kwargs)
-        encoding = self.encode("audio", images["audio"], present["audio"], output_attentions, output_hidden_states)
+        encoding = self.encode(
+            "audio",
+            images["audio"],
+            present["audio"],
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+        )
         return CavMaeSyncAudioFeatures(
             last_hidden_state=encoding.patch_embeds,
             pooler_output=pool_clip(encoding.embeds),
@@ -632,7 +651,13 @@ class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
     ) -> tuple | CavMaeSyncVideoFeatures:
         """Embed frames alone; arguments as in `forward`. `pooler_output` is one vector per clip."""
         images, present = self.check_inputs(pixel_values_videos, None, None, padding_mask_videos, **kwargs)
-        encoding = self.encode("video", images["video"], present["video"], output_attentions, output_hidden_states)
+        encoding = self.encode(
+            "video",
+            images["video"],
+            present["video"],
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+        )
         return CavMaeSyncVideoFeatures(
             last_hidden_state=encoding.patch_embeds,
             pooler_output=pool_clip(encoding.embeds),
@@ -694,6 +719,7 @@ class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
         modality: str,
         images: Tensor,
         present: Tensor | None = None,
+        *,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
     ) -> ModalityEncoding:
@@ -751,7 +777,7 @@ class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
         video_embeds: Tensor,
         padding_mask: Tensor | None = None,
         padding_mask_videos: Tensor | None = None,
-    ) -> Any:
+    ) -> ContrastiveLoss:
         """Contrastive loss of embeddings `(batch, frames, hidden)` with the configuration's settings."""
         batch_size, num_frames = audio_embeds.shape[:2]
         valid = both_present(padding_mask, padding_mask_videos)
@@ -768,9 +794,9 @@ class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
             audio_embeds.flatten(0, 1),
             video_embeds.flatten(0, 1),
             self.config.temperature,
-            self.config.bidirectional_contrast,
-            None if valid is None else valid.flatten(),
-            clip_ids,
+            bidirectional=self.config.bidirectional_contrast,
+            valid=None if valid is None else valid.flatten(),
+            clip_ids=clip_ids,
             distributed=self.trains_together,
         )
 
@@ -1290,7 +1316,7 @@ class CavMaeSyncForPreTraining(CavMaeSyncPreTrainedModel):
                     prediction,
                     patchify(images[modality], self.config.patch_size),
                     maskings[modality].mask,
-                    self.config.norm_pix_loss,
+                    norm_pix_loss=self.config.norm_pix_loss,
                     valid=None if valid is None else valid.flatten(),
                     distributed=self.model.trains_together,
                 )
@@ -1456,7 +1482,9 @@ class CavMaeSyncForAudioVisualClassification(CavMaeSyncPreTrainedModel):
             modality: self.model.tower(modality)(values.flatten(0, 1), record=records[modality])
             for modality, values in images.items()
         }
-        any_present = self._any_present(present)
+        # True for frames that have audio or video, `(batch, frames)`; `None` when all have.
+        masks = [mask for mask in present.values() if mask is not None]
+        any_present = None if len(masks) < len(present) else torch.stack(masks).any(dim=0)
         if self.config.classifier_type == "frame_attention":
             frames = self._frame_tokens(tokens, present).unflatten(0, batch_shape)
             logits, frame_logits = self.head(frames, any_present), None
@@ -1469,11 +1497,6 @@ class CavMaeSyncForAudioVisualClassification(CavMaeSyncPreTrainedModel):
             for name, values in record.batch_first(modality, batch_shape).items():
                 output[name] = values
         return output
-
-    def _any_present(self, present: dict[str, Tensor | None]) -> Tensor | None:
-        """True for frames that have sound or picture, `(batch, frames)`; `None` when all have."""
-        masks = [mask for mask in present.values() if mask is not None]
-        return None if len(masks) < len(present) else torch.stack(masks).any(dim=0)
 
     def _pooled_tokens(self, tokens: dict[str, Tensor], present: dict[str, Tensor | None]) -> Tensor:
         """Mean tokens `(samples, hidden)` by the paths that CAV-MAE publishes for full and missing modalities."""
