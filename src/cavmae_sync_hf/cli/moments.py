@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.markup import escape
 
-from ..model.errors_cavmae_sync import InferenceError
+from ..model.errors_cavmae_sync import CavMaeSyncError, InferenceError, on_command_line
 from . import terminal
 
 __all__ = ["localize", "sync"]
@@ -168,7 +168,8 @@ def _each(
                 result = measure(number, tell)
                 done[number] = result, [] if write is None else write(result)
             except (ValueError, OSError) as error:
-                failed.append({"film": name, "error": " ".join(str(error).split())})
+                text = error.spelled(on_command_line) if isinstance(error, CavMaeSyncError) else str(error)
+                failed.append({"film": name, "error": " ".join(text.split())})
         show(len(names), len(names))
     return done, failed
 

@@ -159,6 +159,7 @@ def index_info(
     as_json: Annotated[bool, typer.Option("--json", help="Print all as JSON.")] = False,
 ) -> None:
     """Say what an index holds, and whether it is whole."""
+    from ..inference.moments import format_clock
     from ..search import index_status
 
     status = index_status(index, check=check)
@@ -168,7 +169,7 @@ def index_info(
         print(json.dumps(status, indent=2))
         return
     covered = ", ".join(f"{rows} of {side}" for side, rows in status["approximate"].items())
-    media = f"{status['files']} files, {_clock(status['seconds'])} long"
+    media = f"{status['files']} files, {format_clock(status['seconds'])} long"
     lines = {
         "index": status["index"],
         "model": f"{status['model'] or 'of no name'} (weights {status['weights'][:12]})",
@@ -184,7 +185,7 @@ def index_info(
     for what, text in lines.items():
         terminal.say(f"{what + ':':<19}{_one_line(text)}")
     for entry in status.get("entries", ()):
-        times = f"{_clock(entry['start'])} to {_clock(entry['end'])}, {entry['moments']} moments"
+        times = f"{format_clock(entry['start'])} to {format_clock(entry['end'])}, {entry['moments']} moments"
         problem = _as_options(entry["problem"])
         terminal.say(f"- bad: {problem}" if problem else f"- {_one_line(entry['path'])}: {times}")
 
@@ -193,7 +194,9 @@ def _print_hits(result: Any) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    span = f"{_clock(result.query_start)} to {_clock(result.query_start + result.query_seconds)}"
+    from ..inference.moments import format_clock
+
+    span = f"{format_clock(result.query_start)} to {format_clock(result.query_start + result.query_seconds)}"
     how = "every moment compared" if result.exact else "by the approximate index"
     title = f"{_one_line(result.query)}, {span}: {', '.join(result.pairs)} ({how})"
     if not len(result):
@@ -202,20 +205,12 @@ def _print_hits(result: Any) -> None:
     terminal.say(title)
     table = Table("", "score", "from", "to", "file", box=None, pad_edge=False)
     for number, hit in enumerate(result, 1):
-        times = _clock(hit.start), _clock(hit.end)
+        times = format_clock(hit.start), format_clock(hit.end)
         table.add_row(str(number), f"{hit.score:.3f}", *times, escape(_one_line(hit.path)))
     table.columns[-1].overflow = "fold"
     for column in table.columns[:-1]:
         column.justify, column.no_wrap = "right", True
     terminal.console.print(table, highlight=False)
-
-
-def _clock(seconds: float) -> str:
-    """A time as people write it, `1:02:03.5`."""
-    tenths = round(seconds * 10)
-    minutes, rest = divmod(tenths, 600)
-    hours, minutes = divmod(minutes, 60)
-    return (f"{hours}:{minutes:02d}" if hours else f"{minutes}") + f":{rest / 10:04.1f}"
 
 
 def _one_line(text: str) -> str:

@@ -91,8 +91,10 @@ def _show(result: Any, moments: bool) -> None:
         table.add_row("", f"{entry['score']:.3f}", bar, escape(str(entry["label"])))
     terminal.console.print(table, highlight=False)
     if moments:
+        from ..inference.moments import format_clock
+
         for start, end, label, score in _runs(result):
-            terminal.say(f"   {_clock(start)} - {_clock(end)}  {label} ({score:.3f})")
+            terminal.say(f"   {format_clock(start)} - {format_clock(end)}  {label} ({score:.3f})")
 
 
 def _runs(result: Any) -> list[tuple[float, float, str, float]]:
@@ -108,10 +110,3 @@ def _runs(result: Any) -> list[tuple[float, float, str, float]]:
             scores = [score]
             runs.append((start, end, label, score))
     return runs
-
-
-def _clock(seconds: float) -> str:
-    """Seconds as `1:02:03.4`."""
-    minutes, rest = divmod(round(seconds, 1), 60)
-    hours, minutes = divmod(int(minutes), 60)
-    return f"{hours}:{minutes:02d}:{rest:04.1f}" if hours else f"{minutes}:{rest:04.1f}"

@@ -1,17 +1,24 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""What is to be heard and seen in a clip or in a film of hours, as a fine-tuned classifier has it?"""
+"""Labels of what is heard and seen in clips and in videos of hours, by a fine-tuned classifier."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
+from ..model.configuration_cavmae_sync import CavMaeSyncConfig
+from ..model.errors_cavmae_sync import Hint, InferenceError
 from ..model.media_cavmae_sync import probe_media
+from ..model.modeling_cavmae_sync import CavMaeSyncForAudioVisualClassification
 from ..model.pipeline_inputs_cavmae_sync import ClipInput, check_modality, prepare_clip, read_clip
 from ..model.pipelines_cavmae_sync import activation_for, apply_activation, check_classifier, check_top_k, top_labels
+from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from ..model.video_processing_cavmae_sync import is_media_source
+from .features import INPUTS, move_inputs
+from .moments import MediaSpan, Progress, read_ahead, read_moments
 
 __all__ = ["ClipLabels", "classify", "iter_classify"]
 
@@ -65,32 +72,34 @@ class _Part:
     spans: Tensor  # (moments, 2)
 
 
-def classify(model: Any, processor: Any, clips: Any, **options: Any) -> list[ClipLabels]:
+def classify(
+    model: CavMaeSyncForAudioVisualClassification, processor: CavMaeSyncProcessor, clips: Any, **options: Any
+) -> list[ClipLabels]:
     """Classify clips; arguments and errors as for `iter_classify`, which hands out one result at a time."""
     return list(iter_classify(model, processor, clips, **options))
 
 
 def iter_classify(
-    model: Any,
-    processor: Any,
+    model: CavMaeSyncForAudioVisualClassification,
+    processor: CavMaeSyncProcessor,
     clips: Any,
     *,
-    modality: str | None = None,
+    modality: Literal["both", "audio", "video"] | None = None,
     top_k: int | None = 5,
     hop: float | None = None,
     num_frames: int | None = None,
     moments: bool = False,
-    missing: str = "error",
-    damaged: str = "error",
-    progress: Callable[..., None] | None = None,
+    missing: Literal["error", "mask"] = "error",
+    damaged: Literal["error", "keep"] = "error",
+    progress: Progress | None = None,
 ) -> Iterator[ClipLabels]:
     """Classify clips, each by the mean of its moments' scores, as the published evaluation ensembles frames.
 
     A file of up to 12 s is taken whole: `num_frames` moments, spread over it as in training. A longer one is read
-    moment by moment, every 0.625 s, in memory that does not grow with its length.
+    moment by moment, every 0.625 s, in memory that does not grow with its length. Several clips are decoded at a time.
 
     Args:
-        model: A `CavMaeSyncForAudioVisualClassification` in evaluation mode.
+        model: In evaluation mode.
         processor: Its processor.
         clips: A clip, or several (any iterable), in the forms that `read_clip` knows: paths, addresses, bytes, file
             objects, mappings with `"video"` and `"audio"`.
@@ -108,92 +117,83 @@ def iter_classify(
         One result per clip, in order.
 
     Raises:
-        ValueError: The model has no classification head or not that modality, or an option cannot work.
+        InferenceError: The model has no classification head or not that modality, or an option cannot work.
         MediaError: A clip cannot be used; it is named. Results before it have been handed out.
     """
     if not hasattr(model, "head"):
-        raise ValueError(f"A {type(model).__name__} has no classification head; load a fine-tuned classifier.")
-    check_classifier(model.config, model.config.name_or_path)
+        raise InferenceError(f"A {type(model).__name__} has no classification head; load a fine-tuned classifier.")
+    check_classifier(model.config, model.config.name_or_path or "")
     check_top_k(top_k)
-    modality = check_modality(modality, model.config)
+    track = check_modality(modality, model.config)
     if hop is not None and not hop > 0:
-        raise ValueError(f"`hop` is {hop!r}; it must be a number of seconds above 0.")
-    listed = [clips] if _is_one(clips) else clips
+        raise InferenceError(f"`hop` is {hop!r}; it must be a number of seconds above 0.")
+    several = isinstance(clips, Iterable) and not hasattr(clips, "ndim") and not hasattr(clips, "keys")
+    listed = clips if several and not (is_media_source(clips) or isinstance(clips, ClipInput)) else [clips]
     total = len(listed) if hasattr(listed, "__len__") else 0
     show = progress or (lambda *_: None)
-    options = {"num_frames": num_frames, "missing": missing, "damaged": damaged}
-    for done, clip in enumerate(listed):
-        given = read_clip(clip)
+    read = partial(
+        _read, processor, modality=track, hop=hop, num_frames=num_frames, missing=missing, damaged=damaged,
+        device=None if model.device.type == "cpu" else model.device,
+    )  # fmt: skip
+    for done, (_, items) in enumerate(read_ahead(listed, read)):
+        name = cast(ClipInput, next(items)).name
+        show(done, total, name)
 
-        def tell(seconds: float, name: str = given.name, done: int = done) -> None:
-            show(done, total, f"{name}: {seconds:.0f} s" if seconds else name)
+        def scored(items: Iterator[Any] = items, name: str = name, done: int = done) -> Iterator[_Part]:
+            for inputs, times, step, streamed in items:
+                if streamed:
+                    show(done, total, f"{name}: {times[-1]:.0f} s")
+                yield _score(model, inputs, times, step)
 
-        tell(0.0)
-        parts = _parts(model, processor, given, modality, hop, options, tell)
-        yield _combine(given.name, parts, model.config, top_k, moments)
+        yield _combine(name, scored(), model.config, top_k=top_k, moments=moments)
         show(done + 1, total, "")
 
 
-def _is_one(clips: Any) -> bool:
-    """Whether this is one clip rather than several."""
-    several = isinstance(clips, Iterable) and not hasattr(clips, "ndim") and not hasattr(clips, "keys")
-    return is_media_source(clips) or isinstance(clips, ClipInput) or not several
-
-
-def _parts(
-    model: Any,
-    processor: Any,
-    given: ClipInput,
+def _read(
+    processor: CavMaeSyncProcessor,
+    clip: Any,
+    *,
     modality: str,
     hop: float | None,
-    options: dict[str, Any],
-    tell: Callable[[float], None],
-) -> Iterator[_Part]:
-    """Scores of a clip, some moments at a time."""
+    num_frames: int | None,
+    missing: str,
+    damaged: str,
+    device: torch.device | None,
+) -> Iterator[Any]:
+    """The clip as a `ClipInput`, then its moments, some at a time: inputs, times, seconds each, whether streamed."""
+    given = read_clip(clip)
+    yield given
     source = _streamed(given, modality, hop)
+    options: dict[str, Any] = {"num_frames": num_frames, "missing": missing, "damaged": damaged}
     if source is None:
         inputs = prepare_clip(processor, given, modality, **options)
-        times = inputs.pop("frame_times")
-        inputs.pop("window_times", None)
+        times = inputs["frame_times"]
         step = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 0.0
-        yield _score(model, inputs, times, step)
+        yield inputs, times, step, False
         return
+    span = MediaSpan(source, start=given.options.get("start"), end=given.options.get("end"))
+    options |= {"want_audio": modality != "video", "want_video": modality != "audio"}
     hop = HOP_SECONDS if hop is None else hop
-    for chunk in processor.stream(
-        source,
-        hop=hop,
-        num_frames=options["num_frames"],
-        start=given.options.get("start"),
-        end=given.options.get("end"),
-        missing=options["missing"],
-        damaged=options["damaged"],
-        want_audio=modality != "video",
-        want_video=modality != "audio",
-        device=None if model.device.type == "cpu" else model.device,
-    ):
-        times = chunk["frame_times"][0].tolist()
-        tell(times[-1])
-        names = {
-            "audio": ("input_values", "padding_mask"),
-            "video": ("pixel_values_videos", "padding_mask_videos"),
-        }
-        wanted = [name for track in names if modality in ("both", track) for name in names[track]]
-        yield _score(model, {name: chunk[name] for name in wanted if name in chunk}, times, hop)
+    for inputs in read_moments(processor, span, hop=hop, device=device, **options):
+        wanted = [pair for pair, track in zip(INPUTS, ("audio", "video"), strict=True) if modality in ("both", track)]
+        chosen = {name: inputs[name] for pair in wanted for name in pair if name in inputs}
+        yield chosen, inputs["frame_times"][0].tolist(), hop, True
 
 
 def _streamed(given: ClipInput, modality: str, hop: float | None) -> Any:
     """The file to read moment by moment, or `None` where the clip is taken whole.
 
     Raises:
-        ValueError: `hop` is given for what is not one file.
+        InferenceError: `hop` is given for what is not one file.
     """
     source = given.video if given.one_file else None
     if source is None and modality != "both" and is_media_source(getattr(given, modality)):
         source = getattr(given, modality)
     if source is None or given.options.get("frame_times") is not None:
         if hop is not None:
-            raise ValueError(
-                f"{given.name} is not one file, which `hop` needs in order to read it moment by moment; leave it out."
+            raise InferenceError(
+                f"{given.name} is not one file, which `hop` needs in order to read it moment by moment.",
+                hint=Hint("hop", None, "take the clip whole"),
             )
         return None
     if hop is not None:
@@ -207,24 +207,24 @@ def _streamed(given: ClipInput, modality: str, hop: float | None) -> Any:
 
 
 @torch.no_grad()
-def _score(model: Any, inputs: dict[str, Any], times: list[float], step: float) -> _Part:
+def _score(
+    model: CavMaeSyncForAudioVisualClassification, inputs: dict[str, Any], times: list[float], step: float
+) -> _Part:
     """Scores of one batch of moments of a clip."""
     present = torch.zeros(len(times), dtype=torch.bool)
-    moved = {}
-    for values, mask in (("input_values", "padding_mask"), ("pixel_values_videos", "padding_mask_videos")):
-        if values not in inputs:
-            continue
+    given = {}
+    for values, mask in INPUTS:
         here = inputs.get(mask)
-        if here is None or bool(here.any()):
-            moved[values] = inputs[values].to(model.device, model.dtype)
+        if values in inputs and (here is None or bool(here.any())):
+            given[values] = inputs[values]
             present |= torch.ones(len(times), dtype=torch.bool) if here is None else here[0].cpu()
             if here is not None and not bool(here.all()):
-                moved[mask] = here.to(model.device)
+                given[mask] = here
     starts = torch.tensor(times, dtype=torch.float64) - step / 2
     spans = torch.stack((starts.clamp(min=0), starts + step), dim=1)
-    if not moved:  # silence at the end of a film whose pictures are not wanted: there is nothing to score
-        return _Part(torch.zeros(len(times), model.config.num_labels), torch.zeros(len(times)), spans)
-    output = model(**moved)
+    if not given:  # nothing at the end of a video whose frames are not wanted: there is nothing to score
+        return _Part(torch.zeros(len(times), model.config.num_labels or 1), torch.zeros(len(times)), spans)
+    output = model(**move_inputs(given, model))
     function = activation_for(model.config)
     if output.frame_logits is not None:
         return _Part(apply_activation(output.frame_logits[0].cpu(), function), present.float(), spans)
@@ -232,7 +232,9 @@ def _score(model: Any, inputs: dict[str, Any], times: list[float], step: float) 
     return _Part(scores, present.float().sum(dim=0, keepdim=True), torch.stack((spans[0, 0], spans[-1, 1]))[None])
 
 
-def _combine(name: str, parts: Iterator[_Part], config: Any, top_k: int | None, moments: bool) -> ClipLabels:
+def _combine(
+    name: str, parts: Iterator[_Part], config: CavMaeSyncConfig, *, top_k: int | None, moments: bool
+) -> ClipLabels:
     """The mean over all parts, which are kept only on request."""
     total, weight = torch.zeros(config.num_labels or 1, dtype=torch.float64), 0.0
     kept: list[_Part] = []
@@ -243,7 +245,7 @@ def _combine(name: str, parts: Iterator[_Part], config: Any, top_k: int | None, 
             here = part.weights > 0
             kept.append(_Part(part.scores[here], part.weights[here], part.spans[here]))
     if not weight:
-        raise ValueError(f"{name}: holds no moment of that modality; use another one, or another clip.")
+        raise InferenceError(f"{name}: holds no moment of that modality; use another one, or another clip.")
     scores = (total / weight).float()
     result = ClipLabels(name, top_labels(scores, config, top_k), scores, round(weight))
     if moments:

@@ -321,7 +321,7 @@ class _Job:
                 progress(0, len(self.videos), f"measured {done} of {total}")
 
         usable = [video for video in self.videos if video.about is None]
-        self.supply = ScrambledAudio(usable, self.plan, self.processor, self.seed, show)
+        self.supply = ScrambledAudio(usable, self.plan, self.processor, seed=self.seed, progress=show)
         return self.supply.pairing()
 
     def rows(self, numbers: Sequence[int], progress: Progress | None) -> Iterator[tuple[int, Iterator[WindowRow]]]:

@@ -87,8 +87,8 @@ class Feature:
     def describe(self) -> str:
         """What it is, in words."""
         if self.kind == "fused":
-            return "sound and picture fused: mean over all patches of both after the joint layers"
-        what = {"audio": "sound", "video": "picture"}[self.modality]
+            return "audio window and frame fused: mean over all patches of both after the joint layers"
+        what = {"audio": "audio window", "video": "frame"}[self.modality]
         if self.kind == "embedding":
             return f"L2-normalised embedding of the {what}"
         after = "the final norm" if self.kind == "patches" else f"layer {self.layer}"

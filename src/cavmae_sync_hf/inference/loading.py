@@ -1,13 +1,14 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""How does a model folder or Hub name become a model and its processor, fit for a use?"""
+"""A model folder or Hub name becomes a model and its processor, fit for a use."""
 
 import os
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import torch
 
+from ..files import StrPath
 from ..hub import register_auto_classes
 from ..model.configuration_cavmae_sync import CavMaeSyncConfig
 from ..model.errors_cavmae_sync import ModelError
@@ -15,7 +16,9 @@ from ..model.modeling_cavmae_sync import (
     CavMaeSyncForAudioVisualClassification,
     CavMaeSyncForPreTraining,
     CavMaeSyncModel,
+    CavMaeSyncPreTrainedModel,
 )
+from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 
 __all__ = ["example_model", "load_model"]
 
@@ -26,14 +29,47 @@ _CLASSES: dict[str, Any] = {
 }
 
 
+@overload
 def load_model(
-    name: str | os.PathLike[str],
+    name: StrPath,
+    *,
+    use: Literal["embedding"] = "embedding",
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    modalities: Literal["any", "both"] = "any",
+) -> tuple[CavMaeSyncModel, CavMaeSyncProcessor]: ...
+
+
+@overload
+def load_model(
+    name: StrPath,
+    *,
+    use: Literal["classification"],
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    modalities: Literal["any", "both"] = "any",
+) -> tuple[CavMaeSyncForAudioVisualClassification, CavMaeSyncProcessor]: ...
+
+
+@overload
+def load_model(
+    name: StrPath,
+    *,
+    use: Literal["pretraining"],
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    modalities: Literal["any", "both"] = "any",
+) -> tuple[CavMaeSyncForPreTraining, CavMaeSyncProcessor]: ...
+
+
+def load_model(
+    name: StrPath,
     *,
     use: Literal["embedding", "classification", "pretraining"] = "embedding",
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     modalities: Literal["any", "both"] = "any",
-) -> tuple[Any, Any]:
+) -> tuple[CavMaeSyncPreTrainedModel, CavMaeSyncProcessor]:
     """A model in evaluation mode, and its processor, from a folder or the Hub.
 
     Args:
@@ -42,7 +78,7 @@ def load_model(
         use: `"embedding"` loads the encoder of any checkpoint; the other two need a checkpoint that has that head.
         device: Where the model goes.
         dtype: Of its weights.
-        modalities: `"both"` refuses models of one tower, for uses that compare sound and picture.
+        modalities: `"both"` refuses models of one tower, for uses that compare audio and video.
 
     Raises:
         ModelError: There is no such model, it is of another kind, or lacks what the use needs.
@@ -72,7 +108,7 @@ def load_model(
             f"{remedy}."
         )
     if modalities == "both" and config.modality != "multimodal":
-        raise ModelError(f"{name} has the {config.modality} tower alone; this compares sound and picture.")
+        raise ModelError(f"{name} has the {config.modality} tower alone; this compares audio and video.")
     try:
         model = _CLASSES[use].from_pretrained(name, dtype=dtype)
         processor = AutoProcessor.from_pretrained(name)

@@ -423,6 +423,7 @@ class ScrambledAudio:
         videos: Sequence[MediaSpan],
         plan: Plan,
         processor: CavMaeSyncProcessor,
+        *,
         seed: int = 0,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
