@@ -13,8 +13,8 @@ from .arguments import (
 )
 from .base import CavMaeSyncBaseTrainer, EpochSampler, SaveOnSignal, run_to_end
 from .checkpoints import average_checkpoints, average_weights, checkpoints_of_epochs, last_checkpoint
-from .classification import CavMaeSyncClassificationTrainer, Predictions, predict_clips, prediction_metrics
-from .evaluation import Embeddings, embed_clips, evaluate_alignment
+from .classification import CavMaeSyncClassificationTrainer, Predictions, prediction_metrics
+from .evaluation import Embeddings, evaluate_alignment
 from .freezing import add_lora, freeze_idle, freeze_unused, idle_modules, merged_copy
 from .initialization import (
     LabelSpace,
@@ -58,7 +58,6 @@ __all__ = [
     "build_sets",
     "checkpoints_of_epochs",
     "classification_flops",
-    "embed_clips",
     "evaluate_alignment",
     "find_labels",
     "freeze_idle",
@@ -69,7 +68,6 @@ __all__ = [
     "measure_peak",
     "merged_copy",
     "parse_arguments",
-    "predict_clips",
     "prediction_metrics",
     "pretraining_flops",
     "run_probe",

@@ -140,9 +140,9 @@ def _open(folder: Path, stack: ExitStack) -> dict[str, Any]:
     try:
         if (folder / _INDEX).is_file():
             places = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"]
-            files = {file: _reader(folder / file, stack) for file in set(places.values())}
+            files = {file: stack.enter_context(safe_open(folder / file, "pt")) for file in set(places.values())}
             return {name: files[file] for name, file in places.items()}
-        reader = _reader(folder / _WEIGHTS, stack)
+        reader = stack.enter_context(safe_open(folder / _WEIGHTS, "pt"))
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         if (folder / "adapter_config.json").is_file():
             raise TrainingError(
@@ -151,10 +151,6 @@ def _open(folder: Path, stack: ExitStack) -> dict[str, Any]:
             ) from error
         raise TrainingError(f"{folder}: holds no whole model ({error}); name folders of saved models.") from error
     return dict.fromkeys(reader.keys(), reader)
-
-
-def _reader(path: Path, stack: ExitStack) -> Any:
-    return stack.enter_context(safe_open(path, framework="pt"))
 
 
 def _mean(name: str, tensors: list[Tensor], folders: Sequence[StrPath]) -> Tensor:

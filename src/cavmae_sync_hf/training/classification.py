@@ -7,14 +7,12 @@ class-balanced sampling, the metrics of whole clips at every evaluation, and the
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers.trainer import TRAINING_ARGS_NAME
@@ -43,6 +41,25 @@ _INTENDED_USE = """\
 Sorting clips into the classes that `config.json` lists, for search, statistics and sifting of collections. Test it on
 your own data first: classes that the training clips did not show in all their kinds are missed, and a score is no
 measured probability. It is not made to identify people, nor to decide about them."""
+
+
+@dataclass
+class Predictions:
+    """What a classifier says of whole clips, on the CPU.
+
+    Attributes:
+        logits: Scores of the clips, `(clips, num_labels)` float32; with the mean-pooling head those whose
+            probabilities are the mean of the frames'.
+        targets: 0/1 floats `(clips, num_labels)`, or class numbers `(clips,)`.
+        middle_logits: Scores of each clip's middle frame, `None` for heads that see all frames at once.
+    """
+
+    logits: Tensor
+    targets: Tensor
+    middle_logits: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.logits)
 
 
 class BalancedEpochSampler(ClassBalancedSampler):
@@ -193,7 +210,7 @@ class CavMaeSyncClassificationTrainer(CavMaeSyncBaseTrainer):
                 metrics |= {f"{modality}_{key}": value for key, value in found.items() if "middle" not in key}
         return metrics
 
-    def predict_set(self, evaluation_set: EvaluationSet, modality: str | None = None) -> "Predictions":
+    def predict_set(self, evaluation_set: EvaluationSet, modality: str | None = None) -> Predictions:
         """Predictions for all clips of a set, on every process.
 
         Args:
@@ -201,14 +218,16 @@ class CavMaeSyncClassificationTrainer(CavMaeSyncBaseTrainer):
             modality: `"audio"` or `"video"` to show a multimodal model that alone; default: the model's own.
         """
         with self._evaluated_model() as model:
-            return predict_clips(
+            parts = map_clips(
                 model,
+                _keep_predictions,
                 evaluation_set,
                 ModalityCollator(self._clean, modality or self._modality),
                 accelerator=self.accelerator,
                 batch_frames=self.args.eval_batch_frames,
                 num_workers=self.args.dataloader_num_workers,
             )
+        return Predictions(**parts)
 
     # The end
 
@@ -255,63 +274,9 @@ class CavMaeSyncClassificationTrainer(CavMaeSyncBaseTrainer):
             torch.save(self.args, target / TRAINING_ARGS_NAME)
 
 
-@dataclass
-class Predictions:
-    """What a classifier says of whole clips, on the CPU.
-
-    Attributes:
-        logits: Scores of the clips, `(clips, num_labels)` float32; with the mean-pooling head those whose
-            probabilities are the mean of the frames'.
-        targets: 0/1 floats `(clips, num_labels)`, or class numbers `(clips,)`.
-        middle_logits: Scores of each clip's middle frame, `None` for heads that see all frames at once.
-    """
-
-    logits: Tensor
-    targets: Tensor
-    middle_logits: Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.logits)
-
-
-def predict_clips(
-    model: nn.Module,
-    evaluation_set: EvaluationSet,
-    collator: Callable[[list[dict[str, Any]]], dict[str, Any]],
-    *,
-    accelerator: Accelerator,
-    batch_frames: int = 256,
-    num_workers: int = 0,
-) -> Predictions:
-    """Classify all clips from all their frames; the work is shared by all processes.
-
-    Args:
-        model: A classifier or what is called like one.
-        evaluation_set: The clips.
-        collator: Makes batches of the model's inputs and `labels`; what is left out of them the model does not see.
-        accelerator: Tells the processes and the precision.
-        batch_frames: Frames per batch; at least one clip is taken.
-        num_workers: Processes that load.
-
-    Returns:
-        Predictions in the order of the set, the same on every process.
-    """
-    parts = map_clips(
-        partial(_predict, model, accelerator=accelerator),
-        evaluation_set,
-        collator,
-        accelerator=accelerator,
-        batch_frames=batch_frames,
-        num_workers=num_workers,
-    )
-    return Predictions(parts["logits"], parts["targets"], parts.get("middle_logits"))
-
-
-def _predict(model: nn.Module, batch: dict[str, Any], *, accelerator: Accelerator) -> dict[str, Tensor]:
-    inputs = {name: batch[name].to(accelerator.device, non_blocking=True) for name in INPUT_NAMES if name in batch}
-    with accelerator.autocast():
-        output = model(**inputs)
-    found = {"logits": output.logits.float(), "targets": batch["labels"].to(accelerator.device)}
+def _keep_predictions(output: Any, inputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
+    """The fields of `Predictions`, for `map_clips`."""
+    found = {"logits": output.logits.float(), "targets": batch["labels"].to(output.logits.device)}
     if output.frame_logits is not None:
         scores = output.frame_logits.float()
         clips, frames = scores.shape[:2]

@@ -2,7 +2,6 @@
 """How well a model in training aligns audio and video on whole clips, in metrics and in plots."""
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,42 +44,10 @@ class Embeddings:
         return self.audio @ self.video.transpose(1, 2)
 
 
-def embed_clips(
-    model: Callable[..., Any],
-    evaluation_set: EvaluationSet,
-    collator: Callable[[list[dict[str, Any]]], dict[str, Any]],
-    *,
-    accelerator: Accelerator,
-    batch_frames: int = 256,
-    num_workers: int = 0,
-) -> Embeddings:
-    """Embed all frames and windows of all clips, unmasked; the work is shared by all processes.
-
-    Args:
-        model: A `CavMaeSyncModel` or what is called like one.
-        evaluation_set: The clips; all must have equally many frames.
-        collator: Makes batches.
-        accelerator: Tells the processes and the precision.
-        batch_frames: Frames per batch; at least one clip is taken.
-        num_workers: Processes that load.
-
-    Returns:
-        Embeddings in the order of the set, the same on every process.
-    """
-    parts = map_clips(
-        partial(_embed, model, accelerator=accelerator),
-        evaluation_set,
-        collator,
-        accelerator=accelerator,
-        batch_frames=batch_frames,
-        num_workers=num_workers,
-    )
-    return Embeddings(parts)
-
-
 @torch.no_grad()
 def map_clips(
-    run: Callable[[dict[str, Any]], dict[str, Tensor]],
+    model: Callable[..., Any],
+    keep: Callable[[Any, dict[str, Tensor], dict[str, Any]], dict[str, Tensor]],
     evaluation_set: EvaluationSet,
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]],
     *,
@@ -88,14 +55,20 @@ def map_clips(
     batch_frames: int = 256,
     num_workers: int = 0,
 ) -> dict[str, Tensor]:
-    """Have all clips of a set go through a function, with all their frames; the work is shared by all processes.
+    """Show a model all clips of a set, unmasked and with all their frames; the work is shared by all processes.
 
     Args:
-        run: Takes a batch on the CPU, gives tensors with a row per clip, of equal shapes from batch to batch.
-        evaluation_set, collator, accelerator, batch_frames, num_workers: As of `embed_clips`.
+        model: What is called with the inputs of a batch.
+        keep: Takes the model's output, its inputs and the batch, gives tensors with a row per clip, of equal shapes
+            from batch to batch.
+        evaluation_set: The clips.
+        collator: Makes batches; what it leaves out the model does not see.
+        accelerator: Tells the processes and the precision.
+        batch_frames: Frames per batch; at least one clip is taken.
+        num_workers: Processes that load.
 
     Returns:
-        What `run` gives, a row per clip in the order of the set, on the CPU, the same on every process.
+        What `keep` gives, a row per clip in the order of the set, on the CPU, the same on every process.
     """
     count, ranks = len(evaluation_set), accelerator.num_processes
     # Every process gets equally many clips (some twice), so that gathering is one collective of equal shapes.
@@ -110,7 +83,10 @@ def map_clips(
     )
     parts: dict[str, list[Tensor]] = {}
     for batch in loader:
-        for name, value in run(batch).items():
+        inputs = {n: batch[n].to(accelerator.device, non_blocking=True) for n in INPUT_NAMES if n in batch}
+        with accelerator.autocast():
+            output = model(**inputs)
+        for name, value in keep(output, inputs, batch).items():
             parts.setdefault(name, []).append(value)
     joined = {name: torch.cat(values) for name, values in parts.items()}
     if world_size() > 1:
@@ -122,22 +98,19 @@ def map_clips(
     return {name: value.cpu() for name, value in joined.items()}
 
 
-def _embed(model: Callable[..., Any], batch: dict[str, Any], *, accelerator: Accelerator) -> dict[str, Tensor]:
-    device = accelerator.device
-    inputs = {name: batch[name].to(device, non_blocking=True) for name in INPUT_NAMES if name in batch}
-    with accelerator.autocast():
-        output = model(**inputs)
-    everything = torch.ones(inputs["input_values"].shape[:2], dtype=torch.bool, device=device)
+def keep_embeddings(output: Any, inputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
+    """What `Embeddings` are made of, for `map_clips` of an encoder."""
+    everything = torch.ones(inputs["input_values"].shape[:2], dtype=torch.bool, device=inputs["input_values"].device)
     audio_mask = inputs.get("padding_mask", everything)
-    patch = batch["pixel_values_videos"].shape[-1] // round(output.video_patch_embeds.shape[2] ** 0.5)
-    grid = tuple(side // patch for side in batch["pixel_values_videos"].shape[-2:])
+    height, width = inputs["pixel_values_videos"].shape[-2:]
+    patch = width // round(output.video_patch_embeds.shape[2] ** 0.5)
     return {
         "audio": output.audio_embeds.float(),
         "video": output.video_embeds.float(),
         "audio_mask": audio_mask.to(torch.uint8),
         "video_mask": inputs.get("padding_mask_videos", everything).to(torch.uint8),
-        "frame_times": batch["frame_times"].float().to(device),
-        "video_maps": patch_maps(output.audio_embeds, output.video_patch_embeds, (grid[0], grid[1])),
+        "frame_times": batch["frame_times"].float().to(everything.device),
+        "video_maps": patch_maps(output.audio_embeds, output.video_patch_embeds, (height // patch, width // patch)),
     }
 
 

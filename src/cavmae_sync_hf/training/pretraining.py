@@ -28,7 +28,14 @@ from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from .arguments import PretrainingArguments
 from .base import CavMaeSyncBaseTrainer
 from .cached_contrast import cached_contrastive_step
-from .evaluation import Embeddings, draw_reconstructions, draw_similarities, embed_clips, evaluate_alignment
+from .evaluation import (
+    Embeddings,
+    draw_reconstructions,
+    draw_similarities,
+    evaluate_alignment,
+    keep_embeddings,
+    map_clips,
+)
 from .freezing import freeze_unused
 from .sets import INPUT_NAMES, EvaluationSet, ModalityCollator
 from .speed import pretraining_flops
@@ -286,14 +293,16 @@ class CavMaeSyncTrainer(CavMaeSyncBaseTrainer):
     def embed(self, evaluation_set: EvaluationSet) -> Embeddings:
         """Embeddings of all clips of a set, on every process."""
         with self._evaluated_model() as model:
-            return embed_clips(
+            parts = map_clips(
                 _encoder(model),
+                keep_embeddings,
                 evaluation_set,
                 self.data_collator,
                 accelerator=self.accelerator,
                 batch_frames=self.args.eval_batch_frames,
                 num_workers=self.args.dataloader_num_workers,
             )
+        return Embeddings(parts)
 
     def _draw(self, name: str, evaluation_set: EvaluationSet, embeddings: Embeddings) -> None:
         folder, step = Path(str(self.args.output_dir)) / "plots", f"step_{self.state.global_step:06d}"

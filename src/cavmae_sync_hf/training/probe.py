@@ -76,18 +76,16 @@ def run_probe(
     for weights, probed in _models(arguments, model):
         vectors = {}
         for name, dataset in sets.items():
-            report = None
-            if progress is not None:
-                report = partial(_report, progress, before, total, f"{name}, {weights} weights")
             folder = cache_dir / (name if weights == "trained" else f"{name}-random_{arguments.seed}")
             vectors[name] = cached_features(
                 probed, dataset, needed, folder,
                 refresh=arguments.refresh_cache, batch_frames=arguments.batch_frames,
-                num_workers=arguments.num_workers, rank=rank, world_size=world, wait=wait, progress=report,
+                num_workers=arguments.num_workers, rank=rank, world_size=world, wait=wait,
+                progress=_counting(progress, before, total, f"{name}, {weights} weights"),
             )  # fmt: skip
             before += len(dataset)
         if rank == 0:
-            rows += _fit_all(arguments, weights, vectors, sets, space)
+            rows += _fit_all(arguments, weights, vectors=vectors, sets=sets, space=space)
     if rank == 0:
         record = {
             "protocol": "linear probe of clip means, version 1",
@@ -113,6 +111,7 @@ def join_features(vectors: dict[str, np.ndarray], name: str) -> np.ndarray:
 def _fit_all(
     arguments: ProbeArguments,
     weights: str,
+    *,
     vectors: dict[str, dict[str, np.ndarray]],
     sets: dict[str, CavMaeSyncDataset],
     space: LabelSpace,
@@ -148,9 +147,11 @@ def _fit_all(
                 }
 
 
-def _report(progress: Callable[..., None], before: int, total: int, text: str, done: int, _: int) -> None:
-    """Count the clips of all sets and models together."""
-    progress(before + done, total, text)
+def _counting(
+    progress: Callable[..., None] | None, before: int, total: int, text: str
+) -> Callable[[int, int], None] | None:
+    """The progress of one set as that of all sets and models together."""
+    return None if progress is None else lambda done, _: progress(before + done, total, text)
 
 
 def _models(arguments: ProbeArguments, model: CavMaeSyncModel) -> Iterator[tuple[str, CavMaeSyncModel]]:
