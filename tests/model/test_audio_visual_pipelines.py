@@ -44,7 +44,7 @@ def home(model, tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory) -> list[str]:
-    """Pictures of different brightness; the last one has no sound."""
+    """Frames of different brightness; the last clip has no audio."""
     folder = tmp_path_factory.mktemp("clips")
     return [
         str(
@@ -138,7 +138,7 @@ def test_classification__forms_of_a_clip(home, model, processor, clips):
         assert_same(classify(form), wanted)
 
 
-def test_classification__other_sound_changes_the_scores(home, model, processor, clips, waveforms):
+def test_classification__other_audio_changes_the_scores(home, model, processor, clips, waveforms):
     found = pipeline("audio-visual-classification", home)(
         {"video": clips[0], "audio": waveforms[0], "sampling_rate": RATE}
     )
@@ -179,9 +179,9 @@ def test_classification__one_modality_reads_that_track_alone(home, model, proces
     heard_alone = expected(model, processor(audio=clips[0], return_tensors="pt"))
     for form in (clips[0], {"audio": clips[0]}, {"video": clips[0]}):
         assert_same(classify(form, modality="audio"), heard_alone)
-    sound = decode_media(clips[0], want_video=False).waveform
-    for form in ({"audio": sound, "sampling_rate": RATE}, {"array": sound, "sampling_rate": RATE}):
-        assert_same(classify(form, modality="audio"), heard(model, processor, sound))
+    audio = decode_media(clips[0], want_video=False).waveform
+    for form in ({"audio": audio, "sampling_rate": RATE}, {"array": audio, "sampling_rate": RATE}):
+        assert_same(classify(form, modality="audio"), heard(model, processor, audio))
 
 
 def test_classification__missing_track_is_named_with_ways_out(home, model, processor, clips):
@@ -207,7 +207,7 @@ def test_classification__bad_options_and_clips(home, clips, tmp_path):
     for options, words in (
         ({"top_k": 0}, "`top_k` is 0"),
         ({"function_to_apply": "relu"}, "'relu'"),
-        ({"modality": "sound"}, "'sound'"),
+        ({"modality": "noise"}, "'noise'"),
     ):
         with pytest.raises(ValueError, match=words):
             classify(clips[0], **options)
@@ -257,7 +257,7 @@ def test_own__half_precision(home, model, processor, clips):
         wanted = model.base_model(**inputs).similarity[0].numpy()
     np.testing.assert_allclose(features["similarity"], wanted, atol=0.02)
     score = load["audio-visual-retrieval"](clips[0], candidates=[clips[0]], by="video")[0]["score"]
-    # Windows of sound alone lie up to a frame away from those beside a picture.
+    # Windows of audio alone lie up to a frame away from those beside frames.
     assert score == pytest.approx(wanted.diagonal().mean(), abs=0.1)
 
 
@@ -284,7 +284,7 @@ def test_features__are_the_models_with_their_times(home, model, processor, clips
 def test_features__clips_of_a_batch_keep_their_own_moments(home, clips):
     extract = pipeline("audio-visual-feature-extraction", home)
     frames = [np.stack([numbered_frame(number) for number in range(count)]) for count in (3, 1)]
-    given = [{"video": pictures, "fps": 5} for pictures in frames]
+    given = [{"video": clip, "fps": 5} for clip in frames]
 
     alone = [extract(one, modality="video") for one in given]
     together = extract(given, modality="video", batch_size=2)
@@ -297,18 +297,18 @@ def test_features__clips_of_a_batch_keep_their_own_moments(home, clips):
     assert "audio_embeds" not in together[0]
 
 
-def test_features__pictures_and_frames_without_times(home, model, processor, tmp_path):
-    picture = Image.fromarray(numbered_frame(3))
-    picture.save(tmp_path / "picture.png")
+def test_features__images_and_frames_without_times(home, model, processor, tmp_path):
+    image = Image.fromarray(numbered_frame(3))
+    image.save(tmp_path / "image.png")
     extract = pipeline("audio-visual-feature-extraction", home)
-    pixels = processor(videos=[picture], return_tensors="pt")["pixel_values_videos"]
+    pixels = processor(videos=[image], return_tensors="pt")["pixel_values_videos"]
     wanted = model.base_model.get_video_features(pixels).video_embeds[0].detach().numpy()
 
-    for form in (picture, str(tmp_path / "picture.png"), {"video": picture}, numbered_frame(3)):
+    for form in (image, str(tmp_path / "image.png"), {"video": image}, numbered_frame(3)):
         found = extract(form, modality="video")
         np.testing.assert_allclose(found["video_embeds"], wanted, atol=1e-5)
         assert found["frame_times"].tolist() == [0.0]
-    frames = extract({"video": [picture, picture]}, modality="video")
+    frames = extract({"video": [image, image]}, modality="video")
     assert frames["video_embeds"].shape[0] == 2 and np.isnan(frames["frame_times"]).all()
 
 
@@ -341,10 +341,10 @@ def library(tmp_path_factory) -> list[str]:
 @pytest.fixture(scope="module")
 def embeds(model, processor, library):
     # Each side alone: windows then lie at the centres of equal spans, not at the times of the nearest frames.
-    sounds, pictures = (processor(**{name: library}, return_tensors="pt") for name in ("audio", "videos"))
+    heard, seen = (processor(**{name: library}, return_tensors="pt") for name in ("audio", "videos"))
     with torch.no_grad():
-        heard = model.base_model.get_audio_features(sounds["input_values"]).audio_embeds
-        return heard, model.base_model.get_video_features(pictures["pixel_values_videos"]).video_embeds
+        heard = model.base_model.get_audio_features(heard["input_values"]).audio_embeds
+        return heard, model.base_model.get_video_features(seen["pixel_values_videos"]).video_embeds
 
 
 def assert_ranked(found: list[dict], scores: torch.Tensor, names: list[str]) -> None:
@@ -369,16 +369,16 @@ def test_retrieval__ranks_as_the_evaluation_does_in_both_directions(home, librar
 def test_retrieval__direction_follows_from_what_the_query_has(home, library, embeds, tmp_path):
     retrieve = pipeline("audio-visual-retrieval", home)
     media = decode_media(library[3], num_frames=4)
-    sound = {"array": media.waveform.numpy(), "sampling_rate": RATE}
-    picture = Image.fromarray(media.frames[1].permute(1, 2, 0).numpy())
+    audio = {"array": media.waveform.numpy(), "sampling_rate": RATE}
+    image = Image.fromarray(media.frames[1].permute(1, 2, 0).numpy())
 
     inputs = retrieve.processor(audio=media.waveform, sampling_rate=RATE, return_tensors="pt")
     heard = retrieve.model.get_audio_features(inputs["input_values"]).audio_embeds.detach()
-    assert_ranked(retrieve(sound, candidates=library), clip_similarity(heard, embeds[1])[0], library)
-    by_picture = retrieve(picture, candidates=library)
+    assert_ranked(retrieve(audio, candidates=library), clip_similarity(heard, embeds[1])[0], library)
+    by_image = retrieve(image, candidates=library)
     scores = clip_similarity(embeds[0], embeds[1][3:, 1:2], "max")[:, 0]
-    assert_ranked(by_picture, scores, library)
-    best = by_picture[0]
+    assert_ranked(by_image, scores, library)
+    best = by_image[0]
     moment = int((embeds[0][best["index"]] @ embeds[1][3, 1]).argmax())
     assert best["time"] == pytest.approx((moment + 0.5) / 4, abs=0.03) and best["query_time"] == 0.0
     with pytest.raises(ValueError, match='by="audio" or by="video"'):
@@ -396,7 +396,7 @@ def test_retrieval__candidates_are_embedded_once_and_named_as_given(home, librar
     assert len(kept) == 4 and calls == []
     found = retrieve(library[:2], candidates=kept, by="audio", top_k=2)
 
-    # One batch of candidates, of pictures alone, and the two queries' sound.
+    # One batch of candidates, of frames alone, and the two queries' audio.
     assert sorted(map(sorted, calls)) == [["input_values"], ["input_values"], ["pixel_values_videos"]]
     scores = clip_similarity(*embeds)
     for place, ranking in enumerate(found):

@@ -154,7 +154,7 @@ def test_time_alignment__coverage_and_its_threshold() -> None:
     assert strict["padding_mask"].tolist() == [[False, True, False]]
 
 
-def test_time_alignment__clip_longer_than_its_sound() -> None:
+def test_time_alignment__clip_longer_than_its_audio() -> None:
     extractor = CavMaeSyncFeatureExtractor(audio_length=96, num_frames=4)
     output = extractor(noise(2), sampling_rate=RATE, duration=8.0, return_tensors="pt", return_times=True)
     assert output["frame_times"].tolist() == [[1.0, 3.0, 5.0, 7.0]]
@@ -205,14 +205,19 @@ def test_call__accepts_lists_arrays_and_integer_samples() -> None:
     assert (coarse - expected).abs().mean() < 0.1
 
 
-def test_call__takes_sound_as_datasets_decodes_it() -> None:
+def test_call__takes_audio_as_datasets_decodes_it() -> None:
     extractor = CavMaeSyncFeatureExtractor(audio_length=96, num_frames=2)
-    sounds = [noise(1).numpy(), noise(0.5, 1).numpy()]
-    mappings = [{"path": None, "array": sounds[0], "sampling_rate": RATE}, {"array": sounds[1], "sampling_rate": 8000}]
-    for mapping, sound, rate in zip(mappings, sounds, (RATE, 8000), strict=True):
-        expected = extractor(sound, sampling_rate=rate, return_tensors="pt")["input_values"]
+    waveforms = [noise(1).numpy(), noise(0.5, 1).numpy()]
+    mappings = [
+        {"path": None, "array": waveforms[0], "sampling_rate": RATE},
+        {"array": waveforms[1], "sampling_rate": 8000},
+    ]
+    for mapping, waveform, rate in zip(mappings, waveforms, (RATE, 8000), strict=True):
+        expected = extractor(waveform, sampling_rate=rate, return_tensors="pt")["input_values"]
         assert torch.equal(extractor(mapping, return_tensors="pt")["input_values"], expected)
-        assert torch.equal(extractor(audio=sound, sampling_rate=rate, return_tensors="pt")["input_values"], expected)
+        assert torch.equal(
+            extractor(audio=waveform, sampling_rate=rate, return_tensors="pt")["input_values"], expected
+        )
     assert extractor(mappings, return_tensors="pt")["input_values"].shape == (2, 2, 96, 128)
 
 
@@ -264,7 +269,7 @@ def test_short_audio__is_one_padded_frame() -> None:
     assert output["padding_mask"].all() and output["window_coverage"].max() < 0.2
 
 
-def test_missing_sound__is_marked_absent() -> None:
+def test_missing_audio__is_marked_absent() -> None:
     for alignment, level in (("time", SILENCE), ("reference", 0.0)):
         extractor = CavMaeSyncFeatureExtractor(audio_length=96, num_frames=2, alignment=alignment)
         output = extractor([noise(1), None], sampling_rate=RATE, return_tensors="pt")

@@ -45,7 +45,7 @@ def folder(request, model, processor, tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory) -> list[str]:
-    """Pictures of different brightness; the last one has no sound."""
+    """Frames of different brightness; the last clip has no audio."""
     folder = tmp_path_factory.mktemp("clips")
     return [
         str(
@@ -166,13 +166,13 @@ def test_audio__lists_generators_and_batches_of_unequal_clips(folder, model, pro
             assert_same(one, other)
 
 
-def test_audio__the_sound_of_a_video_file(folder, model, processor, clips):
-    sound = decode_media(clips[0], want_video=False)
-    assert sound.sampling_rate == RATE
+def test_audio__the_audio_of_a_video_file(folder, model, processor, clips):
+    media = decode_media(clips[0], want_video=False)
+    assert media.sampling_rate == RATE
 
-    found = pipeline("audio-classification", folder)(sound.waveform)
+    found = pipeline("audio-classification", folder)(media.waveform)
 
-    assert_same(found, expected(model, processor(audio=sound.waveform, sampling_rate=RATE, return_tensors="pt")))
+    assert_same(found, expected(model, processor(audio=media.waveform, sampling_rate=RATE, return_tensors="pt")))
 
 
 # Both
@@ -219,14 +219,14 @@ class Blocked(importlib.abc.MetaPathFinder):
 sys.meta_path.insert(0, Blocked())
 import numpy as np
 from transformers import pipeline
-folder, clip, sound, again = sys.argv[1:]
+folder, clip, audio, again = sys.argv[1:]
 
 def load(task, folder):
     return pipeline(task, folder, trust_remote_code=True, device='cpu')
 
 result = {
     'video-classification': load('video-classification', folder)(clip),
-    'audio-classification': load('audio-classification', folder)(np.load(sound)),
+    'audio-classification': load('audio-classification', folder)(np.load(audio)),
 }
 classify = load('audio-visual-classification', folder)
 assert type(classify).__module__.startswith('transformers_modules.'), type(classify)
@@ -245,8 +245,8 @@ def test_pipelines__where_the_package_cannot_be_imported(tmp_path, model, proces
     folder = save(model, tmp_path / "model")
     script = tmp_path / "stranger.py"
     script.write_text(STRANGER)
-    np.save(tmp_path / "sound.npy", waveforms[0])
-    arguments = [folder, clips[0], str(tmp_path / "sound.npy"), str(tmp_path / "again")]
+    np.save(tmp_path / "audio.npy", waveforms[0])
+    arguments = [folder, clips[0], str(tmp_path / "audio.npy"), str(tmp_path / "again")]
 
     done = run_apart(["-I", str(script), *arguments], tmp_path)
 

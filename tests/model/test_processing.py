@@ -1,4 +1,4 @@
-"""The processor: from files, or frames and sound, to aligned windows and pixels."""
+"""The processor: from files, or frames and audio, to aligned windows and pixels."""
 
 import numpy as np
 import pytest
@@ -8,6 +8,7 @@ from PIL import Image
 from cavmae_sync_hf import MediaError, MissingTrackError
 from cavmae_sync_hf.model import processing_cavmae_sync
 from cavmae_sync_hf.model.configuration_cavmae_sync import CavMaeSyncConfig
+from cavmae_sync_hf.model.errors_cavmae_sync import on_command_line
 from cavmae_sync_hf.model.feature_extraction_cavmae_sync import CavMaeSyncFeatureExtractor
 from cavmae_sync_hf.model.media_cavmae_sync import decode_media
 from cavmae_sync_hf.model.modeling_cavmae_sync import CavMaeSyncModel
@@ -55,7 +56,7 @@ def test_call__one_file_gives_what_its_parts_give(clip, alignment):
     processor = make_processor(alignment)
     media = decode_media(clip, num_frames=4, alignment=alignment)
     output = processor(videos=str(clip), return_tensors="pt")
-    sound = processor.feature_extractor(
+    audio = processor.feature_extractor(
         media.waveform, sampling_rate=16000, frame_times=media.frame_times, return_tensors="pt"
     )
     pixels = processor.video_processor(media.frames, return_tensors="pt")
@@ -67,7 +68,7 @@ def test_call__one_file_gives_what_its_parts_give(clip, alignment):
         SIDE,
         SIDE,
     )
-    assert torch.equal(output["input_values"], sound["input_values"])
+    assert torch.equal(output["input_values"], audio["input_values"])
     assert torch.equal(output["pixel_values_videos"], pixels["pixel_values_videos"])
 
 
@@ -89,7 +90,7 @@ def test_call__batch_equals_clips_one_by_one(folder, clip):
             assert torch.equal(together[name][row], alone[name][0]), name
 
 
-def test_call__separate_sound_replaces_the_files_own(clip):
+def test_call__separate_audio_replaces_the_files_own(clip):
     processor = make_processor()
     wave = tone(4, 16000)[0]
     output = processor(videos=clip, audio=wave, sampling_rate=16000, return_tensors="pt")
@@ -102,19 +103,19 @@ def test_call__separate_sound_replaces_the_files_own(clip):
         processor(videos=clip, audio=wave, return_tensors="pt")
 
 
-def test_call__separate_sound_file(folder, clip, mute):
-    sound = write_clip(folder / "sound.wav", video=False, audio=tone(2, 16000), rate=16000, audio_codec="pcm_s16le")
-    output = make_processor()(videos=mute, audio=str(sound), return_tensors="pt")
+def test_call__separate_audio_file(folder, clip, mute):
+    audio = write_clip(folder / "audio.wav", video=False, audio=tone(2, 16000), rate=16000, audio_codec="pcm_s16le")
+    output = make_processor()(videos=mute, audio=str(audio), return_tensors="pt")
     assert output["padding_mask"].all() and output["input_values"].shape == (1, 4, 64, 16)
 
 
-@pytest.mark.parametrize("kind", ["array", "tensor", "pictures"])
+@pytest.mark.parametrize("kind", ["array", "tensor", "images"])
 def test_call__decoded_frames_with_their_rate(kind):
     frames = np.stack([numbered_frame(k) for k in range(6)])
     videos = {
         "array": frames,
         "tensor": torch.from_numpy(frames).permute(0, 3, 1, 2),
-        "pictures": [Image.fromarray(frame) for frame in frames],
+        "images": [Image.fromarray(frame) for frame in frames],
     }[kind]
     output = make_processor()(
         videos=videos, audio=noise(3, 16000)[0], sampling_rate=16000, fps=2, return_tensors="pt", return_times=True
@@ -179,7 +180,7 @@ def test_call__missing_track_is_an_error_or_a_mask(clip, mute, blind):
     assert only["pixel_values_videos"].shape == (1, 4, 3, SIDE, SIDE) and not only["padding_mask_videos"].any()
 
 
-def test_call__sound_of_a_file_has_its_own_rate(clip):
+def test_call__audio_of_a_file_has_its_own_rate(clip):
     processor = make_processor()
     frames = np.stack([numbered_frame(k) for k in range(4)])
     for arguments in ({"videos": clip}, {"videos": frames, "audio": str(clip)}, {"videos": clip, "audio": str(clip)}):
@@ -198,7 +199,7 @@ def test_call__rate_of_waveforms_does_not_touch_files_beside_them(clip):
     assert torch.equal(both[1:], processor(audio=wave, sampling_rate=44100, return_tensors="pt")["input_values"])
 
 
-def test_call__takes_sound_as_datasets_decodes_it(clip):
+def test_call__takes_audio_as_datasets_decodes_it(clip):
     processor = make_processor()
     wave = tone(4, 8000)[0]
     expected = processor(videos=clip, audio=wave, sampling_rate=8000, return_tensors="pt")
@@ -206,11 +207,11 @@ def test_call__takes_sound_as_datasets_decodes_it(clip):
     assert torch.equal(output["input_values"], expected["input_values"])
 
 
-@pytest.mark.parametrize("kind", ["sound without a picture", "file without a picture"])
+@pytest.mark.parametrize("kind", ["audio without a video", "file without a video"])
 def test_call__clips_of_different_lengths_fill_up_frames_and_windows_alike(blind, kind):
     processor = make_processor(num_frames=6)
     frames = np.stack([numbered_frame(k) for k in range(4)])
-    if kind == "sound without a picture":
+    if kind == "audio without a video":
         wave = noise(1, 16000)[0]
         inputs = {"videos": [frames, None], "audio": [wave, wave], "sampling_rate": 16000}
     else:
@@ -228,7 +229,7 @@ def test_call__clips_of_different_lengths_fill_up_frames_and_windows_alike(blind
     assert similarity.shape == (2, 6, 6)
 
 
-def test_call__frames_without_sound_beside_files_with_sound(clip):
+def test_call__frames_without_audio_beside_files_with_audio(clip):
     processor = make_processor()
     frames = np.stack([numbered_frame(k) for k in range(4)])
     with pytest.raises(MissingTrackError, match="Clip 1 is frames without audio.*missing='mask'"):
@@ -270,7 +271,16 @@ def test_call__names_the_clip_whose_frames_cannot_be_used(clip):
         make_processor()(videos=[frames, frames - 1.0])
 
 
-def test_call__times_of_frames_without_sound(clip):
+def test_call__clips_that_are_none_are_missing_tracks_with_a_remedy():
+    wave = noise(1, 16000)[0]
+    for track, inputs in (("video", {"videos": [FRAMES, None]}), ("audio", {"audio": [wave, None]})):
+        with pytest.raises(MissingTrackError, match=f"Clip 1 has no {track}.*missing='mask'") as caught:
+            make_processor()(**inputs, sampling_rate=16000)
+        assert caught.value.track == track
+        assert "Add --missing mask to mark" in caught.value.spelled(on_command_line)
+
+
+def test_call__times_of_frames_without_audio(clip):
     processor = make_processor()
     frames = np.stack([numbered_frame(k) for k in range(4)])
     with pytest.raises(ValueError, match="Clip 0: the times of its frames are unknown; pass `fps`"):
@@ -375,12 +385,12 @@ def test_call__arguments_of_the_parts_reach_them(clip):
 
 @pytest.mark.parametrize(("hop", "suffix"), [(0.5, "mp4"), (0.25, "mkv"), (1.0, "ts")])
 def test_stream__equals_the_call_on_the_whole(folder, hop, suffix):
-    path = write_clip(folder / f"film.{suffix}", seconds=6, audio=noise(6, 16000), rate=16000)
+    path = write_clip(folder / f"video.{suffix}", seconds=6, audio=noise(6, 16000), rate=16000)
     processor = make_processor(audio_length=96)
     chunks = list(processor.stream(path, hop=hop, num_frames=5))
     times = torch.cat([chunk["frame_times"] for chunk in chunks], dim=1)
     count = times.shape[1]
-    assert count in (6 / hop, 6 / hop + 1)  # the sound's last packet may reach beyond the sixth second
+    assert count in (6 / hop, 6 / hop + 1)  # the audio's last packet may reach beyond the sixth second
     whole = processor(
         videos=path, frame_times=[(k + 0.5) * hop for k in range(count)], return_tensors="pt", return_times=True
     )
@@ -392,7 +402,7 @@ def test_stream__equals_the_call_on_the_whole(folder, hop, suffix):
 
 
 def test_stream__span_has_times_of_the_file(folder):
-    path = write_clip(folder / "film2.mp4", seconds=6, audio=noise(6))
+    path = write_clip(folder / "video2.mp4", seconds=6, audio=noise(6))
     processor = make_processor()
     chunks = list(processor.stream(path, hop=0.5, num_frames=3, start=2.2, end=4.2))
     whole = processor(videos=path, num_frames=4, start=2.2, end=4.2, return_tensors="pt", return_times=True)

@@ -48,7 +48,7 @@ _CPU_BLOCK, _DEVICE_BLOCK = 1024, 1 << 17
 # Float samples are meant to lie in [-1, 1]; far above that they are integers in disguise.
 _LARGEST_SAMPLE = 64.0
 # Arguments that transformers hands to every feature extractor and that have no meaning for fixed-size windows.
-_IGNORED_ARGUMENTS = frozenset(
+IGNORED_ARGUMENTS = frozenset(
     {"padding", "max_length", "truncation", "pad_to_multiple_of", "return_attention_mask", "padding_side"}
 )
 
@@ -226,7 +226,7 @@ class CavMaeSyncFeatureExtractor(SavedWithCode, SequenceFeatureExtractor):
         Raises:
             ValueError: The input cannot be used; the message names the value and the remedy.
         """
-        unknown = set(kwargs) - _IGNORED_ARGUMENTS
+        unknown = set(kwargs) - IGNORED_ARGUMENTS
         if unknown:
             raise TypeError(f"Unknown arguments for the feature extractor: {', '.join(sorted(unknown))}.")
         self._check_alignment()
@@ -435,10 +435,8 @@ class CavMaeSyncFeatureExtractor(SavedWithCode, SequenceFeatureExtractor):
         nan = math.nan
         fill = {"input_values": self.outside_value, "padding_mask": False, "frame_times": nan, "window_times": nan}
         longest = max(len(clip.mask) for clip in windows)
-        stacked = {name: _stack(clips, longest, fill.get(name, 0.0)) for name, clips in data.items()}
-        if TensorType(return_tensors) == TensorType.PYTORCH:
-            return BatchFeature(stacked)
-        return BatchFeature({name: value.cpu().numpy() for name, value in stacked.items()}, tensor_type=return_tensors)
+        stacked = {name: stack_padded(clips, longest, fill.get(name, 0.0)) for name, clips in data.items()}
+        return to_batch(stacked, return_tensors)
 
 
 def _kaldi_mel_filters(num_mel_bins: int, fft_length: int, sampling_rate: int) -> Tensor:
@@ -466,14 +464,24 @@ def _kaldi_mel_filters(num_mel_bins: int, fft_length: int, sampling_rate: int) -
     return torch.nn.functional.pad(filters, (0, 0, 0, 1))
 
 
-def _stack(clips: list[Tensor], longest: int, fill: float | bool) -> Tensor:
-    """Stack clips along a new first dimension, filling shorter ones to `longest` rows."""
+def stack_padded(clips: Sequence[Tensor], longest: int, fill: float | bool = 0.0) -> Tensor:
+    """Stack clips `(rows_i, ...)` to `(batch, longest, ...)`, filling up shorter ones."""
     if all(len(clip) == longest for clip in clips):
-        return clips[0].unsqueeze(0) if len(clips) == 1 else torch.stack(clips)
+        return clips[0].unsqueeze(0) if len(clips) == 1 else torch.stack(list(clips))
     stacked = clips[0].new_full((len(clips), longest, *clips[0].shape[1:]), fill)
     for row, clip in zip(stacked, clips, strict=True):
         row[: len(clip)] = clip
     return stacked
+
+
+def to_batch(values: Mapping[str, Tensor], return_tensors: str | TensorType | None) -> BatchFeature:
+    """Hand out tensors (`"pt"`), arrays (`"np"`), or a list of arrays per clip (`None`)."""
+    if return_tensors is not None and TensorType(return_tensors) == TensorType.PYTORCH:
+        return BatchFeature(dict(values))
+    arrays: dict[str, Any] = {name: value.cpu().numpy() for name, value in values.items()}
+    if return_tensors is None:
+        return BatchFeature({name: list(array) for name, array in arrays.items()})
+    return BatchFeature(arrays, tensor_type=return_tensors)
 
 
 def _given_times(frame_times: Any, count: int, *, is_batch: bool, num_frames: int | None) -> list[list[float]]:
@@ -657,10 +665,13 @@ def _as_float(clip: Any, name: str) -> Tensor:
 
 
 __all__ = [
+    "IGNORED_ARGUMENTS",
     "SILENCE",
     "AudioWindows",
     "CavMaeSyncFeatureExtractor",
     "load_waveform",
     "samples_and_rate",
     "split_waveforms",
+    "stack_padded",
+    "to_batch",
 ]

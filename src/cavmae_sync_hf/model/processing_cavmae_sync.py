@@ -26,10 +26,13 @@ from .auto_map_cavmae_sync import AUTO_MAP, SavedWithCode
 from .configuration_cavmae_sync import CavMaeSyncConfig
 from .errors_cavmae_sync import Hint, MissingTrackError
 from .feature_extraction_cavmae_sync import (
+    IGNORED_ARGUMENTS,
     CavMaeSyncFeatureExtractor,
     load_waveform,
     samples_and_rate,
     split_waveforms,
+    stack_padded,
+    to_batch,
 )
 from .media_cavmae_sync import decode_media
 from .media_pass_cavmae_sync import as_seconds
@@ -44,7 +47,6 @@ from .video_processing_cavmae_sync import (
 
 # Audio beyond half a window that a chunk of a stream needs: the spectrogram's own 25 ms and a margin for rounding.
 _CONTEXT_MARGIN_SECONDS = 0.1
-_AUDIO_OPTIONS = frozenset({"padding", "max_length", "truncation", "pad_to_multiple_of", "return_attention_mask"})
 # Arguments of the call that concern frames and windows alike; one of the two alone would not know of them.
 _SHARED_ARGUMENTS = frozenset(
     ("num_frames", "frame_times", "fps", "video_metadata", "do_sample_frames", "return_tensors", "return_times")
@@ -298,12 +300,9 @@ class CavMaeSyncProcessor(SavedWithCode, ProcessorMixin):
                 **audio_options,
             )
         elif return_times:
-            times = _known_times(clips)
-            rows = torch.full((len(times), max(map(len, times))), math.nan, dtype=torch.float64)
-            for row, own in zip(rows, times, strict=True):
-                row[: len(own)] = torch.tensor(own, dtype=torch.float64)
-            output["frame_times"] = rows
-        return _finish(output, return_tensors)
+            times = [torch.tensor(row, dtype=torch.float64) for row in _known_times(clips)]
+            output["frame_times"] = stack_padded(times, max(map(len, times)), math.nan)
+        return to_batch(output, return_tensors)
 
     def stream(
         self,
@@ -393,7 +392,7 @@ class CavMaeSyncProcessor(SavedWithCode, ProcessorMixin):
             for chunk in chunks:
                 pixels = self._pixels(chunk.frames, chunk.source, options, device)
                 output = pad_clips([pixels], len(chunk.frame_times)) | _chunk_windows(extractor, chunk, device)
-                batch = _finish(output, return_tensors)
+                batch = to_batch(output, return_tensors)
                 if return_media:
                     batch["media"] = chunk
                 yield batch
@@ -440,7 +439,7 @@ class CavMaeSyncProcessor(SavedWithCode, ProcessorMixin):
                     "`videos`."
                 )
         for name, value in kwargs.items():
-            (for_audio if name in _AUDIO_OPTIONS else for_video)[name] = value
+            (for_audio if name in IGNORED_ARGUMENTS else for_video)[name] = value
         typed = self.video_processor.valid_kwargs
         known = (set(typed.__required_keys__) | set(typed.__optional_keys__)) - _SHARED_ARGUMENTS - {"return_metadata"}
         for name in for_video:
@@ -692,15 +691,6 @@ def _known_times(clips: list[_Clip]) -> list[list[float]]:
             )
         rows.append(clip.times)
     return rows
-
-
-def _finish(output: dict[str, Any], return_tensors: str | TensorType | None) -> BatchFeature:
-    """Hand out tensors, arrays, or a list of arrays per clip."""
-    if return_tensors is None:
-        return BatchFeature({name: list(value.cpu().numpy()) for name, value in output.items()})
-    if TensorType(return_tensors) == TensorType.PYTORCH:
-        return BatchFeature(output)
-    return BatchFeature({name: value.cpu().numpy() for name, value in output.items()}, tensor_type=return_tensors)
 
 
 __all__ = ["CavMaeSyncProcessor"]

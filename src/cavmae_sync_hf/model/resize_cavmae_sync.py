@@ -1,9 +1,9 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""How are frames resized to exactly the pixels that PIL gives, for many frames at once and quickly?
+"""Resizing of many frames at once to exactly the pixels that PIL gives.
 
 PIL resamples in integers; torchvision's uint8 kernel rounds its weights more coarsely and differs by a grey level in
 about 0.4 % of the pixels. Here PIL's integers are computed with small matrix products, and only for the part of the
-picture that the crop keeps: the same numbers in about a third of PIL's time, batched and on any device.
+frame that the crop keeps: the same numbers in about a third of PIL's time, batched and on any device.
 """
 
 import math
@@ -16,8 +16,8 @@ from torch import Tensor
 _WEIGHT_BITS = 22
 # Bicubic reach in source pixels at scale 1, and the parameter of Keys' kernel that PIL uses.
 _CUBIC_REACH, _CUBIC_A = 2.0, -0.5
-# Outputs per matrix product, by how far the picture shrinks: every product covers the union of its outputs' inputs, so
-# few outputs waste little work on zero weights and many need fewer products (measured; other counts are slower).
+# Outputs per matrix product, by how far the frame shrinks: every product covers the union of its outputs' inputs, so
+# few outputs waste less work on zero weights and many need fewer products (measured; other counts are slower).
 _TILES = ((2.5, 4), (1.25, 8), (0.0, 16))
 # Frames resized together; bounds the memory of the products' operands.
 _FRAMES_PER_CHUNK = 16
@@ -36,8 +36,8 @@ def resize_crop_exact(
 
     Args:
         frames: `(T, C, H, W)` uint8, contiguous or as a view of `(T, H, W, C)`.
-        resized: Height and width of the whole resized picture.
-        window: `(top, left, height, width)` in the resized picture; default: all of it.
+        resized: Height and width of the whole resized frame.
+        window: `(top, left, height, width)` in the resized frame; default: all of it.
 
     Returns:
         `(T, C, height, width)` uint8.
@@ -52,7 +52,11 @@ def _resize_chunk(frames: Tensor, columns: tuple[int, int, int, int], rows: tupl
     """`resize_crop_exact` of a few frames; `columns` and `rows` are (input size, output size, first, last + 1)."""
     count, channels = frames.shape[:2]
     # Source rows that no kept output sees are left out of the first pass.
-    low, high = _source_range(*rows)
+    size_in, size_out, low, high = rows
+    if size_in != size_out:
+        low = _pil_weights(size_in, size_out, rows[2])[0]
+        start, weights = _pil_weights(size_in, size_out, rows[3] - 1)
+        high = start + len(weights)
     # Pixels interleaved in memory are multiplied as they lie (weights repeated per channel), which costs less than
     # bringing them into planes first.
     interleaved = frames.permute(0, 2, 3, 1)
@@ -77,7 +81,7 @@ def _resample_columns(lines: Tensor, span: tuple[int, int, int, int], channels: 
 
 
 def _resample_rows(planes: Tensor, span: tuple[int, int, int, int], offset: int) -> Tensor:
-    """Second pass: `(B, H, L)`, whose first row is row `offset` of the picture, to `(B, height, L)`."""
+    """Second pass: `(B, H, L)`, whose first row is row `offset` of the frame, to `(B, height, L)`."""
     size_in, size_out, first, last = span
     if size_in == size_out:
         return planes[:, first - offset : last - offset]
@@ -91,15 +95,6 @@ def _resample_rows(planes: Tensor, span: tuple[int, int, int, int], offset: int)
 def _to_levels(values: Tensor) -> Tensor:
     """Half up and, by the conversion to uint8 that follows, down to whole levels: PIL's rounding. In place."""
     return values.add_(0.5).clamp_(0, 255)
-
-
-def _source_range(size_in: int, size_out: int, first: int, last: int) -> tuple[int, int]:
-    """Inputs that outputs `first` to `last` are made of, as (from, to)."""
-    if size_in == size_out:
-        return first, last
-    low, _ = _pil_weights(size_in, size_out, first)
-    start, weights = _pil_weights(size_in, size_out, last - 1)
-    return low, start + len(weights)
 
 
 @lru_cache(maxsize=32)

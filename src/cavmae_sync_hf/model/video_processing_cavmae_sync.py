@@ -31,6 +31,7 @@ from transformers.video_utils import VideoMetadata
 
 from .alignment_cavmae_sync import center_crop_window, center_times, check_alignment, reference_indices, resized_size
 from .auto_map_cavmae_sync import SavedWithCode, complete_auto_map
+from .feature_extraction_cavmae_sync import stack_padded, to_batch
 from .media_cavmae_sync import decode_media
 from .resize_cavmae_sync import resize_crop_exact
 
@@ -308,10 +309,7 @@ class CavMaeSyncVideoProcessor(SavedWithCode, BaseVideoProcessor):
             pixels.append(outputs[0] if len(outputs) == 1 else torch.cat(outputs))
         if return_tensors is None:
             return BatchFeature({"pixel_values_videos": [clip.cpu().numpy() for clip in pixels]})
-        data: dict[str, Any] = dict(pad_clips(pixels))
-        if TensorType(return_tensors) != TensorType.PYTORCH:
-            data = {key: value.cpu().numpy() for key, value in data.items()}
-        return BatchFeature(data)
+        return BatchFeature(dict(to_batch(pad_clips(pixels), return_tensors)))
 
 
 def _scale(frames: Tensor, factor: float | None) -> Tensor:
@@ -343,14 +341,11 @@ def pad_clips(pixels: Sequence[Tensor], longest: int = 0) -> dict[str, Tensor]:
     if len(shapes) > 1:
         raise ValueError(f"The clips have different sizes after processing ({sorted(shapes)}); crop to one size.")
     longest = max(longest, *(len(clip) for clip in pixels))
-    if all(len(clip) == longest for clip in pixels):
-        return {"pixel_values_videos": pixels[0].unsqueeze(0) if len(pixels) == 1 else torch.stack(list(pixels))}
-    stacked = pixels[0].new_zeros((len(pixels), longest, *pixels[0].shape[1:]))
-    mask = torch.zeros((len(pixels), longest), dtype=torch.bool, device=stacked.device)
-    for row, clip in enumerate(pixels):
-        stacked[row, : len(clip)] = clip
-        mask[row, : len(clip)] = True
-    return {"pixel_values_videos": stacked, "padding_mask_videos": mask}
+    stacked = {"pixel_values_videos": stack_padded(pixels, longest)}
+    if any(len(clip) < longest for clip in pixels):
+        lengths = torch.tensor([len(clip) for clip in pixels], device=pixels[0].device)
+        stacked["padding_mask_videos"] = torch.arange(longest, device=pixels[0].device) < lengths[:, None]
+    return stacked
 
 
 def is_media_source(clip: Any) -> bool:
