@@ -79,7 +79,7 @@ def test_crop__has_the_models_size_and_one_place_for_all_frames():
     assert (difference[0] - 10).abs().max() <= 1 and not difference[1:].any()
 
 
-def test_random_crop__keeps_to_scale_ratio_and_picture():
+def test_random_crop__keeps_to_scale_ratio_and_image():
     generator = make_generator("crop test")
     areas = []
     for _ in range(500):
@@ -169,7 +169,7 @@ def test_time_roll__shifts_circularly_up_to_the_limit():
 
 
 def test_mix_windows__waveform_rule_is_the_mean_of_mixed_waveforms():
-    """Mel energies add with squared weights: on average over unrelated sounds, that is what mixing waveforms gives."""
+    """Mel energies add with squared weights: on average over unrelated audio, that is what mixing waveforms gives."""
     extractor = CavMaeSyncFeatureExtractor()
     generator = torch.Generator().manual_seed(0)
     first, second = 0.1 * torch.randn(2, 80000, generator=generator)
@@ -196,7 +196,7 @@ def test_mix_windows__edges():
     loud = torch.ones(2, 3)
     assert torch.equal(mix_windows(loud, silent, 1.0, extractor), loud)
     assert torch.equal(mix_windows(loud, silent, 0.0, extractor), silent)
-    # Beside silence a sound only gets quieter: by 2 ln(weight) in the log-mel.
+    # Beside silence, audio only gets quieter: by 2 ln(weight) in the log-mel.
     mixed = mix_windows(loud, silent, 0.5, extractor)
     assert torch.allclose(mixed, loud + 2 * math.log(0.5) / extractor.std, atol=1e-5)
     assert torch.allclose(mix_windows(silent, silent, 0.5, extractor), silent)  # never below the floor

@@ -283,7 +283,7 @@ def test_frames__nonsense_is_refused(shards):
         CavMaeSyncDataset(shards, tiny_processor())[9]
 
 
-def test_decode_jpeg__gives_pils_pixels_and_refuses_half_a_picture():
+def test_decode_jpeg__gives_pils_pixels_and_refuses_half_an_image():
     data = encode_jpeg(frame_of(3, 2), 90, "4:2:0")
     with Image.open(io.BytesIO(data)) as image:
         assert np.array_equal(decode_jpeg(data).permute(1, 2, 0).numpy(), np.asarray(image.convert("RGB")))

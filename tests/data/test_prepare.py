@@ -25,14 +25,14 @@ from helpers.clips import corrupt, noise, numbered_frame, read_number, truncate,
 WINDOW_TOLERANCE = 2**-8 / 4.4849 + 1e-5
 
 
-def smooth_picture(number: int, time: float, size: tuple[int, int] = (640, 360)) -> np.ndarray:
-    """A picture with the detail of a photograph: noise whose amplitude falls with the frequency."""
+def smooth_frame(number: int, time: float, size: tuple[int, int] = (640, 360)) -> np.ndarray:
+    """A frame with the detail of a photograph: noise whose amplitude falls with the frequency."""
     width, height = size
     generator = np.random.default_rng(number // 8)
     small = generator.uniform(0, 255, (height // 20, width // 20, 3)).astype(np.uint8)
-    picture = np.asarray(Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)).astype(np.float32)
+    frame = np.asarray(Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)).astype(np.float32)
     fine = np.random.default_rng(number).normal(0, 4, (height, width, 1))
-    return (picture + fine).clip(0, 255).astype(np.uint8)
+    return (frame + fine).clip(0, 255).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_prepare__good_clips_are_whole(prepared):
         assert np.abs(clip.log_mel).max() > 0
     assert clips["b_rotated"].frames().shape[-2:] == (64, 48)
     assert clips["deep/er/e.large"].frames().shape[-2:] == (341, 256)
-    assert clips["a_plain"].frames().shape[-2:] == (48, 64)  # smaller pictures keep their size
+    assert clips["a_plain"].frames().shape[-2:] == (48, 64)  # smaller images keep their size
 
 
 def test_prepare__frames_are_those_on_screen(prepared):
@@ -130,7 +130,7 @@ def centers(duration: float) -> list[float]:
 def test_prepare__shards_give_what_the_processor_gives(tmp_path, alignment):
     (tmp_path / "in").mkdir()
     path = write_clip(
-        tmp_path / "in" / "clip.mp4", seconds=3, size=(640, 360), picture=smooth_picture, audio=noise(3.0, channels=1)
+        tmp_path / "in" / "clip.mp4", seconds=3, size=(640, 360), picture=smooth_frame, audio=noise(3.0, channels=1)
     )
     summary = prepare(tmp_path / "in", tmp_path / "out", workers=1, alignment=alignment)
     (clip,) = all_clips(summary).values()

@@ -209,7 +209,7 @@ def test_prepare__datasets_reads_labels_and_times_that_come_late(videos, tmp_pat
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_prepare__datasets_reads_clips_without_pictures(videos, tmp_path, first):
+def test_prepare__datasets_reads_clips_without_frames(videos, tmp_path, first):
     folder = tmp_path / "in"
     shutil.copytree(videos, folder)
     name = "a" if not first else "+"  # "+" sorts before the digits

@@ -1,4 +1,4 @@
-"""How many samples per second does a worker process load, stage by stage, and how many workers does a GPU need?
+"""Samples per second that a worker process loads, stage by stage, and the workers that a GPU needs.
 
     python training/benchmarks/loading.py                       # made shards, a step of 512 samples in 0.2 s
     python training/benchmarks/loading.py --data SHARDS --step-seconds 0.31 --batch-size 256 --workers 2
@@ -141,8 +141,8 @@ def measure_stages(maker: InputMaker, source: Any, clips: int, repeats: int) -> 
             group += 1
         shard = source._shard(group)
         key, places = shard.members(place)
-        pictures = sorted(name for name in places if name.startswith("frame_"))
-        wanted = [pictures[index] for index in records[number].chosen]
+        jpegs = sorted(name for name in places if name.startswith("frame_"))
+        wanted = [jpegs[index] for index in records[number].chosen]
         return key, {name: shard.content(places[name]) for name in (*wanted, "log_mel.npy", "json")}
 
     def decode(number: int) -> None:

@@ -1,4 +1,4 @@
-"""How fast does `cavmae-sync prepare` go, against decoding alone and against the published way of preparing data?
+"""Speed of `cavmae-sync prepare`, against decoding alone and against the published way of preparing data.
 
     python training/benchmarks/prepare.py                          # made 10 s clips, 720p
     python training/benchmarks/prepare.py my_video.mp4 --rounds 3
@@ -8,7 +8,7 @@ Four ways take turns on the same files, in processes with one thread each, as ma
 - decode only: every packet of both tracks, nothing kept;
 - prepare: this package's shards, written to the disk with their checksums;
 - prepare + load: the same, and all frames and windows read back out of them as model inputs;
-- published: a shell runs ffmpeg for the sound, OpenCV picks frames that are saved as JPEG; loading opens each frame
+- published: a shell runs ffmpeg for the audio, OpenCV picks frames that are saved as JPEG; loading opens each frame
   and computes the spectrogram of the whole clip anew for each of them.
 
 ffmpeg is the one on the PATH, else that of the package imageio-ffmpeg; OpenCV is opencv-python-headless.
@@ -62,18 +62,18 @@ def make_clip(path: Path, height: int, seconds: int = 10, fps: int = 25) -> None
     scene, thing = _texture(height + 200, width + 400, generator), _texture(height // 4, height // 4, generator)
     grain = [generator.normal(0, 2, (height, width, 1)) for _ in range(4)]
     clock = np.arange(seconds * 44_100) / 44_100
-    sound = (0.3 * np.sin(2 * np.pi * (220 + 40 * np.floor(clock)) * clock)).astype(np.float32)
+    waveform = (0.3 * np.sin(2 * np.pi * (220 + 40 * np.floor(clock)) * clock)).astype(np.float32)
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", rate=fps, options={"crf": "23", "preset": "medium"})
         video.width, video.height, video.pix_fmt = width, height, "yuv420p"
         audio = container.add_stream("aac", rate=44_100, layout="mono")
         for index in range(seconds * fps):
             x, y = int(200 + 190 * np.sin(index / 40)), int(100 + 90 * np.cos(index / 55))
-            picture = (scene[y : y + height, x : x + width] + grain[index % 4]).clip(0, 255).astype(np.uint8)
+            image = (scene[y : y + height, x : x + width] + grain[index % 4]).clip(0, 255).astype(np.uint8)
             top, left = (int(size * 0.37 * (1 + np.sin(index / 12 + size))) for size in (height, width))
-            picture[top : top + len(thing), left : left + len(thing)] = thing
-            container.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        frame = av.AudioFrame.from_ndarray(sound[None], format="fltp", layout="mono")
+            image[top : top + len(thing), left : left + len(thing)] = thing
+            container.mux(video.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        frame = av.AudioFrame.from_ndarray(waveform[None], format="fltp", layout="mono")
         frame.sample_rate = 44_100
         container.mux(audio.encode(frame))
         for stream in (video, audio):
@@ -85,8 +85,8 @@ def _texture(height: int, width: int, generator: np.random.Generator) -> np.ndar
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]).clip(1 / width) ** 1.2
     noise = [np.fft.irfft2(np.fft.rfft2(generator.normal(size=(height, width))) / frequency) for _ in range(4)]
     planes = [layer / layer.std() for layer in noise]
-    picture = np.stack([120 + 45 * (0.8 * planes[3] + 0.4 * plane) for plane in planes[:3]], axis=-1)
-    return picture.clip(0, 255).astype(np.uint8)
+    image = np.stack([120 + 45 * (0.8 * planes[3] + 0.4 * plane) for plane in planes[:3]], axis=-1)
+    return image.clip(0, 255).astype(np.uint8)
 
 
 def decode_only(path: str, folder: Path) -> None:
@@ -116,9 +116,9 @@ def _processor() -> CavMaeSyncProcessor:
 
 
 def published(path: str, folder: Path, load: bool = True) -> None:
-    """The published scripts' steps: sound by a shell command, frames by seeking, then a sample per frame."""
-    sound = folder / "clip.wav"
-    command = f"{shlex.quote(_ffmpeg())} -y -loglevel error -i {shlex.quote(path)} -vn -ac 1 -ar 16000 {sound}"
+    """The published scripts' steps: audio by a shell command, frames by seeking, then a sample per frame."""
+    wav = folder / "clip.wav"
+    command = f"{shlex.quote(_ffmpeg())} -y -loglevel error -i {shlex.quote(path)} -vn -ac 1 -ar 16000 {wav}"
     subprocess.run(command, shell=True, check=True)
     extract_frames(path, folder)
     if load:
@@ -144,10 +144,10 @@ def extract_frames(path: str, folder: Path) -> None:
     total = min(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), int(10 * capture.get(cv2.CAP_PROP_FPS)))
     for number in range(FRAMES):
         capture.set(cv2.CAP_PROP_POS_FRAMES, int(number * total / FRAMES))
-        _, picture = capture.read()
+        _, image = capture.read()
         target = folder / f"frame_{number}"
         target.mkdir(exist_ok=True)
-        save_image(shape(Image.fromarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB))), target / "clip.jpg")
+        save_image(shape(Image.fromarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))), target / "clip.jpg")
 
 
 def load_frame(folder: Path, number: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -164,8 +164,8 @@ def load_frame(folder: Path, number: int) -> tuple[torch.Tensor, torch.Tensor]:
     )  # fmt: skip
     spectrogram = torch.nn.functional.pad(spectrogram, (0, 0, 0, max(0, REFERENCE_LENGTH - len(spectrogram))))
     start = min(max(0, round(number * REFERENCE_LENGTH / FRAMES) - WINDOW // 2), REFERENCE_LENGTH - WINDOW)
-    with Image.open(folder / f"frame_{number}" / "clip.jpg") as picture:
-        pixels = functional.to_tensor(functional.resize(picture.convert("RGB"), 224))
+    with Image.open(folder / f"frame_{number}" / "clip.jpg") as image:
+        pixels = functional.to_tensor(functional.resize(image.convert("RGB"), 224))
     pixels = functional.normalize(pixels, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     return (spectrogram[start : start + WINDOW] + 5.081) / 4.4849, pixels
 
