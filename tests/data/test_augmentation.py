@@ -1,5 +1,5 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""Does every augmentation do what it says when it is on, and nothing when it is off?"""
+"""Augmentations: each does what it says when it is on, and nothing when it is off."""
 
 import dataclasses
 import math

@@ -1,5 +1,5 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""Does balanced sampling draw rare classes as often as common ones, alike on all processes?"""
+"""Balanced sampling draws rare classes as often as common ones, alike on all processes."""
 
 import pickle
 from collections import Counter

@@ -1,5 +1,5 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""Is every clip of a streamed epoch seen exactly once, by any number of nodes and workers, and across any stop?"""
+"""Every clip of a streamed epoch is seen exactly once, by any number of nodes and workers, and across any stop."""
 
 import itertools
 import json

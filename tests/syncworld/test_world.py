@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,16 +10,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cavmae_sync_hf import DataError
 from cavmae_sync_hf.syncworld import (
     CLASS_NAMES,
     WorldOptions,
     contact_sheet,
+    find_truth,
     load_syncworld,
     make_world,
     preview_page,
     read_truth,
     sample_scene,
+    sounding_boxes,
     sounding_class_sets,
+    temporal_partners,
 )
 from cavmae_sync_hf.syncworld.appearance import CLASS_APPEARANCES, draw_sprite, sample_appearance
 from cavmae_sync_hf.syncworld.render import render_frames, render_waveform, write_clip
@@ -27,6 +32,7 @@ from cavmae_sync_hf.syncworld.voices import sample_voice, synthesize
 
 av = pytest.importorskip("av")
 
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 SMALL = {"size": 48, "fps": 8, "seconds": 3.0}  # a clip in about 15 ms
 SHORT_OPTIONS = {"width": 96, "height": 96, "fps": 10, "seconds": 10.0}
 SOURCE = Path(__file__).parents[2] / "src"
@@ -391,6 +397,32 @@ def test_parquet_and_json__hold_the_same_and_load(tmp_path):
         next(read_truth(tmp_path, "nope"))
     with pytest.raises(ValueError, match="No SyncWorld clips.*make a split with make_world"):
         next(read_truth(tmp_path / "nowhere"))
+
+
+def test_find_truth__of_a_split_of_format_2_its_shards_and_elsewhere(tmp_path):
+    split = FIXTURES / "syncworld" / "train"
+    records = find_truth(split, ["train-000001", "000000"])
+    assert [record["index"] for record in records] == [1, 0]
+    world = tmp_path / "world"
+    shutil.copytree(split, world / "train")
+    assert find_truth(world / "shards_time_16" / "train", ["train-000000"])[0]["index"] == 0
+    assert find_truth(tmp_path / "elsewhere", ["train-000000"], truth=split)[0]["index"] == 0
+    assert find_truth(tmp_path / "elsewhere", ["train-000000"]) is None
+    assert find_truth(["a.mp4"], ["a"]) is None
+    with pytest.raises(DataError, match=r"train: has no truth for the clip 'test-000000' \(1 of 2 are unknown\)"):
+        find_truth(split, ["train-000000", "test-000000"])
+    with pytest.raises(DataError, match="elsewhere is no SyncWorld split"):
+        find_truth(split, ["train-000000"], truth=tmp_path / "elsewhere")
+
+
+def test_sounding_boxes_and_partners__are_those_of_the_truth():
+    records = list(read_truth(FIXTURES / "syncworld", "train"))
+    for record in records:
+        boxes = sounding_boxes(record, record["frame_times"])
+        assert [sorted(found) for found in boxes] == [sorted(known) for known in record["sounding_boxes"]]
+        assert any(boxes) and sounding_boxes(record, [0.0, 1e6]) == [[], []]  # nothing sounds at either end
+    assert temporal_partners(records) == [1, 0] and temporal_partners(records[::-1]) == [1, 0]
+    assert temporal_partners(records[:1]) is None
 
 
 # --- previews ----------------------------------------------------------------------------------------------------

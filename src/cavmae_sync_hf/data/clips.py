@@ -105,7 +105,7 @@ def open_clips(source: Any, processor: CavMaeSyncProcessor) -> ClipSource:
     return VideoClips(source if isinstance(source, ClipList) else read_source(source), processor)
 
 
-class ShardClips:
+class ShardClips(ClipSource):
     """Clips of a folder of shards.
 
     Shards are mapped into memory, so only the bytes of the chosen frames are read, and worker processes share them.
@@ -134,31 +134,25 @@ class ShardClips:
 
     @property
     def group_sizes(self) -> list[int]:
-        """Clips per shard."""
         return [shard.clips for shard in self.index.shards]
 
     @property
     def fingerprint(self) -> str:
-        """Changes with any shard's bytes."""
         return " ".join(shard.sha256[:12] for shard in self.index.shards)
 
     def read(self, number: int, choose: FrameChooser) -> LoadedClip:
-        """The clip of that number with the frames that `choose` picks."""
         group = int(np.searchsorted(self._bounds, number, side="right")) - 1
         shard = self._shard(group)
         return _read_shard_clip(shard, number - int(self._bounds[group]), choose, self.feature_extractor)
 
     def labels(self) -> list[list[int]]:
-        """The label numbers of every clip."""
         return [list(row["labels"]) for row in read_clip_table(self.folder)]
 
     def clip_ids(self) -> list[str]:
-        """The name of every clip."""
         return [row["id"] for row in read_clip_table(self.folder)]
 
     @property
     def label_names(self) -> list[str] | None:
-        """Names of the label numbers."""
         return self.index.label_names
 
     def _shard(self, group: int) -> "_OpenShard":
@@ -172,7 +166,7 @@ class ShardClips:
         return shard
 
 
-class VideoClips:
+class VideoClips(ClipSource):
     """Clips that are files of their own, decoded when they are read; meant for small sets.
 
     Args:
@@ -197,17 +191,14 @@ class VideoClips:
 
     @property
     def group_sizes(self) -> list[int]:
-        """Files per group."""
         whole, rest = divmod(len(self.clips), _FILES_PER_GROUP)
         return [_FILES_PER_GROUP] * whole + [rest] * bool(rest)
 
     @property
     def fingerprint(self) -> str:
-        """Changes with the list."""
         return self.clips.digest()
 
     def read(self, number: int, choose: FrameChooser) -> LoadedClip:
-        """The clip of that number with the frames that `choose` picks."""
         record = self.clips.records[number]
         if record.problem is not None:
             raise DataError(f"{record.source}: {record.problem}. Take the clip out of the list.")
@@ -230,16 +221,13 @@ class VideoClips:
         )
 
     def labels(self) -> list[list[int]]:
-        """The label numbers of every clip."""
         return [list(record.labels) for record in self.clips.records]
 
     def clip_ids(self) -> list[str]:
-        """The name of every clip."""
         return [record.id for record in self.clips.records]
 
     @property
     def label_names(self) -> list[str] | None:
-        """Names of the label numbers."""
         return self.clips.label_names
 
 

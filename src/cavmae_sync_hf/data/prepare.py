@@ -151,11 +151,7 @@ def prepare(
         source: Folder, pattern, list, bucket or data set; see `read_source`.
         out: Folder for the shards: new, empty, or begun by the same call.
         name: Name of the set; shards are called `NAME-00000.tar`. Not `all`, by which `datasets` means every split.
-        media: Folder of the files that a list names, see `read_source`.
-        labels: Label names or a file of them, see `read_source`.
-        split: Split of a list or data set, see `read_source`.
-        folder_labels: Label files by their folders, see `read_source`.
-        cut: Whether files found by id are cut to their segments, see `read_source`.
+        media, labels, split, folder_labels, cut: How the source is read, see `read_source`.
         num_frames: Frames per clip.
         alignment: Which frames: `"time"` (centres of equal spans) or `"reference"` (as published), see `decode_media`.
         short_side: Shorter side of the stored frames, pixels; smaller images keep their size. `None`: all do.

@@ -8,6 +8,7 @@ finished files, so that they show what a user of the world gets.
 import itertools
 import json
 import os
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,8 @@ def preview_page(folder: StrPath, out: StrPath, *, split: str | None = None, cli
         shown.append({**record, "src": Path(source).as_posix()})
     colours = ["rgb({},{},{})".format(*_colour(label)) for label in range(len(CLASS_NAMES))]
     data = json.dumps({"clips": shown, "colours": colours}, separators=(",", ":"))
-    write_text(path, _PAGE.replace("@DATA@", data.replace("</", "<\\/")))
+    page = resources.files(__package__).joinpath("preview.html").read_text(encoding="utf-8")
+    write_text(path, page.replace("@DATA@", data.replace("</", "<\\/")))
     return path
 
 
@@ -146,88 +148,3 @@ def _panel(record: dict[str, Any]) -> Image.Image:
             draw.line((x, top + lines, x, top + lines + STRIP_HEIGHT), fill=colour)
         draw.text((span["start"] * scale + 3, top + lines + 2), span["label_name"], fill=colour)
     return panel
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>SyncWorld</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>
-body { background: #14161a; color: #e8e8e8; font: 14px/1.4 system-ui, sans-serif; margin: 1.5em; }
-main { display: grid; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); gap: 1.2em; }
-article { background: #1f2329; border-radius: 8px; padding: .7em; }
-.stage { position: relative; }
-.stage video { width: 100%; display: block; border-radius: 4px; image-rendering: pixelated; }
-.stage canvas { position: absolute; inset: 0; width: 100%; height: 100%; pointer-events: none; }
-.line { width: 100%; height: 90px; margin-top: .5em; cursor: pointer; display: block; }
-h1 { font-size: 1.3em; margin: 0 0 .3em; } h2 { font-size: .95em; margin: 0 0 .4em; }
-p { margin: .2em 0 1em; color: #aab; } label { margin-right: 1.2em; }
-</style></head><body>
-<h1>SyncWorld</h1>
-<p>Solid box: sounding now. Dashed box: silent. Coloured bars: events; grey bars: silent animations; ticks: the 16
-frame times. Click a bar to jump there; play a clip and listen.</p>
-<p><label><input type="checkbox" id="truth" checked> draw the truth</label>
-<label><input type="checkbox" id="all" checked> silent objects too</label></p>
-<main></main>
-<script type="application/json" id="data">@DATA@</script>
-<script>
-const { clips, colours } = JSON.parse(document.getElementById("data").textContent);
-const truth = document.getElementById("truth"), all = document.getElementById("all");
-const players = clips.map(make);
-
-function make(clip) {
-  const card = document.createElement("article"), title = document.createElement("h2");
-  const stage = document.createElement("div"), video = document.createElement("video");
-  const over = document.createElement("canvas"), line = document.createElement("canvas");
-  const names = clip.objects.filter(o => !o.sounding).map(o => o.label_name).join(", ");
-  title.textContent = `${clip.clip_id} (${clip.kind}): ${clip.label_names.join(", ")}; silent: ${names}` +
-    (clip.partner === null ? "" : `; partner ${clip.partner}`);
-  stage.className = "stage"; line.className = "line";
-  Object.assign(video, { src: clip.src, controls: true, loop: true, preload: "auto", playsInline: true });
-  over.width = 4 * clip.width; over.height = 4 * clip.height;
-  line.width = 640; line.height = 180;
-  line.onclick = event => { video.currentTime = event.offsetX / line.clientWidth * clip.duration; };
-  stage.append(video, over); card.append(title, stage, line);
-  document.querySelector("main").append(card);
-  const player = { clip, video, over, line, time: 0 };
-  // The time of the frame on screen, where the browser tells it: currentTime may run ahead of it.
-  if (video.requestVideoFrameCallback) {
-    const shown = (now, frame) => { player.time = frame.mediaTime; video.requestVideoFrameCallback(shown); };
-    video.requestVideoFrameCallback(shown);
-  }
-  return player;
-}
-
-function draw({ clip, video, over, line, time }) {
-  const now = video.requestVideoFrameCallback ? time : video.currentTime;
-  const k = Math.min(clip.num_video_frames - 1, Math.floor(now * clip.fps + 1e-3));
-  const on = new Set(clip.events.filter(e => e.start_frame <= k && k < e.end_frame).map(e => e.object));
-  let g = over.getContext("2d");
-  g.clearRect(0, 0, over.width, over.height);
-  g.lineWidth = 4; g.font = "bold 20px system-ui, sans-serif";
-  if (truth.checked) clip.objects.forEach((object, i) => {
-    if (!on.has(i) && !all.checked) return;
-    const [x0, y0, x1, y1] = object.boxes[k].map(v => 4 * v);
-    g.setLineDash(on.has(i) ? [] : [6, 8]);
-    g.strokeStyle = g.fillStyle = on.has(i) ? "#fff" : "#999";
-    g.strokeRect(x0, y0, x1 - x0, y1 - y0);
-    g.fillText(object.label_name, x0, Math.max(18, y0 - 6));
-  });
-  g = line.getContext("2d");
-  const x = t => t / clip.duration * line.width, row = (line.height - 12) / clip.objects.length;
-  g.fillStyle = "#14161a"; g.fillRect(0, 0, line.width, line.height);
-  g.font = "20px system-ui, sans-serif";
-  for (const a of clip.animations) {
-    g.fillStyle = "#666"; g.fillRect(x(a.start), a.object * row, x(a.end - a.start), row - 4);
-    g.fillStyle = "#ccc"; g.fillText(a.kind, x(a.start) + 3, a.object * row + 20);
-  }
-  for (const e of clip.events) {
-    g.fillStyle = colours[e.label]; g.fillRect(x(e.start), e.object * row, x(e.end - e.start), row - 4);
-    g.fillStyle = "#000"; g.fillText(e.label_name, x(e.start) + 3, e.object * row + 20);
-  }
-  g.fillStyle = "#aab"; for (const t of clip.frame_times) g.fillRect(x(t), line.height - 10, 2, 10);
-  g.fillStyle = "#fff"; g.fillRect(x(video.currentTime) - 1, 0, 3, line.height);
-}
-
-(function loop() { players.forEach(draw); requestAnimationFrame(loop); })();
-</script></body></html>
-"""
