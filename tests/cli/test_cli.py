@@ -10,7 +10,8 @@ import torch
 from rich.console import Console
 
 import cavmae_sync_hf
-from cavmae_sync_hf import CavMaeSyncModel, CavMaeSyncProcessor, cli, save_for_hub
+from cavmae_sync_hf import CavMaeSyncModel, CavMaeSyncProcessor, Hint, cli, save_for_hub
+from cavmae_sync_hf.convert import ConversionReport
 from helpers.apart import run_apart
 from helpers.clips import noise, write_clip
 from helpers.tiny import tiny_config
@@ -184,14 +185,14 @@ def test_convert__passes_settings_on_and_shows_the_report(run, monkeypatch):
 
     def record(source, destination, config_overrides=None):
         seen.update(source=source, destination=destination, overrides=config_overrides)
-        return "family: [CAV-MAE Sync]"
+        return ConversionReport("[CAV-MAE Sync]", "CavMaeSyncModel", tiny_config())
 
     monkeypatch.setattr("cavmae_sync_hf.convert.convert_checkpoint", record)
     settings = ["num_attention_heads=6", "norm_pix_loss=False", "temperature=0.1", "modality=audio", "id2label=null"]
 
     code, out, _ = run("convert", "a.pth", "b", *[part for setting in settings for part in ("--set", setting)])
 
-    assert code == 0 and "family: [CAV-MAE Sync]" in out
+    assert code == 0 and "Family:      [CAV-MAE Sync]" in out
     assert seen["source"] == Path("a.pth") and seen["destination"] == Path("b")
     assert seen["overrides"] == {
         "num_attention_heads": 6,
@@ -212,23 +213,23 @@ def test_convert__remedies_are_options_of_the_command(run, tmp_path):
         assert "config_overrides" not in err and "Strict" not in err and "validator" not in err
         return " ".join(err.split())
 
-    assert "such as --set num_attention_heads=" in refused()
+    assert "Add --set num_attention_heads=" in refused()
     heads = ("num_attention_heads=4", "decoder_num_attention_heads=2")
-    assert "`--set` names no setting" in refused("num_atention_heads=4")
+    assert "no setting of CavMaeSyncConfig" in refused("num_atention_heads=4")
     assert "did you mean num_attention_heads?" in refused("num_atention_heads=4")
     assert "`audio_length` is 100, not a multiple of `patch_size`" in refused(*heads, "audio_length=100")
     assert "'num_frames' expected int" in refused(*heads, "num_frames=many")
 
 
 def test_convert__report_names_options_of_the_command(run, monkeypatch):
-    note = (
-        "take config_overrides={'modality': 'audio'} or config_overrides={'modality': 'video'}, by `config_overrides`"
-    )
-    monkeypatch.setattr("cavmae_sync_hf.convert.convert_checkpoint", lambda *_, **__: note)
+    hint = Hint("config_overrides", {"modality": "audio"}, "convert one of audio alone")
+    report = ConversionReport("CAV-MAE classifier", "CavMaeSyncModel", tiny_config(), hints=[hint])
+    monkeypatch.setattr("cavmae_sync_hf.convert.convert_checkpoint", lambda *_, **__: report)
 
     _, out, _ = run("convert", "a", "b")
 
-    assert out.strip() == "take --set modality=audio or --set modality=video, by `--set`"
+    assert "Option:      Add --set modality=audio to convert one of audio alone." in out
+    assert "Pass config_overrides={'modality': 'audio'} to convert one of audio alone." in str(report)
 
 
 def test_convert__missing_file_is_named(run, tmp_path):

@@ -1,16 +1,14 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
 """The subcommands that make and check a model folder."""
 
-import ast
 import json
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 
-from ..model.errors_cavmae_sync import ModelError
+from ..model.errors_cavmae_sync import on_command_line
 from . import terminal
 
 __all__ = ["convert", "selfcheck"]
@@ -28,11 +26,8 @@ def convert(
     overrides = _parse_settings(settings or [])
     from ..convert import convert_checkpoint
 
-    try:
-        report = convert_checkpoint(source, destination, config_overrides=overrides or None)
-    except ModelError as error:
-        raise ModelError(_as_options(str(error))) from error
-    terminal.say(_as_options(str(report)))
+    report = convert_checkpoint(source, destination, config_overrides=overrides or None)
+    terminal.say(report.spelled(on_command_line))
 
 
 def selfcheck(
@@ -70,16 +65,6 @@ def _print_selfcheck(result: Any) -> None:
     terminal.console.print(escape(result.summary()), style=style, highlight=False, soft_wrap=True)
     for reason in result.reasons:
         terminal.console.print(f"- {escape(reason)}", highlight=False, soft_wrap=True)
-
-
-def _as_options(text: str) -> str:
-    """`text` of the library with Python's `config_overrides={'key': value}` as this command's `--set key=value`."""
-
-    def as_options(match: re.Match[str]) -> str:
-        return " ".join(f"--set {key}={value}" for key, value in ast.literal_eval(match[1]).items())
-
-    text = re.sub(r"config_overrides=(\{[^{}]*\})", as_options, text)
-    return text.replace("config_overrides", "--set")
 
 
 def _parse_settings(settings: list[str]) -> dict[str, Any]:

@@ -1,11 +1,11 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""How a published checkpoint becomes a folder that `from_pretrained` loads."""
+"""Conversion of a published checkpoint into a folder that `from_pretrained` loads, and the report on it."""
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from ..hub import save_for_hub
 from ..model.configuration_cavmae_sync import CavMaeSyncConfig
-from ..model.errors_cavmae_sync import ModelError
+from ..model.errors_cavmae_sync import Hint, ModelError, in_python
 from ..model.modeling_cavmae_sync import (
     CavMaeSyncForAudioVisualClassification,
     CavMaeSyncForPreTraining,
@@ -22,11 +22,123 @@ from ..model.modeling_cavmae_sync import (
 )
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from ..model_card import CardDetails
-from .mae import adapt_mae, is_mae, is_transformers_mae, rename_transformers_mae
-from .naming import Renaming, drop_decoder, move_classifier, move_decoder, move_encoder
-from .reading import Checkpoint, read_checkpoint, strip_prefixes
-from .report import Conversion, ConversionReport, shorten
-from .settings import Family, has_decoder, infer_config, tell_family
+from .published import (
+    Family,
+    Renaming,
+    adapt_mae,
+    drop_decoder,
+    has_decoder,
+    infer_config,
+    is_mae,
+    is_transformers_mae,
+    move_classifier,
+    move_decoder,
+    move_encoder,
+    rename_transformers_mae,
+    tell_family,
+)
+from .reading import read_checkpoint, shorten, strip_prefixes
+
+_SIZES = (
+    "hidden_size",
+    "num_attention_heads",
+    "num_modality_layers",
+    "num_joint_layers",
+    "intermediate_size",
+    "audio_length",
+    "num_mel_bins",
+    "image_size",
+    "patch_size",
+    "use_global_tokens",
+    "num_register_tokens",
+    "num_contrastive_head_layers",
+    "position_embedding_type",
+    "modality",
+)
+_DECODER_SIZES = (
+    "decoder_hidden_size",
+    "decoder_num_attention_heads",
+    "decoder_num_hidden_layers",
+    "decoder_intermediate_size",
+)
+
+
+@dataclass
+class ConversionReport:
+    """What was converted into what. `str(report)` is the text that people read; `spelled` gives it in the words of
+    another surface.
+
+    Attributes:
+        family: What the tensors show the file to be, such as `"CAV-MAE Sync pretraining"`.
+        model_class: Name of the class that the weights were made for.
+        config: The inferred configuration.
+        num_parameters: Values in the converted state dict.
+        dropped: Published names that were left out, by the reason for it.
+        new: Our names of weights that the file does not have and that were drawn at random.
+        notes: Facts about the file that the tensors do not tell, or that need a decision.
+        hints: Settings that would decide otherwise.
+        source: The file or folder read, when there was one.
+        sha256: SHA-256 of every weight file read, by its name.
+        destination: The folder written, when there was one.
+    """
+
+    family: str
+    model_class: str
+    config: CavMaeSyncConfig
+    num_parameters: int = 0
+    dropped: dict[str, list[str]] = field(default_factory=dict)
+    new: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    hints: list[Hint] = field(default_factory=list)
+    source: str | None = None
+    sha256: dict[str, str] = field(default_factory=dict)
+    destination: str | None = None
+
+    def __str__(self) -> str:
+        return self.spelled()
+
+    def spelled(self, spell: Callable[[Hint], str | None] = in_python) -> str:
+        """The text, a fact a line.
+
+        Args:
+            spell: As in `CavMaeSyncError.spelled`.
+        """
+        lines = [f"Family:      {self.family}"]
+        if self.source is not None:
+            lines.insert(0, f"Source:      {self.source}")
+        lines += [f"SHA-256:     {digest}  {name}" for name, digest in self.sha256.items()]
+        lines.append(f"Model:       {self.model_class}, {self.num_parameters:,} parameters")
+        names = [*_SIZES]
+        if self.model_class == "CavMaeSyncForPreTraining":
+            names += _DECODER_SIZES
+        if self.model_class == "CavMaeSyncForAudioVisualClassification":
+            names += ["classifier_type", "num_labels", "problem_type"]
+        lines.append("Sizes:       " + ", ".join(f"{name}={getattr(self.config, name)}" for name in names))
+        for reason, left_out in self.dropped.items():
+            lines.append(f"Dropped:     {len(left_out)} tensors, {reason}: {shorten(left_out)}")
+        if self.new:
+            lines.append(f"New:         {len(self.new)} tensors, drawn at random: {shorten(self.new)}")
+        lines += [f"Note:        {note}" for note in self.notes]
+        lines += [f"Option:      {sentence}" for hint in self.hints if (sentence := hint.sentence(spell))]
+        if self.destination is not None:
+            lines.append(f"Written to:  {self.destination}")
+        return "\n".join(lines)
+
+
+class Conversion(NamedTuple):
+    """A converted state dict with what it belongs to.
+
+    Attributes:
+        model_class: The class whose `state_dict` this is.
+        config: Its configuration.
+        state_dict: Our names and tensors.
+        report: How it came about.
+    """
+
+    model_class: type[CavMaeSyncPreTrainedModel]
+    config: CavMaeSyncConfig
+    state_dict: dict[str, Tensor]
+    report: ConversionReport
 
 
 def convert_checkpoint(
@@ -44,7 +156,7 @@ def convert_checkpoint(
         src: A `.pth` or safetensors file, or a transformers folder.
         dst: The folder to write; it must not exist, or be empty. It appears when everything in it is written.
         config_overrides: Settings of `CavMaeSyncConfig` that the tensors do not tell, such as
-            `{"num_attention_heads": 6}`, or `{"modality": "audio"}` for a classifier fine-tuned on sound alone.
+            `{"num_attention_heads": 6}`, or `{"modality": "audio"}` for a classifier fine-tuned on audio alone.
 
     Returns:
         What was found, dropped and made new; `str()` of it is the text to show.
@@ -74,9 +186,13 @@ def convert_file(src: str | os.PathLike, config_overrides: Mapping[str, Any] | N
     src = Path(src).expanduser()
     try:
         checkpoint = read_checkpoint(src)
-        conversion = convert_state_dict(checkpoint.tensors, _with_hints(checkpoint, config_overrides))
+        overrides = dict(config_overrides or {})
+        if checkpoint.config.get("model_type") == "vit_mae":
+            names = ("num_attention_heads", "decoder_num_attention_heads")
+            overrides = {name: checkpoint.config[name] for name in names if name in checkpoint.config} | overrides
+        conversion = convert_state_dict(checkpoint.tensors, overrides)
     except ModelError as error:
-        raise ModelError(f"{src}: {error}") from error
+        raise ModelError(f"{src}: {error.message}", hint=error.hints) from error
     conversion.report.source, conversion.report.sha256 = str(src), checkpoint.sha256
     return conversion
 
@@ -104,9 +220,12 @@ def convert_state_dict(tensors: Mapping[str, Tensor], config_overrides: Mapping[
             "its positions are not the sine-cosine ones that every MAE has: they were trained, or never filled in. "
             "Take a checkpoint with those."
         )
-    model_class = _choose_class(published, family, config)
-    report = ConversionReport(str(family), model_class.__name__, config, notes=notes)
-    names = Renaming(published, config, report)
+    model_class: type[CavMaeSyncPreTrainedModel] = CavMaeSyncForPreTraining
+    if family.is_classifier:
+        model_class = CavMaeSyncForAudioVisualClassification
+    elif config.modality != "multimodal" or not has_decoder(published):
+        model_class = CavMaeSyncModel
+    names = Renaming(published, config, family)
     fresh_tokens = family is Family.INITIALISATION
     move_encoder(names, "" if model_class is CavMaeSyncModel else "model.", fresh_tokens)
     if model_class is CavMaeSyncForPreTraining:
@@ -123,22 +242,21 @@ def convert_state_dict(tensors: Mapping[str, Tensor], config_overrides: Mapping[
         name: tensor.to(torch.float32).clone(memory_format=torch.contiguous_format)
         for name, tensor in names.result.items()
     }
-    report.num_parameters = sum(tensor.numel() for tensor in state_dict.values())
-    report.notes += _notes(published, family, model_class, config, overrides)
+    report = ConversionReport(
+        family=str(family),
+        model_class=model_class.__name__,
+        config=config,
+        num_parameters=sum(tensor.numel() for tensor in state_dict.values()),
+        dropped=names.dropped,
+        new=names.new,
+        notes=notes,
+    )
+    _add_notes(report, published, family, overrides)
     return Conversion(model_class, config, state_dict, report)
 
 
-def _with_hints(checkpoint: Checkpoint, overrides: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Overrides, completed by the head counts that a ViT-MAE folder's configuration names."""
-    names = ("num_attention_heads", "decoder_num_attention_heads")
-    hints = {}
-    if checkpoint.config.get("model_type") == "vit_mae":
-        hints = {name: checkpoint.config[name] for name in names if name in checkpoint.config}
-    return hints | dict(overrides or {})
-
-
 def _to_cav_mae_names(tensors: dict[str, Tensor], overrides: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors under the CAV-MAE authors' names, adapted where they are a picture-only MAE's, and notes on that."""
+    """The tensors under the CAV-MAE authors' names, adapted where they are an image MAE's, and notes on that."""
     if any("audio_tower." in name or "video_tower." in name for name in tensors):
         raise ModelError("it is converted already; load it with `from_pretrained`.")
     if any(name.startswith("blocks_u.") or name.startswith("patch_embed_a.") for name in tensors):
@@ -153,16 +271,6 @@ def _to_cav_mae_names(tensors: dict[str, Tensor], overrides: Mapping[str, Any]) 
         )
     note = f"Adapted from {origin}: both towers start from the same layers."
     return adapt_mae(tensors, overrides.get("num_joint_layers", 1)), [note]
-
-
-def _choose_class(
-    published: Mapping[str, Tensor], family: Family, config: CavMaeSyncConfig
-) -> type[CavMaeSyncPreTrainedModel]:
-    if family.is_classifier:
-        return CavMaeSyncForAudioVisualClassification
-    if config.modality != "multimodal" or not has_decoder(published):
-        return CavMaeSyncModel
-    return CavMaeSyncForPreTraining
 
 
 def _check_values(state_dict: Mapping[str, Tensor]) -> None:
@@ -194,26 +302,22 @@ def _check_against_model(
         raise ModelError(f"the tensors do not fit {model_class.__name__}: {shorten(problems)}.")
 
 
-def _notes(
-    published: Mapping[str, Tensor],
-    family: Family,
-    model_class: type[CavMaeSyncPreTrainedModel],
-    config: CavMaeSyncConfig,
-    overrides: Mapping[str, Any],
-) -> list[str]:
-    """What a reader must know that the tensors do not tell."""
-    notes = []
+def _add_notes(
+    report: ConversionReport, published: Mapping[str, Tensor], family: Family, overrides: Mapping[str, Any]
+) -> None:
+    """Add what a reader must know that the tensors do not tell, and which settings would decide otherwise."""
+    notes, hints, config = report.notes, report.hints, report.config
+    is_classifier, pretrains = family.is_classifier, report.model_class == CavMaeSyncForPreTraining.__name__
     if family is Family.CLASSIFIER and "modality" not in overrides:
         notes.append(
-            "Nothing in the file tells whether it was fine-tuned on both modalities or on one; taken as multimodal. "
-            "For one fine-tuned on sound alone convert with config_overrides={'modality': 'audio'}."
+            "Nothing in the file tells whether it was fine-tuned on both modalities or on one; taken as multimodal."
         )
-    if model_class is CavMaeSyncForAudioVisualClassification and config.problem_type is None:
-        notes.append(
-            "`problem_type` is open; to average several frames accordingly, name it, such as "
-            "config_overrides={'problem_type': 'multi_label_classification'}."
-        )
-    if model_class is CavMaeSyncModel and not has_decoder(published):
+        hints.append(Hint("config_overrides", {"modality": "audio"}, "convert one that was fine-tuned on audio alone"))
+    if is_classifier and config.problem_type is None:
+        notes.append("`problem_type` is open.")
+        problem = {"problem_type": "multi_label_classification"}
+        hints.append(Hint("config_overrides", problem, "average several frames accordingly"))
+    if not is_classifier and not has_decoder(published):
         notes.append("The file has no decoder: saved as the encoder alone; pretraining would start a new decoder.")
     if config.position_embedding_type == "learned":
         notes.append("The positions were trained, and are kept as weights.")
@@ -222,46 +326,32 @@ def _notes(
     guessed = [
         f"{name}={getattr(config, name)}"
         for name in ("num_attention_heads", "decoder_num_attention_heads", "norm_pix_loss", "temperature")
-        if name not in overrides and (model_class is CavMaeSyncForPreTraining or name == "num_attention_heads")
+        if name not in overrides and (pretrains or name == "num_attention_heads")
     ]
     if guessed:
         notes.append(f"Not told by the tensors, taken as published: {', '.join(guessed)}.")
     dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in published.values()} - {"float32"})
     if dtypes:
         notes.append(f"Stored as {', '.join(dtypes)} in the file; written as float32.")
-    return notes
 
 
 def _write(conversion: Conversion, dst: Path) -> None:
     """Write a folder ready for the Hub: weights, settings, the code of every auto class and a model card."""
-    # Published figures depend on the published alignment of frames and windows; an initialisation has none.
-    published = conversion.report.family != Family.INITIALISATION
+    report = conversion.report
+    # Published results depend on the published alignment of frames and windows; an initialisation has none.
+    published = report.family != Family.INITIALISATION
     processor = CavMaeSyncProcessor.from_config(conversion.config, alignment="reference" if published else "time")
-    with _without_progress_bars():
+    files = ", ".join(f"`{name}` (SHA-256 `{digest}`)" for name, digest in report.sha256.items())
+    origin = f"Converted from a published checkpoint ({report.family}), {files}, without further training."
+    if report.new:
+        origin += f" Drawn at random, since the file does not have them: {shorten(report.new)}."
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # a conversion prints nothing by itself
+    try:
         model = conversion.model_class.from_pretrained(
             None, config=conversion.config, state_dict=conversion.state_dict
         )
-        save_for_hub(model, processor, dst, card=CardDetails(training=_provenance(conversion.report)))
-
-
-def _provenance(report: ConversionReport) -> str:
-    """Where the weights come from, for the model card."""
-    files = ", ".join(f"`{name}` (SHA-256 `{digest}`)" for name, digest in report.sha256.items())
-    origin = f"Converted from a published checkpoint ({report.family}), {files}, without further training."
-    new = f" Drawn at random, since the file does not have them: {shorten(report.new)}." if report.new else ""
-    return origin + new
-
-
-@contextmanager
-def _without_progress_bars() -> Iterator[None]:
-    """A conversion prints nothing by itself."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
+        save_for_hub(model, processor, dst, card=CardDetails(training=origin))
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-__all__ = ["convert_checkpoint", "convert_file", "convert_state_dict"]

@@ -1,5 +1,5 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""Which tensors does a checkpoint file hold, and is it a checkpoint at all?
+"""Reading of checkpoint files, and refusal of what is none.
 
 What a file is, is told by its first bytes, not by its name: a download that failed often leaves a web page under the
 checkpoint's name.
@@ -21,7 +21,6 @@ from torch import Tensor
 
 from ..files import file_digest
 from ..model.errors_cavmae_sync import ModelError
-from .report import shorten
 
 # Where training scripts put the weights when they save more than weights.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net")
@@ -32,6 +31,7 @@ _FOLDER_FILES = (
     "pytorch_model.bin",
 )
 _PREFIXES = ("module.", "_orig_mod.", "model.")
+_SHOWN_NAMES = 8
 
 
 @dataclass
@@ -173,4 +173,7 @@ def _unwrap(contents: Any, name: str) -> dict[str, Tensor]:
     raise ModelError(f"{name} holds a {type(contents).__name__}, not a model's state dict.")
 
 
-__all__ = ["Checkpoint", "read_checkpoint", "strip_prefixes"]
+def shorten(names: list[str], shown: int = _SHOWN_NAMES) -> str:
+    """The first names of a list, and how many more there are."""
+    more = len(names) - shown
+    return ", ".join(names[:shown]) + (f", and {more} more" if more > 0 else "")

@@ -1,7 +1,7 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
 """Exceptions of the package, and the remedies that they name."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +12,22 @@ class Hint:
 
     Attributes:
         argument: Name of the argument in Python, such as `"missing"`.
-        value: What to pass, such as `"mask"`; `None` to leave the argument out.
+        value: What to pass, such as `"mask"`; `None` to leave the argument out; for settings a mapping of names to
+            values.
         purpose: What that does, to follow "to", such as `"go on without it"`; may be empty.
     """
 
     argument: str
     value: Any
     purpose: str = ""
+
+    def sentence(self, spell: "Callable[[Hint], str | None]") -> str:
+        """The remedy and its purpose, as a sentence; empty where `spell` gives nothing."""
+        words = spell(self)
+        if not words:
+            return ""
+        told = f"{words} to {self.purpose}" if self.purpose else words
+        return f"{told[0].upper()}{told[1:]}."
 
 
 def in_python(hint: Hint) -> str:
@@ -29,7 +38,9 @@ def in_python(hint: Hint) -> str:
 
 
 def on_command_line(hint: Hint) -> str:
-    """A hint as the command line writes it: `add --missing mask`."""
+    """A hint as the command line writes it: `add --missing mask`, and settings as `add --set name=value`."""
+    if isinstance(hint.value, Mapping):
+        return "add " + " ".join(f"--set {name}={value}" for name, value in hint.value.items())
     option = f"--{hint.argument.replace('_', '-')}"
     if hint.value is None:
         return f"leave out {option}"
@@ -64,12 +75,8 @@ class CavMaeSyncError(ValueError):
         Args:
             spell: Gives a hint in a reader's own words, without its purpose; `None` leaves the hint out.
         """
-        sentences = [self.message] if self.message else []
-        told = [(hint, words) for hint in self.hints if (words := spell(hint))]
-        for hint, words in told:
-            sentence = f"{words} to {hint.purpose}" if hint.purpose else words
-            sentences.append(f"{sentence[0].upper()}{sentence[1:]}.")
-        return " ".join(sentences)
+        sentences = [self.message, *(hint.sentence(spell) for hint in self.hints)]
+        return " ".join(sentence for sentence in sentences if sentence)
 
     def __str__(self) -> str:
         return self.spelled()

@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..convert.conversion import Conversion, convert_file
-from ..convert.settings import Family
+from ..convert import Conversion, Family, convert_file
 from ..data.dataset import CavMaeSyncDataset
 from ..data.streaming import CavMaeSyncStreamingDataset
 from ..data.tables import read_vocabulary
