@@ -16,13 +16,11 @@ from PIL import Image
 from cavmae_sync_hf import CavMaeSyncForAudioVisualClassification, CavMaeSyncModel, EvaluationError, save_for_hub
 from cavmae_sync_hf.data.dataset import CavMaeSyncCollator, CavMaeSyncDataset
 from cavmae_sync_hf.evaluation import (
-    classification_metrics,
     evaluate_classification,
     evaluate_localization,
     evaluate_retrieval,
     evaluate_sync,
     read_results,
-    retrieval_metrics,
     write_results,
 )
 from cavmae_sync_hf.evaluation.clips import fit_processor
@@ -30,7 +28,13 @@ from cavmae_sync_hf.evaluation.localization import sounding_boxes
 from cavmae_sync_hf.evaluation.protocols import RETRIEVAL_PROTOCOLS, SyncProtocol
 from cavmae_sync_hf.inference.loading import load_model
 from cavmae_sync_hf.inference.localize import occlusion_maps
-from cavmae_sync_hf.metrics.localization import boxes_in_view, localization_metrics, pointing_accuracy
+from cavmae_sync_hf.metrics import (
+    boxes_in_view,
+    classification_metrics,
+    localization_metrics,
+    pointing_accuracy,
+    retrieval_metrics,
+)
 from cavmae_sync_hf.provenance import checkpoint_record
 from cavmae_sync_hf.syncworld import make_world, read_truth
 from helpers.clips import noise, write_clip

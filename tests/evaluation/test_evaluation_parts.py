@@ -1,8 +1,7 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""What evaluations are made of: protocols, lists, annotations and masks, and the figures over them."""
+"""What evaluations are made of: protocols, lists, annotations and masks."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -10,12 +9,11 @@ import torch
 from PIL import Image
 
 from cavmae_sync_hf import EvaluationError
-from cavmae_sync_hf.evaluation import PROTOCOLS, load_metric
+from cavmae_sync_hf.evaluation import PROTOCOLS
 from cavmae_sync_hf.evaluation.clips import read_ids
 from cavmae_sync_hf.evaluation.protocols import RETRIEVAL_PROTOCOLS, find_protocol, modify
-from cavmae_sync_hf.metrics.multilabel import modality_confusion, read_annotations, top_k_metrics, vggsounder_metrics
-from cavmae_sync_hf.metrics.segmentation import class_segmentation_metrics, mask_in_view, read_mask, read_prompts
-from helpers.apart import run_apart
+from cavmae_sync_hf.evaluation.tables import mask_in_view, read_annotations, read_mask, read_prompts
+from cavmae_sync_hf.metrics import vggsounder_metrics
 from helpers.tiny_shards import tiny_processor
 
 
@@ -24,24 +22,7 @@ def processor():
     return tiny_processor()
 
 
-def test_retrieval__ranks_of_many_clips_never_hold_the_matrix(tmp_path):
-    code = """
-import resource, sys, torch
-from cavmae_sync_hf.metrics.retrieval import retrieval_ranks
-torch.set_num_threads(1)
-few = torch.randn(50, 1, 8)
-retrieval_ranks(few, few)
-audio = torch.randn(12_000, 1, 8)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-ranks, _ = retrieval_ranks(audio, audio + 0.1 * torch.randn_like(audio), chunk_bytes=16 * 2**20)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10, len(ranks.better))
-"""
-    done = run_apart(["-c", code], tmp_path, PYTHONPATH=":".join(sys.path))
-
-    assert done.returncode == 0, done.stderr
-    megabytes, queries = map(float, done.stdout.split())
-    # The whole matrix has 549 MiB; the budget is 16, beside counts and what an allocator keeps.
-    assert queries == 12_000 and megabytes < 100
+HEADER = "video_id,label,modality"
 
 
 def annotation_file(folder, rows, header="video_id,label,modality,background_music,static_image,voice_over"):
@@ -50,58 +31,32 @@ def annotation_file(folder, rows, header="video_id,label,modality,background_mus
     return path
 
 
-def test_top_k_metrics__match_sklearn():
-    sklearn = pytest.importorskip("sklearn.metrics")
-    generator = np.random.default_rng(0)
-    truth, scores = generator.random((40, 6)) < 0.3, generator.random((40, 6))
-    truth[:, 5] = False
-    for k in (1, 3):
-        guesses = np.zeros_like(truth)
-        np.put_along_axis(guesses, np.argsort(-scores, axis=1)[:, :k], True, axis=1)
-        options = {"average": "micro", "zero_division": 0}
-        expected = {
-            "hit_rate": (guesses & truth).any(axis=1).mean(),
-            "accuracy": sklearn.accuracy_score(truth, guesses),
-            "f1": sklearn.f1_score(truth, guesses, **options),
-            "f1_macro": sklearn.f1_score(truth, guesses, average="macro", zero_division=0),
-            "precision": sklearn.precision_score(truth, guesses, **options),
-            "recall": sklearn.recall_score(truth, guesses, **options),
-            "jaccard": sklearn.jaccard_score(truth, guesses, **options),
-        }
-        assert top_k_metrics(truth, scores, k) == pytest.approx(expected)
-
-
-def test_top_k__is_an_evaluate_module(monkeypatch, tmp_path):
-    evaluate = pytest.importorskip("evaluate")
-    monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", str(tmp_path))
-    truth, scores = np.eye(3, dtype=int), np.array([[0.9, 0.1, 0.0], [0.5, 0.3, 0.2], [0.1, 0.2, 0.7]])
-
-    result = load_metric("top_k").compute(predictions=scores, references=truth, k=1)
-
-    assert result == pytest.approx(top_k_metrics(truth.astype(bool), scores, 1)) and result["hit_rate"] == 2 / 3
-
-
-def test_modality_confusion__by_hand():
-    truth = np.array([[True, False], [True, False], [False, True], [False, True]])
-    right = np.where(truth, 1.0, 0.0)
-    scores = {"av": right.copy(), "a": right.copy(), "v": right.copy()}
-    scores["av"][:2] = right[:2, ::-1]  # together wrong on the first two
-    scores["v"][1] = right[1, ::-1]  # pictures wrong on the second
-
-    assert modality_confusion(truth, scores) == {"mu_a": 0.5, "mu_v": 0.25, "mu_av": 0.25}
-
-
 def test_vggsounder_metrics__views_take_their_labels(tmp_path):
-    annotations = read_annotations(
-        annotation_file(tmp_path, ["x,one,A", "x,two,V", "y,two,AV"], "video_id,label,modality")
-    )
+    annotations = read_annotations(annotation_file(tmp_path, ["x,one,A", "x,two,V", "y,two,AV"], HEADER))
     scores = np.array([[0.9, 0.1], [0.2, 0.8]])
 
-    metrics = vggsounder_metrics(annotations, ["x", "y"], {"a": scores, "v": scores}, ["one", "two"], ks=(1,))
+    heard, seen = annotations.arrays(["x", "y"], ["one", "two"])
+    metrics = vggsounder_metrics(heard, seen, {"a": scores, "v": scores}, ks=(1,))
 
     assert metrics["a_hit_rate@1"] == 1.0 and metrics["a_only_clips"] == 1 and metrics["a_only_accuracy@1"] == 1.0
     assert metrics["v_hit_rate@1"] == 0.5 and metrics["v_only_hit_rate@1"] == 0.0
-    assert "av_clips" not in metrics and "mu_a" not in metrics
+    assert "av_clips" not in metrics and "mu_a" not in metrics and metrics["labels_unknown"] == 0
+
+
+def test_vggsounder_metrics__counts_labels_without_a_class(tmp_path):
+    annotations = read_annotations(annotation_file(tmp_path, ["x,one,A", "x,more,V", "y,more,AV"], HEADER))
+    scores = np.array([[0.9, 0.1], [0.2, 0.8]])
+
+    metrics = vggsounder_metrics(*annotations.arrays(["x", "y"], ["one", "two"]), {"v": scores, "av": scores}, ks=(1,))
+
+    # The clips take part with no label that could be hit.
+    assert metrics["labels_unknown"] == 1 and metrics["v_clips"] == 2 and metrics["av_clips"] == 1
+    assert metrics["v_hit_rate@1"] == metrics["v_recall@1"] == 0.0
+    assert "v_auc_pr" not in metrics and "v_auc_roc" not in metrics
+    with pytest.raises(EvaluationError, match="no labels for the clip 'z'"):
+        annotations.arrays(["x", "z"], ["one"])
+    with pytest.raises(EvaluationError, match="none of its labels is a class of the model"):
+        annotations.arrays(["x"], ["two"])
 
 
 @pytest.mark.parametrize(
@@ -133,7 +88,7 @@ def test_read_mask__kinds_and_faults(tmp_path):
         ("d.png", None, "d.png: the mask cannot be read"),
         ("e.npy", None, "save it as a plain array"),
         ("f.npz", None, "call the mask 'mask'"),
-        ("g.png", None, "picture of 3 channels"),
+        ("g.png", None, "image of 3 channels"),
         ("h.png", None, "no such mask"),
         ("a.npy", 5, "does not hold the value 5"),
     ):
@@ -159,7 +114,7 @@ def test_read_prompts__names_what_is_wrong(tmp_path):
 
 
 @pytest.mark.parametrize("size", [(48, 64), (64, 48), (50, 50)])
-def test_mask_in_view__lies_where_the_picture_does(processor, size):
+def test_mask_in_view__lies_where_the_image_does(processor, size):
     mask = np.zeros(size, bool)
     mask[: size[0] // 2] = True
     frames = torch.from_numpy(mask[None, None].repeat(3, 1) * np.uint8(255))
@@ -170,25 +125,6 @@ def test_mask_in_view__lies_where_the_picture_does(processor, size):
 
     assert torch.equal(mask_in_view(mask, 32, 32)[:14], (view > 0)[:14])
     assert torch.equal(mask_in_view(mask, 32, 32)[18:], (view > 0)[18:])
-
-
-def test_class_segmentation_metrics__pool_the_pixels_of_a_class():
-    maps = torch.tensor([[[0.9, 0.1], [0.2, 0.3]], [[0.8, 0.7], [0.0, 0.0]], [[0.0, 1.0], [0.0, 0.0]]])
-    masks = torch.tensor([[[1, 0], [0, 0]], [[1, 0], [0, 0]], [[0, 1], [0, 0]]]).bool()
-
-    metrics = class_segmentation_metrics(maps, masks, ["a", "a", "b"], thresholds=10)
-
-    # Class a: the two object pixels are the two highest of eight; class b: the object is the highest.
-    assert metrics["mean_average_precision"] == 1.0 and metrics["mean_iou"] == 1.0
-    assert metrics["classes"] == 2 and metrics["maps"] == 3
-    assert metrics["chance_average_precision"] == pytest.approx(0.25)
-    # Pooled, the second picture's 0.7 outranks nothing; raised above the first object it does.
-    maps[1, 0, 1] = 0.95
-    assert class_segmentation_metrics(maps, masks, ["a", "a", "b"])["mean_average_precision"] == pytest.approx(
-        ((1 / 2 + 2 / 3) / 2 + 1) / 2
-    )
-    with pytest.raises(ValueError, match="No mask is in view"):
-        class_segmentation_metrics(maps, torch.zeros_like(masks), ["a", "a", "b"])
 
 
 def test_protocols__have_versions_and_say_what_was_changed():

@@ -10,8 +10,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from cavmae_sync_hf import CavMaeSyncModel, CavMaeSyncProcessor, MissingTrackError, ModelError, save_for_hub
-from cavmae_sync_hf.evaluation import clip_similarity
 from cavmae_sync_hf.evaluation.mteb import MtebEncoder
+from cavmae_sync_hf.metrics import clip_similarity
 from helpers.clips import noise, numbered_frame, write_clip
 from helpers.tiny import tiny_config
 

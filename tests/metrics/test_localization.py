@@ -1,4 +1,5 @@
-"""Maps, pointing and overlap figures on layouts whose answer is known."""
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""Maps, pointing and overlap metrics on layouts whose answer is known."""
 
 import math
 
@@ -10,6 +11,7 @@ from cavmae_sync_hf import CavMaeSyncVideoProcessor
 from cavmae_sync_hf.metrics.localization import (
     box_iou,
     boxes_in_view,
+    class_segmentation_metrics,
     consensus_iou,
     localization_metrics,
     map_boxes,
@@ -228,3 +230,22 @@ def test_segmentation_metrics__by_hand():
 def test_localization__names_what_is_wrong(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_class_segmentation_metrics__pool_the_pixels_of_a_class():
+    maps = torch.tensor([[[0.9, 0.1], [0.2, 0.3]], [[0.8, 0.7], [0.0, 0.0]], [[0.0, 1.0], [0.0, 0.0]]])
+    masks = torch.tensor([[[1, 0], [0, 0]], [[1, 0], [0, 0]], [[0, 1], [0, 0]]]).bool()
+
+    metrics = class_segmentation_metrics(maps, masks, ["a", "a", "b"], thresholds=10)
+
+    # Class a: the two object pixels are the two highest of eight; class b: the object is the highest.
+    assert metrics["mean_average_precision"] == 1.0 and metrics["mean_iou"] == 1.0
+    assert metrics["classes"] == 2 and metrics["maps"] == 3
+    assert metrics["chance_average_precision"] == pytest.approx(0.25)
+    # Pooled, the second map's 0.7 outranks nothing; raised above the first object it does.
+    maps[1, 0, 1] = 0.95
+    assert class_segmentation_metrics(maps, masks, ["a", "a", "b"])["mean_average_precision"] == pytest.approx(
+        ((1 / 2 + 2 / 3) / 2 + 1) / 2
+    )
+    with pytest.raises(ValueError, match="No mask is in view"):
+        class_segmentation_metrics(maps, torch.zeros_like(masks), ["a", "a", "b"])

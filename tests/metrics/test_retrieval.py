@@ -1,7 +1,9 @@
-"""Similarities between clips and retrieval figures: parity, ties, masks, memory."""
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""Similarities between clips and retrieval metrics: parity, ties, masks, memory."""
 
 import itertools
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +12,20 @@ import torch
 from safetensors.torch import load_file
 
 from cavmae_sync_hf.metrics.retrieval import (
-    STRATEGIES,
     RetrievalRanks,
-    clip_similarity,
-    paired_similarity,
     rank_metrics,
     retrieval_metrics,
     retrieval_ranks,
     similarity_ranks,
 )
-from cavmae_sync_hf.metrics.similarity import make_sides, similarity_blocks
+from cavmae_sync_hf.metrics.similarity import (
+    STRATEGIES,
+    clip_similarity,
+    make_sides,
+    paired_similarity,
+    similarity_blocks,
+)
+from helpers.apart import run_apart
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
@@ -122,7 +128,7 @@ def test_clip_similarity__does_not_depend_on_chunks(strategy, masked):
 
 
 def test_similarity_blocks__shrink_with_the_budget():
-    sides = make_sides(embeds(50), embeds(50), None, None, "max", True, None)
+    sides = make_sides(embeds(50), embeds(50), "max")
     assert [scores.shape for _, _, scores in similarity_blocks(*sides, 2**20)] == [(50, 50)]
     shapes = [scores.shape for _, _, scores in similarity_blocks(*sides, 20_000)]
     # Copies of 14 clips of each modality (4 x 6 floats, three times) and 14 x 14 pairs (14 floats) are 19 kB.
@@ -353,3 +359,23 @@ def test_retrieval_metrics__of_one_clip_and_of_minus_infinity():
 def test_retrieval_metrics__names_what_is_wrong(arguments, message):
     with pytest.raises(ValueError, match=message):
         retrieval_metrics(**arguments)
+
+
+def test_retrieval__ranks_of_many_clips_never_hold_the_matrix(tmp_path):
+    code = """
+import resource, sys, torch
+from cavmae_sync_hf.metrics.retrieval import retrieval_ranks
+torch.set_num_threads(1)
+few = torch.randn(50, 1, 8)
+retrieval_ranks(few, few)
+audio = torch.randn(12_000, 1, 8)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+ranks, _ = retrieval_ranks(audio, audio + 0.1 * torch.randn_like(audio), chunk_bytes=16 * 2**20)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10, len(ranks.better))
+"""
+    done = run_apart(["-c", code], tmp_path, PYTHONPATH=":".join(sys.path))
+
+    assert done.returncode == 0, done.stderr
+    megabytes, queries = map(float, done.stdout.split())
+    # The whole matrix has 549 MiB; the budget is 16, beside counts and what an allocator keeps.
+    assert queries == 12_000 and megabytes < 100

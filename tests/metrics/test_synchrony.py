@@ -1,4 +1,5 @@
-"""Synchrony figures on matrices whose answer is known."""
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""Synchrony metrics on matrices whose answer is known."""
 
 import itertools
 
@@ -8,7 +9,6 @@ import torch
 
 from cavmae_sync_hf.metrics.synchrony import (
     alignment_test,
-    estimate_offset,
     shift_discrimination,
     sync_detection,
     sync_scores,
@@ -161,62 +161,6 @@ def test_temporal_pair_discrimination__masks():
     assert temporal_pair_discrimination(audio, video, [1, 0], audio_mask=mask)["accuracy"] == 1.0
 
 
-def shifted_clip(offset, hop=0.1, seconds=8.0, seed=0, level=0.2):
-    """Frames and densely hopped windows of a clip whose sound is late by `offset`."""
-    generator = np.random.default_rng(seed)
-    events = generator.uniform(0, seconds, 12)
-    windows, frames = np.arange(0, seconds, hop), np.arange(0.25, seconds, 0.5)
-    heard = np.exp(-(((windows[:, None] - offset - events) / 0.3) ** 2))
-    seen = np.exp(-(((frames[:, None] - events) / 0.3) ** 2))
-    matrix = heard @ seen.T + level * generator.normal(size=(len(windows), len(frames)))
-    return matrix, windows, frames
-
-
-@pytest.mark.parametrize("offset", [-2.0, -1.3, -0.5, 0.0, 0.7, 2.0])
-def test_estimate_offset__finds_the_offset_within_a_hop(offset):
-    matrix, windows, frames = shifted_clip(offset)
-    estimate = estimate_offset(matrix, windows, frames)
-    assert estimate.offset == pytest.approx(offset, abs=0.1 + 1e-9)
-    assert estimate.resolution == pytest.approx(0.1) and estimate.confidence > 2
-    assert len(estimate.offsets) == len(estimate.scores) == 41
-    assert estimate.scores.max() == estimate.scores[(estimate.offsets - estimate.offset).abs().argmin()]
-
-
-def test_estimate_offset__of_a_square_matrix_counts_diagonals():
-    times = torch.arange(6) * 0.625 + 0.3
-    matrix = torch.zeros(6, 6)
-    matrix[torch.arange(1, 6), torch.arange(5)] = 1.0  # window j + 1 fits frame j: late by one step
-    estimate = estimate_offset(matrix, times, times, center=False)
-    assert estimate.offset == pytest.approx(0.625)
-    assert estimate.offsets.tolist() == pytest.approx([-1.875, -1.25, -0.625, 0.0, 0.625, 1.25, 1.875])
-    assert estimate.scores.tolist() == pytest.approx([0, 0, 0, 0, 1, 0, 0])
-    assert estimate.margin == pytest.approx(1.0) and estimate.confidence == float("inf")
-
-
-def test_estimate_offset__says_when_it_knows_nothing():
-    flat = estimate_offset(torch.full((9, 9), 0.4), torch.arange(9.0), torch.arange(9.0), max_offset=3)
-    assert (flat.offset, flat.confidence, flat.margin) == (0.0, 0.0, pytest.approx(0.0))
-    known = estimate_offset(*shifted_clip(0.5)).confidence
-    unknown = [estimate_offset(*shifted_clip(0.5, level=50.0, seed=seed)).confidence for seed in range(5)]
-    assert known > 1.2 * np.mean(unknown)
-
-
-def test_estimate_offset__is_not_drawn_by_frames_that_fit_everything():
-    matrix, windows, frames = shifted_clip(0.4)
-    matrix = matrix + 20 * (np.arange(len(frames)) == 0) + 20 * (windows > 7.5)[:, None]
-    assert estimate_offset(matrix, windows, frames).offset == pytest.approx(0.4, abs=0.1 + 1e-9)
-    assert estimate_offset(matrix, windows, frames, center=False).offset != pytest.approx(0.4, abs=0.11)
-
-
-def test_estimate_offset__masks_and_resolution():
-    matrix, windows, frames = shifted_clip(1.0)
-    window_mask, frame_mask = windows > 1.0, frames < 7.0
-    matrix[~window_mask] = np.nan
-    matrix[:, ~frame_mask] = np.inf
-    estimate = estimate_offset(matrix, windows, frames, window_mask=window_mask, frame_mask=frame_mask, resolution=0.2)
-    assert estimate.offset == pytest.approx(1.0, abs=0.2) and estimate.resolution == 0.2
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -237,11 +181,6 @@ def test_estimate_offset__masks_and_resolution():
         (lambda: temporal_pair_discrimination(torch.ones(2, 1, 3), torch.ones(2, 1, 3), [5, 0]), "Clip 0 has part"),
         (lambda: temporal_pair_discrimination(torch.ones(2, 1, 3), torch.ones(2, 1, 3), [1]), "1 partners for 2"),
         (lambda: temporal_pair_discrimination(torch.ones(1, 1, 3), torch.ones(1, 1, 3), [None]), "No clip has a par"),
-        (lambda: estimate_offset(torch.eye(4), [0, 1, 2], [0, 1, 2, 3]), r"`window_times` has shape \(3,\)"),
-        (lambda: estimate_offset(torch.eye(4), [0] * 4, [0, 1, 2, 3]), "resolution is 0.0 s"),
-        (lambda: estimate_offset(torch.eye(4), range(4), range(4), max_offset=0.5), "Only 1 offsets of 1 s"),
-        (lambda: estimate_offset(torch.ones(1, 4), [0.0], range(4)), "One window gives no resolution"),
-        (lambda: estimate_offset(torch.eye(2), [0, 1], [0, 1], frame_mask=[False] * 2), "nothing to align"),
     ],
 )
 def test_synchrony__names_what_is_wrong(call, message):

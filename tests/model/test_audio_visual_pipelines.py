@@ -19,7 +19,7 @@ from cavmae_sync_hf import (
     MissingTrackError,
     decode_media,
 )
-from cavmae_sync_hf.evaluation import clip_similarity
+from cavmae_sync_hf.metrics import clip_similarity
 from cavmae_sync_hf.model.auto_map_cavmae_sync import CUSTOM_PIPELINES
 from cavmae_sync_hf.model.pipelines_cavmae_sync import STRATEGIES, CavMaeSyncClassificationPipeline
 from helpers.classifiers import RATE, assert_same, expected, heard, make_classifier, save, seen

@@ -16,7 +16,7 @@ from cavmae_sync_hf import (
     decode_media,
     save_for_hub,
 )
-from cavmae_sync_hf.evaluation import clip_similarity
+from cavmae_sync_hf.metrics import clip_similarity
 from helpers.apart import run_apart
 from helpers.classifiers import LABELS, RATE, assert_same, expected, heard, make_classifier, save, seen
 from helpers.clips import noise, numbered_frame, tone, write_clip

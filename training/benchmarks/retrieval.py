@@ -27,14 +27,14 @@ import numpy as np
 import torch
 from torch.nn.functional import cosine_similarity, normalize
 
-from cavmae_sync_hf.metrics.retrieval import (
+from cavmae_sync_hf.metrics.retrieval import count_blocks, retrieval_metrics
+from cavmae_sync_hf.metrics.similarity import (
     STRATEGIES,
     clip_similarity,
-    count_blocks,
+    make_sides,
     paired_similarity,
-    retrieval_metrics,
+    similarity_blocks,
 )
-from cavmae_sync_hf.metrics.similarity import make_sides, similarity_blocks
 
 TOLERANCE = 1e-6
 
@@ -231,7 +231,7 @@ def rank(arguments: argparse.Namespace) -> None:
     # Beside the results of other runs, not in a temporary folder that may be memory.
     with tempfile.TemporaryDirectory(dir=Path.cwd(), prefix=".benchmark-") as folder:
         audio, video = make_maps(Path(folder), clips, arguments.hidden)
-        sides = make_sides(audio, video, None, None, "mean", True, arguments.device)
+        sides = make_sides(audio, video, "mean", device=arguments.device)
         with torch.no_grad(), MemoryWatch(arguments.device) as memory:
             start = time.perf_counter()
             true = paired_similarity(audio, video, "mean", chunk_bytes=budget, device=arguments.device)

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from ..data.tables import read_vocabulary
-from ..metrics.classification import classification_metrics
-from ..metrics.multilabel import Annotations, read_annotations, vggsounder_metrics
+from ..metrics import compute, vggsounder_metrics
 from ..model.errors_cavmae_sync import EvaluationError
 from .clips import EvaluationClips, RunOptions, batches, fit_processor, open_evaluation
 from .protocols import CLASSIFICATION_PROTOCOLS, ClassificationProtocol, find_protocol, modify
 from .results import make_record
+from .tables import Annotations, read_annotations
 
 __all__ = ["evaluate_classification", "score_clips"]
 
@@ -75,8 +75,9 @@ def evaluate_classification(
     scores, places, labels = score_clips(clips, fitted, model, chosen, options)
     clips.check(strict)
     if table is not None:
-        seen = [_annotated(table, clips.ids[place]) for place in places]
-        metrics = vggsounder_metrics(table, seen, scores, _needed_names(names, model), rules.ks)
+        annotated = [_annotated(table, clips.ids[place]) for place in places]
+        heard, seen = table.arrays(annotated, _needed_names(names, model))
+        metrics = vggsounder_metrics(heard, seen, scores, rules.ks)
     else:
         metrics = _by_labels(clips, scores, places, labels, numbers, model, rules)
     settings: dict[str, Any] = {"alignment": fitted.feature_extractor.alignment, "inputs": list(chosen)}
@@ -232,7 +233,7 @@ def _by_labels(
         raise EvaluationError(f"{clips.name}: no clip has a label; prepare the data with labels.")
     metrics: dict[str, float | int] = {}
     for name, values in scores.items():
-        found = classification_metrics(truth[labelled], values[labelled], rules.ks)
+        found = compute("classification", predictions=values[labelled], references=truth[labelled], ks=rules.ks)
         prefix = f"{name}_" if metrics else ""
         metrics |= {f"{prefix}{key}": value for key, value in found.items() if key != "samples"}
     return metrics

@@ -18,16 +18,8 @@ from torch import Tensor
 
 from ..data.tables import MEDIA_SUFFIXES
 from ..inference.localize import occlusion_maps
-from ..metrics.localization import (
-    boxes_in_view,
-    localization_metrics,
-    patch_maps,
-    pointing_accuracy,
-    segmentation_metrics,
-    time_pointing_accuracy,
-    upsample_maps,
-)
-from ..metrics.segmentation import Prompt, class_segmentation_metrics, mask_in_view, read_mask, read_prompts
+from ..metrics import boxes_in_view, compute, patch_maps, pointing_accuracy
+from ..metrics.localization import time_pointing_accuracy, upsample_maps
 from ..model.alignment_cavmae_sync import frame_at, window_times
 from ..model.errors_cavmae_sync import EvaluationError, MediaError
 from ..model.feature_extraction_cavmae_sync import SILENCE
@@ -35,6 +27,7 @@ from ..model.media_cavmae_sync import decode_media
 from .clips import RunOptions, batches, find_world, fit_processor, open_evaluation
 from .protocols import LOCALIZATION_PROTOCOLS, LocalizationProtocol, find_protocol, modify
 from .results import make_record
+from .tables import Prompt, mask_in_view, read_mask, read_prompts
 
 __all__ = ["evaluate_localization", "sounding_boxes"]
 
@@ -156,8 +149,13 @@ class _Collector:
 
     def metrics(self) -> dict[str, float | int]:
         view, rules = (self.side, self.side), self.rules
-        metrics = localization_metrics(
-            torch.cat(self.maps), self.boxes, view, tolerance=rules.tolerance, threshold=rules.threshold
+        metrics = compute(
+            "localization",
+            predictions=torch.cat(self.maps),
+            references=self.boxes,
+            view=view,
+            tolerance=rules.tolerance,
+            threshold=rules.threshold,
         )
         if self.control_boxes:
             control = pointing_accuracy(
@@ -305,10 +303,13 @@ def _masks(model: Any, processor: Any, data: Any, rules: LocalizationProtocol, o
     if unusable and options.get("strict", False):
         raise EvaluationError(f"{data}: {len(unusable)} of {expected} rows cannot be used: {unusable[0]['reason']}")
     pixels = upsample_maps(torch.stack(maps), (side, side))
-    if rules.pooling == "classes":
-        metrics = class_segmentation_metrics(pixels, torch.stack(truths), labels, rules.thresholds)
-    else:
-        metrics = segmentation_metrics(pixels, torch.stack(truths), rules.thresholds)
+    metrics = compute(
+        "segmentation",
+        predictions=pixels,
+        references=torch.stack(truths),
+        labels=labels if rules.pooling == "classes" else None,
+        thresholds=rules.thresholds,
+    )
     counts = {
         "clips_seen": len(maps),
         "clips_expected": expected,

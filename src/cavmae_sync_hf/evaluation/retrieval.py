@@ -7,7 +7,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
-from ..metrics.retrieval import retrieval_metrics
+from ..metrics import compute
 from .clips import EvaluationClips, RunOptions, batches, fit_processor, open_evaluation, stack_clips
 from .protocols import RETRIEVAL_PROTOCOLS, RetrievalProtocol, find_protocol, modify
 from .results import make_record
@@ -102,9 +102,10 @@ def evaluate_retrieval(
         clips.check(strict)
     embeddings = embed_clips(clips, fitted, model, options)
     clips.check(strict)
-    metrics = retrieval_metrics(
-        audio_embeds=embeddings.audio,
-        video_embeds=embeddings.video,
+    metrics = compute(
+        "retrieval",
+        predictions=embeddings.audio,
+        references=embeddings.video,
         strategy=rules.strategy,
         audio_mask=embeddings.audio_mask,
         video_mask=embeddings.video_mask,

@@ -1,10 +1,10 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""Where in the picture is the sound, and when and at which pitch in the sound is the picture?
+"""Metrics of maps that show where in a frame the audio is, and where in a spectrogram the frame is.
 
 Maps are cosines of one modality's global embedding with the other's patches, on the patch grid `(rows, columns)`: top
-to bottom and left to right in a picture, low to high mel and earlier to later in a spectrogram. Boxes are half-open
-`[x0, y0, x1, y1]` in pixels of the picture that the model sees; `boxes_in_view` brings boxes of the original there.
-Pictures and sounds without any box or span take no part in a figure.
+to bottom and left to right in a frame, low to high mel and earlier to later in a spectrogram. Boxes are half-open
+`[x0, y0, x1, y1]` in pixels of the view, the square that the model sees; `boxes_in_view` brings boxes of the original
+there. Maps without any box or span take no part in a metric.
 """
 
 import math
@@ -17,27 +17,13 @@ from torch import Tensor, nn
 from ..model.alignment_cavmae_sync import view_of
 from .classification import average_precision
 
-__all__ = [
-    "box_iou",
-    "boxes_in_view",
-    "consensus_iou",
-    "localization_metrics",
-    "map_boxes",
-    "patch_maps",
-    "peak_positions",
-    "pointing_accuracy",
-    "segmentation_metrics",
-    "time_pointing_accuracy",
-    "upsample_maps",
-]
-
 Boxes = Sequence[Sequence[float]] | Tensor
 
 
 def patch_maps(embeds: Tensor, patch_embeds: Tensor, grid: tuple[int, int]) -> Tensor:
     """Cosine of a global embedding with every patch of the other modality.
 
-    `patch_maps(audio_embeds, video_patch_embeds, (14, 14))` shows where in a frame the sound of its window is;
+    `patch_maps(audio_embeds, video_patch_embeds, (14, 14))` shows where in a frame the audio of its window is;
     `patch_maps(video_embeds, audio_patch_embeds, (8, 26))` which part of a window's spectrogram the frame shows.
 
     Args:
@@ -74,7 +60,7 @@ def upsample_maps(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def boxes_in_view(boxes: Boxes, size: tuple[int, int], image_size: int, shortest_edge: int | None = None) -> Tensor:
-    """Boxes of the original picture in pixels of the model's view: resized, then cropped in the centre.
+    """Boxes of the original frame in pixels of the model's view: resized, then cropped in the centre.
 
     Args:
         boxes: Shape `(boxes, 4)`, in pixels of the original; may be empty.
@@ -142,7 +128,7 @@ def peak_positions(maps: Tensor, view: tuple[int, int]) -> Tensor:
 
     Args:
         maps: Shape `(..., rows, columns)`. Among equal patches the first one counts.
-        view: Height and width of the picture in pixels.
+        view: Height and width of the view in pixels.
     """
     best = maps.flatten(-2).argmax(dim=-1).cpu()
     rows, columns = _centres((maps.shape[-2], maps.shape[-1]), view)
@@ -159,7 +145,7 @@ def pointing_accuracy(
         boxes: Boxes of the sounding objects of every map, in pixels of the view.
         view: Height and width of the model's view in pixels.
         tolerance: A centre so many pixels outside a box still counts; the pointing game is usually played with 15 on
-            pictures of 224.
+            views of 224.
 
     Returns:
         `accuracy`: share of maps whose highest patch has its centre in a box; of several equally high patches each
@@ -237,7 +223,7 @@ def map_boxes(maps: Tensor, view: tuple[int, int], threshold: float = 0.5) -> Te
 
     Args:
         maps: Shape `(maps, rows, columns)`.
-        view: Height and width of the picture in pixels.
+        view: Height and width of the view in pixels.
         threshold: Share of each map's range between its lowest and highest value.
 
     Returns:
@@ -309,7 +295,7 @@ def localization_metrics(
     tolerance: float = 0.0,
     threshold: float = 0.5,
 ) -> dict[str, float | int]:
-    """All figures of maps against boxes.
+    """All metrics of maps against boxes.
 
     Args:
         maps: Shape `(maps, rows, columns)`.
@@ -352,8 +338,16 @@ def localization_metrics(
     }
 
 
+def _maps_and_masks(maps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    values = _maps_and_truths(maps, masks, "masks")
+    truth = torch.as_tensor(masks).detach().cpu().bool()
+    if truth.shape != values.shape:
+        raise ValueError(f"Maps {tuple(values.shape)} and masks {tuple(truth.shape)} must have the same shape.")
+    return values, truth
+
+
 def segmentation_metrics(maps: Tensor, masks: Tensor, thresholds: int = 20) -> dict[str, float | int]:
-    """Sound-prompted segmentation: maps against masks of the prompted object.
+    """Audio-prompted segmentation: maps against masks of the prompted object.
 
     Args:
         maps: Similarity at every pixel of the mask (see `upsample_maps`), shape `(maps, height, width)`. Compared with
@@ -368,10 +362,7 @@ def segmentation_metrics(maps: Tensor, masks: Tensor, thresholds: int = 20) -> d
     Raises:
         ValueError: If shapes differ, a map is not finite, or all masks are empty.
     """
-    values = _maps_and_truths(maps, masks, "masks")
-    truth = torch.as_tensor(masks).detach().cpu().bool()
-    if truth.shape != values.shape:
-        raise ValueError(f"Maps {tuple(values.shape)} and masks {tuple(truth.shape)} must have the same shape.")
+    values, truth = _maps_and_masks(maps, masks)
     used = truth.flatten(1).any(dim=1)
     if not used.any():
         raise ValueError("All masks are empty; there is nothing to segment.")
@@ -393,4 +384,51 @@ def segmentation_metrics(maps: Tensor, masks: Tensor, thresholds: int = 20) -> d
         "mean_iou": best,
         "threshold": level,
         "maps": len(precisions),
+    }
+
+
+def class_segmentation_metrics(
+    maps: Tensor, masks: Tensor, labels: Sequence[str], thresholds: int = 20
+) -> dict[str, float | int]:
+    """Audio-prompted segmentation over classes: all pixels of a class's maps together, then the mean over classes.
+
+    These are DenseAV's metrics on ADE20K: average precision, and the intersection over union at the best of the
+    thresholds, which lie evenly between a class's lowest and highest value.
+
+    Args:
+        maps: Similarity at every pixel, `(maps, height, width)`.
+        masks: True where the object is, same shape.
+        labels: The class of every map.
+        thresholds: How many are tried.
+
+    Returns:
+        `mean_average_precision`, `mean_iou`, `classes` and `maps`; classes whose masks are all out of view take no
+        part. `chance_average_precision`: what a constant map scores.
+
+    Raises:
+        ValueError: Shapes differ, a map is not finite, or no mask is in view.
+    """
+    values, truth = _maps_and_masks(maps, masks)
+    if len(labels) != len(values):
+        raise ValueError(f"There are {len(values)} maps and {len(labels)} labels; give one label per map.")
+    precisions, overlaps, shares, used = [], [], [], 0
+    for label in sorted(set(labels)):
+        rows = torch.tensor([own == label for own in labels])
+        pixels, object_pixels = values[rows].flatten(), truth[rows].flatten()
+        if not object_pixels.any():
+            continue
+        used += int(rows.sum())
+        precisions.append(average_precision(object_pixels, pixels))
+        shares.append(float(object_pixels.double().mean()))
+        levels = torch.linspace(float(pixels.min()), float(pixels.max()), thresholds, dtype=torch.float64)
+        chosen = (pixels > level for level in levels)
+        overlaps.append(max(float((own & object_pixels).sum() / (own | object_pixels).sum()) for own in chosen))
+    if not precisions:
+        raise ValueError("No mask is in view; there is nothing to segment.")
+    return {
+        "mean_average_precision": sum(precisions) / len(precisions),
+        "mean_iou": sum(overlaps) / len(overlaps),
+        "chance_average_precision": sum(shares) / len(shares),
+        "classes": len(precisions),
+        "maps": used,
     }

@@ -1,5 +1,5 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""How well does a sound find its pictures, and a picture its sound?
+"""Metrics of retrieval: which rank the audio of a clip gives its video, and the video its audio.
 
 Ranks are counted block by block of the similarity matrix, for both directions at once, so that the whole matrix is
 never held.
@@ -15,8 +15,7 @@ from torch import Tensor
 
 from .similarity import (
     DEFAULT_CHUNK_BYTES,
-    STRATEGIES,
-    clip_similarity,
+    Embeddings,
     common_length,
     make_sides,
     on_device,
@@ -24,19 +23,6 @@ from .similarity import (
     similarity_blocks,
     slices,
 )
-
-__all__ = [
-    "DEFAULT_CHUNK_BYTES",
-    "STRATEGIES",
-    "TIES",
-    "RetrievalRanks",
-    "clip_similarity",
-    "paired_similarity",
-    "rank_metrics",
-    "retrieval_metrics",
-    "retrieval_ranks",
-    "similarity_ranks",
-]
 
 TIES = ("expected", "optimistic", "pessimistic")
 # A cosine summed in another order differs in its last bits (float32: below 4e-7 for unit vectors of 16 x 768). Closer
@@ -129,7 +115,7 @@ def similarity_ranks(
     """Ranks of the true matches, the diagonal, in a whole similarity matrix.
 
     Args:
-        similarity: Rows are sounds, columns are pictures, shape `(clips, clips)`; `-inf` is allowed, NaN is not.
+        similarity: Rows are audio, columns are video, shape `(clips, clips)`; `-inf` is allowed, NaN is not.
         tolerance: Similarities no further apart than this count as equal.
         chunk_bytes: Working memory beyond the matrix.
 
@@ -162,12 +148,12 @@ def similarity_ranks(
 
 @torch.no_grad()
 def retrieval_ranks(
-    audio_embeds: Tensor | np.ndarray,
-    video_embeds: Tensor | np.ndarray,
+    audio_embeds: Embeddings,
+    video_embeds: Embeddings,
     strategy: str = "diagonal_mean",
     *,
-    audio_mask: Tensor | np.ndarray | None = None,
-    video_mask: Tensor | np.ndarray | None = None,
+    audio_mask: Embeddings | None = None,
+    video_mask: Embeddings | None = None,
     normalize: bool = True,
     tolerance: float = COSINE_TOLERANCE,
     chunk_bytes: int = DEFAULT_CHUNK_BYTES,
@@ -182,7 +168,7 @@ def retrieval_ranks(
         audio_embeds: As for `clip_similarity`; clip i of both is the same clip.
         video_embeds: As for `clip_similarity`.
         strategy: One of `STRATEGIES`.
-        audio_mask: As for `clip_similarity`. A clip whose own sound and pictures share no frame has a true similarity
+        audio_mask: As for `clip_similarity`. A clip whose own audio and video share no frame has a true similarity
             of `-inf`: every comparable clip ranks before it.
         video_mask: As for `clip_similarity`.
         normalize: Scale every embedding to unit length first.
@@ -196,7 +182,15 @@ def retrieval_ranks(
     Raises:
         ValueError: As `clip_similarity`, and where the numbers of clips differ.
     """
-    audio, video = make_sides(audio_embeds, video_embeds, audio_mask, video_mask, strategy, normalize, device)
+    audio, video = make_sides(
+        audio_embeds,
+        video_embeds,
+        strategy,
+        audio_mask=audio_mask,
+        video_mask=video_mask,
+        normalize=normalize,
+        device=device,
+    )
     common_length(audio, video)
     options: dict[str, Any] = {"normalize": normalize, "chunk_bytes": chunk_bytes, "device": device}
     true_scores = paired_similarity(
@@ -235,11 +229,11 @@ def rank_metrics(ranks: RetrievalRanks, ks: Sequence[int] = (1, 5, 10), ties: st
 def retrieval_metrics(
     similarity: Tensor | np.ndarray | None = None,
     *,
-    audio_embeds: Tensor | np.ndarray | None = None,
-    video_embeds: Tensor | np.ndarray | None = None,
+    audio_embeds: Embeddings | None = None,
+    video_embeds: Embeddings | None = None,
     strategy: str = "diagonal_mean",
-    audio_mask: Tensor | np.ndarray | None = None,
-    video_mask: Tensor | np.ndarray | None = None,
+    audio_mask: Embeddings | None = None,
+    video_mask: Embeddings | None = None,
     normalize: bool = True,
     ks: Sequence[int] = (1, 5, 10),
     ties: str = "expected",
@@ -253,7 +247,7 @@ def retrieval_metrics(
     From embeddings the matrix is never held whole; see `retrieval_ranks`.
 
     Args:
-        similarity: Rows are sounds, columns are pictures, shape `(clips, clips)`; or else both embeddings.
+        similarity: Rows are audio, columns are video, shape `(clips, clips)`; or else both embeddings.
         audio_embeds: Shape `(clips, windows, hidden)`.
         video_embeds: Shape `(clips, frames, hidden)`.
         strategy: How embeddings are compared, one of `STRATEGIES`.
@@ -269,7 +263,7 @@ def retrieval_metrics(
         device: Where to compare embeddings, by default where they lie.
 
     Returns:
-        `audio_to_video_r1` (the sound is the query), `..._r5`, `..._r10`, `..._median_rank`, `..._mean_rank`, the same
+        `audio_to_video_r1` (the audio is the query), `..._r5`, `..._r10`, `..._median_rank`, `..._mean_rank`, the same
         for `video_to_audio`, and `clips_seen` of `clips_expected`. Recall is a share between 0 and 1.
 
     Raises:

@@ -1,5 +1,5 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""How alike are the sounds and the pictures of many clips?
+"""Similarity of the audio and the video of many clips.
 
 Embeddings of a clip are `(frames, hidden)`, one per audio window or video frame. Both tensors of a set are compared as
 matrix products over blocks of clips, so that neither the products nor the copies exceed a budget in bytes.
@@ -7,16 +7,17 @@ matrix products over blocks of clips, so that neither the products nor the copie
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["DEFAULT_CHUNK_BYTES", "STRATEGIES", "clip_similarity", "paired_similarity"]
-
 STRATEGIES = ("diagonal_mean", "diagonal_max", "mean", "max")
 DEFAULT_CHUNK_BYTES = 512 * 2**20
+
+Embeddings = Tensor | np.ndarray
 
 
 class _Prepared(NamedTuple):
@@ -30,15 +31,20 @@ class _Prepared(NamedTuple):
     present: Tensor | None
 
 
+@dataclass(kw_only=True)
 class Side:
     """One modality's embeddings, from which blocks of clips are taken and prepared."""
 
-    def __init__(
-        self, name: str, embeds: Any, mask: Any, strategy: str, normalize: bool, device: Any, dtype: torch.dtype
-    ) -> None:
-        self.name, self.embeds, self.mask, self.strategy, self.normalize = name, embeds, mask, strategy, normalize
-        self.device, self.dtype = device, dtype
-        self.clips, self.frames, self.hidden = (int(size) for size in embeds.shape)
+    name: str
+    embeds: Embeddings
+    mask: Embeddings | None
+    strategy: str
+    normalize: bool
+    device: str | torch.device
+    dtype: torch.dtype
+
+    def __post_init__(self) -> None:
+        self.clips, self.frames, self.hidden = (int(size) for size in self.embeds.shape)
 
     def prepare(self, clips: slice) -> _Prepared:
         embeds = on_device(self.embeds[clips], self.device).to(self.dtype)
@@ -65,19 +71,20 @@ class Side:
         return _Prepared(embeds.transpose(0, 1).contiguous(), present)
 
 
-def on_device(values: Any, device: Any) -> Tensor:
+def on_device(values: Embeddings, device: str | torch.device) -> Tensor:
     # A memory map is copied: it may be read-only, and torch would warn about sharing it.
     return (values if isinstance(values, Tensor) else torch.from_numpy(np.array(values))).to(device)
 
 
 def make_sides(
-    audio_embeds: Any,
-    video_embeds: Any,
-    audio_mask: Any,
-    video_mask: Any,
+    audio_embeds: Embeddings,
+    video_embeds: Embeddings,
     strategy: str,
-    normalize: bool,
-    device: Any,
+    *,
+    audio_mask: Embeddings | None = None,
+    video_mask: Embeddings | None = None,
+    normalize: bool = True,
+    device: str | torch.device | None = None,
 ) -> tuple[Side, Side]:
     """Check the arguments shared by all functions here."""
     if strategy not in STRATEGIES:
@@ -113,8 +120,9 @@ def make_sides(
         device = audio_embeds.device if isinstance(audio_embeds, Tensor) else torch.device("cpu")
     # Half precision is for storing: cosines of neighbours in rank differ by less than it resolves.
     dtype = torch.float64 if all(doubles) else torch.float32
-    audio = Side("audio", audio_embeds, audio_mask, strategy, normalize, device, dtype)
-    return audio, Side("video", video_embeds, video_mask, strategy, normalize, device, dtype)
+    shared: dict[str, Any] = {"strategy": strategy, "normalize": normalize, "device": device, "dtype": dtype}
+    audio = Side(name="audio", embeds=audio_embeds, mask=audio_mask, **shared)
+    return audio, Side(name="video", embeds=video_embeds, mask=video_mask, **shared)
 
 
 def common_length(audio: Side, video: Side) -> int:
@@ -209,17 +217,17 @@ def _both_present(left: _Prepared, right: _Prepared, frames: int, strategy: str)
 
 @torch.no_grad()
 def clip_similarity(
-    audio_embeds: Tensor | np.ndarray,
-    video_embeds: Tensor | np.ndarray,
+    audio_embeds: Embeddings,
+    video_embeds: Embeddings,
     strategy: str = "diagonal_mean",
     *,
-    audio_mask: Tensor | np.ndarray | None = None,
-    video_mask: Tensor | np.ndarray | None = None,
+    audio_mask: Embeddings | None = None,
+    video_mask: Embeddings | None = None,
     normalize: bool = True,
     chunk_bytes: int = DEFAULT_CHUNK_BYTES,
     device: str | torch.device | None = None,
 ) -> Tensor:
-    """Similarity of every clip's sound with every clip's pictures.
+    """Similarity of every clip's audio with every clip's video.
 
     With `c_ts` the cosine of window t of one clip and frame s of another: "diagonal_mean" is the mean of `c_tt` (one
     matrix product), "diagonal_max" their maximum, "mean" the mean of all `c_ts` (one product of mean frames), "max"
@@ -245,7 +253,15 @@ def clip_similarity(
         ValueError: On shapes or types that do not fit, NaN in the embeddings of a present frame, or a budget too small
             for one pair of clips.
     """
-    audio, video = make_sides(audio_embeds, video_embeds, audio_mask, video_mask, strategy, normalize, device)
+    audio, video = make_sides(
+        audio_embeds,
+        video_embeds,
+        strategy,
+        audio_mask=audio_mask,
+        video_mask=video_mask,
+        normalize=normalize,
+        device=device,
+    )
     home = audio_embeds.device if isinstance(audio_embeds, Tensor) else torch.device("cpu")
     similarity = torch.empty(audio.clips, video.clips, dtype=audio.dtype, device=home)
     for rows, columns, scores in similarity_blocks(audio, video, chunk_bytes):
@@ -255,17 +271,17 @@ def clip_similarity(
 
 @torch.no_grad()
 def paired_similarity(
-    audio_embeds: Tensor | np.ndarray,
-    video_embeds: Tensor | np.ndarray,
+    audio_embeds: Embeddings,
+    video_embeds: Embeddings,
     strategy: str = "diagonal_mean",
     *,
-    audio_mask: Tensor | np.ndarray | None = None,
-    video_mask: Tensor | np.ndarray | None = None,
+    audio_mask: Embeddings | None = None,
+    video_mask: Embeddings | None = None,
     normalize: bool = True,
     chunk_bytes: int = DEFAULT_CHUNK_BYTES,
     device: str | torch.device | None = None,
 ) -> Tensor:
-    """Similarity of clip i's sound with clip i's pictures only: the diagonal of `clip_similarity`.
+    """Similarity of clip i's audio with clip i's video only: the diagonal of `clip_similarity`.
 
     Arguments as for `clip_similarity`, with as many clips of audio as of video.
 
@@ -275,7 +291,15 @@ def paired_similarity(
     Raises:
         ValueError: As `clip_similarity`, and where the numbers of clips differ.
     """
-    audio, video = make_sides(audio_embeds, video_embeds, audio_mask, video_mask, strategy, normalize, device)
+    audio, video = make_sides(
+        audio_embeds,
+        video_embeds,
+        strategy,
+        audio_mask=audio_mask,
+        video_mask=video_mask,
+        normalize=normalize,
+        device=device,
+    )
     count = common_length(audio, video)
     home = audio_embeds.device if isinstance(audio_embeds, Tensor) else torch.device("cpu")
     size = torch.finfo(audio.dtype).bits // 8

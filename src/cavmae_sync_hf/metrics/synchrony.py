@@ -1,8 +1,8 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""Does a clip's sound happen when its picture says, and if not, how far is it off?
+"""Metrics of synchrony: whether a clip's audio happens when its frames show it.
 
 Everything here is a function of similarity matrices: rows are audio windows, columns are video frames, one clip
-`(windows, frames)` or many `(clips, windows, frames)`. Nothing here depends on a model. Times are seconds.
+`(windows, frames)` or many `(clips, windows, frames)`. Times are seconds.
 """
 
 from dataclasses import dataclass
@@ -15,28 +15,17 @@ from torch import Tensor
 from .classification import equal_error_rate, roc_auc
 from .similarity import paired_similarity
 
-__all__ = [
-    "AlignmentTest",
-    "OffsetEstimate",
-    "SyncScores",
-    "alignment_test",
-    "estimate_offset",
-    "shift_discrimination",
-    "sync_detection",
-    "sync_scores",
-    "temporal_pair_discrimination",
-    "win_rate",
-]
-
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 
 
-def _matrix(similarity: Any, square: bool = True, dimensions: tuple[int, ...] = (2,)) -> Tensor:
+def _matrix(similarity: Any, dimensions: tuple[int, ...] = (2,)) -> Tensor:
     matrix = torch.as_tensor(similarity).detach().cpu().double()
-    if matrix.ndim not in dimensions or matrix.numel() == 0 or (square and matrix.shape[-1] != matrix.shape[-2]):
+    if matrix.ndim not in dimensions or matrix.numel() == 0 or matrix.shape[-1] != matrix.shape[-2]:
         shapes = " or ".join("(windows, frames)" if n == 2 else "(clips, windows, frames)" for n in dimensions)
-        more = ", as many windows as frames: window i belongs to frame i" if square else ""
-        raise ValueError(f"The similarity matrix has shape {tuple(matrix.shape)}; it must be {shapes}{more}.")
+        raise ValueError(
+            f"The similarity matrix has shape {tuple(matrix.shape)}; it must be {shapes}, as many windows as frames: "
+            "window i belongs to frame i."
+        )
     return matrix
 
 
@@ -138,7 +127,7 @@ def alignment_test(
     permutations: int = 9999,
     seed: int = 0,
 ) -> AlignmentTest:
-    """Is the diagonal higher than chance would have it?
+    """Compare the diagonal with what chance would make it.
 
     `z_score` compares the diagonal with a random one-to-one assignment of windows to frames, whose mean and variance
     are known exactly (Hoeffding 1951): with the rows' and columns' means taken out, the variance of the sum is the
@@ -246,7 +235,7 @@ def shift_discrimination(
     window_mask: Any = None,
     frame_mask: Any = None,
 ) -> dict[str, float | int]:
-    """Is the true alignment told from the same clip's audio shifted by some seconds?
+    """How well the true alignment is told from the same clip's audio shifted by some seconds.
 
     Shifting the audio by k moments puts window `i + k` on frame `i`: the k-th diagonal of the same matrix. Both
     directions count. True and shifted alignment are compared as means over the same frames, those that still have a
@@ -277,7 +266,9 @@ def shift_discrimination(
         matrix, windows, frames = matrix[None], windows[None], frames[None]
     valid = windows[:, :, None] & frames[:, None]
     _check_finite(matrix, valid)
-    shifts, needed = _shifts(matrix.shape[-1], step, min_shift, max_shift, min_overlap)
+    shifts, needed = _shifts(
+        matrix.shape[-1], step=step, min_shift=min_shift, max_shift=max_shift, min_overlap=min_overlap
+    )
     matrix = matrix.masked_fill(~valid, 0.0)
     own, own_valid = (part.diagonal(dim1=1, dim2=2) for part in (matrix, valid))
     true, shifted, kept = [], [], []
@@ -309,12 +300,12 @@ def shift_discrimination(
 
 
 def _shifts(
-    count: int, step: float, min_shift: float, max_shift: float | None, overlap: int | None
+    count: int, *, step: float, min_shift: float, max_shift: float | None, min_overlap: int | None
 ) -> tuple[list[int], int]:
     """Shifts in moments, both ways, and the overlap they must leave."""
     if not step > 0 or not min_shift > 0:
         raise ValueError(f"`step` is {step} and `min_shift` is {min_shift}; both are seconds above 0.")
-    needed = max(1, count // 4) if overlap is None else overlap
+    needed = max(1, count // 4) if min_overlap is None else min_overlap
     if needed < 1:
         raise ValueError(f"`min_overlap` is {needed}; at least 1 frame must be compared.")
     limit = float("inf") if max_shift is None else max_shift
@@ -337,7 +328,7 @@ def temporal_pair_discrimination(
     audio_mask: Any = None,
     video_mask: Any = None,
 ) -> dict[str, float | int]:
-    """Among two clips that differ only in when things sound, is the right partner found?
+    """Share of clips whose own partner is found, among two clips that differ only in when things sound.
 
     Args:
         audio_embeds: Shape `(clips, windows, hidden)`.
@@ -348,8 +339,8 @@ def temporal_pair_discrimination(
         video_mask: True where a frame is present, shape `(clips, frames)`.
 
     Returns:
-        `audio_to_video`: share of sounds closer to their own pictures than to the twin's, ties counting half;
-        `video_to_audio`; `accuracy`, their mean; chance is 0.5. `clips`: clips with a twin.
+        `audio_to_video`: share of clips whose audio is closer to their own frames than to the twin's, ties counting
+        half; `video_to_audio`; `accuracy`, their mean; chance is 0.5. `clips`: clips with a twin.
 
     Raises:
         ValueError: If a partner is out of range or the clip itself, or no clip has one.
@@ -360,20 +351,20 @@ def temporal_pair_discrimination(
         raise ValueError(f"There are {len(twins)} partners for {count} clips.")
     own = (twins >= 0).nonzero()[:, 0]
     if not len(own):
-        raise ValueError("No clip has a partner; this figure needs clips in pairs, such as SyncWorld's temporal ones.")
+        raise ValueError("No clip has a partner; this metric needs clips in pairs, such as SyncWorld's temporal ones.")
     wrong = own[(twins[own] >= count) | (twins[own] == own)]
     if len(wrong):
         clip = int(wrong[0])
         raise ValueError(f"Clip {clip} has partner {int(twins[clip])}; it must be another of the {count} clips.")
     twin = twins[own]
 
-    def scores(sounds: Tensor, pictures: Tensor) -> Tensor:
+    def scores(audio: Tensor, video: Tensor) -> Tensor:
         return paired_similarity(
-            _pick(audio_embeds, sounds),
-            _pick(video_embeds, pictures),
+            _pick(audio_embeds, audio),
+            _pick(video_embeds, video),
             strategy,
-            audio_mask=None if audio_mask is None else _pick(audio_mask, sounds),
-            video_mask=None if video_mask is None else _pick(video_mask, pictures),
+            audio_mask=None if audio_mask is None else _pick(audio_mask, audio),
+            video_mask=None if video_mask is None else _pick(video_mask, video),
         )
 
     true = scores(own, own)
@@ -388,126 +379,3 @@ def temporal_pair_discrimination(
 
 def _pick(values: Any, clips: Tensor) -> Any:
     return values[clips.numpy()] if isinstance(values, np.ndarray) else values[clips.to(values.device)]
-
-
-@dataclass(frozen=True)
-class OffsetEstimate:
-    """By how much the sound is late.
-
-    Args:
-        offset: Seconds; positive when the sound comes after its picture, so that playing it earlier by `offset`
-            repairs the clip.
-        resolution: Seconds between the offsets that were tried. The estimate is one of them: it cannot be finer.
-        confidence: Distance of the winner from the mean of the other offsets, in their standard deviations.
-        margin: By how much the winner's score exceeds the best offset that is not its neighbour.
-        offsets: The offsets tried, shape `(offsets,)`.
-        scores: Mean (centred) similarity at each of them, shape `(offsets,)`.
-    """
-
-    offset: float
-    resolution: float
-    confidence: float
-    margin: float
-    offsets: Tensor
-    scores: Tensor
-
-
-def estimate_offset(
-    similarity: Any,
-    window_times: Any,
-    frame_times: Any,
-    *,
-    max_offset: float = 2.0,
-    resolution: float | None = None,
-    min_overlap: float = 0.5,
-    window_mask: Any = None,
-    frame_mask: Any = None,
-    center: bool = True,
-) -> OffsetEstimate:
-    """Find the offset at which windows fit frames best, over the diagonals of one clip's matrix.
-
-    Windows hopped densely, from `processor.stream` for example, give fine offsets; the matrix need not be square.
-    Each pair of window and frame belongs to the offset nearest to the difference of their times.
-
-    Args:
-        similarity: Shape `(windows, frames)`.
-        window_times: Centres of the windows in seconds, shape `(windows,)`.
-        frame_times: Times of the frames in seconds, shape `(frames,)`.
-        max_offset: Largest offset tried, seconds, both ways.
-        resolution: Seconds between the offsets tried; by default the median distance between windows.
-        min_overlap: Share of the present frames that must find a window at an offset for it to be tried.
-        window_mask: True where an audio window is present, shape `(windows,)`.
-        frame_mask: True where a frame is present, shape `(frames,)`.
-        center: Take out each window's and each frame's mean similarity first. Otherwise a frame that fits every
-            window favours the offsets at which it takes part.
-
-    Returns:
-        The estimate; among equal scores the offset closest to 0.
-
-    Raises:
-        ValueError: If times do not fit the matrix, fewer than 3 offsets can be tried, or present entries are not
-            finite.
-    """
-    matrix = _matrix(similarity, square=False)
-    axes = []
-    for name, times, count in (
-        ("window_times", window_times, matrix.shape[0]),
-        ("frame_times", frame_times, matrix.shape[1]),
-    ):
-        axis = torch.as_tensor(times).detach().cpu().double()
-        if tuple(axis.shape) != (count,) or not torch.isfinite(axis).all():
-            raise ValueError(f"`{name}` has shape {tuple(axis.shape)}; it must be ({count},) and hold finite seconds.")
-        axes.append(axis)
-    windows = _present(window_mask, "window_mask", (matrix.shape[0],)).nonzero()[:, 0]
-    frames = _present(frame_mask, "frame_mask", (matrix.shape[1],)).nonzero()[:, 0]
-    matrix, heard, seen = matrix[windows][:, frames], axes[0][windows], axes[1][frames]
-    _check_finite(matrix, torch.ones_like(matrix, dtype=torch.bool))
-    if matrix.numel() == 0:
-        raise ValueError("No window or no frame is present; there is nothing to align.")
-    hop = _resolution(heard, resolution)
-    if center:
-        matrix = matrix - matrix.mean(dim=0) - matrix.mean(dim=1, keepdim=True) + matrix.mean()
-
-    # The small sum decides halves the same way whatever the rounding of the times.
-    lags = torch.floor((heard[:, None] - seen) / hop + 0.5 + 1e-9).long()
-    furthest = int(max_offset / hop + 1e-9)
-    inside = lags.abs() <= furthest
-    bins = lags[inside] + furthest
-    count = 2 * furthest + 1
-    sums = torch.zeros(count, dtype=torch.float64).index_add_(0, bins, matrix[inside])
-    pairs = torch.bincount(bins, minlength=count)
-    served = torch.zeros(count, len(frames), dtype=torch.bool)
-    served[bins, torch.arange(len(frames)).expand_as(lags)[inside]] = True
-    tried = (served.sum(dim=1) >= max(min_overlap * len(frames), 1)).nonzero()[:, 0]
-    if len(tried) < 3:
-        raise ValueError(
-            f"Only {len(tried)} offsets of {hop:g} s within {max_offset:g} s keep {min_overlap:.0%} of {len(frames)} "
-            "frames; use more windows, a larger `max_offset` or a smaller `min_overlap`."
-        )
-    scores = sums[tried] / pairs[tried]
-    steps = tried - furthest
-    # Equal but for rounding is equal: then the smallest offset wins.
-    level = scores >= scores.max() - 1e-12 * max(1.0, float(scores.abs().max()))
-    winner = int(torch.where(level, steps.abs(), count).argmin())
-    far = (steps - steps[winner]).abs() > 1
-    others = torch.cat([scores[:winner], scores[winner + 1 :]])
-    spread = float(others.std(correction=0))
-    lead = float(scores[winner] - others.mean())
-    return OffsetEstimate(
-        offset=float(steps[winner]) * hop,
-        resolution=hop,
-        confidence=lead / spread if spread > 1e-12 else (float("inf") if lead > 1e-12 else 0.0),
-        margin=float(scores[winner] - scores[far].max()) if far.any() else 0.0,
-        offsets=steps.double() * hop,
-        scores=scores,
-    )
-
-
-def _resolution(window_times: Tensor, resolution: float | None) -> float:
-    if resolution is None:
-        if len(window_times) < 2:
-            raise ValueError("One window gives no resolution; use more windows or pass `resolution` in seconds.")
-        resolution = float(window_times.sort().values.diff().median())
-    if not resolution > 0:
-        raise ValueError(f"The resolution is {resolution} s; window times must differ, or pass `resolution` above 0.")
-    return resolution

@@ -20,7 +20,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from ..data.augmentation import AugmentationOptions
 from ..data.dataset import CavMaeSyncCollator, ClassBalancedSampler
 from ..data.streaming import CavMaeSyncStreamingDataset
-from ..metrics.classification import classification_metrics
+from ..metrics import compute
 from ..model.configuration_cavmae_sync import CavMaeSyncConfig
 from ..model.errors_cavmae_sync import TrainingError
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
@@ -309,9 +309,9 @@ def prediction_metrics(predictions: Predictions, problem_type: str) -> dict[str,
         """Scores that compare between clips, as probabilities do; classes that exclude each other need the softmax."""
         return given.log_softmax(dim=-1) if single else given
 
-    found = classification_metrics(targets, scores(logits))
+    found = compute("classification", predictions=scores(logits), references=targets)
     metrics |= {name: float(value) for name, value in found.items() if name not in _COUNTS}
     if middle is not None:
-        found = classification_metrics(targets, scores(middle), ks=())
+        found = compute("classification", predictions=scores(middle), references=targets, ks=())
         metrics |= {f"middle_frame_{name}": float(found[name]) for name in ("mean_average_precision", "accuracy")}
     return {name: value for name, value in metrics.items() if math.isfinite(value)}

@@ -10,9 +10,14 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from ..metrics.localization import patch_maps, pointing_accuracy
-from ..metrics.retrieval import clip_similarity, retrieval_metrics
-from ..metrics.synchrony import shift_discrimination, temporal_pair_discrimination
+from ..metrics import (
+    clip_similarity,
+    compute,
+    patch_maps,
+    pointing_accuracy,
+    shift_discrimination,
+    temporal_pair_discrimination,
+)
 from ..model.distributed_cavmae_sync import world_size
 from ..model.modeling_cavmae_sync import CavMaeSyncForPreTraining
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
@@ -140,7 +145,7 @@ def evaluate_alignment(
         `other_moment_similarity`, means over the clips.
     """
     masks: dict[str, Any] = {"audio_mask": embeddings.audio_mask, "video_mask": embeddings.video_mask}
-    found = retrieval_metrics(audio_embeds=embeddings.audio, video_embeds=embeddings.video, **masks)
+    found = compute("retrieval", predictions=embeddings.audio, references=embeddings.video, **masks)
     metrics = {name: float(value) for name, value in found.items() if not name.startswith("clips_")}
     similarity = embeddings.similarity
     count = similarity.shape[-1]

@@ -22,7 +22,7 @@ from ..data.dataset import CavMaeSyncDataset
 from ..files import write_json
 from ..inference.features import choose_features
 from ..inference.loading import load_model
-from ..metrics.classification import accuracy, classification_metrics, mean_average_precision
+from ..metrics import accuracy, compute, mean_average_precision
 from ..model.errors_cavmae_sync import TrainingError
 from ..model.modeling_cavmae_sync import CavMaeSyncModel
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
@@ -398,4 +398,4 @@ def chance_metrics(
 def probe_metrics(probe: LinearProbe, features: np.ndarray, labels: Sequence[Sequence[int]]) -> dict[str, float | int]:
     """`classification_metrics` of a probe on an evaluation set."""
     truth = multi_hot(labels, len(probe.bias))
-    return classification_metrics(truth.astype(int), probe.scores(features))
+    return compute("classification", predictions=probe.scores(features), references=truth.astype(int))

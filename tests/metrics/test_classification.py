@@ -1,16 +1,14 @@
-"""Classification figures against scikit-learn and hand-computed values; the `evaluate` modules."""
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""Classification metrics against scikit-learn and hand-computed values."""
 
 import math
 
-import evaluate
 import numpy as np
 import pytest
 import torch
 from sklearn import metrics as sk
 
 from cavmae_sync_hf.metrics import classification as ours
-from cavmae_sync_hf.metrics.evaluate_modules import list_metrics, load_metric, metric_path
-from cavmae_sync_hf.metrics.retrieval import retrieval_metrics
 
 
 def samples(ties=False, count=60, classes=5, seed=0):
@@ -21,7 +19,7 @@ def samples(ties=False, count=60, classes=5, seed=0):
 
 
 @pytest.mark.parametrize("ties", [False, True])
-def test_binary_figures__match_sklearn(ties):
+def test_binary_metrics__match_sklearn(ties):
     labels, scores = samples(ties)
     for k in range(5):
         expected = sk.average_precision_score(labels[:, k], scores[:, k])
@@ -36,7 +34,7 @@ def test_binary_figures__match_sklearn(ties):
         assert ours.equal_error_rate(labels[:, k], scores[:, k]) == pytest.approx(crossing, abs=1e-5)
 
 
-def test_multilabel_figures__match_sklearn():
+def test_multilabel_metrics__match_sklearn():
     labels, scores = samples()
     assert ours.mean_average_precision(labels, scores) == pytest.approx(
         sk.average_precision_score(labels, scores, average="macro"), abs=1e-12
@@ -44,7 +42,7 @@ def test_multilabel_figures__match_sklearn():
     assert ours.mean_roc_auc(labels, scores) == pytest.approx(sk.roc_auc_score(labels, scores), abs=1e-12)
 
 
-def test_single_label_figures__match_sklearn():
+def test_single_label_metrics__match_sklearn():
     generator = np.random.default_rng(1)
     labels, scores = generator.integers(0, 6, 80), generator.normal(size=(80, 6))
     assert ours.accuracy(labels, scores) == pytest.approx(sk.accuracy_score(labels, scores.argmax(axis=1)))
@@ -103,7 +101,7 @@ def test_means__leave_out_classes_without_examples():
     assert everything["hit_at_1"] == everything["accuracy"] and "hit_at_50" not in everything
 
 
-def test_figures__do_not_depend_on_order_scale_or_container():
+def test_metrics__do_not_depend_on_order_scale_or_container():
     labels, scores = samples(ties=True)
     order = np.random.default_rng(3).permutation(60)
     expected = ours.classification_metrics(labels, scores)
@@ -135,7 +133,7 @@ def test_average_precision__takes_infinite_scores():
         (ours.mean_roc_auc, np.ones((2, 3)), np.zeros((2, 3)), "None of the 3 classes"),
     ],
 )
-def test_figures__name_what_is_wrong(function, labels, scores, message):
+def test_metrics__name_what_is_wrong(function, labels, scores, message):
     with pytest.raises(ValueError, match=message):
         function(labels, scores)
 
@@ -146,58 +144,31 @@ def test_hit_at_k__refuses_impossible_k():
             ours.hit_at_k([0], np.zeros((1, 3)), k)
 
 
-# The `evaluate` modules
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(monkeypatch, tmp_path):
-    monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", str(tmp_path))
-
-
-def test_list_metrics__all_load_by_name_and_by_path():
-    names = list_metrics()
-    assert {"retrieval", "mean_average_precision", "d_prime", "accuracy", "equal_error_rate"} <= set(names)
-    for name in names:
-        assert isinstance(load_metric(name), evaluate.Metric)
-        assert evaluate.load(metric_path(name)).name == load_metric(name).name
-
-
-@pytest.mark.parametrize("name", ["mean_average_precision", "mean_roc_auc", "d_prime", "accuracy"])
-def test_load_metric__computes_as_the_function(name):
-    labels, scores = samples()
-    result = load_metric(name).compute(predictions=scores, references=labels)
-    assert result == {name: pytest.approx(getattr(ours, name)(labels, scores))}
-    numbers = labels.argmax(axis=1)
-    in_batches = load_metric(name)
-    for part in (slice(0, 20), slice(20, 60)):
-        in_batches.add_batch(predictions=scores[part], references=numbers[part])
-    assert in_batches.compute() == {name: pytest.approx(getattr(ours, name)(numbers, scores))}
-
-
-def test_load_metric__passes_options():
-    labels, scores = samples()
-    result = load_metric("hit_at_k").compute(predictions=scores, references=labels, k=2)
-    assert result == {"hit_at_k": pytest.approx(ours.hit_at_k(labels, scores, 2))}
-
-
-def test_load_metric__equal_error_rate():
-    result = load_metric("equal_error_rate").compute(predictions=[4.0, 3.0, 2.0, 1.0], references=[1, 0, 1, 0])
-    assert result == {"equal_error_rate": pytest.approx(0.5), "roc_auc": pytest.approx(0.75)}
-
-
-def test_load_metric__retrieval_in_batches():
+def test_top_k_metrics__match_sklearn():
     generator = np.random.default_rng(0)
-    audio = generator.normal(size=(9, 4, 6)).astype(np.float32)
-    video = audio + generator.normal(size=(9, 4, 6)).astype(np.float32)
-    metric = load_metric("retrieval")
-    for part in (slice(0, 4), slice(4, 9)):
-        metric.add_batch(predictions=audio[part], references=video[part])
-    result = metric.compute(strategy="mean", clips_expected=10)
-    assert result == pytest.approx(
-        retrieval_metrics(audio_embeds=audio, video_embeds=video, strategy="mean", clips_expected=10)
-    )
+    truth, scores = generator.random((40, 6)) < 0.3, generator.random((40, 6))
+    truth[:, 5] = False
+    for k in (1, 3):
+        guesses = np.zeros_like(truth)
+        np.put_along_axis(guesses, np.argsort(-scores, axis=1)[:, :k], True, axis=1)
+        options = {"average": "micro", "zero_division": 0}
+        expected = {
+            "hit_rate": (guesses & truth).any(axis=1).mean(),
+            "accuracy": sk.accuracy_score(truth, guesses),
+            "f1": sk.f1_score(truth, guesses, **options),
+            "f1_macro": sk.f1_score(truth, guesses, average="macro", zero_division=0),
+            "precision": sk.precision_score(truth, guesses, **options),
+            "recall": sk.recall_score(truth, guesses, **options),
+            "jaccard": sk.jaccard_score(truth, guesses, **options),
+        }
+        assert ours.top_k_metrics(truth, scores, k) == pytest.approx(expected)
 
 
-def test_load_metric__names_what_there_is():
-    with pytest.raises(ValueError, match="'bleu'; choose one of accuracy, "):
-        load_metric("bleu")
+def test_modality_confusion__by_hand():
+    truth = np.array([[True, False], [True, False], [False, True], [False, True]])
+    right = np.where(truth, 1.0, 0.0)
+    scores = {"av": right.copy(), "a": right.copy(), "v": right.copy()}
+    scores["av"][:2] = right[:2, ::-1]  # together wrong on the first two
+    scores["v"][1] = right[1, ::-1]  # video wrong on the second
+
+    assert ours.modality_confusion(truth, scores) == {"mu_a": 0.5, "mu_v": 0.25, "mu_av": 0.25}

@@ -1,9 +1,8 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""Which picture, sound and mask belong together, and how well do maps of sound find the masks of a class?"""
+"""Tables that benchmarks come with: VGGSounder's labels, and images with the audio and the mask that go with them."""
 
 import csv
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,25 +15,117 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 
+from ..files import StrPath
 from ..model.alignment_cavmae_sync import resized_size
 from ..model.errors_cavmae_sync import EvaluationError
-from .classification import average_precision
 
-__all__ = ["Prompt", "class_segmentation_metrics", "mask_in_view", "read_mask", "read_prompts"]
-
+_COLUMNS = ("video_id", "label", "modality")
+_META = ("background_music", "static_image", "voice_over")
 _REQUIRED = ("audio", "mask")
-_PICTURES = ("image", "video")
+_IMAGES = ("image", "video")
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """Labels of clips and where each is perceived.
+
+    Attributes:
+        labels: Per clip its labels, each with `"A"` (heard), `"V"` (seen) or `"AV"` (both).
+        background_music: Clips that have background music.
+        name: The file.
+    """
+
+    labels: dict[str, dict[str, str]]
+    background_music: frozenset[str]
+    name: str
+
+    def select(self, background_music: bool | None) -> "Annotations":
+        """The clips with (True) or without (False) background music; all of them (None)."""
+        if background_music is None:
+            return self
+        kept = {
+            clip: labels for clip, labels in self.labels.items() if (clip in self.background_music) == background_music
+        }
+        return Annotations(kept, self.background_music & set(kept), self.name)
+
+    def arrays(self, clips: Sequence[str], classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Which labels of clips are heard and which are seen, as `vggsounder_metrics` takes them.
+
+        Args:
+            clips: Names of the clips.
+            classes: Names of the model's classes, in order.
+
+        Returns:
+            Booleans `(clips, labels)` each: the classes first, then the clips' labels that are none of them.
+
+        Raises:
+            EvaluationError: A clip is not annotated, or no label is among the classes.
+        """
+        unknown_clips = [clip for clip in clips if clip not in self.labels]
+        if unknown_clips:
+            raise EvaluationError(f"{self.name}: has no labels for the clip {unknown_clips[0]!r}.")
+        given = {label for clip in clips for label in self.labels[clip]}
+        if given.isdisjoint(classes):
+            raise EvaluationError(
+                f"{self.name}: none of its labels is a class of the model: the table has {sorted(given)[:3]}, the "
+                f"model {list(classes)[:3]}; give the class names in the model's order as `class_names`."
+            )
+        places = {name: place for place, name in enumerate([*classes, *sorted(given - set(classes))])}
+        heard, seen = np.zeros((2, len(clips), len(places)), dtype=bool)
+        for row, clip in enumerate(clips):
+            for label, modality in self.labels[clip].items():
+                heard[row, places[label]] = "A" in modality
+                seen[row, places[label]] = "V" in modality
+        return heard, seen
+
+
+def read_annotations(path: StrPath) -> Annotations:
+    """Read VGGSounder's table: a CSV with a row per clip and label.
+
+    Args:
+        path: Columns `video_id` (`YOUTUBEID_000030`), `label`, `modality` (A, V or AV) and, where they are known,
+            `background_music`, `static_image`, `voice_over`.
+
+    Raises:
+        EvaluationError: The file cannot be read, or a row cannot be understood.
+    """
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise EvaluationError(f"{path}: the annotations cannot be read ({error}).") from error
+    if not rows:
+        raise EvaluationError(f"{path}: holds no annotations.")
+    lacking = [column for column in _COLUMNS if column not in rows[0]]
+    if lacking:
+        raise EvaluationError(
+            f"{path}: has no column {lacking[0]!r}; VGGSounder's table has {', '.join((*_COLUMNS, *_META))}."
+        )
+    labels: dict[str, dict[str, str]] = {}
+    music = set()
+    for number, row in enumerate(rows, start=2):
+        clip, label, modality = ((row[column] or "").strip() for column in _COLUMNS)
+        modality = modality.upper()
+        if not clip or not label or modality not in ("A", "V", "AV"):
+            raise EvaluationError(
+                f"{path}: line {number} has clip {clip!r}, label {label!r} and modality {modality!r}; the modality is "
+                "A, V or AV."
+            )
+        labels.setdefault(clip, {})[label] = modality
+        if (row.get("background_music") or "").strip().lower() == "true":
+            music.add(clip)
+    return Annotations(labels, frozenset(music), Path(path).name)
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One sound-prompted picture.
+    """One audio-prompted image.
 
     Attributes:
         name: For messages and counts.
-        image: File of the picture, or of a video.
-        time: Where in a video the picture is, seconds.
-        audio: File of the sound.
+        image: File of the image, or of a video.
+        time: Where in a video the image is, seconds.
+        audio: File of the audio.
         mask: File of the mask.
         mask_value: The object's number in the mask; without it, all that is not 0.
         label: The object's class.
@@ -49,12 +140,12 @@ class Prompt:
     label: str
 
 
-def read_prompts(path: str | os.PathLike[str]) -> list[Prompt]:
-    """Read a table of pictures, sounds and masks.
+def read_prompts(path: StrPath) -> list[Prompt]:
+    """Read a table of images, audio and masks.
 
     Args:
         path: CSV, TSV, JSON or JSON lines with the columns `image` (or `video` and `time`, seconds), `audio`, `mask`
-            (PNG or other picture of one channel, NPY, NPZ), and, where the mask holds several objects, `mask_value`;
+            (PNG or other image of one channel, NPY, NPZ), and, where the mask holds several objects, `mask_value`;
             `label` is the object's class, `id` a name. Files are relative to the table.
 
     Raises:
@@ -65,8 +156,8 @@ def read_prompts(path: str | os.PathLike[str]) -> list[Prompt]:
     prompts = []
     for number, row in enumerate(rows, start=1):
         lacking = [name for name in _REQUIRED if not row.get(name)]
-        picture = next((row[name] for name in _PICTURES if row.get(name)), None)
-        if lacking or picture is None:
+        image = next((row[name] for name in _IMAGES if row.get(name)), None)
+        if lacking or image is None:
             lack = lacking[0] if lacking else "image"
             raise EvaluationError(
                 f"{path}: row {number} has no {lack!r}; a row names image (or video), audio and mask."
@@ -82,7 +173,7 @@ def read_prompts(path: str | os.PathLike[str]) -> list[Prompt]:
         prompts.append(
             Prompt(
                 name=str(row.get("id") or f"row {number}"),
-                image=str(folder / str(picture)),
+                image=str(folder / str(image)),
                 time=time,
                 audio=str(folder / str(row["audio"])),
                 mask=str(folder / str(row["mask"])),
@@ -113,11 +204,11 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def read_mask(path: str | os.PathLike[str], value: int | None = None) -> np.ndarray:
+def read_mask(path: StrPath, value: int | None = None) -> np.ndarray:
     """Read a mask as booleans `(height, width)`.
 
     Args:
-        path: A picture of one channel (PNG and the like, palettes as their numbers), an NPY, or an NPZ with one array
+        path: An image of one channel (PNG and the like, palettes as their numbers), an NPY, or an NPZ with one array
             or one called `mask`.
         value: The object's number in it; without it, all that is not 0.
 
@@ -138,7 +229,7 @@ def read_mask(path: str | os.PathLike[str], value: int | None = None) -> np.ndar
         else:
             with Image.open(path) as image:
                 if len(image.getbands()) != 1:
-                    raise EvaluationError(f"{path}: is a picture of {len(image.getbands())} channels; a mask has one.")
+                    raise EvaluationError(f"{path}: is an image of {len(image.getbands())} channels; a mask has one.")
                 pixels = np.array(image)
     except FileNotFoundError as error:
         raise EvaluationError(f"{path}: no such mask; correct the table.") from error
@@ -160,10 +251,10 @@ def read_mask(path: str | os.PathLike[str], value: int | None = None) -> np.ndar
 
 
 def mask_in_view(mask: np.ndarray, shortest_edge: int, image_size: int) -> Tensor:
-    """A mask in the model's view: resized (nearest pixel) and cropped in the centre, as the picture is.
+    """A mask in the model's view: resized (nearest pixel) and cropped in the centre, as the image is.
 
     Args:
-        mask: Booleans `(height, width)` of the picture's size.
+        mask: Booleans `(height, width)` of the image's size.
         shortest_edge: Shorter side after resizing and before the crop, pixels.
         image_size: Side of the square view.
 
@@ -174,57 +265,3 @@ def mask_in_view(mask: np.ndarray, shortest_edge: int, image_size: int) -> Tenso
     values = torch.from_numpy(np.ascontiguousarray(mask)).to(torch.uint8)[None]
     resized = tvF.resize(values, size, interpolation=InterpolationMode.NEAREST_EXACT)
     return tvF.center_crop(resized, [image_size, image_size])[0].bool()
-
-
-def class_segmentation_metrics(
-    maps: Tensor, masks: Tensor, labels: Sequence[str], thresholds: int = 20
-) -> dict[str, float | int]:
-    """Sound-prompted segmentation over classes: all pixels of a class's pictures together, then the mean over classes.
-
-    These are DenseAV's figures on ADE20K: average precision, and the intersection over union at the best of the
-    thresholds, which lie evenly between a class's lowest and highest value.
-
-    Args:
-        maps: Similarity at every pixel, `(maps, height, width)`.
-        masks: True where the object is, same shape.
-        labels: The class of every map.
-        thresholds: How many are tried.
-
-    Returns:
-        `mean_average_precision`, `mean_iou`, `classes` and `maps`; classes whose masks are all out of view take no
-        part. `chance_average_precision`: what a constant map scores.
-
-    Raises:
-        ValueError: Shapes differ, a map is not finite, or no mask is in view.
-    """
-    values, truth = maps.detach().cpu().double(), torch.as_tensor(masks).cpu().bool()
-    if values.shape != truth.shape or values.ndim != 3 or len(labels) != len(values):
-        raise ValueError(
-            f"Maps {tuple(values.shape)}, masks {tuple(truth.shape)} and {len(labels)} labels do not fit each other."
-        )
-    if not torch.isfinite(values).all():
-        raise ValueError(f"Map {int((~torch.isfinite(values)).flatten(1).any(1).nonzero()[0])} is not finite.")
-    precisions, overlaps, shares, used = [], [], [], 0
-    for label in sorted(set(labels)):
-        rows = torch.tensor([own == label for own in labels])
-        pixels, object_pixels = values[rows].flatten(), truth[rows].flatten()
-        if not object_pixels.any():
-            continue
-        used += int(rows.sum())
-        precisions.append(average_precision(object_pixels, pixels))
-        shares.append(float(object_pixels.double().mean()))
-        levels = torch.linspace(float(pixels.min()), float(pixels.max()), thresholds, dtype=torch.float64)
-        overlaps.append(max(_overlap(pixels > level, object_pixels) for level in levels))
-    if not precisions:
-        raise ValueError("No mask is in view; there is nothing to segment.")
-    return {
-        "mean_average_precision": sum(precisions) / len(precisions),
-        "mean_iou": sum(overlaps) / len(overlaps),
-        "chance_average_precision": sum(shares) / len(shares),
-        "classes": len(precisions),
-        "maps": used,
-    }
-
-
-def _overlap(chosen: Tensor, truth: Tensor) -> float:
-    return float((chosen & truth).sum() / (chosen | truth).sum())
