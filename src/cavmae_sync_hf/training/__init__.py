@@ -2,8 +2,6 @@
 """Training: arguments, data sets, initial weights, transformers' Trainer for these models, and probes."""
 
 from .arguments import (
-    ClassificationArguments,
-    ClassificationModelArguments,
     DataArguments,
     ModelArguments,
     PretrainingArguments,
@@ -14,6 +12,7 @@ from .arguments import (
 from .base import CavMaeSyncBaseTrainer, EpochSampler, SaveOnSignal, run_to_end
 from .checkpoints import average_checkpoints, average_weights, checkpoints_of_epochs, last_checkpoint
 from .classification import CavMaeSyncClassificationTrainer, Predictions, prediction_metrics
+from .classification_arguments import ClassificationArguments, ClassificationModelArguments
 from .evaluation import Embeddings, evaluate_alignment
 from .freezing import add_lora, freeze_idle, freeze_unused, idle_modules, merged_copy
 from .initialization import (

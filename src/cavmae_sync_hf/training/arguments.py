@@ -13,14 +13,18 @@ from typing import Any, Literal
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
-from ..model.errors_cavmae_sync import Hint, TrainingError
+from ..model.errors_cavmae_sync import TrainingError
 
 # Models or labels that a probe is fitted to for comparison.
 BASELINES = ("random_weights", "shuffled_labels")
 
 
-def _help(text: str) -> dict[str, str]:
-    return {"help": text.replace("%", "%%")}
+def setting(default: Any, text: str) -> Any:
+    """A field of a dataclass with a line in `--help-all`; a list is copied for every object."""
+    help_text = {"help": text.replace("%", "%%")}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=help_text)
+    return field(default=default, metadata=help_text)
 
 
 @dataclass
@@ -41,19 +45,13 @@ class ModelArguments:
             choice.
     """
 
-    init_from: str | None = field(
-        default=None, metadata=_help("Model folder or Hub name, published file, MAE file; empty: random weights.")
+    init_from: str | None = setting(None, "Model folder or Hub name, published file, MAE file; empty: random weights.")
+    family: Literal["cav_mae_sync", "cav_mae"] = setting("cav_mae_sync", "Whose settings `model_config` starts from.")
+    model_config: dict[str, Any] | str | None = setting(None, "Settings of CavMaeSyncConfig that differ, as JSON.")
+    processor: dict[str, Any] | str | None = setting(
+        None, "Settings of the feature extractor (alignment, mean, std, channel), as JSON."
     )
-    family: Literal["cav_mae_sync", "cav_mae"] = field(
-        default="cav_mae_sync", metadata=_help("Whose settings `model_config` starts from.")
-    )
-    model_config: dict[str, Any] | str | None = field(
-        default=None, metadata=_help("Settings of CavMaeSyncConfig that differ, as JSON.")
-    )
-    processor: dict[str, Any] | str | None = field(
-        default=None, metadata=_help("Settings of the feature extractor (alignment, mean, std, channel), as JSON.")
-    )
-    attention: str | None = field(default=None, metadata=_help("Attention implementation, such as sdpa."))
+    attention: str | None = setting(None, "Attention implementation, such as sdpa.")
 
     def __post_init__(self) -> None:
         self.model_config = _mapping("model_config", self.model_config)
@@ -80,20 +78,18 @@ class DataArguments:
             clip at 96 pixels, 3.3 MB at 256.
     """
 
-    train_data: str | None = field(default=None, metadata=_help("Shards, or a folder or list of videos."))
-    eval_data: dict[str, str] | str | None = field(
-        default=None, metadata=_help('Evaluation sets, as JSON: {"name": "folder"}.')
+    train_data: str | None = setting(None, "Shards, or a folder or list of videos.")
+    eval_data: dict[str, str] | str | None = setting(None, 'Evaluation sets, as JSON: {"name": "folder"}.')
+    syncworld: dict[str, Any] | str | None = setting(
+        None, "SyncWorld to make first, as JSON: folder, train, semantic, temporal, options."
     )
-    syncworld: dict[str, Any] | str | None = field(
-        default=None, metadata=_help("SyncWorld to make first, as JSON: folder, train, semantic, temporal, options.")
+    frames_per_clip: int = setting(1, "Random frames of a clip in a training sample.")
+    augmentation: dict[str, Any] | str | None = setting(
+        None, "Preset (none, cavmae_sync, cavmae) or options, as JSON."
     )
-    frames_per_clip: int = field(default=1, metadata=_help("Random frames of a clip in a training sample."))
-    augmentation: dict[str, Any] | str | None = field(
-        default=None, metadata=_help("Preset (none, cavmae_sync, cavmae) or options, as JSON.")
-    )
-    streaming: bool = field(default=False, metadata=_help("Read shards in an order that is good to the disk."))
-    shuffle_buffer: int = field(default=1000, metadata=_help("Clips among which a streaming worker picks."))
-    in_memory: bool = field(default=False, metadata=_help("Decode all clips once and keep them."))
+    streaming: bool = setting(False, "Read shards in an order that is good to the disk.")
+    shuffle_buffer: int = setting(1000, "Clips among which a streaming worker picks.")
+    in_memory: bool = setting(False, "Decode all clips once and keep them.")
 
     def __post_init__(self) -> None:
         self.eval_data = _mapping("eval_data", self.eval_data)
@@ -127,19 +123,17 @@ class RunArguments(TrainingArguments):
         logging_nan_inf_filter: Off: a loss that is not finite stops the run instead of vanishing from the log.
     """
 
-    adam_with_l2: bool = field(
-        default=False, metadata=_help("Adam with weight decay in the gradient, as published, instead of `optim`.")
+    adam_with_l2: bool = setting(False, "Adam with weight decay in the gradient, as published, instead of `optim`.")
+    step_decay: dict[str, Any] | str | None = setting(
+        None, "Step decay of the rate, as JSON: start, every (epochs), factor."
     )
-    step_decay: dict[str, Any] | str | None = field(
-        default=None, metadata=_help("Step decay of the rate, as JSON: start, every (epochs), factor.")
-    )
-    eval_batch_frames: int = field(default=256, metadata=_help("Frames seen at a time in evaluation."))
-    peak_tflops: float = field(default=0.0, metadata=_help("Peak TFLOP/s of a device; 0: measure it on CUDA."))
-    remove_unused_columns: bool = field(default=False, metadata=_help("Must stay off."))
-    dataloader_drop_last: bool = field(default=True, metadata=_help("Drop the incomplete last batch."))
-    ddp_find_unused_parameters: bool | None = field(default=False, metadata=_help("Not needed; costs time."))
-    average_tokens_across_devices: bool = field(default=False, metadata=_help("Has no use here."))
-    logging_nan_inf_filter: bool = field(default=False, metadata=_help("Hides non-finite losses from the log."))
+    eval_batch_frames: int = setting(256, "Frames seen at a time in evaluation.")
+    peak_tflops: float = setting(0.0, "Peak TFLOP/s of a device; 0: measure it on CUDA.")
+    remove_unused_columns: bool = setting(False, "Must stay off.")
+    dataloader_drop_last: bool = setting(True, "Drop the incomplete last batch.")
+    ddp_find_unused_parameters: bool | None = setting(False, "Not needed; costs time.")
+    average_tokens_across_devices: bool = setting(False, "Has no use here.")
+    logging_nan_inf_filter: bool = setting(False, "Hides non-finite losses from the log.")
 
     def __post_init__(self) -> None:
         self.step_decay = _mapping("step_decay", self.step_decay)
@@ -172,13 +166,11 @@ class PretrainingArguments(RunArguments):
         pictures: Old name of `plots`, which still works in this version.
     """
 
-    eval_min_shift: float = field(default=2.0, metadata=_help("Smallest shift in the alignment check, seconds."))
-    plots: bool = field(default=False, metadata=_help("Draw reconstructions and similarities at evaluations."))
-    contrast_chunk_size: int = field(
-        default=0, metadata=_help("Clips at a time of a batch that contrasts as a whole; 0: all.")
-    )
-    teacher_momentum: float = field(default=0.0, metadata=_help("Momentum of a teacher, such as 0.999; 0: none."))
-    pictures: bool | None = field(default=None, metadata=_help("Old name of plots."))
+    eval_min_shift: float = setting(2.0, "Smallest shift in the alignment check, seconds.")
+    plots: bool = setting(False, "Draw reconstructions and similarities at evaluations.")
+    contrast_chunk_size: int = setting(0, "Clips at a time of a batch that contrasts as a whole; 0: all.")
+    teacher_momentum: float = setting(0.0, "Momentum of a teacher, such as 0.999; 0: none.")
+    pictures: bool | None = setting(None, "Old name of plots.")
 
     def __post_init__(self) -> None:
         if self.pictures is not None:
@@ -189,128 +181,6 @@ class PretrainingArguments(RunArguments):
             raise TrainingError(f"`contrast_chunk_size` is {self.contrast_chunk_size}; use 0 (all at once) or more.")
         if not 0 <= self.teacher_momentum < 1:
             raise TrainingError(f"`teacher_momentum` is {self.teacher_momentum}; use 0 (none) or more, below 1.")
-
-
-@dataclass
-class ClassificationModelArguments(ModelArguments):
-    """Which classifier is trained, from which weights, and which of them.
-
-    Attributes:
-        init_from: As in `ModelArguments`. A pretrained model gives the encoder; a classifier gives its head as well
-            where it has the same classes and the same kind of head.
-        from_scratch: Take the sizes and the processor of `init_from`, but draw all weights at random, to see what
-            pretraining is worth.
-        modality: What the model sees; `"audio"` and `"video"` leave the other tower out. Default: that of the model
-            that is continued, else both.
-        classifier: `"mean_pooling"` (CAV-MAE: frames are classified one by one and their predictions averaged) or
-            `"frame_attention"` (CAV-MAE Sync: layers that attend over the clip's frames; give `frames_per_clip` as
-            many frames as a clip has). Default: that of the model that is continued, else mean pooling.
-        problem_type: Cross-entropy over classes that exclude each other, or binary cross-entropy of each class.
-            Default: the former where every training clip has exactly one label.
-        class_names: File with the names of the classes (text lines, JSON, or a CSV table of index, mid and display
-            name); default: those stored with the training set.
-        freeze: `"encoder"` trains the head alone.
-        lora_rank: Rank of low-rank changes to the encoder (LoRA), trained instead of its weights; `0`: none. Needs
-            the `lora` extra.
-        lora_alpha: Their scale is this over the rank; `0`: twice the rank.
-        lora_dropout: Dropout on their inputs.
-        lora_targets: Last parts of the names of the linear layers that get them.
-    """
-
-    from_scratch: bool = field(default=False, metadata=_help("Take sizes and processor of init_from, and no weights."))
-    modality: Literal["multimodal", "audio", "video"] | None = field(
-        default=None, metadata=_help("What the model sees.")
-    )
-    classifier: Literal["mean_pooling", "frame_attention"] | None = field(
-        default=None, metadata=_help("Which head the model has.")
-    )
-    problem_type: Literal["single_label_classification", "multi_label_classification"] | None = field(
-        default=None, metadata=_help("Cross-entropy, or binary cross-entropy of each class.")
-    )
-    class_names: str | None = field(
-        default=None, metadata=_help("File of class names; empty: those stored with the training set.")
-    )
-    freeze: Literal["none", "encoder"] = field(default="none", metadata=_help("What is not trained."))
-    lora_rank: int = field(default=0, metadata=_help("Rank of low-rank changes to the encoder; 0: none."))
-    lora_alpha: float = field(default=0.0, metadata=_help("Scale of the changes; 0: twice the rank."))
-    lora_dropout: float = field(default=0.0, metadata=_help("Dropout on the inputs of the changes."))
-    lora_targets: list[str] = field(
-        default_factory=lambda: ["q_proj", "v_proj"], metadata=_help("Linear layers that are changed.")
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.from_scratch and not self.init_from:
-            raise TrainingError(
-                "`from_scratch` takes the sizes of `init_from`, which is empty; name a model or drop it."
-            )
-        if self.lora_rank < 0 or not 0 <= self.lora_dropout < 1:
-            raise TrainingError(
-                f"`lora_rank` is {self.lora_rank} and `lora_dropout` {self.lora_dropout}; use a rank of 0 (none) or "
-                "more, and a dropout of 0 or more, below 1."
-            )
-        if self.lora_rank and self.freeze != "none":
-            raise TrainingError(
-                "`lora_rank` leaves the encoder's own weights as they are already; leave `freeze` out."
-            )
-
-
-@dataclass
-class ClassificationArguments(RunArguments):
-    """`RunArguments` with what the training of a classifier needs beside them.
-
-    Attributes:
-        head_lr_multiple: The head, which starts at random, learns at so many times `learning_rate` (published: 10 to
-            100).
-        balanced_sampling: Draw clips, with replacement, so that rare classes come as often as common ones.
-        average_epochs: First and last epoch whose checkpoints are averaged, weight by weight, into the final model;
-            as two numbers. Needs `save_strategy: epoch` and a `save_total_limit` that keeps them. `0`: none.
-        eval_each_modality: Evaluate a multimodal model with audio alone and with video alone as well.
-    """
-
-    head_lr_multiple: float = field(default=1.0, metadata=_help("The head's learning rate over the encoder's."))
-    balanced_sampling: bool = field(default=False, metadata=_help("Draw rare classes as often as common ones."))
-    average_epochs: list[int] | None = field(
-        default=None, metadata=_help("First and last epoch whose checkpoints are averaged; 0: none.")
-    )
-    eval_each_modality: bool = field(default=False, metadata=_help("Evaluate with audio alone and video alone, too."))
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.head_lr_multiple <= 0:
-            raise TrainingError(f"`head_lr_multiple` is {self.head_lr_multiple}; it must be positive.")
-        if self.label_smoothing_factor:
-            raise TrainingError(
-                "`label_smoothing_factor` has no effect here; use `label_smoothing` of `augmentation`."
-            )
-        if self.average_epochs in ([0], []):
-            self.average_epochs = None
-        if self.average_epochs is not None:
-            self._check_average(self.average_epochs)
-
-    def _check_average(self, epochs: list[int]) -> None:
-        if len(epochs) != 2 or not 1 <= epochs[0] <= epochs[1]:
-            raise TrainingError(f"`average_epochs` is {epochs}; give the first and the last epoch, such as 3 15.")
-        first, last = epochs
-        if self.max_steps > 0 or last > self.num_train_epochs:
-            length = f"{self.max_steps} steps" if self.max_steps > 0 else f"{self.num_train_epochs:g} epochs"
-            raise TrainingError(
-                f"`average_epochs` goes to epoch {last}, the training has {length}; raise `num_train_epochs` "
-                "(and leave `max_steps` out), or average fewer."
-            )
-        if self.save_strategy != "epoch":
-            hint = Hint("save_strategy", "epoch", "have them")
-            raise TrainingError("`average_epochs` takes the checkpoints of epochs.", hint=hint)
-        kept, needed = self.save_total_limit, int(self.num_train_epochs) - first + 1
-        if kept is not None and kept < needed:
-            raise TrainingError(
-                f"`save_total_limit` of {kept} deletes checkpoints that `average_epochs` needs.",
-                hint=Hint("save_total_limit", needed, "keep them"),
-            )
-        if self.load_best_model_at_end:
-            raise TrainingError(
-                "`average_epochs` and `load_best_model_at_end` both choose the final weights; take one."
-            )
 
 
 @dataclass
@@ -343,41 +213,30 @@ class ProbeArguments:
         seed: Seeds the held-out clips and the baselines.
     """
 
-    model: str | None = field(default=None, metadata=_help("Folder or Hub name of a model."))
-    output_dir: str = field(default="outputs/probe", metadata=_help("Where metrics.json and the features go."))
-    train_data: str | None = field(default=None, metadata=_help("Shards, or a folder or list of videos; labelled."))
-    eval_data: dict[str, str] | str | None = field(
-        default=None, metadata=_help('Evaluation sets, as JSON: {"name": "folder"}.')
+    model: str | None = setting(None, "Folder or Hub name of a model.")
+    output_dir: str = setting("outputs/probe", "Where metrics.json and the features go.")
+    train_data: str | None = setting(None, "Shards, or a folder or list of videos; labelled.")
+    eval_data: dict[str, str] | str | None = setting(None, 'Evaluation sets, as JSON: {"name": "folder"}.')
+    syncworld: dict[str, Any] | str | None = setting(
+        None, "SyncWorld to make first, as JSON: folder, train, semantic, temporal, options."
     )
-    syncworld: dict[str, Any] | str | None = field(
-        default=None,
-        metadata=_help("SyncWorld to make first, as JSON: folder, train, semantic, temporal, options."),
+    class_names: str | None = setting(None, "File of class names.")
+    problem_type: Literal["single_label_classification", "multi_label_classification"] | None = setting(
+        None, "One softmax, or a regression for each class."
     )
-    class_names: str | None = field(default=None, metadata=_help("File of class names."))
-    problem_type: Literal["single_label_classification", "multi_label_classification"] | None = field(
-        default=None, metadata=_help("One softmax, or a regression for each class.")
-    )
-    features: list[str] = field(
-        default_factory=lambda: ["a", "v", "a+v", "av"], metadata=_help("What is probed; + puts side by side.")
-    )
-    baselines: list[str] = field(
-        default_factory=list, metadata=_help("For comparison: random_weights, shuffled_labels.")
-    )
-    strengths: list[float] = field(
-        default_factory=lambda: [0.001, 0.01, 0.1, 1.0, 10.0, 100.0], metadata=_help("Values of C to choose from.")
-    )
-    held_out: float = field(default=0.2, metadata=_help("Share of the training clips for choosing C."))
-    max_iterations: int = field(default=1000, metadata=_help("Of the optimiser."))
-    jobs: int = field(default=-1, metadata=_help("Classes fitted side by side; -1: one per core."))
-    cache_dir: str | None = field(default=None, metadata=_help("Where features are kept; default: in output_dir."))
-    refresh_cache: bool = field(default=False, metadata=_help("Replace features of another model or set."))
-    batch_frames: int = field(default=256, metadata=_help("Frames encoded at a time."))
-    num_workers: int = field(default=0, metadata=_help("Processes that load."))
-    device: str | None = field(default=None, metadata=_help("Where the model runs, such as cpu or cuda:1."))
-    dtype: Literal["float32", "bfloat16", "float16"] = field(
-        default="float32", metadata=_help("Of the model's weights.")
-    )
-    seed: int = field(default=0, metadata=_help("Seeds the held-out clips and the baselines."))
+    features: list[str] = setting(["a", "v", "a+v", "av"], "What is probed; + puts side by side.")
+    baselines: list[str] = setting([], "For comparison: random_weights, shuffled_labels.")
+    strengths: list[float] = setting([0.001, 0.01, 0.1, 1.0, 10.0, 100.0], "Values of C to choose from.")
+    held_out: float = setting(0.2, "Share of the training clips for choosing C.")
+    max_iterations: int = setting(1000, "Of the optimiser.")
+    jobs: int = setting(-1, "Classes fitted side by side; -1: one per core.")
+    cache_dir: str | None = setting(None, "Where features are kept; default: in output_dir.")
+    refresh_cache: bool = setting(False, "Replace features of another model or set.")
+    batch_frames: int = setting(256, "Frames encoded at a time.")
+    num_workers: int = setting(0, "Processes that load.")
+    device: str | None = setting(None, "Where the model runs, such as cpu or cuda:1.")
+    dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", "Of the model's weights.")
+    seed: int = setting(0, "Seeds the held-out clips and the baselines.")
 
     def __post_init__(self) -> None:
         for name in ("eval_data", "syncworld"):

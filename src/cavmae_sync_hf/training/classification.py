@@ -25,9 +25,9 @@ from ..model.configuration_cavmae_sync import CavMaeSyncConfig
 from ..model.errors_cavmae_sync import TrainingError
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from ..model_card import CardDetails
-from .arguments import ClassificationArguments
 from .base import CavMaeSyncBaseTrainer
 from .checkpoints import average_weights, checkpoints_of_epochs
+from .classification_arguments import ClassificationArguments
 from .evaluation import map_clips
 from .freezing import Classifier, is_lora, merged_copy, plain_model
 from .sets import INPUT_NAMES, EvaluationSet, ModalityCollator

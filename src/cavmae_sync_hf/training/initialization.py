@@ -28,7 +28,8 @@ from ..model.modeling_cavmae_sync import (
     CavMaeSyncModel,
 )
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
-from .arguments import ClassificationModelArguments, ModelArguments
+from .arguments import ModelArguments
+from .classification_arguments import ClassificationModelArguments
 from .freezing import Classifier, add_lora, freeze_idle
 from .sets import EvaluationSet
 
