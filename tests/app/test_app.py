@@ -14,12 +14,11 @@ from rich.console import Console
 from cavmae_sync_hf import SearchError, cli
 from cavmae_sync_hf.app import demo_clips
 from cavmae_sync_hf.app.engine import Engine
-from cavmae_sync_hf.app.handlers import SEARCHES, Desk
-from cavmae_sync_hf.app.limits import Limits
+from cavmae_sync_hf.app.handlers import SEARCHES, RequestHandler
 from cavmae_sync_hf.app.views import bytes_view, verdict
-from cavmae_sync_hf.app.workspace import Workspace
+from cavmae_sync_hf.app.workspace import Limits, Workspace
 from cavmae_sync_hf.model.media_cavmae_sync import decode_media
-from helpers.little_app import PLAYLIST, decode_here, make_film, send, watch_processes
+from helpers.little_app import PLAYLIST, decode_here, make_video, send, watch_processes
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +43,14 @@ def workspace(tmp_path):
 
 
 @pytest.fixture
-def desk(engine, workspace, demo) -> Desk:
+def handler(engine, workspace, demo) -> RequestHandler:
     engine._store = None  # that of the last test lay in its workspace
-    return Desk(engine, workspace, demo)
+    return RequestHandler(engine, workspace, demo)
 
 
 @pytest.fixture(scope="module")
-def film(tmp_path_factory) -> Path:
-    return make_film(tmp_path_factory.mktemp("film") / "film.mp4")
+def video(tmp_path_factory) -> Path:
+    return make_video(tmp_path_factory.mktemp("video") / "video.mp4")
 
 
 # --- views -------------------------------------------------------------------------------------------------------
@@ -85,10 +84,10 @@ def test_demo_clips__are_made_once(demo, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("number", "kind", "offset"), [(0, "step", 0.0), (1, "late", demo_clips.LATE_SECONDS), (2, "unsure", None)]
 )
-def test_measure__says_of_the_demo_clips_what_was_done_to_them(desk, number, kind, offset):
-    picked = desk.pick("visitor", number)
+def test_measure__says_of_the_demo_clips_what_was_done_to_them(handler, number, kind, offset):
+    picked = handler.pick("visitor", number)
 
-    view = desk.measure("visitor", picked["turn"])
+    view = handler.measure("visitor", picked["turn"])
 
     assert view["sync"]["verdict"]["kind"] == kind
     if offset is not None:
@@ -104,130 +103,130 @@ def fetch(workspace: Workspace, entry: dict) -> bytes:
     return path.read_bytes()
 
 
-def test_results__can_all_be_saved(desk, tmp_path):
-    turn = desk.pick("visitor", 3)["turn"]
+def test_results__can_all_be_saved(handler, tmp_path):
+    turn = handler.pick("visitor", 3)["turn"]
     told = []
 
     views = [
-        desk.measure("visitor", turn, lambda *a: told.append(a)),
-        desk.locate("visitor", turn),
-        desk.film("visitor", turn),
+        handler.measure("visitor", turn, lambda *a: told.append(a)),
+        handler.locate("visitor", turn),
+        handler.video("visitor", turn),
     ]
 
-    files = {entry["name"]: fetch(desk.workspace, entry) for view in views for entry in view["downloads"]}
+    files = {entry["name"]: fetch(handler.workspace, entry) for view in views for entry in view["downloads"]}
     assert sorted(files) == [
         "who-is-it-sources.json", "who-is-it-sources.mp4", "who-is-it-sources.npz", "who-is-it-sources.png",
         "who-is-it-spectrogram.png", "who-is-it-sync.json", "who-is-it-sync.npz", "who-is-it-sync.png",
     ]  # fmt: skip
     facts = json.loads(files["who-is-it-sync.json"])
     assert facts["model"] == "example" and facts["sync"]["source"] == "Who is it?"
-    assert str(desk.workspace.root) not in str(files) and str(desk.demo.library) not in str(files)
-    (tmp_path / "film.mp4").write_bytes(files["who-is-it-sources.mp4"])
-    assert decode_media(tmp_path / "film.mp4").duration == pytest.approx(10, abs=0.3)
+    assert str(handler.workspace.root) not in str(files) and str(handler.demo.library) not in str(files)
+    (tmp_path / "video.mp4").write_bytes(files["who-is-it-sources.mp4"])
+    assert decode_media(tmp_path / "video.mp4").duration == pytest.approx(10, abs=0.3)
     assert told[-1][0] == pytest.approx(10, abs=1)
     x0, y0, x1, y1 = views[1]["places"]["region"]
     assert (x0, y0, x1, y1) == (0, 0, 1, 1) and len(views[1]["places"]["maps"]["shape"]) == 3
     json.dumps(views, allow_nan=False)
 
 
-def test_steps__of_a_clip_that_is_not_looked_at_any_more_stop(desk):
-    first = desk.pick("visitor", 0)["turn"]
-    second = desk.pick("visitor", 1)["turn"]
+def test_steps__of_a_clip_that_is_not_looked_at_any_more_stop(handler):
+    first = handler.pick("visitor", 0)["turn"]
+    second = handler.pick("visitor", 1)["turn"]
 
-    assert desk.measure("visitor", first) == {}
+    assert handler.measure("visitor", first) == {}
     assert second > first
 
     def change_clip(*_):
-        desk.pick("visitor", 2)
+        handler.pick("visitor", 2)
 
-    assert desk.measure("visitor", second, change_clip) == {}
+    assert handler.measure("visitor", second, change_clip) == {}
 
 
-def test_steps__are_done_once_for_a_clip(desk):
-    turn = desk.pick("visitor", 0)["turn"]
+def test_steps__are_done_once_for_a_clip(handler):
+    turn = handler.pick("visitor", 0)["turn"]
 
-    assert "sync" in desk.measure("visitor", turn)
-    assert desk.measure("visitor", turn) == {}
+    assert "sync" in handler.measure("visitor", turn)
+    assert handler.measure("visitor", turn) == {}
 
 
 @pytest.mark.parametrize("number", [-1, 4, None, "0", True, 0.0])
-def test_pick__refuses_what_is_no_clip(desk, number):
-    assert desk.pick("visitor", number) == {"error": "There is no such clip."}
+def test_pick__refuses_what_is_no_clip(handler, number):
+    assert handler.pick("visitor", number) == {"error": "There is no such clip."}
 
 
-def test_steps__without_a_clip_say_so(desk):
-    turn = desk.workspace.session("visitor").turn
+def test_steps__without_a_clip_say_so(handler):
+    turn = handler.workspace.session("visitor").turn
 
-    assert "choose it again" in desk.measure("visitor", turn)["error"]
+    assert "choose it again" in handler.measure("visitor", turn)["error"]
 
 
-def test_steps__what_breaks_is_told_without_details(desk, monkeypatch, caplog):
-    turn = desk.pick("visitor", 0)["turn"]
+def test_steps__what_breaks_is_told_without_details(handler, monkeypatch, caplog):
+    turn = handler.pick("visitor", 0)["turn"]
 
     def fail(*_, **__):
         raise KeyError("/secret/path")
 
     monkeypatch.setattr("cavmae_sync_hf.inference.sync.measure_sync", fail)
-    view = desk.measure("visitor", turn)
+    view = handler.measure("visitor", turn)
 
     assert "Something went wrong here" in view["error"] and "secret" not in view["error"]
     assert "/secret/path" in caplog.text
 
 
-def test_take__uses_a_copy_and_removes_the_upload(desk, film):
+def test_take__uses_a_copy_and_removes_the_upload(handler, video):
     name = "<b>my & clip</b>.mp4"
-    upload = send(desk.workspace, film, name.replace("/", "_"))
+    upload = send(handler.workspace, video, name.replace("/", "_"))
 
-    view = desk.take("visitor", upload)
+    view = handler.take("visitor", upload)
 
-    assert "error" not in view and not upload.exists() and list(desk.workspace.uploads.iterdir()) == []
+    assert "error" not in view and not upload.exists() and list(handler.workspace.uploads.iterdir()) == []
     assert view["clip"]["title"] == "<b>my & clip<_b>.mp4"
     assert "<" not in view["clip"]["url"] and "my" not in view["clip"]["url"]
-    copy = desk.workspace.session("visitor").state["clip"].path
-    assert copy.exists() and desk.workspace.root in copy.parents
-    assert "sync" in desk.measure("visitor", view["turn"])
-    desk.workspace.drop("visitor")
+    copy = handler.workspace.session("visitor").state["clip"].path
+    assert copy.exists() and handler.workspace.root in copy.parents
+    assert "sync" in handler.measure("visitor", view["turn"])
+    handler.workspace.drop("visitor")
     assert not copy.exists()
 
 
-def test_take__a_bad_upload_is_removed_and_named(desk, tmp_path):
+def test_take__a_bad_upload_is_removed_and_named(handler, tmp_path):
     (tmp_path / "list.mp4").write_text(PLAYLIST, encoding="utf-8")
-    upload = send(desk.workspace, tmp_path / "list.mp4")
-    turn = desk.pick("visitor", 0)["turn"]
+    upload = send(handler.workspace, tmp_path / "list.mp4")
+    turn = handler.pick("visitor", 0)["turn"]
 
-    view = desk.take("visitor", upload)
+    view = handler.take("visitor", upload)
 
-    assert view["error"].startswith("list.mp4: is a playlist") and list(desk.workspace.uploads.iterdir()) == []
-    assert "sync" in desk.measure("visitor", turn)  # the clip from before is still there
+    assert view["error"].startswith("list.mp4: is a playlist") and list(handler.workspace.uploads.iterdir()) == []
+    assert "sync" in handler.measure("visitor", turn)  # the clip from before is still there
 
 
-def test_take__stops_when_the_visitor_chooses_another_clip(desk, film, monkeypatch):
-    upload, processes = send(desk.workspace, film), watch_processes(monkeypatch)
+def test_take__stops_when_the_visitor_chooses_another_clip(handler, video, monkeypatch):
+    upload, processes = send(handler.workspace, video), watch_processes(monkeypatch)
 
-    assert desk.take("visitor", upload, lambda *_: desk.pick("visitor", 1)) == {}
+    assert handler.take("visitor", upload, lambda *_: handler.pick("visitor", 1)) == {}
     assert [process.returncode is not None for process in processes] == [True]
-    assert list(desk.workspace.uploads.iterdir()) == []
+    assert list(handler.workspace.uploads.iterdir()) == []
 
 
-def test_search__finds_the_moment_and_plays_it(desk):
+def test_search__finds_the_moment_and_plays_it(handler):
     pytest.importorskip("lancedb")
-    turn = desk.pick("visitor", 1)["turn"]
+    turn = handler.pick("visitor", 1)["turn"]
 
-    view = desk.search("visitor", turn, "Moments that look the same", 5.0)
+    view = handler.search("visitor", turn, "Moments that look the same", 5.0)
 
-    # The clip whose sound was moved has the pictures of the one in step.
+    # The clip whose audio was moved has the frames of the one in step.
     best = view["hits"][0]
     assert best["title"] == "in-step.mp4" and best["score"] > 0.99
     assert best["from"] == best["start"] and best["start"] == pytest.approx(4.0, abs=0.5)
     _, token, name = best["url"].split("/")
-    assert desk.workspace.find(token, name)[0] == desk.demo.library / "in-step.mp4"
-    saved = json.loads(fetch(desk.workspace, view["downloads"][0]))
+    assert handler.workspace.find(token, name)[0] == handler.demo.library / "in-step.mp4"
+    saved = json.loads(fetch(handler.workspace, view["downloads"][0]))
     assert [Path(hit["path"]).name for hit in saved["search"]["hits"]] == [
         hit["path"] for hit in saved["search"]["hits"]
     ]
 
 
-def test_search__in_an_index_of_ones_own_cuts_the_moments_out(desk, demo, engine, workspace, tmp_path):
+def test_search__in_an_index_of_ones_own_cuts_the_moments_out(handler, demo, engine, workspace, tmp_path):
     pytest.importorskip("lancedb")
     from cavmae_sync_hf.search import index_videos
 
@@ -238,9 +237,9 @@ def test_search__in_an_index_of_ones_own_cuts_the_moments_out(desk, demo, engine
     index_videos(videos, tmp_path / "index", engine.model, engine.processor)
     engine._store = engine._open(str(tmp_path / "index"))
     (videos / "who-is-it.mp4").unlink()
-    turn = desk.pick("visitor", 0)["turn"]
+    turn = handler.pick("visitor", 0)["turn"]
 
-    hits = desk.search("visitor", turn, next(iter(SEARCHES)), 2.0)["hits"]
+    hits = handler.search("visitor", turn, next(iter(SEARCHES)), 2.0)["hits"]
 
     assert {hit["title"] for hit in hits} == {"another-take.mp4", "who-is-it.mp4"}
     for hit in hits:
@@ -252,46 +251,46 @@ def test_search__in_an_index_of_ones_own_cuts_the_moments_out(desk, demo, engine
             assert piece.duration < 6 and hit["to"] - hit["from"] == pytest.approx(hit["end"] - hit["start"], abs=0.01)
 
 
-def test_search__a_broken_index_is_told_without_its_place(desk, tmp_path, monkeypatch, caplog):
+def test_search__a_broken_index_is_told_without_its_place(handler, tmp_path, monkeypatch, caplog):
     pytest.importorskip("lancedb")
 
     def fail(*_, **__):
         raise SearchError("s3://secret/index: cannot be read")
 
-    monkeypatch.setattr(desk.engine, "store", fail)
-    turn = desk.pick("visitor", 0)["turn"]
+    monkeypatch.setattr(handler.engine, "store", fail)
+    turn = handler.pick("visitor", 0)["turn"]
 
-    view = desk.search("visitor", turn, next(iter(SEARCHES)), 1.0)
+    view = handler.search("visitor", turn, next(iter(SEARCHES)), 1.0)
 
     assert "cannot be searched just now" in view["error"] and "secret" in caplog.text
 
 
-def test_search__with_a_sound_of_ones_own_and_with_nonsense(desk, demo, tmp_path, monkeypatch):
+def test_search__with_audio_of_ones_own_and_with_nonsense(handler, demo, tmp_path, monkeypatch):
     pytest.importorskip("lancedb")
     decode_here(monkeypatch)
-    desk.pick("visitor", 0)
-    upload = send(desk.workspace, demo.library / "who-is-it.mp4", "sound.mp4")
+    handler.pick("visitor", 0)
+    upload = send(handler.workspace, demo.library / "who-is-it.mp4", "audio.mp4")
 
-    view = desk.search_with("visitor", upload, "sound", "Moments that sound the same")
+    view = handler.search_with("visitor", upload, "audio", "Moments that sound the same")
 
     assert "error" not in view
     assert view["hits"][0]["title"] == "who-is-it.mp4" and not upload.exists()
-    (tmp_path / "text.png").write_text("no picture", encoding="utf-8")
-    upload = send(desk.workspace, tmp_path / "text.png")
-    view = desk.search_with("visitor", upload, "picture", "Moments that look the same")
-    assert "no picture that can be read" in view["error"] and not upload.exists()
-    turn = desk.workspace.session("visitor").turn
-    assert "Choose what to look for" in desk.search("visitor", turn, "everything", 1.0)["error"]
+    (tmp_path / "text.png").write_text("no image", encoding="utf-8")
+    upload = send(handler.workspace, tmp_path / "text.png")
+    view = handler.search_with("visitor", upload, "image", "Moments that look the same")
+    assert "not an image that can be read" in view["error"] and not upload.exists()
+    turn = handler.workspace.session("visitor").turn
+    assert "Choose what to look for" in handler.search("visitor", turn, "everything", 1.0)["error"]
 
 
-def test_label__needs_a_head(desk, workspace, demo, tmp_path):
+def test_label__needs_a_head(handler, workspace, demo, tmp_path):
     from helpers.classifiers import LABELS, make_classifier, save
 
-    turn = desk.pick("visitor", 0)["turn"]
-    assert desk.label("visitor", turn) == {} and desk.engine.labels == 0
+    turn = handler.pick("visitor", 0)["turn"]
+    assert handler.label("visitor", turn) == {} and handler.engine.labels == 0
 
     engine = Engine(save(make_classifier(), tmp_path / "model"))
-    view = Desk(engine, workspace, demo)
+    view = RequestHandler(engine, workspace, demo)
     turn = view.pick("visitor", 0)["turn"]
     labels = view.label("visitor", turn)["labels"]["labels"]
 
@@ -393,7 +392,7 @@ def test_command__bad_inputs_are_named(run, arguments, code, words):
     assert run(*arguments)[0] == code
 
 
-def test_verdict__of_an_early_sound():
+def test_verdict__of_early_audio():
     from types import SimpleNamespace
 
     curve = np.array([0.1, np.nan])
@@ -403,8 +402,8 @@ def test_verdict__of_an_early_sound():
 
     assert verdict(result) == {
         "kind": "early",
-        "headline": "The sound is 0.5 s early",
-        "detail": "It would fit its picture if it came 0.50 s later. 90% of random draws of the clip's pieces agree.",
+        "headline": "The audio is 0.5 s early",
+        "detail": "It would fit the video if it came 0.50 s later. 90% of random draws of the clip's pieces agree.",
     }
     result.offset_scores = -curve  # the best of all offsets fits worse than chance
     assert verdict(result)["kind"] == "unsure"

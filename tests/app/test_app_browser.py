@@ -13,7 +13,7 @@ import pytest
 
 from cavmae_sync_hf.app import demo_clips
 from cavmae_sync_hf.app.engine import Engine
-from cavmae_sync_hf.app.limits import Limits
+from cavmae_sync_hf.app.workspace import Limits
 from helpers.clips import clicks, write_clip
 
 pytest.importorskip("gradio")
@@ -91,7 +91,7 @@ class Visit:
     def choose(self, number: int):
         self.page.click(f"[data-clip='{number}']")
         self.page.wait_for_selector(".cs-verdict:not([hidden])")
-        self.page.wait_for_function("cavmaeSync.state.places && cavmaeSync.state.pictures")
+        self.page.wait_for_function("cavmaeSync.state.places && cavmaeSync.state.images")
         self.page.wait_for_function("document.querySelector('.cs-stage video').readyState >= 2")
 
     def tab(self, name: str):
@@ -131,7 +131,7 @@ def test_clip__shows_results_that_follow_the_player(visit):
     page = visit.page
     visit.choose(1)
 
-    assert page.inner_text(".cs-headline") == "The sound is 0.8 s late"
+    assert page.inner_text(".cs-headline") == "The audio is 0.8 s late"
     for canvas in (".cs-timeline", ".cs-at-matrix canvas", ".cs-at-offset canvas"):
         assert page.evaluate(DRAWN, canvas), canvas
 
@@ -140,7 +140,7 @@ def test_clip__shows_results_that_follow_the_player(visit):
     page.wait_for_function("cavmaeSync.time() > 4")
     assert 4 < visit.time() < 6.5
     assert page.inner_text(".cs-moment").startswith(f"0:0{visit.time():.1f}")
-    assert f"picture at 0:0{visit.time():.1f}" in page.inner_text(".cs-readout")
+    assert f"frame at 0:0{visit.time():.1f}" in page.inner_text(".cs-readout")
 
     box = page.locator(".cs-at-matrix canvas").bounding_box()
     page.locator(".cs-at-matrix canvas").click(position={"x": box["width"] * 0.8, "y": box["height"] * 0.5})
@@ -158,7 +158,7 @@ def test_clip__shows_results_that_follow_the_player(visit):
     page.evaluate("document.querySelector('.cs-stage video').pause()")
 
 
-def test_clip__source_of_the_sound_lights_up_on_request(visit):
+def test_clip__source_of_the_audio_lights_up_on_request(visit):
     page = visit.page
     lit = f"({DRAWN})('.cs-heat')"
 
@@ -171,9 +171,9 @@ def test_clip__source_of_the_sound_lights_up_on_request(visit):
 
     visit.tab("Where?")
     page.wait_for_function(
-        "[...document.querySelectorAll('.cs-at-pictures img')].every(image => image.naturalWidth > 0)"
+        "[...document.querySelectorAll('.cs-at-images img')].every(image => image.naturalWidth > 0)"
     )
-    assert page.locator(".cs-at-pictures img").count() == 2
+    assert page.locator(".cs-at-images img").count() == 2
 
 
 def test_search__finds_moments_that_play(visit):
@@ -194,17 +194,17 @@ def test_search__finds_moments_that_play(visit):
 def test_results__are_saved_under_their_names(visit, tmp_path):
     page = visit.page
     visit.tab("Where?")
-    page.get_by_role("button", name="Make a film of it").click()
-    page.wait_for_function("[...cavmaeSync.state.downloads.keys()].includes('sound-late-sources.mp4')")
-    page.wait_for_function("document.querySelector('.cs-film').readyState >= 1")
+    page.get_by_role("button", name="Make a video of it").click()
+    page.wait_for_function("[...cavmaeSync.state.downloads.keys()].includes('audio-late-sources.mp4')")
+    page.wait_for_function("document.querySelector('.cs-video').readyState >= 1")
     visit.tab("Save")
 
     names = page.locator(".cs-downloads a").all_inner_texts()
     assert {Path(name).suffix for name in names} == {".json", ".npz", ".png", ".mp4"} and len(names) >= 9
     with page.expect_download() as download:
-        page.get_by_role("link", name="sound-late-sync.json").click()
+        page.get_by_role("link", name="audio-late-sync.json").click()
     download.value.save_as(tmp_path / "saved.json")
-    assert download.value.suggested_filename == "sound-late-sync.json"
+    assert download.value.suggested_filename == "audio-late-sync.json"
     saved = json.loads((tmp_path / "saved.json").read_text(encoding="utf-8"))
     assert saved["sync"]["offset"] == pytest.approx(demo_clips.LATE_SECONDS, abs=0.1)
 
@@ -216,12 +216,12 @@ def test_labels__without_a_head_are_explained(visit):
 
 
 def test_upload__bad_ones_are_refused_with_a_reason_and_removed(visit, app, tmp_path):
-    (tmp_path / "film.mp4").write_text("#EXTM3U\n/etc/passwd\n", encoding="utf-8")
-    visit.send(tmp_path / "film.mp4")
+    (tmp_path / "video.mp4").write_text("#EXTM3U\n/etc/passwd\n", encoding="utf-8")
+    visit.send(tmp_path / "video.mp4")
     visit.page.wait_for_selector(".cs-error")
-    assert "film.mp4: is a playlist that points at other files" in visit.page.inner_text(".cs-error")
+    assert "video.mp4: is a playlist that points at other files" in visit.page.inner_text(".cs-error")
     assert kept_uploads(app) == []
-    assert visit.page.inner_text(".cs-title") == "Sound moved"  # the clip from before is still there
+    assert visit.page.inner_text(".cs-title") == "Audio moved"  # the clip from before is still there
     visit.page.get_by_role("button", name="Close").click()
     assert visit.page.locator(".cs-error").count() == 0
 
@@ -231,10 +231,10 @@ def test_upload__bad_ones_are_refused_with_a_reason_and_removed(visit, app, tmp_
 
 
 def test_upload__a_good_one_is_shown_under_its_name_as_text(visit, app, tmp_path):
-    film = tmp_path / "a<img src=x onerror=window.harmed=1>b.mp4"
-    write_clip(film, seconds=4.0, audio=clicks([0.5, 1.2, 2.9], 4.0))
+    video = tmp_path / "a<img src=x onerror=window.harmed=1>b.mp4"
+    write_clip(video, seconds=4.0, audio=clicks([0.5, 1.2, 2.9], 4.0))
 
-    visit.send(film)
+    visit.send(video)
     visit.page.wait_for_function("cavmaeSync.state.sync && cavmaeSync.state.clip.number === undefined")
 
     assert "a" in visit.page.inner_text(".cs-title") and ".mp4" in visit.page.inner_text(".cs-title")

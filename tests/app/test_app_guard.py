@@ -15,11 +15,10 @@ from PIL import Image
 from cavmae_sync_hf import AppError, MediaError
 from cavmae_sync_hf.app import guard, intake
 from cavmae_sync_hf.app.guard import copy_safely, display_name
-from cavmae_sync_hf.app.limits import Limits
-from cavmae_sync_hf.app.workspace import FILES_ROUTE, Workspace
+from cavmae_sync_hf.app.workspace import FILES_ROUTE, Limits, Workspace
 from cavmae_sync_hf.model.media_cavmae_sync import decode_media
 from helpers.clips import onset, tone, write_clip
-from helpers.little_app import PLAYLIST, RATE, make_film, send, watch_processes
+from helpers.little_app import PLAYLIST, RATE, make_video, send, watch_processes
 
 
 @pytest.fixture
@@ -29,8 +28,8 @@ def workspace(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def film(tmp_path_factory) -> Path:
-    return make_film(tmp_path_factory.mktemp("film") / "film.mp4")
+def video(tmp_path_factory) -> Path:
+    return make_video(tmp_path_factory.mktemp("video") / "video.mp4")
 
 
 @pytest.fixture
@@ -94,12 +93,12 @@ def test_copy__what_is_no_video_is_refused_before_anything_decodes_it(tmp_path, 
     assert not (tmp_path / "copy.mp4").exists()
 
 
-def test_copy__what_is_too_large_is_refused_before_anything_decodes_it(tmp_path, no_process, film):
-    with pytest.raises(AppError, match=r"film.mp4: is 0 MB large, and at most 0.001 MB are taken"):
-        copy_safely(film, tmp_path / "copy.mp4", "video", Limits(megabytes=0.001))
+def test_copy__what_is_too_large_is_refused_before_anything_decodes_it(tmp_path, no_process, video):
+    with pytest.raises(AppError, match=r"video.mp4: is 0 MB large, and at most 0.001 MB are taken"):
+        copy_safely(video, tmp_path / "copy.mp4", "video", Limits(megabytes=0.001))
 
 
-def test_copy__takes_a_video_apart_in_a_process_that_knows_no_secrets(tmp_path, film, monkeypatch):
+def test_copy__takes_a_video_apart_in_a_process_that_knows_no_secrets(tmp_path, video, monkeypatch):
     monkeypatch.setenv("SECRET_TOKEN", "hush")
     started = []
     popen = subprocess.Popen
@@ -111,7 +110,7 @@ def test_copy__takes_a_video_apart_in_a_process_that_knows_no_secrets(tmp_path, 
     monkeypatch.setattr(subprocess, "Popen", watch)
     done = []
 
-    facts = copy_safely(film, tmp_path / "copy.mp4", "video", Limits(), progress=lambda *a: done.append(a))
+    facts = copy_safely(video, tmp_path / "copy.mp4", "video", Limits(), progress=lambda *a: done.append(a))
 
     assert len(started) == 1 and "hush" not in started[0].values()
     assert facts["duration"] == pytest.approx(2.0, abs=0.05) and (facts["width"], facts["height"]) == (64, 48)
@@ -123,30 +122,30 @@ def test_copy__takes_a_video_apart_in_a_process_that_knows_no_secrets(tmp_path, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copy.mp4"]
 
 
-def test_copy__a_process_that_takes_too_long_is_ended(tmp_path, film, processes):
+def test_copy__a_process_that_takes_too_long_is_ended(tmp_path, video, processes):
     began = time.monotonic()
 
-    with pytest.raises(AppError, match=r"film.mp4: decoding took longer than the 0.2 s that are allowed"):
-        copy_safely(film, tmp_path / "copy.mp4", "video", Limits(decode_seconds=0.2))
+    with pytest.raises(AppError, match=r"video.mp4: decoding took longer than the 0.2 s that are allowed"):
+        copy_safely(video, tmp_path / "copy.mp4", "video", Limits(decode_seconds=0.2))
 
     assert time.monotonic() - began < 10 and processes[0].returncode is not None
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the bound on memory needs /proc")
-def test_copy__a_process_that_takes_too_much_memory_is_ended(tmp_path, film):
+def test_copy__a_process_that_takes_too_much_memory_is_ended(tmp_path, video):
     with pytest.raises(AppError, match="needs more memory than is allowed"):
-        copy_safely(film, tmp_path / "copy.mp4", "video", Limits(decode_memory=1 << 20))
+        copy_safely(video, tmp_path / "copy.mp4", "video", Limits(decode_memory=1 << 20))
 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_copy__a_visitor_who_has_gone_ends_the_process(tmp_path, film, processes):
+def test_copy__a_visitor_who_has_gone_ends_the_process(tmp_path, video, processes):
     def leave(done, total):
         raise KeyError("gone")
 
     with pytest.raises(KeyError):
-        copy_safely(film, tmp_path / "copy.mp4", "video", Limits(), progress=leave)
+        copy_safely(video, tmp_path / "copy.mp4", "video", Limits(), progress=leave)
 
     assert processes[0].returncode is not None and list(tmp_path.iterdir()) == []
 
@@ -169,18 +168,18 @@ def test_copy__says_in_plain_words_how_the_process_ended(last, code, late, words
 # --- what runs in the process ------------------------------------------------------------------------------------
 
 
-def test_copy_video__too_long_by_its_header_or_by_its_content_is_refused(film, tmp_path, monkeypatch):
-    with open(film, "rb") as source, pytest.raises(MediaError, match=r"lasts 2 s, and at most 1 s are taken"):
+def test_copy_video__too_long_by_its_header_or_by_its_content_is_refused(video, tmp_path, monkeypatch):
+    with open(video, "rb") as source, pytest.raises(MediaError, match=r"lasts 2 s, and at most 1 s are taken"):
         intake.copy_video(source, tmp_path / "copy.mp4", max_seconds=1, max_pixels=10**6)
 
     probe = intake._probe
     monkeypatch.setattr(intake, "_probe", lambda source, *_: replace(probe(source, 99, None), duration=None))
-    with open(film, "rb") as source, pytest.raises(MediaError, match=r"lasts more, and at most 1 s are taken"):
+    with open(video, "rb") as source, pytest.raises(MediaError, match=r"lasts more, and at most 1 s are taken"):
         intake.copy_video(source, tmp_path / "copy.mp4", max_seconds=1, max_pixels=10**6)
 
 
-def test_copy_video__too_large_a_picture_is_refused(film, tmp_path):
-    with open(film, "rb") as source, pytest.raises(MediaError, match="64 by 48"):
+def test_copy_video__too_large_frames_are_refused(video, tmp_path):
+    with open(video, "rb") as source, pytest.raises(MediaError, match="64 by 48"):
         intake.copy_video(source, tmp_path / "copy.mp4", max_seconds=60, max_pixels=1000)
 
 
@@ -199,8 +198,8 @@ def test_copy_video__is_no_larger_than_of_use_and_even(size, fitted):
     assert intake._fit(*size) == fitted
 
 
-def test_cut__gives_the_piece(film, tmp_path):
-    facts = intake.cut(film, tmp_path / "piece.mp4", 0.5, 1.5)
+def test_cut__gives_the_piece(video, tmp_path):
+    facts = intake.cut(video, tmp_path / "piece.mp4", 0.5, 1.5)
 
     assert facts["duration"] == pytest.approx(1.0, abs=0.05)
     piece = decode_media(tmp_path / "piece.mp4", frame_times=[0.3, 0.56], sampling_rate=RATE)
@@ -208,32 +207,32 @@ def test_cut__gives_the_piece(film, tmp_path):
     assert onset(piece.waveform.numpy(), RATE) == pytest.approx(0.5, abs=0.005)
 
 
-def test_copy_sound__keeps_what_is_heard(tmp_path):
+def test_copy_audio__keeps_what_is_heard(tmp_path):
     clip = write_clip(tmp_path / "tone.mp4", audio=tone(2.0, RATE), rate=RATE)
 
     with open(clip, "rb") as source:
-        facts = intake.copy_sound(source, tmp_path / "copy.wav", max_seconds=60)
+        facts = intake.copy_audio(source, tmp_path / "copy.wav", max_seconds=60)
 
     assert facts["duration"] == pytest.approx(2.0, abs=0.1)
     spectrum = np.abs(np.fft.rfft(decode_media(tmp_path / "copy.wav", want_video=False).waveform[:16000].numpy()))
     assert spectrum.argmax() == pytest.approx(440, abs=2)
 
 
-def test_copy_picture__is_upright_and_small_and_hostile_ones_are_refused(tmp_path):
+def test_copy_image__is_upright_and_small_and_hostile_ones_are_refused(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees
     Image.new("RGB", (2000, 1000), "red").save(tmp_path / "a.jpg", exif=exif)
 
     with open(tmp_path / "a.jpg", "rb") as source:
-        intake.copy_picture(source, tmp_path / "copy.png", max_pixels=10**7)
+        intake.copy_image(source, tmp_path / "copy.png", max_pixels=10**7)
     with Image.open(tmp_path / "copy.png") as copy:
         assert copy.size == (480, 960) and not copy.getexif()
 
     with open(tmp_path / "a.jpg", "rb") as source, pytest.raises(MediaError, match="2000 by 1000"):
-        intake.copy_picture(source, tmp_path / "copy.png", max_pixels=1000)
+        intake.copy_image(source, tmp_path / "copy.png", max_pixels=1000)
     (tmp_path / "b.png").write_bytes(b"\x89PNG\r\n\x1a\nnonsense")
-    with open(tmp_path / "b.png", "rb") as source, pytest.raises(MediaError, match="no picture that can be read"):
-        intake.copy_picture(source, tmp_path / "copy.png", max_pixels=10**7)
+    with open(tmp_path / "b.png", "rb") as source, pytest.raises(MediaError, match="not an image that can be read"):
+        intake.copy_image(source, tmp_path / "copy.png", max_pixels=10**7)
 
 
 # --- workspace ---------------------------------------------------------------------------------------------------

@@ -1,5 +1,5 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""A film, uploads and watched processes for the tests of the web page."""
+"""A video, uploads and watched processes for the tests of the web page."""
 
 import subprocess
 from pathlib import Path
@@ -15,7 +15,7 @@ RATE = 48000
 PLAYLIST = "#EXTM3U\n#EXTINF:10,\nfile:///etc/passwd\n"
 
 
-def make_film(path: Path) -> Path:
+def make_video(path: Path) -> Path:
     """Two seconds; at 0 and 1 s a flash and a click."""
     return write_clip(path, picture=_flash, audio=clicks([0.0, 1.0], 2.0, RATE), rate=RATE)
 

@@ -10,7 +10,7 @@ A Space needs three lines in its `app.py`:
 
 from typing import TYPE_CHECKING, Any
 
-from .limits import Limits
+from .workspace import Limits
 
 if TYPE_CHECKING:
     from .server import Page

@@ -1,8 +1,8 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""Which clips can be tried without an upload, and where do they come from?
+"""Clips that can be tried without an upload: SyncWorld clips, made on the spot.
 
-They are SyncWorld clips, made on the spot: objects whose rim glows and whose mouth opens while they sound. Some are in
-step, in others sound and picture were parted on purpose, so that a visitor can check what the model says.
+They show objects whose rim glows and whose mouth opens while they sound. Some are in
+step, in others audio and video were moved apart on purpose, so that a visitor can check what the model says.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ class DemoClip:
         title: What it is called on the page.
         text: What is known about it.
         video: The mp4 file.
-        poster: A picture of it, a JPEG file.
+        poster: An image of it, a JPEG file.
         seconds: Its length.
     """
 
@@ -93,14 +93,17 @@ def make_demo_clips(folder: Path, *, progress: Callable[[int, int], None] | None
 
     def clip(place: Path, name: str, title: str, text: str) -> DemoClip:
         path = place / f"{name}.mp4"
-        return DemoClip(name, title, text, path, path.with_suffix(".jpg"), _options("mixed").duration)
+        seconds = _options("mixed").duration
+        return DemoClip(
+            name=name, title=title, text=text, video=path, poster=path.with_suffix(".jpg"), seconds=seconds
+        )
 
     return DemoClips(
         (
-            clip(library, "in-step", "In step", "Sounds and pictures as they were made."),
-            clip(parted, "sound-late", "Sound moved", f"The same clip; its sound comes {LATE_SECONDS:g} s late."),
-            clip(parted, "other-sound", "Other sound", "The same pictures, with the sound of another take."),
-            clip(library, "who-is-it", "Who is it?", "Several could make this sound; one of them does."),
+            clip(library, "in-step", "In step", "Audio and video as they were made."),
+            clip(parted, "audio-late", "Audio moved", f"The same clip; its audio comes {LATE_SECONDS:g} s late."),
+            clip(parted, "other-audio", "Other audio", "The same video, with the audio of another take."),
+            clip(library, "who-is-it", "Who is it?", "Several objects could make this sound; one of them does."),
         ),
         library,
     )
@@ -116,8 +119,8 @@ def _makers(library: Path, parted: Path) -> dict[Path, Callable[[Path], None]]:
         library / "in-step.mp4": lambda path: _write(path, pair, first),
         library / "another-take.mp4": lambda path: _write(path, pair, second),
         library / "who-is-it.mp4": lambda path: _write(path, single, sample_scene(single, 0)),
-        parted / "sound-late.mp4": lambda path: _write(path, pair, first, late=LATE_SECONDS),
-        parted / "other-sound.mp4": lambda path: _write(path, pair, first, sound_of=second),
+        parted / "audio-late.mp4": lambda path: _write(path, pair, first, late=LATE_SECONDS),
+        parted / "other-audio.mp4": lambda path: _write(path, pair, first, audio_of=second),
     }
     for number in range(LIBRARY_CLIPS):
         scene = sample_scene(mixed, number)
@@ -133,19 +136,19 @@ def _options(preset: str) -> WorldOptions:
 
 
 def _write(
-    path: Path, options: WorldOptions, scene: Scene, *, sound_of: Scene | None = None, late: float = 0.0
+    path: Path, options: WorldOptions, scene: Scene, *, audio_of: Scene | None = None, late: float = 0.0
 ) -> None:
-    """Write a clip and a picture of it, taken while something sounds."""
+    """Write a clip and an image of it, taken while something sounds."""
     frames, _ = render_frames(scene, options)
-    waveform = render_waveform(sound_of or scene, options)
+    waveform = render_waveform(audio_of or scene, options)
     if late:
         samples = round(late * options.sampling_rate)
         # What stands at the front is the noise that lies over the whole clip, not silence that would give it away.
         noise = render_waveform(dataclasses.replace(scene, events=()), options)[:samples]
         waveform = np.concatenate([noise, waveform[:-samples]])
     event = max(scene.events, key=lambda item: item.end_frame - item.start_frame)
-    picture = Image.fromarray(frames[(event.start_frame + event.end_frame) // 2])
+    image = Image.fromarray(frames[(event.start_frame + event.end_frame) // 2])
     with whole_file(path.with_suffix(".jpg")) as poster:
-        picture.save(poster, format="JPEG", quality=85)
+        image.save(poster, format="JPEG", quality=85)
     with whole_file(path) as video:
         encode_clip(video, frames, waveform, options)

@@ -1,5 +1,5 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""Which model and which index does the page ask, and when are they loaded?"""
+"""Model, classifier and index behind the page."""
 
 import math
 import os
@@ -17,7 +17,7 @@ from .demo_clips import DemoClips
 
 __all__ = ["Engine"]
 
-# How the places of a sound are looked for, best first: maps a second, and patches from one place tried to the next.
+# How the sources of audio are looked for, best first: maps a second, and patches from one place tried to the next.
 _MAP_PLANS: tuple[dict[str, Any], ...] = (
     {"fps": 5.0},
     {"fps": 2.5},

@@ -1,5 +1,5 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""How is a stranger's file opened without harm to the server?
+"""Copies of uploaded files, made in a process of its own so that no file can harm the server.
 
 Its size and first bytes are looked at here, before anything decodes it. Decoding happens in a process of its own
 (`intake.py`) that is killed when it takes too long, that the system stops when it takes too much memory, processor
@@ -20,11 +20,11 @@ from typing import Any, Literal
 
 from ..model.errors_cavmae_sync import AppError, MediaError
 from ..model.media_source_cavmae_sync import MediaSource
-from .limits import Limits
+from .workspace import Limits
 
 __all__ = ["copy_safely", "display_name"]
 
-Kind = Literal["video", "sound", "picture"]
+Kind = Literal["video", "audio", "image"]
 
 _NAME_LENGTH = 80
 _SAFE_VARIABLES = ("PATH", "LANG", "LC_ALL", "TMPDIR", "TEMP", "TMP", "SYSTEMROOT", "LD_LIBRARY_PATH")
@@ -57,7 +57,7 @@ def copy_safely(
 
     Args:
         upload: The file that came.
-        target: The copy to write: mp4 of a video, WAV of a sound, PNG of a picture. It is there as a whole or not at
+        target: The copy to write: mp4 of a video, WAV of audio, PNG of an image. It is there as a whole or not at
             all.
         kind: What is wanted of it.
         limits: How large and long it may be, and how much decoding it may take.
@@ -73,7 +73,7 @@ def copy_safely(
     upload = Path(upload).absolute()
     name = display_name(name or upload)
     _check_size(upload, name, limits)
-    if kind != "picture":
+    if kind != "image":
         _look(upload, name)
     partial = target.with_name(f"{target.stem}.partial{target.suffix}")
     job = {
@@ -158,10 +158,10 @@ def _run(job: dict[str, Any], seconds: float, progress: Callable[[float, float],
             process.stdout.close()
     if "result" in last:
         return last["result"]
-    raise AppError(_reason(job["name"], last, process.returncode, late.is_set(), seconds))
+    raise AppError(_reason(job["name"], last, process.returncode, seconds=seconds, late=late.is_set()))
 
 
-def _reason(name: str, last: dict[str, Any], code: int, late: bool, seconds: float) -> str:
+def _reason(name: str, last: dict[str, Any], code: int, *, seconds: float, late: bool) -> str:
     """In plain words, why there is no result."""
     remedy = "Cut out the part that matters, or save it smaller or in another format such as mp4."
     if late or (code < 0 and -code == getattr(signal, "SIGXCPU", None)):

@@ -1,5 +1,5 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""What happens when a visitor picks a clip or presses a button?
+"""The steps behind the page: choosing a clip, analysing it, searching.
 
 Every step takes the visitor's session, does one thing and returns a view: a dict that the page's script draws (see
 `views.py`). What goes wrong becomes a view with a message. A step whose clip is not the current one any more stops.
@@ -23,21 +23,20 @@ from ..model.errors_cavmae_sync import AppError, QueryError, SearchError
 from .demo_clips import DemoClips
 from .engine import Engine
 from .guard import copy_safely, display_name
-from .limits import Limits
 from .views import labels_view, places_view, sync_view
-from .workspace import Session, Workspace
+from .workspace import Limits, Session, Workspace
 
-__all__ = ["SEARCHES", "Clip", "Desk"]
+__all__ = ["SEARCHES", "Clip", "RequestHandler"]
 
 View = dict[str, Any]
 Progress = Callable[..., None]
 
 # What to look for, in the page's words: what of the query is compared with what of the index.
 SEARCHES: dict[str, tuple[str, str]] = {
-    "Pictures that fit this sound": ("sound", "picture"),
-    "Sounds that fit this picture": ("picture", "sound"),
-    "Moments that sound the same": ("sound", "sound"),
-    "Moments that look the same": ("picture", "picture"),
+    "Frames that fit this audio": ("audio", "video"),
+    "Audio that fits this frame": ("video", "audio"),
+    "Moments that sound the same": ("audio", "audio"),
+    "Moments that look the same": ("video", "video"),
 }
 # Seconds around the player's position that are searched for.
 QUERY_SECONDS = 2.0
@@ -72,8 +71,8 @@ class Clip:
 
 
 @dataclass
-class Desk:
-    """Where requests are worked on.
+class RequestHandler:
+    """Works on the requests of all visitors.
 
     Attributes:
         engine: Model and index.
@@ -163,21 +162,21 @@ class Desk:
                     offsets=result.offsets, offset_scores=result.offset_scores,
                 )  # fmt: skip
             downloads = [
-                _download(session, facts, f"{clip.stem}-sync.json", "All figures of the synchrony"),
+                _download(session, facts, f"{clip.stem}-sync.json", "All numbers of the synchrony"),
                 _download(session, arrays, f"{clip.stem}-sync.npz", "Matrix and curves as NumPy arrays"),
             ]
             try:
-                picture = session.path("sync.png")
-                draw_timeline(result, picture)
-                downloads.insert(0, _download(session, picture, f"{clip.stem}-sync.png", "Matrix and timeline"))
-            except ImportError:  # the picture alone needs matplotlib
-                logger.info("No picture of the timeline: matplotlib is not installed.")
+                image = session.path("sync.png")
+                draw_timeline(result, image)
+                downloads.insert(0, _download(session, image, f"{clip.stem}-sync.png", "Matrix and timeline"))
+            except ImportError:  # the image alone needs matplotlib
+                logger.info("No image of the timeline: matplotlib is not installed.")
             return {"sync": sync_view(result), "downloads": downloads}
 
-        return self._work(visitor, turn, "sync", work, progress)
+        return self._work(work, visitor, turn, progress, once="sync")
 
     def locate(self, visitor: str, turn: Any, progress: Progress | None = None) -> View:
-        """Where in the picture the sound is."""
+        """Where in the frame the source of the audio is."""
         from ..inference.localize import localize
         from ..inference.plots import draw_spectrogram, draw_strip
 
@@ -193,9 +192,9 @@ class Desk:
                 )
             found.source = clip.title
             session.state["found"] = found
-            strip, sound = session.path("sources.png"), session.path("spectrogram.png")
+            strip, audio = session.path("sources.png"), session.path("spectrogram.png")
             draw_strip(found, clip.path, strip)
-            draw_spectrogram(found, sound)
+            draw_spectrogram(found, audio)
             facts = _save_json(session.path("sources.json"), self._facts(clip) | {"sources": found.to_dict()})
             arrays = session.path("sources.npz")
             with whole_file(arrays) as partial:
@@ -204,18 +203,18 @@ class Desk:
                     window_times=found.window_times, present=found.present, peaks=found.peaks(),
                 )  # fmt: skip
             downloads = [
-                _download(session, strip, f"{clip.stem}-sources.png", "Frames with the sound's place"),
-                _download(session, sound, f"{clip.stem}-spectrogram.png", "Spectrogram with the picture's place"),
-                _download(session, facts, f"{clip.stem}-sources.json", "Places as figures"),
+                _download(session, strip, f"{clip.stem}-sources.png", "Frames with the source of the audio"),
+                _download(session, audio, f"{clip.stem}-spectrogram.png", "Spectrogram with the frame's part"),
+                _download(session, facts, f"{clip.stem}-sources.json", "Maxima as numbers"),
                 _download(session, arrays, f"{clip.stem}-sources.npz", "Maps as NumPy arrays"),
             ]
-            pictures = {"strip": downloads[0]["url"], "spectrogram": downloads[1]["url"]}
-            return {"places": places_view(found), "pictures": pictures, "downloads": downloads}
+            images = {"strip": downloads[0]["url"], "spectrogram": downloads[1]["url"]}
+            return {"places": places_view(found), "images": images, "downloads": downloads}
 
-        return self._work(visitor, turn, "places", work, progress)
+        return self._work(work, visitor, turn, progress, once="places")
 
-    def film(self, visitor: str, turn: Any, progress: Progress | None = None) -> View:
-        """The clip as a film with the sound's place drawn in."""
+    def video(self, visitor: str, turn: Any, progress: Progress | None = None) -> View:
+        """The clip as a video with the source of the audio drawn in."""
         from ..inference.video_overlay import write_overlay_video
 
         def work(session: Session, clip: Clip, tell: Progress) -> View:
@@ -224,10 +223,10 @@ class Desk:
                 raise AppError("The places are not found yet; wait a moment and press again.")
             target = session.path("sources.mp4")
             write_overlay_video(found, clip.path, target, progress=tell)
-            entry = _download(session, target, f"{clip.stem}-sources.mp4", "Film with the sound's place and its sound")
-            return {"downloads": [entry], "film": entry["url"]}
+            entry = _download(session, target, f"{clip.stem}-sources.mp4", "Video with the source of the audio")
+            return {"downloads": [entry], "video": entry["url"]}
 
-        return self._work(visitor, turn, None, work, progress)
+        return self._work(work, visitor, turn, progress)
 
     def label(self, visitor: str, turn: Any, progress: Progress | None = None) -> View:
         """Labels of the clip, where the model has a head for them."""
@@ -246,7 +245,7 @@ class Desk:
             entry = _download(session, facts, f"{clip.stem}-labels.json", "Labels and scores")
             return {"labels": labels_view(result, self.engine.classifier.config.modality), "downloads": [entry]}
 
-        return self._work(visitor, turn, "labels", work, progress)
+        return self._work(work, visitor, turn, progress, once="labels")
 
     # --- search --------------------------------------------------------------------------------------------------
 
@@ -257,25 +256,25 @@ class Desk:
             middle = float(seconds) if isinstance(seconds, int | float) and 0 <= seconds < 1e6 else 0.0
             start = max(0.0, middle - QUERY_SECONDS / 2)
             query = {"start": start, "end": start + QUERY_SECONDS}
-            return self._search(session, clip.path, what, query, f"{clip.stem}-similar", tell)
+            return self._search(session, clip.path, what, tell, stem=f"{clip.stem}-similar", span=query)
 
-        return self._work(visitor, turn, None, work, progress)
+        return self._work(work, visitor, turn, progress)
 
     def search_with(
-        self, visitor: str, upload: Any, kind: Literal["sound", "picture"], what: Any, progress: Progress | None = None
+        self, visitor: str, upload: Any, kind: Literal["audio", "image"], what: Any, progress: Progress | None = None
     ) -> View:
-        """Moments of the index that are like a sound or a picture that was sent; it is removed at once."""
+        """Moments of the index that are like audio or an image that was sent; it is removed at once."""
         if not upload:
             return {}
         session = self.workspace.session(visitor)
         turn = session.turn
         try:
-            target = session.path("query.wav" if kind == "sound" else "query.png")
+            target = session.path("query.wav" if kind == "audio" else "query.png")
             copy_safely(upload, target, kind, self.limits, name=display_name(upload))
             try:
                 with self.turn_at_model:
                     tell = _teller(session, turn, progress)
-                    return {"turn": turn} | self._search(session, target, what, {}, f"{kind}-similar", tell)
+                    return {"turn": turn} | self._search(session, target, what, tell, stem=f"{kind}-similar")
             finally:
                 target.unlink(missing_ok=True)
         except Superseded:
@@ -288,13 +287,21 @@ class Desk:
             self.workspace.remove_upload(upload)
 
     def _search(
-        self, session: Session, query: Path, what: Any, span: dict[str, Any], stem: str, tell: Progress
+        self,
+        session: Session,
+        query: Path,
+        what: Any,
+        tell: Progress,
+        *,
+        stem: str,
+        span: dict[str, Any] | None = None,
     ) -> View:
         from ..search import SearchFilters, search
 
         if what not in SEARCHES:
             raise AppError("Choose what to look for.")
         by, find = SEARCHES[what]
+        span = span or {}
         filters = SearchFilters(exclude_same_file=True, per_file=2)
         try:
             store = self.engine.store(
@@ -346,20 +353,21 @@ class Desk:
 
     def _work(
         self,
+        work: Callable[[Session, Clip, Progress], View],
         visitor: str,
         turn: Any,
-        once: str | None,
-        work: Callable[[Session, Clip, Progress], View],
         progress: Progress | None,
+        *,
+        once: str | None = None,
     ) -> View:
         """Do a step for the clip of a turn, when the model is free.
 
         Args:
+            work: Does it.
             visitor: Who asks.
             turn: Of the clip that is meant.
-            once: Name of what is done once for a clip.
-            work: Does it.
             progress: Called with how far it is, of how much, and a remark.
+            once: Name of what is done once for a clip.
         """
         session = self.workspace.session(visitor)
         clip = session.state.get("clip")
@@ -398,7 +406,7 @@ class Desk:
 
 
 def cut_preview(source: Path, target: Path, start: float, end: float) -> None:
-    """Write a piece of a film of the operator's own as an mp4 file that browsers play."""
+    """Write a piece of a video of the operator's own as an mp4 file that browsers play."""
     from .intake import cut
 
     with whole_file(target) as partial:

@@ -1,9 +1,9 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""What does the process do that opens a stranger's file?
+"""The process that opens an uploaded file.
 
-It runs on its own, with little time, memory and disk, and without the server's environment (see `guard.py`). It
-decodes the file and writes what it saw and heard into a new one: from then on the server touches that copy alone, and
-the upload is removed. A video becomes H.264 and AAC, which every browser plays; a sound becomes WAV, a picture PNG.
+It runs with bounds on time, memory and disk, and without the server's environment (see `guard.py`). It decodes the
+file and writes video and audio into a new one: from then on the server touches that copy alone, and the upload is
+removed. A video becomes H.264 and AAC, which every browser plays; audio becomes WAV, an image PNG.
 
 The job arrives as JSON on the standard input; lines of JSON on the standard output tell of progress and of the end.
 """
@@ -21,7 +21,7 @@ from typing import Any
 
 from ..model.errors_cavmae_sync import MediaError
 
-__all__ = ["copy_picture", "copy_sound", "copy_video", "cut", "do_job", "main"]
+__all__ = ["copy_image", "copy_audio", "copy_video", "cut", "do_job", "main"]
 
 # Shorter side of the copy. The largest model sees 224 lines, so this costs it nothing.
 LINES = 480
@@ -32,7 +32,7 @@ USUAL_FRAME_RATE = 25.0
 _CHUNK = 8
 _AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 _WAV_RATE = 16000
-# A clip as long as is allowed may end a little later, by the last packet of its sound.
+# A clip as long as is allowed may end a little later, by the last packet of its audio.
 _GRACE_SECONDS = 0.5
 
 Progress = Callable[[float, float], None]
@@ -49,13 +49,13 @@ class _Upload(io.FileIO):
 def copy_video(
     source: Any, target: Path, *, max_seconds: float, max_pixels: int, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Write the pictures and the sound of a file into a plain mp4 file, on the same clock.
+    """Write the video and audio of a file into a plain mp4 file, on the same clock.
 
     Args:
         source: Binary file object with a `name`.
         target: File to write.
         max_seconds: Longest clip that is accepted.
-        max_pixels: Largest picture that is accepted.
+        max_pixels: Largest frame that is accepted.
         progress: Called with the seconds that are done, and of how many.
 
     Returns:
@@ -76,7 +76,7 @@ def copy_video(
 
 
 def cut(source: Any, target: Path, start: float, end: float) -> dict[str, Any]:
-    """Write a piece of a film as `copy_video` writes a whole one. For files that are trusted.
+    """Write a piece of a video as `copy_video` writes a whole one. For files that are trusted.
 
     Args:
         source: Path, address, bytes or file object.
@@ -97,15 +97,15 @@ def _rewrite(source: Any, target: Path, info: Any, show: Callable[[float], None]
     from ..model.media_stream_cavmae_sync import iter_media
 
     rate = Fraction(min(info.frame_rate or USUAL_FRAME_RATE, MAX_FRAME_RATE)).limit_denominator(1001)
-    sound_rate = info.sampling_rate if info.sampling_rate in _AAC_RATES else _AAC_RATES[-1]
+    audio_rate = info.sampling_rate if info.sampling_rate in _AAC_RATES else _AAC_RATES[-1]
     writer: _Writer | None = None
     for chunk in iter_media(
-        source, hop=float(1 / rate), num_frames=_CHUNK, context=1.0, sampling_rate=sound_rate, threads=1, **span
+        source, hop=float(1 / rate), num_frames=_CHUNK, context=1.0, sampling_rate=audio_rate, threads=1, **span
     ):
         show(float(chunk.asked_times[-1]))
-        assert chunk.frames is not None  # a file without pictures is an error of `iter_media`
+        assert chunk.frames is not None  # a file without video is an error of `iter_media`
         if writer is None:
-            writer = _Writer(target, rate, sound_rate, *_fit(*chunk.frames.shape[2:]))
+            writer = _Writer(target, rate, audio_rate, *_fit(*chunk.frames.shape[2:]))
         writer.add(chunk)
     assert writer is not None  # a file without a frame is an error of `iter_media`
     writer.close()
@@ -117,8 +117,8 @@ def _rewrite(source: Any, target: Path, info: Any, show: Callable[[float], None]
     }
 
 
-def copy_sound(source: Any, target: Path, *, max_seconds: float) -> dict[str, Any]:
-    """Write the sound of a file into a WAV file; arguments and errors as for `copy_video`."""
+def copy_audio(source: Any, target: Path, *, max_seconds: float) -> dict[str, Any]:
+    """Write the audio of a file into a WAV file; arguments and errors as for `copy_video`."""
     import wave
 
     from ..model.media_cavmae_sync import decode_media
@@ -127,7 +127,7 @@ def copy_sound(source: Any, target: Path, *, max_seconds: float) -> dict[str, An
     media = decode_media(source, sampling_rate=_WAV_RATE, want_video=False, end=max_seconds + 2 * _GRACE_SECONDS)
     if media.duration > max_seconds + _GRACE_SECONDS:
         raise _too_long(source.name, None, max_seconds)
-    assert media.waveform is not None  # a file without sound is an error of `decode_media`
+    assert media.waveform is not None  # a file without audio is an error of `decode_media`
     samples = (media.waveform * 32767.0).round().clamp(-32768, 32767).numpy().astype("<i2")
     with wave.open(str(target), "wb") as file:
         file.setnchannels(1)
@@ -137,61 +137,61 @@ def copy_sound(source: Any, target: Path, *, max_seconds: float) -> dict[str, An
     return {"duration": len(samples) / _WAV_RATE}
 
 
-def copy_picture(source: Any, target: Path, *, max_pixels: int) -> dict[str, Any]:
-    """Write a picture as PNG, upright and no larger than is of use; arguments and errors as for `copy_video`."""
+def copy_image(source: Any, target: Path, *, max_pixels: int) -> dict[str, Any]:
+    """Write an image as PNG, upright and no larger than is of use; arguments and errors as for `copy_video`."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with Image.open(source, formats=("PNG", "JPEG", "WEBP", "BMP", "GIF")) as opened:
             if opened.width * opened.height > max_pixels:
                 raise _too_large(source.name, opened.width, opened.height, max_pixels)
-            picture = ImageOps.exif_transpose(opened).convert("RGB")
+            image = ImageOps.exif_transpose(opened).convert("RGB")
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise MediaError(f"{source.name}: is no picture that can be read; save it as PNG or JPEG.") from error
-    height, width = _fit(picture.height, picture.width)
-    picture.resize((width, height), Image.Resampling.BICUBIC).save(target, format="PNG")
+        raise MediaError(f"{source.name}: is not an image that can be read; save it as PNG or JPEG.") from error
+    height, width = _fit(image.height, image.width)
+    image.resize((width, height), Image.Resampling.BICUBIC).save(target, format="PNG")
     return {"width": width, "height": height}
 
 
 class _Writer:
-    """An mp4 file in the making: constant frame rate, one channel of sound, both from time zero."""
+    """An mp4 file in the making: constant frame rate, one channel of audio, both from time zero."""
 
-    def __init__(self, target: Path, rate: Fraction, sound_rate: int, height: int, width: int) -> None:
+    def __init__(self, target: Path, rate: Fraction, audio_rate: int, height: int, width: int) -> None:
         import av
 
-        self.size, self.frames, self.samples, self.rate, self.sound_rate = (height, width), 0, 0, rate, sound_rate
+        self.size, self.frames, self.samples, self.rate, self.audio_rate = (height, width), 0, 0, rate, audio_rate
         self.file = av.open(os.fspath(target), "w", format="mp4", options={"movflags": "+faststart"})
-        self.picture: Any = self.file.add_stream("libx264", rate=rate, options={"preset": "veryfast", "crf": "16"})
-        self.picture.width, self.picture.height, self.picture.pix_fmt = width, height, "yuv420p"
-        self.picture.thread_count = 1
-        self.sound: Any = self.file.add_stream("aac", rate=sound_rate, options={"aac_coder": "fast"})
-        self.sound.bit_rate, self.sound.layout = 128_000, "mono"
+        self.image: Any = self.file.add_stream("libx264", rate=rate, options={"preset": "veryfast", "crf": "16"})
+        self.image.width, self.image.height, self.image.pix_fmt = width, height, "yuv420p"
+        self.image.thread_count = 1
+        self.audio: Any = self.file.add_stream("aac", rate=audio_rate, options={"aac_coder": "fast"})
+        self.audio.bit_rate, self.audio.layout = 128_000, "mono"
 
     def add(self, chunk: Any) -> None:
-        """Write the frames of a chunk, and its sound as far as it is not written yet."""
+        """Write the frames of a chunk, and its audio as far as it is not written yet."""
         import av
 
         for pixels in chunk.frames.permute(0, 2, 3, 1).contiguous().numpy():
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
             frame = frame.reformat(self.size[1], self.size[0], "yuv420p", interpolation="BICUBIC")
             frame.pts, frame.time_base = self.frames, 1 / self.rate
-            self.file.mux(self.picture.encode(frame))
+            self.file.mux(self.image.encode(frame))
             self.frames += 1
         if chunk.waveform is None:
             return
         # A second beyond the last frame is there too; it counts at the end alone, where no chunk follows.
-        ends = math.ceil(self.frames / self.rate * self.sound_rate)
-        first = chunk.waveform_start * self.sound_rate
+        ends = math.ceil(self.frames / self.rate * self.audio_rate)
+        first = chunk.waveform_start * self.audio_rate
         samples = chunk.waveform[max(0, self.samples - first) : max(0, ends - first)].numpy()
         if len(samples):
-            sound = av.AudioFrame.from_ndarray(samples[None].copy(), format="fltp", layout="mono")
-            sound.sample_rate, sound.pts = self.sound_rate, self.samples
-            self.file.mux(self.sound.encode(sound))
+            audio = av.AudioFrame.from_ndarray(samples[None].copy(), format="fltp", layout="mono")
+            audio.sample_rate, audio.pts = self.audio_rate, self.samples
+            self.file.mux(self.audio.encode(audio))
             self.samples += len(samples)
 
     def close(self) -> None:
-        self.file.mux(self.picture.encode())
-        self.file.mux(self.sound.encode())
+        self.file.mux(self.image.encode())
+        self.file.mux(self.audio.encode())
         self.file.close()
 
 
@@ -212,14 +212,14 @@ def _too_long(name: str, seconds: float | None, most: float) -> ValueError:
     length = "more" if seconds is None else f"{seconds:.0f} s"
     return MediaError(
         f"{name}: lasts {length}, and at most {most:g} s are taken here. Cut out the part that matters, or use the "
-        "command line, which reads films of any length."
+        "command line, which reads videos of any length."
     )
 
 
 def _too_large(name: str, width: int, height: int, most: int) -> ValueError:
 
     return MediaError(
-        f"{name}: its picture is {width} by {height}, and at most {most / 1e6:.1f} million pixels are taken here; "
+        f"{name}: its frame is {width} by {height}, and at most {most / 1e6:.1f} million pixels are taken here; "
         "scale it down."
     )
 
@@ -275,10 +275,10 @@ def do_job(job: dict[str, Any], progress: Progress | None = None) -> dict[str, A
     """
     target = Path(job["target"])
     with _Upload(job["source"], job["name"]) as source:
-        if job["kind"] == "picture":
-            return copy_picture(source, target, max_pixels=job["max_pixels"])
-        if job["kind"] == "sound":
-            return copy_sound(source, target, max_seconds=job["max_seconds"])
+        if job["kind"] == "image":
+            return copy_image(source, target, max_pixels=job["max_pixels"])
+        if job["kind"] == "audio":
+            return copy_audio(source, target, max_seconds=job["max_seconds"])
         return copy_video(
             source, target, max_seconds=job["max_seconds"], max_pixels=job["max_pixels"], progress=progress
         )

@@ -1,8 +1,5 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""What is on the page, and which press does what?
-
-The layout and the wiring alone: what happens is in `handlers.py`, what it looks like in `assets/`.
-"""
+"""Layout of the page and its events; the steps are in `handlers.py`, the appearance in `assets/`."""
 
 import html
 import os
@@ -15,36 +12,36 @@ import torch
 
 from .demo_clips import DemoClips, default_folder, make_demo_clips
 from .engine import Engine
-from .handlers import SEARCHES, Desk
-from .limits import Limits
+from .handlers import SEARCHES, RequestHandler
 from .server import Page
-from .workspace import Workspace
+from .workspace import Limits, Workspace
 
 __all__ = ["build_app"]
 
 VIDEO_TYPES = ["video", ".mkv", ".mov", ".avi", ".ts", ".mts", ".m2ts", ".mxf", ".wmv", ".flv", ".mpg", ".webm"]
-SOUND_TYPES = ["audio", ".flac", ".ogg", ".opus", ".m4a"]
-PICTURE_TYPES = [".png", ".jpg", ".jpeg", ".webp", ".bmp"]
+AUDIO_TYPES = ["audio", ".flac", ".ogg", ".opus", ".m4a"]
+IMAGE_TYPES = [".png", ".jpg", ".jpeg", ".webp", ".bmp"]
 
 _INTRO = """
 <div class="cs-intro">
 <h1>Which sound belongs to which moment?</h1>
-<p>This page watches a short video and listens to it. It tells whether sound and picture are <b>in step</b>
-and, if not, by how much the sound is off; it shows <b>where in the picture</b> the sound comes from; and it finds
+<p>This page watches a short video and listens to it. It tells whether audio and video are <b>in step</b>
+and, if not, by how much the audio is off; it shows <b>where in the frame</b> the audio comes from; and it finds
 <b>other moments</b> that sound or look alike. Pick one of the clips below to see it work, or send one of your
 own.</p>
 {model}
 </div>
 """
 _EXAMPLE = """<p class="cs-model">The model at work is the small example that comes with the package. It was trained on
-SyncWorld, the drawn world of the clips below, and knows nothing of real films: what it says about those means little.
+SyncWorld, the drawn world of the clips below, and knows nothing of real videos: its answers about those mean nothing.
 Start the page with <code>--model</code> for another.</p>"""
+_MODEL = '<p class="cs-model">Model: {name}</p>'
 _PROMISES = """
 <div class="cs-promises">
-<div><b>In step?</b><span>A matrix of every sound against every picture, a line that says how well each moment fits,
-and the offset that would mend it.</span></div>
-<div><b>Where?</b><span>The source of the sound lights up in the picture while the clip plays.</span></div>
-<div><b>Similar</b><span>Stop at a moment and find others, by their sound or by their picture, and play
+<div><b>In step?</b><span>A matrix of every audio window against every frame, a line that says how well each moment
+fits, and the offset that would mend it.</span></div>
+<div><b>Where?</b><span>The source of the audio lights up in the video while the clip plays.</span></div>
+<div><b>Similar</b><span>Stop at a moment and find others, by their audio or by their frame, and play
 them.</span></div>
 </div>
 """
@@ -89,10 +86,10 @@ def build_app(
     engine = Engine(model, index=index, device=device)
     demo = make_demo_clips(Path(demo_folder) if demo_folder is not None else default_folder(), progress=progress)
     workspace = Workspace(limits)
-    desk = Desk(engine, workspace, demo)
+    handler = RequestHandler(engine, workspace, demo)
     page = Page(workspace, title="CAV-MAE Sync")
     with page:
-        _Layout(desk).wire(page)
+        _Layout(handler).wire(page)
     page.queue(default_concurrency_limit=4, max_size=32, api_open=False)
     return page
 
@@ -100,15 +97,13 @@ def build_app(
 class _Layout:
     """The parts of the page, from top to bottom."""
 
-    def __init__(self, desk: Desk) -> None:
-        self.desk, limits = desk, desk.limits
-        about = (
-            _EXAMPLE if desk.engine.is_example else f'<p class="cs-model">Model: {html.escape(desk.engine.name)}</p>'
-        )
+    def __init__(self, handler: RequestHandler) -> None:
+        self.handler, limits = handler, handler.limits
+        about = _EXAMPLE if handler.engine.is_example else _MODEL.format(name=html.escape(handler.engine.name))
         gr.HTML(_INTRO.format(model=about))
         with gr.Row(elem_classes="cs-choose"):
             with gr.Column(scale=4, min_width=320):
-                self.cards = _part("cards", _cards(desk.workspace, desk.demo))
+                self.cards = _part("cards", _cards(handler.workspace, handler.demo))
             with gr.Column(scale=1, min_width=220, elem_classes="cs-upload"):
                 gr.HTML('<div class="cs-heading">Or send your own</div>')
                 self.upload = gr.File(
@@ -125,7 +120,9 @@ class _Layout:
             with gr.Column(scale=6, min_width=320), gr.Tabs():
                 self._tabs(limits)
         # What the server found, for the script to draw. One for each step, so that none overtakes another.
-        self.views = {name: gr.JSON(visible="hidden") for name in ("clip", "sync", "places", "labels", "film", "hits")}
+        self.views = {
+            name: gr.JSON(visible="hidden") for name in ("clip", "sync", "places", "labels", "video", "hits")
+        }
         self.turn, self.time = gr.Number(-1, visible="hidden"), gr.Number(0, visible="hidden")
 
     def _tabs(self, limits: Limits) -> None:
@@ -133,20 +130,20 @@ class _Layout:
             _part("matrix")
             _part("offset")
         with gr.Tab("Where?"):
-            _part("pictures")
-            self.film = gr.Button("Make a film of it", size="sm")
-            gr.HTML('<p class="cs-waiting">The clip with the source of the sound drawn in, as mp4, under Save.</p>')
+            _part("images")
+            self.video = gr.Button("Make a video of it", size="sm")
+            gr.HTML('<p class="cs-waiting">The clip with the source of the audio drawn in, as mp4, under Save.</p>')
         with gr.Tab("Similar"):
             self.what = gr.Radio(list(SEARCHES), value=next(iter(SEARCHES)), label="Look for")
             self.find = gr.Button("Search with the moment in the player", variant="primary")
-            with gr.Accordion("Search with a sound or a picture of your own", open=False):
+            with gr.Accordion("Search with audio or an image of your own", open=False):
                 with gr.Row():
-                    self.sound = gr.File(label="Sound file", file_types=SOUND_TYPES, height=120)
-                    self.picture = gr.File(label="Picture", file_types=PICTURE_TYPES, height=120)
+                    self.audio = gr.File(label="Audio file", file_types=AUDIO_TYPES, height=120)
+                    self.image = gr.File(label="Image", file_types=IMAGE_TYPES, height=120)
                 self.voice = gr.Audio(label="Microphone", sources=["microphone"], type="filepath")
             _part("hits")
         with gr.Tab("Labels"):
-            if self.desk.engine.classifier is None:
+            if self.handler.engine.classifier is None:
                 gr.HTML(_NO_LABELS)
             else:
                 _part("labels")
@@ -155,7 +152,7 @@ class _Layout:
 
     def wire(self, page: Page) -> None:
         """Say which press does what."""
-        desk, views = self.desk, self.views
+        handler, views = self.handler, self.views
         model_steps: dict[str, Any] = {
             "concurrency_id": "model",
             "concurrency_limit": 1,
@@ -165,10 +162,10 @@ class _Layout:
         quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
         def pick(event: gr.EventData, request: gr.Request) -> Any:
-            return desk.pick(_visitor(request), (getattr(event, "_data", None) or {}).get("clip"))
+            return handler.pick(_visitor(request), (getattr(event, "_data", None) or {}).get("clip"))
 
         def take(upload: Any, request: gr.Request, progress: Any = gr.Progress()) -> Any:  # noqa: B008
-            return desk.take(_visitor(request), upload, _reporter(progress, "reading the clip")), None
+            return handler.take(_visitor(request), upload, _reporter(progress, "reading the clip")), None
 
         picked = self.cards.click(pick, None, views["clip"], **quick)
         sent = self.upload.upload(
@@ -178,37 +175,38 @@ class _Layout:
         for start in (picked, sent):
             shown = start.then(None, views["clip"], None, js=_SHOW)
             for name, step, words in (
-                ("sync", desk.measure, "comparing sound and picture"),
-                ("places", desk.locate, "finding the source of the sound"),
-                ("labels", desk.label, "naming what is there"),
+                ("sync", handler.measure, "comparing audio and video"),
+                ("places", handler.locate, "finding the source of the audio"),
+                ("labels", handler.label, "naming what is there"),
             ):
                 done = shown.then(_step(step, words), views["clip"], views[name], **model_steps)
                 shown = done.then(None, views[name], None, js=_SHOW)
 
-        def film(turn: float, request: gr.Request, progress: Any = gr.Progress()) -> Any:  # noqa: B008
-            return desk.film(_visitor(request), _whole(turn), _reporter(progress, "drawing the film"))
+        def video(turn: float, request: gr.Request, progress: Any = gr.Progress()) -> Any:  # noqa: B008
+            return handler.video(_visitor(request), _whole(turn), _reporter(progress, "drawing the video"))
 
         def find(turn: float, time: float, what: str, request: gr.Request, progress: Any = gr.Progress()) -> Any:  # noqa: B008
-            return desk.search(_visitor(request), _whole(turn), what, time, _reporter(progress, "searching"))
+            show = _reporter(progress, "searching")
+            return handler.search(_visitor(request), _whole(turn), what, seconds=time, progress=show)
 
-        self.film.click(film, self.turn, views["film"], js=f"() => {_TURN}", **model_steps).then(
-            None, views["film"], None, js=_SHOW
+        self.video.click(video, self.turn, views["video"], js=f"() => {_TURN}", **model_steps).then(
+            None, views["video"], None, js=_SHOW
         )
         self.find.click(
             find, [self.turn, self.time, self.what], views["hits"],
             js=f"(turn, time, what) => [{_TURN}, {_TIME}, what]", **model_steps,
         ).then(None, views["hits"], None, js=_SHOW)  # fmt: skip
         for source, kind, event in (
-            (self.sound, "sound", self.sound.upload),
-            (self.picture, "picture", self.picture.upload),
-            (self.voice, "sound", self.voice.stop_recording),
+            (self.audio, "audio", self.audio.upload),
+            (self.image, "image", self.image.upload),
+            (self.voice, "audio", self.voice.stop_recording),
         ):
-            event(_sender(desk, kind), [source, self.what], [views["hits"], source], **model_steps).then(
+            event(_sender(handler, kind), [source, self.what], [views["hits"], source], **model_steps).then(
                 None, views["hits"], None, js=_SHOW
             )
 
         def leave(request: gr.Request) -> None:
-            desk.workspace.drop(_visitor(request))
+            handler.workspace.drop(_visitor(request))
 
         page.unload(leave)
 
@@ -223,11 +221,12 @@ def _step(step: Callable[..., dict[str, Any]], words: str) -> Callable[..., Any]
     return run
 
 
-def _sender(desk: Desk, kind: Any) -> Callable[..., Any]:
+def _sender(handler: RequestHandler, kind: Any) -> Callable[..., Any]:
     """A search with a file of the visitor's; the file is taken off the page at once."""
 
     def run(upload: Any, what: str, request: gr.Request, progress: Any = gr.Progress()) -> Any:  # noqa: B008
-        return desk.search_with(_visitor(request), upload, kind, what, _reporter(progress, "searching")), None
+        show = _reporter(progress, "searching")
+        return handler.search_with(_visitor(request), upload, kind, what, progress=show), None
 
     return run
 

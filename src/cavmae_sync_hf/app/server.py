@@ -1,5 +1,5 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""How is the page served: to whom, with which files, and with nothing from elsewhere?"""
+"""Serving the page: to whom, with which files, and with nothing loaded from elsewhere."""
 
 import contextlib
 import os
@@ -38,7 +38,7 @@ _HEADERS = {
 
 
 class Page(gr.Blocks):
-    """A page that knows how it is to be served: `launch()` without arguments is right on a desk and in a Space.
+    """A page that knows how it is to be served: `launch()` without arguments is right on a desktop and in a Space.
 
     Args:
         workspace: Where visitors' files lie; it is closed with the page.

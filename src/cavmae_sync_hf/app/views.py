@@ -1,7 +1,7 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""What does the page's own script need in order to draw a result?
+"""Results as the JSON that the page's script draws.
 
-Everything is plain JSON. Maps of many numbers go as one byte each, in base64, with the values that 1 and 255 stand
+Maps of many numbers go as one byte each, in base64, with the values that 1 and 255 stand
 for; 0 is what is absent. Texts are plain: the script never takes them for HTML.
 """
 
@@ -40,13 +40,13 @@ def is_clear(result: SyncResult) -> bool:
 
 
 def verdict(result: SyncResult) -> dict[str, str]:
-    """In plain words, whether sound and picture are in step: `kind`, `headline` and `detail`."""
+    """Whether audio and video are in step, for the page: `kind`, `headline` and `detail`."""
     if result.offset is None or not is_clear(result):
         return {
             "kind": "unsure",
             "headline": "No offset fits",
-            "detail": f"Within {result.max_offset:g} s, no way of moving the sound makes it clearly fit the pictures. "
-            "They may not belong together, too little may change in them, or the model may not know such things.",
+            "detail": f"Within {result.max_offset:g} s, no way of moving the audio makes it clearly fit the video. "
+            "They may not belong together, they may hardly change, or the model may not know such things.",
         }
     sure = f"{result.confidence:.0%} of random draws of the clip's pieces agree."
     fine = max(result.hop, result.resolution)
@@ -54,13 +54,13 @@ def verdict(result: SyncResult) -> dict[str, str]:
         return {
             "kind": "step",
             "headline": "In step",
-            "detail": f"Sound and picture fit best as they are, to within {fine:.2g} s. {sure}",
+            "detail": f"Audio and video fit best as they are, to within {fine:.2g} s. {sure}",
         }
     late = result.offset > 0
     return {
         "kind": "late" if late else "early",
-        "headline": f"The sound is {abs(result.offset):.1f} s {'late' if late else 'early'}",
-        "detail": f"It would fit its picture if it came {abs(result.offset):.2f} s {'earlier' if late else 'later'}. "
+        "headline": f"The audio is {abs(result.offset):.1f} s {'late' if late else 'early'}",
+        "detail": f"It would fit the video if it came {abs(result.offset):.2f} s {'earlier' if late else 'later'}. "
         f"{sure}",
     }
 
@@ -68,12 +68,16 @@ def verdict(result: SyncResult) -> dict[str, str]:
 def sync_view(result: SyncResult) -> dict[str, Any]:
     """What the matrix, the timeline and the offset curve show."""
     facts = [
-        ["Similarity", f"{result.similarity:.2f}", "mean over all moments of the sound's likeness to its own picture"],
+        [
+            "Similarity",
+            f"{result.similarity:.2f}",
+            "of audio window and frame, mean over all moments",
+        ],
         ["Fit", f"{result.mean_contrast:+.2f}", "how much better they fit than moments nearby; 0 is chance"],
     ]
     shift = result.test.get("shift_p_value")
     if shift is not None:
-        facts.append(["Chance", f"{shift:.1%}", "share of turns of the sound track that fit as well as the true one"])
+        facts.append(["Chance", f"{shift:.1%}", "share of turns of the audio track that fit as well as the true one"])
     return {
         "verdict": verdict(result),
         "facts": facts,
@@ -93,7 +97,7 @@ def sync_view(result: SyncResult) -> dict[str, Any]:
 
 
 def places_view(found: LocalizationResult) -> dict[str, Any]:
-    """What the overlay on the player shows; `region` is what the model sees of the picture, as shares of the whole."""
+    """What the overlay on the player shows; `region` is what the model sees of the frame, as shares of the whole."""
     return {
         "times": _rounded(found.times, 3),
         "maps": bytes_view(found.heat(), 0.0, 1.0),

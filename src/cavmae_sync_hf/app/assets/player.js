@@ -62,7 +62,7 @@
   }
 
   const HEAT = [[60, 0, 90, 0], [110, 20, 160, 0.35], [220, 40, 60, 0.6], [255, 150, 30, 0.72], [255, 245, 170, 0.8]];
-  function heat(share) { // the colours of the saved pictures
+  function heat(share) { // the colours of the saved images
     const place = Math.min(0.9999, Math.max(0, share)) * (HEAT.length - 1);
     const k = Math.floor(place), rest = place - k;
     return HEAT[k].map((value, channel) => value + rest * (HEAT[k + 1][channel] - value));
@@ -121,15 +121,15 @@
     const [count] = sync.cells.shape;
     if (!sync.image) {
       sync.image = make("canvas", { width: count, height: count });
-      const picture = new ImageData(count, count);
+      const image = new ImageData(count, count);
       for (let row = 0; row < count; row++) {
         for (let column = 0; column < count; column++) {
           const level = sync.cells.bytes[row * count + column], place = ((count - 1 - row) * count + column) * 4;
           const [red, green, blue] = level ? ramp((level - 1) / 254) : [128, 128, 128];
-          picture.data.set([red, green, blue, level ? 255 : 90], place);
+          image.data.set([red, green, blue, level ? 255 : 90], place);
         }
       }
-      sync.image.getContext("2d").putImageData(picture, 0, 0);
+      sync.image.getContext("2d").putImageData(image, 0, 0);
     }
     const first = sync.matrix_times[0] - sync.step / 2, span = count * sync.step;
     const at = (time) => ((time - first) / span) * side;
@@ -140,7 +140,7 @@
     context.setLineDash([2, 4]);
     line(context, box.x, box.y + side, box.x + side, box.y);
     context.setLineDash([]);
-    if (sync.clear && Math.abs(sync.offset) > sync.hop) { // where the sound that fits each picture is
+    if (sync.clear && Math.abs(sync.offset) > sync.hop) { // where the audio that fits each frame is
       context.save();
       context.beginPath();
       context.rect(box.x, box.y, side, side);
@@ -188,21 +188,21 @@
       context.textAlign = "center";
       context.textBaseline = "top";
     }
-    context.fillText("picture at, seconds", box.x + box.side / 2, box.y + box.side + 19);
+    context.fillText("frame at, seconds", box.x + box.side / 2, box.y + box.side + 19);
     context.save();
     context.translate(4, box.y + box.side / 2);
     context.rotate(-Math.PI / 2);
-    context.fillText("sound at, seconds", 0, 0);
+    context.fillText("audio at, seconds", 0, 0);
     context.restore();
   }
 
   function tellCell() {
     const words = parts.matrix.querySelector(".cs-readout");
     const { sync } = state, { hover } = state;
-    const picture = hover ? hover.picture : state.time, sound = hover ? hover.sound : state.time;
-    const row = nearest(sync.matrix_times, sound), column = nearest(sync.matrix_times, picture);
+    const image = hover ? hover.image : state.time, audio = hover ? hover.audio : state.time;
+    const row = nearest(sync.matrix_times, audio), column = nearest(sync.matrix_times, image);
     const value = valueOf(sync.cells, row * sync.cells.shape[1] + column);
-    words.textContent = `Sound at ${clock(sync.matrix_times[row])}, picture at ${clock(sync.matrix_times[column])}: ` +
+    words.textContent = `Audio at ${clock(sync.matrix_times[row])}, frame at ${clock(sync.matrix_times[column])}: ` +
       (value === null ? "nothing to compare" : `similarity ${value.toFixed(2)}`);
   }
 
@@ -274,7 +274,7 @@
     context.textAlign = "center";
     context.textBaseline = "top";
     for (let offset = Math.ceil(begin); offset <= end; offset++) context.fillText(`${offset}`.replace("-", "−"), x(offset), top + tall + 4);
-    context.fillText("sound moved by, seconds (right: sound is late)", left + room / 2, top + tall + 19);
+    context.fillText("audio moved by, seconds (right: audio is late)", left + room / 2, top + tall + 19);
     context.textAlign = "right";
     context.textBaseline = "middle";
     for (const value of [low, 0, high].filter((one) => one === 0 || Math.abs(y(one) - y(0)) > 14)) {
@@ -300,7 +300,7 @@
     }
   }
 
-  /* Light where the sound comes from, over the picture as the player shows it. */
+  /* Light where the audio comes from, over the video as the player shows it. */
   function drawHeat() {
     const canvas = parts.player && parts.player.querySelector(".cs-heat");
     const element = video();
@@ -314,13 +314,13 @@
     const corner = { x: (width - shown.w) / 2, y: (height - shown.h) / 2 };
     const [, rows, columns] = places.cells.shape, moment = nearest(places.times, state.time);
     const small = make("canvas", { width: columns, height: rows });
-    const picture = new ImageData(columns, rows);
+    const image = new ImageData(columns, rows);
     for (let k = 0; k < rows * columns; k++) {
       const level = places.cells.bytes[moment * rows * columns + k];
       const [red, green, blue, opacity] = heat(level ? (level - 1) / 254 : 0);
-      picture.data.set([red, green, blue, Math.round(255 * opacity)], 4 * k);
+      image.data.set([red, green, blue, Math.round(255 * opacity)], 4 * k);
     }
-    small.getContext("2d").putImageData(picture, 0, 0);
+    small.getContext("2d").putImageData(image, 0, 0);
     const [x0, y0, x1, y1] = places.region;
     const seen = [corner.x + x0 * shown.w, corner.y + y0 * shown.h, (x1 - x0) * shown.w, (y1 - y0) * shown.h];
     context.beginPath(); // what the model does not see is darker
@@ -353,23 +353,23 @@
   function buildPlayer(place) {
     const element = make("video", { playsinline: true, controls: true, preload: "auto", "aria-label": "The chosen clip" });
     const timeline = make("canvas", { class: "cs-timeline", role: "slider", tabindex: "0", "aria-valuemin": "0",
-      "aria-label": "Fit of sound and picture at every moment; arrow keys move the player" });
+      "aria-label": "Fit of audio and video at every moment; arrow keys move the player" });
     place.replaceChildren(
       make("div", { class: "cs-stage" }, element, make("canvas", { class: "cs-heat", "aria-hidden": "true" })),
       make("div", { class: "cs-under" },
         make("label", { class: "cs-check" }, make("input", { type: "checkbox", class: "cs-show-heat", checked: true,
-          onchange: drawHeat }), " show where the sound is"),
+          onchange: drawHeat }), " show the source of the audio"),
         make("span", { class: "cs-moment" })),
       make("div", { class: "cs-name" }, make("strong", { class: "cs-title" }), " ", make("span", { class: "cs-note" })),
       make("div", { class: "cs-verdict", hidden: true, role: "status" },
         make("div", { class: "cs-headline" }), make("p", { class: "cs-detail" })),
       make("div", { class: "cs-line" },
         make("div", { class: "cs-caption" }, make("b", {}, "Fit of every moment. "),
-          make("span", {}, "Above 0, the sound fits this picture better than the sounds around it. Click to go there.")),
+          make("span", {}, "Above 0, the audio fits this frame better than the audio around it. Click to go there.")),
         timeline));
     const moved = () => { state.time = element.currentTime; follow(); };
     for (const name of ["timeupdate", "seeking", "seeked", "loadeddata"]) element.addEventListener(name, moved);
-    // `timeupdate` comes four times a second; while it plays, follow every picture.
+    // `timeupdate` comes four times a second; while it plays, follow every frame.
     const play = () => { if (!element.paused && !element.ended) { moved(); requestAnimationFrame(play); } };
     element.addEventListener("play", () => requestAnimationFrame(play));
     element.addEventListener("loadedmetadata", () => {
@@ -397,9 +397,9 @@
   }
 
   function buildMatrix(place) {
-    const canvas = make("canvas", { role: "img", "aria-label": "Similarity of every sound with every picture" });
+    const canvas = make("canvas", { role: "img", "aria-label": "Similarity of every audio window with every frame" });
     place.replaceChildren(
-      make("div", { class: "cs-caption" }, make("b", {}, "Every sound against every picture. "),
+      make("div", { class: "cs-caption" }, make("b", {}, "Every audio window against every frame. "),
         make("span", {}, "Bright where they are alike. In a clip that is in step the bright spots lie on the dotted line. Click to go there.")),
       canvas, make("div", { class: "cs-readout" }));
     const cell = (event) => {
@@ -407,9 +407,9 @@
       if (!box) return null;
       const across = (event.offsetX - box.x) / box.side, up = (box.y + box.side - event.offsetY) / box.side;
       if (across < 0 || across > 1 || up < 0 || up > 1) return null;
-      return { picture: box.first + across * box.span, sound: box.first + up * box.span };
+      return { image: box.first + across * box.span, audio: box.first + up * box.span };
     };
-    canvas.addEventListener("click", (event) => { const found = cell(event); if (found) seek(found.picture); });
+    canvas.addEventListener("click", (event) => { const found = cell(event); if (found) seek(found.image); });
     canvas.addEventListener("pointermove", (event) => { state.hover = cell(event); if (state.sync) tellCell(); });
     canvas.addEventListener("pointerleave", () => { state.hover = null; if (state.sync) tellCell(); });
     watch(place);
@@ -417,9 +417,9 @@
 
   function buildOffset(place) {
     place.replaceChildren(
-      make("div", { class: "cs-caption" }, make("b", {}, "If the sound were moved. "),
-        make("span", {}, "How well sound and picture fit at each offset; 0 on the left scale is chance.")),
-      make("canvas", { role: "img", "aria-label": "Fit at each offset of the sound" }),
+      make("div", { class: "cs-caption" }, make("b", {}, "If the audio were moved. "),
+        make("span", {}, "How well audio and video fit at each offset; 0 on the left scale is chance.")),
+      make("canvas", { role: "img", "aria-label": "Fit at each offset of the audio" }),
       make("dl", { class: "cs-facts" }), make("ul", { class: "cs-remarks" }));
     watch(place);
     fillFacts();
@@ -448,22 +448,22 @@
     place.querySelector(".cs-detail").textContent = detail;
   }
 
-  function fillPictures() {
-    if (!parts.pictures) return;
-    const { pictures } = state;
-    if (!pictures) { parts.pictures.replaceChildren(waiting("The places are found after the synchrony.")); return; }
-    parts.pictures.replaceChildren(
+  function fillImages() {
+    if (!parts.images) return;
+    const { images } = state;
+    if (!images) { parts.images.replaceChildren(waiting("The places are found after the synchrony.")); return; }
+    parts.images.replaceChildren(
       make("ul", { class: "cs-remarks" }, ...(state.places ? state.places.remarks : []).map((text) => make("li", {}, text))),
-      make("div", { class: "cs-caption" }, make("b", {}, "Where in the picture is the sound? "),
+      make("div", { class: "cs-caption" }, make("b", {}, "Where in the frame is the source of the audio? "),
         make("span", {}, "Warm where the model finds the source. The player shows the same while it plays; darker edges are what the model does not see.")),
-      make("a", { href: pictures.strip, target: "_blank", rel: "noopener" },
-        make("img", { src: pictures.strip, alt: "Frames of the clip with the place of the sound" })),
-      make("div", { class: "cs-caption" }, make("b", {}, "Which part of the sound is the picture? "),
+      make("a", { href: images.strip, target: "_blank", rel: "noopener" },
+        make("img", { src: images.strip, alt: "Frames of the clip with the source of the audio" })),
+      make("div", { class: "cs-caption" }, make("b", {}, "Which part of the audio belongs to the frame? "),
         make("span", {}, "The other way round, in the spectrogram.")),
-      make("a", { href: pictures.spectrogram, target: "_blank", rel: "noopener" },
-        make("img", { src: pictures.spectrogram, alt: "Spectrogram with the part that fits the picture" })),
-      ...(state.film ? [make("video", { class: "cs-film", src: state.film, controls: true, playsinline: true, preload: "metadata",
-        "aria-label": "The clip with the source of the sound drawn in" })] : []));
+      make("a", { href: images.spectrogram, target: "_blank", rel: "noopener" },
+        make("img", { src: images.spectrogram, alt: "Spectrogram with the part that fits the frame" })),
+      ...(state.video ? [make("video", { class: "cs-video", src: state.video, controls: true, playsinline: true, preload: "metadata",
+        "aria-label": "The clip with the source of the audio drawn in" })] : []));
   }
 
   function fillHits() {
@@ -518,7 +518,7 @@
       : "");
   }
 
-  const builders = { player: buildPlayer, matrix: buildMatrix, offset: buildOffset, pictures: fillPictures, hits: fillHits,
+  const builders = { player: buildPlayer, matrix: buildMatrix, offset: buildOffset, images: fillImages, hits: fillHits,
     labels: fillLabels, downloads: fillDownloads, status: () => {}, cards: () => {} };
 
   /* Cards are buttons; a press tells the server which. */
@@ -534,8 +534,8 @@
   // --- what the page calls ------------------------------------------------------------------------------------
 
   function begin(view) {
-    Object.assign(state, { turn: view.turn, clip: view.clip || null, sync: null, places: null, pictures: null, hits: null,
-      labels: null, film: null, time: 0, hover: null });
+    Object.assign(state, { turn: view.turn, clip: view.clip || null, sync: null, places: null, images: null, hits: null,
+      labels: null, video: null, time: 0, hover: null });
     state.downloads.clear();
     complain("");
     if (!view.clip) return;
@@ -562,9 +562,9 @@
       state.sync = sync;
     }
     if (view.places) state.places = { ...view.places, cells: unpack(view.places.maps) };
-    for (const name of ["pictures", "film", "hits", "labels"]) if (view[name]) state[name] = view[name];
+    for (const name of ["images", "video", "hits", "labels"]) if (view[name]) state[name] = view[name];
     for (const entry of view.downloads || []) state.downloads.set(entry.name, entry);
-    fillVerdict(); fillFacts(); fillPictures(); fillHits(); fillLabels(); fillDownloads();
+    fillVerdict(); fillFacts(); fillImages(); fillHits(); fillLabels(); fillDownloads();
     drawAll();
   }
 
