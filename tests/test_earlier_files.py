@@ -93,9 +93,9 @@ def test_shards__are_whole_and_make_batches(earlier):
 
 
 def test_syncworld__is_read(earlier):
-    records = list(read_truth(earlier / "world" / "temporal"))
+    records = list(read_truth(earlier / "world", "temporal"))
     assert len(records) == 2 and all(record["sounding_boxes"] for record in records)
-    assert len(list(load_syncworld(earlier / "world" / "temporal"))) == 2
+    assert len(list(load_syncworld(earlier / "world", "temporal"))) == 2
 
 
 def test_features__are_complete_for_the_same_settings(earlier, tmp_path):
