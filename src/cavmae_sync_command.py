@@ -1,5 +1,5 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""What does the `cavmae-sync` script start?
+"""Entry point of the `cavmae-sync` script.
 
 Importing `cavmae_sync_hf` registers its classes with transformers, which loads torch and takes seconds. The script
 does not need that to parse its arguments or to print its help, so it starts here, outside the package, and asks for

@@ -113,5 +113,8 @@ def test_results__are_read_and_can_be_taken_again(earlier):
     record = read_results(earlier / "retrieval.json")
     model, processor = load_model(earlier / "model")
     again = evaluate_retrieval(model, processor, earlier / "set")
-    assert again["metrics"] == pytest.approx(record["metrics"]) and again["data"]["fingerprint"] == record["data"]["fingerprint"]
+    assert (
+        again["metrics"] == pytest.approx(record["metrics"])
+        and again["data"]["fingerprint"] == record["data"]["fingerprint"]
+    )
     assert again["checkpoint"]["sha256"] == record["checkpoint"]["sha256"]

@@ -1,16 +1,43 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
 """CAV-MAE Sync for transformers: which sound belongs to which moment of a video.
 
-Importing the package registers its classes with transformers' auto classes.
+Importing the package registers its classes with transformers' auto classes; everything else is loaded on first use.
 """
 
 import sys
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .data.prepare import prepare
+    from .evaluation import evaluate_classification, evaluate_localization, evaluate_retrieval, evaluate_sync
     from .hub import push_to_hub, register_auto_classes, save_for_hub
+    from .inference.classify import classify
+    from .inference.extract import extract_features
+    from .inference.loading import load_model
+    from .inference.localize import localize
+    from .inference.sync import measure_sync
     from .model.configuration_cavmae_sync import CavMaeSyncConfig
+    from .model.errors_cavmae_sync import (
+        AppError,
+        CavMaeSyncError,
+        DataError,
+        EvaluationError,
+        ExportError,
+        Hint,
+        InferenceError,
+        LockedError,
+        MediaError,
+        MediaNotFoundError,
+        MissingTrackError,
+        ModelError,
+        NonFiniteLossError,
+        QueryError,
+        SearchError,
+        SelfCheckError,
+        TrainingError,
+        WorkerError,
+    )
     from .model.feature_extraction_cavmae_sync import CavMaeSyncFeatureExtractor
     from .model.media_cavmae_sync import decode_media
     from .model.modeling_cavmae_sync import (
@@ -25,54 +52,78 @@ if TYPE_CHECKING:
     from .model.processing_cavmae_sync import CavMaeSyncProcessor
     from .model.video_processing_cavmae_sync import CavMaeSyncVideoProcessor
     from .model_card import CardDetails
+    from .search import index_videos
+    from .search.searching import search
+    from .syncworld import make_world
 
     __version__: str
 
-# Where each public name lives. `selfcheck` and `convert` are modules of these names: import from them.
-_MODULES = {
-    "AppError": "model.errors_cavmae_sync",
-    "CavMaeSyncError": "model.errors_cavmae_sync",
-    "DataError": "model.errors_cavmae_sync",
-    "EvaluationError": "model.errors_cavmae_sync",
-    "ExportError": "model.errors_cavmae_sync",
-    "Hint": "model.errors_cavmae_sync",
-    "InferenceError": "model.errors_cavmae_sync",
-    "LockedError": "model.errors_cavmae_sync",
-    "MediaError": "model.errors_cavmae_sync",
-    "MediaNotFoundError": "model.errors_cavmae_sync",
-    "MissingTrackError": "model.errors_cavmae_sync",
-    "ModelError": "model.errors_cavmae_sync",
-    "NonFiniteLossError": "model.errors_cavmae_sync",
-    "QueryError": "model.errors_cavmae_sync",
-    "SearchError": "model.errors_cavmae_sync",
-    "SelfCheckError": "model.errors_cavmae_sync",
-    "TrainingError": "model.errors_cavmae_sync",
-    "WorkerError": "model.errors_cavmae_sync",
-    "CardDetails": "model_card",
-    "CavMaeSyncClassifierOutput": "model.modeling_cavmae_sync",
-    "CavMaeSyncConfig": "model.configuration_cavmae_sync",
-    "CavMaeSyncFeatureExtractor": "model.feature_extraction_cavmae_sync",
-    "CavMaeSyncForAudioVisualClassification": "model.modeling_cavmae_sync",
-    "CavMaeSyncForPreTraining": "model.modeling_cavmae_sync",
-    "CavMaeSyncForPreTrainingOutput": "model.modeling_cavmae_sync",
-    "CavMaeSyncModel": "model.modeling_cavmae_sync",
-    "CavMaeSyncModelOutput": "model.modeling_cavmae_sync",
-    "CavMaeSyncPreTrainedModel": "model.modeling_cavmae_sync",
-    "CavMaeSyncProcessor": "model.processing_cavmae_sync",
-    "CavMaeSyncVideoProcessor": "model.video_processing_cavmae_sync",
-    "decode_media": "model.media_cavmae_sync",
-    "push_to_hub": "hub",
-    "register_auto_classes": "hub",
-    "save_for_hub": "hub",
+# Module -> the public names in it, loaded on first use. `convert` and `selfcheck` are modules themselves.
+_PUBLIC: dict[str, tuple[str, ...]] = {
+    "model.errors_cavmae_sync": (
+        "AppError",
+        "CavMaeSyncError",
+        "DataError",
+        "EvaluationError",
+        "ExportError",
+        "Hint",
+        "InferenceError",
+        "LockedError",
+        "MediaError",
+        "MediaNotFoundError",
+        "MissingTrackError",
+        "ModelError",
+        "NonFiniteLossError",
+        "QueryError",
+        "SearchError",
+        "SelfCheckError",
+        "TrainingError",
+        "WorkerError",
+    ),
+    "model.configuration_cavmae_sync": ("CavMaeSyncConfig",),
+    "model.feature_extraction_cavmae_sync": ("CavMaeSyncFeatureExtractor",),
+    "model.media_cavmae_sync": ("decode_media",),
+    "model.modeling_cavmae_sync": (
+        "CavMaeSyncClassifierOutput",
+        "CavMaeSyncForAudioVisualClassification",
+        "CavMaeSyncForPreTraining",
+        "CavMaeSyncForPreTrainingOutput",
+        "CavMaeSyncModel",
+        "CavMaeSyncModelOutput",
+        "CavMaeSyncPreTrainedModel",
+    ),
+    "model.processing_cavmae_sync": ("CavMaeSyncProcessor",),
+    "model.video_processing_cavmae_sync": ("CavMaeSyncVideoProcessor",),
+    "model_card": ("CardDetails",),
+    "hub": (
+        "push_to_hub",
+        "register_auto_classes",
+        "save_for_hub",
+    ),
+    "data.prepare": ("prepare",),
+    "syncworld": ("make_world",),
+    "inference.loading": ("load_model",),
+    "inference.sync": ("measure_sync",),
+    "inference.localize": ("localize",),
+    "inference.classify": ("classify",),
+    "inference.extract": ("extract_features",),
+    "evaluation": (
+        "evaluate_classification",
+        "evaluate_localization",
+        "evaluate_retrieval",
+        "evaluate_sync",
+    ),
+    "search": ("index_videos",),
+    "search.searching": ("search",),
 }
+_MODULES = {name: module for module, names in _PUBLIC.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        try:
-            return metadata.version("cavmae-sync-hf")
-        except metadata.PackageNotFoundError:  # run from a source tree
-            return "0+unknown"
+        from .provenance import package_version
+
+        return package_version()
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f".{_MODULES[name]}", __name__), name)
@@ -81,7 +132,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *_MODULES})
 
 
 # The `cavmae-sync` script alone asks to leave this out, so that its help appears at once (see that module).
@@ -90,39 +141,4 @@ if not getattr(sys.modules.get("cavmae_sync_command"), "defer_registration", Fal
 
     register_auto_classes()
 
-__all__ = [
-    "AppError",
-    "CardDetails",
-    "CavMaeSyncClassifierOutput",
-    "CavMaeSyncConfig",
-    "CavMaeSyncError",
-    "CavMaeSyncFeatureExtractor",
-    "CavMaeSyncForAudioVisualClassification",
-    "CavMaeSyncForPreTraining",
-    "CavMaeSyncForPreTrainingOutput",
-    "CavMaeSyncModel",
-    "CavMaeSyncModelOutput",
-    "CavMaeSyncPreTrainedModel",
-    "CavMaeSyncProcessor",
-    "CavMaeSyncVideoProcessor",
-    "DataError",
-    "EvaluationError",
-    "ExportError",
-    "Hint",
-    "InferenceError",
-    "LockedError",
-    "MediaError",
-    "MediaNotFoundError",
-    "MissingTrackError",
-    "ModelError",
-    "NonFiniteLossError",
-    "QueryError",
-    "SearchError",
-    "SelfCheckError",
-    "TrainingError",
-    "WorkerError",
-    "decode_media",
-    "push_to_hub",
-    "register_auto_classes",
-    "save_for_hub",
-]
+__all__ = sorted(_MODULES)

@@ -10,18 +10,21 @@ import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
-
-import torch
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING, Any
 
 from .files import StrPath, file_digest
-from .model.processing_cavmae_sync import CavMaeSyncProcessor
+
+if TYPE_CHECKING:  # `cavmae-sync --version` does not wait for torch
+    import torch
+    from transformers import PreTrainedModel
+
+    from .model.processing_cavmae_sync import CavMaeSyncProcessor
 
 __all__ = [
     "checkpoint_record",
     "folder_digest",
     "model_fingerprint",
+    "package_version",
     "require_package",
     "software_versions",
     "weights_fingerprint",
@@ -59,6 +62,14 @@ def require_package(name: str, extra: str, purpose: str) -> ModuleType:
         ) from error
 
 
+def package_version() -> str:
+    """Version of this package; `"0+unknown"` when it runs from a source tree that is not installed."""
+    try:
+        return importlib.metadata.version("cavmae-sync-hf")
+    except importlib.metadata.PackageNotFoundError:
+        return "0+unknown"
+
+
 def software_versions() -> dict[str, str]:
     """Versions of Python and of the packages that a metric depends on; a package that is not installed is left out."""
     versions = {"python": platform.python_version()}
@@ -70,7 +81,7 @@ def software_versions() -> dict[str, str]:
     return versions
 
 
-def checkpoint_record(model: PreTrainedModel) -> dict[str, Any]:
+def checkpoint_record(model: "PreTrainedModel") -> dict[str, Any]:
     """Which weights these are.
 
     Returns:
@@ -96,7 +107,7 @@ def folder_digest(folder: StrPath) -> str | None:
     return _files_digest(files) if files else None
 
 
-def model_fingerprint(model: PreTrainedModel, processor: CavMaeSyncProcessor) -> str:
+def model_fingerprint(model: "PreTrainedModel", processor: "CavMaeSyncProcessor") -> str:
     """Checksum of all that decides a model's features: weights, their type, configuration and processor."""
     digest = hashlib.sha256()
     for part in (model.config, processor.feature_extractor, processor.video_processor):
@@ -106,12 +117,14 @@ def model_fingerprint(model: PreTrainedModel, processor: CavMaeSyncProcessor) ->
     return digest.hexdigest()
 
 
-def weights_fingerprint(model: PreTrainedModel) -> str:
+def weights_fingerprint(model: "PreTrainedModel") -> str:
     """Checksum of a model's encoder, alike in every precision; heads and decoder do not count.
 
     Weights count in bfloat16, so that an index made in half precision on a GPU can be searched in single precision
     elsewhere: vectors of both agree to the precision in which they are stored.
     """
+    import torch
+
     base = getattr(model, model.base_model_prefix, model)
     version = sum(tensor._version for tensor in base.parameters() if not tensor.is_inference())
     if _known_fingerprints.get(base, (-1, ""))[0] == version:
@@ -125,9 +138,11 @@ def weights_fingerprint(model: PreTrainedModel) -> str:
 
 
 def _add_tensors(
-    digest: Any, tensors: Mapping[str, torch.Tensor], heading: Callable[[str, torch.Tensor], str]
+    digest: Any, tensors: "Mapping[str, torch.Tensor]", heading: "Callable[[str, torch.Tensor], str]"
 ) -> None:
     """Add named tensors to a checksum, in the order of their names."""
+    import torch
+
     for name, tensor in sorted(tensors.items()):
         digest.update(heading(name, tensor).encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

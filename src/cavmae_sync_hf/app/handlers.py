@@ -20,6 +20,7 @@ import numpy as np
 
 from ..files import file_stem, whole_file
 from ..model.errors_cavmae_sync import AppError, QueryError, SearchError
+from ..provenance import package_version
 from .demo_clips import DemoClips
 from .engine import Engine
 from .guard import copy_safely, display_name
@@ -400,9 +401,7 @@ class RequestHandler:
         return _message("Something went wrong here, through no fault of your clip. The server's log says what.")
 
     def _facts(self, clip: Clip) -> dict[str, Any]:
-        from .. import __version__
-
-        return {"clip": clip.title, "model": self.engine.name, "cavmae_sync_hf": __version__}
+        return {"clip": clip.title, "model": self.engine.name, "cavmae_sync_hf": package_version()}
 
 
 def cut_preview(source: Path, target: Path, start: float, end: float) -> None:

@@ -55,9 +55,9 @@ def main() -> NoReturn:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        from .. import __version__
+        from ..provenance import package_version
 
-        terminal.console.print(f"cavmae-sync-hf {__version__}", highlight=False)
+        terminal.console.print(f"cavmae-sync-hf {package_version()}", highlight=False)
         raise typer.Exit
 
 

@@ -25,6 +25,7 @@ import torch
 
 from ..files import StrPath, locked, remove_partial, usable_cores, whole_file, write_bytes
 from ..model.errors_cavmae_sync import DataError, WorkerError
+from ..provenance import package_version
 from .engines import run_here, run_processes, run_ray
 from .packing import BadClip, ClipPacker, PrepareOptions
 from .shards import (
@@ -395,9 +396,7 @@ def _check_run(
 
 
 def _versions() -> dict[str, str]:
-    from .. import __version__
-
-    return {"cavmae_sync_hf": __version__, "av": av.__version__, "torch": torch.__version__}
+    return {"cavmae_sync_hf": package_version(), "av": av.__version__, "torch": torch.__version__}
 
 
 def _open_folder(out: StrPath) -> Path:
