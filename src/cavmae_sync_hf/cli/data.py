@@ -1,27 +1,27 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""The subcommands that make data sets."""
+"""Subcommands that make data sets."""
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from . import terminal
-
-__all__ = ["prepare", "world"]
+from .options import Media, Split, settings
 
 
 def prepare(
+    context: typer.Context,
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder, pattern, list, address or data set name.")],
     # Text: a Path would make the folder "s3:" of an address, which is to be refused.
     out: Annotated[
         str, typer.Argument(metavar="OUT", help="Folder for the shards: new, or begun by the same command.")
     ],
     name: Annotated[str, typer.Option(help="Name of the set; shards are called NAME-00000.tar.")] = "train",
-    media: Annotated[str | None, typer.Option(help="Folder of the files that a list names.")] = None,
+    media: Media = None,
     labels: Annotated[Path | None, typer.Option(help="File of label names: lines, JSON, or AudioSet's CSV.")] = None,
-    split: Annotated[str | None, typer.Option(help="Split of a list or data set.")] = None,
+    split: Split = None,
     folder_labels: Annotated[bool, typer.Option("--folder-labels", help="Label files by their folders.")] = False,
     cut: Annotated[
         Literal["auto", "done", "needed"], typer.Option(help="Whether files found by id are cut to their segments.")
@@ -34,12 +34,12 @@ def prepare(
     jpeg_quality: Annotated[int, typer.Option(help="1 to 100.")] = 95,
     jpeg_chroma: Annotated[Literal["4:4:4", "4:2:2", "4:2:0"], typer.Option(help="Colour resolution.")] = "4:4:4",
     channel: Annotated[Literal["first", "mean"], typer.Option(help="How several channels become one.")] = "first",
-    sampling_rate: Annotated[int, typer.Option(help="Rate of the sound in Hz, for the spectrogram.")] = 16000,
+    sampling_rate: Annotated[int, typer.Option(help="Rate of the audio in Hz, for the spectrogram.")] = 16000,
     num_mel_bins: Annotated[int, typer.Option(help="Mel bins of the spectrogram.")] = 128,
     missing: Annotated[
-        Literal["error", "keep"], typer.Option(help="Clips without sound or pictures: bad, or kept as such.")
+        Literal["error", "keep"], typer.Option(help="Clips without audio or video: bad, or kept as such.")
     ] = "error",
-    silent: Annotated[Literal["error", "keep"], typer.Option(help="Clips with a silent sound track.")] = "error",
+    silent: Annotated[Literal["error", "keep"], typer.Option(help="Clips with a silent audio track.")] = "error",
     damaged: Annotated[Literal["error", "keep"], typer.Option(help="Truncated and corrupt files.")] = "error",
     max_seconds: Annotated[float, typer.Option(help="Longer clips are bad clips.")] = 600.0,
     clips_per_shard: Annotated[int | None, typer.Option(help="Default: 256, less for small sets.")] = None,
@@ -54,10 +54,9 @@ def prepare(
     Clips that cannot be used are left out and listed. Where the network or a disk fails, the run ends, and continues
     when it is run again.
     """
-    options = dict(locals())
     from ..data.prepare import prepare as run_prepare
 
-    options["short_side"] = short_side or None
+    options = settings(context) | {"short_side": short_side or None}
     with terminal.progress_bar("preparing") as show:
         summary = run_prepare(
             **options, progress=lambda at: show(at.done, at.total, f"{at.bad} bad" if at.bad else "")
@@ -66,6 +65,7 @@ def prepare(
 
 
 def world(
+    context: typer.Context,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the world; splits are folders in it.")],
     clips: Annotated[int, typer.Option(help="Clips of the split.")] = 1000,
     seed: Annotated[int, typer.Option(help="Another seed gives another world.")] = 0,
@@ -74,22 +74,21 @@ def world(
         Literal["semantic", "temporal", "spatial", "mixed"],
         typer.Option(help="What makes the clips hard to tell apart."),
     ] = "mixed",
-    size: Annotated[str, typer.Option(help="Side of the picture, or WIDTHxHEIGHT, pixels.")] = "96",
+    size: Annotated[str, typer.Option(help="Side of the frame, or WIDTHxHEIGHT, pixels.")] = "96",
     fps: Annotated[int, typer.Option(help="Frames per second.")] = 10,
     seconds: Annotated[float, typer.Option(help="Length of a clip.")] = 10.0,
     echo: Annotated[float, typer.Option(help="Strength of the room's echo, 0 to 1.")] = 0.0,
     noise_db: Annotated[float, typer.Option(help="Background noise, dB relative to full scale.")] = -55.0,
     overlap: Annotated[float, typer.Option(help="Chance that a sound begins before the previous one ends.")] = 0.0,
-    sampling_rate: Annotated[int, typer.Option(help="Sound samples per second.")] = 16000,
+    sampling_rate: Annotated[int, typer.Option(help="Audio samples per second.")] = 16000,
     crf: Annotated[int, typer.Option(help="H.264 compression, 0 (lossless) to 51.")] = 23,
     encoder_preset: Annotated[str, typer.Option(help="x264 preset: slower ones make smaller files.")] = "ultrafast",
     audio_bitrate: Annotated[int, typer.Option(help="AAC bits per second.")] = 64000,
     workers: Annotated[int | None, typer.Option(help="Processes; default: one per core.")] = None,
-    preview: Annotated[bool, typer.Option("--preview", help="Also write a page and a picture to look at.")] = False,
+    preview: Annotated[bool, typer.Option("--preview", help="Also write a page and an image to look at.")] = False,
 ) -> None:
     """Make SyncWorld: short videos in which who sounds, when and where is known."""
-    options: dict[str, Any] = {key: value for key, value in locals().items() if key != "preview"}
-    options["size"] = _height_and_width(size)
+    options = settings(context, "preview") | {"size": _height_and_width(size)}
     from ..syncworld import contact_sheet, make_world, preview_page
 
     with terminal.progress_bar("making") as show:
@@ -107,7 +106,7 @@ def world(
 
 
 def _height_and_width(size: str) -> tuple[int, int]:
-    """Picture size of `96` or, width first as video sizes are written, `160x96`."""
+    """Frame size of `96` or, width first as video sizes are written, `160x96`."""
     found = re.fullmatch(r"(\d+)(?:[xX](\d+))?", size.strip())
     if not found:
         raise ValueError(f"--size must be a number of pixels or WIDTHxHEIGHT such as 160x96, got {size!r}.")

@@ -1,7 +1,6 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""The subcommands that score a model on a data set, under a protocol."""
+"""Subcommands that evaluate a model on a data set under a protocol."""
 
-import json
 import shlex
 import sys
 from collections.abc import Callable
@@ -12,8 +11,7 @@ import typer
 from rich.markup import escape
 
 from . import terminal
-
-__all__ = ["app", "classification", "localization", "protocols", "retrieval", "sync"]
+from .options import AsJson, Device, Media, ModelArgument, Split, settings
 
 app = typer.Typer(
     name="evaluate",
@@ -22,27 +20,23 @@ app = typer.Typer(
     add_completion=False,
 )
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="Folder or Hub name of a model.")]
 Data = Annotated[str, typer.Argument(metavar="DATA", help="Folder of shards or videos, SyncWorld split, or list.")]
 Out = Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write the results to this JSON file.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]
 Ids = Annotated[str | None, typer.Option(metavar="FILE", help="The protocol's list of clips: ids, CSV or JSON.")]
-Media = Annotated[str | None, typer.Option(help="Folder of the files that a list names.")]
 Labels = Annotated[str | None, typer.Option(metavar="FILE", help="Label names of the data, in order.")]
-Split = Annotated[str | None, typer.Option(help="Split of a list or data set.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Take so many clips at most, for a try.")]
-Strict = Annotated[bool, typer.Option("--strict", help="Give no figures where a clip is missing or unusable.")]
-Device = Annotated[str, typer.Option(help="Where to run the model, such as cpu or cuda.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Give no metrics where a clip is missing or unusable.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Clips per batch.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that load clips; 0 loads in this one.")]
 
-# Figures of several views of one set of annotations are shown as a table of views by these.
-_VIEW_FIGURES = ("hit_rate", "accuracy", "f1", "f1_macro", "jaccard", "precision", "recall")
+# Metrics of several views of one set of annotations are shown as a table of views by these.
+_VIEW_METRICS = ("hit_rate", "accuracy", "f1", "f1_macro", "jaccard", "precision", "recall")
 
 
 @app.command()
 def retrieval(
-    model: Model,
+    context: typer.Context,
+    model: ModelArgument,
     data: Data,
     protocol: Annotated[str, typer.Option(help="Rules to follow; see `evaluate protocols`.")] = "clips",
     strategy: Annotated[
@@ -60,20 +54,21 @@ def retrieval(
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
-    """Sounds find their pictures, and pictures their sounds."""
-    settings = {key: value for key, value in locals().items() if key not in _RUN}
+    """Retrieval: audio finds its video, and video its audio."""
+    options = settings(context, *_RUN)
 
     def run(loaded: Any, processor: Any, progress: Callable[..., None]) -> dict[str, Any]:
         from ..evaluation import evaluate_retrieval
 
-        return evaluate_retrieval(loaded, processor, data, **settings, progress=progress, command=_command())
+        return evaluate_retrieval(loaded, processor, data, **options, progress=progress, command=_command())
 
-    _evaluate(model, device, out, as_json, run, modalities="both")
+    _evaluate(run, model, device, out=out, as_json=as_json, modalities="both")
 
 
 @app.command()
 def classification(
-    model: Model,
+    context: typer.Context,
+    model: ModelArgument,
     data: Data,
     protocol: Annotated[str, typer.Option(help="Rules to follow; see `evaluate protocols`.")] = "clips",
     inputs: Annotated[
@@ -96,21 +91,22 @@ def classification(
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
-    """A fine-tuned model tags clips."""
-    settings = {key: value for key, value in locals().items() if key not in _RUN}
-    settings["inputs"] = None if inputs is None else [name.strip() for name in inputs.split(",") if name.strip()]
+    """Classification: a fine-tuned model labels clips."""
+    options = settings(context, *_RUN)
+    options["inputs"] = None if inputs is None else [name.strip() for name in inputs.split(",") if name.strip()]
 
     def run(loaded: Any, processor: Any, progress: Callable[..., None]) -> dict[str, Any]:
         from ..evaluation import evaluate_classification
 
-        return evaluate_classification(loaded, processor, data, **settings, progress=progress, command=_command())
+        return evaluate_classification(loaded, processor, data, **options, progress=progress, command=_command())
 
-    _evaluate(model, device, out, as_json, run, use="classification")
+    _evaluate(run, model, device, out=out, as_json=as_json, use="classification")
 
 
 @app.command()
 def localization(
-    model: Model,
+    context: typer.Context,
+    model: ModelArgument,
     data: Annotated[str, typer.Argument(metavar="DATA", help="SyncWorld split, shards of one, or a table of masks.")],
     protocol: Annotated[str, typer.Option(help="Rules to follow; see `evaluate protocols`.")] = "syncworld",
     maps: Annotated[
@@ -128,20 +124,21 @@ def localization(
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
-    """Sounds point at what makes them, against boxes or masks."""
-    settings = {key: value for key, value in locals().items() if key not in _RUN}
+    """Localization: maxima of the maps against boxes or masks of what sounds."""
+    options = settings(context, *_RUN)
 
     def run(loaded: Any, processor: Any, progress: Callable[..., None]) -> dict[str, Any]:
         from ..evaluation import evaluate_localization
 
-        return evaluate_localization(loaded, processor, data, **settings, progress=progress, command=_command())
+        return evaluate_localization(loaded, processor, data, **options, progress=progress, command=_command())
 
-    _evaluate(model, device, out, as_json, run, modalities="both")
+    _evaluate(run, model, device, out=out, as_json=as_json, modalities="both")
 
 
 @app.command()
 def sync(
-    model: Model,
+    context: typer.Context,
+    model: ModelArgument,
     data: Data,
     protocol: Annotated[str, typer.Option(help="Rules to follow; see `evaluate protocols`.")] = "shifted",
     min_shift: Annotated[float | None, typer.Option(help="Smallest shift in seconds, instead of 2.")] = None,
@@ -163,15 +160,15 @@ def sync(
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
-    """True alignment is told from shifted sound, or clips in sync from others."""
-    settings = {key: value for key, value in locals().items() if key not in _RUN}
+    """Synchrony: true alignment against shifted audio, or clips in sync against others."""
+    options = settings(context, *_RUN)
 
     def run(loaded: Any, processor: Any, progress: Callable[..., None]) -> dict[str, Any]:
         from ..evaluation import evaluate_sync
 
-        return evaluate_sync(loaded, processor, data, **settings, progress=progress, command=_command())
+        return evaluate_sync(loaded, processor, data, **options, progress=progress, command=_command())
 
-    _evaluate(model, device, out, as_json, run, modalities="both")
+    _evaluate(run, model, device, out=out, as_json=as_json, modalities="both")
 
 
 # Arguments of a subcommand that are no settings of the evaluation.
@@ -185,7 +182,7 @@ def protocols(as_json: AsJson = False) -> None:
 
     if as_json:
         known = {task: [rules.to_dict() for rules in group.values()] for task, group in PROTOCOLS.items()}
-        print(json.dumps(known, indent=2, ensure_ascii=False))
+        terminal.print_json(known)
         return
     from rich.table import Table
 
@@ -201,11 +198,12 @@ def _command() -> str:
 
 
 def _evaluate(
+    run: Callable[[Any, Any, Callable[..., None]], dict[str, Any]],
     model: str,
     device: str,
+    *,
     out: Path | None,
     as_json: bool,
-    run: Callable[[Any, Any, Callable[..., None]], dict[str, Any]],
     **wanted: Any,
 ) -> None:
     """Load, run, write and show."""
@@ -221,7 +219,7 @@ def _evaluate(
     if out is not None:
         write_results(out, record)
     if as_json:
-        print(json.dumps(record, indent=2, ensure_ascii=False))
+        terminal.print_json(record)
         return
     _print_record(record)
     if out is not None:
@@ -238,14 +236,14 @@ def _print_record(record: dict[str, Any]) -> None:
         dict.fromkeys(key.partition("_clips")[0] for key in metrics if key.endswith("_clips") and "@" not in key)
     )
     if record["protocol"].get("scoring") == "vggsounder":
-        table = Table("labels", "clips", *(f"{figure}@1" for figure in _VIEW_FIGURES), title=escape(title))
+        table = Table("labels", "clips", *(f"{metric}@1" for metric in _VIEW_METRICS), title=escape(title))
         for view in views:
-            row = [_number(metrics.get(f"{view}_{figure}@1")) for figure in _VIEW_FIGURES]
+            row = [_number(metrics.get(f"{view}_{metric}@1")) for metric in _VIEW_METRICS]
             table.add_row(view, str(metrics[f"{view}_clips"]), *row)
         terminal.console.print(table)
         metrics = {key: value for key, value in metrics.items() if key.startswith(("mu_", "labels_"))}
         title = "over all labels"
-    table = Table("figure", "value", title=escape(title))
+    table = Table("metric", "value", title=escape(title))
     table.columns[1].justify = "right"
     for key, value in metrics.items():
         table.add_row(key, _number(value))

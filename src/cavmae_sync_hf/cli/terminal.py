@@ -1,20 +1,20 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""How does a subcommand speak to its user: consoles, progress and errors?"""
+"""Consoles, progress and errors of the subcommands."""
 
+import json
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
 from ..model.errors_cavmae_sync import CavMaeSyncError, on_command_line
-
-__all__ = ["check_device", "console", "errors", "progress_bar", "report", "say"]
 
 console = Console()
 errors = Console(stderr=True)
@@ -29,6 +29,35 @@ show_tracebacks = False
 def say(text: str) -> None:
     """Print plain text: no markup in file names, no line breaks in paths."""
     console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def print_json(values: Any) -> None:
+    """Print JSON on standard output."""
+    print(json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def one_line(text: str) -> str:
+    """Text as it can be shown in a line: file names may hold line breaks and control characters."""
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
+
+
+def error_text(error: BaseException) -> str:
+    """What an error says, on one line, its remedies as options of the command line."""
+    text = error.spelled(on_command_line) if isinstance(error, CavMaeSyncError) else str(error)
+    return " ".join(text.split()) or type(error).__name__
+
+
+def print_error(text: str, label: str = "Error") -> None:
+    """Print a line on the error stream."""
+    errors.print(f"[bold red]{label}:[/bold red] {escape(one_line(text))}", highlight=False, soft_wrap=True)
+
+
+def end(failed: list[dict[str, str]]) -> None:
+    """Name what failed, if anything did, and end with exit code 1 then."""
+    for entry in failed:
+        print_error(entry["error"])
+    if failed:
+        raise typer.Exit(1)
 
 
 def report(error: Exception) -> int:
@@ -48,13 +77,11 @@ def report(error: Exception) -> int:
     if show_tracebacks:
         raise error
     strict = type(error).__name__.startswith("Strict")  # a configuration's check; the cause is what is wrong
-    shown = error.__cause__ if strict and error.__cause__ else error
-    text = shown.spelled(on_command_line) if isinstance(shown, CavMaeSyncError) else str(shown)
-    message = " ".join(text.split()) or type(error).__name__
+    message = error_text(error.__cause__ if strict and error.__cause__ else error)
     expected = strict or isinstance(error, ValueError | OSError | ImportError)
     if not expected:
         message = f"{type(error).__name__}: {message} (run again with --traceback before the command to see where)"
-    errors.print(f"[bold red]Error:[/bold red] {escape(message)}", highlight=False, soft_wrap=True)
+    print_error(message)
     return 1
 
 

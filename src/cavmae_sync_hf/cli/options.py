@@ -1,0 +1,29 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""Arguments and options that several subcommands share."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Folder or Hub name of a model.")]
+Model = Annotated[str, typer.Option("--model", "-m", help="Folder or Hub name of a model.")]
+Device = Annotated[str, typer.Option(help="Where to run the model, such as cpu or cuda.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]
+Media = Annotated[str | None, typer.Option(help="Folder of the files that a list names.")]
+Split = Annotated[str | None, typer.Option(help="Split of a list or data set.")]
+Damaged = Annotated[
+    Literal["error", "keep"], typer.Option(help="Truncated and corrupt files: refuse, or use what is there.")
+]
+Missing = Annotated[
+    Literal["error", "mask"], typer.Option(help="Files without audio or without video: refuse, or use the rest.")
+]
+Start = Annotated[float | None, typer.Option(min=0.0, help="Where in the video to start, seconds.")]
+End = Annotated[float | None, typer.Option(min=0.0, help="Where to end, seconds.")]
+Engine = Annotated[Literal["local", "ray"], typer.Option(help="This machine, or a Ray cluster.")]
+OutFile = Annotated[Path | None, typer.Option("--out", metavar="FILE", help="File to write.")]
+
+
+def settings(context: typer.Context, *without: str) -> dict[str, Any]:
+    """The subcommand's arguments and options by name, but for those named."""
+    return {name: value for name, value in context.params.items() if name not in without}
