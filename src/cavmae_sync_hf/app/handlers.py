@@ -5,7 +5,6 @@ Every step takes the visitor's session, does one thing and returns a view: a dic
 `views.py`). What goes wrong becomes a view with a message. A step whose clip is not the current one any more stops.
 """
 
-import json
 import logging
 import math
 import os
@@ -16,9 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
-from ..files import file_stem, whole_file
+from ..files import file_stem, whole_file, write_json
 from ..model.errors_cavmae_sync import AppError, QueryError, SearchError
 from ..provenance import package_version
 from .demo_clips import DemoClips
@@ -154,14 +151,9 @@ class RequestHandler:
                 self.engine.model, self.engine.processor, clip.path, hop=hop, damaged="keep", progress=tell
             )
             result.source = clip.title
-            facts = _save_json(session.path("sync.json"), self._facts(clip) | {"sync": result.to_dict()})
+            facts = write_json(session.path("sync.json"), self._facts(clip) | {"sync": result.to_dict()})
             arrays = session.path("sync.npz")
-            with whole_file(arrays) as partial:
-                np.savez_compressed(
-                    partial, times=result.times, scores=result.scores, contrast=result.contrast, band=result.band,
-                    band_offsets=result.band_offsets, matrix=result.matrix, matrix_times=result.matrix_times,
-                    offsets=result.offsets, offset_scores=result.offset_scores,
-                )  # fmt: skip
+            result.save_arrays(arrays)
             downloads = [
                 _download(session, facts, f"{clip.stem}-sync.json", "All numbers of the synchrony"),
                 _download(session, arrays, f"{clip.stem}-sync.npz", "Matrix and curves as NumPy arrays"),
@@ -196,13 +188,9 @@ class RequestHandler:
             strip, audio = session.path("sources.png"), session.path("spectrogram.png")
             draw_strip(found, clip.path, strip)
             draw_spectrogram(found, audio)
-            facts = _save_json(session.path("sources.json"), self._facts(clip) | {"sources": found.to_dict()})
+            facts = write_json(session.path("sources.json"), self._facts(clip) | {"sources": found.to_dict()})
             arrays = session.path("sources.npz")
-            with whole_file(arrays) as partial:
-                np.savez_compressed(
-                    partial, times=found.times, video_maps=found.video_maps, audio_maps=found.audio_maps,
-                    window_times=found.window_times, present=found.present, peaks=found.peaks(),
-                )  # fmt: skip
+            found.save_arrays(arrays)
             downloads = [
                 _download(session, strip, f"{clip.stem}-sources.png", "Frames with the source of the audio"),
                 _download(session, audio, f"{clip.stem}-spectrogram.png", "Spectrogram with the frame's part"),
@@ -242,7 +230,7 @@ class RequestHandler:
                 progress=lambda *_: tell(),
             )[0]  # fmt: skip
             result.clip = clip.title
-            facts = _save_json(session.path("labels.json"), self._facts(clip) | {"labels": result.to_dict()})
+            facts = write_json(session.path("labels.json"), self._facts(clip) | {"labels": result.to_dict()})
             entry = _download(session, facts, f"{clip.stem}-labels.json", "Labels and scores")
             return {"labels": labels_view(result, self.engine.classifier.config.modality), "downloads": [entry]}
 
@@ -328,7 +316,7 @@ class RequestHandler:
         found = result.to_dict() | {"query": stem}
         for entry in found["hits"]:  # where files lie on the server is nobody's business
             entry["path"] = os.path.basename(entry["path"])
-        path = _save_json(session.path("similar.json"), {"model": self.engine.name, "search": found})
+        path = write_json(session.path("similar.json"), {"model": self.engine.name, "search": found})
         entry = _download(session, path, f"{stem}.json", "Moments found")
         return {"hits": hits, "asked": {"what": what, **span}, "downloads": [entry]}
 
@@ -438,12 +426,6 @@ def _plain(error: Exception, session: Session, clip: Clip | None = None) -> str:
     if clip is not None:
         text = text.replace(os.fspath(clip.path), clip.title)
     return text.replace(f"{session.folder}{os.sep}", "")
-
-
-def _save_json(path: Path, values: dict[str, Any]) -> Path:
-    with whole_file(path) as partial:
-        partial.write_text(json.dumps(values, indent=2, ensure_ascii=False), encoding="utf-8")
-    return path
 
 
 def _download(session: Session, path: Path, save_as: str, what: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""What can be done from the command line?
+"""The `cavmae-sync` command line.
 
-Every subcommand is one function, in the file of its room, that parses, calls the library and shows the result. What
+Every subcommand is one function, in the file of its subject, that parses, calls the library and shows the result. What
 takes long to import is imported inside it, so that `cavmae-sync --help` answers at once.
 """
 
@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from . import cards, data, evaluate, export, features, model, moments, page, search, tagging, terminal
+from . import data, evaluate, inference, model, page, search, terminal
 
 app = typer.Typer(
     name="cavmae-sync",
@@ -27,14 +27,14 @@ _USING = "Using a model"
 for _command, _panel in (
     (model.convert, _MAKING),
     (model.selfcheck, _MAKING),
-    (cards.card, _MAKING),
+    (model.card, _MAKING),
     (data.prepare, _MAKING),
     (data.world, _MAKING),
-    (export.export, _MAKING),
-    (tagging.classify, _USING),
-    (moments.sync, _USING),
-    (moments.localize, _USING),
-    (features.extract, _USING),
+    (model.export, _MAKING),
+    (inference.classify, _USING),
+    (inference.sync, _USING),
+    (inference.localize, _USING),
+    (inference.extract, _USING),
     (search.index, _USING),
     (search.search, _USING),
     (search.index_info, _USING),

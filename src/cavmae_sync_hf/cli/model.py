@@ -1,17 +1,19 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""The subcommands that make and check a model folder."""
+"""Subcommands that make, check, export and describe a model folder."""
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
 
-from ..model.errors_cavmae_sync import on_command_line
+from ..model.errors_cavmae_sync import EvaluationError, on_command_line
 from . import terminal
+from .options import AsJson, Device, ModelArgument, OutFile
 
-__all__ = ["convert", "selfcheck"]
+if TYPE_CHECKING:
+    from ..selfcheck import SelfCheckResult
 
 
 def convert(
@@ -31,13 +33,13 @@ def convert(
 
 
 def selfcheck(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder or Hub name of a model.")],
-    clips: Annotated[list[str], typer.Argument(metavar="CLIPS...", help="Video files or URLs with sound.")],
-    device: Annotated[str, typer.Option(help="Where to run the model, such as cpu or cuda.")] = "cpu",
+    model: ModelArgument,
+    clips: Annotated[list[str], typer.Argument(metavar="CLIPS...", help="Video files or URLs with audio.")],
+    device: Device = "cpu",
     min_margin: Annotated[float, typer.Option(help="How far true pairs must score above shuffled ones.")] = 0.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Check that sound scores higher with its own picture than with others; exit code 1 when it does not."""
+    """Check that audio scores higher with its own frame than with others; exit code 1 when it does not."""
     terminal.check_device(device)
     from ..inference.loading import load_model
     from ..selfcheck import selfcheck as run_selfcheck
@@ -45,17 +47,73 @@ def selfcheck(
     loaded, processor = load_model(model, device=device)
     result = run_selfcheck(loaded, processor, clips, on_failure="ignore", min_margin=min_margin)
     if as_json:
-        print(json.dumps(result.to_dict(), indent=2))
+        terminal.print_json(result.to_dict())
     else:
         _print_selfcheck(result)
     if not result.passed:
         raise typer.Exit(1)
 
 
-def _print_selfcheck(result: Any) -> None:
+def export(
+    model: ModelArgument,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder to write to.")],
+    format: Annotated[
+        Literal["onnx", "torch"], typer.Option(help="For ONNX Runtime, or as torch.export programs.")
+    ] = "onnx",
+    int8: Annotated[bool, typer.Option("--int8", help="Also write ONNX towers with 8-bit weights.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier export wrote.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write the towers for ONNX Runtime or torch.export, checked against the model, with the processor beside them."""
+    from ..export import export_model
+    from ..inference.loading import load_model
+
+    loaded, processor = load_model(model)
+    with terminal.progress_bar("exporting", unit="steps") as show:
+        found = export_model(loaded, processor, out, format=format, int8=int8, overwrite=overwrite, progress=show)
+    if as_json:
+        terminal.print_json(found)
+    else:
+        _show_export(found, out)
+
+
+def card(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a saved model.")],
+    results: Annotated[
+        list[Path] | None,
+        typer.Option("--results", metavar="FILE", help="Results of `evaluate` on this model; repeat for more."),
+    ] = None,
+    details: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="YAML of what neither model nor results tell: licence, training."),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name in the card and its snippet; default: the folder's.")] = None,
+    out: OutFile = None,
+) -> None:
+    """Fill a model's card from its configuration, results files and details."""
+    from dataclasses import replace
+
+    from ..evaluation.card import card_text, read_details
+    from ..files import write_text
+    from ..model_card import CardDetails
+
+    known = read_details(details) if details is not None else CardDetails()
+    text = card_text(model, results or [], known if name is None else replace(known, name=name))
+    if out is None:
+        print(text)
+        return
+    if out.is_dir():
+        raise EvaluationError(f"{out} is a folder; name the file to write, such as {out / 'README.md'}.")
+    if out.exists() and "library_name: transformers" not in out.read_text(encoding="utf-8", errors="replace"):
+        raise EvaluationError(f"{out} exists and is no model card, so it is not replaced; name another file.")
+    write_text(out, text.rstrip("\n") + "\n")
+    terminal.say(f"written to {out}")
+
+
+def _print_selfcheck(result: "SelfCheckResult") -> None:
     from rich.table import Table
 
-    table = Table("clip", "moments", "true pairs", "shuffled", title="Similarity of sound and picture")
+    table = Table("clip", "moments", "true pairs", "shuffled", title="Similarity of audio and video")
     for row in result.per_clip:
         shuffled = row["shuffled_within"]
         numbers = (f"{row['true_similarity']:.4f}", "-" if shuffled is None else f"{shuffled:.4f}")
@@ -80,3 +138,24 @@ def _parse_settings(settings: list[str]) -> dict[str, Any]:
             literal = {"true": True, "false": False, "none": None}
             parsed[key.strip()] = literal.get(value.strip().lower(), value)
     return parsed
+
+
+def _show_export(found: dict[str, Any], out: Path) -> None:
+    from rich.table import Table
+
+    table = Table(title="Exported towers")
+    for column in ("file", "size", "a window or frame", "compared with the model"):
+        table.add_column(column, no_wrap=True)
+    for entry in found["towers"].values():
+        shape = " x ".join(map(str, entry["inputs"][0]["shape"][2:]))
+        worst = max(entry["max_difference"].values())
+        table.add_row(escape(entry["file"]), _size(entry), shape, f"differs by {worst:.1g} at most")
+        if "int8" in entry:
+            small = entry["int8"]
+            table.add_row(escape(small["file"]), _size(small), shape, f"cosine {small['min_cosine']:.5f} at least")
+    terminal.console.print(table)
+    terminal.say(f"Written to {out}. Any number of clips and frames will do; export.json says names and shapes.")
+
+
+def _size(entry: dict[str, Any]) -> str:
+    return f"{(entry['bytes'] + entry.get('data_bytes', 0)) / 1e6:.1f} MB"

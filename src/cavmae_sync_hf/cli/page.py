@@ -6,8 +6,7 @@ from typing import Annotated
 import typer
 
 from . import terminal
-
-__all__ = ["app"]
+from .options import Device
 
 
 def app(
@@ -32,9 +31,9 @@ def app(
     ] = False,
     max_megabytes: Annotated[float, typer.Option(help="Largest upload, in megabytes.")] = 100.0,
     max_seconds: Annotated[float, typer.Option(help="Longest clip that is taken, in seconds.")] = 60.0,
-    device: Annotated[str, typer.Option(help="Where to run the model, such as cpu or cuda.")] = "cpu",
+    device: Device = "cpu",
 ) -> None:
-    """Serve a web page that shows synchrony, sound sources and similar moments of a clip.
+    """Serve a web page that shows synchrony, sources of the audio and similar moments of a clip.
 
     It works with made demo clips at once. Uploads are limited, decoded in a process of their own, and removed.
     """

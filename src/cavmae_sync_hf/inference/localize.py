@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..files import StrPath, whole_file
 from ..metrics.localization import map_boxes, patch_maps
 from ..model.alignment_cavmae_sync import FRAMES_PER_SECOND, view_of
 from ..model.errors_cavmae_sync import InferenceError
@@ -187,6 +188,17 @@ class LocalizationResult:
             "remarks": self.remarks,
             "moments": moments,
         }
+
+    def save_arrays(self, path: StrPath) -> None:
+        """Write the maps, with times, peaks and the view, as a NumPy archive."""
+        names = ("times", "window_times", "present", "similarity", "video_maps", "audio_maps")
+        with whole_file(path) as partial:
+            np.savez_compressed(
+                partial,
+                **{name: getattr(self, name) for name in names},
+                peaks=self.peaks(),
+                view=np.array(self.view.box),
+            )
 
 
 def localize(

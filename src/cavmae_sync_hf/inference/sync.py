@@ -14,7 +14,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from ..files import plain
+from ..files import StrPath, plain, whole_file
 from ..metrics.synchrony import QUANTILES, alignment_test, sync_detection
 from ..model.alignment_cavmae_sync import window_seconds
 from ..model.errors_cavmae_sync import InferenceError
@@ -139,6 +139,14 @@ class SyncResult:
             left_out |= {"times", "scores", "contrast"}
         values = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in left_out}
         return _rounded(plain(values | {"moments": len(self.times), "alignment_score": self.similarity}))
+
+    def save_arrays(self, path: StrPath) -> None:
+        """Write series, band and matrix as a NumPy archive."""
+        names = (
+            "times", "scores", "contrast", "band", "band_offsets", "matrix", "matrix_times", "offsets", "offset_scores",
+        )  # fmt: skip
+        with whole_file(path) as partial:
+            np.savez_compressed(partial, **{name: getattr(self, name) for name in names})
 
 
 @dataclass

@@ -1,0 +1,517 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""Subcommands that say what a model finds in videos: synchrony, sources, labels and features."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.markup import escape
+
+from ..model.errors_cavmae_sync import InferenceError
+from . import terminal
+from .options import AsJson, Damaged, Device, End, Media, Missing, Model, Split, Start
+
+if TYPE_CHECKING:
+    from ..inference.classify import ClipLabels
+    from ..inference.extract import ExtractionSummary
+    from ..inference.localize import LocalizationResult
+    from ..inference.sync import SyncResult
+
+_SHOWN_FAILURES = 10
+_BAR_WIDTH = 24
+
+
+def sync(
+    videos: Annotated[list[str] | None, typer.Argument(metavar="VIDEO...", help="Video files or addresses.")] = None,
+    *,
+    model: Model,
+    audio: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="Another audio track; one for each video, in their order."),
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(metavar="LIST", help="Instead of videos a list with columns path, label and, if need be, audio."),
+    ] = None,
+    in_sync: Annotated[
+        list[str] | None, typer.Option(metavar="LABEL", help="Label of videos in sync; default: 1, true, sync, real.")
+    ] = None,
+    start: Start = None,
+    end: End = None,
+    hop: Annotated[float, typer.Option(help="Seconds between moments, and between the offsets tried.")] = 0.1,
+    max_offset: Annotated[float, typer.Option(help="Largest offset tried both ways, seconds.")] = 2.0,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Write a timeline image, JSON and arrays per video.")
+    ] = None,
+    damaged: Damaged = "error",
+    batch_size: Annotated[int, typer.Option(min=1, help="Moments embedded at a time.")] = 32,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Measure how well audio and video fit in time: scores per moment, and by how much the audio is late.
+
+    Several videos are also scored as a set. With --labels, AUC and equal-error rate tell how well the scores separate
+    videos in sync from others. Files that cannot be used are named, the others are measured; the exit code is then 1.
+    """
+    if bool(videos) == (labels is not None):
+        raise typer.BadParameter("Name videos, or a list of them with --labels; one of the two.")
+    if audio and (labels is not None or len(audio) != len(videos or [])):
+        raise typer.BadParameter(
+            f"--audio was given {len(audio)} times for {len(videos or [])} videos; once for each."
+        )
+    if in_sync and labels is None:
+        raise typer.BadParameter("--in-sync goes with --labels.")
+    terminal.check_device(device)
+    from ..inference.loading import load_model
+    from ..inference.sync import measure_sync
+    from ..provenance import model_fingerprint
+
+    pairs, truths = _pairs(videos, audio, labels, in_sync)
+    write = None if out is None else _SyncWriter(out)
+    loaded, processor = load_model(model, device=device, modalities="both")
+    options: dict[str, Any] = {
+        "start": start, "end": end, "hop": hop, "max_offset": max_offset, "batch_size": batch_size,
+        "damaged": damaged, "fingerprint": model_fingerprint(loaded, processor),
+    }  # fmt: skip
+
+    def measure(number: int, progress: Callable[..., None]) -> Any:
+        return measure_sync(loaded, processor, *pairs[number], **options, progress=progress)
+
+    done, failed = _each([video for video, _ in pairs], measure, "measuring", write)
+    summary = _summary({number: result for number, (result, _) in done.items()}, truths)
+    if as_json:
+        entries = [result.to_dict() | {"files": files} for result, files in done.values()]
+        terminal.print_json({"model": model, "videos": entries, "failed": failed, **summary})
+    else:
+        _show_sync([result for result, _ in done.values()], summary)
+        for _, files in done.values():
+            for file in files:
+                terminal.say(f"wrote {file}")
+    terminal.end(failed)
+
+
+def localize(
+    video: Annotated[str, typer.Argument(metavar="VIDEO", help="Video file or address.")],
+    *,
+    model: Model,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for images, video, JSON and maps.")],
+    audio: Annotated[str | None, typer.Option(metavar="FILE", help="Another audio track for the video.")] = None,
+    start: Start = None,
+    end: End = None,
+    fps: Annotated[float, typer.Option(help="Moments per second for which maps are made.")] = 5.0,
+    method: Annotated[
+        Literal["occlusion", "cosine"],
+        typer.Option(help="Leave out patch after patch, or compare the patches themselves: fast, but points badly."),
+    ] = "occlusion",
+    draw_video: Annotated[
+        bool, typer.Option("--video/--no-video", help="Also write the video with the maps drawn in.")
+    ] = True,
+    frames: Annotated[int, typer.Option(min=1, help="Frames on the contact strip.")] = 12,
+    damaged: Damaged = "error",
+    batch_size: Annotated[int, typer.Option(min=1, help="Moments decoded at a time.")] = 16,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Find where in the frame the source of the audio is, and which part of the spectrogram belongs to the frame."""
+    terminal.check_device(device)
+    from ..inference.loading import load_model
+    from ..inference.localize import localize as run_localize
+
+    loaded, processor = load_model(model, device=device, modalities="both")
+    with terminal.progress_bar("localizing") as show:
+        found = run_localize(
+            loaded, processor, video, audio, start=start, end=end, fps=fps, method=method, damaged=damaged,
+            batch_size=batch_size, progress=_seconds(show),
+        )  # fmt: skip
+    files = _write_localization(found, video, audio, folder=out, frames=frames, draw_video=draw_video)
+    if as_json:
+        terminal.print_json({"model": model, **found.to_dict(), "files": files})
+        return
+    _show_localization(found)
+    for file in files.values():
+        terminal.say(f"wrote {file}")
+
+
+def classify(
+    videos: Annotated[list[str], typer.Argument(metavar="VIDEO...", help="Video or audio files, or addresses.")],
+    model: Model,
+    top: Annotated[int, typer.Option(min=1, help="How many labels to show.")] = 5,
+    modality: Annotated[
+        Literal["both", "audio", "video"] | None,
+        typer.Option(help="Use audio and video or one of them; default: all that the model has."),
+    ] = None,
+    moments: Annotated[bool, typer.Option("--moments", help="Also say when: the labels along each file.")] = False,
+    hop: Annotated[
+        float | None,
+        typer.Option(help="Seconds between moments; default: as in training up to 12 s, 0.625 in longer files."),
+    ] = None,
+    missing: Missing = "error",
+    damaged: Damaged = "error",
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Label videos: labels and scores of a fine-tuned model, over all moments of each file.
+
+    Files that cannot be used are named, the others are classified; the exit code is then 1.
+    """
+    terminal.check_device(device)
+    from ..inference.classify import iter_classify
+    from ..inference.loading import load_model
+    from ..model.pipeline_inputs_cavmae_sync import check_modality
+
+    loaded, processor = load_model(model, use="classification", device=device)
+    check_modality(modality, loaded.config)
+    found: list[ClipLabels] = []
+    failed: list[dict[str, str]] = []
+    with terminal.progress_bar("classifying") as show:
+        for number, video in enumerate(videos):
+
+            def tell(_done: int, _total: int, remark: str = "", number: int = number) -> None:
+                show(number, len(videos), remark)
+
+            try:
+                found += iter_classify(
+                    loaded, processor, video, modality=modality, top_k=top, hop=hop, moments=moments,
+                    missing=missing, damaged=damaged, progress=tell,
+                )  # fmt: skip
+            except ValueError as error:
+                failed.append({"clip": video, "error": terminal.error_text(error)})
+        show(len(videos), len(videos))
+    if as_json:
+        terminal.print_json({"model": model, "clips": [result.to_dict() for result in found], "failed": failed})
+    else:
+        for result in found:
+            _show_labels(result, moments)
+    terminal.end(failed)
+
+
+def extract(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="Video file, folder, pattern, list or data set name.")
+    ],
+    # Text: a Path would make the folder "s3:" of an address, which is to be refused.
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder: new, or begun by the same command.")],
+    # What is left of `--modalities a v av` and `--layers 3 6` after their first values.
+    more: Annotated[list[str] | None, typer.Argument(metavar="MORE", hidden=True)] = None,
+    *,
+    model: Model,
+    window: Annotated[float, typer.Option(help="Length of a window, seconds.")] = 5.0,
+    stride: Annotated[float, typer.Option(help="From the start of a window to that of the next, seconds.")] = 1.0,
+    hop: Annotated[
+        float | None,
+        typer.Option(help="From one moment to the next, seconds; divides the stride. Default: 0.625 or less."),
+    ] = None,
+    modalities: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[a v av ...]",
+            help="Audio, video, both fused (av), means of patches (a_patches, v_patches). Default: a v av.",
+        ),
+    ] = None,
+    layers: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[N ...]", help="Also the mean patches after these layers; 0: embedded patches."),
+    ] = None,
+    control: Annotated[
+        Literal["scramble"] | None, typer.Option(help="Give frames the audio of other pieces of the videos.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seeds the control.")] = 0,
+    audio_context: Annotated[
+        Literal["around", "inside"],
+        typer.Option(help="Whether moments that hear beyond the window's ends count, or only those that do not."),
+    ] = "around",
+    sound: Annotated[Literal["around", "inside"] | None, typer.Option(hidden=True)] = None,
+    partial: Annotated[
+        Literal["drop", "keep"], typer.Option(help="Windows that reach beyond the video's end.")
+    ] = "drop",
+    missing: Missing = "error",
+    damaged: Damaged = "error",
+    format: Annotated[  # noqa: A002 - the word users look for
+        Literal["npy", "parquet"], typer.Option(help="Arrays and a timing table, or Parquet files.")
+    ] = "npy",
+    media: Media = None,
+    split: Split = None,
+    batch_frames: Annotated[int, typer.Option(min=1, help="Moments decoded and encoded at a time.")] = 16,
+    device: Device = "cpu",
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"], typer.Option(help="Of the model's weights; features are float32.")
+    ] = "float32",
+    as_json: AsJson = False,
+) -> None:
+    """Write features of every window of videos of any length, with a table of their times.
+
+    The feature of a window is the mean over the moments inside it, half a second or so apart; the model hears a few
+    seconds around each. Videos are read once, in constant memory. A run that is killed goes on when it is started
+    again. Videos that cannot be used are listed and left out; the exit code is then 1.
+    """
+    terminal.check_device(device)
+    if sound is not None:
+        terminal.errors.print(f"Note: --sound is now called --audio-context; taken as --audio-context {sound}.")
+        audio_context = sound
+    names, numbers = _sort_words(modalities or [], layers or [], more or [])
+    import torch
+
+    from ..inference.extract import extract_to_folder
+    from ..inference.loading import load_model
+
+    loaded, processor = load_model(model, device=device, dtype=getattr(torch, dtype))
+    with terminal.progress_bar("extracting") as show:
+        summary = extract_to_folder(
+            loaded, processor, source, out, format=format, window=window, stride=stride, hop=hop,
+            modalities=names or None, layers=numbers, control=control, seed=seed, audio_context=audio_context,
+            partial=partial, missing=missing, damaged=damaged, batch_frames=batch_frames, media=media,
+            split=split, progress=show,
+        )  # fmt: skip
+    if as_json:
+        terminal.print_json(summary.to_dict())
+    else:
+        _show_extraction(summary)
+    if summary.failed:
+        raise typer.Exit(1)
+
+
+def _pairs(
+    videos: list[str] | None, audio: list[str] | None, labels: Path | None, in_sync: list[str] | None
+) -> tuple[list[tuple[str, str | None]], list[bool] | None]:
+    """Videos with their audio tracks, and whether each is in sync where that is known."""
+    if labels is None:
+        tracks: list[str | None] = list(audio) if audio else [None] * len(videos or [])
+        return list(zip(videos or [], tracks, strict=True)), None
+    from ..data.sync_list import read_sync_list
+
+    listed = read_sync_list(labels, in_sync or ())
+    return [(item.video, item.audio) for item in listed], [item.in_sync for item in listed]
+
+
+def _each(
+    names: list[str],
+    measure: Callable[[int, Callable[..., None]], Any],
+    what: str,
+    write: Callable[[Any], list[str]] | None,
+) -> tuple[dict[int, tuple[Any, list[str]]], list[dict[str, str]]]:
+    """Measure video after video; gives results with the files written, by number, and those that failed."""
+    done: dict[int, tuple[Any, list[str]]] = {}
+    failed: list[dict[str, str]] = []
+    with terminal.progress_bar(what) as show:
+        for number, name in enumerate(names):
+
+            def tell(seconds: int, total: int, _: str = "", number: int = number) -> None:
+                show(number, len(names), f"{seconds} of {total} s" if total else f"{seconds} s")
+
+            try:
+                result = measure(number, tell)
+                done[number] = result, [] if write is None else write(result)
+            except (ValueError, OSError) as error:
+                failed.append({"video": name, "error": terminal.error_text(error)})
+        show(len(names), len(names))
+    return done, failed
+
+
+class _SyncWriter:
+    """Writes timeline, values and arrays of one video after the other into a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.taken: set[str] = set()
+        # Before the first video is measured, not after it.
+        _check_folder(folder)
+        from ..inference.plots import require_matplotlib
+
+        require_matplotlib()
+
+    def __call__(self, result: "SyncResult") -> list[str]:
+        from ..files import file_stem, write_json
+        from ..inference.plots import draw_timeline
+
+        stem = file_stem(result.source, self.taken)
+        image, values, arrays = (self.folder / f"{stem}.sync.{suffix}" for suffix in ("png", "json", "npz"))
+        draw_timeline(result, image)
+        write_json(values, result.to_dict())
+        result.save_arrays(arrays)
+        return [str(path) for path in (image, values, arrays)]
+
+
+def _write_localization(
+    found: "LocalizationResult", video: str, audio: str | None, *, folder: Path, frames: int, draw_video: bool
+) -> dict[str, str]:
+    """Write images, values, maps and video; gives their paths by what they are."""
+    from ..files import file_stem, write_json
+    from ..inference.plots import draw_spectrogram, draw_strip
+    from ..inference.video_overlay import write_overlay_video
+
+    _check_folder(folder)
+    stem = file_stem(found.source, set())
+    names = {"frames": "frames.png", "spectrogram": "spectrogram.png", "values": "places.json", "maps": "maps.npz"}
+    paths = {key: folder / f"{stem}.{name}" for key, name in names.items()}
+    draw_strip(found, video, paths["frames"], count=frames)
+    draw_spectrogram(found, paths["spectrogram"])
+    write_json(paths["values"], found.to_dict())
+    found.save_arrays(paths["maps"])
+    if draw_video:
+        paths["video"] = folder / f"{stem}.places.mp4"
+        with terminal.progress_bar("drawing") as show:
+            write_overlay_video(found, video, paths["video"], audio, progress=_seconds(show))
+    return {key: str(path) for key, path in paths.items()}
+
+
+def _summary(results: "dict[int, SyncResult]", truths: list[bool] | None) -> dict[str, Any]:
+    """Scores of a set of videos."""
+    from ..inference.sync import detection_metrics, join_scores
+
+    measured = list(results.values())
+    summary: dict[str, Any] = {}
+    if len(measured) > 1:
+        joined = join_scores(measured).to_dict()
+        summary["alignment"] = {key: value for key, value in joined.items() if key != "videos"}
+    if truths is not None:
+        try:
+            summary["detection"] = detection_metrics(measured, [truths[number] for number in results])
+        except InferenceError as error:
+            summary["detection"] = None
+            terminal.errors.print(
+                f"[yellow]{escape(terminal.error_text(error))}[/yellow]", highlight=False, soft_wrap=True
+            )
+    return summary
+
+
+def _show_sync(results: "list[SyncResult]", summary: dict[str, Any]) -> None:
+    from rich.table import Column, Table
+
+    if results:
+        names = ("late by", "confidence", "similarity", "lead", "z", "shift p")
+        table = Table(
+            Column("video", overflow="fold"), *(Column(name, no_wrap=True, justify="right") for name in names)
+        )
+        for result in results:
+            lead, z, turned = result.lead, result.test["z_score"], result.test["shift_p_value"]
+            table.add_row(
+                escape(_name(result)),
+                "-" if result.offset is None else f"{round(result.offset, 2) + 0.0:+.2f} s",
+                "-" if result.offset is None else f"{result.confidence:.0%}",
+                f"{result.similarity:.3f}",
+                "-" if lead is None else f"{lead:+.2f}",
+                "-" if z is None else f"{z:.1f}",
+                "-" if turned is None else f"{turned:.3f}",
+            )
+        terminal.console.print(table)
+        terminal.say(
+            f"Late by: below 0 the audio is early; in steps of {results[0].hop:g} s, interpolated. Lead: above 0 in "
+            "sync. Shift p: share of shifts that fit as well."
+        )
+    for result in results:
+        for remark in result.remarks:
+            terminal.say(f"- {_name(result)}: {remark}")
+    alignment = summary.get("alignment")
+    if alignment:
+        error = alignment["standard_error"]
+        terminal.say(
+            f"Alignment score of {len(results)} videos: {alignment['score']:.4f} (standard error {error:.4f})"
+        )
+    for name, values in (summary.get("detection") or {}).items():
+        terminal.say(f"{name:10s} AUC {values['auc']:.4f}, equal-error rate {values['equal_error_rate']:.2%}")
+    if results:
+        terminal.say(f"Protocol: {results[0].protocol}")
+
+
+def _show_localization(found: "LocalizationResult") -> None:
+    from rich.table import Table
+
+    table = Table("time", "similarity", "source at x, y", "box")
+    moments = found.to_dict()["moments"]
+    step = -(-len(moments) // 12)
+    for moment in moments[::step]:
+        if moment["peak"] is None:
+            table.add_row(f"{moment['time']:.2f} s", "-", "-", "-")
+            continue
+        x, y = moment["peak"]
+        box = ", ".join(f"{edge:.0f}" for edge in moment["box"])
+        table.add_row(f"{moment['time']:.2f} s", f"{moment['similarity']:.3f}", f"{x:.0%}, {y:.0%}", box)
+    terminal.console.print(table)
+    for remark in found.remarks:
+        terminal.say(f"- {remark}")
+
+
+def _name(result: "SyncResult") -> str:
+    """Names of a video and of its audio track, without their folders."""
+    sources = [result.source] if result.audio_source is None else [result.source, result.audio_source]
+    return " + ".join(terminal.one_line(source.rstrip("/").rpartition("/")[2] or source) for source in sources)
+
+
+def _seconds(show: Callable[..., None]) -> Callable[..., None]:
+    """Progress of one video."""
+
+    def tell(seconds: int, total: int, _: str = "") -> None:
+        show(0, 1, f"{seconds} of {total} s" if total else f"{seconds} s")
+
+    return tell
+
+
+def _check_folder(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; name a folder for the results.")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _show_labels(result: "ClipLabels", moments: bool) -> None:
+    """A clip's labels with bars, and when they apply."""
+    from rich.table import Table
+
+    from ..inference.moments import format_clock
+
+    count = f"{result.num_moments} moment{'s' if result.num_moments != 1 else ''}"
+    terminal.console.print(f"[bold]{escape(result.clip)}[/bold]  {count}", highlight=False, soft_wrap=True)
+    table = Table.grid(padding=(0, 1))
+    for entry in result.labels:
+        filled = round(max(0.0, min(1.0, entry["score"])) * _BAR_WIDTH)
+        bar = f"[cyan]{'█' * filled}[/cyan][dim]{'·' * (_BAR_WIDTH - filled)}[/dim]"
+        table.add_row("", f"{entry['score']:.3f}", bar, escape(str(entry["label"])))
+    terminal.console.print(table, highlight=False)
+    if moments:
+        for start, end, label, score in _runs(result):
+            terminal.say(f"   {format_clock(start)} - {format_clock(end)}  {label} ({score:.3f})")
+
+
+def _runs(result: "ClipLabels") -> list[tuple[float, float, str, float]]:
+    """Runs of moments with the same first label: start, end, label and mean score."""
+    runs: list[tuple[float, float, str, float]] = []
+    scores: list[float] = []
+    for (start, end), labels in zip(result.spans.tolist(), result.moment_labels, strict=True):
+        label, score = str(labels[0]["label"]), labels[0]["score"]
+        if runs and runs[-1][2] == label and start <= runs[-1][1] + (end - start):
+            scores.append(score)
+            runs[-1] = (runs[-1][0], end, label, sum(scores) / len(scores))
+        else:
+            scores = [score]
+            runs.append((start, end, label, score))
+    return runs
+
+
+def _sort_words(modalities: list[str], layers: list[str], more: list[str]) -> tuple[list[str], list[int]]:
+    """The names of features and numbers of layers, which may be given one by one, with commas or with spaces."""
+    names, numbers = _words(modalities), _words(layers)
+    for word in more:
+        whole = re.fullmatch(r"-?\d+", word) is not None
+        if not (numbers if whole else names):
+            raise typer.BadParameter(f"Got an argument too many: {word!r}. There are two, SOURCE and OUT.")
+        (numbers if whole else names).append(word)
+    wrong = [word for word in numbers if re.fullmatch(r"-?\d+", word) is None]
+    if wrong:
+        raise typer.BadParameter(f"--layers are whole numbers, got {wrong[0]!r}.")
+    return names, [int(word) for word in numbers]
+
+
+def _words(values: list[str]) -> list[str]:
+    return [word for value in values for word in re.split(r"[,\s]+", value) if word]
+
+
+def _show_extraction(summary: "ExtractionSummary") -> None:
+    terminal.say(str(summary))
+    for place, (name, reason) in enumerate(summary.failed.items()):
+        if place == _SHOWN_FAILURES:
+            more = f"... and {len(summary.failed) - place} more; see {summary.folder / 'manifest.json'}."
+            terminal.errors.print(escape(more), highlight=False, soft_wrap=True)
+            break
+        text = terminal.error_text(summary.errors[name])
+        terminal.print_error(text if name in reason else f"{name}: {text}", label="Left out")
