@@ -475,6 +475,7 @@ def _show_labels(result: "ClipLabels", moments: bool) -> None:
 
 def _runs(result: "ClipLabels") -> list[tuple[float, float, str, float]]:
     """Runs of moments with the same first label: start, end, label and mean score."""
+    assert result.spans is not None and result.moment_labels is not None  # asked for by `--moments`
     runs: list[tuple[float, float, str, float]] = []
     scores: list[float] = []
     for (start, end), labels in zip(result.spans.tolist(), result.moment_labels, strict=True):

@@ -143,7 +143,8 @@ class SyncResult:
     def save_arrays(self, path: StrPath) -> None:
         """Write series, band and matrix as a NumPy archive."""
         names = (
-            "times", "scores", "contrast", "band", "band_offsets", "matrix", "matrix_times", "offsets", "offset_scores",
+            "times", "scores", "contrast", "band", "band_offsets", "matrix", "matrix_times", "offsets",
+            "offset_scores",
         )  # fmt: skip
         with whole_file(path) as partial:
             np.savez_compressed(partial, **{name: getattr(self, name) for name in names})

@@ -57,8 +57,8 @@ def telling(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("films")
+def videos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videos")
     return {late: ramp_film(folder / f"{late}.mp4", late=late) for late in (0.0, 0.5, -0.7)}
 
 
@@ -69,33 +69,33 @@ def test_help__is_printed(run, command):
     assert code == 0 and f"Usage: cavmae-sync {command}" in out and "--model" in out
 
 
-def test_sync__says_how_late_the_sound_is(run, telling, films):
-    code, out, err = run("sync", films[0.5], films[0.0], "-m", telling, "--hop", 0.2)
+def test_sync__says_how_late_the_audio_is(run, telling, videos):
+    code, out, err = run("sync", videos[0.5], videos[0.0], "-m", telling, "--hop", 0.2)
 
     lines = out.splitlines()
     late, true = (next(line for line in lines if name in line and "│" in line) for name in ("0.5.mp4", "0.0.mp4"))
     assert code == 0 and err == ""
     found = [float(re.search(r"([+-]\d\.\d\d) s", line)[1]) for line in (late, true)]
     assert found == pytest.approx([0.5, 0.0], abs=0.06) and "in steps of 0.2 s" in out
-    assert any(line.startswith("Alignment score of 2 films: 0.") for line in lines)
+    assert any(line.startswith("Alignment score of 2 videos: 0.") for line in lines)
     assert any(line.startswith("Protocol: cavmae-sync-alignment/1;") for line in lines)
 
 
-def test_sync__as_json_and_nothing_else(run, telling, films):
-    code, out, _ = run("sync", films[-0.7], "-m", telling, "--json", "--start", 1, "--end", 5)
+def test_sync__as_json_and_nothing_else(run, telling, videos):
+    code, out, _ = run("sync", videos[-0.7], "-m", telling, "--json", "--start", 1, "--end", 5)
 
     values = json.loads(out)
-    film = values["films"][0]
-    assert code == 0 and values["failed"] == [] and film["files"] == []
-    assert film["offset"] == pytest.approx(-0.7, abs=0.06) and film["moments"] == len(film["scores"]) == 40
-    assert film["remarks"] == [] and film["confidence"] > 0.9
+    video = values["videos"][0]
+    assert code == 0 and values["failed"] == [] and video["files"] == []
+    assert video["offset"] == pytest.approx(-0.7, abs=0.06) and video["moments"] == len(video["scores"]) == 40
+    assert video["remarks"] == [] and video["confidence"] > 0.9
 
 
-def test_sync__writes_picture_figures_and_arrays(run, telling, films, tmp_path):
+def test_sync__writes_image_values_and_arrays(run, telling, videos, tmp_path):
     pytest.importorskip("matplotlib")
     out_folder = tmp_path / "new" / "results"
 
-    code, out, _ = run("sync", films[0.5], films[0.5], "-m", telling, "--hop", 0.2, "--out", out_folder)
+    code, out, _ = run("sync", videos[0.5], videos[0.5], "-m", telling, "--hop", 0.2, "--out", out_folder)
 
     names = {path.name for path in out_folder.iterdir()}
     assert code == 0
@@ -107,37 +107,37 @@ def test_sync__writes_picture_figures_and_arrays(run, telling, films, tmp_path):
         assert arrays["band"].shape == (30, 21) and arrays["matrix"].shape == (30, 30)
 
 
-def test_sync__another_sound_track_for_each(run, telling, films, tmp_path):
+def test_sync__another_audio_track_for_each(run, telling, videos, tmp_path):
     dub = write_clip(
         tmp_path / "dub.wav", video=False, audio=rising_tone(late=0.3), rate=RATE, audio_codec="pcm_s16le"
     )
 
     code, out, _ = run(
-        "sync", films[-0.7], films[0.0], "--audio", dub, "--audio", films[0.5], "-m", telling, "--json", "--hop", 0.2
+        "sync", videos[-0.7], videos[0.0], "--audio", dub, "--audio", videos[0.5], "-m", telling, "--json", "--hop", 0.2
     )
 
-    found = [film["offset"] for film in json.loads(out)["films"]]
+    found = [video["offset"] for video in json.loads(out)["videos"]]
     assert code == 0 and found == pytest.approx([0.3, 0.5], abs=0.05)
     assert json.loads(out)["alignment"]["standard_error"] is not None
 
 
-def test_sync__bad_files_are_named_and_the_others_measured(run, telling, films, tmp_path):
+def test_sync__bad_files_are_named_and_the_others_measured(run, telling, videos, tmp_path):
     trap = tmp_path / "trap.mp4"
     trap.write_text("#EXTM3U\n/etc/passwd\n")
     mute = ramp_film(tmp_path / "mute [red].mp4", audio=False)
 
-    code, out, err = run("sync", tmp_path / "none.mp4", films[0.0], trap, mute, "-m", telling, "--json", "--hop", 0.2)
+    code, out, err = run("sync", tmp_path / "none.mp4", videos[0.0], trap, mute, "-m", telling, "--json", "--hop", 0.2)
 
     values = json.loads(out)
-    assert code == 1 and len(values["films"]) == 1
-    assert [Path(entry["film"]).name for entry in values["failed"]] == ["none.mp4", "trap.mp4", "mute [red].mp4"]
+    assert code == 1 and len(values["videos"]) == 1
+    assert [Path(entry["video"]).name for entry in values["failed"]] == ["none.mp4", "trap.mp4", "mute [red].mp4"]
     assert "none.mp4: no such file" in err and "playlist" in err and "mute [red].mp4" in err
 
 
-def test_sync__hostile_names_stay_names(run, telling, films, tmp_path):
+def test_sync__hostile_names_stay_names(run, telling, videos, tmp_path):
     pytest.importorskip("matplotlib")
     hostile = tmp_path / "-rf [bold]$x$\x1b[31m;ls.mp4"
-    hostile.write_bytes(films[0.0].read_bytes())
+    hostile.write_bytes(videos[0.0].read_bytes())
 
     code, out, _ = run("sync", "-m", telling, "--hop", 0.5, "--out", tmp_path / "out", "--", hostile)
 
@@ -146,9 +146,9 @@ def test_sync__hostile_names_stay_names(run, telling, films, tmp_path):
     assert len(names) == 3 and all(name.startswith("rf_bold_") and ";" not in name for name in names)
 
 
-def test_sync__labelled_films_give_auc(run, telling, films, tmp_path):
-    rows = [f"{films[0.0]},real", f"{films[0.5]},fake", f"{films[-0.7]},fake"]
-    table = tmp_path / "films.csv"
+def test_sync__labelled_films_give_auc(run, telling, videos, tmp_path):
+    rows = [f"{videos[0.0]},real", f"{videos[0.5]},fake", f"{videos[-0.7]},fake"]
+    table = tmp_path / "videos.csv"
     table.write_text("\n".join(["path,label", *rows]) + "\n")
 
     code, out, _ = run("sync", "--labels", table, "-m", telling, "--hop", 0.2)
@@ -158,9 +158,9 @@ def test_sync__labelled_films_give_auc(run, telling, films, tmp_path):
     assert as_json["detection"]["contrast"]["auc"] == 1.0
 
 
-def test_sync__labels_of_one_kind_give_no_auc(run, telling, films, tmp_path):
-    table = tmp_path / "films.csv"
-    table.write_text(f"path,label\n{films[0.0]},1\n")
+def test_sync__labels_of_one_kind_give_no_auc(run, telling, videos, tmp_path):
+    table = tmp_path / "videos.csv"
+    table.write_text(f"path,label\n{videos[0.0]},1\n")
 
     code, out, err = run("sync", "--labels", table, "-m", telling, "--json", "--hop", 0.5)
 
@@ -188,12 +188,12 @@ def test_wrong_usage__exits_with_2(run, arguments, words):
 
 
 @pytest.mark.parametrize("command", ["sync", "localize"])
-def test_wrong_checkpoints__are_refused(run, films, tmp_path, command):
+def test_wrong_checkpoints__are_refused(run, videos, tmp_path, command):
     one = save(tiny_config(modality="video"), tmp_path / "one")
     out = ["--out", tmp_path / "out"] if command == "localize" else []
 
-    tower = run(command, films[0.0], "-m", one, *out)
-    nothing = run(command, films[0.0], "-m", tmp_path / "missing", *out)
+    tower = run(command, videos[0.0], "-m", one, *out)
+    nothing = run(command, videos[0.0], "-m", tmp_path / "missing", *out)
 
     assert tower[0] == nothing[0] == 1
     assert "video tower alone" in tower[2] and "is not a folder" in nothing[2]
@@ -201,24 +201,24 @@ def test_wrong_checkpoints__are_refused(run, films, tmp_path, command):
 
 
 @pytest.mark.parametrize("command", ["sync", "localize"])
-def test_out__must_be_a_folder(run, saved, films, tmp_path, command):
+def test_out__must_be_a_folder(run, saved, videos, tmp_path, command):
     (tmp_path / "file").write_text("")
 
-    code, _, err = run(command, films[0.0], "-m", saved, "--out", tmp_path / "file")
+    code, _, err = run(command, videos[0.0], "-m", saved, "--out", tmp_path / "file")
 
     assert code == 1 and "is a file; name a folder" in " ".join(err.split())
 
 
-def test_sync__span_outside_the_film(run, saved, films):
-    code, _, err = run("sync", films[0.0], "-m", saved, "--start", 60)
+def test_sync__span_outside_the_film(run, saved, videos):
+    code, _, err = run("sync", videos[0.0], "-m", saved, "--start", 60)
 
     assert code == 1 and "earlier start" in err
 
 
-def test_localize__writes_everything(run, saved, films, tmp_path):
+def test_localize__writes_everything(run, saved, videos, tmp_path):
     folder = tmp_path / "new" / "places"
 
-    code, out, _ = run("localize", films[0.0], "-m", saved, "--out", folder, "--fps", 2, "--end", 2, "--frames", 3)
+    code, out, _ = run("localize", videos[0.0], "-m", saved, "--out", folder, "--fps", 2, "--end", 2, "--frames", 3)
 
     suffixes = {"frames.png", "spectrogram.png", "places.json", "maps.npz", "places.mp4"}
     assert code == 0 and {path.name for path in folder.iterdir()} == {f"0.0.{suffix}" for suffix in suffixes}
@@ -230,15 +230,15 @@ def test_localize__writes_everything(run, saved, films, tmp_path):
         assert arrays["video_maps"].shape == (4, 4, 4) and arrays["audio_maps"].shape == (4, 2, 6)
 
 
-def test_localize__as_json_without_the_film(run, saved, films, tmp_path):
+def test_localize__as_json_without_the_film(run, saved, videos, tmp_path):
     code, out, _ = run(
-        "localize", films[0.0], "-m", saved, "--out", tmp_path, "--no-video", "--json", "--fps", 1,
-        "--method", "cosine", "--audio", films[0.5],
+        "localize", videos[0.0], "-m", saved, "--out", tmp_path, "--no-video", "--json", "--fps", 1,
+        "--method", "cosine", "--audio", videos[0.5],
     )  # fmt: skip
 
     values = json.loads(out)
     assert code == 0 and len(values["moments"]) == SECONDS and values["method"] == "cosine"
-    assert set(values["files"]) == {"frames", "spectrogram", "figures", "maps"}
+    assert set(values["files"]) == {"frames", "spectrogram", "values", "maps"}
     assert values["audio_source"].endswith("0.5.mp4") and not list(tmp_path.glob("*.mp4"))
 
 
@@ -247,7 +247,7 @@ def test_localize__mute_films_and_playlists_leave_nothing(run, saved, tmp_path):
     trap.write_text("ffconcat version 1.0\nfile /etc/passwd\n")
     mute = write_clip(tmp_path / "mute.mp4", audio=False)
 
-    for film, words in ((trap, "playlist"), (mute, "no audio")):
-        code, _, err = run("localize", film, "-m", saved, "--out", tmp_path / "out")
-        assert code == 1 and film.name in err and words in err
+    for video, words in ((trap, "playlist"), (mute, "no audio")):
+        code, _, err = run("localize", video, "-m", saved, "--out", tmp_path / "out")
+        assert code == 1 and video.name in err and words in err
         assert not (tmp_path / "out").exists()
