@@ -113,7 +113,18 @@ def test_sync__another_audio_track_for_each(run, telling, videos, tmp_path):
     )
 
     code, out, _ = run(
-        "sync", videos[-0.7], videos[0.0], "--audio", dub, "--audio", videos[0.5], "-m", telling, "--json", "--hop", 0.2
+        "sync",
+        videos[-0.7],
+        videos[0.0],
+        "--audio",
+        dub,
+        "--audio",
+        videos[0.5],
+        "-m",
+        telling,
+        "--json",
+        "--hop",
+        0.2,
     )
 
     found = [video["offset"] for video in json.loads(out)["videos"]]
