@@ -21,7 +21,7 @@ from cavmae_sync_hf.model.auto_map_cavmae_sync import AUTO_MAP
 from cavmae_sync_hf.search import index_videos, search
 from cavmae_sync_hf.syncworld import load_syncworld, read_truth
 from cavmae_sync_hf.training import CavMaeSyncTrainer, PretrainingArguments
-from helpers.little_shards import little_processor
+from helpers.tiny_shards import tiny_processor
 from helpers.tiny import tiny_config, tiny_inputs
 
 ARCHIVE = Path(__file__).parent / "fixtures" / "written_by_0.1.0.tar.xz"
@@ -58,7 +58,7 @@ def test_checkpoint__resumes_as_it_would_have_gone_on(earlier, expected, tmp_pat
     shutil.copytree(earlier / "checkpoints", tmp_path / "out")
     assert isinstance(AutoModelForPreTraining.from_pretrained(tmp_path / "out/checkpoint-2"), CavMaeSyncForPreTraining)
     torch.manual_seed(3)
-    processor = little_processor()
+    processor = tiny_processor()
     arguments = PretrainingArguments(
         output_dir=str(tmp_path / "out"), use_cpu=True, per_device_train_batch_size=2, max_steps=4, learning_rate=3e-3,
         save_strategy="steps", save_steps=2, logging_steps=1, disable_tqdm=True, dataloader_pin_memory=False,
@@ -88,7 +88,7 @@ def test_index__is_searched_and_brought_up_to_date(earlier, expected, tmp_path):
 def test_shards__are_whole_and_make_batches(earlier):
     for name, clips in (("set", 5), ("shards", 2)):
         assert check_shards(earlier / name) == []
-        dataset = CavMaeSyncDataset(earlier / name, little_processor())
+        dataset = CavMaeSyncDataset(earlier / name, tiny_processor())
         assert len(dataset) == clips and dataset[0]["pixel_values_videos"].shape[1:] == (3, 32, 32)
 
 
