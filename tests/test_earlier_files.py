@@ -21,8 +21,8 @@ from cavmae_sync_hf.model.auto_map_cavmae_sync import AUTO_MAP
 from cavmae_sync_hf.search import index_videos, search
 from cavmae_sync_hf.syncworld import load_syncworld, read_truth
 from cavmae_sync_hf.training import CavMaeSyncTrainer, PretrainingArguments
-from helpers.tiny_shards import tiny_processor
 from helpers.tiny import tiny_config, tiny_inputs
+from helpers.tiny_shards import tiny_processor
 
 ARCHIVE = Path(__file__).parent / "fixtures" / "written_by_0.1.0.tar.xz"
 
