@@ -494,7 +494,7 @@ def test_usage_snippet__passes_what_the_model_takes(model_class, modality, proce
     assert names["outputs"] is not None
 
 
-def test_model_card__shows_details_and_figures(classifier, processor):
+def test_model_card__shows_details_and_results(classifier, processor):
     result = EvalResult(
         task_type="retrieval", dataset_type="a/b", dataset_name="Clips", metric_type="recall_at_1", metric_value=0.25
     )

@@ -1,4 +1,4 @@
-"""A pipeline that pairs sound with the wrong picture must not pass unnoticed."""
+"""A pipeline that pairs audio with the wrong frames must not pass unnoticed."""
 
 import json
 import pickle
@@ -29,10 +29,10 @@ class FakeModel(torch.nn.Module):
 
 
 class FakeProcessor:
-    """Clip `n` gets its own direction and one for each moment; `order` says which sound goes to which picture."""
+    """Clip `n` gets its own direction and one for each moment; `order` says which audio goes to which frame."""
 
-    def __init__(self, order=range(MOMENTS), clip_shift=0, same_sound=False, absent=()):
-        self.order, self.clip_shift, self.same_sound, self.absent = list(order), clip_shift, same_sound, absent
+    def __init__(self, order=range(MOMENTS), clip_shift=0, same_audio=False, absent=()):
+        self.order, self.clip_shift, self.same_audio, self.absent = list(order), clip_shift, same_audio, absent
 
     def __call__(self, videos, return_tensors):
         number = int(videos)
@@ -41,16 +41,16 @@ class FakeProcessor:
             generator = torch.Generator().manual_seed(clip)
             return torch.randn(1, WIDTH, generator=generator) + torch.randn(MOMENTS, WIDTH, generator=generator)
 
-        sound = embed(number + self.clip_shift)[self.order]
-        if self.same_sound:
-            sound = sound.mean(dim=0, keepdim=True).expand(MOMENTS, -1)
-        data = {"input_values": sound[None], "pixel_values_videos": embed(number)[None]}
+        audio = embed(number + self.clip_shift)[self.order]
+        if self.same_audio:
+            audio = audio.mean(dim=0, keepdim=True).expand(MOMENTS, -1)
+        data = {"input_values": audio[None], "pixel_values_videos": embed(number)[None]}
         if self.absent:
             data["padding_mask"] = torch.tensor([[moment not in self.absent for moment in range(MOMENTS)]])
         return BatchFeature(data)
 
 
-def test_selfcheck__passes_when_sound_and_picture_belong_together():
+def test_selfcheck__passes_when_audio_and_frames_belong_together():
     result = selfcheck(FakeModel(), FakeProcessor(), ["1", "2", "3"])
 
     assert result.passed and result.reasons == []
@@ -84,7 +84,7 @@ def test_selfcheck_error__survives_pickling():
 
 
 def test_selfcheck__fails_when_clips_are_mixed_up():
-    # Every clip gets the sound of its neighbour, in the right order.
+    # Every clip gets the audio of its neighbour, in the right order.
     with pytest.raises(SelfCheckError, match="other clips"):
         selfcheck(FakeModel(), FakeProcessor(clip_shift=1), ["1", "2", "3", "4"])
 
@@ -131,11 +131,11 @@ def test_selfcheck__one_clip_is_compared_within_itself():
 
 
 def test_selfcheck__windows_as_long_as_the_clip_are_compared_across_clips():
-    result = selfcheck(FakeModel(), FakeProcessor(same_sound=True), ["1", "2"])
+    result = selfcheck(FakeModel(), FakeProcessor(same_audio=True), ["1", "2"])
 
     assert result.passed and result.within_margin is None and result.across_margin > 0
     with pytest.raises(ValueError, match="pass two or more clips"):
-        selfcheck(FakeModel(), FakeProcessor(same_sound=True), ["1"])
+        selfcheck(FakeModel(), FakeProcessor(same_audio=True), ["1"])
 
 
 def test_selfcheck__leaves_absent_moments_out():

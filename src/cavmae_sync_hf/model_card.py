@@ -1,13 +1,14 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""What does a model's card say, and which lines run the model?"""
+"""The card of a model, with a snippet that runs it."""
 
 from dataclasses import dataclass, field, replace
 from importlib import resources
-from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .model.alignment_cavmae_sync import window_seconds
+from .model.modeling_cavmae_sync import CavMaeSyncPreTrainedModel
+from .model.processing_cavmae_sync import CavMaeSyncProcessor
 
 _PUBLISHED = """\
 @inproceedings{araujo2025cavmaesync,
@@ -26,13 +27,20 @@ _PUBLISHED = """\
 }"""
 
 _INTENDED_USE = """\
-Comparing the sound and the picture of a video at matching moments: retrieval of one by the other, localising what
-sounds, measuring how well a soundtrack fits, and features for classifiers. Test it on your own data first. It is not
-made to identify people, and its similarities are no evidence on their own that a recording is genuine or forged."""
+Comparing the audio and the frames of a video at matching moments: retrieval of one by the other, localising what
+sounds, measuring how well an audio track fits, and features for classifiers. Test it on your own data first. It is
+not made to identify people, and its similarities are no evidence on their own that a recording is genuine or
+forged."""
 
 _BIASES = """\
 The model repeats what its training videos over- and under-represent: languages, music, places, animals and devices.
 How its quality differs between groups of people or regions is not known here; measure it where it matters."""
+
+_LIMITS = (
+    "There is no text side. A window of audio is {seconds:.4g} s long and neighbouring windows overlap, so "
+    "offsets of a fraction of a second are not resolved. Single frames are seen, not motion. Silence, still "
+    "images and music laid over a video give similarities that say next to nothing."
+)
 
 
 @dataclass
@@ -47,7 +55,7 @@ class CardDetails:
         license_link: Its address or file.
         datasets: Hub names of the training data.
         base_model: Hub name of the model that this one was tuned from.
-        results: Figures, as `huggingface_hub.EvalResult`; they become the card's table and its `model-index`.
+        results: Measured values, as `huggingface_hub.EvalResult`; they become the card's table and its `model-index`.
         evaluations: How they were taken, a line each.
         weights_sha256: Checksum of the weights' file, where the card stands beside no weights.
         intended_use: What the model is for, and what not.
@@ -80,7 +88,9 @@ class CardDetails:
         return self if self.name else replace(self, name=name)
 
 
-def create_model_card(model: Any, processor: Any, details: CardDetails | None = None) -> ModelCard:
+def create_model_card(
+    model: CavMaeSyncPreTrainedModel, processor: CavMaeSyncProcessor, details: CardDetails | None = None
+) -> ModelCard:
     """The card of a model, filled from the model, its processor and `details`.
 
     Args:
@@ -93,6 +103,12 @@ def create_model_card(model: Any, processor: Any, details: CardDetails | None = 
     """
     details = details or CardDetails()
     name = details.name or type(model).__name__
+    licence = "The code in this repository is under the Apache License 2.0."
+    if details.license is None:
+        licence += " No licence is stated for the weights; ask their authors before you use them."
+    else:
+        link = f" ({details.license_link})" if details.license_link else ""
+        licence = f"The weights are under {details.license_name or details.license}{link}. {licence}"
     return ModelCard.from_template(
         _card_data(model, details, name),
         template_str=resources.files(__package__).joinpath("model_card_template.md").read_text(encoding="utf-8"),
@@ -102,17 +118,17 @@ def create_model_card(model: Any, processor: Any, details: CardDetails | None = 
         snippet=usage_snippet(model, name),
         preprocessing=_preprocessing(model, processor),
         intended_use=details.intended_use or _INTENDED_USE,
-        limits=details.limits or _limits(model, processor),
+        limits=details.limits or _LIMITS.format(seconds=window_seconds(processor.feature_extractor.audio_length)),
         biases=details.biases or _BIASES,
         training=details.training or "Nothing is recorded about the training of this checkpoint.",
         results=details.results,
         evaluations=details.evaluations,
-        licence=_licence(details),
+        licence=licence,
         citation=details.citation or _PUBLISHED,
     )
 
 
-def usage_snippet(model: Any, name: str) -> str:
+def usage_snippet(model: CavMaeSyncPreTrainedModel, name: str) -> str:
     """Lines that load a model by `name` and run it on the file `clip.mp4`."""
     auto_class = "AutoModelForVideoClassification" if _is_classifier(model) else "AutoModel"
     inputs = {
@@ -123,7 +139,7 @@ def usage_snippet(model: Any, name: str) -> str:
     if _is_classifier(model):
         shown = "print(model.config.id2label[outputs.logits[0].argmax().item()])"
     elif model.config.modality == "multimodal":
-        shown = "print(outputs.similarity[0])  # row: sound of moment i, column: picture of moment j"
+        shown = "print(outputs.similarity[0])  # row: audio of moment i, column: frame of moment j"
     else:
         shown = f"print(outputs.{model.config.modality}_embeds.shape)  # (clips, moments, {model.config.hidden_size})"
     return f"""\
@@ -139,7 +155,7 @@ with torch.no_grad():
 {shown}"""
 
 
-def _card_data(model: Any, details: CardDetails, name: str) -> ModelCardData:
+def _card_data(model: CavMaeSyncPreTrainedModel, details: CardDetails, name: str) -> ModelCardData:
     return ModelCardData(
         library_name="transformers",
         pipeline_tag="video-classification" if _is_classifier(model) else "feature-extraction",
@@ -149,30 +165,30 @@ def _card_data(model: Any, details: CardDetails, name: str) -> ModelCardData:
         license_link=details.license_link,
         datasets=details.datasets or None,
         base_model=details.base_model,
-        # The Hub wants a model's name with its figures, and only then.
+        # The Hub wants a model's name with its results, and only then.
         model_name=name.rsplit("/", 1)[-1] if details.results else None,
         eval_results=details.results or None,
     )
 
 
-def _is_classifier(model: Any) -> bool:
+def _is_classifier(model: CavMaeSyncPreTrainedModel) -> bool:
     return "Classification" in type(model).__name__
 
 
-def _summary(model: Any) -> str:
+def _summary(model: CavMaeSyncPreTrainedModel) -> str:
     config = model.config
     if _is_classifier(model):
-        seen = {"multimodal": "sound and picture", "audio": "sound", "video": "picture"}[config.modality]
+        seen = {"multimodal": "audio and frames", "audio": "audio", "video": "frames"}[config.modality]
         return f"A CAV-MAE Sync model that sorts video clips into {config.num_labels} classes by their {seen}."
     if config.modality != "multimodal":
         return f"The {config.modality} tower of a CAV-MAE Sync model: one embedding for every moment of a clip."
     return (
-        "A CAV-MAE Sync model: it turns the sound and the picture at every moment of a video into embeddings that lie "
+        "A CAV-MAE Sync model: it turns the audio and the frame at every moment of a video into embeddings that lie "
         "close together where the two belong to the same moment."
     )
 
 
-def _facts(model: Any) -> list[tuple[str, str]]:
+def _facts(model: CavMaeSyncPreTrainedModel) -> list[tuple[str, str]]:
     config = model.config
     rows, columns = config.audio_grid
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -183,46 +199,28 @@ def _facts(model: Any) -> list[tuple[str, str]]:
         ("Layers", f"{config.num_modality_layers} per modality, {config.num_joint_layers} joint"),
         ("Width", str(config.hidden_size)),
         ("Moments per clip", f"{config.num_frames} by default, any number works"),
-        ("Sound of a moment", f"{config.audio_length} x {config.num_mel_bins} log-mel, {rows} x {columns} patches"),
-        ("Picture of a moment", f"{config.image_size} x {config.image_size} pixels, patches of {config.patch_size}"),
+        ("Audio of a moment", f"{config.audio_length} x {config.num_mel_bins} log-mel, {rows} x {columns} patches"),
+        ("Frame of a moment", f"{config.image_size} x {config.image_size} pixels, patches of {config.patch_size}"),
     ]
 
 
-def _preprocessing(model: Any, processor: Any) -> str:
+def _preprocessing(model: CavMaeSyncPreTrainedModel, processor: CavMaeSyncProcessor) -> str:
     extractor = processor.feature_extractor
     seconds = window_seconds(extractor.audio_length)
     if extractor.alignment == "reference":
         alignment = (
             "Windows and frames are placed as in the published code, which takes every clip for one of "
-            f"{window_seconds(extractor.reference_length):.4g} s: figures compare with the published ones, but "
+            f"{window_seconds(extractor.reference_length):.4g} s: results compare with the published ones, but "
             "moments are right for clips of that length only."
         )
     else:
         alignment = "Every window is centred on the time of its frame, whatever the length of the clip."
     channel = {"first": "first channel", "mean": "mean of the channels"}.get(extractor.channel, extractor.channel)
     return (
-        f"Sound: {extractor.sampling_rate} Hz, {channel}, Kaldi log-mel filter bank, mean {extractor.mean} and "
-        f"standard deviation {extractor.std}, windows of {seconds:.4g} s. Picture: {model.config.image_size} pixels, "
+        f"Audio: {extractor.sampling_rate} Hz, {channel}, Kaldi log-mel filter bank, mean {extractor.mean} and "
+        f"standard deviation {extractor.std}, windows of {seconds:.4g} s. Frames: {model.config.image_size} pixels, "
         f"ImageNet mean and standard deviation. {alignment} The processor does all of this."
     )
-
-
-def _limits(model: Any, processor: Any) -> str:
-    seconds = window_seconds(processor.feature_extractor.audio_length)
-    return (
-        f"There is no text side. A window of sound is {seconds:.4g} s long and neighbouring windows overlap, so "
-        "offsets of a fraction of a second are not resolved. Single frames are seen, not motion. Silence, still "
-        "pictures and music laid over a video give similarities that mean little."
-    )
-
-
-def _licence(details: CardDetails) -> str:
-    code = "The code in this repository is under the Apache License 2.0."
-    if details.license is None:
-        return f"{code} No licence is stated for the weights; ask their authors before you use them."
-    name = details.license_name or details.license
-    link = f" ({details.license_link})" if details.license_link else ""
-    return f"The weights are under {name}{link}. {code}"
 
 
 __all__ = ["CardDetails", "create_model_card", "usage_snippet"]

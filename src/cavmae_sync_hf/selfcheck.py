@@ -1,5 +1,5 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""Do a model and its processor fit each other: does sound score higher with its own picture than with another?"""
+"""Check that a model and its processor fit each other: audio scores higher with its own frames than with others."""
 
 import math
 import os
@@ -11,7 +11,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from .files import plain
 from .model.errors_cavmae_sync import SelfCheckError
+from .model.modeling_cavmae_sync import CavMaeSyncPreTrainedModel
+from .model.processing_cavmae_sync import CavMaeSyncProcessor
 
 _PERMUTATIONS = 2000
 
@@ -27,15 +30,15 @@ class SelfCheckResult:
 
     Args:
         clips: Names of the clips.
-        true_similarity: Mean over clips of the similarity of a moment's sound and picture.
-        shuffled_within: The same with the sound of another moment of the same clip; `None` where every moment of a
-            clip has the same sound (one frame, or windows as long as the clip).
+        true_similarity: Mean over clips of the similarity of a moment's audio and frame.
+        shuffled_within: The same with the audio of another moment of the same clip; `None` where every moment of a
+            clip has the same audio (one frame, or windows as long as the clip).
         within_margin: Mean over those clips of the true similarity less the shuffled one.
         within_p_value: Share of random orders of the moments whose similarity reaches the true order's; 0.5 is
             chance, near 0 is right.
-        shuffled_across: Mean similarity of a clip's sound with the moments of another clip; `None` for one clip.
+        shuffled_across: Mean similarity of a clip's audio with the frames of another clip; `None` for one clip.
         across_margin: Mean similarity of all moments within clips less that across clips.
-        across_accuracy: Share of clip pairs in which a clip's sound scores higher with its own picture.
+        across_accuracy: Share of clip pairs in which a clip's audio scores higher with its own frames.
         per_clip: Clip by clip `clip`, `true_similarity`, `shuffled_within`, and `moments`, how many were compared.
         reasons: Why the check failed; empty when it passed.
     """
@@ -58,7 +61,7 @@ class SelfCheckResult:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields and `passed`, ready for JSON (what is not finite becomes `None`)."""
-        return _finite(asdict(self) | {"passed": self.passed})
+        return plain(asdict(self) | {"passed": self.passed})
 
     def summary(self) -> str:
         """One line with the numbers."""
@@ -80,14 +83,14 @@ class _Clip:
 
 @torch.no_grad()
 def selfcheck(
-    model: Any,
-    processor: Any,
+    model: CavMaeSyncPreTrainedModel,
+    processor: CavMaeSyncProcessor,
     clips: Sequence[Any] | str | os.PathLike,
     *,
     on_failure: Literal["raise", "warn", "ignore"] = "raise",
     min_margin: float = 0.0,
 ) -> SelfCheckResult:
-    """Check on real clips that the sound of a moment scores higher with its own picture than with others.
+    """Check on real clips that the audio of a moment scores higher with its own frame than with others.
 
     A pipeline with a wrong sampling rate, normalisation or frame order runs without any error; this is how to notice.
     Use a handful of clips in which different things sound at different times.
@@ -110,11 +113,11 @@ def selfcheck(
         raise ValueError(f'`on_failure` is {on_failure!r}; use "raise", "warn" or "ignore".')
     clips = [clips] if isinstance(clips, str | bytes | os.PathLike) else list(clips)
     if not clips:
-        raise ValueError("Got no clips; pass at least one video with sound, better five or more.")
+        raise ValueError("Got no clips; pass at least one video with audio, better five or more.")
     base = getattr(model, "base_model", model)
     modality = getattr(getattr(base, "config", None), "modality", "multimodal")
     if modality != "multimodal":
-        raise ValueError(f'The model has `modality="{modality}"`; comparing sound and picture needs "multimodal".')
+        raise ValueError(f'The model has `modality="{modality}"`; comparing audio and frames needs "multimodal".')
 
     was_training = base.training
     base.eval()
@@ -136,7 +139,7 @@ def selfcheck(
     return result
 
 
-def _encode(model: Any, processor: Any, clip: Any, position: int) -> _Clip:
+def _encode(model: torch.nn.Module, processor: CavMaeSyncProcessor, clip: Any, position: int) -> _Clip:
     name = os.path.basename(os.fspath(clip)) if isinstance(clip, str | os.PathLike) else f"clip {position + 1}"
     inputs = processor(videos=clip, return_tensors="pt").to(model.device)
     floating = {key: value.to(model.dtype) if value.is_floating_point() else value for key, value in inputs.items()}
@@ -147,7 +150,7 @@ def _encode(model: Any, processor: Any, clip: Any, position: int) -> _Clip:
         if mask is not None:
             present &= mask[0].bool().cpu()
     if not present.any():
-        raise ValueError(f"{name} has no moment with both sound and picture; use another clip.")
+        raise ValueError(f"{name} has no moment with both audio and a frame; use another clip.")
     windows = inputs["input_values"][0].cpu()[present]
     distinct = bool((windows != windows[:1]).any())
     return _Clip(name, audio[present], video[present], distinct)
@@ -187,7 +190,7 @@ def _measure(clips: list[_Clip]) -> SelfCheckResult:
         result.across_accuracy = (own.unsqueeze(1) > matrix)[others].float().mean().item()
     elif not usable:
         raise ValueError(
-            f"All moments of {clips[0].name} have the same sound for this model; pass two or more clips to compare."
+            f"All moments of {clips[0].name} have the same audio for this model; pass two or more clips to compare."
         )
     return result
 
@@ -200,7 +203,7 @@ def _reasons(result: SelfCheckResult, min_margin: float) -> list[str]:
         # Written so that a NaN fails.
         if margin is not None and not margin > min_margin:
             reasons.append(
-                f"sound scores no higher with its own picture than with that of {where} (margin {margin:+.4f}, "
+                f"audio scores no higher with its own frames than with those of {where} (margin {margin:+.4f}, "
                 f"needed above {min_margin:g})"
             )
     return reasons
@@ -228,14 +231,6 @@ def _permutation_p_value(similarities: list[Tensor]) -> float:
 
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 __all__ = ["SelfCheckResult", "SelfCheckWarning", "selfcheck"]

@@ -165,15 +165,15 @@ def test_round_trip__published_figures(tmp_path):
     assert {file.name for file in code_files()} <= names
     assert (dst / "model.safetensors").stat().st_mode == (dst / "config.json").stat().st_mode
     model = CavMaeSyncForPreTraining.from_pretrained(dst).eval()
-    figures = load_file(FIXTURES / "sync_inputs.safetensors") | load_file(FIXTURES / "sync_outputs.safetensors")
+    published = load_file(FIXTURES / "sync_inputs.safetensors") | load_file(FIXTURES / "sync_outputs.safetensors")
     output = model(
-        pixel_values_videos=figures["pixel_values"].unsqueeze(1),
-        input_values=figures["input_values"].unsqueeze(1),
-        video_noise=figures["noise_visual"].unsqueeze(1),
-        audio_noise=figures["noise_audio"].unsqueeze(1),
+        pixel_values_videos=published["pixel_values"].unsqueeze(1),
+        input_values=published["input_values"].unsqueeze(1),
+        video_noise=published["noise_visual"].unsqueeze(1),
+        audio_noise=published["noise_audio"].unsqueeze(1),
     )
-    assert_close(output.loss.reshape(1), figures["loss"])
-    assert_close(output.audio_patch_embeds[:, 0], figures["masked_audio_patch_tokens"])
+    assert_close(output.loss.reshape(1), published["loss"])
+    assert_close(output.audio_patch_embeds[:, 0], published["masked_audio_patch_tokens"])
 
 
 @pytest.mark.parametrize("case", ["sync", "cavmae", "cavmae_ft"])

@@ -1,5 +1,5 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""An MAE of pictures, in every naming, becomes the start of an audio-visual model."""
+"""An image MAE, in every naming, becomes the start of an audio-visual model."""
 
 import re
 
@@ -102,7 +102,7 @@ MAE_NAMINGS = {
 
 @pytest.mark.parametrize("naming", MAE_NAMINGS)
 @torch.no_grad()
-def test_vit_mae__picture_path_is_its_encoder(vit_mae, naming):
+def test_vit_mae__image_path_is_its_encoder(vit_mae, naming):
     tensors = MAE_NAMINGS[naming](vit_mae.state_dict())
     # Its own epsilon and no registers, so that nothing but the modality embedding differs.
     model, conversion = model_of(tensors, num_register_tokens=0, layer_norm_eps=1e-12, audio_length=12)
@@ -119,7 +119,7 @@ def test_vit_mae__picture_path_is_its_encoder(vit_mae, naming):
     assert_close(output.video_embeds[:, 0], F.normalize(expected[:, 0], dim=-1))
 
 
-def test_vit_mae__audio_tower_starts_from_the_pictures(vit_mae):
+def test_vit_mae__audio_tower_starts_from_the_images(vit_mae):
     _, conversion = model_of(vit_mae.state_dict())
     state, tensors = conversion.state_dict, vit_mae.state_dict()
     projection = tensors["vit.embeddings.patch_embeddings.projection.weight"]

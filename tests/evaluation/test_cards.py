@@ -173,7 +173,7 @@ def test_card__says_what_was_measured_and_how(run, saved, measured, tmp_path):
 def test_card__is_printed_without_out(run, saved):
     code, out, _ = run(saved)
 
-    assert code == 0 and "# little" in out and "No figures are recorded for this checkpoint." in out
+    assert code == 0 and "# little" in out and "No results are recorded for this checkpoint." in out
 
 
 def test_card__of_a_classifier_needs_no_weights(run, tmp_path):

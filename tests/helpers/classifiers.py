@@ -38,13 +38,13 @@ def assert_same(found: list[dict], wanted: list[dict], tolerance: float = 1e-5) 
 
 
 def seen(model, processor, clip, **options) -> list[dict]:
-    """What a model makes of the pictures of a clip."""
+    """What a model makes of the frames of a clip."""
     num_frames = options.pop("num_frames", model.config.num_frames)
-    pictures = processor.video_processor(clip, do_sample_frames=True, num_frames=num_frames, return_tensors="pt")
-    return expected(model, pictures, **options)
+    frames = processor.video_processor(clip, do_sample_frames=True, num_frames=num_frames, return_tensors="pt")
+    return expected(model, frames, **options)
 
 
 def heard(model, processor, waveform, rate=RATE, **options) -> list[dict]:
-    """What a model makes of a sound."""
+    """What a model makes of a waveform."""
     windows = processor.feature_extractor(waveform, sampling_rate=rate, return_tensors="pt")
     return expected(model, windows, **options)

@@ -83,7 +83,7 @@ def assert_close(ours: Tensor, expected: Tensor) -> None:
     assert (ours - expected).abs().max() < TOLERANCE * expected.abs().max()
 
 
-# The published arithmetic, straight from the published tensors, for what the reference figures do not cover.
+# The published arithmetic, straight from the published tensors, for what the reference values do not cover.
 
 
 def apply_norm(tensors: dict[str, Tensor], name: str, values: Tensor) -> Tensor:

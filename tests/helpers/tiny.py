@@ -26,7 +26,7 @@ TINY: dict[str, Any] = {
 
 
 def tiny_config(**overrides: Any) -> CavMaeSyncConfig:
-    """12 audio patches (2 mel rows, 6 columns) and 16 picture patches."""
+    """12 audio patches (2 mel rows, 6 columns) and 16 frame patches."""
     return CavMaeSyncConfig(**(TINY | overrides))
 
 

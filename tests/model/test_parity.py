@@ -1,7 +1,7 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""The converted models against figures of the published CAV-MAE and CAV-MAE Sync code (see `fixtures/README.md`).
+"""The converted models against outputs of the published CAV-MAE and CAV-MAE Sync code (see `fixtures/README.md`).
 
-Both sides compute in float32 with different orders of summation, so figures agree to a few units of its rounding
+Both sides compute in float32 with different orders of summation, so values agree to a few units of its rounding
 through twelve layers; the tolerance is relative to the largest value of a tensor.
 """
 
@@ -21,7 +21,7 @@ GRADIENT_TOLERANCE = 2e-5
 CASES = {case["case"]: case for case in json.loads((FIXTURES / "cases.json").read_text())}
 
 
-def figures_of(case: str) -> dict[str, torch.Tensor]:
+def expected_of(case: str) -> dict[str, torch.Tensor]:
     files = sorted(FIXTURES.glob(f"{case}.safetensors")) + sorted(FIXTURES.glob(f"{case}_[io]*puts.safetensors"))
     return {name: tensor for file in files for name, tensor in load_file(file).items()}
 
@@ -41,16 +41,16 @@ def relative_error(ours: torch.Tensor, published: torch.Tensor) -> float:
     return ((ours.detach() - published).abs().max() / published.abs().max()).item()
 
 
-def inputs_of(figures: dict[str, torch.Tensor], noise: bool = False) -> dict[str, torch.Tensor]:
+def inputs_of(published: dict[str, torch.Tensor], noise: bool = False) -> dict[str, torch.Tensor]:
     """The case's samples as clips of one frame."""
     inputs = {
-        "pixel_values_videos": figures["pixel_values"].unsqueeze(1),
-        "input_values": figures["input_values"].unsqueeze(1),
+        "pixel_values_videos": published["pixel_values"].unsqueeze(1),
+        "input_values": published["input_values"].unsqueeze(1),
     }
     if noise:
         inputs |= {
-            "video_noise": figures["noise_visual"].unsqueeze(1),
-            "audio_noise": figures["noise_audio"].unsqueeze(1),
+            "video_noise": published["noise_visual"].unsqueeze(1),
+            "audio_noise": published["noise_audio"].unsqueeze(1),
         }
     return inputs
 
@@ -61,8 +61,8 @@ def case(request) -> str:
 
 
 @pytest.fixture(scope="module")
-def figures(case):
-    return figures_of(case)
+def published(case):
+    return expected_of(case)
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +71,9 @@ def model(case):
 
 
 @pytest.fixture(scope="module")
-def step(model, figures):
+def step(model, published):
     """One pretraining step at the given noise, with gradients."""
-    output = model(**inputs_of(figures, noise=True))
+    output = model(**inputs_of(published, noise=True))
     output.loss.backward()
     return output
 
@@ -92,37 +92,37 @@ def test_config__is_inferred(case, model):
 
 
 @torch.no_grad()
-def test_features__patch_tokens(model, figures):
-    output = model.model(**inputs_of(figures))
-    assert relative_error(output.audio_patch_embeds[:, 0], figures["audio_patch_tokens"]) < TOLERANCE
-    assert relative_error(output.video_patch_embeds[:, 0], figures["visual_patch_tokens"]) < TOLERANCE
+def test_features__patch_tokens(model, published):
+    output = model.model(**inputs_of(published))
+    assert relative_error(output.audio_patch_embeds[:, 0], published["audio_patch_tokens"]) < TOLERANCE
+    assert relative_error(output.video_patch_embeds[:, 0], published["visual_patch_tokens"]) < TOLERANCE
 
 
 @torch.no_grad()
-def test_features__embeddings(case, model, figures):
-    output = model.model(**inputs_of(figures))
+def test_features__embeddings(case, model, published):
+    output = model.model(**inputs_of(published))
     for ours, modality in ((output.audio_embeds, "audio"), (output.video_embeds, "visual")):
         if case == "sync":
-            token = figures[f"{modality}_global_token"]
+            token = published[f"{modality}_global_token"]
         else:
-            token = figures[f"{modality}_patch_tokens"].mean(dim=1)
+            token = published[f"{modality}_patch_tokens"].mean(dim=1)
         assert relative_error(ours[:, 0], torch.nn.functional.normalize(token, dim=-1)) < TOLERANCE
 
 
 @torch.no_grad()
-def test_features__samples_as_frames_of_one_clip(model, figures):
-    inputs = {name: values.transpose(0, 1) for name, values in inputs_of(figures).items()}
+def test_features__samples_as_frames_of_one_clip(model, published):
+    inputs = {name: values.transpose(0, 1) for name, values in inputs_of(published).items()}
     output = model.model(**inputs)
-    assert relative_error(output.audio_patch_embeds[0], figures["audio_patch_tokens"]) < TOLERANCE
-    assert relative_error(output.video_patch_embeds[0], figures["visual_patch_tokens"]) < TOLERANCE
+    assert relative_error(output.audio_patch_embeds[0], published["audio_patch_tokens"]) < TOLERANCE
+    assert relative_error(output.video_patch_embeds[0], published["visual_patch_tokens"]) < TOLERANCE
 
 
-def test_pretraining__masks_are_equal(step, figures):
-    assert torch.equal(step.audio_mask[:, 0], figures["mask_audio"])
-    assert torch.equal(step.video_mask[:, 0], figures["mask_visual"])
+def test_pretraining__masks_are_equal(step, published):
+    assert torch.equal(step.audio_mask[:, 0], published["mask_audio"])
+    assert torch.equal(step.video_mask[:, 0], published["mask_visual"])
 
 
-def test_pretraining__losses(model, step, figures):
+def test_pretraining__losses(model, step, published):
     weighted = model.config.contrastive_loss_weight * step.contrastive_loss
     reconstruction = step.audio_reconstruction_loss + step.video_reconstruction_loss
     for ours, name in (
@@ -132,29 +132,29 @@ def test_pretraining__losses(model, step, figures):
         (step.video_reconstruction_loss, "loss_mae_visual"),
         (reconstruction, "loss_mae"),
     ):
-        assert relative_error(ours.reshape(1), figures[name]) < TOLERANCE, name
+        assert relative_error(ours.reshape(1), published[name]) < TOLERANCE, name
 
 
-def test_pretraining__contrastive_accuracy(step, figures):
-    assert step.contrastive_accuracy.item() == pytest.approx(figures["contrastive_accuracy"].item(), abs=1e-6)
+def test_pretraining__contrastive_accuracy(step, published):
+    assert step.contrastive_accuracy.item() == pytest.approx(published["contrastive_accuracy"].item(), abs=1e-6)
 
 
-def test_pretraining__masked_patch_tokens(case, step, figures):
+def test_pretraining__masked_patch_tokens(case, step, published):
     if case != "sync":
-        assert "masked_audio_patch_tokens" not in figures
+        assert "masked_audio_patch_tokens" not in published
         return
-    assert relative_error(step.audio_patch_embeds[:, 0], figures["masked_audio_patch_tokens"]) < TOLERANCE
-    assert relative_error(step.video_patch_embeds[:, 0], figures["masked_visual_patch_tokens"]) < TOLERANCE
+    assert relative_error(step.audio_patch_embeds[:, 0], published["masked_audio_patch_tokens"]) < TOLERANCE
+    assert relative_error(step.video_patch_embeds[:, 0], published["masked_visual_patch_tokens"]) < TOLERANCE
 
 
-def test_pretraining__reconstructions(case, model, step, figures):
+def test_pretraining__reconstructions(case, model, step, published):
     if case != "sync":
-        assert "recon_audio_nhwc" not in figures
+        assert "recon_audio_nhwc" not in published
         return
-    audio = model.unpatchify_audio(step.audio_reconstruction, figures["input_values"].shape[1])[:, 0]
-    assert relative_error(audio.transpose(1, 2).unsqueeze(-1), figures["recon_audio_nhwc"]) < TOLERANCE
+    audio = model.unpatchify_audio(step.audio_reconstruction, published["input_values"].shape[1])[:, 0]
+    assert relative_error(audio.transpose(1, 2).unsqueeze(-1), published["recon_audio_nhwc"]) < TOLERANCE
     video = model.unpatchify_video(step.video_reconstruction)[:, 0]
-    assert relative_error(video.permute(0, 2, 3, 1), figures["recon_visual_nhwc"]) < TOLERANCE
+    assert relative_error(video.permute(0, 2, 3, 1), published["recon_visual_nhwc"]) < TOLERANCE
 
 
 def published_gradients(model) -> dict[str, torch.Tensor]:
@@ -176,17 +176,17 @@ def published_gradients(model) -> dict[str, torch.Tensor]:
 
 
 def test_pretraining__gradients():
-    figures, model = figures_of("sync"), converted("sync")
-    model(**inputs_of(figures, noise=True)).loss.backward()
+    published, model = expected_of("sync"), converted("sync")
+    model(**inputs_of(published, noise=True)).loss.backward()
     for name, gradient in published_gradients(model).items():
-        assert relative_error(gradient, figures[name]) < GRADIENT_TOLERANCE, name
+        assert relative_error(gradient, published[name]) < GRADIENT_TOLERANCE, name
 
 
 @torch.no_grad()
 def test_contrast__bidirectional_on_unmasked_global_tokens():
-    figures, model = figures_of("sync"), converted("sync", bidirectional_contrast=True)
-    loss = model.model(**inputs_of(figures), return_loss=True).loss
-    assert relative_error(loss.reshape(1), figures["contrastive_unmasked_bidirectional"]) < TOLERANCE
+    published, model = expected_of("sync"), converted("sync", bidirectional_contrast=True)
+    loss = model.model(**inputs_of(published), return_loss=True).loss
+    assert relative_error(loss.reshape(1), published["contrastive_unmasked_bidirectional"]) < TOLERANCE
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_contrast__bidirectional_on_unmasked_global_tokens():
 )
 @torch.no_grad()
 def test_classifier__logits_in_five_modes(mode, modality, given):
-    figures = figures_of("cavmae_ft")
-    inputs = inputs_of(figures)
+    published = expected_of("cavmae_ft")
+    inputs = inputs_of(published)
     logits = converted("cavmae_ft", modality=modality)(**{name: inputs[name] for name in given}).logits
-    assert relative_error(logits, figures[f"logits_{mode}"]) < TOLERANCE
+    assert relative_error(logits, published[f"logits_{mode}"]) < TOLERANCE
