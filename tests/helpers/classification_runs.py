@@ -18,14 +18,13 @@ from cavmae_sync_hf.training import (
     find_labels,
     starting_point,
 )
+from helpers import pretraining_runs
+from helpers.pretraining_runs import weights
 from helpers.tiny import TINY, tiny_config
 from helpers.tiny_shards import tiny_processor
 
 SIZES = {name: value for name, value in TINY.items() if name != "num_labels"}
-ARGUMENTS: dict[str, Any] = {
-    "use_cpu": True, "per_device_train_batch_size": 4, "max_steps": 4, "learning_rate": 3e-3, "save_strategy": "no",
-    "logging_steps": 1, "disable_tqdm": True, "dataloader_pin_memory": False, "log_level": "error",
-}  # fmt: skip
+ARGUMENTS = pretraining_runs.ARGUMENTS | {"max_steps": 4}
 
 
 class Marked(CavMaeSyncDataset):
@@ -80,11 +79,6 @@ def make_trainer(
         evaluation_sets=sets,
         callbacks=callbacks,
     )
-
-
-def weights(trainer: CavMaeSyncClassificationTrainer) -> dict[str, torch.Tensor]:
-    """A copy of all weights."""
-    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
 
 
 # Plain steps along the gradient: Adam would blow up the rounding of gradients that are zero in truth.

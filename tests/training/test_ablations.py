@@ -1,6 +1,5 @@
 """The table of ablations: every variant is a run that can be started, and figures go into the right cells."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import yaml
 
 from cavmae_sync_hf import CavMaeSyncConfig
 from cavmae_sync_hf.training import DataArguments, ModelArguments, PretrainingArguments, parse_arguments
+from helpers.scripts import load_script
 
 ROOT = Path(__file__).parents[2]
 PLAN = yaml.safe_load((ROOT / "training" / "recipes" / "ablations" / "syncworld.yaml").read_text(encoding="utf-8"))
@@ -16,10 +16,7 @@ PLAN = yaml.safe_load((ROOT / "training" / "recipes" / "ablations" / "syncworld.
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("run_ablations", ROOT / "training" / "run_ablations.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("run_ablations")
 
 
 @pytest.mark.parametrize("name", PLAN["variants"])

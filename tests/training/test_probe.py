@@ -1,6 +1,5 @@
 """Linear probes: what they find where there is something to find, and features that are kept and never mixed up."""
 
-import importlib.util
 import json
 import signal
 import subprocess
@@ -28,13 +27,13 @@ from cavmae_sync_hf.training.probe import (
     run_probe,
     shuffled,
 )
+from helpers.scripts import TRAINING, load_script
 from helpers.tiny import tiny_config
 from helpers.tiny_shards import tiny_processor, write_shards
 
 sklearn = pytest.importorskip("sklearn")
 SINGLE, MULTI = "single_label_classification", "multi_label_classification"
 SOURCE = str(Path(cavmae_sync_hf.__file__).parents[1])
-TRAINING = Path(__file__).parents[2] / "training"
 
 
 def made_up(clips: int, classes: int, seed: int = 0, noise: float = 0.1) -> tuple[np.ndarray, list[list[int]]]:
@@ -457,10 +456,7 @@ def test_run__needs_the_tower_and_labels(shards, held, tmp_path):
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("run_probe", TRAINING / "run_probe.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("run_probe")
 
 
 @pytest.mark.parametrize("recipe", sorted((TRAINING / "recipes" / "probe").glob("*.yaml")), ids=lambda path: path.stem)

@@ -5,23 +5,17 @@ import signal
 
 import pytest
 import torch
-from test_training import AtStep, make_trainer, weights
 
 from cavmae_sync_hf.model.modeling_cavmae_sync import CavMaeSyncModel
 from cavmae_sync_hf.training import last_checkpoint
 from cavmae_sync_hf.training.pretraining import TEACHER_FILE, MomentumTeacher
+from helpers.pretraining_runs import AtStep, losses, make_trainer, weights
 from helpers.tiny import tiny_config, tiny_inputs
-from helpers.tiny_shards import write_shards
 
 TAUGHT = {
     "model": {"contrastive_mask_ratio": 0.5, "distillation_loss_weight": 0.5},
     "teacher_momentum": 0.9,
 }
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory):
-    return write_shards(tmp_path_factory.mktemp("shards"), [8, 6])
 
 
 def taught(**settings):
@@ -111,8 +105,7 @@ def test_chunks__train_to_the_same_weights_as_whole_batches(shards, tmp_path):
     for size in (0, 3):
         trainer = make_trainer(shards, tmp_path / str(size), **taught(contrast_chunk_size=size, **settings))
         trainer.train()
-        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-        trained.append((weights(trainer), losses))
+        trained.append((weights(trainer), losses(trainer)))
     assert trained[1][1] == pytest.approx(trained[0][1], rel=1e-5)
     for name, value in trained[0][0].items():
         torch.testing.assert_close(trained[1][0][name], value, rtol=1e-4, atol=1e-6, msg=name)

@@ -11,74 +11,22 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModel, AutoModelForPreTraining, AutoProcessor, TrainerCallback
+from transformers import AutoModel, AutoModelForPreTraining, AutoProcessor
 
 from cavmae_sync_hf import NonFiniteLossError
 from cavmae_sync_hf.data.dataset import CavMaeSyncDataset
-from cavmae_sync_hf.data.streaming import CavMaeSyncStreamingDataset
 from cavmae_sync_hf.model.modeling_cavmae_sync import CavMaeSyncForPreTraining
 from cavmae_sync_hf.training import (
-    CavMaeSyncTrainer,
     EpochSampler,
     EvaluationSet,
     InMemoryDataset,
-    PretrainingArguments,
     freeze_unused,
     last_checkpoint,
     pretraining_flops,
 )
+from helpers.pretraining_runs import AtStep, losses, make_trainer, streaming, weights
 from helpers.tiny import tiny_config, tiny_inputs
 from helpers.tiny_shards import tiny_processor, write_shards
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory) -> Path:
-    """14 clips, so that an epoch is 3 batches of 4 and drops two clips."""
-    return write_shards(tmp_path_factory.mktemp("shards"), [8, 6])
-
-
-def make_trainer(shards: Path, out: Path, train_set: Any = None, **settings: Any) -> CavMaeSyncTrainer:
-    model_settings = settings.pop("model", {})
-    callbacks = settings.pop("callbacks", None)
-    torch.manual_seed(3)
-    model = CavMaeSyncForPreTraining(tiny_config(contrastive_loss_weight=1.0, **model_settings))
-    processor = tiny_processor()
-    arguments = PretrainingArguments(
-        output_dir=str(out),
-        **{
-            "use_cpu": True,
-            "per_device_train_batch_size": 4,
-            "max_steps": 8,
-            "learning_rate": 3e-3,
-            "save_strategy": "no",
-            "logging_steps": 1,
-            "disable_tqdm": True,
-            "dataloader_pin_memory": False,
-            "log_level": "error",
-        }
-        | settings,
-    )
-    dataset = CavMaeSyncDataset(shards, processor, frames=2) if train_set is None else train_set(shards, processor)
-    return CavMaeSyncTrainer(model, arguments, processor=processor, train_dataset=dataset, callbacks=callbacks)
-
-
-def weights(trainer: CavMaeSyncTrainer) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
-
-
-class AtStep(TrainerCallback):
-    """Does something at the end of a step."""
-
-    def __init__(self, step: int, action: Any) -> None:
-        self.step, self.action = step, action
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == self.step:
-            self.action()
-
-
-def streaming(shards: Path, processor: Any) -> CavMaeSyncStreamingDataset:
-    return CavMaeSyncStreamingDataset(shards, processor, frames=2, batch_size=4, uneven="drop", shuffle_buffer=5)
 
 
 def test_train__loss_falls_and_its_parts_are_logged(shards, tmp_path):
@@ -118,8 +66,7 @@ def test_resume__ends_with_the_weights_of_an_uninterrupted_run(train_set, accumu
     assert second.stopped_by is None and second.state.epoch == pytest.approx(whole.state.epoch)
     for name, value in weights(whole).items():
         assert torch.equal(weights(second)[name], value), name
-    losses = [[e["loss"] for e in trainer.state.log_history if "loss" in e] for trainer in (whole, second)]
-    assert losses[0] == losses[1]
+    assert losses(second) == losses(whole)
 
 
 def _train_until_killed(shards: Path, folder: Path, settings: dict[str, Any]) -> None:
@@ -215,6 +162,14 @@ def test_masks__differ_between_processes_and_steps_but_not_between_runs(shards, 
     values = [tensor.flatten()[:8].tolist() for tensor in drawn.values()]
     assert len({tuple(value) for value in values}) == 4
     assert drawn[0, 0].shape == (2, 2, 12) and drawn[0, 0].min() >= 0 and drawn[0, 0].max() < 1
+
+
+def test_batches__of_whole_clips_have_no_masks(shards, tmp_path):
+    loader = make_trainer(shards, tmp_path / "whole").get_train_dataloader()
+    assert all(set(batch) & {"padding_mask", "padding_mask_videos"} == set() for batch in loader)
+    silent = write_shards(tmp_path / "silent", [8], silent=[2])
+    batches = list(make_trainer(silent, tmp_path / "some").get_train_dataloader())
+    assert sorted("padding_mask" in batch for batch in batches) == [False, True]
 
 
 def test_epochs__have_other_orders_and_other_frames(shards, tmp_path):

@@ -13,7 +13,7 @@ import torch
 from sklearn.metrics import average_precision_score
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForVideoClassification, AutoProcessor, TrainerCallback
+from transformers import AutoModelForVideoClassification, AutoProcessor
 
 from cavmae_sync_hf import NonFiniteLossError, TrainingError
 from cavmae_sync_hf.data.dataset import CavMaeSyncCollator, CavMaeSyncDataset
@@ -29,7 +29,8 @@ from cavmae_sync_hf.training import (
     freeze_idle,
 )
 from cavmae_sync_hf.training.classification import BalancedEpochSampler
-from helpers.classification_runs import ARGUMENTS, Marked, make_trainer, save_pretrained, weights
+from helpers.classification_runs import ARGUMENTS, Marked, make_trainer, save_pretrained
+from helpers.pretraining_runs import AtStep, weights
 from helpers.tiny import tiny_config, tiny_inputs
 from helpers.tiny_shards import tiny_processor, write_shards
 
@@ -37,27 +38,10 @@ VARIED = {"noise": 0.1, "frequency_mask": 4, "time_mask": 8, "mixup": 0.5, "labe
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory) -> Path:
-    """14 clips of one label each, three classes; an epoch is 3 batches of 4 and drops two clips."""
-    return write_shards(tmp_path_factory.mktemp("shards"), [8, 6])
-
-
-@pytest.fixture(scope="module")
 def many_labels(tmp_path_factory) -> Path:
     """8 clips of up to two of five labels, the last of them rare."""
     labels = [[0], [0, 1], [1], [2, 0], [], [3, 1], [0, 2], [4]]
     return write_shards(tmp_path_factory.mktemp("many"), [8], labels)
-
-
-class AtStep(TrainerCallback):
-    """Does something at the end of a step."""
-
-    def __init__(self, step: int, action: Any) -> None:
-        self.step, self.action = step, action
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == self.step:
-            self.action()
 
 
 # Learning

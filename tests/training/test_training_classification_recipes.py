@@ -1,6 +1,5 @@
 """Fine-tuning recipes: each runs on a little SyncWorld and saves what loads; published values are the published."""
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -19,9 +18,9 @@ from cavmae_sync_hf.training import (
     DataArguments,
     parse_arguments,
 )
+from helpers.scripts import TRAINING, load_script, run_script
 from helpers.tiny import tiny_config
 
-TRAINING = Path(__file__).parents[2] / "training"
 FOLDER = TRAINING / "recipes" / "classification"
 RECIPES = sorted(FOLDER.glob("*.yaml"))
 KINDS = (ClassificationModelArguments, DataArguments, ClassificationArguments)
@@ -52,10 +51,7 @@ def pretrained(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("run_classification", TRAINING / "run_classification.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("run_classification")
 
 
 def run(script: ModuleType, recipe: Path, out: Path, world: dict[str, Any], *more: str) -> int:
@@ -65,9 +61,7 @@ def run(script: ModuleType, recipe: Path, out: Path, world: dict[str, Any], *mor
         "dataloader_pin_memory": "false", "model_config": json.dumps(SMALL), "syncworld": json.dumps(world),
         "average_epochs": 0, "bf16": "false",
     }  # fmt: skip
-    return script.main(
-        [str(recipe), *(word for name, value in flags.items() for word in (f"--{name}", str(value))), *more]
-    )
+    return run_script(script, flags, recipe, *more)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

@@ -11,12 +11,13 @@ import torch
 pytest.importorskip("peft")
 
 from peft import PeftModel
-from transformers import AutoModel, AutoModelForVideoClassification, TrainerCallback
+from transformers import AutoModel, AutoModelForVideoClassification
 
 from cavmae_sync_hf.inference.loading import load_model
 from cavmae_sync_hf.model.modeling_cavmae_sync import CavMaeSyncForAudioVisualClassification
 from cavmae_sync_hf.training import add_lora, merged_copy
-from helpers.classification_runs import make_trainer, save_pretrained, weights
+from helpers.classification_runs import make_trainer, save_pretrained
+from helpers.pretraining_runs import AtStep, weights
 from helpers.tiny import tiny_config, tiny_inputs
 from helpers.tiny_shards import write_shards
 
@@ -78,14 +79,10 @@ def test_lora__saves_changes_and_a_merged_model_that_agree(head, shards, pretrai
 def test_lora__resumes_where_it_stopped(shards, pretrained, tmp_path):
     settings = {"init_from": str(pretrained), "lora_rank": 2}
 
-    class Stop(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs) -> None:
-            if state.global_step == 2:
-                os.kill(os.getpid(), signal.SIGTERM)
-
+    stop = AtStep(2, lambda: os.kill(os.getpid(), signal.SIGTERM))
     whole = make_trainer(shards, tmp_path / "whole", model=settings, max_steps=4)
     whole.train()
-    make_trainer(shards, tmp_path / "parts", model=settings, max_steps=4, callbacks=[Stop()]).train()
+    make_trainer(shards, tmp_path / "parts", model=settings, max_steps=4, callbacks=[stop]).train()
     second = make_trainer(shards, tmp_path / "parts", model=settings, max_steps=4)
     second.train(resume_from_checkpoint=True)
     for name, value in weights(whole).items():

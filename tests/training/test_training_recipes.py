@@ -1,6 +1,5 @@
 """Recipes and flags: each recipe runs, flags change it, and what cannot be used is refused with what would do."""
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -23,9 +22,9 @@ from cavmae_sync_hf.training import (
     parse_arguments,
 )
 from helpers.published_tensors import published_decoder, published_encoder
+from helpers.scripts import TRAINING, load_script, run_script
 from helpers.tiny import tiny_config
 
-TRAINING = Path(__file__).parents[2] / "training"
 RECIPES = sorted((TRAINING / "recipes" / "pretraining").glob("*.yaml"))
 KINDS = (ModelArguments, DataArguments, PretrainingArguments)
 SMALL = {
@@ -45,10 +44,7 @@ def world(tmp_path_factory) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("run_pretraining", TRAINING / "run_pretraining.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("run_pretraining")
 
 
 def run(script: ModuleType, recipe: Path, out: Path, world: dict[str, Any], *more: str) -> int:
@@ -59,9 +55,7 @@ def run(script: ModuleType, recipe: Path, out: Path, world: dict[str, Any], *mor
         "dataloader_pin_memory": "false", "model_config": json.dumps(SMALL), "syncworld": json.dumps(world),
         "eval_min_shift": 0.5,
     }  # fmt: skip
-    return script.main(
-        [str(recipe), *(word for name, value in flags.items() for word in (f"--{name}", str(value))), *more]
-    )
+    return run_script(script, flags, recipe, *more)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
@@ -191,3 +185,13 @@ def test_init__from_scratch_depends_on_the_seed_alone():
     weight = [model.model.audio_tower.layers[0].mlp.fc1.weight for model in (first, again, other)]
     assert torch.equal(weight[0], weight[1]) and not torch.equal(weight[0], weight[2])
     assert first.config._attn_implementation == "eager"
+
+
+def test_pictures__is_the_old_name_of_plots(tmp_path):
+    recipe = tmp_path / "old.yaml"
+    recipe.write_text("pictures: true\nuse_cpu: true\n")
+    with pytest.warns(FutureWarning, match="`plots`"):
+        *_, settings = parse_arguments(KINDS, [str(recipe), "--output_dir", str(tmp_path)])
+    assert settings.plots
+    with pytest.warns(FutureWarning, match="`plots`"):
+        assert PretrainingArguments(output_dir=str(tmp_path), use_cpu=True, pictures=True).plots

@@ -6,17 +6,14 @@ import math
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from cavmae_sync_hf.data.dataset import CavMaeSyncDataset
 from cavmae_sync_hf.model.configuration_cavmae_sync import CavMaeSyncConfig
 from cavmae_sync_hf.model.modeling_cavmae_sync import CavMaeSyncForPreTraining
 from cavmae_sync_hf.training import (
-    CavMaeSyncTrainer,
     DataArguments,
     ModelArguments,
     PretrainingArguments,
@@ -25,18 +22,13 @@ from cavmae_sync_hf.training import (
     pretraining_flops,
 )
 from cavmae_sync_hf.training.speed import measure_peak, pretraining_flops_by_part
+from helpers.pretraining_runs import losses, make_trainer
+from helpers.scripts import TRAINING
 from helpers.tiny import TINY, tiny_config
-from helpers.tiny_shards import tiny_processor, write_shards
 from helpers.training_ranks import train
 from helpers.two_ranks import run_ranks
 
-TRAINING = Path(__file__).parents[2] / "training"
 BENCHMARKS, RECIPES = TRAINING / "benchmarks", TRAINING / "recipes" / "pretraining"
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory) -> Path:
-    return write_shards(tmp_path_factory.mktemp("shards"), [8, 6])
 
 
 @pytest.fixture(scope="module")
@@ -49,23 +41,6 @@ def load_benchmark(name: str) -> ModuleType:
     if str(BENCHMARKS) not in sys.path:
         sys.path.append(str(BENCHMARKS))
     return importlib.import_module(name)
-
-
-def make_trainer(shards: Path, out: Path, **settings: Any) -> CavMaeSyncTrainer:
-    torch.manual_seed(3)
-    model = CavMaeSyncForPreTraining(tiny_config(contrastive_loss_weight=1.0))
-    processor = tiny_processor()
-    arguments = PretrainingArguments(
-        output_dir=str(out),
-        **{
-            "use_cpu": True, "per_device_train_batch_size": 4, "max_steps": 3, "learning_rate": 3e-3,
-            "save_strategy": "no", "logging_steps": 1, "disable_tqdm": True, "dataloader_pin_memory": False,
-            "log_level": "error",
-        }
-        | settings,
-    )  # fmt: skip
-    dataset = CavMaeSyncDataset(shards, processor, frames=2)
-    return CavMaeSyncTrainer(model, arguments, processor=processor, train_dataset=dataset)
 
 
 # FLOPs
@@ -239,17 +214,16 @@ def test_rate__of_cav_mae_sync_warms_up_and_falls_to_a_tenth(recipe, epochs, war
 
 # Half precision, fused attention, compilation, fused optimiser, sharding
 
-FAST = {"bf16": True, "optim": "adamw_torch_fused", "torch_compile": True, "torch_compile_backend": "aot_eager"}
-
-
-def losses(trainer: CavMaeSyncTrainer) -> list[float]:
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+FAST = {
+    "bf16": True, "optim": "adamw_torch_fused", "torch_compile": True, "torch_compile_backend": "aot_eager",
+    "max_steps": 3,
+}  # fmt: skip
 
 
 def test_bf16_sdpa_compile_and_fused_optimiser__train_together(shards, tmp_path):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    plain = make_trainer(shards, tmp_path / "plain", optim="adamw_torch")
+    plain = make_trainer(shards, tmp_path / "plain", optim="adamw_torch", max_steps=3)
     plain.train()
     fast = make_trainer(shards, tmp_path / "fast", **FAST)
     assert fast.model.config._attn_implementation == "sdpa"

@@ -1,6 +1,5 @@
 """What a training run uploads: all that loads the model, its card and its figures, at the end and on the way."""
 
-import importlib.util
 import json
 import shutil
 from fnmatch import fnmatch
@@ -13,10 +12,10 @@ from huggingface_hub import HfApi, ModelCard
 from safetensors.torch import load_file
 
 from helpers.apart import run_apart
+from helpers.scripts import load_script, run_script
 from helpers.tiny import TINY
 from helpers.tiny_shards import write_shards
 
-SCRIPT = Path(__file__).parents[2] / "training" / "run_pretraining.py"
 # What a folder on the Hub must hold to be loaded, and understood, without this package.
 NEEDED = {
     "config.json", "model.safetensors", "processor_config.json", "README.md", "modeling_cavmae_sync.py",
@@ -68,10 +67,7 @@ def run(folder: Path, **flags: Any) -> None:
         "model_config": json.dumps(TINY), "max_steps": 2, "per_device_train_batch_size": 4, "use_cpu": "true",
         "disable_tqdm": "true", "log_level": "error", "dataloader_pin_memory": "false", "eval_min_shift": 0.5,
     } | flags  # fmt: skip
-    spec = importlib.util.spec_from_file_location("run_pretraining", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    assert script.main([word for name, value in flags.items() for word in (f"--{name}", str(value))]) == 0
+    assert run_script(load_script("run_pretraining"), flags) == 0
 
 
 def files(folder: Path) -> set[str]:
