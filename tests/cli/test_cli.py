@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 
 import cavmae_sync_hf
 from cavmae_sync_hf import CavMaeSyncModel, CavMaeSyncProcessor, Hint, cli, save_for_hub
@@ -17,25 +16,6 @@ from helpers.clips import noise, write_clip
 from helpers.tiny import tiny_config
 
 SOURCE = str(Path(cavmae_sync_hf.__file__).parents[1])
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    """Run a command line in this process; gives the exit code, what it printed and its errors."""
-    monkeypatch.setattr(cli.terminal, "console", Console(width=100))
-    monkeypatch.setattr(cli.terminal, "errors", Console(stderr=True, width=100))
-    monkeypatch.setattr(cli.terminal, "show_tracebacks", False)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["cavmae-sync", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        printed = capsys.readouterr()
-        assert "Traceback" not in printed.out + printed.err
-        return caught.value.code, printed.out, printed.err
-
-    return run
 
 
 @pytest.fixture(scope="module")

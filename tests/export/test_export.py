@@ -10,14 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 
 from cavmae_sync_hf import (
     CavMaeSyncForAudioVisualClassification,
     CavMaeSyncModel,
     CavMaeSyncProcessor,
     ExportError,
-    cli,
     save_for_hub,
 )
 from cavmae_sync_hf.export import ExportedModel, export_model, folder, tower_files
@@ -360,25 +358,6 @@ def test_export__arguments_and_models_that_cannot_work(model, processor, tmp_pat
 
 
 # The command
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    """Run a command line in this process; gives the exit code, what it printed and its errors."""
-    monkeypatch.setattr(cli.terminal, "console", Console(width=120))
-    monkeypatch.setattr(cli.terminal, "errors", Console(stderr=True, width=200))
-    monkeypatch.setattr(cli.terminal, "show_tracebacks", False)
-
-    def run(*arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["cavmae-sync", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        printed = capsys.readouterr()
-        assert "Traceback" not in printed.out + printed.err
-        return caught.value.code, printed.out, printed.err
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,11 @@
 """Labels of clips and films: the ensemble of a clip's moments, long files in pieces, and the command."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from transformers import pipeline
 
 from cavmae_sync_hf import (
@@ -17,7 +15,6 @@ from cavmae_sync_hf import (
     CavMaeSyncModel,
     CavMaeSyncProcessor,
     MissingTrackError,
-    cli,
     save_for_hub,
 )
 from cavmae_sync_hf.inference import classify as room
@@ -222,25 +219,6 @@ def test_clip_labels__become_json(model, processor, clips):
 
 
 # The command
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    """Run a command line in this process; gives the exit code, what it printed and its errors."""
-    monkeypatch.setattr(cli.terminal, "console", Console(width=100))
-    monkeypatch.setattr(cli.terminal, "errors", Console(stderr=True, width=200))
-    monkeypatch.setattr(cli.terminal, "show_tracebacks", False)
-
-    def run(*arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["cavmae-sync", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        printed = capsys.readouterr()
-        assert "Traceback" not in printed.out + printed.err
-        return caught.value.code, printed.out, printed.err
-
-    return run
 
 
 def test_command__help(run):

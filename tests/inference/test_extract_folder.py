@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 
 import cavmae_sync_hf
-from cavmae_sync_hf import CavMaeSyncModel, CavMaeSyncProcessor, InferenceError, LockedError, cli, save_for_hub
+from cavmae_sync_hf import CavMaeSyncModel, CavMaeSyncProcessor, InferenceError, LockedError, save_for_hub
 from cavmae_sync_hf.files import locked
 from cavmae_sync_hf.inference.extract import extract_features, extract_to_folder
 from cavmae_sync_hf.inference.feature_folder import WORK_NAME
@@ -321,24 +320,6 @@ def test_folder__stays_whole_when_the_disk_is_full(tiny, films, tmp_path, monkey
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory, tiny) -> Path:
     return save_for_hub(*tiny, tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    """Run a command line in this process; gives the exit code, what it printed and its errors."""
-    monkeypatch.setattr(cli.terminal, "console", Console(width=100))
-    monkeypatch.setattr(cli.terminal, "errors", Console(stderr=True, width=100))
-    monkeypatch.setattr(cli.terminal, "show_tracebacks", False)
-
-    def run(*arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["cavmae-sync", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        printed = capsys.readouterr()
-        return caught.value.code, printed.out, printed.err
-
-    return run
 
 
 def test_command__takes_several_features_in_a_row(run, saved, films, tmp_path):
