@@ -21,6 +21,7 @@ from cavmae_sync_hf.data import fetching, packing
 from cavmae_sync_hf.data import prepare as prepare_module
 from cavmae_sync_hf.data.prepare import prepare
 from cavmae_sync_hf.data.shards import read_shard
+from cavmae_sync_hf.model.errors_cavmae_sync import Hint, MissingTrackError
 from helpers.clips import noise, write_clip
 
 
@@ -134,6 +135,20 @@ def test_prepare__disk_that_fails_within_the_file_ends_the_run(videos, tmp_path,
 
     with pytest.raises(DataError, match="clip 0.mp4 cannot be read for now .*Input/output error"):
         prepare(videos, tmp_path / "out", workers=1)
+
+
+def test_prepare__remedies_are_told_as_options_of_prepare(videos, tmp_path, monkeypatch):
+    def refuse(file, *, name, **_: object) -> None:
+        hints = (Hint("missing", "mask", "go on without it"), Hint("audio", "more.wav", "add it"))
+        raise MissingTrackError(f"{name}: has no audio track.", "audio", hint=hints)
+
+    monkeypatch.setattr(packing, "decode_media", refuse)
+    with pytest.raises(DataError, match="none of the 3 clips can be used"):
+        prepare(videos, tmp_path / "out", workers=1)
+
+    row = bad_rows(tmp_path / "out")["1"]
+    assert row["reason"] == "no audio"
+    assert row["message"] == "1.mp4: has no audio track. Set the option missing to 'keep' to go on without it."
 
 
 def test_prepare__full_disk_names_the_shard_and_leaves_nothing(videos, tmp_path, monkeypatch):
