@@ -6,7 +6,6 @@ import io
 import json
 import pickle
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,18 +18,12 @@ from cavmae_sync_hf.data.augmentation import AUGMENTATION_PRESETS
 from cavmae_sync_hf.data.dataset import CavMaeSyncCollator, CavMaeSyncDataset, Draw
 from cavmae_sync_hf.data.shards import (
     INDEX_NAME,
-    check_shards,
     decode_jpeg,
     encode_jpeg,
-    read_clip_table,
-    read_index,
 )
-from cavmae_sync_hf.data.streaming import CavMaeSyncStreamingDataset
 from cavmae_sync_hf.model.media_cavmae_sync import decode_media
 from helpers.clips import write_clip
 from helpers.tiny_shards import NUM_FRAMES, SECONDS, frame_of, log_mel_of, tiny_processor, write_shards
-
-FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 
 @pytest.fixture(scope="module")
@@ -277,24 +270,6 @@ def test_forked_workers__after_a_video_was_decoded(tmp_path):
 
 def _collect(worker: int) -> None:
     gc.collect()
-
-
-def test_shards_of_format_1__are_read():
-    folder = FIXTURES / "shards"
-    index = read_index(folder)
-    assert check_shards(folder) == [] and (index.clips, index.with_audio, index.with_video) == (2, 2, 2)
-    assert [row["id"] for row in read_clip_table(folder)] == ["train-000000", "train-000001"]
-
-    dataset = CavMaeSyncDataset(folder, tiny_processor(mean=index.mean, std=index.std), frames="all")
-
-    samples = [dataset[number] for number in range(2)]
-    assert dataset.source.label_names[6] == "clicks"
-    for sample in samples:
-        assert sample["labels"] == [0, 1, 6] and sample["frame_times"].tolist() == [0.75, 2.25]
-        assert sample["pixel_values_videos"].shape == (2, 3, 32, 32) and sample["padding_mask"].all()
-    assert abs(float(torch.cat([sample["input_values"] for sample in samples]).mean())) < 0.5  # normalised
-    streaming = CavMaeSyncStreamingDataset(folder, tiny_processor(), shuffle=False)
-    assert [sample["clip_id"] for sample in streaming] == ["train-000000", "train-000001"]
 
 
 def test_video_files__a_bad_one_is_named(tmp_path):
