@@ -8,6 +8,9 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .model import errors_cavmae_sync
+from .model.errors_cavmae_sync import *  # noqa: F403 - they load nothing else
+
 if TYPE_CHECKING:
     from .data.prepare import prepare
     from .evaluation import evaluate_classification, evaluate_localization, evaluate_retrieval, evaluate_sync
@@ -18,26 +21,6 @@ if TYPE_CHECKING:
     from .inference.localize import localize
     from .inference.sync import measure_sync
     from .model.configuration_cavmae_sync import CavMaeSyncConfig
-    from .model.errors_cavmae_sync import (
-        AppError,
-        CavMaeSyncError,
-        DataError,
-        EvaluationError,
-        ExportError,
-        Hint,
-        InferenceError,
-        LockedError,
-        MediaError,
-        MediaNotFoundError,
-        MissingTrackError,
-        ModelError,
-        NonFiniteLossError,
-        QueryError,
-        SearchError,
-        SelfCheckError,
-        TrainingError,
-        WorkerError,
-    )
     from .model.feature_extraction_cavmae_sync import CavMaeSyncFeatureExtractor
     from .model.media_cavmae_sync import decode_media
     from .model.modeling_cavmae_sync import (
@@ -60,26 +43,6 @@ if TYPE_CHECKING:
 
 # Module -> the public names in it, loaded on first use. `convert` and `selfcheck` are modules themselves.
 _PUBLIC: dict[str, tuple[str, ...]] = {
-    "model.errors_cavmae_sync": (
-        "AppError",
-        "CavMaeSyncError",
-        "DataError",
-        "EvaluationError",
-        "ExportError",
-        "Hint",
-        "InferenceError",
-        "LockedError",
-        "MediaError",
-        "MediaNotFoundError",
-        "MissingTrackError",
-        "ModelError",
-        "NonFiniteLossError",
-        "QueryError",
-        "SearchError",
-        "SelfCheckError",
-        "TrainingError",
-        "WorkerError",
-    ),
     "model.configuration_cavmae_sync": ("CavMaeSyncConfig",),
     "model.feature_extraction_cavmae_sync": ("CavMaeSyncFeatureExtractor",),
     "model.media_cavmae_sync": ("decode_media",),
@@ -141,4 +104,4 @@ if not getattr(sys.modules.get("cavmae_sync_command"), "defer_registration", Fal
 
     register_auto_classes()
 
-__all__ = sorted(_MODULES)
+__all__ = sorted({*_MODULES, *errors_cavmae_sync.__all__})
