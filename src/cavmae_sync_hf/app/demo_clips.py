@@ -19,8 +19,6 @@ from ..files import locked, whole_file
 from ..syncworld.render import encode_clip, render_frames, render_waveform
 from ..syncworld.scene import Scene, WorldOptions, sample_scene
 
-__all__ = ["DemoClip", "DemoClips", "default_folder", "make_demo_clips"]
-
 # Part of the folder's name: another version makes other clips.
 VERSION = 1
 SIDE = 288

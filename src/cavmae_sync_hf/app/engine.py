@@ -15,8 +15,6 @@ from ..inference.loading import example_model, load_model
 from ..model.errors_cavmae_sync import ModelError
 from .demo_clips import DemoClips
 
-__all__ = ["Engine"]
-
 # How the sources of audio are looked for, best first: maps a second, and patches from one place tried to the next.
 _MAP_PLANS: tuple[dict[str, Any], ...] = (
     {"fps": 5.0},

@@ -22,8 +22,6 @@ from ..model.errors_cavmae_sync import AppError, MediaError
 from ..model.media_source_cavmae_sync import MediaSource
 from .workspace import Limits
 
-__all__ = ["copy_safely", "display_name"]
-
 Kind = Literal["video", "audio", "image"]
 
 _NAME_LENGTH = 80

@@ -24,8 +24,6 @@ from .guard import copy_safely, display_name
 from .views import labels_view, places_view, sync_view
 from .workspace import Limits, Session, Workspace
 
-__all__ = ["SEARCHES", "Clip", "RequestHandler"]
-
 View = dict[str, Any]
 Progress = Callable[..., None]
 

@@ -21,8 +21,6 @@ from typing import Any
 
 from ..model.errors_cavmae_sync import MediaError
 
-__all__ = ["copy_image", "copy_audio", "copy_video", "cut", "do_job", "main"]
-
 # Shorter side of the copy. The largest model sees 224 lines, so this costs it nothing.
 LINES = 480
 LONGEST_SIDE = 1280

@@ -16,8 +16,6 @@ from .handlers import SEARCHES, RequestHandler
 from .server import Page
 from .workspace import Limits, Workspace
 
-__all__ = ["build_app"]
-
 VIDEO_TYPES = ["video", ".mkv", ".mov", ".avi", ".ts", ".mts", ".m2ts", ".mxf", ".wmv", ".flv", ".mpg", ".webm"]
 AUDIO_TYPES = ["audio", ".flac", ".ogg", ".opus", ".m4a"]
 IMAGE_TYPES = [".png", ".jpg", ".jpeg", ".webp", ".bmp"]

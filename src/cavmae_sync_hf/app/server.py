@@ -19,8 +19,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .workspace import FILES_ROUTE, Workspace
 
-__all__ = ["Page"]
-
 _UPLOAD_FOLDER = "GRADIO_TEMP_DIR"
 _FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif"]
 _MONOSPACE = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]

@@ -14,8 +14,6 @@ from ..inference.classify import ClipLabels
 from ..inference.localize import LocalizationResult
 from ..inference.sync import SyncResult
 
-__all__ = ["bytes_view", "labels_view", "places_view", "sync_view", "verdict"]
-
 # An offset that fewer random draws agree on than this is not called one.
 LEAST_CONFIDENCE = 0.5
 

@@ -23,8 +23,6 @@ from typing import Any
 from ..files import locked
 from ..model.errors_cavmae_sync import LockedError
 
-__all__ = ["FILES_ROUTE", "Limits", "Session", "Workspace"]
-
 # Where the server hands out files: `FILES_ROUTE/TOKEN/NAME`, relative to the page.
 FILES_ROUTE = "cavmae-files"
 _PREFIX = "cavmae-sync-app-"

@@ -10,8 +10,6 @@ import typer
 from ..model.errors_cavmae_sync import SearchError
 from . import terminal
 
-__all__ = ["index", "index_info", "search"]
-
 _SHOWN_BAD = 20
 _Side = Literal["auto", "sound", "picture", "both"]
 

@@ -9,8 +9,6 @@ from ..files import StrPath
 from ..model.errors_cavmae_sync import DataError
 from .tables import Entry, read_list
 
-__all__ = ["SyncVideo", "read_sync_list"]
-
 _IN_SYNC = frozenset({"1", "1.0", "true", "yes", "sync", "in_sync", "in sync", "real", "genuine", "original"})
 _OUT_OF_SYNC = frozenset(
     {"0", "0.0", "false", "no", "off", "off_sync", "out_of_sync", "out of sync", "shifted", "fake", "generated"}

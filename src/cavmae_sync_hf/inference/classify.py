@@ -20,8 +20,6 @@ from ..model.video_processing_cavmae_sync import is_media_source
 from .features import INPUTS, move_inputs
 from .moments import MediaSpan, Progress, read_ahead, read_moments
 
-__all__ = ["ClipLabels", "classify", "iter_classify"]
-
 # Classifiers are trained on clips of about 10 s. Files up to this length are taken whole, as there.
 WHOLE_SECONDS = 12.0
 # Distance of 16 moments in 10 s.

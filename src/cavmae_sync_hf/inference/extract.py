@@ -32,8 +32,6 @@ from .features import choose_features
 from .moments import MediaSpan, Progress, format_clock
 from .windows import Plan, ScrambledAudio, WindowGrid, WindowRow, iter_windows
 
-__all__ = ["ExtractionSummary", "WindowFeatures", "extract_features", "extract_to_folder"]
-
 
 @dataclass
 class WindowFeatures:

@@ -29,8 +29,6 @@ from ..model.errors_cavmae_sync import InferenceError
 from .moments import MediaSpan
 from .windows import WindowRow
 
-__all__ = ["MANIFEST_NAME", "FeatureFolder", "check_folder", "nothing_came"]
-
 MANIFEST_NAME = "manifest.json"
 WORK_NAME = ".extract"
 FORMAT = "cavmae-sync-features"

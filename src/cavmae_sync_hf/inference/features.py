@@ -24,18 +24,6 @@ from ..model.configuration_cavmae_sync import CavMaeSyncConfig
 from ..model.errors_cavmae_sync import InferenceError
 from ..model.modeling_cavmae_sync import CavMaeSyncModel, both_present, select_distinct
 
-__all__ = [
-    "INPUTS",
-    "Embedder",
-    "Feature",
-    "MomentFeatures",
-    "check_towers",
-    "choose_features",
-    "encode_moments",
-    "evaluating",
-    "move_inputs",
-]
-
 # A modality's values and the mask of those that are present, audio first.
 INPUTS = (("input_values", "padding_mask"), ("pixel_values_videos", "padding_mask_videos"))
 

@@ -20,8 +20,6 @@ from ..model.modeling_cavmae_sync import (
 )
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 
-__all__ = ["example_model", "load_model"]
-
 _CLASSES: dict[str, Any] = {
     "embedding": CavMaeSyncModel,
     "classification": CavMaeSyncForAudioVisualClassification,

@@ -32,8 +32,6 @@ from ..provenance import model_fingerprint
 from .features import check_towers, evaluating, move_inputs
 from .moments import MediaSpan, Progress, read_ahead, read_moments, report_seconds, source_name
 
-__all__ = ["METHODS", "LocalizationResult", "View", "default_block", "localize", "occlusion_maps"]
-
 METHODS = ("occlusion", "cosine")
 DEFAULT_FPS = 5.0
 # Columns of the stored spectrogram are the highest of so many of its frames: 20 ms, enough for a plot of it.

@@ -30,18 +30,6 @@ from ..model.media_source_cavmae_sync import describe_source
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from .features import INPUTS, Embedder, Feature, choose_features, encode_moments
 
-__all__ = [
-    "MediaSpan",
-    "MomentChunk",
-    "Progress",
-    "embed_moments",
-    "format_clock",
-    "read_ahead",
-    "read_moments",
-    "report_seconds",
-    "source_name",
-]
-
 # Called with what is done, how much there is (0 where unknown) and, in some places, a remark.
 Progress = Callable[..., None]
 

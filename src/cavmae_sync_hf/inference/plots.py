@@ -16,17 +16,6 @@ from ..model.media_cavmae_sync import decode_media
 from .localize import LocalizationResult
 from .sync import SyncResult
 
-__all__ = [
-    "blend",
-    "draw_spectrogram",
-    "draw_strip",
-    "draw_timeline",
-    "joined_audio_maps",
-    "overlay_frames",
-    "require_matplotlib",
-    "ticks",
-]
-
 # Cold to hot: clear, violet, red, orange, pale yellow, at equal steps, each with its opacity.
 _HEAT = (
     ((60, 0, 90), 0.0),

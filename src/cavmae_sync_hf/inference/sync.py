@@ -25,19 +25,6 @@ from .features import check_towers, evaluating
 from .moments import MediaSpan, Progress, embed_moments, report_seconds, source_name
 from .sync_band import Band, Outline, band_contrast, find_offset, shift_test
 
-__all__ = [
-    "DEFAULT_MAX_OFFSET",
-    "SYNC_SCORES",
-    "AlignmentScores",
-    "SyncResult",
-    "alignment_protocol",
-    "detection_metrics",
-    "join_scores",
-    "measure_sync",
-    "score_alignment",
-    "sync_from_embeddings",
-]
-
 PROTOCOL_VERSION = 1
 DEFAULT_HOP = 0.1
 DEFAULT_MAX_OFFSET = 2.0

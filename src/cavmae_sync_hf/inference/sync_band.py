@@ -17,8 +17,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Band", "OffsetFinding", "Outline", "band_contrast", "find_offset", "shift_test"]
-
 _ROWS_AT_A_TIME = 4096
 _EQUAL = 1e-9
 

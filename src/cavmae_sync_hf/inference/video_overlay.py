@@ -30,7 +30,6 @@ try:
 except ImportError:
     av = None  # type: ignore[assignment]
 
-__all__ = ["write_overlay_video"]
 
 _SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv")
 # What AAC can carry.

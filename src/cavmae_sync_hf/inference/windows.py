@@ -39,8 +39,6 @@ from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from .features import Feature
 from .moments import MediaSpan, MomentChunk, embed_moments
 
-__all__ = ["AudioSupply", "Plan", "ScrambledAudio", "WindowGrid", "WindowRow", "derange", "iter_windows"]
-
 # As far apart as the published 16 frames in 10 s.
 DEFAULT_HOP = 0.625
 _TOLERANCE = 1e-6
