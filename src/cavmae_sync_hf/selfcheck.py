@@ -159,10 +159,12 @@ def _encode(model: torch.nn.Module, processor: CavMaeSyncProcessor, clip: Any, p
 def _measure(clips: list[_Clip]) -> SelfCheckResult:
     within = [clip.audio @ clip.video.T for clip in clips]  # (moments, moments) each
     true = [similarity.diagonal().mean().item() for similarity in within]
-    shuffled = [
-        _off_diagonal_mean(similarity) if clip.distinct_audio else None
-        for clip, similarity in zip(clips, within, strict=True)
-    ]
+    shuffled: list[float | None] = []  # mean off the diagonal, where moments differ
+    for clip, similarity in zip(clips, within, strict=True):
+        count = len(similarity)
+        total = similarity.sum() - similarity.diagonal().sum()
+        comparable = clip.distinct_audio and count > 1
+        shuffled.append((total / (count * (count - 1))).item() if comparable else None)
     usable = [
         (true[position], value, within[position]) for position, value in enumerate(shuffled) if value is not None
     ]
@@ -207,13 +209,6 @@ def _reasons(result: SelfCheckResult, min_margin: float) -> list[str]:
                 f"needed above {min_margin:g})"
             )
     return reasons
-
-
-def _off_diagonal_mean(similarity: Tensor) -> float | None:
-    count = len(similarity)
-    if count < 2:
-        return None
-    return ((similarity.sum() - similarity.diagonal().sum()) / (count * (count - 1))).item()
 
 
 def _permutation_p_value(similarities: list[Tensor]) -> float:

@@ -1491,7 +1491,15 @@ class CavMaeSyncForAudioVisualClassification(CavMaeSyncPreTrainedModel):
         else:
             frame_logits = self.head(self._pooled_tokens(tokens, present)).unflatten(0, batch_shape)
             logits = self._ensemble(frame_logits, any_present, labels)
-        loss = None if labels is None else self._loss(logits, labels)
+        loss = None
+        if labels is not None:
+            # transformers' loss, except for class probabilities as labels (mixup, smoothing), which it does not take.
+            soft = self._problem_type(labels) == "single_label_classification" and labels.is_floating_point()
+            loss = (
+                nn.functional.cross_entropy(logits, labels.to(logits))
+                if soft
+                else self.loss_function(labels, logits, self.config)
+            )
         output = CavMaeSyncClassifierOutput(loss=loss, logits=logits, frame_logits=frame_logits)
         for modality, record in records.items():
             for name, values in record.batch_first(modality, batch_shape).items():
@@ -1548,12 +1556,6 @@ class CavMaeSyncForAudioVisualClassification(CavMaeSyncPreTrainedModel):
             return "regression"
         multi_label = labels is not None and labels.is_floating_point()
         return "multi_label_classification" if multi_label else "single_label_classification"
-
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """transformers' classification loss; class probabilities as labels (mixup, smoothing) are taken too."""
-        if self._problem_type(labels) == "single_label_classification" and labels.is_floating_point():
-            return nn.functional.cross_entropy(logits, labels.to(logits))
-        return self.loss_function(labels, logits, self.config)
 
     def _ensemble(self, frame_logits: Tensor, present: Tensor | None, labels: Tensor | None) -> Tensor:
         """Logits `(batch, num_labels)` whose probabilities are the mean of the present frames' probabilities.
