@@ -12,7 +12,7 @@ from PIL import Image
 from cavmae_sync_hf import CavMaeSyncModel, CavMaeSyncProcessor, save_for_hub
 from cavmae_sync_hf.model.media_cavmae_sync import probe_media
 from helpers.clips import write_clip
-from helpers.telling_models import RATE, SECONDS, ramp_film, ramp_pair, rising_tone
+from helpers.rule_models import RATE, SECONDS, ramp_pair, ramp_video, rising_tone
 from helpers.tiny import tiny_config
 
 
@@ -38,7 +38,7 @@ def telling(monkeypatch):
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
     folder = tmp_path_factory.mktemp("videos")
-    return {late: ramp_film(folder / f"{late}.mp4", late=late) for late in (0.0, 0.5, -0.7)}
+    return {late: ramp_video(folder / f"{late}.mp4", late=late) for late in (0.0, 0.5, -0.7)}
 
 
 @pytest.mark.parametrize("command", ["sync", "localize"])
@@ -114,7 +114,7 @@ def test_sync__another_audio_track_for_each(run, telling, videos, tmp_path):
 def test_sync__bad_files_are_named_and_the_others_measured(run, telling, videos, tmp_path):
     trap = tmp_path / "trap.mp4"
     trap.write_text("#EXTM3U\n/etc/passwd\n")
-    mute = ramp_film(tmp_path / "mute [red].mp4", audio=False)
+    mute = ramp_video(tmp_path / "mute [red].mp4", audio=False)
 
     code, out, err = run("sync", tmp_path / "none.mp4", videos[0.0], trap, mute, "-m", telling, "--json", "--hop", 0.2)
 

@@ -57,7 +57,7 @@ def make_trainer(
     callbacks: Any = None,
     **settings: Any,
 ) -> CavMaeSyncClassificationTrainer:
-    """A trainer over little shards, from random weights unless `model` has `init_from`."""
+    """A trainer over tiny shards, from random weights unless `model` has `init_from`."""
     chosen = dict(model or {})
     if "init_from" not in chosen:
         chosen["model_config"] = SIZES | chosen.get("model_config", {})

@@ -30,7 +30,7 @@ from cavmae_sync_hf.inference.plots import (
 from cavmae_sync_hf.inference.video_overlay import write_overlay_video
 from cavmae_sync_hf.model.media_cavmae_sync import probe_media
 from helpers.clips import noise, onset, tone, write_click_and_flash, write_clip
-from helpers.telling_models import ColourModel
+from helpers.rule_models import ColourModel
 from helpers.tiny import tiny_config
 
 RATE = 16000

@@ -15,7 +15,7 @@ from cavmae_sync_hf.inference.plots import draw_timeline
 from cavmae_sync_hf.inference.sync import detection_metrics, measure_sync, score_alignment, sync_from_embeddings
 from cavmae_sync_hf.inference.sync_band import Band, Outline, band_contrast, find_offset, shift_test
 from helpers.clips import noise, write_clip
-from helpers.telling_models import RATE, SECONDS, brighter, ramp_film, ramp_pair, rising_tone
+from helpers.rule_models import RATE, SECONDS, brighter, ramp_pair, ramp_video, rising_tone
 from helpers.tiny import tiny_config
 
 
@@ -27,7 +27,7 @@ def pair():
 @pytest.fixture(scope="module")
 def films(tmp_path_factory):
     folder = tmp_path_factory.mktemp("films")
-    return {late: ramp_film(folder / f"late {late}.mp4", late=late) for late in (0.0, 0.5, -0.7)}
+    return {late: ramp_video(folder / f"late {late}.mp4", late=late) for late in (0.0, 0.5, -0.7)}
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -243,7 +243,7 @@ def test_measure__sound_that_ends_early_is_absent_afterwards(pair, films):
 
 
 def test_measure__silence_gives_no_offset(pair, tmp_path):
-    film = ramp_film(tmp_path / "silent.mp4", audio=np.zeros((1, round(SECONDS * RATE)), np.float32))
+    film = ramp_video(tmp_path / "silent.mp4", audio=np.zeros((1, round(SECONDS * RATE)), np.float32))
 
     result = measure_sync(*pair, film)
 
@@ -252,7 +252,7 @@ def test_measure__silence_gives_no_offset(pair, tmp_path):
 
 
 def test_measure__stills_give_no_offset(pair, tmp_path):
-    film = ramp_film(tmp_path / "still.mp4", picture=lambda *_: brighter(0, 3.0))
+    film = ramp_video(tmp_path / "still.mp4", picture=lambda *_: brighter(0, 3.0))
 
     result = measure_sync(*pair, film)
 
@@ -261,7 +261,7 @@ def test_measure__stills_give_no_offset(pair, tmp_path):
 
 
 def test_measure__states_the_distance_of_frames_where_that_is_coarser(pair, tmp_path):
-    film = ramp_film(tmp_path / "slow.mp4", fps=4)
+    film = ramp_video(tmp_path / "slow.mp4", fps=4)
 
     result = measure_sync(*pair, film, hop=0.1)
 
@@ -270,7 +270,7 @@ def test_measure__states_the_distance_of_frames_where_that_is_coarser(pair, tmp_
 
 
 def test_measure__missing_sound_is_named(pair, tmp_path):
-    film = ramp_film(tmp_path / "mute.mp4", audio=False)
+    film = ramp_video(tmp_path / "mute.mp4", audio=False)
 
     with pytest.raises(MissingTrackError, match=r"mute\.mp4"):
         measure_sync(*pair, film)
@@ -339,7 +339,7 @@ def test_measure__reports_seconds(pair, films):
 
 
 def test_result__is_json(pair, films, tmp_path):
-    silent = ramp_film(tmp_path / "silent.mp4", audio=np.zeros((1, round(SECONDS * RATE)), np.float32))
+    silent = ramp_video(tmp_path / "silent.mp4", audio=np.zeros((1, round(SECONDS * RATE)), np.float32))
     for film in (films[0.0], silent):
         result = measure_sync(*pair, film, hop=0.2)
         values = json.loads(json.dumps(result.to_dict(), allow_nan=False))
@@ -420,7 +420,7 @@ def test_timeline__is_a_picture(pair, films, tmp_path):
 
 def test_timeline__of_silence_and_of_gaps(pair, films, tmp_path):
     pytest.importorskip("matplotlib")
-    silent = ramp_film(tmp_path / "a $ign {x}.mp4", audio=np.zeros((1, round(SECONDS * RATE)), np.float32))
+    silent = ramp_video(tmp_path / "a $ign {x}.mp4", audio=np.zeros((1, round(SECONDS * RATE)), np.float32))
     short = rising_tone()[0, : 2 * RATE]
 
     for result in (

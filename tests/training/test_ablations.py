@@ -1,4 +1,4 @@
-"""The table of ablations: every variant is a run that can be started, and figures go into the right cells."""
+"""The table of ablations: every variant is a run that can be started, and metrics go into the right cells."""
 
 import json
 from pathlib import Path
@@ -43,9 +43,9 @@ def test_table__has_mean_and_deviation_of_the_seeds_that_are_there(script, tmp_p
         folder = script.run_folder(plan, "a (b)", seed)
         folder.mkdir(parents=True)
         (folder / "metrics.json").write_text(json.dumps({"eval_first": value}), encoding="utf-8")
-    text, figures = script.table(plan, list(plan["variants"]))
+    text, metrics = script.table(plan, list(plan["variants"]))
     assert "| a (b) | 2 | 55.0 ± 7.1 | – |" in text and "| none yet | 0 | – | – |" in text
-    assert figures == {"a (b)": [{"eval_first": 0.5}, {"eval_first": 0.6}], "none yet": []}
+    assert metrics == {"a (b)": [{"eval_first": 0.5}, {"eval_first": 0.6}], "none yet": []}
 
 
 def test_train__a_failed_run_is_reported_and_a_finished_one_not_repeated(script, tmp_path):

@@ -51,10 +51,10 @@ def test_fit__tells_separable_classes_apart():
     features, labels = made_up(300, 6)
     unseen, truth = made_up(100, 6, seed=1)
     probe = fit_probe(features, labels, 6)
-    figures = probe_metrics(probe, unseen, truth)
+    metrics = probe_metrics(probe, unseen, truth)
 
-    assert figures["mean_average_precision"] > 0.99 and figures["accuracy"] > 0.99
-    assert figures["samples"] == 100 and figures["classes"] == 6 and probe.converged
+    assert metrics["mean_average_precision"] > 0.99 and metrics["accuracy"] > 0.99
+    assert metrics["samples"] == 100 and metrics["classes"] == 6 and probe.converged
 
 
 def test_fit__tells_exclusive_classes_apart():
@@ -63,22 +63,22 @@ def test_fit__tells_exclusive_classes_apart():
     # Clips of one class only.
     keep, keep_unseen = ([place for place, row in enumerate(rows) if len(row) == 1] for rows in (labels, truth))
     probe = fit_probe(features[keep], [labels[place] for place in keep], 6, SINGLE)
-    figures = probe_metrics(probe, unseen[keep_unseen], [truth[place] for place in keep_unseen])
+    metrics = probe_metrics(probe, unseen[keep_unseen], [truth[place] for place in keep_unseen])
 
-    assert figures["accuracy"] == 1.0
+    assert metrics["accuracy"] == 1.0
 
 
 def test_fit__to_shuffled_labels_finds_nothing():
     features, labels = made_up(400, 6)
     unseen, truth = made_up(400, 6, seed=1)
     mixed = shuffled(labels, seed=0)
-    figures = probe_metrics(fit_probe(features, mixed, 6), unseen, truth)
+    metrics = probe_metrics(fit_probe(features, mixed, 6), unseen, truth)
     chance = chance_metrics(labels, truth, 6)
 
     assert sorted(map(tuple, mixed)) == sorted(map(tuple, labels)) and mixed != labels
     # 400 clips: the standard error of an area is about 0.03 for one class, less for the mean of six.
-    assert figures["mean_roc_auc"] == pytest.approx(0.5, abs=0.08)
-    assert figures["mean_average_precision"] == pytest.approx(chance["mean_average_precision"], abs=0.08)
+    assert metrics["mean_roc_auc"] == pytest.approx(0.5, abs=0.08)
+    assert metrics["mean_average_precision"] == pytest.approx(chance["mean_average_precision"], abs=0.08)
 
 
 @pytest.mark.parametrize("problem_type", [SINGLE, MULTI])
@@ -164,10 +164,10 @@ def test_fit__refuses_what_does_not_fit(change, words):
 
 
 def test_chance__is_what_can_be_had_without_looking():
-    figures = chance_metrics([[0], [0], [1]], [[0], [1], [1], [1, 0]], 3)
+    metrics = chance_metrics([[0], [0], [1]], [[0], [1], [1], [1, 0]], 3)
 
     # Classes 0 and 1 are in 2 and 3 of 4 clips; class 2 is in none and not scored. Naming class 0 is right twice.
-    assert figures == {"mean_average_precision": (0.5 + 0.75) / 2, "mean_roc_auc": 0.5, "accuracy": 0.5}
+    assert metrics == {"mean_average_precision": (0.5 + 0.75) / 2, "mean_roc_auc": 0.5, "accuracy": 0.5}
 
 
 def test_joined_features__stand_side_by_side():
@@ -188,7 +188,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory) -> Path:
-    """Seven clips, one without sound and one without pictures, with one or two of three classes."""
+    """Seven clips, one without audio and one without frames, with one or two of three classes."""
     labels = [[0], [1], [2], [0, 1], [1, 2], [0], [2]]
     return write_shards(tmp_path_factory.mktemp("shards") / "train", [4, 3], labels, silent=[2], blind=[5])
 
@@ -372,7 +372,7 @@ def arguments(saved: Path, shards: Path, held: Path, out: Path, **changes: Any) 
     return ProbeArguments(**(given | changes))
 
 
-def test_run__writes_figures_beside_those_of_the_baselines(saved, shards, held, tmp_path, monkeypatch):
+def test_run__writes_metrics_beside_those_of_the_baselines(saved, shards, held, tmp_path, monkeypatch):
     settings = arguments(saved, shards, held, tmp_path, baselines=["random_weights", "shuffled_labels"])
     shown: list[tuple] = []
     rows = run_probe(settings, progress=lambda *at: shown.append(at))

@@ -153,10 +153,10 @@ def test_masks__differ_between_processes_and_steps_but_not_between_runs(shards, 
             type(trainer.args).process_index = property(lambda self, rank=rank: rank)
             try:
                 trainer.state.global_step, trainer._mask_place = step, (-1, 0)
-                drawn[rank, step] = trainer._noise(inputs)["audio"]
+                drawn[rank, step] = trainer._noise(inputs)["audio_noise"]
                 trainer._mask_place = (-1, 0)
-                assert torch.equal(trainer._noise(inputs)["audio"], drawn[rank, step])
-                assert not torch.equal(trainer._noise(inputs)["audio"], drawn[rank, step])  # next micro-batch
+                assert torch.equal(trainer._noise(inputs)["audio_noise"], drawn[rank, step])
+                assert not torch.equal(trainer._noise(inputs)["audio_noise"], drawn[rank, step])  # next micro-batch
             finally:
                 del type(trainer.args).process_index
     values = [tensor.flatten()[:8].tolist() for tensor in drawn.values()]

@@ -49,7 +49,7 @@ def many_labels(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("head", ["mean_pooling", "frame_attention"])
 @pytest.mark.parametrize(("kind", "problem_type"), [("shards", "single_label"), ("many_labels", "multi_label")])
-def test_train__loss_falls_and_figures_rise(head, kind, problem_type, request, tmp_path):
+def test_train__loss_falls_and_metrics_rise(head, kind, problem_type, request, tmp_path):
     trainer = make_trainer(
         request.getfixturevalue(kind), tmp_path, model={"classifier": head}, data=Marked, evaluation=True, max_steps=25
     )
@@ -211,7 +211,7 @@ def test_augmentation__softens_training_targets_and_leaves_evaluation_alone(many
 # Evaluation
 
 
-def test_evaluate__figures_are_those_of_frame_averaged_predictions(many_labels, tmp_path):
+def test_evaluate__metrics_are_those_of_frame_averaged_predictions(many_labels, tmp_path):
     trainer = make_trainer(many_labels, tmp_path, evaluation=True, eval_each_modality=True, eval_batch_frames=12)
     trainer.train()
     metrics = trainer.evaluate()
@@ -226,10 +226,10 @@ def test_evaluate__figures_are_those_of_frame_averaged_predictions(many_labels, 
     trainer.model.eval()
     with torch.no_grad():
         frames = trainer.model(**inputs).frame_logits
-        sound = trainer.model(input_values=inputs["input_values"]).logits
+        heard = trainer.model(input_values=inputs["input_values"]).logits
     probabilities = frames.sigmoid().mean(dim=1)
     scored = {
-        "": probabilities, "middle_frame_": frames[:, 2], "audio_": sound,
+        "": probabilities, "middle_frame_": frames[:, 2], "audio_": heard,
     }  # fmt: skip
     for prefix, scores in scored.items():
         expected = average_precision_score(truth, scores.numpy(), average="macro")
@@ -247,18 +247,18 @@ def test_best_checkpoint__by_a_metric_is_the_final_model(many_labels, tmp_path, 
     wanted = {1: 0.3, 2: 0.9, 3: 0.5, 4: 0.7}
     seen = {}
 
-    def figures(name: str, evaluation_set: EvaluationSet) -> dict[str, float]:
+    def metrics(name: str, evaluation_set: EvaluationSet) -> dict[str, float]:
         seen[trainer.state.global_step] = weights(trainer)
         return {"mean_average_precision": wanted[trainer.state.global_step]}
 
-    monkeypatch.setattr(trainer, "evaluate_set", figures)
+    monkeypatch.setattr(trainer, "evaluate_set", metrics)
     trainer.train()
     assert trainer.state.best_model_checkpoint.endswith("checkpoint-2")
     for name, value in weights(trainer).items():
         assert torch.equal(value, seen[2][name]), name
 
 
-def test_evaluation__infinite_figures_are_left_out(shards, tmp_path):
+def test_evaluation__infinite_metrics_are_left_out(shards, tmp_path):
     trainer = make_trainer(shards, tmp_path, evaluation=True)
     predictions = trainer.predict_set(trainer.evaluation_sets["all"])
     from cavmae_sync_hf.training import Predictions, prediction_metrics

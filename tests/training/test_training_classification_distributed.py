@@ -14,7 +14,7 @@ HEADS = ("mean_pooling", "frame_attention")
 
 @pytest.mark.timeout(240)
 def test_two_processes__train_as_one_with_the_joined_batches(tmp_path):
-    # A clip without sound passes weights on its process that the other one does not touch.
+    # A clip without audio passes weights on its process that the other one does not touch.
     shards = write_shards(tmp_path / "shards", [8], LABELS, silent=[1])
     ranks = run_ranks(train_rank, tmp_path, shards, tmp_path / "two", HEADS)
     for head in HEADS:

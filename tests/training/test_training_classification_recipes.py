@@ -1,4 +1,4 @@
-"""Fine-tuning recipes: each runs on a little SyncWorld and saves what loads; published values are the published."""
+"""Fine-tuning recipes: each runs on a small SyncWorld and saves what loads; published values are the published."""
 
 import json
 from pathlib import Path

@@ -141,7 +141,7 @@ def test_mae__every_weight_lands_where_the_authors_put_it(kind, mae, tmp_path):
     state = model.state_dict()
     projection = mae["patch_embed.proj.weight"]
     assert torch.equal(state["model.video_tower.embeddings.projection.weight"], projection)
-    # Published: a grey picture's answer, the sum over the three colours (not their mean).
+    # Published: a grey frame's answer, the sum over the three colours (not their mean).
     expected = projection[:, 0] + projection[:, 1] + projection[:, 2]
     torch.testing.assert_close(state["model.audio_tower.embeddings.projection.weight"][:, 0], expected)
     for modality in ("audio", "video"):

@@ -97,11 +97,11 @@ def test_lora__best_checkpoint_is_loaded(shards, pretrained, tmp_path, monkeypat
     )  # fmt: skip
     seen = {}
 
-    def figures(name, evaluation_set) -> dict[str, float]:
+    def metrics(name, evaluation_set) -> dict[str, float]:
         seen[trainer.state.global_step] = weights(trainer)
         return {"score": {1: 0.1, 2: 0.8, 3: 0.2}[trainer.state.global_step]}
 
-    monkeypatch.setattr(trainer, "evaluate_set", figures)
+    monkeypatch.setattr(trainer, "evaluate_set", metrics)
     trainer.train()
     for name, value in weights(trainer).items():
         assert torch.equal(value, seen[2][name]), name

@@ -83,7 +83,7 @@ def test_peak__is_a_rate_of_this_device():
 # The benchmark
 
 
-def test_benchmark__gives_every_variant_its_figures(benchmark, capsys):
+def test_benchmark__gives_every_variant_its_values(benchmark, capsys):
     sizes = json.dumps(TINY)
     words = ["--model-config", sizes, "--batch-size", "2", "3", "--rounds", "2", "--json", "--profile", "sdpa+fused"]
     names = ["eager", "sdpa+checked+mask", "sdpa+fused"]

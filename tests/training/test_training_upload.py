@@ -1,4 +1,4 @@
-"""What a training run uploads: all that loads the model, its card and its figures, at the end and on the way."""
+"""What a training run uploads: all that loads the model, its card and its metrics, at the end and on the way."""
 
 import json
 import shutil
@@ -56,7 +56,7 @@ def upload(tmp_path_factory) -> SimpleNamespace:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(HfApi, "create_repo", lambda api, *given, **options: hub.create_repo(api, *given, **options))
         patch.setattr(HfApi, "upload_folder", lambda api, **options: hub.upload_folder(api, **options))
-        run(folder, push_to_hub="true", hub_model_id="someone/little-model", save_steps=1, save_total_limit=1)
+        run(folder, push_to_hub="true", hub_model_id="someone/tiny-model", save_steps=1, save_total_limit=1)
     return SimpleNamespace(hub=hub, out=folder / "out")
 
 
@@ -75,9 +75,9 @@ def files(folder: Path) -> set[str]:
 
 
 def test_upload__holds_all_that_loads_the_model(upload):
-    assert upload.hub.created == ["someone/little-model"]
+    assert upload.hub.created == ["someone/tiny-model"]
     last = upload.hub.uploads[-1]
-    assert last["repo_id"] == "someone/little-model"
+    assert last["repo_id"] == "someone/tiny-model"
     names = files(last["folder"])
     assert NEEDED | {"metrics.json", "trainer_state.json", "training_args.bin"} <= names
     assert not any("checkpoint-" in name or "optimizer" in name for name in names)
@@ -86,7 +86,7 @@ def test_upload__holds_all_that_loads_the_model(upload):
     assert all((value == trained[name]).all() for name, value in weights.items())
 
 
-def test_upload__tells_the_figures_of_the_last_evaluation(upload):
+def test_upload__tells_the_metrics_of_the_last_evaluation(upload):
     metrics = json.loads((upload.out / "metrics.json").read_text())
     repository = upload.hub.uploads[-1]["folder"]
     assert json.loads((repository / "metrics.json").read_text()) == metrics
@@ -97,7 +97,7 @@ def test_upload__tells_the_figures_of_the_last_evaluation(upload):
     for name in ("audio_to_video_r1", "video_to_audio_r1", "audio_to_video_r10", "shift_accuracy"):
         assert told[name] == round(metrics[f"eval_held_out_{name}"], 4)
     assert {result.dataset_name for result in card.data.eval_results} == {"held_out (6 clips)"}
-    assert "little-model" in card.text and "2 steps with batches of 4 clips out of 8" in card.text
+    assert "tiny-model" in card.text and "2 steps with batches of 4 clips out of 8" in card.text
 
 
 def test_upload__on_the_way_can_be_loaded_too(upload):

@@ -13,7 +13,7 @@ import json
 import shutil
 import signal
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -38,8 +38,9 @@ from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from ..model_card import CardDetails, create_model_card
 from .arguments import RunArguments
 from .checkpoints import last_checkpoint
+from .evaluation import map_clips
 from .freezing import plain_model
-from .sets import EvaluationSet
+from .sets import INPUT_NAMES, EvaluationSet
 from .speed import SpeedMeter, measure_peak, memory_in_use
 
 _logger = logging.get_logger(__name__)
@@ -285,8 +286,24 @@ class CavMaeSyncBaseTrainer(Trainer):
     def _config(self) -> CavMaeSyncConfig:
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False).config
 
-    def _note(self, output: Any, inputs: dict[str, Tensor]) -> None:
-        """Add a batch to what the next log line says, without waiting for the device."""
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The model's loss; in training checked, and its parts noted."""
+        given = self._model_inputs(model, inputs)
+        output = model(**given)
+        if model.training:
+            self._check_and_note(output, given, inputs.get("clip_ids"))
+        return (output.loss, output) if return_outputs else output.loss
+
+    def _model_inputs(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor]:
+        """What the model is called with, of a batch."""
+        return {name: inputs[name] for name in (*INPUT_NAMES, "labels") if name in inputs}
+
+    def _check_and_note(self, output: Any, inputs: dict[str, Tensor], clip_ids: list[str] | None) -> None:
+        """Stop where the loss is not finite; add the batch to what the next log line says."""
+        if not bool(torch.isfinite(output.loss.detach())):
+            self._refuse(output, inputs, clip_ids)
         for name in self.logged_parts:
             value = getattr(output, name, None)
             if value is not None:
@@ -391,14 +408,34 @@ class CavMaeSyncBaseTrainer(Trainer):
         """The metrics of one evaluation set; subclasses measure something."""
         return {}
 
-    @contextlib.contextmanager
-    def _evaluated_model(self) -> Iterator[Any]:
-        """The model without the wrappers of parallel training, in evaluation mode while the block runs."""
+    def map_set(
+        self,
+        evaluation_set: EvaluationSet,
+        keep: Callable[[Any, dict[str, Tensor], dict[str, Any]], dict[str, Tensor]],
+        collator: Callable[[list[dict[str, Any]]], dict[str, Any]],
+        part: Callable[[Any], Callable[..., Any]] = lambda model: model,
+    ) -> dict[str, Tensor]:
+        """Show the model, in evaluation mode, all clips of a set; see `map_clips`.
+
+        Args:
+            evaluation_set: The clips.
+            keep: What is kept of a batch's output.
+            collator: Makes the batches.
+            part: What of the model is called; default: all of it.
+        """
         model = self._unwrapped()
         training = model.training
         model.eval()
         try:
-            yield model
+            return map_clips(
+                part(model),
+                keep,
+                evaluation_set,
+                collator,
+                accelerator=self.accelerator,
+                batch_frames=self.args.eval_batch_frames,
+                num_workers=self.args.dataloader_num_workers,
+            )
         finally:
             model.train(training)
 

@@ -28,9 +28,8 @@ from ..model_card import CardDetails
 from .base import CavMaeSyncBaseTrainer
 from .checkpoints import average_weights, checkpoints_of_epochs
 from .classification_arguments import ClassificationArguments
-from .evaluation import map_clips
 from .freezing import Classifier, is_lora, merged_copy, plain_model
-from .sets import INPUT_NAMES, EvaluationSet, ModalityCollator
+from .sets import EvaluationSet, ModalityCollator
 from .speed import classification_flops
 
 _ADAPTER = "adapter"
@@ -158,18 +157,6 @@ class CavMaeSyncClassificationTrainer(CavMaeSyncBaseTrainer):
             return super()._get_train_sampler(train_dataset)
         return BalancedEpochSampler(self.train_dataset if train_dataset is None else train_dataset, self._data_seed)
 
-    def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """The model's loss, checked."""
-        fed = {name: inputs[name] for name in INPUT_NAMES if name in inputs}
-        output = model(**fed, labels=inputs["labels"])
-        if model.training:
-            if not bool(torch.isfinite(output.loss.detach())):
-                self._refuse(output, fed, inputs.get("clip_ids"))
-            self._note(output, fed)
-        return (output.loss, output) if return_outputs else output.loss
-
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Trainer's optimiser, with a learning rate of its own for the head."""
         multiple = self.args.head_lr_multiple
@@ -217,17 +204,8 @@ class CavMaeSyncClassificationTrainer(CavMaeSyncBaseTrainer):
             evaluation_set: The clips.
             modality: `"audio"` or `"video"` to show a multimodal model that alone; default: the model's own.
         """
-        with self._evaluated_model() as model:
-            parts = map_clips(
-                model,
-                _keep_predictions,
-                evaluation_set,
-                ModalityCollator(self._clean, modality or self._modality),
-                accelerator=self.accelerator,
-                batch_frames=self.args.eval_batch_frames,
-                num_workers=self.args.dataloader_num_workers,
-            )
-        return Predictions(**parts)
+        collator = ModalityCollator(self._clean, modality or self._modality)
+        return Predictions(**self.map_set(evaluation_set, _keep_predictions, collator))
 
     # The end
 

@@ -34,7 +34,6 @@ from .evaluation import (
     draw_similarities,
     evaluate_alignment,
     keep_embeddings,
-    map_clips,
 )
 from .freezing import freeze_unused
 from .sets import INPUT_NAMES, EvaluationSet, ModalityCollator
@@ -179,16 +178,6 @@ class CavMaeSyncTrainer(CavMaeSyncBaseTrainer):
         self._teacher, self._taught_step = None, -1
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
-    def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """The model's loss, with masks drawn for this step and process, its parts noted and checked."""
-        fed = self._fed(model, inputs)
-        output = model(**fed)
-        if model.training:
-            self._check_and_note(output, fed, inputs.get("clip_ids"))
-        return (output.loss, output) if return_outputs else output.loss
-
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """As in Trainer; with `contrast_chunk_size` in chunks whose contrast is that of the whole batch."""
         size = self.args.contrast_chunk_size
@@ -196,45 +185,43 @@ class CavMaeSyncTrainer(CavMaeSyncBaseTrainer):
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
         inputs = self._prepare_inputs(inputs)
-        fed = self._fed(model, inputs)
+        given = self._model_inputs(model, inputs)
         # While gradients accumulate, Trainer keeps the processes from exchanging them already.
         exchange = self.accelerator.sync_gradients
         output = cached_contrastive_step(
             model,
             self.accelerator.unwrap_model(model, keep_torch_compile=False),
-            dict(fed),
+            dict(given),
             size,
             backward=lambda loss: self.accelerator.backward(loss / self.current_gradient_accumulation_steps),
             autocast=self.compute_loss_context_manager,
             no_sync=(lambda: self.accelerator.no_sync(model)) if exchange else contextlib.nullcontext,
         )
-        self._check_and_note(output, fed, inputs.get("clip_ids"))
-        loss: Any = output.loss
-        return loss / self.current_gradient_accumulation_steps
+        self._check_and_note(output, given, inputs.get("clip_ids"))
+        assert output.loss is not None
+        return output.loss / self.current_gradient_accumulation_steps
 
-    def _fed(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor]:
+    def _model_inputs(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor]:
         """What the model is called with: its inputs, and in training noise and the teacher's guidance."""
-        fed = {name: inputs[name] for name in INPUT_NAMES if name in inputs}
+        given = {name: inputs[name] for name in INPUT_NAMES if name in inputs}
         if not model.training:
-            return fed
+            return given
+        taught = bool(self.args.teacher_momentum)
         apart = self._config.contrastive_mask_ratio is not None
-        noise = self._noise(fed, with_contrastive=apart or bool(self.args.teacher_momentum))
-        fed |= {"video_noise": noise["video"], "audio_noise": noise["audio"]}
-        if apart:
-            fed |= {f"contrastive_{modality}_noise": noise[f"contrastive_{modality}"] for modality in _INPUTS}
-        if self.args.teacher_momentum:
-            uniform = {modality: noise[f"contrastive_{modality}"] for modality in _INPUTS}
+        noise = self._noise(given, with_contrastive=apart or taught)
+        given |= noise
+        if taught:
+            uniform = {modality: noise[f"contrastive_{modality}_noise"] for modality in _INPUTS}
             with self.compute_loss_context_manager():
-                fed |= self._current_teacher().guide(fed, uniform)
-        return fed
+                given |= self._current_teacher().guide(given, uniform)
+        return given
 
     def _noise(self, inputs: dict[str, Tensor], with_contrastive: bool = False) -> dict[str, Tensor]:
         """Uniform noise that decides the masks: other on every process, the same again after a resume."""
         step = self.state.global_step
         batch = self._mask_place[1] + 1 if self._mask_place[0] == step else 0
         self._mask_place = (step, batch)
-        key = (self.args.seed, self.args.process_index, step, batch)
-        generator = make_generator("masks", *key)
+        generator = make_generator("masks", self.args.seed, self.args.process_index, step, batch)
         size, noise = self._config.patch_size, {}
         # That of the contrastive pass is drawn last, so that the other's does not depend on it.
         for prefix in ("", "contrastive_") if with_contrastive else ("",):
@@ -242,13 +229,8 @@ class CavMaeSyncTrainer(CavMaeSyncBaseTrainer):
                 values = inputs[name]
                 patches = (values.shape[-2] // size) * (values.shape[-1] // size)
                 drawn = torch.rand(*values.shape[:2], patches, generator=generator)
-                noise[prefix + modality] = drawn.to(values.device, non_blocking=True)
+                noise[f"{prefix}{modality}_noise"] = drawn.to(values.device, non_blocking=True)
         return noise
-
-    def _check_and_note(self, output: Any, inputs: dict[str, Tensor], clip_ids: list[str] | None) -> None:
-        if not bool(torch.isfinite(output.loss.detach())):
-            self._refuse(output, inputs, clip_ids)
-        self._note(output, inputs)
 
     def _current_teacher(self) -> MomentumTeacher:
         """The teacher, moved towards the model once for every step."""
@@ -292,17 +274,7 @@ class CavMaeSyncTrainer(CavMaeSyncBaseTrainer):
 
     def embed(self, evaluation_set: EvaluationSet) -> Embeddings:
         """Embeddings of all clips of a set, on every process."""
-        with self._evaluated_model() as model:
-            parts = map_clips(
-                _encoder(model),
-                keep_embeddings,
-                evaluation_set,
-                self.data_collator,
-                accelerator=self.accelerator,
-                batch_frames=self.args.eval_batch_frames,
-                num_workers=self.args.dataloader_num_workers,
-            )
-        return Embeddings(parts)
+        return Embeddings(self.map_set(evaluation_set, keep_embeddings, self.data_collator, _encoder))
 
     def _draw(self, name: str, evaluation_set: EvaluationSet, embeddings: Embeddings) -> None:
         folder, step = Path(str(self.args.output_dir)) / "plots", f"step_{self.state.global_step:06d}"

@@ -1,6 +1,6 @@
-"""Models that know the answer: embeddings that follow from the input by a rule, and films made for them.
+"""Models whose embeddings follow from the input by a rule, so that the right answer is known, and videos for them.
 
-`RampModel` sees how bright a picture is and hears how high a tone is. In a ramp film both rise with time, so that the
+`RampModel` sees how bright a frame is and hears how high a tone is. In a ramp video both rise with time, so that the
 two fit exactly where they belong together. `ColourModel` sees how red, green and blue the patches are that it is
 given, and hears nothing but how loud the mel bands are.
 """
@@ -31,7 +31,7 @@ def _bump(position: Tensor) -> Tensor:
 
 
 class RampModel(CavMaeSyncModel):
-    """Brightness of the picture, and pitch in the middle of the window, as places between 0 and 1."""
+    """Brightness of the frame, and pitch in the middle of the window, as places between 0 and 1."""
 
     def __init__(self) -> None:
         super().__init__(tiny_config(num_mel_bins=BINS, hidden_size=32, temperature=0.05))
@@ -65,12 +65,12 @@ def rising_tone(seconds: float = SECONDS, rate: int = RATE, late: float = 0.0) -
 
 
 def brighter(number: int, time: float, seconds: float = SECONDS) -> np.ndarray:
-    """A grey picture that grows brighter evenly."""
+    """A grey frame that grows brighter evenly."""
     return np.full((48, 64, 3), round(_DARK + (_BRIGHT - _DARK) * time / seconds), dtype=np.uint8)
 
 
-def ramp_film(path: Path, late: float = 0.0, fps: int = 20, **options: Any) -> Path:
-    """A film that `RampModel` understands, its sound late by some seconds."""
+def ramp_video(path: Path, late: float = 0.0, fps: int = 20, **options: Any) -> Path:
+    """A video that `RampModel` understands, its audio late by some seconds."""
     options = {"audio": rising_tone(late=late), "rate": RATE, "picture": brighter} | options
     return write_clip(path, seconds=SECONDS, fps=fps, **options)
 
@@ -82,9 +82,9 @@ def ramp_pair() -> tuple[RampModel, CavMaeSyncProcessor]:
 
 
 class ColourModel(CavMaeSyncModel):
-    """Pictures are the mean colour of their patches, sounds the mean level of the lower and upper half of the bins.
+    """Frames are the mean colour of their patches, windows the mean level of the lower and upper half of the bins.
 
-    Both as three numbers, so that a sound in the lower half goes with red and one in the upper half with blue.
+    Both as three numbers, so that audio in the lower half goes with red and in the upper half with blue.
     """
 
     def __init__(self, **settings: Any) -> None:
