@@ -153,7 +153,8 @@ def _scored_classes(labels: Scores, scores: Scores, negatives_needed: bool) -> t
         scored &= ~truth.all(axis=0)
     if not scored.any():
         raise ValueError(f"None of the {truth.shape[1]} classes has the examples it takes; check the labels.")
-    return truth[:, scored], values[:, scored]
+    # Indexed arrays lie class by class, and scikit-learn would copy them whole for every class.
+    return np.ascontiguousarray(truth[:, scored]), np.ascontiguousarray(values[:, scored])
 
 
 def _class_mean(score: Callable[[np.ndarray, np.ndarray], float], truth: np.ndarray, values: np.ndarray) -> float:
