@@ -1,5 +1,5 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""Labels of clips and films: the ensemble of a clip's moments, long files in pieces, and the command."""
+"""Labels of clips and videos: the ensemble of a clip's moments, long files in pieces, and the command."""
 
 import json
 from pathlib import Path
@@ -303,10 +303,10 @@ def test_command__modality_that_the_model_lacks(run, clips, tmp_path):
 def test_command__long_file_shows_stretches_of_one_label(run, folder, tmp_path, monkeypatch):
     spans = [[0.0, 1.0], [1.0, 2.0], [2.0, 3.0], [5.0, 6.0]]
     labels = [[{"label": name, "score": score}] for name, score in zip("aabb", (0.5, 0.7, 0.9, 0.8), strict=True)]
-    result = room.ClipLabels("film", labels[0], torch.zeros(5), 4, torch.tensor(spans), torch.zeros(4, 5), labels)
+    result = room.ClipLabels("video", labels[0], torch.zeros(5), 4, torch.tensor(spans), torch.zeros(4, 5), labels)
     monkeypatch.setattr(room, "iter_classify", lambda *_, **__: iter([result]))
 
-    _, out, _ = run("classify", "film.mp4", "--model", folder, "--moments")
+    _, out, _ = run("classify", "video.mp4", "--model", folder, "--moments")
 
     assert [line.strip() for line in out.splitlines()[-3:]] == [
         "0:00.0 - 0:02.0  a (0.600)",

@@ -12,6 +12,7 @@ from cavmae_sync_hf.inference import windows as windows_module
 from cavmae_sync_hf.inference.extract import extract_features
 from cavmae_sync_hf.inference.features import choose_features, encode_moments
 from cavmae_sync_hf.inference.windows import WindowGrid, derange
+from cavmae_sync_hf.model.errors_cavmae_sync import Hint
 from cavmae_sync_hf.provenance import model_fingerprint
 from helpers.clips import noise, tone, write_clip
 from helpers.tiny import tiny_config, tiny_inputs
@@ -28,9 +29,9 @@ def tiny():
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory) -> Path:
-    """Three films of 6, 4 and 5 s."""
-    folder = tmp_path_factory.mktemp("films")
+def videos(tmp_path_factory) -> Path:
+    """Three videos of 6, 4 and 5 s."""
+    folder = tmp_path_factory.mktemp("videos")
     for number, seconds in enumerate((6.0, 4.0, 5.0)):
         write_clip(folder / f"{number}.mp4", seconds=seconds, fps=FPS, audio=noise(seconds, seed=number))
     return folder
@@ -87,11 +88,11 @@ def test_grid__refuses_what_cannot_work(settings, words):
         WindowGrid.of(**settings)
 
 
-def test_rows__are_the_means_of_what_the_model_gives_for_the_same_moments(tiny, films):
+def test_rows__are_the_means_of_what_the_model_gives_for_the_same_moments(tiny, videos):
     model, _ = tiny
-    found = extract_features(*tiny, films / "1.mp4", window=2, stride=1, modalities=["a", "v", "av"], hop=0.5)
+    found = extract_features(*tiny, videos / "1.mp4", window=2, stride=1, modalities=["a", "v", "av"], hop=0.5)
 
-    output, inputs = direct(tiny, films / "1.mp4", 8)
+    output, inputs = direct(tiny, videos / "1.mp4", 8)
     assert len(found) == 3
     # Sums in another order, and spectrograms of another piece of the sound.
     np.testing.assert_allclose(found.features["a"], windows_of(output.audio_embeds[0], 8, 4, 2), atol=1e-5)
@@ -108,10 +109,10 @@ def test_rows__are_the_means_of_what_the_model_gives_for_the_same_moments(tiny, 
     assert [row["similarity"] for row in found.timing] == pytest.approx(expected, abs=1e-5)
 
 
-def test_rows__do_not_depend_on_the_size_of_chunks(tiny, films):
+def test_rows__do_not_depend_on_the_size_of_chunks(tiny, videos):
     settings = {"window": 2, "stride": 0.5, "layers": [1]}
-    whole = extract_features(*tiny, films / "0.mp4", **settings)
-    pieces = extract_features(*tiny, films / "0.mp4", batch_frames=3, **settings)
+    whole = extract_features(*tiny, videos / "0.mp4", **settings)
+    pieces = extract_features(*tiny, videos / "0.mp4", batch_frames=3, **settings)
 
     assert list(whole.features) == ["a", "v", "av", "a_layer_01", "v_layer_01"]
     for name in whole.features:
@@ -119,12 +120,12 @@ def test_rows__do_not_depend_on_the_size_of_chunks(tiny, films):
     assert [row["frame_times"] for row in whole.timing] == [row["frame_times"] for row in pieces.timing]
 
 
-def test_layers__are_the_mean_patches_without_global_token_and_registers(tiny, films):
+def test_layers__are_the_mean_patches_without_global_token_and_registers(tiny, videos):
     found = extract_features(
-        *tiny, films / "1.mp4", window=4, stride=4, hop=0.5, modalities=["a_patches", "v"], layers=[0, 2, -1]
+        *tiny, videos / "1.mp4", window=4, stride=4, hop=0.5, modalities=["a_patches", "v"], layers=[0, 2, -1]
     )
 
-    output, _ = direct(tiny, films / "1.mp4", 8)
+    output, _ = direct(tiny, videos / "1.mp4", 8)
     assert list(found.features) == [
         "a_patches", "v", *(f"{letter}_layer_{layer}" for layer in ("00", "02", "03") for letter in ("a", "v")),
     ]  # fmt: skip
@@ -140,8 +141,8 @@ def test_layers__are_the_mean_patches_without_global_token_and_registers(tiny, f
     )
 
 
-def test_timing__says_what_a_row_has_seen_and_heard(tiny, films):
-    found = extract_features(*tiny, films / "1.mp4", window=2, stride=1, hop=0.5)
+def test_timing__says_what_a_row_has_seen_and_heard(tiny, videos):
+    found = extract_features(*tiny, videos / "1.mp4", window=2, stride=1, hop=0.5)
 
     first, second, last = found.timing
     assert [row["window"] for row in found.timing] == [0, 1, 2]
@@ -155,40 +156,40 @@ def test_timing__says_what_a_row_has_seen_and_heard(tiny, films):
     assert first["start"] == 0 and last["end"] == 4
 
 
-def test_span__of_a_list_is_cut_out_and_timed_in_seconds_of_the_file(tiny, films):
-    clips = [{"path": str(films / "0.mp4"), "id": "part", "start": 2.0, "end": 6.0}]
+def test_span__of_a_list_is_cut_out_and_timed_in_seconds_of_the_file(tiny, videos):
+    clips = [{"path": str(videos / "0.mp4"), "id": "part", "start": 2.0, "end": 6.0}]
     part = extract_features(*tiny, clips, window=2, stride=2, hop=0.5, modalities=["v"])
-    whole = extract_features(*tiny, films / "0.mp4", window=2, stride=2, hop=0.5, modalities=["v"])
+    whole = extract_features(*tiny, videos / "0.mp4", window=2, stride=2, hop=0.5, modalities=["v"])
 
     assert [row["start"] for row in part.timing] == [2, 4]
     assert part.timing[0]["frame_times"] == pytest.approx([2.25, 2.75, 3.25, 3.75])
     np.testing.assert_allclose(part.features["v"], whole.features["v"][1:], atol=1e-6)
 
 
-def test_rows_of_a_data_set__are_fetched_one_at_a_time(tiny, films):
+def test_rows_of_a_data_set__are_fetched_one_at_a_time(tiny, videos):
     datasets = pytest.importorskip("datasets")
     features = datasets.Features({"video": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}})
-    content = [{"bytes": (films / f"{number}.mp4").read_bytes(), "path": None} for number in range(2)]
+    content = [{"bytes": (videos / f"{number}.mp4").read_bytes(), "path": None} for number in range(2)]
     rows = datasets.Dataset.from_dict({"video": content}, features=features)
     found = extract_features(*tiny, rows, window=2, stride=2, modalities=["v"])
 
-    expected = extract_features(*tiny, [films / "0.mp4", films / "1.mp4"], window=2, stride=2, modalities=["v"])
+    expected = extract_features(*tiny, [videos / "0.mp4", videos / "1.mp4"], window=2, stride=2, modalities=["v"])
     np.testing.assert_array_equal(found.features["v"], expected.features["v"])
     assert [row["file"] for row in found.timing] == ["row 0"] * 3 + ["row 1"] * 2
 
 
-def test_films__of_several_files_are_refused(tiny, films):
-    clips = [{"path": str(films / "1.mp4"), "audio": str(films / "0.mp4"), "id": "both"}]
+def test_videos__of_several_files_are_refused(tiny, videos):
+    clips = [{"path": str(videos / "1.mp4"), "audio": str(videos / "0.mp4"), "id": "both"}]
     with pytest.raises(InferenceError, match="audio or frames in files of their own"):
         extract_features(*tiny, clips, window=2)
 
 
-def test_sound_inside__leaves_out_moments_that_hear_beyond_the_window(tiny, films):
+def test_sound_inside__leaves_out_moments_that_hear_beyond_the_window(tiny, videos):
     settings = {"window": 1, "stride": 1, "hop": 0.25, "modalities": ["a", "v"]}
-    inside = extract_features(*tiny, films / "1.mp4", audio_context="inside", **settings)
-    around = extract_features(*tiny, films / "1.mp4", **settings)
+    inside = extract_features(*tiny, videos / "1.mp4", audio_context="inside", **settings)
+    around = extract_features(*tiny, videos / "1.mp4", **settings)
 
-    output, _ = direct(tiny, films / "1.mp4", 16)
+    output, _ = direct(tiny, videos / "1.mp4", 16)
     # Centres at 0.125, 0.375, 0.625 and 0.875 s, each with 0.24 s of sound to either side.
     expected = torch.stack([output.audio_embeds[0, 4 * at + 1 : 4 * at + 3].mean(dim=0) for at in range(4)])
     np.testing.assert_allclose(inside.features["a"], expected, atol=1e-5)
@@ -199,41 +200,44 @@ def test_sound_inside__leaves_out_moments_that_hear_beyond_the_window(tiny, film
     assert row["start"] - 0.25 <= row["audio_start"] < row["audio_end"] <= row["end"]
 
 
-def test_audio_context__is_still_taken_under_its_earlier_name(tiny, films):
+def test_audio_context__is_still_taken_under_its_earlier_name(tiny, videos):
     settings = {"window": 1, "stride": 1, "modalities": ["a"]}
     with pytest.warns(FutureWarning, match="now called `audio_context='inside'`"):
-        earlier = extract_features(*tiny, films / "1.mp4", sound="inside", **settings)
-    now = extract_features(*tiny, films / "1.mp4", audio_context="inside", **settings)
+        earlier = extract_features(*tiny, videos / "1.mp4", sound="inside", **settings)
+    now = extract_features(*tiny, videos / "1.mp4", audio_context="inside", **settings)
     np.testing.assert_array_equal(earlier.features["a"], now.features["a"])
 
 
-def test_sound_inside__needs_windows_longer_than_the_models(tiny, films):
+def test_sound_inside__needs_windows_longer_than_the_models(tiny, videos):
     with pytest.raises(ValueError, match="windows of at least 0.73 s"):
-        extract_features(*tiny, films / "1.mp4", window=0.25, stride=0.25, audio_context="inside")
+        extract_features(*tiny, videos / "1.mp4", window=0.25, stride=0.25, audio_context="inside")
 
 
-def test_partial__windows_are_dropped_or_means_of_what_is_there(tiny, films):
+def test_partial__windows_are_dropped_or_means_of_what_is_there(tiny, videos):
     settings = {"window": 3, "stride": 2, "hop": 0.5, "modalities": ["v"]}
-    dropped = extract_features(*tiny, films / "2.mp4", **settings)
-    kept = extract_features(*tiny, films / "2.mp4", partial="keep", **settings)
+    dropped = extract_features(*tiny, videos / "2.mp4", **settings)
+    kept = extract_features(*tiny, videos / "2.mp4", partial="keep", **settings)
 
     assert [row["start"] for row in dropped.timing] == [0, 2]
     assert [(row["start"], row["moments"], row["partial"]) for row in kept.timing] == [
         (0, 6, False), (2, 6, False), (4, 2, True),
     ]  # fmt: skip
-    output, _ = direct(tiny, films / "2.mp4", 10)
+    output, _ = direct(tiny, videos / "2.mp4", 10)
     np.testing.assert_allclose(kept.features["v"][2], output.video_embeds[0, 8:].mean(dim=0), atol=1e-5)
 
 
-def test_film__shorter_than_a_window_is_refused_with_what_would_do(tiny, films):
+def test_video__shorter_than_a_window_is_refused_with_what_would_do(tiny, videos):
     with pytest.raises(InferenceError, match=r"1.mp4: has moments up to 3.75 s, too few .* keep partial ones"):
-        extract_features(*tiny, films / "1.mp4", window=30)
+        extract_features(*tiny, videos / "1.mp4", window=30)
 
-    kept = extract_features(*tiny, films / "1.mp4", window=30, stride=30, partial="keep", modalities=["v"])
+    with pytest.raises(InferenceError) as caught:
+        extract_features(*tiny, videos / "1.mp4", window=30)
+    assert caught.value.hints == (Hint("partial", "keep", "keep partial ones"),)
+    kept = extract_features(*tiny, videos / "1.mp4", window=30, stride=30, partial="keep", modalities=["v"])
     assert len(kept) == 1
 
 
-def test_gaps__between_windows_are_not_encoded(tiny, films, monkeypatch):
+def test_gaps__between_windows_are_not_encoded(tiny, videos, monkeypatch):
     encoded: list[int] = []
 
     def count(model, inputs, features):
@@ -241,9 +245,9 @@ def test_gaps__between_windows_are_not_encoded(tiny, films, monkeypatch):
         return encode_moments(model, inputs, features)
 
     monkeypatch.setattr(moments_module, "encode_moments", count)
-    found = extract_features(*tiny, films / "1.mp4", window=0.5, stride=2, hop=0.5, modalities=["v"])
+    found = extract_features(*tiny, videos / "1.mp4", window=0.5, stride=2, hop=0.5, modalities=["v"])
 
-    output, _ = direct(tiny, films / "1.mp4", 8)
+    output, _ = direct(tiny, videos / "1.mp4", 8)
     assert sum(encoded) == 2
     np.testing.assert_allclose(found.features["v"], output.video_embeds[0, [0, 4]], atol=1e-5)
 
@@ -257,22 +261,22 @@ def test_memory__is_that_of_a_window_and_a_chunk(tiny, tmp_path, monkeypatch):
         held.append(len(self.held))
 
     monkeypatch.setattr(windows_module._Rows, "add", watch)
-    film = write_clip(tmp_path / "long.mp4", seconds=40, fps=FPS, audio=False)
-    extract_features(*tiny, film, window=2, stride=1, hop=0.5, modalities=["v"], batch_frames=4)
+    video = write_clip(tmp_path / "long.mp4", seconds=40, fps=FPS, audio=False)
+    extract_features(*tiny, video, window=2, stride=1, hop=0.5, modalities=["v"], batch_frames=4)
 
     assert len(held) == 20 and max(held) <= 4 + 4
 
 
-def test_sound_alone__does_not_need_pictures(tiny, films, tmp_path):
+def test_sound_alone__does_not_need_frames(tiny, videos, tmp_path):
     sound = write_clip(
         tmp_path / "sound.wav", seconds=4, video=False, audio=noise(4.0, seed=1), audio_codec="pcm_s16le"
     )
     alone = extract_features(*tiny, sound, window=2, stride=1, hop=0.5, modalities=["a"])
-    film = extract_features(*tiny, films / "1.mp4", window=2, stride=1, hop=0.5, modalities=["a"])
-    output, _ = direct(tiny, films / "1.mp4", 8)
+    video = extract_features(*tiny, videos / "1.mp4", window=2, stride=1, hop=0.5, modalities=["a"])
+    output, _ = direct(tiny, videos / "1.mp4", 8)
 
     assert alone.features["a"].shape == (3, 32)
-    np.testing.assert_allclose(film.features["a"], windows_of(output.audio_embeds[0], 8, 4, 2), atol=1e-5)
+    np.testing.assert_allclose(video.features["a"], windows_of(output.audio_embeds[0], 8, 4, 2), atol=1e-5)
     assert alone.timing[0]["video_moments"] is None and alone.timing[0]["similarity"] is None
 
 
@@ -307,18 +311,18 @@ def test_features__that_do_not_exist_are_refused(names, layers, words):
         choose_features(names, tiny_config(), layers)
 
 
-def test_model_with_one_tower__gives_what_it_has(films):
+def test_model_with_one_tower__gives_what_it_has(videos):
     model = CavMaeSyncModel(tiny_config(modality="audio")).eval()
     processor = CavMaeSyncProcessor.from_config(model.config)
 
-    assert list(extract_features(model, processor, films / "1.mp4", window=2).features) == ["a"]
+    assert list(extract_features(model, processor, videos / "1.mp4", window=2).features) == ["a"]
     with pytest.raises(InferenceError, match="'v' takes the video tower, and this model has the audio tower alone"):
-        extract_features(model, processor, films / "1.mp4", modalities=["v"])
+        extract_features(model, processor, videos / "1.mp4", modalities=["v"])
     with pytest.raises(InferenceError, match="'av' takes the other tower"):
-        extract_features(model, processor, films / "1.mp4", modalities=["av"])
+        extract_features(model, processor, videos / "1.mp4", modalities=["av"])
 
 
-def test_encoding__equals_the_model_with_absent_moments_and_still_pictures(tiny):
+def test_encoding__equals_the_model_with_absent_moments_and_still_frames(tiny):
     model, _ = tiny
     inputs = tiny_inputs(2, 3)
     inputs["pixel_values_videos"][0, 1] = inputs["pixel_values_videos"][0, 0]
@@ -361,10 +365,10 @@ def test_derange__leaves_none_in_place(count):
             assert (np.abs(dealt - np.arange(count)) > 1).all()
 
 
-def test_scramble__gives_pictures_the_sound_of_other_pieces(tiny, films):
+def test_scramble__gives_frames_the_sound_of_other_pieces(tiny, videos):
     settings = {"window": 1, "stride": 1, "hop": 0.5, "batch_frames": 3}
-    true = extract_features(*tiny, films, **settings)
-    mixed = extract_features(*tiny, films, control="scramble", seed=3, **settings)
+    true = extract_features(*tiny, videos, **settings)
+    mixed = extract_features(*tiny, videos, control="scramble", seed=3, **settings)
 
     assert len(true) == len(mixed) == len(mixed.pairing) == 15
     np.testing.assert_array_equal(mixed.features["v"], true.features["v"])
@@ -383,29 +387,29 @@ def test_scramble__gives_pictures_the_sound_of_other_pieces(tiny, films):
     assert not np.allclose(mixed.features["av"], true.features["av"], atol=1e-4)
 
 
-def test_scramble__is_drawn_by_its_seed(tiny, films):
+def test_scramble__is_drawn_by_its_seed(tiny, videos):
     settings = {"window": 1, "stride": 1, "modalities": ["av"], "control": "scramble"}
-    first, again, other = (extract_features(*tiny, films, seed=seed, **settings) for seed in (0, 0, 1))
+    first, again, other = (extract_features(*tiny, videos, seed=seed, **settings) for seed in (0, 0, 1))
 
     np.testing.assert_array_equal(first.features["av"], again.features["av"])
     assert first.pairing == again.pairing != other.pairing
 
 
-def test_scramble__lends_sound_to_the_rest_of_a_film(tiny, films):
+def test_scramble__lends_sound_to_the_rest_of_a_video(tiny, videos):
     settings = {"window": 4, "stride": 1, "modalities": ["a", "v"]}
-    true = extract_features(*tiny, films, **settings)
-    mixed = extract_features(*tiny, films, control="scramble", **settings)
+    true = extract_features(*tiny, videos, **settings)
+    mixed = extract_features(*tiny, videos, control="scramble", **settings)
 
-    # Pieces of 4 s: one whole one a film, and the rest borrows.
+    # Pieces of 4 s: one whole one a video, and the rest borrows.
     assert len(mixed.pairing) == 3 and len(mixed) == len(true)
     assert np.isfinite(mixed.features["a"]).all()
-    # The two moments of the first film after its only whole piece hear nothing of their own time.
+    # The two moments of the first video after its only whole piece hear nothing of their own time.
     assert all(np.abs(mixed.features["a"][at] - true.features["a"][at]).max() > 1e-3 for at in range(len(true)))
 
 
-def test_scramble__with_unreadable_sound_keeps_rows_and_says_nan(tiny, films, tmp_path):
+def test_scramble__with_unreadable_sound_keeps_rows_and_says_nan(tiny, videos, tmp_path):
     for name in ("0.mp4", "1.mp4"):
-        (tmp_path / name).write_bytes((films / name).read_bytes())
+        (tmp_path / name).write_bytes((videos / name).read_bytes())
     write_clip(tmp_path / "silent.mp4", seconds=4, fps=FPS, audio=False)
     found = extract_features(
         *tiny, tmp_path, window=2, stride=2, control="scramble", modalities=["a", "v"], missing="mask"
@@ -428,21 +432,21 @@ def test_scramble__with_unreadable_sound_keeps_rows_and_says_nan(tiny, films, tm
         ({"batch_frames": 0}, "`batch_frames` is 0"),
     ],
 )
-def test_settings__that_cannot_work_are_refused(tiny, films, settings, words):
+def test_settings__that_cannot_work_are_refused(tiny, videos, settings, words):
     with pytest.raises(ValueError, match=words):
-        extract_features(*tiny, films / "1.mp4", **({"window": 1} | settings))
+        extract_features(*tiny, videos / "1.mp4", **({"window": 1} | settings))
 
 
 def test_tone__keeps_its_features_across_the_border_of_chunks(tiny, tmp_path):
-    """A steady tone and a still picture: all inner windows have the same features, wherever chunks end."""
-    film = write_clip(
+    """A steady tone and a still frame: all inner windows have the same features, wherever chunks end."""
+    video = write_clip(
         tmp_path / "still.mp4",
         seconds=8,
         fps=FPS,
         audio=tone(8.0),
         picture=lambda *_: np.full((48, 64, 3), 90, np.uint8),
     )
-    found = extract_features(*tiny, film, window=1, stride=1, hop=0.5, batch_frames=3, modalities=["a", "v"])
+    found = extract_features(*tiny, video, window=1, stride=1, hop=0.5, batch_frames=3, modalities=["a", "v"])
 
     inner = found.features["a"][1:-1]
     # AAC changes a steady tone a little over time.

@@ -1,4 +1,4 @@
-"""Features of windows in files: whole or not at all, resumable, never mixed up, and whatever films are called."""
+"""Features of windows in files: whole or not at all, resumable, never mixed up, and whatever videos are called."""
 
 import csv
 import json
@@ -31,9 +31,9 @@ def tiny():
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory) -> Path:
-    """Three films of 6, 4 and 5 s."""
-    folder = tmp_path_factory.mktemp("films")
+def videos(tmp_path_factory) -> Path:
+    """Three videos of 6, 4 and 5 s."""
+    folder = tmp_path_factory.mktemp("videos")
     for number, seconds in enumerate((6.0, 4.0, 5.0)):
         write_clip(folder / f"{number}.mp4", seconds=seconds, fps=FPS, audio=noise(seconds, seed=number))
     return folder
@@ -48,13 +48,13 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def test_folder__holds_arrays_a_timing_table_and_a_manifest(tiny, films, tmp_path):
+def test_folder__holds_arrays_a_timing_table_and_a_manifest(tiny, videos, tmp_path):
     shown: list[tuple] = []
     summary = extract_to_folder(
-        *tiny, films, tmp_path / "out", window=2, stride=1, progress=lambda *at: shown.append(at)
+        *tiny, videos, tmp_path / "out", window=2, stride=1, progress=lambda *at: shown.append(at)
     )
 
-    expected = extract_features(*tiny, films, window=2, stride=1)
+    expected = extract_features(*tiny, videos, window=2, stride=1)
     assert sorted(contents(tmp_path / "out")) == ["a.npy", "av.npy", "manifest.json", "timing.csv", "v.npy"]
     for name, values in expected.features.items():
         stored = np.load(tmp_path / "out" / f"{name}.npy", mmap_mode="r")
@@ -67,7 +67,7 @@ def test_folder__holds_arrays_a_timing_table_and_a_manifest(tiny, films, tmp_pat
     assert [float(time) for time in table[1]["frame_times"].split(";")] == expected.timing[1]["frame_times"]
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["complete"] and manifest["rows"] == 12
-    assert [(film["id"], film["first_row"], film["rows"]) for film in manifest["videos"]] == [
+    assert [(video["id"], video["first_row"], video["rows"]) for video in manifest["videos"]] == [
         ("0", 0, 5), ("1", 5, 3), ("2", 8, 4),
     ]  # fmt: skip
     assert manifest["identity"]["settings"]["audio_window"] == 0.48
@@ -75,11 +75,11 @@ def test_folder__holds_arrays_a_timing_table_and_a_manifest(tiny, films, tmp_pat
     assert shown[-1][:2] == (3, 3) and any("1.mp4 at 0:0" in remark for _, _, remark in shown)
 
 
-def test_folder__as_parquet_reads_as_one_table(tiny, films, tmp_path):
+def test_folder__as_parquet_reads_as_one_table(tiny, videos, tmp_path):
     pq = pytest.importorskip("pyarrow.parquet")
-    extract_to_folder(*tiny, films, tmp_path / "out", window=2, stride=1, format="parquet", modalities=["a", "v"])
+    extract_to_folder(*tiny, videos, tmp_path / "out", window=2, stride=1, format="parquet", modalities=["a", "v"])
 
-    expected = extract_features(*tiny, films, window=2, stride=1, modalities=["a", "v"])
+    expected = extract_features(*tiny, videos, window=2, stride=1, modalities=["a", "v"])
     parts = sorted((tmp_path / "out").glob("*.parquet"))
     rows = [row for part in parts for row in pq.read_table(part).to_pylist()]
     assert len(parts) == 3
@@ -88,15 +88,15 @@ def test_folder__as_parquet_reads_as_one_table(tiny, films, tmp_path):
     assert [row["audio_start"] for row in rows] == [row["audio_start"] for row in expected.timing]
 
 
-def test_folder__that_is_complete_is_not_made_again(tiny, films, tmp_path):
-    extract_to_folder(*tiny, films, tmp_path / "out", window=2)
+def test_folder__that_is_complete_is_not_made_again(tiny, videos, tmp_path):
+    extract_to_folder(*tiny, videos, tmp_path / "out", window=2)
     before = contents(tmp_path / "out")
-    again = extract_to_folder(*tiny, films, tmp_path / "out", window=2, batch_frames=5)
+    again = extract_to_folder(*tiny, videos, tmp_path / "out", window=2, batch_frames=5)
 
     assert again.made == 0 and again.rows == 12 and "all there already" in str(again)
     assert contents(tmp_path / "out") == before
     (tmp_path / "out" / "v.npy").unlink()
-    mended = extract_to_folder(*tiny, films, tmp_path / "out", window=2)
+    mended = extract_to_folder(*tiny, videos, tmp_path / "out", window=2)
     assert mended.made == 3 and contents(tmp_path / "out") == before
 
 
@@ -126,19 +126,19 @@ extract_to_folder(*load_model(sys.argv[1]), sys.argv[2], sys.argv[3], format=sys
 
 
 @pytest.mark.parametrize(("format", "control"), [("npy", ""), ("parquet", "scramble")])
-def test_folder__goes_on_after_a_kill_in_the_middle_of_a_film(saved, films, tmp_path, format, control):
+def test_folder__goes_on_after_a_kill_in_the_middle_of_a_video(saved, videos, tmp_path, format, control):
     from cavmae_sync_hf.inference.loading import load_model
 
     out = tmp_path / "out"
-    command = [sys.executable, "-c", KILLED, str(saved), str(films), str(out), format, control]
+    command = [sys.executable, "-c", KILLED, str(saved), str(videos), str(out), format, control]
     killed = subprocess.run(command, env={"PYTHONPATH": SOURCE, "HF_HUB_OFFLINE": "1"}, capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     assert not (out / "manifest.json").exists()
     assert list((out / WORK_NAME).glob("partial-*"))
 
     settings = {"format": format, "control": control or None, "window": 1, "stride": 1, "batch_frames": 2}
-    resumed = extract_to_folder(*load_model(saved), films, out, **settings)
-    extract_to_folder(*load_model(saved), films, tmp_path / "whole", **settings)
+    resumed = extract_to_folder(*load_model(saved), videos, out, **settings)
+    extract_to_folder(*load_model(saved), videos, tmp_path / "whole", **settings)
 
     assert resumed.made == 2 and resumed.rows == 15
     whole = tmp_path / "whole"
@@ -157,58 +157,58 @@ def test_folder__goes_on_after_a_kill_in_the_middle_of_a_film(saved, films, tmp_
         ({"format": "parquet"}, "is in the format npy, not parquet"),
     ],
 )
-def test_folder__of_other_settings_is_refused(tiny, films, tmp_path, change, words):
-    extract_to_folder(*tiny, films, tmp_path / "out", window=2)
+def test_folder__of_other_settings_is_refused(tiny, videos, tmp_path, change, words):
+    extract_to_folder(*tiny, videos, tmp_path / "out", window=2)
     before = contents(tmp_path / "out")
 
     with pytest.raises(InferenceError, match=words):
-        extract_to_folder(*tiny, films, tmp_path / "out", **({"window": 2} | change))
+        extract_to_folder(*tiny, videos, tmp_path / "out", **({"window": 2} | change))
     assert contents(tmp_path / "out") == before
 
 
-def test_folder__of_another_model_or_list_is_refused(tiny, films, tmp_path):
+def test_folder__of_another_model_or_list_is_refused(tiny, videos, tmp_path):
     model, processor = tiny
-    extract_to_folder(model, processor, films, tmp_path / "out", window=2)
+    extract_to_folder(model, processor, videos, tmp_path / "out", window=2)
 
     torch.manual_seed(1)
     with pytest.raises(InferenceError, match="features of another model"):
-        extract_to_folder(CavMaeSyncModel(tiny_config()).eval(), processor, films, tmp_path / "out", window=2)
+        extract_to_folder(CavMaeSyncModel(tiny_config()).eval(), processor, videos, tmp_path / "out", window=2)
     with pytest.raises(InferenceError, match="another list of videos"):
-        extract_to_folder(model, processor, films / "1.mp4", tmp_path / "out", window=2)
+        extract_to_folder(model, processor, videos / "1.mp4", tmp_path / "out", window=2)
 
 
-def test_folder__that_is_not_ours_is_left_alone(tiny, films, tmp_path):
+def test_folder__that_is_not_ours_is_left_alone(tiny, videos, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "manifest.json").write_text('{"name": "another tool"}')
 
     with pytest.raises(InferenceError, match="holds other files"):
-        extract_to_folder(*tiny, films, tmp_path)
+        extract_to_folder(*tiny, videos, tmp_path)
     with pytest.raises(InferenceError, match="is a file"):
-        extract_to_folder(*tiny, films, tmp_path / "notes.txt")
+        extract_to_folder(*tiny, videos, tmp_path / "notes.txt")
     with pytest.raises(InferenceError, match="written to a folder here"):
-        extract_to_folder(*tiny, films, "s3://bucket/features")
+        extract_to_folder(*tiny, videos, "s3://bucket/features")
     assert sorted(contents(tmp_path)) == ["manifest.json", "notes.txt"]
 
 
-def test_folder__in_use_is_refused(tiny, films, tmp_path):
+def test_folder__in_use_is_refused(tiny, videos, tmp_path):
     (tmp_path / "out" / WORK_NAME).mkdir(parents=True)
     with locked(tmp_path / "out" / WORK_NAME / "lock", tmp_path), pytest.raises(LockedError, match="another run"):
-        extract_to_folder(*tiny, films, tmp_path / "out")
+        extract_to_folder(*tiny, videos, tmp_path / "out")
 
 
 HOSTILE = ("line\nbreak.mp4", "ünï 日本 [bold]*?.mp4", "-rf.mp4", "up..mp4", "quote\"',;.mp4")
 
 
 @pytest.fixture(scope="module")
-def mixed(tmp_path_factory, films) -> Path:
-    """A folder of films with odd names, and of files that are none."""
+def mixed(tmp_path_factory, videos) -> Path:
+    """A folder of videos with odd names, and of files that are none."""
     folder = tmp_path_factory.mktemp("mixed")
     for name in HOSTILE:
-        (folder / name).write_bytes((films / "1.mp4").read_bytes())
+        (folder / name).write_bytes((videos / "1.mp4").read_bytes())
     (folder / "playlist.mp4").write_text("#EXTM3U\n#EXTINF:5,\n/etc/passwd\n")
     (folder / "archive.mp4").write_bytes(b"PK\x03\x04" + b"\0" * 64)
     (folder / "empty.mkv").write_bytes(b"")
-    # With its header in front, so that half a file is half a film.
+    # With its header in front, so that half a file is half a video.
     whole = write_clip(
         folder / "cut.mp4", seconds=4, fps=FPS, audio=noise(4.0), container_options={"movflags": "faststart"}
     )
@@ -216,7 +216,7 @@ def mixed(tmp_path_factory, films) -> Path:
     return folder
 
 
-def test_folder__lists_bad_films_and_keeps_the_good_ones(tiny, mixed, tmp_path):
+def test_folder__lists_bad_videos_and_keeps_the_good_ones(tiny, mixed, tmp_path):
     summary = extract_to_folder(*tiny, mixed, tmp_path / "out", window=2, stride=2)
 
     assert set(summary.failed) == {"playlist", "archive", "empty", "cut"}
@@ -229,14 +229,14 @@ def test_folder__lists_bad_films_and_keeps_the_good_ones(tiny, mixed, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
-def test_folder__tries_bad_films_again(tiny, films, tmp_path):
-    source = tmp_path / "films"
+def test_folder__tries_bad_videos_again(tiny, videos, tmp_path):
+    source = tmp_path / "videos"
     source.mkdir()
-    (source / "0.mp4").write_bytes((films / "0.mp4").read_bytes())
-    (source / "1.mp4").write_bytes(b"\0" * (films / "1.mp4").stat().st_size)
+    (source / "0.mp4").write_bytes((videos / "0.mp4").read_bytes())
+    (source / "1.mp4").write_bytes(b"\0" * (videos / "1.mp4").stat().st_size)
     first = extract_to_folder(*tiny, source, tmp_path / "out", window=2)
     assert list(first.failed) == ["1"] and first.made == 1
-    (source / "1.mp4").write_bytes((films / "1.mp4").read_bytes())
+    (source / "1.mp4").write_bytes((videos / "1.mp4").read_bytes())
     second = extract_to_folder(*tiny, source, tmp_path / "out", window=2)
 
     assert second.made == 1 and not second.failed and second.rows == 8
@@ -267,15 +267,15 @@ def as_version_1(folder: Path) -> None:
         path.write_text("".join(json.dumps(row) + "\n" for row in renamed))
 
 
-def test_folder__begun_by_the_version_before_goes_on_under_its_names(tiny, films, tmp_path):
-    source = tmp_path / "films"
+def test_folder__begun_by_the_version_before_goes_on_under_its_names(tiny, videos, tmp_path):
+    source = tmp_path / "videos"
     source.mkdir()
-    (source / "0.mp4").write_bytes((films / "0.mp4").read_bytes())
-    (source / "1.mp4").write_bytes(b"\0" * (films / "1.mp4").stat().st_size)
+    (source / "0.mp4").write_bytes((videos / "0.mp4").read_bytes())
+    (source / "1.mp4").write_bytes(b"\0" * (videos / "1.mp4").stat().st_size)
     out = tmp_path / "out"
     extract_to_folder(*tiny, source, out, window=2)
     as_version_1(out)
-    (source / "1.mp4").write_bytes((films / "1.mp4").read_bytes())
+    (source / "1.mp4").write_bytes((videos / "1.mp4").read_bytes())
     resumed = extract_to_folder(*tiny, source, out, window=2)
 
     assert resumed.made == 1 and resumed.rows == 8
@@ -291,7 +291,7 @@ def test_folder__begun_by_the_version_before_goes_on_under_its_names(tiny, films
         extract_to_folder(*tiny, source, out, window=2, audio_context="inside")
 
 
-def test_source__without_films_leaves_nothing_behind(tiny, mixed, tmp_path):
+def test_source__without_videos_leaves_nothing_behind(tiny, mixed, tmp_path):
     (tmp_path / "nothing").mkdir()
     for source, words in (
         (tmp_path / "nothing", "holds no clips"),
@@ -305,7 +305,7 @@ def test_source__without_films_leaves_nothing_behind(tiny, mixed, tmp_path):
         assert not (tmp_path / "out").exists()
 
 
-def test_folder__stays_whole_when_the_disk_is_full(tiny, films, tmp_path, monkeypatch):
+def test_folder__stays_whole_when_the_disk_is_full(tiny, videos, tmp_path, monkeypatch):
     from cavmae_sync_hf.inference import feature_folder
 
     def full(self, rows):
@@ -313,7 +313,7 @@ def test_folder__stays_whole_when_the_disk_is_full(tiny, films, tmp_path, monkey
 
     monkeypatch.setattr(feature_folder._NpyPart, "_write", full)
     with pytest.raises(OSError, match="No space left"):
-        extract_to_folder(*tiny, films, tmp_path / "out", window=2)
+        extract_to_folder(*tiny, videos, tmp_path / "out", window=2)
     assert not list((tmp_path / "out" / WORK_NAME).glob("partial-*"))
 
 
@@ -322,9 +322,9 @@ def saved(tmp_path_factory, tiny) -> Path:
     return save_for_hub(*tiny, tmp_path_factory.mktemp("model") / "tiny")
 
 
-def test_command__takes_several_features_in_a_row(run, saved, films, tmp_path):
+def test_command__takes_several_features_in_a_row(run, saved, videos, tmp_path):
     code, out, _ = run(
-        "extract", films, tmp_path / "out", "--model", saved, "--window", 2, "--stride", 1,
+        "extract", videos, tmp_path / "out", "--model", saved, "--window", 2, "--stride", 1,
         "--modalities", "a", "v", "av", "--layers", "1", "2", "--control", "scramble", "--json",
     )  # fmt: skip
 
@@ -336,8 +336,8 @@ def test_command__takes_several_features_in_a_row(run, saved, films, tmp_path):
     assert summary["rows"] == 12 and (tmp_path / "out" / "pairing.json").is_file()
 
 
-def test_command__takes_the_earlier_name_of_an_option_with_a_note(run, saved, films, tmp_path):
-    code, _, err = run("extract", films, tmp_path / "out", "-m", saved, "--window", 2, "--sound", "inside")
+def test_command__takes_the_earlier_name_of_an_option_with_a_note(run, saved, videos, tmp_path):
+    code, _, err = run("extract", videos, tmp_path / "out", "-m", saved, "--window", 2, "--sound", "inside")
 
     assert code == 0 and "--sound is now called --audio-context" in err
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
@@ -372,8 +372,8 @@ def test_command__says_what_was_written_and_what_was_left_out(run, saved, mixed,
         (["SOURCE", "OUT", "-m", "MODEL", "--device", "foo"], 2, "'foo' is no device"),
     ],
 )
-def test_command__wrong_arguments(run, saved, films, tmp_path, arguments, code, words):
-    places = {"SOURCE": films, "OUT": tmp_path / "out", "MODEL": saved}
+def test_command__wrong_arguments(run, saved, videos, tmp_path, arguments, code, words):
+    places = {"SOURCE": videos, "OUT": tmp_path / "out", "MODEL": saved}
     given, out, err = run("extract", *(places.get(word, word) for word in arguments))
 
     assert given == code and not out

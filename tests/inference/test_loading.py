@@ -70,7 +70,7 @@ def test_what_cannot_be_used__is_named_with_a_remedy(name, options, message, sav
 
 
 def test_example__tells_moments_of_its_world_apart(tmp_path):
-    """The shipped model hears: a moment's sound is nearer to its own picture than to the clip's other ones."""
+    """The shipped model hears: a moment's sound is nearer to its own frame than to the clip's other ones."""
     model, processor = load_model("example")
     assert sum(path.stat().st_size for path in example_model().iterdir()) < 5e6
     world = make_world(tmp_path, clips=4, split="train", preset="semantic", seed=77, size=96, workers=1)

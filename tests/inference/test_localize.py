@@ -1,4 +1,4 @@
-"""Localisation: maps by leaving out parts, their place on the film, pictures and films with them drawn in."""
+"""Localisation: maps by leaving out parts, their place on the video, frames and videos with them drawn in."""
 
 import json
 import math
@@ -45,7 +45,7 @@ def pair():
 
 
 def red_patch(left: int, top: int, size: int = 12, width: int = 64, height: int = 48):
-    """Pictures of one dull colour but for a red square."""
+    """Frames of one dull colour but for a red square."""
 
     def picture(number: int, time: float) -> np.ndarray:
         frame = np.full((height, width, 3), PLAIN, dtype=np.uint8)
@@ -56,9 +56,9 @@ def red_patch(left: int, top: int, size: int = 12, width: int = 64, height: int 
 
 
 @pytest.fixture(scope="module")
-def film(tmp_path_factory) -> Path:
+def video(tmp_path_factory) -> Path:
     """A red square at 38 to 50 pixels from the left and 28 to 40 from the top; low noise from 1 s on."""
-    folder = tmp_path_factory.mktemp("films")
+    folder = tmp_path_factory.mktemp("videos")
     samples = np.concatenate([np.zeros((1, RATE), np.float32), low_noise(1.0)], axis=1)
     return write_clip(folder / "red.mp4", picture=red_patch(38, 28), audio=samples, rate=RATE)
 
@@ -71,12 +71,12 @@ def low_noise(seconds: float) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def found(pair, film):
-    return localize(*pair, film, fps=5)
+def found(pair, video):
+    return localize(*pair, video, fps=5)
 
 
-def picture_with(grid: int, row: int, column: int, size: int = 8) -> torch.Tensor:
-    """A black picture `(1, 1, 3, height, width)` with one red patch."""
+def image_with(grid: int, row: int, column: int, size: int = 8) -> torch.Tensor:
+    """A black frame `(1, 1, 3, height, width)` with one red patch."""
     image = torch.zeros(1, 1, 3, grid * size, grid * size)
     image[..., 0, row * size : (row + 1) * size, column * size : (column + 1) * size] = 1.0
     return image
@@ -88,7 +88,7 @@ RED = torch.nn.functional.pad(torch.tensor([1.0, 0.0, 0.0]), (0, 29)).view(1, 1,
 @pytest.mark.parametrize("place", [(2, 1), (0, 0), (3, 3)])
 def test_occlusion__single_patches_tell_exactly(pair, place):
     """Without the red patch the mean redness falls to 0; without another one it rises."""
-    maps = occlusion_maps(pair[0], "video", picture_with(4, *place), RED, block=(1, 1))
+    maps = occlusion_maps(pair[0], "video", image_with(4, *place), RED, block=(1, 1))
 
     expected = torch.full((4, 4), 1 / 16 - 1 / 15)
     expected[place] = 1 / 16
@@ -96,14 +96,14 @@ def test_occlusion__single_patches_tell_exactly(pair, place):
 
 
 def test_occlusion__blocks_reach_to_their_centres_neighbours(pair):
-    maps = occlusion_maps(pair[0], "video", picture_with(4, 1, 2), RED, block=(3, 3))[0, 0]
+    maps = occlusion_maps(pair[0], "video", image_with(4, 1, 2), RED, block=(3, 3))[0, 0]
 
     assert ((maps > 0.06) == torch.tensor([[0, 1, 1, 1], [0, 1, 1, 1], [0, 1, 1, 1], [0, 0, 0, 0]], dtype=bool)).all()
 
 
 def test_occlusion__filled_parts_keep_their_tokens(pair):
     """Filled with black, a red patch takes its share of the mean with it, and black ones change nothing."""
-    maps = occlusion_maps(pair[0], "video", picture_with(4, 2, 2), RED, block=(1, 1), fill=0.0)
+    maps = occlusion_maps(pair[0], "video", image_with(4, 2, 2), RED, block=(1, 1), fill=0.0)
 
     expected = torch.zeros(4, 4)
     expected[2, 2] = 1 / 16
@@ -120,7 +120,7 @@ def test_occlusion__strides_are_interpolated(pair):
 
 def test_occlusion__frames_of_a_batch_are_their_own(pair):
     """Equal neighbours are encoded once, absent ones are 0, and queries belong to their frames."""
-    first, second = picture_with(4, 0, 1), picture_with(4, 3, 2)
+    first, second = image_with(4, 0, 1), image_with(4, 3, 2)
     images = torch.cat([first, first, second, second], dim=1)
     queries = torch.cat([RED, 2 * RED, RED, RED], dim=1)
     present = torch.tensor([[True, True, True, False]])
@@ -166,7 +166,7 @@ def test_occlusion__real_towers_fall_by_what_the_embedding_loses():
 
 def test_occlusion__blocks_must_leave_something(pair):
     with pytest.raises(ValueError, match="covers the whole grid of 4 x 4"):
-        occlusion_maps(pair[0], "video", picture_with(4, 0, 0), RED, block=(7, 7))
+        occlusion_maps(pair[0], "video", image_with(4, 0, 0), RED, block=(7, 7))
 
 
 def test_block__is_about_a_quarter_and_odd():
@@ -184,7 +184,7 @@ def test_view__is_the_centre_that_the_model_sees(pair, height, width, box):
     assert view.region == pytest.approx((box[0] / width, box[1] / height, box[2] / width, box[3] / height), abs=0.02)
 
 
-def test_localize__points_at_what_goes_with_the_sound(pair, film, found):
+def test_localize__points_at_what_goes_with_the_sound(pair, video, found):
     """Low sounds go with red: the square's centre is at 44, 34 of 64 x 48 pixels."""
     sounding = found.times >= 1.2
 
@@ -207,7 +207,7 @@ def test_localize__silence_is_cold(found):
 
 
 def test_localize__finds_the_sound_in_time_and_pitch(found):
-    """Around the onset at 1 s, the red picture is in the lower half and after the onset."""
+    """Around the onset at 1 s, the red frame is in the lower half and after the onset."""
     moment = int(np.abs(found.times - 0.9).argmin())
     start, end = found.window_times[moment]
 
@@ -218,16 +218,16 @@ def test_localize__finds_the_sound_in_time_and_pitch(found):
     assert start + (column + 0.5) / 6 * (end - start) > 0.95
 
 
-def test_localize__cosine_and_occlusion_are_told_apart(pair, film):
-    result = localize(*pair, film, fps=2, method="cosine")
+def test_localize__cosine_and_occlusion_are_told_apart(pair, video):
+    result = localize(*pair, video, fps=2, method="cosine")
 
     assert result.method == "cosine" and result.video_maps.shape == (4, 4, 4)
     assert np.abs(result.video_maps).max() <= 1 + 1e-6
 
 
-def test_localize__joins_the_spectrogram(pair, film, found):
+def test_localize__joins_the_spectrogram(pair, video, found):
     extractor = pair[1].feature_extractor
-    media = decode_media(film, want_video=False)
+    media = decode_media(video, want_video=False)
     expected = (extractor.log_mel(media.waveform) - extractor.mean) / extractor.std
 
     pooled = expected[: len(expected) // 2 * 2].unflatten(0, (-1, 2)).amax(dim=1).T.numpy()
@@ -236,23 +236,23 @@ def test_localize__joins_the_spectrogram(pair, film, found):
     assert found.spectrogram_start == 0.0 and found.spectrogram_step == 0.02
     assert shown.shape[1] == pytest.approx(100, abs=2)
     width = min(shown.shape[1], pooled.shape[1]) - 2
-    # float16, and the mean of each chunk of sound in place of the whole film's.
+    # float16, and the mean of each chunk of sound in place of the whole video's.
     np.testing.assert_allclose(shown[:, 55:width], pooled[:, 55:width], atol=0.05)
 
 
-def test_localize__span_and_other_sound(pair, film):
-    part = localize(*pair, film, start=1.0, end=1.8, fps=5)
-    dubbed = localize(*pair, film, low_noise(2.0)[0], sampling_rate=RATE, fps=5)
+def test_localize__span_and_other_sound(pair, video):
+    part = localize(*pair, video, start=1.0, end=1.8, fps=5)
+    dubbed = localize(*pair, video, low_noise(2.0)[0], sampling_rate=RATE, fps=5)
 
     assert len(part.times) == 4 and part.times[0] == pytest.approx(1.1, abs=0.05)
     assert part.spectrogram_start == 1.0 and part.span == (1.0, 1.8)
     assert dubbed.audio_source == "a waveform"
     # Now there is sound from the beginning.
-    assert dubbed.video_maps[1].max() > 10 * np.abs(localize(*pair, film, fps=5).video_maps[1]).max()
+    assert dubbed.video_maps[1].max() > 10 * np.abs(localize(*pair, video, fps=5).video_maps[1]).max()
 
 
-def test_localize__sound_that_ends_leaves_maps_empty(pair, film):
-    result = localize(*pair, film, low_noise(0.5)[0], sampling_rate=RATE, fps=5)
+def test_localize__sound_that_ends_leaves_maps_empty(pair, video):
+    result = localize(*pair, video, low_noise(0.5)[0], sampling_rate=RATE, fps=5)
 
     assert result.present[:2].all() and not result.present[6:].any()
     assert (result.video_maps[6:] == 0).all() and np.isnan(result.peaks()[6:]).all()
@@ -262,41 +262,41 @@ def test_localize__sound_that_ends_leaves_maps_empty(pair, film):
 
 
 def test_localize__says_when_maps_mean_little(pair, tmp_path):
-    film = write_clip(tmp_path / "steady.mp4", picture=red_patch(0, 0, 0), audio=np.zeros((1, 2 * RATE), np.float32),
+    video = write_clip(tmp_path / "steady.mp4", picture=red_patch(0, 0, 0), audio=np.zeros((1, 2 * RATE), np.float32),
                       rate=RATE)  # fmt: skip
 
-    result = localize(*pair, film, fps=2)
+    result = localize(*pair, video, fps=2)
 
     assert any("mean little" in remark for remark in result.remarks)
 
 
-def test_localize__errors_name_the_remedy(pair, film, tmp_path):
+def test_localize__errors_name_the_remedy(pair, video, tmp_path):
     mute = write_clip(tmp_path / "mute.mp4", audio=False)
     trap = tmp_path / "list.mp4"
     trap.write_text("#EXTM3U\n/etc/passwd\n")
 
     with pytest.raises(InferenceError, match="'guess'"):
-        localize(*pair, film, method="guess")
+        localize(*pair, video, method="guess")
     for fps in (0.0, math.nan):
         with pytest.raises(InferenceError, match="fps"):
-            localize(*pair, film, fps=fps)
+            localize(*pair, video, fps=fps)
     with pytest.raises(MissingTrackError, match=r"mute\.mp4"):
         localize(*pair, mute)
     with pytest.raises(MediaError, match="playlist"):
         localize(*pair, trap)
     with pytest.raises(MediaError, match="earlier start"):
-        localize(*pair, film, start=30.0)
+        localize(*pair, video, start=30.0)
     with pytest.raises(InferenceError, match="video tower alone"):
-        localize(CavMaeSyncModel(tiny_config(modality="video")), pair[1], film)
+        localize(CavMaeSyncModel(tiny_config(modality="video")), pair[1], video)
 
 
-def test_overlay__heat_lies_where_the_map_says(pair, film, found):
+def test_overlay__heat_lies_where_the_map_says(pair, video, found):
     moment = int(np.abs(found.times - 1.5).argmin())
 
-    hot = overlay_frames(found, film, size=128, indices=[moment])[0]
+    hot = overlay_frames(found, video, size=128, indices=[moment])[0]
 
     assert hot.size == (128, 96)
-    plain = decode_media(film, frame_times=[float(found.times[moment])], want_audio=False).frames[0]
+    plain = decode_media(video, frame_times=[float(found.times[moment])], want_audio=False).frames[0]
     before = np.asarray(Image.fromarray(plain.permute(1, 2, 0).numpy()).resize((128, 96)), dtype=np.float32)
     change = np.abs(np.asarray(hot, dtype=np.float32) - before).mean(axis=2)
     # What the model does not see, 8 of 64 pixels to both sides, is darkened.
@@ -306,14 +306,14 @@ def test_overlay__heat_lies_where_the_map_says(pair, film, found):
     assert change[:30, 24:50].mean() < 6
 
 
-def test_overlay__moments_must_exist(found, film):
+def test_overlay__moments_must_exist(found, video):
     with pytest.raises(InferenceError, match="0 to 9"):
-        overlay_frames(found, film, indices=[10])
+        overlay_frames(found, video, indices=[10])
     with pytest.raises(InferenceError, match="count is 0"):
-        overlay_frames(found, film, count=0)
+        overlay_frames(found, video, count=0)
 
 
-def test_blend__leaves_cold_pictures_alone():
+def test_blend__leaves_cold_frames_alone():
     image = Image.fromarray(np.full((20, 30, 3), 100, np.uint8))
 
     cold = blend(image, np.full((2, 2), -1.0), (0.0, 0.0, 1.0, 1.0))
@@ -323,10 +323,10 @@ def test_blend__leaves_cold_pictures_alone():
     assert np.asarray(hot)[:, :15].mean() > 150 and np.asarray(hot)[:, 15:].mean() == pytest.approx(45, abs=1)
 
 
-def test_pictures__are_written_whole(found, film, tmp_path):
+def test_plots__are_written_whole(found, video, tmp_path):
     strip, sound = tmp_path / "new" / "strip.png", tmp_path / "sound.png"
 
-    sheet, spectrogram = draw_strip(found, film, strip, count=5, size=80, columns=3), draw_spectrogram(found, sound)
+    sheet, spectrogram = draw_strip(found, video, strip, count=5, size=80, columns=3), draw_spectrogram(found, sound)
 
     assert Image.open(strip).size == sheet.size and Image.open(sound).size == spectrogram.size == (1200, 360)
     assert len(list(tmp_path.rglob("*.png"))) == 2 == len([path for path in tmp_path.rglob("*") if path.is_file()])
@@ -348,7 +348,7 @@ def test_ticks__are_round_and_few(start, end):
 
 
 def flash_and_click(path: Path) -> tuple[float, float]:
-    """When the first bright picture appears, and when the click begins."""
+    """When the first bright frame appears, and when the click begins."""
     with av.open(str(path)) as file:
         lit = next(
             float(frame.pts * frame.time_base)
@@ -360,7 +360,7 @@ def flash_and_click(path: Path) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize(("fps", "start"), [(None, None), (None, 0.2), (10, None)])
-def test_video__sound_and_pictures_stay_together(pair, tmp_path, fps, start):
+def test_video__sound_and_frames_stay_together(pair, tmp_path, fps, start):
     moment = 0.8
     source = write_click_and_flash(tmp_path / "source.mp4", moments=(moment,), fps=25)
     result = localize(*pair, source, fps=5, start=start)
@@ -378,11 +378,11 @@ def test_video__sound_and_pictures_stay_together(pair, tmp_path, fps, start):
     assert [path.name for path in target.parent.iterdir()] == ["out.mp4"]
 
 
-def test_video__heat_moves_with_the_maps(found, film, tmp_path):
-    target = write_overlay_video(found, film, tmp_path / "out.mp4", short_side=96)
+def test_video__heat_moves_with_the_maps(found, video, tmp_path):
+    target = write_overlay_video(found, video, tmp_path / "out.mp4", short_side=96)
 
     frames = decode_media(target, frame_times=[0.3, 1.7], want_audio=False).frames.float()
-    plain = decode_media(film, frame_times=[0.3, 1.7], want_audio=False, short_side=96).frames.float()
+    plain = decode_media(video, frame_times=[0.3, 1.7], want_audio=False, short_side=96).frames.float()
     change = (frames - plain).abs().mean(dim=1)[:, 20:92, 24:104].mean(dim=(1, 2))
     assert change[0] < 6 and change[1] > 2 * change[0]
 
@@ -403,7 +403,7 @@ def test_video__carries_the_other_sound(pair, tmp_path):
         assert probe_media(path).sampling_rate == RATE
 
 
-def test_video__odd_and_upright_pictures(pair, tmp_path):
+def test_video__odd_and_upright_frames(pair, tmp_path):
     source = write_clip(tmp_path / "odd.mov", size=(50, 62), audio=tone(1.0), seconds=1.0, rotation=90)
     result = localize(*pair, source, fps=2)
 
@@ -415,7 +415,7 @@ def test_video__odd_and_upright_pictures(pair, tmp_path):
 
 
 def test_video__of_slides_is_whole(pair, tmp_path):
-    """A picture every 4 s, from files in memory as well."""
+    """A frame every 4 s, from files in memory as well."""
     slides = write_clip(tmp_path / "slides.mp4", frame_times=[0.0, 4.0], audio=noise(5.0, RATE, 1), rate=RATE)
 
     for source, span in ((slides, (None, None)), (slides.read_bytes(), (1.0, 2.0)), (slides, (4.2, None))):
@@ -427,16 +427,16 @@ def test_video__of_slides_is_whole(pair, tmp_path):
         assert overlay_frames(result, source, count=1, size=64)[0].size == (64, 48)
 
 
-def test_video__leaves_nothing_behind_when_it_fails(found, film, tmp_path):
+def test_video__leaves_nothing_behind_when_it_fails(found, video, tmp_path):
     with pytest.raises(InferenceError, match=r"\.mp4"):
-        write_overlay_video(found, film, tmp_path / "out.avi")
+        write_overlay_video(found, video, tmp_path / "out.avi")
     with pytest.raises(InferenceError, match="crf"):
-        write_overlay_video(found, film, tmp_path / "out.mp4", crf=80)
+        write_overlay_video(found, video, tmp_path / "out.mp4", crf=80)
 
     def interrupt(*_):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_overlay_video(found, film, tmp_path / "out.mp4", progress=interrupt)
+        write_overlay_video(found, video, tmp_path / "out.mp4", progress=interrupt)
 
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""Synchrony of films: offsets, scores and tests, with a model whose embeddings are known."""
+"""Synchrony of videos: offsets, scores and tests, with a model whose embeddings are known."""
 
 import json
 import math
@@ -25,8 +25,8 @@ def pair():
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("films")
+def videos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videos")
     return {late: ramp_video(folder / f"late {late}.mp4", late=late) for late in (0.0, 0.5, -0.7)}
 
 
@@ -36,8 +36,8 @@ def unit(rows: np.ndarray) -> np.ndarray:
 
 def random_moments(count: int, hidden: int = 8, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     generator = np.random.default_rng(seed)
-    sounds = unit(generator.standard_normal((count, hidden)))
-    return sounds, unit(sounds + 0.8 * generator.standard_normal((count, hidden)))
+    audio = unit(generator.standard_normal((count, hidden)))
+    return audio, unit(audio + 0.8 * generator.standard_normal((count, hidden)))
 
 
 def contrast_by_hand(matrix: np.ndarray, reach: int, temperature: float) -> np.ndarray:
@@ -58,17 +58,17 @@ def contrast_by_hand(matrix: np.ndarray, reach: int, temperature: float) -> np.n
 
 @pytest.mark.parametrize("pieces", [(40,), (1,) * 40, (7, 13, 1, 19)])
 def test_band__is_the_whole_matrix_around_the_diagonal_however_moments_come(pieces):
-    sounds, pictures = random_moments(40)
-    sounds[[5, 6]] = np.nan
-    pictures[20] = np.nan
+    audio, frames = random_moments(40)
+    audio[[5, 6]] = np.nan
+    frames[20] = np.nan
     reach, band, start = 6, Band(6), 0
     for length in pieces:
-        band.add(sounds[start : start + length], pictures[start : start + length])
+        band.add(audio[start : start + length], frames[start : start + length])
         start += length
 
     found = band.finish()
 
-    matrix = sounds @ pictures.T
+    matrix = audio @ frames.T
     assert found.shape == (40, 13)
     for frame in range(40):
         for column in range(13):
@@ -78,14 +78,14 @@ def test_band__is_the_whole_matrix_around_the_diagonal_however_moments_come(piec
 
 
 def test_contrast__of_the_band_is_that_of_the_whole_matrix():
-    sounds, pictures = random_moments(30)
-    sounds[4] = np.nan
+    audio, frames = random_moments(30)
+    audio[4] = np.nan
     band = Band(5)
-    band.add(sounds, pictures)
+    band.add(audio, frames)
 
     found = band_contrast(band.finish(), 0.1)
 
-    expected = contrast_by_hand(sounds @ pictures.T, 5, 0.1)
+    expected = contrast_by_hand(audio @ frames.T, 5, 0.1)
     for frame in range(30):
         for column in range(11):
             window = frame + column - 5
@@ -93,10 +93,10 @@ def test_contrast__of_the_band_is_that_of_the_whole_matrix():
             np.testing.assert_allclose(found[frame, column], value, rtol=1e-4, atol=1e-4)
 
 
-def test_contrast__long_films_in_parts_are_the_same(monkeypatch):
-    sounds, pictures = random_moments(50)
+def test_contrast__long_videos_in_parts_are_the_same(monkeypatch):
+    audio, frames = random_moments(50)
     band = Band(4)
-    band.add(sounds, pictures)
+    band.add(audio, frames)
     whole = band_contrast(band.finish(), 0.05)
 
     monkeypatch.setattr("cavmae_sync_hf.inference.sync_band._ROWS_AT_A_TIME", 7)
@@ -106,24 +106,24 @@ def test_contrast__long_films_in_parts_are_the_same(monkeypatch):
 
 def test_contrast__gains_nothing_from_what_fits_everything():
     """A frame that fits every window equally well stands out nowhere."""
-    sounds = unit(np.ones((12, 4)))
-    pictures = unit(np.eye(4)[np.arange(12) % 4] + 1)
+    audio = unit(np.ones((12, 4)))
+    frames = unit(np.eye(4)[np.arange(12) % 4] + 1)
     band = Band(3)
-    band.add(sounds, pictures)
+    band.add(audio, frames)
 
     np.testing.assert_allclose(np.nan_to_num(band_contrast(band.finish(), 0.05)), 0, atol=1e-4)
 
 
 def test_offset__is_that_of_the_whole_matrix(monkeypatch):
     """The estimator on the band and the one on whole matrices agree on every offset's score."""
-    sounds, pictures = random_moments(60, seed=3)
-    sounds = np.roll(sounds, 4, axis=0)
+    audio, frames = random_moments(60, seed=3)
+    audio = np.roll(audio, 4, axis=0)
     band = Band(10)
-    band.add(sounds, pictures)
+    band.add(audio, frames)
 
     found = find_offset(band_contrast(band.finish(), 0.1), 0.1, block=5)
 
-    whole = contrast_by_hand(sounds @ pictures.T, 10, 0.1)
+    whole = contrast_by_hand(audio @ frames.T, 10, 0.1)
     steps = np.arange(-10, 11)
     # Window i + k belongs to frame i where the audio is late by k steps.
     expected = [np.diagonal(np.nan_to_num(whole), -step).mean() for step in steps]
@@ -150,19 +150,19 @@ def test_offset__among_equals_the_smallest_wins():
 
 
 def test_outline__keeps_evenly_spread_moments():
-    sounds, pictures = random_moments(103)
+    audio, frames = random_moments(103)
     outline = Outline(20)
     for start in range(0, 103, 10):
-        outline.add(start, sounds[start : start + 10], pictures[start : start + 10])
+        outline.add(start, audio[start : start + 10], frames[start : start + 10])
 
     assert outline.stride == 8 and outline.indices == list(range(0, 103, 8))
-    np.testing.assert_allclose(outline.matrix(), sounds[::8] @ pictures[::8].T, rtol=1e-5)
+    np.testing.assert_allclose(outline.matrix(), audio[::8] @ frames[::8].T, rtol=1e-5)
 
 
 def test_shift_test__tells_a_true_diagonal_from_sound_that_is_the_same_all_along():
-    sounds, pictures = random_moments(40)
+    audio, frames = random_moments(40)
 
-    share, turns = shift_test(sounds @ pictures.T, 3)
+    share, turns = shift_test(audio @ frames.T, 3)
     flat = shift_test(np.ones((40, 40), dtype=np.float32), 3)
 
     assert turns == 35 and share == pytest.approx(1 / 36)
@@ -172,10 +172,10 @@ def test_shift_test__tells_a_true_diagonal_from_sound_that_is_the_same_all_along
 
 @pytest.mark.parametrize("late", [0.0, 0.5, -0.7])
 @pytest.mark.parametrize("hop", [0.1, 0.2])
-def test_measure__finds_how_late_the_sound_is(pair, films, late, hop):
-    result = measure_sync(*pair, films[late], hop=hop)
+def test_measure__finds_how_late_the_sound_is(pair, videos, late, hop):
+    result = measure_sync(*pair, videos[late], hop=hop)
 
-    # The film has a frame every 50 ms, and its sound is AAC.
+    # The video has a frame every 50 ms, and its sound is AAC.
     assert result.offset == pytest.approx(late, abs=0.05)
     assert result.confidence > 0.95 and result.interval[0] - 1e-6 <= late <= result.interval[1] + 1e-6
     assert result.resolution == hop and len(result.times) == round(SECONDS / hop)
@@ -187,36 +187,36 @@ def test_measure__finds_how_late_the_sound_is(pair, films, late, hop):
         assert result.lead < 0
 
 
-def test_measure__does_not_depend_on_the_size_of_batches(pair, films):
-    whole, small = (measure_sync(*pair, films[0.5], batch_size=size) for size in (64, 7))
+def test_measure__does_not_depend_on_the_size_of_batches(pair, videos):
+    whole, small = (measure_sync(*pair, videos[0.5], batch_size=size) for size in (64, 7))
 
     np.testing.assert_allclose(whole.band, small.band, atol=1e-5)
     assert whole.offset == pytest.approx(small.offset, abs=1e-6)
 
 
-def test_measure__spans_count_in_seconds_of_the_film(pair, films):
-    result = measure_sync(*pair, films[0.5], start=1.0, end=5.0)
+def test_measure__spans_count_in_seconds_of_the_video(pair, videos):
+    result = measure_sync(*pair, videos[0.5], start=1.0, end=5.0)
 
     assert len(result.times) == 40 and result.times[0] == pytest.approx(1.05, abs=0.051)
     assert result.offset == pytest.approx(0.5, abs=0.06)
 
 
-def test_measure__long_films_keep_a_matrix_in_outline(pair, films):
-    result = measure_sync(*pair, films[0.0], matrix_limit=16)
+def test_measure__long_videos_keep_a_matrix_in_outline(pair, videos):
+    result = measure_sync(*pair, videos[0.0], matrix_limit=16)
 
     assert result.matrix.shape == (15, 15) and len(result.times) == 60
     np.testing.assert_allclose(np.diff(result.matrix_times), 0.4, atol=0.06)
     np.testing.assert_allclose(result.matrix.diagonal(), result.scores[::4], atol=1e-6)
 
 
-def test_measure__another_sound_track(pair, films, tmp_path):
-    """The sound of another file, or a waveform, whatever the film itself sounds like."""
+def test_measure__another_sound_track(pair, videos, tmp_path):
+    """The sound of another file, or a waveform, whatever the video itself sounds like."""
     wave = rising_tone(late=0.4)
     dubbed = write_clip(tmp_path / "dub.wav", video=False, audio=wave, rate=RATE, audio_codec="pcm_s16le")
 
-    by_file = measure_sync(*pair, films[-0.7], dubbed)
-    by_wave = measure_sync(*pair, films[-0.7], wave[0], sampling_rate=RATE)
-    own = measure_sync(*pair, films[-0.7], films[0.0])
+    by_file = measure_sync(*pair, videos[-0.7], dubbed)
+    by_wave = measure_sync(*pair, videos[-0.7], wave[0], sampling_rate=RATE)
+    own = measure_sync(*pair, videos[-0.7], videos[0.0])
 
     assert by_file.offset == pytest.approx(0.4, abs=0.05) and by_file.audio_source.endswith("dub.wav")
     np.testing.assert_allclose(by_file.band, by_wave.band, atol=0.02)
@@ -224,16 +224,16 @@ def test_measure__another_sound_track(pair, films, tmp_path):
     assert own.offset == pytest.approx(0.0, abs=0.05)
 
 
-def test_measure__own_sound_as_another_track_is_the_same(pair, films):
-    first, second = measure_sync(*pair, films[0.5]), measure_sync(*pair, films[0.5], films[0.5])
+def test_measure__own_sound_as_another_track_is_the_same(pair, videos):
+    first, second = measure_sync(*pair, videos[0.5]), measure_sync(*pair, videos[0.5], videos[0.5])
 
     np.testing.assert_allclose(first.band, second.band, atol=1e-4)
 
 
-def test_measure__sound_that_ends_early_is_absent_afterwards(pair, films):
+def test_measure__sound_that_ends_early_is_absent_afterwards(pair, videos):
     short = rising_tone()[:, : 3 * RATE]
 
-    result = measure_sync(*pair, films[0.0], short[0], sampling_rate=RATE)
+    result = measure_sync(*pair, videos[0.0], short[0], sampling_rate=RATE)
 
     # The windows of 0.48 s reach a little beyond the end.
     present = np.isfinite(result.scores)
@@ -243,54 +243,54 @@ def test_measure__sound_that_ends_early_is_absent_afterwards(pair, films):
 
 
 def test_measure__silence_gives_no_offset(pair, tmp_path):
-    film = ramp_video(tmp_path / "silent.mp4", audio=np.zeros((1, round(SECONDS * RATE)), np.float32))
+    video = ramp_video(tmp_path / "silent.mp4", audio=np.zeros((1, round(SECONDS * RATE)), np.float32))
 
-    result = measure_sync(*pair, film)
+    result = measure_sync(*pair, video)
 
     assert result.offset is None and result.confidence == 0.0 and result.interval is None
     assert any(remark.startswith("The audio does not change") for remark in result.remarks)
 
 
 def test_measure__stills_give_no_offset(pair, tmp_path):
-    film = ramp_video(tmp_path / "still.mp4", picture=lambda *_: brighter(0, 3.0))
+    video = ramp_video(tmp_path / "still.mp4", picture=lambda *_: brighter(0, 3.0))
 
-    result = measure_sync(*pair, film)
+    result = measure_sync(*pair, video)
 
     assert result.offset is None
     assert any(remark.startswith("The video does not change") for remark in result.remarks)
 
 
 def test_measure__states_the_distance_of_frames_where_that_is_coarser(pair, tmp_path):
-    film = ramp_video(tmp_path / "slow.mp4", fps=4)
+    video = ramp_video(tmp_path / "slow.mp4", fps=4)
 
-    result = measure_sync(*pair, film, hop=0.1)
+    result = measure_sync(*pair, video, hop=0.1)
 
     assert result.resolution == pytest.approx(0.25, abs=0.02)
     assert any("a frame every 0.25 s" in remark for remark in result.remarks)
 
 
 def test_measure__missing_sound_is_named(pair, tmp_path):
-    film = ramp_video(tmp_path / "mute.mp4", audio=False)
+    video = ramp_video(tmp_path / "mute.mp4", audio=False)
 
     with pytest.raises(MissingTrackError, match=r"mute\.mp4"):
-        measure_sync(*pair, film)
+        measure_sync(*pair, video)
 
 
-def test_measure__span_outside_the_film(pair, films):
+def test_measure__span_outside_the_video(pair, videos):
     with pytest.raises(MediaError, match="earlier start"):
-        measure_sync(*pair, films[0.0], start=20.0, end=25.0)
+        measure_sync(*pair, videos[0.0], start=20.0, end=25.0)
 
 
 @pytest.mark.parametrize(
     ("options", "words"), [({"end": 0.2}, "smaller hop"), ({"hop": 4.0, "max_offset": 4.0}, "longer span")]
 )
-def test_measure__too_few_moments_name_the_remedy(pair, films, options, words):
+def test_measure__too_few_moments_name_the_remedy(pair, videos, options, words):
     with pytest.raises(InferenceError, match=rf"3 are needed; .*{words}"):
-        measure_sync(*pair, films[0.0], **options)
+        measure_sync(*pair, videos[0.0], **options)
 
 
-def test_measure__short_films_try_fewer_offsets(pair, films):
-    result = measure_sync(*pair, films[0.0], end=1.0)
+def test_measure__short_videos_try_fewer_offsets(pair, videos):
+    result = measure_sync(*pair, videos[0.0], end=1.0)
 
     assert np.abs(result.offsets).max() == pytest.approx(0.5)
     assert any("long enough for offsets up to 0.5 s only" in remark for remark in result.remarks)
@@ -299,59 +299,59 @@ def test_measure__short_films_try_fewer_offsets(pair, films):
 @pytest.mark.parametrize(
     "options", [{"hop": 0.0}, {"hop": math.nan}, {"max_offset": 0.05}, {"batch_size": 0}, {"matrix_limit": 1}]
 )
-def test_measure__impossible_settings(pair, films, options):
+def test_measure__impossible_settings(pair, videos, options):
     with pytest.raises(InferenceError, match=next(iter(options))):
-        measure_sync(*pair, films[0.0], **options)
+        measure_sync(*pair, videos[0.0], **options)
 
 
-def test_measure__needs_both_towers(pair, films):
+def test_measure__needs_both_towers(pair, videos):
     model = CavMaeSyncModel(tiny_config(modality="audio"))
 
     with pytest.raises(InferenceError, match="audio tower alone"):
-        measure_sync(model, pair[1], films[0.0])
+        measure_sync(model, pair[1], videos[0.0])
 
 
 @pytest.mark.parametrize("text", ["#EXTM3U\n#EXTINF:5,\n/etc/passwd\n", "ffconcat version 1.0\nfile '/etc/passwd'\n"])
 @pytest.mark.parametrize("as_audio", [False, True])
-def test_measure__refuses_playlists(pair, films, tmp_path, text, as_audio):
-    trap = tmp_path / "film.mp4"
+def test_measure__refuses_playlists(pair, videos, tmp_path, text, as_audio):
+    trap = tmp_path / "video.mp4"
     trap.write_text(text)
 
-    with pytest.raises(MediaError, match=r"film\.mp4.*playlist"):
-        measure_sync(*pair, *((films[0.0], trap) if as_audio else (trap,)))
+    with pytest.raises(MediaError, match=r"video\.mp4.*playlist"):
+        measure_sync(*pair, *((videos[0.0], trap) if as_audio else (trap,)))
 
 
-def test_measure__leaves_the_model_as_it_was(films):
+def test_measure__leaves_the_model_as_it_was(videos):
     model = CavMaeSyncModel(tiny_config())
     model.train()
 
-    measure_sync(model, CavMaeSyncProcessor.from_config(model.config), films[0.0], hop=0.5)
+    measure_sync(model, CavMaeSyncProcessor.from_config(model.config), videos[0.0], hop=0.5)
 
     assert model.training
 
 
-def test_measure__reports_seconds(pair, films):
+def test_measure__reports_seconds(pair, videos):
     told = []
 
-    measure_sync(*pair, str(films[0.0]), batch_size=16, progress=lambda *args: told.append(args))
+    measure_sync(*pair, str(videos[0.0]), batch_size=16, progress=lambda *args: told.append(args))
 
     assert told[0] == (1, 6) and told[-1][0] >= 5 and all(total == 6 for _, total in told)
 
 
-def test_result__is_json(pair, films, tmp_path):
+def test_result__is_json(pair, videos, tmp_path):
     silent = ramp_video(tmp_path / "silent.mp4", audio=np.zeros((1, round(SECONDS * RATE)), np.float32))
-    for film in (films[0.0], silent):
-        result = measure_sync(*pair, film, hop=0.2)
+    for video in (videos[0.0], silent):
+        result = measure_sync(*pair, video, hop=0.2)
         values = json.loads(json.dumps(result.to_dict(), allow_nan=False))
         assert values["moments"] == len(values["scores"]) == 30
         assert values["alignment_score"] == pytest.approx(result.similarity, abs=1e-6)
         assert "scores" not in result.to_dict(series=False)
 
 
-def test_protocol__names_what_the_score_depends_on(pair, films):
+def test_protocol__names_what_the_score_depends_on(pair, videos):
     model, processor = pair
-    first, again = (measure_sync(model, processor, films[late]).protocol for late in (0.0, 0.5))
-    other_hop = measure_sync(model, processor, films[0.0], hop=0.2).protocol
+    first, again = (measure_sync(model, processor, videos[late]).protocol for late in (0.0, 0.5))
+    other_hop = measure_sync(model, processor, videos[0.0], hop=0.2).protocol
     torch.manual_seed(1)
     other = CavMaeSyncModel(tiny_config(num_mel_bins=64)).eval()
 
@@ -359,12 +359,12 @@ def test_protocol__names_what_the_score_depends_on(pair, films):
     for part in ("hop=0.1s", "window=0.48s", "16000Hz-first-64mel", "picture=32x32", "model=", "package="):
         assert part in first
     assert other_hop != first
-    assert measure_sync(other, processor, films[0.0]).protocol != first
+    assert measure_sync(other, processor, videos[0.0]).protocol != first
 
 
-def test_score_alignment__means_over_films(pair, films):
-    scores = score_alignment(*pair, [films[0.0], (films[-0.7], films[0.0])], hop=0.2)
-    worse = score_alignment(*pair, [films[0.5], films[-0.7]], hop=0.2)
+def test_score_alignment__means_over_videos(pair, videos):
+    scores = score_alignment(*pair, [videos[0.0], (videos[-0.7], videos[0.0])], hop=0.2)
+    worse = score_alignment(*pair, [videos[0.5], videos[-0.7]], hop=0.2)
 
     assert scores.score > worse.score + 0.3 and scores.contrast > worse.contrast
     assert len(scores.videos) == 2 and scores.standard_error < 0.05
@@ -373,13 +373,13 @@ def test_score_alignment__means_over_films(pair, films):
         score_alignment(*pair, [])
 
 
-def test_join__refuses_different_protocols(pair, films):
+def test_join__refuses_different_protocols(pair, videos):
     with pytest.raises(InferenceError, match="2 protocols"):
-        room.join_scores([measure_sync(*pair, films[0.0], hop=hop) for hop in (0.1, 0.2)])
+        room.join_scores([measure_sync(*pair, videos[0.0], hop=hop) for hop in (0.1, 0.2)])
 
 
-def test_detection__tells_films_in_sync(pair, films):
-    results = [measure_sync(*pair, films[late], hop=0.2) for late in (0.0, 0.5, -0.7)]
+def test_detection__tells_videos_in_sync(pair, videos):
+    results = [measure_sync(*pair, videos[late], hop=0.2) for late in (0.0, 0.5, -0.7)]
 
     figures = detection_metrics(results, [True, False, False])
 
@@ -391,10 +391,10 @@ def test_detection__tells_films_in_sync(pair, films):
         results[0].score("nonsense")
 
 
-def test_embeddings__give_what_the_film_gives(pair, films):
+def test_embeddings__give_what_the_video_gives(pair, videos):
     model, processor = pair
-    result = measure_sync(model, processor, films[0.5], hop=0.2)
-    chunk = next(processor.stream(films[0.5], hop=0.2, num_frames=30))
+    result = measure_sync(model, processor, videos[0.5], hop=0.2)
+    chunk = next(processor.stream(videos[0.5], hop=0.2, num_frames=30))
     with torch.no_grad():
         output = model(chunk["pixel_values_videos"], chunk["input_values"])
 
@@ -407,25 +407,25 @@ def test_embeddings__give_what_the_film_gives(pair, films):
     np.testing.assert_allclose(same.band, result.band, atol=1e-5)
 
 
-def test_timeline__is_a_picture(pair, films, tmp_path):
+def test_timeline__is_an_image(pair, videos, tmp_path):
     pytest.importorskip("matplotlib")
     target = tmp_path / "new" / "a $b$.png"
 
-    image = draw_timeline(measure_sync(*pair, films[0.5], hop=0.2), target, size=(800, 600))
+    image = draw_timeline(measure_sync(*pair, videos[0.5], hop=0.2), target, size=(800, 600))
 
     assert image.size == (800, 600) and target.read_bytes().startswith(b"\x89PNG")
     assert len(np.unique(np.asarray(image).reshape(-1, 3), axis=0)) > 100
     assert [path.name for path in target.parent.iterdir()] == [target.name]
 
 
-def test_timeline__of_silence_and_of_gaps(pair, films, tmp_path):
+def test_timeline__of_silence_and_of_gaps(pair, videos, tmp_path):
     pytest.importorskip("matplotlib")
     silent = ramp_video(tmp_path / "a $ign {x}.mp4", audio=np.zeros((1, round(SECONDS * RATE)), np.float32))
     short = rising_tone()[0, : 2 * RATE]
 
     for result in (
         measure_sync(*pair, silent, hop=0.2),
-        measure_sync(*pair, films[0.0], short, sampling_rate=RATE, hop=0.2),
+        measure_sync(*pair, videos[0.0], short, sampling_rate=RATE, hop=0.2),
     ):
         assert draw_timeline(result, size=(600, 450)).size == (600, 450)
 
@@ -457,7 +457,7 @@ def test_files__names_are_safe_and_each_once():
     assert all(stem.isascii() and "/" not in stem and not stem.startswith((".", "-")) for stem in stems)
 
 
-def test_labelled_films__are_read_with_their_sound(tmp_path):
+def test_labelled_videos__are_read_with_their_sound(tmp_path):
     table = tmp_path / "list.csv"
     table.write_text("path,label,audio\na.mp4,1,\nsub/b.mp4,fake,b.wav\n")
 
@@ -476,7 +476,7 @@ def test_labelled_films__are_read_with_their_sound(tmp_path):
         ("path,label\n", [], "holds no rows"),
     ],
 )
-def test_labelled_films__that_cannot_be_understood(tmp_path, text, options, words):
+def test_labelled_videos__that_cannot_be_understood(tmp_path, text, options, words):
     table = tmp_path / "list.csv"
     table.write_text(text)
 
@@ -484,20 +484,20 @@ def test_labelled_films__that_cannot_be_understood(tmp_path, text, options, word
         read_sync_list(table, options)
 
 
-def test_labelled_films__own_words(tmp_path):
+def test_labelled_videos__own_words(tmp_path):
     table = tmp_path / "list.csv"
     table.write_text("path,label\na.mp4,good\nb.mp4,bad\n")
 
-    assert [film.in_sync for film in read_sync_list(table, ["Good"])] == [True, False]
+    assert [video.in_sync for video in read_sync_list(table, ["Good"])] == [True, False]
 
 
-def test_stream__another_sound_track_must_be_one(pair, films):
+def test_stream__another_sound_track_must_be_one(pair, videos):
     processor = pair[1]
     two = np.stack([noise(1.0, RATE, 1)[0]] * 2)
 
     with pytest.raises(ValueError, match="2 waveforms"):
-        processor.stream(films[0.0], audio=two, sampling_rate=RATE)
+        processor.stream(videos[0.0], audio=two, sampling_rate=RATE)
     with pytest.raises(ValueError, match="sampling_rate"):
-        processor.stream(films[0.0], audio=two[0])
+        processor.stream(videos[0.0], audio=two[0])
     with pytest.raises(ValueError, match="want_audio"):
-        processor.stream(films[0.0], audio=two[0], sampling_rate=RATE, want_audio=False)
+        processor.stream(videos[0.0], audio=two[0], sampling_rate=RATE, want_audio=False)

@@ -49,7 +49,7 @@ class WindowFeatures:
     timing: list[dict[str, Any]]
     failed: dict[str, str] = field(default_factory=dict)
     pairing: list[dict[str, Any]] = field(default_factory=list)
-    errors: dict[str, BaseException] = field(default_factory=dict, repr=False)
+    errors: dict[str, Exception] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.timing)
@@ -77,7 +77,7 @@ class ExtractionSummary:
     features: dict[str, int]
     failed: dict[str, str]
     seconds: float
-    errors: dict[str, BaseException] = field(default_factory=dict, repr=False)
+    errors: dict[str, Exception] = field(default_factory=dict, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it."""
@@ -166,7 +166,7 @@ def extract_features(
         except _VideoFailure as failure:
             failure.note(job.videos[number], result)
     if not rows:
-        raise InferenceError(nothing_came(result.failed))
+        raise nothing_came(result.errors)
     result.timing = [row.facts for row in rows]
     for name in job.sizes:
         result.features[name] = np.stack([row.vectors[name] for row in rows])
@@ -234,7 +234,7 @@ def extract_to_folder(
                 store.leave()
             raise
     if not summary.rows:
-        raise InferenceError(nothing_came(summary.failed))
+        raise nothing_came(summary.errors)
     if progress is not None:
         progress(summary.videos, summary.videos, "")
     summary.made = len(missing) - len(summary.failed)

@@ -25,7 +25,7 @@ import numpy as np
 
 from ..data.sources import describe_difference
 from ..files import StrPath, whole_file, write_bytes
-from ..model.errors_cavmae_sync import InferenceError
+from ..model.errors_cavmae_sync import CavMaeSyncError, InferenceError
 from .moments import MediaSpan
 from .windows import WindowRow
 
@@ -427,12 +427,13 @@ def check_folder(out: StrPath) -> Path:
     return folder
 
 
-def nothing_came(failed: dict[str, str]) -> str:
-    """Says why there is not one row."""
-    reasons = list(failed.values())
-    if len(reasons) == 1:
-        return reasons[0]
-    return f"None of {len(reasons)} videos could be used. The first: {reasons[0]}"
+def nothing_came(errors: Mapping[str, Exception]) -> InferenceError:
+    """The error that says why there is not one row, with the remedies of the first video's error."""
+    first = next(iter(errors.values()))
+    message, hints = (first.message, first.hints) if isinstance(first, CavMaeSyncError) else (str(first), ())
+    if len(errors) > 1:
+        message = f"None of {len(errors)} videos could be used. The first: {message}"
+    return InferenceError(message, hint=hints)
 
 
 def _part_folder(work: Path, number: int) -> Path:
