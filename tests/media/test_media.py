@@ -11,9 +11,10 @@ import torch
 from cavmae_sync_hf import MediaError, MediaNotFoundError, MissingTrackError
 from cavmae_sync_hf.model import media_cavmae_sync
 from cavmae_sync_hf.model.alignment_cavmae_sync import reference_indices
-from cavmae_sync_hf.model.media_cavmae_sync import decode_many, decode_media, probe_media, resample
-from cavmae_sync_hf.model.media_stream_cavmae_sync import INTERLEAVE_SECONDS, iter_media
-from cavmae_sync_hf.model.media_tracks_cavmae_sync import MediaReader, WaveformBuilder
+from cavmae_sync_hf.model.media_cavmae_sync import decode_media, probe_media, resample
+from cavmae_sync_hf.model.media_decoders_cavmae_sync import WaveformBuilder
+from cavmae_sync_hf.model.media_stream_cavmae_sync import iter_media
+from cavmae_sync_hf.model.media_tracks_cavmae_sync import INTERLEAVE_SECONDS, MediaReader
 from helpers.clips import (
     clicks,
     corrupt,
@@ -423,8 +424,8 @@ def test_decode_media__unwanted_track_changes_neither_frames_nor_sound(folder):
         (b"\x00" * 5000, "zero bytes"),
         (b"just some words\n" * 50, "is text"),
         (b"<!DOCTYPE html><html>404</html>", "is text"),
-        (b"\x89PNG\r\n\x1a\n" + bytes(range(256)), "PNG picture"),
-        (b"\xff\xd8\xff\xe0" + bytes(range(256)), "JPEG picture"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(range(256)), "PNG image"),
+        (b"\xff\xd8\xff\xe0" + bytes(range(256)), "JPEG image"),
         (b"PK\x03\x04" + bytes(range(256)), "ZIP archive"),
         (np.random.default_rng(0).bytes(20000), "not a media file"),
     ],
@@ -523,15 +524,6 @@ def test_decode_media__impossible_arguments(clip, argument, value):
         decode_media(clip, **{argument: value})
 
 
-def test_decode_many__keeps_the_order_and_names_the_culprit(folder, clip):
-    other = write_clip(folder / "other.mp4", seconds=1)
-    results = decode_many([clip, other, clip], num_frames=2)
-    assert [media.source for media in results] == [str(clip), str(other), str(clip)]
-    assert torch.equal(results[0].frames, results[2].frames)
-    with pytest.raises(MediaNotFoundError, match="gone"):
-        decode_many([clip, folder / "gone.mp4"])
-
-
 def test_probe_media__reads_the_header(clip):
     info = probe_media(clip)
     assert (info.duration, info.frame_rate, info.height, info.width) == (pytest.approx(4.0), 25.0, 48, 64)
@@ -627,10 +619,10 @@ def test_iter_media__holds_only_what_the_next_chunk_needs(folder, monkeypatch):
     position = [0.0]
     packets = MediaReader.packets
 
-    def watched(reader):
-        for packet, index, time, decode_time in packets(reader):
-            position[0] = time or position[0]
-            yield packet, index, time, decode_time
+    def watched(*arguments):
+        for packet in packets(*arguments):
+            position[0] = packet.time or position[0]
+            yield packet
 
     monkeypatch.setattr(MediaReader, "packets", watched)
     read_ahead = []

@@ -19,7 +19,7 @@ from ..model.errors_cavmae_sync import InferenceError
 from ..model.feature_extraction_cavmae_sync import load_waveform, samples_and_rate
 from ..model.media_cavmae_sync import probe_media
 from ..model.media_source_cavmae_sync import require_av
-from ..model.media_stream_cavmae_sync import MediaChunk, iter_media, iter_waveform, with_sound_of
+from ..model.media_stream_cavmae_sync import MediaChunk, iter_media, iter_waveform, with_audio_of
 from ..model.video_processing_cavmae_sync import is_media_source
 from .localize import LocalizationResult
 from .moments import Progress
@@ -137,10 +137,10 @@ def _read(
         return iter_media(video, context=_CONTEXT_SECONDS, short_side=short_side, **span, **heard)
     frames = iter_media(video, context=0.0, short_side=short_side, want_audio=False, damaged="keep", **span)
     if is_media_source(audio):
-        return with_sound_of(frames, iter_media(audio, context=_CONTEXT_SECONDS, want_video=False, **span, **heard))
+        return with_audio_of(frames, iter_media(audio, context=_CONTEXT_SECONDS, want_video=False, **span, **heard))
     samples, own = samples_and_rate(audio, sampling_rate)
     waveform = load_waveform(samples, own, to_rate=rate, channel=found.channel, name="The audio")
-    return with_sound_of(frames, iter_waveform(waveform, rate, context=_CONTEXT_SECONDS, **span))
+    return with_audio_of(frames, iter_waveform(waveform, rate, context=_CONTEXT_SECONDS, **span))
 
 
 def _heat_at(found: LocalizationResult, heat: np.ndarray, time: float) -> np.ndarray | None:

@@ -1,40 +1,53 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""How does one video file become frames and a waveform on a common clock?
+"""One video file becomes frames and a waveform on a common clock.
 
 `decode_media` opens a file once, demuxes it once and decodes both tracks in that pass; only the frames that are
-asked for are turned into RGB. `resample` brings a waveform in memory to another rate.
+asked for are turned into RGB. It shares `read_media`, the loop over packets, with `iter_media`, which reads long files
+piece by piece. `resample` brings a waveform in memory to another rate.
 """
 
 import math
-import os
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-from .alignment_cavmae_sync import TIME_TOLERANCE, reference_indices, shown_time
-from .errors_cavmae_sync import MediaError, MissingTrackError
-from .media_pass_cavmae_sync import (
-    DEFAULT_FRAME_RATE,
-    DURATION_TOLERANCE,
-    TRUNCATION_TOLERANCE,
-    MediaRequest,
-    PassResult,
-    as_seconds,
-    run_pass,
+from .alignment_cavmae_sync import TIME_TOLERANCE, center_times, reference_indices, shown_time
+from .errors_cavmae_sync import Hint, MediaError, MissingTrackError
+from .media_decoders_cavmae_sync import (
+    FrameConverter,
+    FramePicker,
+    IndexPicker,
+    Pick,
+    TimeGrid,
+    VideoDecoder,
+    WaveformBuilder,
+    checked_waveform,
+    resample_with_ffmpeg,
 )
 from .media_source_cavmae_sync import MediaSource, require_av
-from .media_tracks_cavmae_sync import MediaReader, resample_with_ffmpeg
+from .media_tracks_cavmae_sync import (
+    DEFAULT_FRAME_RATE,
+    POST_ROLL_SECONDS,
+    SAMPLING_RATE,
+    TRUNCATION_TOLERANCE,
+    MediaReader,
+    MediaRequest,
+    TimedPacket,
+    Track,
+    as_seconds,
+)
 
 try:
     import soxr
 except ImportError:
     soxr = None
 
-SAMPLING_RATE = 16000
+# A header that is off by less than this is right: AAC and Opus end on whole packets of 20 to 64 ms.
+DURATION_TOLERANCE = 0.05
 
 
 @dataclass
@@ -44,7 +57,7 @@ class DecodedMedia:
     Attributes:
         frames: `(num_frames, 3, height, width)` uint8 RGB, upright as shown; `None` without video.
         frame_times: `(num_frames,)` float64, when each frame appeared on screen in seconds (the asked time for a
-            picture that stays for more than a second); `None` without video.
+            frame that stays for more than a second); `None` without video.
         asked_times: `(num_frames,)` float64, the times asked for, in seconds; `None` without video.
         waveform: `(num_samples,)` float32 in [-1, 1], one channel, sample 0 at time 0; `None` without audio.
         sampling_rate: Rate of the waveform, Hz.
@@ -80,8 +93,8 @@ class MediaInfo:
         has_audio: Whether there is an audio track.
         has_video: Whether there is a video track.
         frame_rate: Average frames per second, `None` without video or when unknown.
-        height: Height of the stored picture (before rotation), 0 without video.
-        width: Width of the stored picture, 0 without video.
+        height: Height of the stored frames (before rotation), 0 without video.
+        width: Width of the stored frames, 0 without video.
         sampling_rate: Hz, 0 without audio.
         channels: Audio channels, 0 without audio.
         container: FFmpeg's name of the container.
@@ -118,7 +131,7 @@ def decode_media(
     threads: int = 0,
     name: str | None = None,
 ) -> DecodedMedia:
-    """Decode frames and sound of one file in one pass.
+    """Decode frames and audio of one file in one pass.
 
     Args:
         source: Path, address, bytes, binary file object, or a mapping with `bytes` or `path`.
@@ -149,46 +162,29 @@ def decode_media(
         MissingTrackError: A wanted track is not in the file.
     """
     request = MediaRequest(
-        _as_whole(num_frames), alignment, _as_times(frame_times), _as_whole(sampling_rate), channel,
-        0.0 if start is None else as_seconds("start", start),
-        math.inf if end in (None, math.inf) else as_seconds("end", end),
-        want_audio, want_video, missing, damaged, short_side, threads,
-    )  # fmt: skip
+        num_frames=num_frames,
+        alignment=alignment,
+        frame_times=frame_times,
+        sampling_rate=sampling_rate,
+        channel=channel,
+        start=as_seconds("start", start, 0.0),
+        end=as_seconds("end", end, math.inf),
+        want_audio=want_audio,
+        want_video=want_video,
+        missing=missing,
+        damaged=damaged,
+        short_side=short_side,
+        threads=threads,
+    )
     with MediaSource(source, name) as media:
-        request.check(media.name)
-        result = run_pass(media, request)
-        if result.late:
-            result = run_pass(media, request, seek=False)
-        repeat = _correction(result, request)
-        if repeat is not None:
+        clip = _read_clip(media, request)
+        known = clip.correction()
+        if known is not None:
             # The header was wrong (or silent): what it promised is known now, so this pass is the last one.
-            waveform, info = result.waveform, result.info
-            result = run_pass(media, request, seek=not result.late, with_audio=False, **repeat)
-            result.waveform, result.info = waveform, info
-        return _assemble(result, request, media.name)
-
-
-def decode_many(sources: Iterable[Any], workers: int | None = None, **kwargs: Any) -> list[DecodedMedia]:
-    """Decode several files side by side; see `decode_media` for the arguments.
-
-    Args:
-        sources: The files.
-        workers: Files decoded at a time; `None` for as many as there are cores.
-
-    Returns:
-        One `DecodedMedia` per source, in their order.
-
-    Raises:
-        MediaError: As `decode_media`, for the first file in order that cannot be used.
-    """
-    sources = list(sources)
-    workers = min(len(sources), workers or os.cpu_count() or 1)
-    if workers <= 1:
-        return [decode_media(source, **kwargs) for source in sources]
-    # One decoder thread each: with a file per core, more would only get in each other's way.
-    kwargs.setdefault("threads", 1)
-    with ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(lambda source: decode_media(source, **kwargs), sources))
+            again = _read_clip(media, request, seek=clip.reader.sought is not None, with_audio=False, **known)
+            again.waveform, again.facts = clip.waveform, clip.facts
+            clip = again
+        return clip.assembled()
 
 
 def probe_media(source: Any, name: str | None = None) -> MediaInfo:
@@ -201,13 +197,14 @@ def probe_media(source: Any, name: str | None = None) -> MediaInfo:
     Raises:
         MediaError: The file cannot be opened.
     """
-    with MediaSource(source, name) as media, MediaReader(media, True, True, "mask") as reader:
-        video, audio = reader.video, reader.audio
+    with MediaSource(source, name) as media, MediaReader(media, MediaRequest(missing="mask")) as reader:
+        video = reader.video.stream if reader.video is not None else None
+        audio = reader.audio.stream if reader.audio is not None else None
         return MediaInfo(
             duration=reader.declared_duration,
             has_audio=audio is not None,
             has_video=video is not None,
-            frame_rate=reader.frame_rate,
+            frame_rate=None if reader.video is None else reader.video.frame_rate,
             height=video.height if video is not None else 0,
             width=video.width if video is not None else 0,
             sampling_rate=audio.rate if audio is not None else 0,
@@ -255,95 +252,328 @@ def resample(waveform: torch.Tensor | np.ndarray, from_rate: int, to_rate: int) 
     return result.reshape(*tensor.shape[:-1], length).to(tensor.device)
 
 
-def _as_whole(value: Any) -> Any:
-    """Whole numbers of other types as `int`, anything else as it is, to be refused by name."""
-    return int(value) if isinstance(value, float | np.number) and float(value).is_integer() else value
+class Reading:
+    """One pass over an open file: packets go to the decoders, and what they give to `add_frames` and `add_audio`.
 
+    Args:
+        reader: The open file.
+        request: What is wanted of it.
+        picker: Which frames are wanted; `None` without video.
+        with_audio: Whether audio is decoded.
+        skip: Whether frames that nobody asks for may be left undecoded.
+        keep_times: As for `VideoDecoder`.
 
-def _as_times(times: Any) -> list[float] | None:
-    if times is None:
-        return None
-    try:
-        array = torch.as_tensor(times, dtype=torch.float64).flatten()
-    except (TypeError, ValueError):
-        array = torch.empty(0)
-    if array.numel() == 0 or not bool(torch.isfinite(array).all()) or bool((array < 0).any()):
-        raise MediaError(
-            f"frame_times must be finite seconds from the start of the clip, at least one; got {times!r}."
-        )
-    return array.tolist()
+    Attributes:
+        tracks: The tracks that are decoded.
+    """
 
-
-def _correction(result: PassResult, request: MediaRequest) -> dict[str, Any] | None:
-    """What a second pass must know, or `None` when the first one was right."""
-    if not result.has_video:
-        return None
-    true_end = min(request.end, result.measured_end)
-    if result.indices is not None:
-        rate = result.info["frame_rate"] or DEFAULT_FRAME_RATE
-        if reference_indices(result.num_frames, rate, request.num_frames) != result.indices:
-            return {"total_frames": result.num_frames, "duration": result.measured_end}
-        return None
-    if request.frame_times is None and abs(true_end - result.clip_end) > DURATION_TOLERANCE:
-        return {"duration": result.measured_end}
-    if result.skipped and not _agrees(result):
-        return {"skip": False}
-    return None
-
-
-def _agrees(result: PassResult) -> bool:
-    """Whether the frames picked are those that the packets' times call for."""
-    times = np.sort(np.asarray(result.packet_times))
-    places = np.searchsorted(times, np.asarray(result.asked) + TIME_TOLERANCE, side="right") - 1
-    due = times[np.maximum(places, 0)]
-    return bool(np.all(np.abs(due - [time for _, time in result.picked]) < TIME_TOLERANCE))
-
-
-def _assemble(result: PassResult, request: MediaRequest, name: str) -> DecodedMedia:
-    video_present, audio_present = result.has_video, result.waveform is not None and result.waveform.numel() > 0
-    for kind, wanted, present in (
-        ("video", request.want_video, video_present),
-        ("audio", request.want_audio, audio_present),
-    ):
-        if wanted and not present and (request.missing == "error" or not (video_present or audio_present)):
-            raise MissingTrackError(
-                f"{name}: nothing could be decoded from its {kind} track in this span; the track is empty, damaged or "
-                "ends earlier. Pass missing='mask' to go on without it.",
-                kind,
+    def __init__(
+        self,
+        reader: MediaReader,
+        request: MediaRequest,
+        picker: FramePicker | IndexPicker | None,
+        *,
+        with_audio: bool = True,
+        skip: bool = True,
+        keep_times: bool = True,
+    ) -> None:
+        self.reader, self.request = reader, request
+        self.tracks: list[Track] = []
+        self.audio: WaveformBuilder | None = None
+        if reader.audio is not None and with_audio:
+            end = request.end + POST_ROLL_SECONDS
+            self.audio = WaveformBuilder(request.sampling_rate, request.channel, request.begin, end)
+            self.tracks.append(reader.audio)
+        self.video: VideoDecoder | None = None
+        if picker is not None:
+            self.video = VideoDecoder(
+                reader, picker, start=request.start, end=request.end, skip=skip, keep_times=keep_times
             )
-    true_end = min(request.end, result.measured_end)
-    duration = (result.clip_end if abs(true_end - result.clip_end) <= DURATION_TOLERANCE else true_end) - request.start
-    media = DecodedMedia(
-        None, None, result.waveform if audio_present else None, request.sampling_rate, duration, name,
-        start=request.start, **result.info,
-    )  # fmt: skip
-    if video_present:
-        _assemble_frames(media, result, request)
-    return media
+            self.tracks.append(self.video.track)
+        self.convert = FrameConverter(reader.name, request.short_side)
 
+    def take(self, packet: TimedPacket) -> None:
+        """Decode a packet."""
+        if packet.track not in self.tracks:
+            return
+        if self.video is not None and packet.track is self.video.track:
+            self.add_frames(self.video.push(packet))
+            return
+        assert self.audio is not None
+        for frame in self.reader.decode(packet):
+            time = packet.track.time(frame.pts)
+            if packet.track.first_time is None:
+                packet.track.first_time = self.request.start if time is None else time
+            self.add_audio(self.audio.push(frame, time))
+        if packet.data is None:
+            self.add_audio(self.audio.flush())
 
-def _assemble_frames(media: DecodedMedia, result: PassResult, request: MediaRequest) -> None:
-    asked = torch.tensor(result.asked, dtype=torch.float64) - request.start
-    if request.frame_times is not None and asked.max() > media.duration + TRUNCATION_TOLERANCE:
-        raise MediaError(
-            f"{media.source}: a frame is asked for at {asked.max():.3f} s, the clip lasts {media.duration:.3f} s; "
-            "ask for times inside it."
+    @property
+    def wanted(self) -> Track | None:
+        """The track of which a packet is wanted next; `None` for whatever comes next in the file."""
+        return None
+
+    @property
+    def has_started(self) -> bool:
+        """Whether anything was given out, so that it is too late to begin anew."""
+        return False
+
+    @property
+    def is_late(self) -> bool:
+        """Whether a track that had begun before the span came only behind its start."""
+        return any(
+            track.first_time is not None and track.first_time > max(self.request.start, track.start) + TIME_TOLERANCE
+            for track in self.tracks
         )
-    if result.indices is None:
-        shown = [
-            shown_time(time, min(until, request.start + media.duration), ask) - request.start
-            for (_, time), until, ask in zip(result.picked, result.shown_until, result.asked, strict=True)
-        ]
-        times = torch.tensor(shown, dtype=torch.float64)
-    else:
-        times = asked.clone()  # the published clock: frame number / fps
-    places = [picture for picture, _ in result.picked]
-    if request.frame_times is not None:  # back to the order in which they were asked
-        order = torch.tensor(request.frame_times, dtype=torch.float64).argsort(stable=True).argsort()
-        times, asked = times[order], asked[order]
-        places = [places[index] for index in order.tolist()]
-    assert result.pictures is not None
-    media.frames, media.frame_times, media.asked_times = result.pictures.tensor(places), times, asked
+
+    def finish(self) -> None:
+        """No more packets come."""
+        raise NotImplementedError
+
+    def add_frames(self, picks: Iterable[Pick]) -> None:
+        """Keep frames that were picked."""
+        raise NotImplementedError
+
+    def add_audio(self, pieces: list[np.ndarray]) -> None:
+        """Keep pieces of the waveform."""
+        raise NotImplementedError
 
 
-__all__ = ["DecodedMedia", "MediaInfo", "SAMPLING_RATE", "decode_many", "decode_media", "probe_media", "resample"]
+AnyReading = TypeVar("AnyReading", bound=Reading)
+
+
+def read_media(
+    media: MediaSource,
+    request: MediaRequest,
+    start_reading: Callable[[MediaReader], AnyReading],
+    *,
+    seek: bool = True,
+) -> Iterator[AnyReading]:
+    """Read the wanted tracks of a file, packet by packet, from just before the span to its end.
+
+    The file is read from its beginning where it cannot be told where the span starts in it: where seeking led behind
+    the start of a track's part of the span.
+
+    Args:
+        media: The file.
+        request: What is wanted of it.
+        start_reading: Makes what takes the packets of an open file.
+        seek: Whether to go to the start of the span instead of decoding up to it.
+
+    Yields:
+        The reading, after each packet and once more when it is finished.
+
+    Raises:
+        MediaError: The span is empty, or the file is damaged and `request.damaged` is `"error"`.
+    """
+    if not 0 <= request.start < request.end:
+        raise MediaError(
+            f"{media.name}: the segment {request.start:g} to {request.end:g} s is empty; give 0 <= start < end."
+        )
+    limit = request.end + POST_ROLL_SECONDS
+    for seeks in (True, False) if seek and request.begin > 0 else (False,):
+        with MediaReader(media, request) as reader:
+            reading = start_reading(reader)
+            if seeks:
+                reader.seek(request.begin - POST_ROLL_SECONDS)
+            is_late = False
+            while not all(track.is_over for track in reading.tracks):
+                packet = reader.next_packet(reading.wanted)
+                if packet is None:
+                    break
+                reading.take(packet)
+                is_late = seeks and not reading.has_started and reading.is_late
+                if is_late:
+                    break
+                yield reading
+                position = packet.position
+                if position is not None and position > limit:
+                    packet.track.is_over = True
+            if is_late:
+                continue
+            reading.finish()
+            yield reading
+            if request.damaged == "error":
+                reader.check_damage(request.end)
+            return
+
+
+class _Clip(Reading):
+    """A whole span in memory.
+
+    Args:
+        reader: The open file.
+        request: What is wanted of it.
+        duration: Length of the file in seconds if known better than by the header.
+        total_frames: Frames of the span if known better than by the header.
+        with_audio: Whether audio is decoded.
+        skip: Whether frames that nobody asks for may be left undecoded.
+    """
+
+    def __init__(
+        self,
+        reader: MediaReader,
+        request: MediaRequest,
+        *,
+        duration: float | None = None,
+        total_frames: int | None = None,
+        with_audio: bool = True,
+        skip: bool = True,
+    ) -> None:
+        duration = duration or reader.declared_duration or reader.scan_duration()
+        if request.start >= duration:
+            raise MediaError(
+                f"{reader.name}: the segment starts at {request.start:g} s, the clip ends at {duration:g} s; "
+                "choose an earlier start."
+            )
+        self.clip_end = min(request.end, duration)
+        span = self.clip_end - request.start
+        self.asked: list[float] = []  # times, ascending
+        self.indices: list[int] | None = None  # numbers of frames, where they are what is asked for
+        picker: FramePicker | IndexPicker | None = None
+        if reader.video is not None and request.alignment == "reference" and request.frame_times is None:
+            rate = reader.video.frame_rate or DEFAULT_FRAME_RATE
+            whole = request.start == 0 and request.end == math.inf
+            total = total_frames or (reader.video.stream.frames if whole else 0) or max(1, round(span * rate))
+            self.indices = reference_indices(total, rate, request.num_frames)
+            self.asked = [request.start + index / rate for index in self.indices]
+            picker = IndexPicker(self.indices)
+        elif reader.video is not None:
+            if request.frame_times is not None:
+                self.asked = sorted(request.start + time for time in request.frame_times)
+            else:
+                self.asked = center_times(span, request.num_frames, request.start)
+            picker = FramePicker(TimeGrid(self.asked))
+        super().__init__(reader, request, picker, with_audio=with_audio, skip=skip)
+        self.images: np.ndarray | None = None  # (len(asked), height, width, 3), each frame once
+        self.places: list[int] = []  # of the images, one for each asked frame
+        self.shown: list[tuple[float, float]] = []  # when each asked frame appears, and the one that follows it
+        self.pieces: list[np.ndarray] = []
+        self.waveform: torch.Tensor | None = None
+        self.facts: dict[str, Any] = {}
+        self._last_frame: Any = None  # the one that the last image was made from
+
+    def add_frames(self, picks: Iterable[Pick]) -> None:
+        for pick in picks:
+            place = self.places[-1] if self.places else -1
+            if pick.frame is not self._last_frame:
+                image = self.convert(pick.frame)
+                if self.images is None:
+                    # NumPy asks the kernel for huge pages where torch does not: a third of the time for 16 HD images.
+                    self.images = np.empty((len(self.asked), *image.shape), dtype=np.uint8)
+                place += 1
+                self.images[place] = image
+                self._last_frame = pick.frame
+            self.places.append(place)
+            self.shown.append((pick.time, pick.until))
+
+    def add_audio(self, pieces: list[np.ndarray]) -> None:
+        self.pieces += pieces
+
+    def finish(self) -> None:
+        request, reader = self.request, self.reader
+        if self.video is not None:
+            self.add_frames(self.video.finish())
+        if self.audio is not None and reader.audio is not None and reader.audio.first_time is not None:
+            pieces = self.pieces + self.audio.flush()
+            samples = np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.float32)
+            first = round((request.start - request.begin) * request.sampling_rate)
+            last = None
+            if request.end < math.inf:
+                last = first + round((request.end - request.start) * request.sampling_rate)
+            self.waveform = checked_waveform(samples[first:last], reader.name)
+        self.facts = {
+            "frame_rate": None if reader.video is None else reader.video.frame_rate,
+            "num_bad_packets": reader.num_bad_packets,
+            "native_sampling_rate": reader.audio.stream.rate if reader.audio is not None else 0,
+            "native_channels": reader.audio.stream.channels if reader.audio is not None else 0,
+        }
+
+    @property
+    def has_video(self) -> bool:
+        """Whether a frame could be decoded."""
+        return self.video is not None and self.video.track.first_time is not None
+
+    @property
+    def true_end(self) -> float:
+        """End of the span as it was demuxed."""
+        return min(self.request.end, self.reader.measured_duration)
+
+    def correction(self) -> dict[str, Any] | None:
+        """What a second pass must know (arguments of this class), or `None` when this one was right."""
+        if self.video is None or not self.has_video:
+            return None
+        measured = self.reader.measured_duration
+        if self.indices is not None:
+            rate = self.video.track.frame_rate or DEFAULT_FRAME_RATE
+            if reference_indices(self.video.num_frames, rate, self.request.num_frames) != self.indices:
+                return {"total_frames": self.video.num_frames, "duration": measured}
+            return None
+        if self.request.frame_times is None and abs(self.true_end - self.clip_end) > DURATION_TOLERANCE:
+            return {"duration": measured}
+        if self.video.skipped:
+            # Are the frames picked those that the packets' times call for?
+            times = np.sort(np.asarray(self.video.packet_times))
+            places = np.searchsorted(times, np.asarray(self.asked) + TIME_TOLERANCE, side="right") - 1
+            due = times[np.maximum(places, 0)]
+            if np.any(np.abs(due - [time for time, _ in self.shown]) >= TIME_TOLERANCE):
+                return {"skip": False}
+        return None
+
+    def assembled(self) -> DecodedMedia:
+        """The result on the clock of the span."""
+        request, name = self.request, self.reader.name
+        present = {"video": self.has_video, "audio": self.waveform is not None and self.waveform.numel() > 0}
+        for kind, wanted in (("video", request.want_video), ("audio", request.want_audio)):
+            if wanted and not present[kind] and (request.missing == "error" or not any(present.values())):
+                raise MissingTrackError(
+                    f"{name}: nothing could be decoded from its {kind} track in this span; the track is empty, "
+                    "damaged or ends earlier.",
+                    kind,
+                    hint=Hint("missing", "mask", "go on without it"),
+                )
+        is_right = abs(self.true_end - self.clip_end) <= DURATION_TOLERANCE
+        media = DecodedMedia(
+            frames=None,
+            frame_times=None,
+            waveform=self.waveform if present["audio"] else None,
+            sampling_rate=request.sampling_rate,
+            duration=(self.clip_end if is_right else self.true_end) - request.start,
+            source=name,
+            start=request.start,
+            **self.facts,
+        )
+        if not present["video"]:
+            return media
+        asked = torch.tensor(self.asked, dtype=torch.float64) - request.start
+        if request.frame_times is not None and asked.max() > media.duration + TRUNCATION_TOLERANCE:
+            raise MediaError(
+                f"{name}: a frame is asked for at {asked.max():.3f} s, the clip lasts {media.duration:.3f} s; "
+                "ask for times inside it."
+            )
+        if self.indices is None:
+            end = request.start + media.duration
+            shown = [
+                shown_time(time, min(until, end), ask) - request.start
+                for (time, until), ask in zip(self.shown, self.asked, strict=True)
+            ]
+            times = torch.tensor(shown, dtype=torch.float64)
+        else:
+            times = asked.clone()  # the published clock: frame number / fps
+        places = torch.tensor(self.places)
+        if request.frame_times is not None:  # back to the order in which they were asked
+            order = torch.tensor(request.frame_times, dtype=torch.float64).argsort(stable=True).argsort()
+            times, asked, places = times[order], asked[order], places[order]
+        assert self.images is not None
+        images = torch.from_numpy(self.images[: self.places[-1] + 1])
+        if not torch.equal(places, torch.arange(len(images))):
+            images = images[places]
+        media.frames, media.frame_times, media.asked_times = images.permute(0, 3, 1, 2), times, asked
+        return media
+
+
+def _read_clip(media: MediaSource, request: MediaRequest, *, seek: bool = True, **known: Any) -> _Clip:
+    return deque(read_media(media, request, lambda reader: _Clip(reader, request, **known), seek=seek), maxlen=1).pop()
+
+
+__all__ = ["SAMPLING_RATE", "DecodedMedia", "MediaInfo", "decode_media", "probe_media", "resample"]

@@ -1,8 +1,8 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""What may be opened as a media file, and how is it opened safely?
+"""Media files are opened safely.
 
 A path, URL, bytes or file object becomes a `MediaSource`, which looks at the first bytes before FFmpeg does: playlists
-and session descriptions (which would make FFmpeg read *other* files and addresses), pictures, archives and text are
+and session descriptions (which would make FFmpeg read *other* files and addresses), images, archives and text are
 refused with a message. FFmpeg itself is then limited to the demuxers of real containers.
 """
 
@@ -53,11 +53,11 @@ _PLAYLIST_STARTS = (
 )
 _PLAYLIST_TAGS = (b"<mpd", b"<smil", b"<asx", b"<playlist")
 _OTHER_FILES = (
-    (b"\x89PNG\r\n\x1a\n", "a PNG picture"),
-    (b"\xff\xd8\xff", "a JPEG picture"),
-    (b"BM", "a BMP picture"),
-    (b"II*\x00", "a TIFF picture"),
-    (b"MM\x00*", "a TIFF picture"),
+    (b"\x89PNG\r\n\x1a\n", "a PNG image"),
+    (b"\xff\xd8\xff", "a JPEG image"),
+    (b"BM", "a BMP image"),
+    (b"II*\x00", "a TIFF image"),
+    (b"MM\x00*", "a TIFF image"),
     (b"PK\x03\x04", "a ZIP archive"),
     (b"\x1f\x8b", "a gzip archive"),
     (b"%PDF", "a PDF document"),
@@ -80,17 +80,26 @@ class MediaSource:
             out.
         name: What messages call it; default: its path or address.
 
+    Attributes:
+        name: For messages.
+        is_broadcast: Whether it is read as it comes from a server that can neither go back nor says how long it is, so
+            that opening it again may give something else.
+
     Raises:
         MediaError: The source is not something that can be a media file.
     """
 
     def __init__(self, source: Any, name: str | None = None) -> None:
         self.name = name or describe_source(source)
+        self.is_broadcast = False
         self._target: str | BinaryIO
         self._owned: list[Any] = []
         self._protocols = "none"
         if isinstance(source, dict):
-            source = self._from_mapping(source)
+            keys = [key for key in ("bytes", "path") if source.get(key) is not None]
+            if not keys:
+                raise MediaError(f"{self.name}: a mapping needs 'bytes' or 'path', it has {sorted(map(str, source))}.")
+            source = source[keys[0]]
         if isinstance(source, str | os.PathLike):
             self._resolve_address(os.fspath(source))
         elif isinstance(source, bytes | bytearray | memoryview):
@@ -106,13 +115,6 @@ class MediaSource:
         except BaseException:
             self.close()
             raise
-
-    def _from_mapping(self, source: dict[str, Any]) -> Any:
-        if source.get("bytes") is not None:
-            return source["bytes"]
-        if source.get("path") is not None:
-            return source["path"]
-        raise MediaError(f"{self.name}: a mapping needs 'bytes' or 'path', it has {sorted(map(str, source))}.")
 
     def _resolve_address(self, address: str | bytes) -> None:
         text = os.fsdecode(address)
@@ -192,7 +194,8 @@ class MediaSource:
         """Copy the reply of a server that knows no byte ranges, for FFmpeg could not go back in it."""
         promised = reply.headers.get("Content-Length")
         if promised is None and not self._is_mp4:
-            return  # perhaps a broadcast without end: read forwards, as it comes
+            self.is_broadcast = True  # perhaps without end: read forwards, as it comes
+            return
         spooled = self._spool(reply, head)
         if promised is not None and spooled.tell() < int(promised):
             raise MediaError(
@@ -215,25 +218,30 @@ class MediaSource:
             )
         for magic, kind in _OTHER_FILES:
             if head.startswith(magic):
-                raise MediaError(f"{self.name}: is {kind}, not a video; pictures are passed as arrays, decoded.")
+                raise MediaError(f"{self.name}: is {kind}, not a video; images are passed as arrays, decoded.")
         if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-            raise MediaError(f"{self.name}: is a WebP picture, not a video; pictures are passed as arrays, decoded.")
+            raise MediaError(f"{self.name}: is a WebP image, not a video; images are passed as arrays, decoded.")
         if _looks_like_text(head):
             raise MediaError(f"{self.name}: is text, not a media file; it begins with {head[:40]!r}.")
 
-    def open(self) -> Any:
+    def open(self, *, beside: bool = False) -> Any:
         """Open the container with FFmpeg; the caller closes it.
+
+        Args:
+            beside: Whether another container of this source is open, and must not notice.
 
         Raises:
             MediaError: FFmpeg finds no container it may read.
         """
         require_av()
-        if not isinstance(self._target, str):
-            self._target.seek(0)
+        target: Any = self._target
+        if not isinstance(target, str):
+            target = _View(target) if beside else target
+            target.seek(0)
         options = {"format_whitelist": CONTAINER_FORMATS, "protocol_whitelist": self._protocols}
         timeout = HTTP_TIMEOUT_SECONDS if self._protocols.startswith("http") else None
         try:
-            return av.open(self._target, mode="r", options=options, metadata_errors="ignore", timeout=timeout)
+            return av.open(target, mode="r", options=options, metadata_errors="ignore", timeout=timeout)
         except (av.error.FFmpegError, OSError, ValueError) as error:
             if self._is_mp4:
                 reason = "its index is missing or damaged: the file is truncated, corrupt or still being written"
@@ -251,6 +259,39 @@ class MediaSource:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class _View:
+    """A file object for a second reader: it keeps a position of its own and leaves the file's where it was."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._position = 0
+        self.name = getattr(file, "name", "<none>")
+
+    def read(self, size: int) -> bytes:
+        place = self._file.tell()
+        try:
+            self._file.seek(self._position)
+            data = self._file.read(size)
+        finally:
+            self._file.seek(place)
+        self._position += len(data)
+        return data
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        if whence == os.SEEK_END:
+            place = self._file.tell()
+            self._file.seek(0, os.SEEK_END)
+            offset += self._file.tell()
+            self._file.seek(place)
+        elif whence == os.SEEK_CUR:
+            offset += self._position
+        self._position = offset
+        return offset
+
+    def tell(self) -> int:
+        return self._position
 
 
 def describe_source(source: Any) -> str:

@@ -35,8 +35,8 @@ from .feature_extraction_cavmae_sync import (
     to_batch,
 )
 from .media_cavmae_sync import decode_media
-from .media_pass_cavmae_sync import as_seconds
-from .media_stream_cavmae_sync import DUB_CONTEXT_SECONDS, MediaChunk, iter_media, iter_waveform, with_sound_of
+from .media_tracks_cavmae_sync import as_seconds
+from .media_stream_cavmae_sync import DUB_CONTEXT_SECONDS, MediaChunk, iter_media, iter_waveform, with_audio_of
 from .video_processing_cavmae_sync import (
     CavMaeSyncVideoProcessor,
     is_media_source,
@@ -385,7 +385,7 @@ class CavMaeSyncProcessor(SavedWithCode, ProcessorMixin):
             else:
                 waveform = self._one_waveform(audio, sampling_rate)
                 heard = iter_waveform(waveform, extractor.sampling_rate, context=context, **span)
-            chunks = with_sound_of(iter_media(video, context=0.0, want_audio=False, **span, **rules), heard)
+            chunks = with_audio_of(iter_media(video, context=0.0, want_audio=False, **span, **rules), heard)
 
         # In a function of its own, so that arguments are refused at once and not with the first chunk.
         def batches() -> Iterator[BatchFeature]:
