@@ -241,7 +241,8 @@ class _Stream(Reading):
         if self.video is not None:
             self.add_frames(self.video.finish(clip_end))
             if all(track.first_time is None for track in self.tracks):
-                raise MediaError(f"{reader.name}: nothing could be decoded; the file is damaged or ends earlier.")
+                message = f"{reader.name}: nothing could be decoded; the file is damaged or ends earlier."
+                raise MediaError(message) from reader.decode_error
             self.total = self.next + len(self.pending)
         if not self.total:
             raise MediaError(

@@ -236,6 +236,10 @@ class MediaReader:
         audio: The audio track, `None` when it is absent or not wanted.
         video: The video track, likewise.
         tracks: Both, wanted or not.
+        num_packets: Packets taken so far.
+        num_bad_packets: How many of them could not be decoded.
+        decode_error: Why the last of those could not.
+        broken_off: Why reading ended before the end of the file, `None` where it did not.
         sought: Where it was told to start, microseconds on FFmpeg's clock; `None` for its beginning.
 
     Raises:
@@ -260,6 +264,7 @@ class MediaReader:
         self._packets = self.packets(self.container, self.tracks)
         self.num_packets = 0
         self.num_bad_packets = 0
+        self.decode_error: Exception | None = None
         self.broken_off: str | None = None
 
     def _find_tracks(self, request: MediaRequest) -> None:
@@ -417,7 +422,8 @@ class MediaReader:
             return packet.track.stream.codec_context.decode(packet.data)
         except EOFError:
             return []
-        except av.error.FFmpegError:
+        except av.error.FFmpegError as error:
+            self.decode_error = error
             self.num_bad_packets += packet.data is not None
             return []
 
@@ -437,7 +443,7 @@ class MediaReader:
             problem = f"is truncated, it ends after {measured:.2f} s of the {declared:.2f} s its header promises"
         if problem is not None:
             hint = Hint("damaged", "keep", "use what can be decoded")
-            raise MediaError(f"{self.name}: {problem}; fetch it again.", hint=hint)
+            raise MediaError(f"{self.name}: {problem}; fetch it again.", hint=hint) from self.decode_error
 
     def _declares_exactly(self) -> bool:
         """Whether the header of this kind of container is written from the tracks themselves, not estimated."""
