@@ -531,7 +531,7 @@ class _Clip(Reading):
                     "damaged or ends earlier.",
                     kind,
                     hint=Hint("missing", "mask", "go on without it"),
-                ) from self.reader.decode_error
+                ) from self.reader.last_error
         is_right = abs(self.true_end - self.clip_end) <= DURATION_TOLERANCE
         media = DecodedMedia(
             frames=None,

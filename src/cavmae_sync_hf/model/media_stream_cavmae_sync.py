@@ -242,7 +242,7 @@ class _Stream(Reading):
             self.add_frames(self.video.finish(clip_end))
             if all(track.first_time is None for track in self.tracks):
                 message = f"{reader.name}: nothing could be decoded; the file is damaged or ends earlier."
-                raise MediaError(message) from reader.decode_error
+                raise MediaError(message) from reader.last_error
             self.total = self.next + len(self.pending)
         if not self.total:
             raise MediaError(

@@ -238,8 +238,8 @@ class MediaReader:
         tracks: Both, wanted or not.
         num_packets: Packets taken so far.
         num_bad_packets: How many of them could not be decoded.
-        decode_error: Why the last of those could not.
         broken_off: Why reading ended before the end of the file, `None` where it did not.
+        last_error: Why demuxing or decoding failed the last time.
         sought: Where it was told to start, microseconds on FFmpeg's clock; `None` for its beginning.
 
     Raises:
@@ -264,7 +264,7 @@ class MediaReader:
         self._packets = self.packets(self.container, self.tracks)
         self.num_packets = 0
         self.num_bad_packets = 0
-        self.decode_error: Exception | None = None
+        self.last_error: Exception | None = None
         self.broken_off: str | None = None
 
     def _find_tracks(self, request: MediaRequest) -> None:
@@ -350,7 +350,7 @@ class MediaReader:
                 # PyAV ends with an IndexError where streams that the header does not name were found on the way.
                 break
             except (av.error.FFmpegError, OSError) as error:
-                self.broken_off = str(error)
+                self.broken_off, self.last_error = str(error), error
                 break
             # Empty packets are PyAV's way to say that a track has ended. FFmpeg gives some in the middle of files,
             # too, where they mean nothing, but would end the decoding.
@@ -423,7 +423,7 @@ class MediaReader:
         except EOFError:
             return []
         except av.error.FFmpegError as error:
-            self.decode_error = error
+            self.last_error = error
             self.num_bad_packets += packet.data is not None
             return []
 
@@ -443,7 +443,7 @@ class MediaReader:
             problem = f"is truncated, it ends after {measured:.2f} s of the {declared:.2f} s its header promises"
         if problem is not None:
             hint = Hint("damaged", "keep", "use what can be decoded")
-            raise MediaError(f"{self.name}: {problem}; fetch it again.", hint=hint) from self.decode_error
+            raise MediaError(f"{self.name}: {problem}; fetch it again.", hint=hint) from self.last_error
 
     def _declares_exactly(self) -> bool:
         """Whether the header of this kind of container is written from the tracks themselves, not estimated."""
