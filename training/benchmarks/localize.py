@@ -1,12 +1,12 @@
-"""Is the sounding object found in the picture, and its sound in the spectrogram, on SyncWorld?
+"""How often the sounding object is found in the frame, and its sound in the spectrogram, on SyncWorld.
 
     cavmae-sync world world --preset spatial --split spatial --clips 200
     python training/benchmarks/localize.py MODEL world/spatial
 
 Every clip of the spatial preset shows two objects, one of which sounds now and then. Counted are the moments at 16
-times of a clip at which something sounds. Beside the two methods of `localize` stand the centre of the picture, chance
-(the mean share of patches in the object's box), and each method with the sound of another clip, which tells what of
-the result is owed to the picture alone. "Right of two" is the share of moments whose highest patch is nearer to the
+times of a clip at which something sounds. Beside the two methods of `localize` stand the centre of the frame, chance
+(the mean share of patches in the object's box), and each method with the audio of another clip, which tells what of
+the result is owed to the frame alone. "Right of two" is the share of moments whose highest patch is nearer to the
 sounding object than to the silent one.
 
 In the spectrogram, the highest patch should lie at a time at which the object sounds; counted are windows that hold at
@@ -44,7 +44,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("world", help="a SyncWorld split, best of the spatial preset")
     parser.add_argument("--clips", type=int, default=100)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--no-control", action="store_true", help="leave out the sound of another clip")
+    parser.add_argument("--no-control", action="store_true", help="leave out the audio of another clip")
     parser.add_argument("--device", default="cpu")
     return parser.parse_args()
 
@@ -118,16 +118,16 @@ def centre_maps(count: int, grid: tuple[int, int]) -> torch.Tensor:
 
 
 def report(name: str, scene: Scene, maps: torch.Tensor) -> None:
-    figures = localization_metrics(maps, scene.boxes, scene.view)
+    metrics = localization_metrics(maps, scene.boxes, scene.view)
     near = pointing_accuracy(maps, scene.boxes, scene.view, tolerance=15 / 224 * scene.side)
     print(f"  {name}")
     print(
-        f"    pointing {figures['pointing_accuracy']:.1%} (chance {figures['pointing_chance']:.1%}), within 15/224 "
+        f"    pointing {metrics['pointing_accuracy']:.1%} (chance {metrics['pointing_chance']:.1%}), within 15/224 "
         f"{near['accuracy']:.1%} (chance {near['chance']:.1%})"
     )
     print(
-        f"    box IoU {figures['box_iou']:.3f}, at least 0.5: {figures['box_accuracy']:.1%}; cIoU at least 0.5: "
-        f"{figures['ciou_success']:.1%}, AUC {figures['ciou_auc']:.3f}",
+        f"    box IoU {metrics['box_iou']:.3f}, at least 0.5: {metrics['box_accuracy']:.1%}; cIoU at least 0.5: "
+        f"{metrics['ciou_success']:.1%}, AUC {metrics['ciou_auc']:.3f}",
         flush=True,
     )
 
@@ -154,7 +154,7 @@ def main() -> None:
                 **options,
             )
 
-        def find_with_other_sound(place: int, find: Callable[..., LocalizationResult] = find) -> LocalizationResult:
+        def find_with_other_audio(place: int, find: Callable[..., LocalizationResult] = find) -> LocalizationResult:
             other = records[(place + 2) % len(records)]["path"]
             return find(place, decode_media(other, sampling_rate=rate, want_video=False).waveform)
 
@@ -163,13 +163,13 @@ def main() -> None:
         maps = torch.from_numpy(np.stack(scene.maps))
         print(f"{method}: {len(maps)} moments of {len(records)} clips, {seconds / len(records):.2f} s per clip")
         if method == arguments.methods[0]:
-            report("centre of the picture", scene, centre_maps(len(maps), model.config.video_grid))
+            report("centre of the frame", scene, centre_maps(len(maps), model.config.video_grid))
         report(method, scene, maps)
         print(f"    right of two {scene.right_of_two():.1%} (chance 50 %)")
         if not arguments.no_control:
             control = Scene(side, edge)
-            run(records, control, find_with_other_sound)
-            report(f"{method}, another clip's sound", control, torch.from_numpy(np.stack(control.maps)))
+            run(records, control, find_with_other_audio)
+            report(f"{method}, another clip's audio", control, torch.from_numpy(np.stack(control.maps)))
             print(f"    right of two {control.right_of_two():.1%}")
         if scene.time_maps:
             heard = torch.from_numpy(np.stack(scene.time_maps))

@@ -1,15 +1,15 @@
-"""Is a shift of the sound found, and are clips in sync told from others, on SyncWorld?
+"""How often a shift of the audio is found, and clips in sync are told from others, on SyncWorld.
 
     cavmae-sync world world --preset temporal --split temporal --clips 200
     python training/benchmarks/sync.py MODEL world/temporal
     python training/benchmarks/sync.py MODEL world/temporal --hops 0.2 --turn
 
-The sound of every clip is shifted: by 0, by -2 s and 2 s, and by further offsets drawn evenly from -2 s to 2 s. What
-is missing then is silent; with `--turn` the end of the sound comes in again at its start instead, so that no silence
+The audio of every clip is shifted: by 0, by -2 s and 2 s, and by further offsets drawn evenly from -2 s to 2 s. What
+is missing then is silent; with `--turn` the end of the audio comes in again at its start instead, so that no silence
 gives the shift away.
 
-An offset is found when the estimate is within one hop of it. In sync or not: the clip's own sound against its shifted
-sound (by half a second and more, and by less) and against another clip's sound, by each score of `measure_sync`.
+An offset is found when the estimate is within one hop of it. In sync or not: the clip's own audio against its shifted
+audio (by half a second and more, and by less) and against another clip's audio, by each score of `measure_sync`.
 """
 
 import argparse
@@ -41,14 +41,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--clips", type=int, default=100)
     parser.add_argument("--hops", type=float, nargs="+", default=[0.1, 0.2])
     parser.add_argument("--drawn", type=int, default=4, help="offsets drawn per clip, besides 0, -2 s and 2 s")
-    parser.add_argument("--turn", action="store_true", help="fill up with the sound from the other end, not silence")
+    parser.add_argument("--turn", action="store_true", help="fill up with the audio from the other end, not silence")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     return parser.parse_args()
 
 
 def shift(waveform: torch.Tensor, offset: float, rate: int, turn: bool) -> torch.Tensor:
-    """The same length of sound, late by `offset` seconds; silence where nothing is left, or what fell off."""
+    """The same length of audio, late by `offset` seconds; silence where nothing is left, or what fell off."""
     count = round(offset * rate)
     if turn:
         return waveform.roll(count)
@@ -61,7 +61,7 @@ def shift(waveform: torch.Tensor, offset: float, rate: int, turn: bool) -> torch
 
 
 class Embedder:
-    """Embeds the frames of a clip once, and windows of its sound as often as it is shifted."""
+    """Embeds the frames of a clip once, and windows of its audio as often as it is shifted."""
 
     def __init__(self, model: Any, processor: Any, hop: float) -> None:
         self.model, self.processor, self.hop = model, processor, hop
@@ -84,21 +84,21 @@ class Embedder:
 
 
 def measure(arguments: argparse.Namespace, model: Any, processor: Any, hop: float) -> Iterator[Trial]:
-    """Offset (`None`: another clip's sound) and result of every trial."""
+    """Offset (`None`: another clip's audio) and result of every trial."""
     generator = np.random.default_rng(arguments.seed)
     embedder = Embedder(model, processor, hop)
     records = list(islice(read_truth(arguments.world), arguments.clips))
     # A temporal twin shares its sounds, so the other clip is one further on.
     rate = processor.feature_extractor.sampling_rate
-    sounds = [decode_media(record["path"], sampling_rate=rate, want_video=False).waveform for record in records]
+    tracks = [decode_media(record["path"], sampling_rate=rate, want_video=False).waveform for record in records]
     for place, record in enumerate(records):
-        times, pictures = embedder.frames(record["path"])
+        times, frames = embedder.frames(record["path"])
         offsets = [0.0, -MOST, MOST, *generator.uniform(-MOST, MOST, arguments.drawn)]
-        trials = [(offset, shift(sounds[place], offset, rate, arguments.turn)) for offset in offsets]
-        other = sounds[(place + 2) % len(records)]
-        for offset, sound in [*trials, (None, other)]:
+        trials = [(offset, shift(tracks[place], offset, rate, arguments.turn)) for offset in offsets]
+        other = tracks[(place + 2) % len(records)]
+        for offset, audio in [*trials, (None, other)]:
             yield offset, sync_from_embeddings(
-                embedder.windows(sound, times), pictures, times, processor, model.config.temperature, hop=hop,
+                embedder.windows(audio, times), frames, times, processor, model.config.temperature, hop=hop,
                 max_offset=MOST, source=record["file_name"],
             )  # fmt: skip
 
@@ -136,7 +136,7 @@ def report_detection(trials: list[Trial]) -> None:
     groups = {
         f"shifted by {CLEAR_SECONDS:g} to {MOST:g} s": [r for offset, r in moved if offset >= CLEAR_SECONDS],
         f"shifted by less than {CLEAR_SECONDS:g} s": [r for offset, r in moved if offset < CLEAR_SECONDS],
-        "another clip's sound": [r for offset, r in trials if offset is None],
+        "another clip's audio": [r for offset, r in trials if offset is None],
     }
     true = [result for offset, result in trials if offset == 0.0]
     for name, others in groups.items():
@@ -144,8 +144,8 @@ def report_detection(trials: list[Trial]) -> None:
             continue
         print(f"  {len(true)} in sync against {len(others)} {name}:")
         for score in SYNC_SCORES:
-            figures = sync_detection([r.score(score) for r in true], [r.score(score) for r in others])
-            print(f"    {score:10s} AUC {figures['auc']:.4f}   equal-error rate {figures['equal_error_rate']:.2%}")
+            metrics = sync_detection([r.score(score) for r in true], [r.score(score) for r in others])
+            print(f"    {score:10s} AUC {metrics['auc']:.4f}   equal-error rate {metrics['equal_error_rate']:.2%}")
 
 
 def main() -> None:
