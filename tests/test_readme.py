@@ -43,7 +43,7 @@ def test_readme__python_runs(tmp_path, monkeypatch):
         exec(compile(block, str(README), "exec"), names)
     assert names["output"].similarity.shape == (1, 16, 16)
     assert names["batch"]["input_values"].shape == (2, 1, 48, 16)
-    assert names["sound"].shape == (1, 32) and names["scores"].ndim == 2
+    assert names["audio_embeds"].shape == (1, 32) and names["scores"].ndim == 2
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"make ([a-z-]+)", README.read_text(encoding="utf-8")))))

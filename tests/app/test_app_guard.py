@@ -162,7 +162,7 @@ def test_copy__a_visitor_who_has_gone_ends_the_process(tmp_path, video, processe
     ],
 )
 def test_copy__says_in_plain_words_how_the_process_ended(last, code, late, words):
-    assert words in guard._reason("a.mp4", last, code, late, 5.0)
+    assert words in guard._reason("a.mp4", last, code, seconds=5.0, late=late)
 
 
 # --- what runs in the process ------------------------------------------------------------------------------------

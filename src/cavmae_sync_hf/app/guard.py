@@ -110,10 +110,10 @@ def _check_size(upload: Path, name: str, limits: Limits) -> None:
 def _look(upload: Path, name: str) -> None:
     """Refuse by its first bytes what is no media file."""
     try:
-        with MediaSource(upload):
+        with MediaSource(upload, name):
             pass
     except MediaError as error:
-        raise AppError(str(error).replace(os.fspath(upload), name)) from error
+        raise AppError(error.message) from error
 
 
 def _run(job: dict[str, Any], seconds: float, progress: Callable[[float, float], None] | None) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..files import file_stem, whole_file, write_json
-from ..model.errors_cavmae_sync import AppError, QueryError, SearchError
+from ..model.errors_cavmae_sync import AppError, CavMaeSyncError, QueryError, SearchError
+from ..model.media_source_cavmae_sync import NamedPath
 from ..provenance import package_version
 from .demo_clips import DemoClips
 from .engine import Engine
@@ -64,6 +65,11 @@ class Clip:
     title: str
     stem: str
     seconds: float
+
+    @property
+    def file(self) -> NamedPath:
+        """The file under its title: where it lies on the server is nobody's business."""
+        return NamedPath(self.path, self.title)
 
 
 @dataclass
@@ -129,7 +135,7 @@ class RequestHandler:
             view = {"url": url, "title": name, "note": note, "bytes": clip.path.stat().st_size}
             return {"turn": session.turn, "clip": view}
         except AppError as error:
-            return _message(str(error))
+            return _message(_spelled(error))
         except Superseded:
             return {}
         finally:
@@ -146,9 +152,8 @@ class RequestHandler:
         def work(session: Session, clip: Clip, tell: Progress) -> View:
             hop = _FINE_HOP * max(1, math.ceil(clip.seconds / _FINE_SECONDS))
             result = measure_sync(
-                self.engine.model, self.engine.processor, clip.path, hop=hop, damaged="keep", progress=tell
+                self.engine.model, self.engine.processor, clip.file, hop=hop, damaged="keep", progress=tell
             )
-            result.source = clip.title
             facts = write_json(session.path("sync.json"), self._facts(clip) | {"sync": result.to_dict()})
             arrays = session.path("sync.npz")
             result.save_arrays(arrays)
@@ -174,17 +179,16 @@ class RequestHandler:
         def work(session: Session, clip: Clip, tell: Progress) -> View:
             plan = self.engine.map_plan(clip.seconds)
             found = localize(
-                self.engine.model, self.engine.processor, clip.path, damaged="keep", progress=tell, **plan
+                self.engine.model, self.engine.processor, clip.file, damaged="keep", progress=tell, **plan
             )
             if "method" in plan:
                 found.remarks.append(
                     "This model is too large for the best method on this machine: the places come from a quicker one "
                     "and point less well."
                 )
-            found.source = clip.title
             session.state["found"] = found
             strip, audio = session.path("sources.png"), session.path("spectrogram.png")
-            draw_strip(found, clip.path, strip)
+            draw_strip(found, clip.file, strip)
             draw_spectrogram(found, audio)
             facts = write_json(session.path("sources.json"), self._facts(clip) | {"sources": found.to_dict()})
             arrays = session.path("sources.npz")
@@ -209,7 +213,7 @@ class RequestHandler:
             if found is None:
                 raise AppError("The places are not found yet; wait a moment and press again.")
             target = session.path("sources.mp4")
-            write_overlay_video(found, clip.path, target, progress=tell)
+            write_overlay_video(found, clip.file, target, progress=tell)
             entry = _download(session, target, f"{clip.stem}-sources.mp4", "Video with the source of the audio")
             return {"downloads": [entry], "video": entry["url"]}
 
@@ -224,10 +228,9 @@ class RequestHandler:
 
         def work(session: Session, clip: Clip, tell: Progress) -> View:
             result = classify(
-                self.engine.classifier, self.engine.processor, clip.path, top_k=10, moments=True, damaged="keep",
+                self.engine.classifier, self.engine.processor, clip.file, top_k=10, moments=True, damaged="keep",
                 progress=lambda *_: tell(),
             )[0]  # fmt: skip
-            result.clip = clip.title
             facts = write_json(session.path("labels.json"), self._facts(clip) | {"labels": result.to_dict()})
             entry = _download(session, facts, f"{clip.stem}-labels.json", "Labels and scores")
             return {"labels": labels_view(result, self.engine.classifier.config.modality), "downloads": [entry]}
@@ -243,7 +246,7 @@ class RequestHandler:
             middle = float(seconds) if isinstance(seconds, int | float) and 0 <= seconds < 1e6 else 0.0
             start = max(0.0, middle - QUERY_SECONDS / 2)
             query = {"start": start, "end": start + QUERY_SECONDS}
-            return self._search(session, clip.path, what, tell, stem=f"{clip.stem}-similar", span=query)
+            return self._search(session, clip.file, what, tell, stem=f"{clip.stem}-similar", span=query)
 
         return self._work(work, visitor, turn, progress)
 
@@ -261,13 +264,15 @@ class RequestHandler:
             try:
                 with self.turn_at_model:
                     tell = _teller(session, turn, progress)
-                    return {"turn": turn} | self._search(session, target, what, tell, stem=f"{kind}-similar")
+                    return {"turn": turn} | self._search(
+                        session, NamedPath(target, display_name(upload)), what, tell, stem=f"{kind}-similar"
+                    )
             finally:
                 target.unlink(missing_ok=True)
         except Superseded:
             return {}
         except (ValueError, ImportError) as error:
-            return _message(_plain(error, session)) | {"turn": turn}
+            return _message(_spelled(error)) | {"turn": turn}
         except Exception:
             return self._broken() | {"turn": turn}
         finally:
@@ -276,7 +281,7 @@ class RequestHandler:
     def _search(
         self,
         session: Session,
-        query: Path,
+        query: NamedPath,
         what: Any,
         tell: Progress,
         *,
@@ -375,7 +380,7 @@ class RequestHandler:
         except Superseded:
             return {}
         except (ValueError, ImportError) as error:
-            return _message(_plain(error, session, clip)) | {"turn": session.turn}
+            return _message(_spelled(error)) | {"turn": session.turn}
         except Exception:
             if turn != session.turn:  # the visitor has gone, and the folder with them
                 return {}
@@ -418,12 +423,9 @@ def _message(text: str) -> View:
     return {"error": text}
 
 
-def _plain(error: Exception, session: Session, clip: Clip | None = None) -> str:
-    """A message without the places of files on the server."""
-    text = str(error)
-    if clip is not None:
-        text = text.replace(os.fspath(clip.path), clip.title)
-    return text.replace(f"{session.folder}{os.sep}", "")
+def _spelled(error: Exception) -> str:
+    """A message without remedies that are arguments: the page has no place to set them."""
+    return error.message if isinstance(error, CavMaeSyncError) else str(error)
 
 
 def _download(session: Session, path: Path, save_as: str, what: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from ..model.errors_cavmae_sync import MediaError
+from ..model.errors_cavmae_sync import CavMaeSyncError, MediaError
 
 # Shorter side of the copy. The largest model sees 224 lines, so this costs it nothing.
 LINES = 480
@@ -302,7 +302,8 @@ def main() -> None:
         if _is_scarcity(error):
             tell(failed="memory")
         elif isinstance(error, ValueError):
-            tell(error=str(error))
+            # Without remedies that are arguments: the page has no place to set them.
+            tell(error=error.message if isinstance(error, CavMaeSyncError) else str(error))
         else:
             tell(failed="unknown")
 

@@ -294,8 +294,25 @@ class _View:
         return self._position
 
 
+class NamedPath(os.PathLike[str]):
+    """The path of a file that results and messages call by another name.
+
+    Args:
+        path: Where the file lies.
+        name: What it is called.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], name: str) -> None:
+        self.path, self.name = os.fspath(path), name
+
+    def __fspath__(self) -> str:
+        return self.path
+
+
 def describe_source(source: Any) -> str:
     """Name a media source for messages, without its contents."""
+    if isinstance(source, NamedPath):
+        return source.name
     if isinstance(source, dict):
         return describe_source(source.get("path") or source.get("bytes") or "<mapping>")
     if isinstance(source, str | os.PathLike):
