@@ -214,10 +214,7 @@ def test_rate__of_cav_mae_sync_warms_up_and_falls_to_a_tenth(recipe, epochs, war
 
 # Half precision, fused attention, compilation, fused optimiser, sharding
 
-FAST = {
-    "bf16": True, "optim": "adamw_torch_fused", "torch_compile": True, "torch_compile_backend": "aot_eager",
-    "max_steps": 3,
-}  # fmt: skip
+FAST = {"bf16": True, "optim": "adamw_torch_fused", "torch_compile": True, "torch_compile_backend": "aot_eager"}
 
 
 def test_bf16_sdpa_compile_and_fused_optimiser__train_together(shards, tmp_path):
@@ -225,7 +222,7 @@ def test_bf16_sdpa_compile_and_fused_optimiser__train_together(shards, tmp_path)
     torch._dynamo.utils.counters.clear()
     plain = make_trainer(shards, tmp_path / "plain", optim="adamw_torch", max_steps=3)
     plain.train()
-    fast = make_trainer(shards, tmp_path / "fast", **FAST)
+    fast = make_trainer(shards, tmp_path / "fast", max_steps=3, **FAST)
     assert fast.model.config._attn_implementation == "sdpa"
     fast.train()
     assert fast.model_wrapped is not fast.model and isinstance(fast.model_wrapped, torch._dynamo.OptimizedModule)
@@ -248,7 +245,9 @@ def test_inductor__trains_as_eager_does(shards, tmp_path):
     torch._dynamo.reset()
     runs = {}
     for backend in ("eager", "inductor"):
-        runs[backend] = make_trainer(shards, tmp_path / backend, **FAST | {"torch_compile_backend": backend})
+        runs[backend] = make_trainer(
+            shards, tmp_path / backend, max_steps=3, **FAST | {"torch_compile_backend": backend}
+        )
         runs[backend].train()
     assert all(math.isfinite(loss) for loss in losses(runs["inductor"]))
     assert losses(runs["inductor"]) == pytest.approx(losses(runs["eager"]), rel=0.02)
