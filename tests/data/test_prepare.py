@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from rich.console import Console
 
-from cavmae_sync_hf import CavMaeSyncConfig, CavMaeSyncProcessor, DataError, cli
+from cavmae_sync_hf import CavMaeSyncConfig, CavMaeSyncProcessor, DataError
 from cavmae_sync_hf.data.packing import shrink
 from cavmae_sync_hf.data.prepare import prepare
 from cavmae_sync_hf.data.shards import check_shards, read_clip_table, read_index, read_shard
@@ -405,16 +404,7 @@ def test_prepare__rows_of_a_data_set(videos, tmp_path):
     assert clip.info["source"] == "row 0" and bad_rows(summary.folder)["row_00000001"]["reason"] == "unreadable"
 
 
-def test_prepare__command_line(videos, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cli.terminal, "console", Console(width=300))
-    monkeypatch.setattr(cli.terminal, "errors", Console(stderr=True, width=300))
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["cavmae-sync", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        return caught.value.code, *capsys.readouterr()
-
+def test_prepare__command_line(videos, tmp_path, run):
     command = ("prepare", videos / "?_*.mp4", tmp_path / "out", "--workers", 1, "--short-side", 0, "--name", "test")
     code, printed, _ = run(*command)
     assert code == 0
