@@ -36,7 +36,7 @@ def test_patch_maps__are_cosines_on_the_grid():
     assert maps.shape == (2, 3, 2, 3)
     expected = torch.nn.functional.cosine_similarity(embeds[1, 2], patches[1, 2, 4], dim=0)
     assert maps[1, 2, 1, 1] == pytest.approx(float(expected), abs=1e-6)
-    # One sound against several pictures, in half precision and with an absent window.
+    # One audio embedding against several frames, in half precision and with an absent window.
     assert patch_maps(embeds[:, :1], patches, (2, 3)).shape == (2, 3, 2, 3)
     half = patch_maps(embeds.bfloat16(), patches.bfloat16(), (2, 3))
     assert half.dtype == torch.float32

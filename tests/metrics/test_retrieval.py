@@ -60,14 +60,14 @@ def double_loop(audio, video, strategy, audio_mask=None, video_mask=None):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_clip_similarity__matches_published_figures(reference, strategy):
+def test_clip_similarity__matches_published_values(reference, strategy):
     ours = clip_similarity(reference["audio_embeds"], reference["video_embeds"], strategy)
     # Sums of 16 x 32 products in float32, in another order.
     torch.testing.assert_close(ours, reference[f"sim_{strategy}"], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_retrieval_metrics__matches_published_figures(reference, strategy):
+def test_retrieval_metrics__matches_published_values(reference, strategy):
     cases = json.loads((FIXTURES / "cases.json").read_text())
     published = next(case for case in cases if case["case"] == "retrieval")["metrics_audio_to_video"][strategy]
     audio, video = reference["audio_embeds"], reference["video_embeds"]
@@ -90,7 +90,7 @@ def test_clip_similarity__matches_its_definition(strategy, masked):
             "audio_mask": torch.rand(5, 4, generator=torch.Generator().manual_seed(3)) > 0.4,
             "video_mask": torch.rand(6, 4, generator=torch.Generator().manual_seed(4)) > 0.4,
         }
-        masks["audio_mask"][2] = False  # a clip without sound
+        masks["audio_mask"][2] = False  # a clip without audio
         audio[~masks["audio_mask"]] = torch.nan  # whatever stands there must not matter
     ours = clip_similarity(audio, video, strategy, **masks)
     expected = double_loop(audio.nan_to_num(), video, strategy, **masks)
@@ -238,7 +238,7 @@ def test_clip_similarity__names_the_clip_that_is_not_finite():
     assert torch.isfinite(clip_similarity(audio, embeds(40), audio_mask=mask)).all()
 
 
-# Ranks and figures
+# Ranks and metrics
 
 
 def test_retrieval_metrics__by_hand():

@@ -100,7 +100,7 @@ def test_shift_discrimination__by_hand():
 
 def test_shift_discrimination__direction_of_the_shift():
     late = torch.zeros(6, 6)
-    late[torch.arange(2, 6), torch.arange(4)] = 1.0  # window j + 2 belongs to frame j: the sound comes late
+    late[torch.arange(2, 6), torch.arange(4)] = 1.0  # window j + 2 belongs to frame j: the audio comes late
     assert shift_discrimination(late, step=1.0, min_shift=2.0, max_shift=2.0)["accuracy"] == pytest.approx(0.25)
 
 
@@ -122,7 +122,7 @@ def test_shift_discrimination__masks():
     clips[1, 3:] = torch.nan
     frames[2] = False
     masks = {"window_mask": windows, "frame_mask": frames}
-    # The third clip has no picture. The second keeps windows 0 to 2: shifted by 2, one frame still has a window.
+    # The third clip has no frame. The second keeps windows 0 to 2: shifted by 2, one frame still has a window.
     result = shift_discrimination(clips, step=1.0, min_overlap=1, **masks)
     assert result["accuracy"] == 1.0 and result["clips"] == 2
     assert result["comparisons"] == 2 * 6 + 2
@@ -141,7 +141,7 @@ def test_temporal_pair_discrimination__by_hand():
     eye = torch.eye(4)
     video = torch.stack([eye[[0, 1]], eye[[1, 0]], eye[[2, 3]], eye[[3, 2]], eye[[0, 2]]])
     audio = video.clone()
-    audio[[2, 3]] = audio[[3, 2]]  # the second pair's sounds are exchanged
+    audio[[2, 3]] = audio[[3, 2]]  # the audio of the second pair is exchanged
     partners = [1, 0, 3, 2, None]
     result = temporal_pair_discrimination(audio, video, partners)
     assert result == {"audio_to_video": 0.5, "video_to_audio": 0.5, "accuracy": 0.5, "clips": 4}

@@ -99,7 +99,7 @@ def double_loop(
     audio: torch.Tensor, video: torch.Tensor, body: Callable[[torch.Tensor, torch.Tensor], float]
 ) -> torch.Tensor:
     """Diagonal means of every pair of clips, one pair at a time."""
-    return torch.tensor([[body(sound, pictures) for pictures in video] for sound in audio])
+    return torch.tensor([[body(windows, frames) for frames in video] for windows in audio])
 
 
 class Cost(NamedTuple):
@@ -207,9 +207,9 @@ def make_maps(folder: Path, clips: int, hidden: int) -> tuple[np.ndarray, np.nda
     generator = torch.Generator().manual_seed(0)
     for start in range(0, clips, 50_000):
         count = min(50_000, clips - start)
-        sounds = torch.randn(count, 1, hidden, generator=generator)
-        maps[0][start : start + count] = sounds.numpy()
-        maps[1][start : start + count] = (sounds + 4 * torch.randn(sounds.shape, generator=generator)).numpy()
+        block = torch.randn(count, 1, hidden, generator=generator)
+        maps[0][start : start + count] = block.numpy()
+        maps[1][start : start + count] = (block + 4 * torch.randn(block.shape, generator=generator)).numpy()
     del maps
     return np.load(paths[0], mmap_mode="r"), np.load(paths[1], mmap_mode="r")
 
