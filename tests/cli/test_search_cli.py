@@ -54,8 +54,8 @@ def other_model(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("films")
+def videos(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("videos")
     for seed, name in enumerate(("one.mp4", "two.mp4", "-dash.mp4", "line\nbreak [bold].mp4")):
         write_clip(folder / name, seconds=2.0, audio=noise(2.0, seed=seed))
     (folder / "archive.mp4").write_bytes(b"PK\x03\x04" + bytes(100))
@@ -64,12 +64,12 @@ def films(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def index(tmp_path_factory, films, model) -> Path:
+def index(tmp_path_factory, videos, model) -> Path:
     from cavmae_sync_hf.inference.loading import load_model
     from cavmae_sync_hf.search import index_videos
 
     place = tmp_path_factory.mktemp("index") / "index"
-    index_videos(films, place, *load_model(model), hop=0.25)
+    index_videos(videos, place, *load_model(model), hop=0.25)
     return place
 
 
@@ -80,105 +80,112 @@ def test_help__is_printed(run, command):
     assert code == 0 and f"Usage: cavmae-sync {command}" in out
 
 
-def test_index__says_what_it_did(run, films, model, tmp_path):
-    code, out, _ = run("index", films, tmp_path / "index", "--model", model, "--hop", "0.5", "--thumbnails", "32")
+def test_index__says_what_it_did(run, videos, model, tmp_path):
+    code, out, _ = run("index", videos, tmp_path / "index", "--model", model, "--hop", "0.5", "--thumbnails", "32")
 
     assert code == 0
     assert "4 added, 2 bad; holds 4 clips, 16 moments" in out
     assert "is a ZIP archive" in out and "is a playlist" in out
-    code, out, _ = run("index", films, tmp_path / "index", "--model", model, "--json")
+    code, out, _ = run("index", videos, tmp_path / "index", "--model", model, "--json")
     summary = json.loads(out)
     assert code == 0 and (summary["unchanged"], len(summary["bad"]), summary["total_moments"]) == (4, 2, 16)
 
 
-def test_index__nothing_usable_is_a_failure(run, films, model, tmp_path):
-    folder = tmp_path / "films"
+def test_index__nothing_usable_is_a_failure(run, videos, model, tmp_path):
+    folder = tmp_path / "videos"
     folder.mkdir()
-    shutil.copy(films / "archive.mp4", folder)
+    shutil.copy(videos / "archive.mp4", folder)
 
     code, out, _ = run("index", folder, tmp_path / "index", "--model", model)
 
     assert code == 1 and "1 bad" in out
 
 
-def test_search__prints_a_table(run, index, films):
-    code, out, _ = run("search", index, films / "two.mp4", "--start", "0.5", "--end", "0:01.25", "--by", "both")
+def test_search__prints_a_table(run, index, videos):
+    code, out, _ = run("search", index, videos / "two.mp4", "--start", "0.5", "--end", "0:01.25", "--by", "both")
 
     assert code == 0
     lines = out.splitlines()
-    assert "0:00.5 to 0:01.2: sound -> sound, picture -> picture (every moment compared)" in lines[0]
+    assert "0:00.5 to 0:01.2: audio -> audio, video -> video (every moment compared)" in lines[0]
     assert lines[1].split() == ["score", "from", "to", "file"]
-    assert lines[2].split() == ["1", "1.000", "0:00.5", "0:01.2", str(films / "two.mp4")]
+    assert lines[2].split() == ["1", "1.000", "0:00.5", "0:01.2", str(videos / "two.mp4")]
     # A name with a line break and with what rich takes for a style stays one readable line.
     assert "line\\nbreak [bold].mp4" in out
 
 
-def test_search__json_is_all_that_is_printed(run, index, films):
-    options = ("--by", "sound", "--in", "sound", "--top", "2", "--per-file", "1", "--json")
+def test_search__json_is_all_that_is_printed(run, index, videos):
+    options = ("--by", "audio", "--in", "audio", "--top", "2", "--per-file", "1", "--json")
 
-    code, out, err = run("search", index, films / "one.mp4", "--start", "1", "--end", "1.5", *options)
+    code, out, err = run("search", index, videos / "one.mp4", "--start", "1", "--end", "1.5", *options)
 
     result = json.loads(out)
     assert code == 0 and err == ""
-    assert result["pairs"] == ["sound -> sound"] and len(result["hits"]) == 2
-    assert result["hits"][0]["path"] == str(films / "one.mp4")
+    assert result["pairs"] == ["audio -> audio"] and len(result["hits"]) == 2
+    assert result["hits"][0]["path"] == str(videos / "one.mp4")
     assert (result["hits"][0]["start"], result["hits"][0]["end"]) == (1.0, 1.5)
 
 
-def test_search__filters(run, index, films):
+def test_search__filters(run, index, videos):
     def found(*options: object) -> list[dict]:
-        code, out, _ = run("search", index, films / "one.mp4", "--end", "0.25", "--json", "--top", 99, *options)
+        code, out, _ = run("search", index, videos / "one.mp4", "--end", "0.25", "--json", "--top", 99, *options)
         assert code == 0
         return json.loads(out)["hits"]
 
-    assert str(films / "one.mp4") not in {hit["path"] for hit in found("--exclude-same-file")}
-    assert {hit["path"] for hit in found("--files", "*/two.mp4")} == {str(films / "two.mp4")}
+    assert str(videos / "one.mp4") not in {hit["path"] for hit in found("--exclude-same-file")}
+    assert {hit["path"] for hit in found("--files", "*/two.mp4")} == {str(videos / "two.mp4")}
     assert min(hit["start"] for hit in found("--after", "1")) >= 1.0
     assert max(hit["end"] for hit in found("--before", "0:01")) <= 1.0
     assert len(found("--min-gap", "0")) > len(found())
     assert found("--min-loudness", "0") == [] and len(found("--whole-clips")) == 4
 
 
-def test_search__nothing_found_is_said(run, index, films):
-    code, out, _ = run("search", index, films / "one.mp4", "--files", "*/none/*")
+def test_search__old_spellings_are_accepted_with_a_note(run, index, videos):
+    code, out, err = run("search", index, videos / "one.mp4", "--by", "sound", "--in", "picture", "--json")
+
+    assert code == 0 and json.loads(out)["pairs"] == ["audio -> video"]
+    assert err.splitlines() == ["Note: 'sound' is now written 'audio'.", "Note: 'picture' is now written 'video'."]
+
+
+def test_search__nothing_found_is_said(run, index, videos):
+    code, out, _ = run("search", index, videos / "one.mp4", "--files", "*/none/*")
 
     assert code == 0 and "nothing found" in out
 
 
-def test_search__a_name_that_begins_with_a_dash(run, index, films, monkeypatch):
-    monkeypatch.chdir(films)
+def test_search__a_name_that_begins_with_a_dash(run, index, videos, monkeypatch):
+    monkeypatch.chdir(videos)
 
-    code, out, _ = run("search", index, "--by", "sound", "--in", "sound", "--json", "--", "-dash.mp4")
+    code, out, _ = run("search", index, "--by", "audio", "--in", "audio", "--json", "--", "-dash.mp4")
 
-    assert code == 0 and json.loads(out)["hits"][0]["path"] == str(films / "-dash.mp4")
-
-
-def test_search__by_sound_and_by_picture_files(run, index, tmp_path):
-    Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(tmp_path / "picture.png")
-    write_clip(tmp_path / "sound.wav", video=False, audio=noise(0.5), audio_codec="pcm_s16le")
-
-    pictured = json.loads(run("search", index, tmp_path / "picture.png", "--json")[1])
-    sounded = json.loads(run("search", index, tmp_path / "sound.wav", "--json")[1])
-
-    assert pictured["pairs"] == ["picture -> sound"] and sounded["pairs"] == ["sound -> picture"]
-    assert pictured["hits"] and sounded["hits"]
+    assert code == 0 and json.loads(out)["hits"][0]["path"] == str(videos / "-dash.mp4")
 
 
-def test_search__the_model_may_have_moved(run, index, films, model, other_model, tmp_path):
+def test_search__by_audio_and_by_image_files(run, index, tmp_path):
+    Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(tmp_path / "image.png")
+    write_clip(tmp_path / "audio.wav", video=False, audio=noise(0.5), audio_codec="pcm_s16le")
+
+    by_image = json.loads(run("search", index, tmp_path / "image.png", "--json")[1])
+    by_audio = json.loads(run("search", index, tmp_path / "audio.wav", "--json")[1])
+
+    assert by_image["pairs"] == ["video -> audio"] and by_audio["pairs"] == ["audio -> video"]
+    assert by_image["hits"] and by_audio["hits"]
+
+
+def test_search__the_model_may_have_moved(run, index, videos, model, other_model, tmp_path):
     moved = shutil.copytree(model, tmp_path / "moved")
     hidden = model.with_name("hidden")
     model.rename(hidden)
     try:
-        code, _, err = run("search", index, films / "one.mp4")
+        code, _, err = run("search", index, videos / "one.mp4")
         assert code == 1 and str(model) in err
-        assert run("search", index, films / "one.mp4", "--model", moved)[0] == 0
-        code, _, err = run("search", index, films / "one.mp4", "--model", other_model)
+        assert run("search", index, videos / "one.mp4", "--model", moved)[0] == 0
+        code, _, err = run("search", index, videos / "one.mp4", "--model", other_model)
         assert code == 1 and "another model" in err
     finally:
         hidden.rename(model)
 
 
-def test_index_info__tells_what_is_there(run, index, films):
+def test_index_info__tells_what_is_there(run, index, videos):
     code, out, _ = run("index-info", index, "--files", "--check")
 
     assert code == 0
@@ -189,39 +196,39 @@ def test_index_info__tells_what_is_there(run, index, films):
     assert (status["clips"], status["moments"], status["bad"]) == (4, 32, 2) and "entries" not in status
 
 
-def test_bad_input__is_one_plain_message(run, index, films, model, other_model, tmp_path):
+def test_bad_input__is_one_plain_message(run, index, videos, model, other_model, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.txt").write_text("x")
     damaged = shutil.copytree(index, tmp_path / "damaged")
     for file in (damaged / "moments.lance").glob("data/*.lance"):
         file.write_bytes(b"rubbish")
     one_tower = save(tmp_path / "one-tower", 0, modality="audio")
-    film = films / "one.mp4"
+    video = videos / "one.mp4"
     cases = [
-        (("search", tmp_path / "none", film), "no such index"),
-        (("search", tmp_path / "empty", film), "holds no index"),
-        (("search", tmp_path / "text.txt", film), "is a file"),
-        (("search", damaged, film), "cannot be read"),
+        (("search", tmp_path / "none", video), "no such index"),
+        (("search", tmp_path / "empty", video), "holds no index"),
+        (("search", tmp_path / "text.txt", video), "is a file"),
+        (("search", damaged, video), "cannot be read"),
         (("index-info", damaged, "--check"), "cannot be read"),
         (("index-info", tmp_path / "none"), "no such index"),
         (("search", index, tmp_path / "none.mp4"), "no such file"),
-        (("search", index, films / "archive.mp4"), "ZIP archive"),
-        (("search", index, films / "playlist.mp4"), "playlist"),
+        (("search", index, videos / "archive.mp4"), "ZIP archive"),
+        (("search", index, videos / "playlist.mp4"), "playlist"),
         (("search", index, tmp_path / "text.txt"), "is text"),
-        (("search", index, films), "is a folder"),
-        (("search", index, film, "--start", "90"), "choose an earlier one"),
-        (("search", index, film, "--start", "1", "--end", "1"), "is empty"),
-        (("search", index, film, "--approximate"), "no approximate index"),
-        (("search", index, film, "--after", "2", "--before", "1"), "must come after"),
-        (("search", index, film, "--model", tmp_path / "none"), "is not a folder"),
-        (("search", index, film, "--model", one_tower), "tower alone"),
+        (("search", index, videos), "is a folder"),
+        (("search", index, video, "--start", "90"), "choose an earlier one"),
+        (("search", index, video, "--start", "1", "--end", "1"), "is empty"),
+        (("search", index, video, "--approximate"), "no approximate index"),
+        (("search", index, video, "--after", "2", "--before", "1"), "must come after"),
+        (("search", index, video, "--model", tmp_path / "none"), "is not a folder"),
+        (("search", index, video, "--model", one_tower), "tower alone"),
         (("index", tmp_path / "empty", tmp_path / "new", "--model", model), "holds no clips"),
         (("index", tmp_path / "none", tmp_path / "new", "--model", model), "no such file or folder"),
-        (("index", films, index, "--model", other_model, "--hop", "0.25"), "another model"),
-        (("index", films, index, "--model", model, "--hop", "1"), "a hop of 0.25"),
-        (("index", films, films, "--model", model), "a folder of other files"),
-        (("index", films, tmp_path / "new", "--model", tmp_path / "empty"), "no config.json"),
-        (("index", films, tmp_path / "new", "--model", model, "--hop", "0"), "hop is 0"),
+        (("index", videos, index, "--model", other_model, "--hop", "0.25"), "another model"),
+        (("index", videos, index, "--model", model, "--hop", "1"), "a hop of 0.25"),
+        (("index", videos, videos, "--model", model), "a folder of other files"),
+        (("index", videos, tmp_path / "new", "--model", tmp_path / "empty"), "no config.json"),
+        (("index", videos, tmp_path / "new", "--model", model, "--hop", "0"), "hop is 0"),
     ]
     for arguments, words in cases:
         code, out, err = run(*arguments)
@@ -229,4 +236,4 @@ def test_bad_input__is_one_plain_message(run, index, films, model, other_model, 
         assert words in err and err.startswith("Error: "), (arguments, err)
     assert not (tmp_path / "new").exists() and not (tmp_path / "none").exists()
     for arguments in (("--start", "soon"), ("--by", "smell"), ("--top", "0"), ("--device", "toaster")):
-        assert run("search", index, film, *arguments)[0] == 2, arguments
+        assert run("search", index, video, *arguments)[0] == 2, arguments

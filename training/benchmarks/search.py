@@ -1,18 +1,17 @@
-"""How well and how fast does the approximate index find what comparing every moment finds, and does search find what
-it should?
+"""Recall and speed of the approximate index against comparing every moment, and what a search finds on SyncWorld.
 
     python training/benchmarks/search.py                                    # 1,000,000 moments of 768 values
     python training/benchmarks/search.py --moments 100000 --hidden 256
     python training/benchmarks/search.py --world outputs/syncworld/semantic --model MODEL
 
-The first form makes an index of synthetic films: each film has a look of its own, near one of a few thousand themes,
-and wanders slowly about it, so that neighbours in time are alike as those of real films are. Queries are stored
+The first form makes an index of synthetic videos: each is near one of a few thousand themes, with an offset of its
+own, and wanders slowly about it, so that neighbours in time are alike as those of real videos are. Queries are stored
 moments with noise. It counts how many of the ten nearest moments, by comparing all of them, the approximate index
 gives back (recall@10), for several efforts; then whole searches along the diagonal are timed, queries of one moment
 and of sixteen. The index lies in a temporary folder (`--folder`), which is removed.
 
-The second form indexes the clips of a SyncWorld and asks for each by its sound alone, among the pictures of all, and
-by its pictures, among all sounds: whether its own file comes first, and whether the moment found is the one asked for.
+The second form indexes the clips of a SyncWorld and asks for each by its audio alone, among the frames of all, and
+by its frames, among all audio: whether its own file comes first, and whether the moment found is the one asked for.
 """
 
 import argparse
@@ -27,6 +26,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from cavmae_sync_hf import CavMaeSyncModel, CavMaeSyncProcessor
+from cavmae_sync_hf.model.errors_cavmae_sync import QueryError
 from cavmae_sync_hf.search import (
     ClipEntry,
     IndexSettings,
@@ -38,10 +39,11 @@ from cavmae_sync_hf.search import (
     search_moments,
 )
 from cavmae_sync_hf.search.approximate import REFINE, index_config, partitions_to_search
+from cavmae_sync_hf.search.querying import Side
 from cavmae_sync_hf.search.tables import moments_schema, new_rows_name
 
 HOP = 0.5
-MOMENTS_PER_FILM = 1000
+MOMENTS_PER_VIDEO = 1000
 THEMES = 2000
 BATCH = 10_000
 
@@ -64,49 +66,49 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
-def film_vectors(generator: np.random.Generator, themes: np.ndarray) -> np.ndarray:
-    """A film: near a theme, with a look of its own, wandering slowly; `(moments, hidden)` float16."""
+def video_vectors(generator: np.random.Generator, themes: np.ndarray) -> np.ndarray:
+    """A video: near a theme, with an offset of its own, wandering slowly; `(moments, hidden)` float16."""
     hidden = themes.shape[1]
-    steps = generator.standard_normal((MOMENTS_PER_FILM, hidden), dtype=np.float32) / np.sqrt(hidden)
+    steps = generator.standard_normal((MOMENTS_PER_VIDEO, hidden), dtype=np.float32) / np.sqrt(hidden)
     keep = 0.8  # each moment holds so much of the one before: a scene lasts some seconds
     wander = np.empty_like(steps)
     wander[0] = steps[0]
     for place in range(1, len(steps)):
         wander[place] = keep * wander[place - 1] + np.sqrt(1 - keep**2) * steps[place]
-    look = generator.standard_normal(hidden, dtype=np.float32) / np.sqrt(hidden)
-    return unit(themes[generator.integers(len(themes))] + 0.5 * look + 1.0 * wander).astype(np.float16)
+    offset = generator.standard_normal(hidden, dtype=np.float32) / np.sqrt(hidden)
+    return unit(themes[generator.integers(len(themes))] + 0.5 * offset + 1.0 * wander).astype(np.float16)
 
 
 def make_index(folder: str, arguments: argparse.Namespace) -> MomentStore:
-    """An index of synthetic films; the sounds alone have vectors."""
-    settings = IndexSettings(HOP, arguments.hidden, 4.16, "synthetic", "")
+    """An index of synthetic videos; only audio has vectors."""
+    settings = IndexSettings(hop=HOP, hidden_size=arguments.hidden, window_seconds=4.16, weights="synthetic", model="")
     store = MomentStore.create(Path(folder) / "index", settings)
     generator = np.random.default_rng(0)
     themes = unit(generator.standard_normal((THEMES, arguments.hidden), dtype=np.float32))
     entries: list[ClipEntry] = []
     schema = moments_schema(arguments.hidden)
-    windows = np.arange(MOMENTS_PER_FILM, dtype=np.int32)
+    windows = np.arange(MOMENTS_PER_VIDEO, dtype=np.int32)
 
     def batches() -> Iterator[Any]:
-        for number in range(arguments.moments // MOMENTS_PER_FILM):
+        for number in range(arguments.moments // MOMENTS_PER_VIDEO):
             name = new_rows_name()
-            values = pa.array(film_vectors(generator, themes).ravel())
+            values = pa.array(video_vectors(generator, themes).ravel())
             entries.append(
                 ClipEntry(
-                    f"{number:032x}:-", name, f"/films/{number:06d}.mp4", end=MOMENTS_PER_FILM * HOP,
-                    moments=MOMENTS_PER_FILM, has_audio=True,
+                    key=f"{number:032x}:-", rows=name, path=f"/videos/{number:06d}.mp4", end=MOMENTS_PER_VIDEO * HOP,
+                    moments=MOMENTS_PER_VIDEO, has_audio=True,
                 )
             )  # fmt: skip
             columns = {
-                "rows": pa.array([name] * MOMENTS_PER_FILM),
+                "rows": pa.array([name] * MOMENTS_PER_VIDEO),
                 "window": windows,
                 "start": windows * HOP,
                 "end": (windows + 1) * HOP,
                 "time": (windows + 0.5) * HOP,
-                "loudness": np.full(MOMENTS_PER_FILM, -20, np.float32),
+                "loudness": np.full(MOMENTS_PER_VIDEO, -20, np.float32),
                 "audio": pa.FixedSizeListArray.from_arrays(values, arguments.hidden),
-                "video": pa.nulls(MOMENTS_PER_FILM, schema.field("video").type),
-                "thumbnail": pa.nulls(MOMENTS_PER_FILM, pa.binary()),
+                "video": pa.nulls(MOMENTS_PER_VIDEO, schema.field("video").type),
+                "thumbnail": pa.nulls(MOMENTS_PER_VIDEO, pa.binary()),
             }
             yield pa.record_batch(columns, schema=schema)
 
@@ -116,12 +118,12 @@ def make_index(folder: str, arguments: argparse.Namespace) -> MomentStore:
 
 
 def make_queries(store: MomentStore, count: int, windows: int, noise: float, seed: int) -> list[np.ndarray]:
-    """Stretches of stored films with noise, each `(windows, hidden)` float32."""
+    """Stretches of stored videos with noise, each `(windows, hidden)` float32."""
     generator = np.random.default_rng(seed)
     entries = sorted(store.entries().values(), key=lambda entry: entry.path)
     queries = []
     for entry in generator.choice(np.array(entries, dtype=object), count):
-        first = int(generator.integers(MOMENTS_PER_FILM - windows))
+        first = int(generator.integers(MOMENTS_PER_VIDEO - windows))
         ids, _, numbers = store.locate([entry.rows])
         chosen = ids[(numbers >= first) & (numbers < first + windows)]
         rows = store.take(chosen, ["window", "audio"]).sort_by("window")
@@ -197,12 +199,21 @@ def measure_searches(store: MomentStore, arguments: argparse.Namespace) -> None:
         vectors = make_queries(store, arguments.queries // 4, windows, arguments.noise, seed=windows)
         there = np.ones(windows, bool)
         queries = [
-            Query("query", "sound", audio, np.zeros_like(audio), there, ~there, 0.0, windows * HOP)
+            Query(
+                name="query",
+                by="audio",
+                audio=audio,
+                video=np.zeros_like(audio),
+                audio_present=there,
+                video_present=~there,
+                start=0.0,
+                seconds=windows * HOP,
+            )
             for audio in vectors
         ]
-        quick, times = timed(lambda query: search_moments(store, query, find="sound", top=10), queries)
+        quick, times = timed(lambda query: search_moments(store, query, find="audio", top=10), queries)
         some = queries[:5]
-        exact, exact_times = timed(lambda query: search_moments(store, query, find="sound", top=10, exact=True), some)
+        exact, exact_times = timed(lambda query: search_moments(store, query, find="audio", top=10, exact=True), some)
         same = [
             len({(hit.path, hit.start) for hit in one} & {(hit.path, hit.start) for hit in other}) / len(other)
             for one, other in zip(quick, exact, strict=False)
@@ -243,15 +254,18 @@ def world(arguments: argparse.Namespace) -> None:
         latest = entries[0].end - arguments.seconds
         starts = np.round(generator.uniform(0, latest, len(entries)) / arguments.hop) * arguments.hop
         tasks = [("whole clips", None, None), (f"moments of {arguments.seconds:g} s", starts, arguments.seconds)]
-        ways = [("sound", "picture"), ("picture", "sound"), ("sound", "sound"), ("picture", "picture")]
+        ways = [("audio", "video"), ("video", "audio"), ("audio", "audio"), ("video", "video")]
         for what, begins, length in tasks:
             for by, find in ways:
-                tell(store, entries, model, processor, arguments, what, begins, length, by, find)
+                tell(
+                    store, entries, model, processor, hop=arguments.hop, what=what, begins=begins, length=length,
+                    by=by, find=find,
+                )  # fmt: skip
 
 
 def tell(
-    store: MomentStore, entries: list[ClipEntry], model: Any, processor: Any, arguments: argparse.Namespace,
-    what: str, begins: np.ndarray | None, length: float | None, by: Any, find: Any,
+    store: MomentStore, entries: list[ClipEntry], model: CavMaeSyncModel, processor: CavMaeSyncProcessor, *,
+    hop: float, what: str, begins: np.ndarray | None, length: float | None, by: Side, find: Side,
 ) -> None:  # fmt: skip
     """Ask for each clip, or for a moment of it, and count what is found."""
     first = moment = near = 0
@@ -260,8 +274,8 @@ def tell(
         start = None if begins is None else float(begins[number])
         span = {} if start is None or length is None else {"start": start, "end": start + length}
         try:
-            query = embed_query(entry.path, model, processor, hop=arguments.hop, by=by, **span)
-        except ValueError:  # nothing is to be heard in this moment
+            query = embed_query(entry.path, model, processor, hop=hop, by=by, **span)
+        except QueryError:  # this moment is silent
             continue
         asked += 1
         begin = time.perf_counter()
@@ -271,8 +285,8 @@ def tell(
         own = next((hit for hit in result if hit.path == entry.path), None)
         first += bool(len(result)) and result[0].path == entry.path
         if own is not None:
-            moment += abs(own.start - (start or 0.0)) <= arguments.hop + 1e-6
-            near += result[0].path == entry.path and abs(own.start - (start or 0.0)) <= arguments.hop + 1e-6
+            moment += abs(own.start - (start or 0.0)) <= hop + 1e-6
+            near += result[0].path == entry.path and abs(own.start - (start or 0.0)) <= hop + 1e-6
     print(
         f"{what}, {by} -> {find}: own file first {first / asked:.3f}; in the own file the moment within a hop "
         f"{moment / asked:.3f}; both {near / asked:.3f}; {asked} asked, {statistics.median(times):.0f} ms each"

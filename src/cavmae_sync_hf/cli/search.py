@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ..model.errors_cavmae_sync import SearchError
+from ..model.errors_cavmae_sync import SearchError, on_command_line
 from . import terminal
 
 _SHOWN_BAD = 20
-_Side = Literal["auto", "sound", "picture", "both"]
+_SIDES = ("auto", "audio", "video", "both")
 
 
 def _seconds(text: str) -> float:
@@ -20,6 +20,18 @@ def _seconds(text: str) -> float:
     if not found:
         raise typer.BadParameter(f"{text!r} is no time; write seconds such as 83.5, or 1:23.5.")
     return 3600 * int(found[1] or 0) + 60 * int(found[2] or 0) + float(found[3])
+
+
+def _side(text: str) -> str:
+    """`audio`, `video`, `both` or `auto`; old spellings are accepted with a note."""
+    if text in _SIDES:
+        return text
+    from ..search.querying import OLD_SIDES
+
+    if text not in OLD_SIDES:
+        raise typer.BadParameter(f"{text!r} is none of {', '.join(_SIDES)}.")
+    terminal.errors.print(f"Note: {text!r} is now written {OLD_SIDES[text]!r}.", highlight=False, soft_wrap=True)
+    return OLD_SIDES[text]
 
 
 def index(
@@ -33,12 +45,14 @@ def index(
     hop: Annotated[float, typer.Option(help="Seconds from one moment to the next.")] = 0.5,
     media: Annotated[str | None, typer.Option(help="Folder of the files that a list names.")] = None,
     thumbnails: Annotated[
-        int, typer.Option(help="Keep a picture of each moment, so many pixels long (such as 160); 0: none.")
+        int, typer.Option(help="Keep an image of each moment, so many pixels long (such as 160); 0: none.")
     ] = 0,
     damaged: Annotated[
         Literal["error", "keep"], typer.Option(help="Damaged files are bad, or count as far as they can be decoded.")
     ] = "error",
-    retry: Annotated[bool, typer.Option("--retry", help="Try bad files again that have not changed.")] = False,
+    retry_bad: Annotated[
+        bool, typer.Option("--retry-bad", "--retry", help="Try bad files again that have not changed.")
+    ] = False,
     keep_missing: Annotated[
         bool, typer.Option("--keep-missing", help="Keep clips whose files SOURCE holds no more.")
     ] = False,
@@ -66,34 +80,41 @@ def index(
     with terminal.progress_bar("indexing") as show:
         summary = index_videos(
             source, index, loaded, processor, hop=hop, media=media, thumbnails=thumbnails, damaged=damaged,
-            retry_bad=retry, remove_missing=not keep_missing, approximate_from=approximate_from or None,
+            retry_bad=retry_bad, remove_missing=not keep_missing, approximate_from=approximate_from or None,
             batch_size=batch_size, decoders=decoders, engine=engine, workers=workers, address=address, progress=show,
         )  # fmt: skip
     if as_json:
         print(json.dumps(summary.to_dict(), indent=2))
     else:
         terminal.say(_one_line(str(summary)))
-        for problem in list(summary.bad.values())[:_SHOWN_BAD]:
-            terminal.say(f"- bad: {_as_options(problem)}")
-        if len(summary.bad) > _SHOWN_BAD:
-            terminal.say(f"- and {len(summary.bad) - _SHOWN_BAD} more; `cavmae-sync index-info INDEX --files` has all")
+        for error in list(summary.errors.values())[:_SHOWN_BAD]:
+            terminal.say(f"- bad: {_one_line(error.spelled(on_command_line))}")
+        more = len(summary.errors) - _SHOWN_BAD
+        if more > 0:
+            terminal.say(f"- and {more} more; `cavmae-sync index-info INDEX --files` has all")
     if not summary.total_clips:
         raise typer.Exit(1)
 
 
 def search(
     index: Annotated[str, typer.Argument(metavar="INDEX", help="Folder or address of an index.")],
-    query: Annotated[str, typer.Argument(metavar="QUERY", help="File or address of a sound, a video or a picture.")],
+    query: Annotated[str, typer.Argument(metavar="QUERY", help="File or address of audio, a video or an image.")],
     start: Annotated[
         float | None,
         typer.Option(parser=_seconds, metavar="TIME", help="Where the moment of QUERY starts, seconds or M:SS."),
     ] = None,
     end: Annotated[float | None, typer.Option(parser=_seconds, metavar="TIME", help="Where it ends.")] = None,
-    by: Annotated[_Side, typer.Option(help="What of QUERY counts; auto: all there is.")] = "auto",
+    by: Annotated[
+        Any,
+        typer.Option(parser=_side, metavar=f"[{'|'.join(_SIDES)}]", help="What of QUERY counts; auto: all there is."),
+    ] = "auto",
     find: Annotated[
-        _Side,
+        Any,
         typer.Option(
-            "--in", help="What it is compared with; auto: pictures for sounds, sounds for pictures, or both."
+            "--in",
+            parser=_side,
+            metavar=f"[{'|'.join(_SIDES)}]",
+            help="What it is compared with; auto: video for audio, audio for video, or both for both.",
         ),
     ] = "auto",
     top: Annotated[int, typer.Option(min=1, help="Moments found, at most.")] = 10,
@@ -112,7 +133,7 @@ def search(
     ] = None,
     min_loudness: Annotated[
         float | None,
-        typer.Option(help="Leave out quieter moments, dB; default: silent ones (-60) where sound is compared."),
+        typer.Option(help="Leave out quieter moments, dB; default: silent ones (-60) where audio is compared."),
     ] = None,
     min_gap: Annotated[
         float | None, typer.Option(help="Seconds that moments of one file lie apart; default: so that none overlap.")
@@ -125,7 +146,7 @@ def search(
     device: Annotated[str, typer.Option(help="Where to run the model, such as cpu or cuda.")] = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print the hits as JSON.")] = False,
 ) -> None:
-    """Find the moments of an index that are most like a sound, a picture or a moment of a video."""
+    """Find the moments of an index that are most like audio, an image or a moment of a video."""
     terminal.check_device(device)
     from ..inference.loading import load_model
     from ..search import MomentStore, SearchFilters
@@ -158,9 +179,10 @@ def index_info(
 ) -> None:
     """Say what an index holds, and whether it is whole."""
     from ..inference.moments import format_clock
-    from ..search import index_status
+    from ..search import MomentStore, index_status
 
-    status = index_status(index, check=check)
+    store = MomentStore.open(index)
+    status = index_status(store, check=check)
     if not files:
         del status["entries"]
     if as_json:
@@ -182,10 +204,13 @@ def index_info(
         lines["check"] = "all rows are there"
     for what, text in lines.items():
         terminal.say(f"{what + ':':<19}{_one_line(text)}")
-    for entry in status.get("entries", ()):
-        times = f"{format_clock(entry['start'])} to {format_clock(entry['end'])}, {entry['moments']} moments"
-        problem = _as_options(entry["problem"])
-        terminal.say(f"- bad: {problem}" if problem else f"- {_one_line(entry['path'])}: {times}")
+    entries = store.entries().values() if files else ()
+    for entry in sorted(entries, key=lambda entry: (entry.path, entry.start)):
+        if entry.problem:
+            terminal.say(f"- bad: {_one_line(entry.error.spelled(on_command_line))}")
+        else:
+            times = f"{format_clock(entry.start)} to {format_clock(entry.end)}, {entry.moments} moments"
+            terminal.say(f"- {_one_line(entry.path)}: {times}")
 
 
 def _print_hits(result: Any) -> None:
@@ -214,8 +239,3 @@ def _print_hits(result: Any) -> None:
 def _one_line(text: str) -> str:
     """Text as it can be shown in a line: file names may hold line breaks and control characters."""
     return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
-
-
-def _as_options(text: str) -> str:
-    """What the library says of a bad file, with its arguments as this command's options."""
-    return _one_line(text.replace("damaged='keep'", "--damaged keep --retry"))

@@ -1,12 +1,10 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""Where have I seen or heard this? An index of the moments of many videos, and searching it."""
+"""Search by moments: an index of the moments of many videos, and queries of audio, images or video."""
 
-from .indexing import IndexSummary, index_videos
+from .indexing import IndexSummary, index_status, index_videos
 from .querying import Query, embed_query
-from .results import Hit, SearchFilters, SearchResult
-from .searching import search, search_clips, search_moments
+from .searching import Hit, SearchFilters, SearchResult, search, search_clips, search_moments
 from .settings import IndexSettings
-from .status import index_status
 from .store import MomentStore
 from .tables import ClipEntry
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""Where do consecutive windows of a query lie best against consecutive moments of stored clips?
+"""Alignment of a query with stored clips: scores of consecutive windows along the diagonals of their similarities.
 
 A query of q windows and a clip of n moments have q x n similarities. Laid against the clip from moment f on, window i
 meets moment f + i, and the score is the mean along that diagonal. Windows that meet nothing, because they hang over
@@ -12,9 +12,6 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
-
-__all__ = ["Alignments", "align", "best_apart"]
-
 
 # Similarities that are laid out at a time.
 _BLOCK_VALUES = 1 << 24

@@ -1,17 +1,15 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""When is an approximate index worth it, how is it built, and how hard is it searched?
+"""The approximate index: from which size on it is built, how, and how much of it is searched.
 
 Below the threshold every moment is compared, which is exact. Above it, vectors are sorted into parts (IVF) and
-compressed; a search looks into some of the parts and compares what looks nearest exactly. The figures behind the
-defaults are those of `training/benchmarks/search.py`.
+compressed; a search reads some of the parts and compares the nearest candidates exactly. The defaults were measured
+with `training/benchmarks/search.py`.
 """
 
 import math
 from typing import Any
 
 from .store import MomentStore
-
-__all__ = ["DEFAULT_THRESHOLD", "REFINE", "index_config", "keep_index", "partitions_to_search"]
 
 # Comparing as many moments takes about a second on two cores.
 DEFAULT_THRESHOLD = 100_000

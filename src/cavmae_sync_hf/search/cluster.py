@@ -1,5 +1,5 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""How are clips embedded on a Ray cluster?
+"""Embedding on a Ray cluster.
 
 Each actor holds the model and writes rows into the index itself, where they do not count before this process registers
 them. So no vectors travel, and an actor that dies leaves nothing but rows that are swept away.
@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from ..model.errors_cavmae_sync import WorkerError
-from .embedding import EmbeddingOptions, embed_clips
+from ..model.errors_cavmae_sync import SearchError, WorkerError
+from ..model.modeling_cavmae_sync import CavMaeSyncModel
+from ..model.processing_cavmae_sync import CavMaeSyncProcessor
+from ..provenance import require_package
+from .embedding import EmbeddingOptions, append_clips, embed_clips
 from .store import MomentStore
 from .tables import ClipEntry
-
-__all__ = ["append_with_ray"]
 
 # Clips that an actor is given at a time, and so writes with one commit.
 _CLIPS_PER_TASK = 8
@@ -27,26 +28,32 @@ class _Embedder:
     """What an actor does."""
 
     def __init__(
-        self, uri: str, storage_options: dict[str, str] | None, model: Any, processor: Any, options: EmbeddingOptions
+        self,
+        uri: str,
+        *,
+        storage_options: dict[str, str] | None,
+        model: CavMaeSyncModel,
+        processor: CavMaeSyncProcessor,
+        options: EmbeddingOptions,
+        device: str,
     ) -> None:
         self.store = MomentStore.open(uri, storage_options)
-        self.model = model.to(options.device or "cpu").eval()
+        self.model: Any = model.to(device).eval()  # type: ignore[arg-type]
         self.processor, self.options = processor, options
 
     def append(self, clips: list[ClipEntry]) -> list[ClipEntry]:
         """Embed clips and write their rows; gives what is to be registered."""
-        from .indexing import append_clips
-
         embedded = embed_clips(self.model, self.processor, clips, self.options)
         return [entry for group in append_clips(self.store, embedded) for entry in group]
 
 
 def append_with_ray(
     uri: str,
-    model: Any,
-    processor: Any,
+    model: CavMaeSyncModel,
+    processor: CavMaeSyncProcessor,
     clips: Iterator[ClipEntry],
     options: EmbeddingOptions,
+    *,
     workers: int | None = None,
     address: str | None = None,
     storage_options: dict[str, str] | None = None,
@@ -55,10 +62,10 @@ def append_with_ray(
 
     Args:
         uri: Of the index, which every machine of the cluster must see; the clips' files likewise.
-        model: A `CavMaeSyncModel`.
+        model: The model; where it lies on a GPU, each actor takes one.
         processor: Its processor.
         clips: What is known of each.
-        options: How they are embedded; with a GPU as device, each actor takes one.
+        options: How they are embedded.
         workers: Actors; default: one per GPU or core of the cluster.
         address: Of the cluster; default: `RAY_ADDRESS`, else a Ray of this machine's own, which is ended afterwards.
         storage_options: For an index in an object store.
@@ -70,13 +77,12 @@ def append_with_ray(
         ImportError: Ray is not installed.
         WorkerError: Ray failed.
     """
-    try:
-        import ray
-        from ray.exceptions import RayActorError, RayError
-    except ImportError as error:
-        raise ImportError("The engine \"ray\" needs Ray: pip install 'cavmae-sync-hf[ray]'") from error
+    ray = require_package("ray", "ray", 'The engine "ray"')
+    from ray.exceptions import RayActorError, RayError
+
     if uri.startswith("memory://"):
-        raise ValueError(f"{uri}: no other process sees an index in memory; name a folder or an object store.")
+        raise SearchError(f"{uri}: no other process sees an index in memory; name a folder or an object store.")
+    on_gpu = model.device.type != "cpu"
     started = not ray.is_initialized()
     if started:
         settings: dict[str, Any] = {"address": address, "log_to_driver": False}
@@ -85,16 +91,18 @@ def append_with_ray(
         ray.init(**settings)
     actors: list[Any] = []
     try:
-        needs: dict[str, Any] = {"num_gpus": 1} if options.device else {"num_cpus": 1}
+        needs: dict[str, Any] = {"num_gpus": 1} if on_gpu else {"num_cpus": 1}
         if workers is None:
-            workers = max(1, int(ray.cluster_resources().get("GPU" if options.device else "CPU", 1)))
-        device = "cuda" if options.device else None  # each actor sees its own GPU alone, as the first
-        arguments = (
-            uri, storage_options, ray.put(model.to("cpu") if options.device else model), processor,
-            replace(options, device=device),
-        )  # fmt: skip
+            workers = max(1, int(ray.cluster_resources().get("GPU" if on_gpu else "CPU", 1)))
+        arguments = {
+            "storage_options": storage_options,
+            "model": ray.put(model.to("cpu")),  # type: ignore[arg-type]
+            "processor": processor,
+            "options": options,
+            "device": "cuda" if on_gpu else "cpu",  # each actor sees its own GPU alone, as the first
+        }
         kind: Any = ray.remote(max_restarts=-1, **needs)(_Embedder)
-        idle: list[Any] = [kind.remote(*arguments) for _ in range(workers)]
+        idle: list[Any] = [kind.remote(uri, **arguments) for _ in range(workers)]
         actors += idle
         running: dict[Any, tuple[Any, list[ClipEntry]]] = {}
         again: list[list[ClipEntry]] = []
@@ -114,7 +122,7 @@ def append_with_ray(
             try:
                 yield ray.get(done[0])
             except RayActorError:
-                yield from _after_death(task, deaths, again)
+                yield from retry_after_death(task, deaths, again)
     except RayError as error:
         reason = str(getattr(error, "cause", None) or error).strip().splitlines()[-1]
         raise WorkerError(f"Ray gave up: {reason}") from error
@@ -125,7 +133,7 @@ def append_with_ray(
             ray.shutdown()
 
 
-def _after_death(
+def retry_after_death(
     task: list[ClipEntry], deaths: dict[str, int], again: list[list[ClipEntry]]
 ) -> Iterator[list[ClipEntry]]:
     """An actor died of some clips: each is tried alone, and a clip of which actors go on dying is bad."""

@@ -1,38 +1,39 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""How do media files become rows of an index, several decoded at a time, in memory that does not grow with a film?
+"""Media files as rows of an index: vectors, loudness and thumbnails, in memory that does not grow with a video.
 
-Threads decode files ahead (the decoder does not hold the interpreter's lock) into short queues; this thread embeds
-whatever comes, moments of several short clips in one batch. Finished rows of a long clip wait in a file.
+`inference.moments` decodes ahead and embeds, moments of several short clips in one batch. Finished rows of a long clip
+wait in a file.
 """
 
-import contextlib
 import io
-import itertools
-import queue
 import tempfile
-import threading
-from collections import deque
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 
-from ..inference.features import choose_features, encode_moments
-from ..model.errors_cavmae_sync import MediaError
+from ..inference.moments import MediaSpan, MomentChunk, embed_moments
+from ..model.errors_cavmae_sync import Hint, MediaError, SearchError
 from ..model.media_cavmae_sync import probe_media
-from .identity import content_of
-from .loudness import SILENCE_DB, window_loudness
-from .tables import ClipEntry, moments_schema, new_rows_name, release_names
+from ..model.media_stream_cavmae_sync import MediaChunk
+from ..model.modeling_cavmae_sync import CavMaeSyncModel
+from ..model.processing_cavmae_sync import CavMaeSyncProcessor
+from .store import MomentStore
+from .tables import ClipEntry, content_of, moments_schema, new_rows_name, release_names
 
-__all__ = ["EmbeddedClip", "EmbeddingOptions", "embed_clips"]
-
-# Chunks of a file that wait for the model; each holds a few moments' pixels and spectrograms.
-_CHUNKS_AHEAD = 3
+# Loudness of nothing at all, dB of full scale.
+FLOOR_DB = -120.0
+# Quieter windows count as silent: below a quiet room, above the noise of compressed digital silence.
+SILENCE_DB = -60.0
 # Rows of a clip in memory; more wait in a file.
 _BLOCK_ROWS = 512
+# What is embedded is written after so many rows or seconds: what a killed run loses at most.
+_ROWS_PER_COMMIT = 20_000
+_SECONDS_PER_COMMIT = 20.0
+_CLIPS_PER_COMMIT = 256
 
 
 @dataclass(frozen=True)
@@ -42,26 +43,26 @@ class EmbeddingOptions:
     Attributes:
         hop: Seconds from one moment to the next.
         batch_size: Moments that the model is given at a time.
-        decoders: Files decoded at a time.
-        thumbnails: Longer side of a stored picture of each moment, pixels; 0 for none.
+        decoders: Files decoded at a time; `None`: one per core, at most 4.
+        thumbnails: Longer side of a stored image of each moment, pixels; 0 for none.
         damaged: `"error"`: damaged files are bad. `"keep"`: what can be decoded of them counts.
-        device: Where inputs are computed; `None` for the CPU.
     """
 
     hop: float
     batch_size: int = 64
-    decoders: int = 2
+    decoders: int | None = None
     thumbnails: int = 0
     damaged: str = "error"
-    device: str | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("batch_size", 1), ("decoders", 1), ("thumbnails", 0)):
             value = getattr(self, name)
+            if name == "decoders" and value is None:
+                continue
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {least}.")
+                raise SearchError(f"{name} is {value!r}; it must be a whole number of at least {least}.")
         if self.damaged not in ("error", "keep"):
-            raise ValueError(f'damaged is {self.damaged!r}; it must be "error" or "keep".')
+            raise SearchError(f'damaged is {self.damaged!r}; it must be "error" or "keep".')
 
 
 @dataclass
@@ -80,8 +81,8 @@ class EmbeddedClip:
 
 
 def embed_clips(
-    model: Any,
-    processor: Any,
+    model: CavMaeSyncModel,
+    processor: CavMaeSyncProcessor,
     clips: Iterable[ClipEntry],
     options: EmbeddingOptions,
     show: Callable[[float], None] | None = None,
@@ -89,7 +90,7 @@ def embed_clips(
     """Embed clips.
 
     Args:
-        model: A `CavMaeSyncModel` in evaluation mode.
+        model: The model, in evaluation mode.
         processor: Its processor.
         clips: What is known of each; the next is asked for when there is room for it.
         options: How.
@@ -98,157 +99,120 @@ def embed_clips(
     Yields:
         The clips in their order. One that cannot be used has a `problem`.
     """
-    reading: deque[_Reading] = deque()
-    waiting: deque[tuple[_Rows, dict[str, Any] | None]] = deque()
-    features = choose_features(("a", "v"), model.config)
-    source = iter(clips)
-    try:
-        for entry in itertools.islice(source, options.decoders):
-            reading.append(_Reading(processor, entry, options))
-        moments = 0
-        while reading:
-            current = reading[0]
-            rows = current.rows
-            item = current.next()
-            if item is not None:
-                waiting.append((rows, item))
-                moments += len(item["loudness"])
-            else:
-                waiting.append((rows, None))  # the clip ends here
-                reading.popleft()
-                for entry in itertools.islice(source, 1):
-                    reading.append(_Reading(processor, entry, options))
-            # The last clip is not waited for: nothing more will fill the batch.
-            if moments >= options.batch_size or not reading or len(waiting) > 4 * options.batch_size:
-                yield from _embed_waiting(model, waiting, features, options, show)
-                moments = 0
-    finally:
-        for unfinished in reading:
-            unfinished.stop()
 
+    def spans() -> Iterator[MediaSpan]:
+        for entry in clips:
+            rows = _Rows(entry, options.hop)
+            start, end = entry.start or None, entry.end or None
+            yield MediaSpan(rows.open_file, name=entry.path, start=start, end=end, about=rows)
 
-def _embed_waiting(
-    model: Any, waiting: deque[Any], features: Any, options: EmbeddingOptions, show: Callable[[float], None] | None
-) -> Iterator[EmbeddedClip]:
-    """Embed all that waits in one batch, and give the clips that are complete by it."""
-    items = [(rows, item) for rows, item in waiting if item is not None and not rows.problem]
-    if items:
-        inputs = {
-            name: torch.cat([item[name] for _, item in items], dim=1)
-            for name in ("input_values", "pixel_values_videos", "padding_mask", "padding_mask_videos")
+    def keep(_span: MediaSpan, inputs: dict[str, Any], _first: int) -> dict[str, Any]:
+        return {
+            "loudness": window_loudness(inputs, inputs["media"]),
+            "thumbnails": _thumbnails(inputs["media"], options.thumbnails),
         }
-        encoded = encode_moments(model, inputs, features)
-        done = 0
-        for rows, item in items:
-            part = slice(done, done + len(item["loudness"]))
-            done = part.stop
-            rows.add(item, {
-                "audio": (encoded.values["a"][0, part].numpy(), encoded.audio_present[0, part].numpy()),
-                "video": (encoded.values["v"][0, part].numpy(), encoded.video_present[0, part].numpy()),
-            })  # fmt: skip
-        if show is not None:
-            show(done * options.hop)
-    while waiting:
-        rows, item = waiting.popleft()
-        if item is None:
-            yield rows.finish()
 
-
-class _Reading:
-    """A file that a thread decodes; `next` gives its chunks, `None` at its end."""
-
-    def __init__(self, processor: Any, entry: ClipEntry, options: EmbeddingOptions) -> None:
-        self.rows = _Rows(entry, options.hop)
-        self._chunks: queue.Queue[Any] = queue.Queue(_CHUNKS_AHEAD)
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(processor, entry, options), daemon=True)
-        self._thread.start()
-
-    def next(self) -> dict[str, Any] | None:
-        chunk = self._chunks.get()
-        if isinstance(chunk, MediaError):
-            self.rows.problem = str(chunk)
-            return None
-        if isinstance(chunk, BaseException):
-            raise chunk
-        return chunk
-
-    def stop(self) -> None:
-        """End the thread, wherever it is."""
-        self._stopped.set()
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self._chunks.get_nowait()
-        self._thread.join()
-
-    def _run(self, processor: Any, entry: ClipEntry, options: EmbeddingOptions) -> None:
+    embedded = embed_moments(
+        model,
+        processor,
+        spans(),
+        hop=options.hop,
+        batch_size=options.batch_size,
+        decoders=options.decoders,
+        missing="mask",
+        damaged=options.damaged,
+        prepare=keep,
+    )
+    for span, chunks in embedded:
+        rows: _Rows = span.about
         try:
-            self.rows.duration = probe_media(entry.path).duration
-            self.rows.content = entry.content or content_of(entry.path)
-            span = {"start": entry.start or None, "end": entry.end or None}
-            stream = processor.stream(
-                entry.path, hop=options.hop, missing="mask", damaged=options.damaged, device=options.device,
-                return_media=True, **span,
-            )  # fmt: skip
-            for batch in stream:
-                self._put(_prepare(batch, options))
-                if self._stopped.is_set():
-                    return
-            self._put(None)
-        except BaseException as error:  # whatever it is, the thread that waits must hear of it
-            self._put(error)
-
-    def _put(self, item: Any) -> None:
-        while not self._stopped.is_set():
-            try:
-                self._chunks.put(item, timeout=0.1)
-                return
-            except queue.Full:
-                continue
+            for chunk in chunks:
+                rows.add(chunk)
+                if show is not None:
+                    show(len(chunk) * options.hop)
+        except MediaError as error:
+            rows.error = error
+        yield rows.finish()
 
 
-def _prepare(batch: Any, options: EmbeddingOptions) -> dict[str, Any]:
-    """What is kept of a chunk: the model's inputs, times, loudness and thumbnails, but no full-size frames."""
-    chunk = batch.pop("media")
-    count = len(chunk.frame_times)
-    everywhere = torch.ones(1, count, dtype=torch.bool)
-    return {
-        "input_values": batch["input_values"],
-        "padding_mask": batch["padding_mask"],
-        "pixel_values_videos": batch["pixel_values_videos"],
-        "padding_mask_videos": batch.get("padding_mask_videos", everywhere),
-        "times": batch["frame_times"][0].numpy(),
-        "loudness": window_loudness(batch, chunk),
-        "thumbnails": _thumbnails(chunk.frames, options.thumbnails, count),
-    }
+def append_clips(store: MomentStore, clips: Iterator[EmbeddedClip]) -> Iterator[list[ClipEntry]]:
+    """Write embedded clips, several with one commit; gives what is to be registered after each."""
+    group: list[EmbeddedClip] = []
+    begin = time.monotonic()
+
+    def write() -> list[ClipEntry]:
+        if any(item.entry.rows for item in group):
+            store.append(batch for item in group for batch in item.batches())
+        for item in group:
+            item.close()
+        return [item.entry for item in group]
+
+    try:
+        for clip in clips:
+            group.append(clip)
+            full = sum(item.entry.moments for item in group) >= _ROWS_PER_COMMIT or len(group) >= _CLIPS_PER_COMMIT
+            if full or time.monotonic() - begin > _SECONDS_PER_COMMIT:
+                yield write()
+                group, begin = [], time.monotonic()
+        if group:
+            yield write()
+    finally:
+        for item in group:
+            item.close()
 
 
-def _thumbnails(frames: torch.Tensor | None, side: int, count: int) -> list[bytes | None]:
+def window_loudness(inputs: dict[str, Any], chunk: MediaChunk) -> np.ndarray:
+    """Loudness of each window of a chunk: the root of the mean square of its samples, in dB of full scale.
+
+    A window counts as far as it lies inside the file. (A full-scale sine has -3 dB.)
+
+    Args:
+        inputs: A chunk from `processor.stream`, with `window_times` `(1, windows, 2)` in seconds of the file.
+        chunk: Its decoded frames and audio.
+
+    Returns:
+        float32 `(windows,)`; `FLOOR_DB` where there is no audio.
+    """
+    spans = inputs["window_times"][0].numpy() - chunk.start
+    result = np.full(len(spans), FLOOR_DB, np.float32)
+    if chunk.waveform is None or not len(chunk.waveform):
+        return result
+    energy = np.concatenate(([0.0], np.cumsum(np.square(chunk.waveform.numpy().astype(np.float64)))))
+    places = np.round((spans - chunk.waveform_start) * chunk.sampling_rate).astype(np.int64)
+    first, last = np.clip(places, 0, len(energy) - 1).T
+    inside = last > first
+    power = (energy[last] - energy[first])[inside] / (last - first)[inside]
+    # Differences of sums may end below zero by a rounding error.
+    result[inside] = 10 * np.log10(np.maximum(power, 10 ** (FLOOR_DB / 10)))
+    return result
+
+
+def _thumbnails(chunk: MediaChunk, side: int) -> list[bytes | None]:
     """JPEG of each frame, at most `side` pixels long."""
-    if frames is None or not side:
-        return [None] * count
+    if chunk.frames is None or not side:
+        return [None] * len(chunk.frame_times)
     from PIL import Image
 
-    pictures: list[bytes | None] = []
-    for frame in frames.permute(0, 2, 3, 1).numpy():
-        picture = Image.fromarray(np.ascontiguousarray(frame))
-        picture.thumbnail((side, side))
+    thumbnails: list[bytes | None] = []
+    for frame in chunk.frames.permute(0, 2, 3, 1).numpy():
+        image = Image.fromarray(np.ascontiguousarray(frame))
+        image.thumbnail((side, side))
         file = io.BytesIO()
-        picture.save(file, "JPEG", quality=80)
-        pictures.append(file.getvalue())
-    return pictures
+        image.save(file, "JPEG", quality=80)
+        thumbnails.append(file.getvalue())
+    return thumbnails
 
 
 class _Rows:
     """Collects the rows of one clip: the last ones in memory, those before in a file.
 
-    What is kept in memory is allocated once. Little pieces, kept among the large ones that come and go with every
-    chunk, would split the heap so that it grows with the film.
+    What is kept in memory is allocated once. Small pieces, kept among the large ones that come and go with every
+    chunk, would split the heap so that it grows with the video.
     """
 
     def __init__(self, entry: ClipEntry, hop: float) -> None:
         self.entry, self.hop = entry, hop
-        self.problem = ""
+        self.error: MediaError | None = None
         self.duration: float | None = None
         self.content = entry.content
         self.name = new_rows_name()
@@ -259,22 +223,34 @@ class _Rows:
         self._sums: dict[str, Any] = {"audio": 0.0, "video": 0.0}
         self._seen = {"audio": False, "video": False}
 
-    def add(self, item: dict[str, Any], vectors: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    def open_file(self) -> str:
+        """What is decoded; called in the thread that does."""
+        self.duration = probe_media(self.entry.path).duration
+        self.content = self.entry.content or content_of(self.entry.path)
+        return self.entry.path
+
+    def add(self, chunk: MomentChunk) -> None:
         """Take the moments of a chunk."""
+        loudness = chunk.kept["loudness"]
+        vectors = {
+            "audio": (chunk.values["a"], chunk.audio_present),
+            "video": (chunk.values["v"], chunk.video_present),
+        }
         for side, (values, present) in vectors.items():
             # What is silent says nothing of the clip.
-            counted = present & (item["loudness"] >= SILENCE_DB) if side == "audio" else present
+            counted = present & (loudness >= SILENCE_DB) if side == "audio" else present
             self._sums[side] = self._sums[side] + values[counted].sum(axis=0, dtype=np.float64)
             self._seen[side] |= bool(present.any())
         if not self._block:
-            self._block = _empty_block(vectors["audio"][0].shape[1])
-        size, done = len(item["loudness"]), 0
-        while done < size:
+            self._block = _empty_block(chunk.values["a"].shape[1])
+        done = 0
+        while done < len(chunk):
             first = self.count % _BLOCK_ROWS
-            taken = min(size - done, _BLOCK_ROWS - first)
+            taken = min(len(chunk) - done, _BLOCK_ROWS - first)
             here, there = slice(first, first + taken), slice(done, done + taken)
-            for name in ("times", "loudness", "thumbnails"):
-                self._block[name][here] = item[name][there]
+            self._block["times"][here] = chunk.times[there]
+            self._block["loudness"][here] = loudness[there]
+            self._block["thumbnails"][here] = chunk.kept["thumbnails"][there]
             for side, (values, present) in vectors.items():
                 self._block[side][here] = values[there]
                 self._block[f"{side}_present"][here] = present[there]
@@ -315,11 +291,16 @@ class _Rows:
 
     def finish(self) -> EmbeddedClip:
         """The clip, with all its rows."""
-        if self.problem or not self.count:
+        error = self.error
+        if error is None and not self.count:
+            error = MediaError(f"{self.entry.path}: holds no moment; use a smaller hop.")
+        if error is not None:
             self.close()
             release_names([self.name])
-            problem = self.problem or f"{self.entry.path}: holds no moment; use a smaller hop."
-            return EmbeddedClip(replace(self.entry, rows="", problem=problem, content=self.content))
+            hints = error.hints
+            if any(hint.argument == "damaged" for hint in hints):  # bad files are not read again by themselves
+                hints = (*hints, Hint("retry_bad", True, "read it again though it has not changed"))
+            return EmbeddedClip(replace(self.entry, rows="", problem=error.message, hints=hints, content=self.content))
         # A header may be wrong; the last frame lies within half a hop of the end.
         reached = self.entry.start + self.count * self.hop
         declared = min(self.duration or reached, self.entry.end or reached + self.hop)
@@ -349,6 +330,7 @@ class _Rows:
         yield from last
 
     def close(self) -> None:
+        """Free memory and file."""
         self._block = {}
         if self._file is not None:
             self._file.close()

@@ -1,28 +1,42 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""How does a collection of videos become an index, and stay its image when files come, change and go?"""
+"""An index of a collection of videos: made, brought up to date when files come, change and go, and described."""
 
 import os
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
+
+import numpy as np
+from transformers import PreTrainedModel
 
 from ..data.sources import ClipRecord, printable, read_source
+from ..files import StrPath
+from ..model.errors_cavmae_sync import MediaError, SearchError
+from ..model.modeling_cavmae_sync import CavMaeSyncModel
+from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from .approximate import DEFAULT_THRESHOLD, keep_index
-from .embedding import EmbeddedClip, EmbeddingOptions, embed_clips
-from .identity import clip_key, content_of, file_facts, looks_unchanged, segment_of
+from .cluster import append_with_ray
+from .embedding import EmbeddingOptions, append_clips, embed_clips
 from .settings import IndexSettings
-from .store import MomentStore
-from .tables import ClipEntry, new_rows_name
-
-__all__ = ["DEFAULT_HOP", "IndexSummary", "append_clips", "index_videos"]
+from .store import MomentStore, open_index
+from .tables import (
+    ClipEntry,
+    as_matrix,
+    clip_key,
+    content_of,
+    file_facts,
+    is_unchanged,
+    new_rows_name,
+    segment_of,
+)
 
 DEFAULT_HOP = 0.5
-# What is embedded is written after so many rows or seconds: what a killed run loses at most.
-_ROWS_PER_COMMIT = 20_000
-_SECONDS_PER_COMMIT = 20.0
-_CLIPS_PER_COMMIT = 256
+# What `index_status` gives of a clip.
+_SHOWN = ("path", "start", "end", "moments", "has_audio", "has_video", "size", "mtime_ns", "content")
+# Of the length of vectors, which are stored in half precision.
+_LENGTH_TOLERANCE = 0.01
 
 
 @dataclass
@@ -38,7 +52,7 @@ class IndexSummary:
         unchanged: Clips that were there already.
         removed: Clips that went because their file did.
         others: Clips that another run was faster to index.
-        bad: Name of each file that could not be used, and why.
+        errors: Name of each file that could not be used, and why.
         moments: Rows written.
         media_seconds: Length of what was embedded.
         seconds: Duration of the run.
@@ -55,7 +69,7 @@ class IndexSummary:
     unchanged: int = 0
     removed: int = 0
     others: int = 0
-    bad: dict[str, str] = field(default_factory=dict)
+    errors: dict[str, MediaError] = field(default_factory=dict)
     moments: int = 0
     media_seconds: float = 0.0
     seconds: float = 0.0
@@ -63,16 +77,22 @@ class IndexSummary:
     total_moments: int = 0
     approximate: int = 0
 
+    @property
+    def bad(self) -> dict[str, str]:
+        """Name of each file that could not be used, and why in words."""
+        return {path: str(error) for path, error in self.errors.items()}
+
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for JSON."""
-        return dict(vars(self))
+        values = {"bad" if name == "errors" else name: value for name, value in vars(self).items()}
+        return values | {"bad": self.bad}
 
     def __str__(self) -> str:
         parts = [
             f"{count} {name}"
             for name, count in (
                 ("added", self.added), ("changed", self.changed), ("unchanged", self.unchanged),
-                ("removed", self.removed), ("indexed by another run", self.others), ("bad", len(self.bad)),
+                ("removed", self.removed), ("indexed by another run", self.others), ("bad", len(self.errors)),
             )
             if count
         ]  # fmt: skip
@@ -87,12 +107,12 @@ class IndexSummary:
 
 def index_videos(
     source: Any,
-    index: str | os.PathLike[str] | MomentStore,
-    model: Any,
-    processor: Any,
+    index: StrPath | MomentStore,
+    model: PreTrainedModel,
+    processor: CavMaeSyncProcessor,
     *,
     hop: float = DEFAULT_HOP,
-    media: str | os.PathLike[str] | None = None,
+    media: StrPath | None = None,
     batch_size: int = 64,
     decoders: int | None = None,
     thumbnails: int = 0,
@@ -121,7 +141,7 @@ def index_videos(
         media: Folder of the files that a list names.
         batch_size: Moments that the model is given at a time.
         decoders: Files decoded at a time; default: one per core, at most 4.
-        thumbnails: Longer side of a stored picture of each moment, pixels; 0 for none.
+        thumbnails: Longer side of a stored image of each moment, pixels; 0 for none.
         damaged: `"error"`: damaged files are bad. `"keep"`: what can be decoded of them counts.
         retry_bad: Try files again that were bad before and have not changed.
         remove_missing: Whether clips go whose file is in the source no more.
@@ -134,16 +154,17 @@ def index_videos(
 
     Raises:
         DataError: The source does not exist or holds no clips.
-        SearchError: The index was made with another model or hop, or cannot be read or written.
-        ValueError: An argument cannot work.
+        SearchError: The index was made with another model or hop, or cannot be read or written, or an argument cannot
+            work.
     """
     begin = time.monotonic()
-    decoders = min(4, os.cpu_count() or 1) if decoders is None else decoders
-    options = EmbeddingOptions(hop, batch_size, decoders, thumbnails, damaged, _device_of(model))
+    options = EmbeddingOptions(
+        hop=hop, batch_size=batch_size, decoders=decoders, thumbnails=thumbnails, damaged=damaged
+    )
     if engine not in ("local", "ray"):
-        raise ValueError(f'engine is {engine!r}; it must be "local" or "ray".')
+        raise SearchError(f'engine is {engine!r}; it must be "local" or "ray".')
     records = read_source(source, media=media).records
-    base = getattr(model, model.base_model_prefix, model)
+    base = cast(CavMaeSyncModel, model.base_model)
     settings = IndexSettings.of(base, processor, hop)
     store = index if isinstance(index, MomentStore) else MomentStore.create(index, settings, storage_options)
     store.settings.check(settings, store.uri, adding=True)
@@ -155,13 +176,13 @@ def index_videos(
         run.remove_missing()
     if run.pending:
         if engine == "ray":
-            from .cluster import append_with_ray
-
             groups = append_with_ray(
-                store.uri, base, processor, run.next_clips(), options, workers, address, storage_options
-            )
+                store.uri, base, processor, run.next_clips(), options=options, workers=workers, address=address,
+                storage_options=storage_options,
+            )  # fmt: skip
         else:
-            groups = append_clips(store, embed_clips(base, processor, run.next_clips(), options, run.show))
+            embedded = embed_clips(base, processor, run.next_clips(), options=options, show=run.show)
+            groups = append_clips(store, embedded)
         for group in groups:
             run.register(group)
             if engine == "ray":  # which tells nothing on the way
@@ -177,34 +198,70 @@ def index_videos(
     return summary
 
 
-def append_clips(store: MomentStore, clips: Iterator[EmbeddedClip]) -> Iterator[list[ClipEntry]]:
-    """Write embedded clips, several with one commit; gives what is to be registered after each."""
-    group: list[EmbeddedClip] = []
-    begin = time.monotonic()
-    try:
-        for clip in clips:
-            group.append(clip)
-            full = sum(item.entry.moments for item in group) >= _ROWS_PER_COMMIT or len(group) >= _CLIPS_PER_COMMIT
-            if full or time.monotonic() - begin > _SECONDS_PER_COMMIT:
-                yield _append(store, group)
-                group, begin = [], time.monotonic()
-        if group:
-            yield _append(store, group)
-    finally:
-        for item in group:
-            item.close()
+def index_status(index: StrPath | MomentStore, *, check: bool = False) -> dict[str, Any]:
+    """What an index holds.
+
+    Args:
+        index: Where it is, or the open index.
+        check: Read every row, too, and raise an error where any is missing or damaged.
+
+    Returns:
+        `index`, `model`, `weights`, `hop`, `window_seconds`, `hidden_size`, numbers of `clips`, `files`, `bad`,
+        `moments` and `loose_rows` (of runs that were stopped; never found, and swept away in time), `seconds` of
+        media, rows of the `approximate` index by column, `thumbnails`, and `entries`: one mapping per clip, its
+        `problem` empty where there is none.
+
+    Raises:
+        SearchError: There is no index, or it cannot be read, or `check` finds it damaged.
+    """
+    store = open_index(index)
+    entries = sorted(store.entries().values(), key=lambda entry: (entry.path, entry.start))
+    usable = [entry for entry in entries if entry.rows]
+    if check:
+        _check_rows(store)
+    settings = store.settings
+    return {
+        "index": store.uri,
+        "model": settings.model,
+        "weights": settings.weights,
+        "hop": settings.hop,
+        "window_seconds": settings.window_seconds,
+        "hidden_size": settings.hidden_size,
+        "clips": len(usable),
+        "files": len({entry.path for entry in usable}),
+        "bad": len(entries) - len(usable),
+        "moments": sum(entry.moments for entry in usable),
+        "loose_rows": store.count() - sum(entry.moments for entry in usable),
+        "seconds": sum(entry.end - entry.start for entry in usable),
+        "approximate": store.indexed_columns(),
+        "thumbnails": store.has_thumbnails,
+        "entries": [
+            {name: getattr(entry, name) for name in _SHOWN} | {"problem": str(entry.error)} for entry in entries
+        ],
+    }
 
 
-def _append(store: MomentStore, group: list[EmbeddedClip]) -> list[ClipEntry]:
-    if any(item.entry.rows for item in group):
-        store.append(batch for item in group for batch in item.batches())
-    for item in group:
-        item.close()
-    return [item.entry for item in group]
+def _check_rows(store: MomentStore) -> None:
+    """Raise an error where rows are missing or vectors damaged."""
+    entries = store.entries()
+    incomplete = [entries[key].path for key in store.incomplete()]
+    if incomplete:
+        raise SearchError(
+            f"{store.uri}: {len(incomplete)} clips lack rows, such as {incomplete[0]}; run `cavmae-sync index` again, "
+            "which mends them."
+        )
+    for batch in store.scan(["rows", "window", "audio", "video"]):
+        for side in ("audio", "video"):
+            vectors, _ = as_matrix(batch[side], store.settings.hidden_size)
+            # Not a number is no length near 1, either.
+            if len(vectors) and not np.all(np.abs(np.linalg.norm(vectors, axis=1) - 1) < _LENGTH_TOLERANCE):
+                raise SearchError(
+                    f"{store.uri}: holds {side} vectors that are not of length 1; it is damaged: make it anew."
+                )
 
 
 class _Run:
-    """What is known, what is to be done and what was done, of one run."""
+    """What is known, what is to be done and what was done, of one run of `index_videos`."""
 
     def __init__(self, store: MomentStore, root: str, retry_bad: bool, progress: Callable[..., None] | None) -> None:
         self.store, self.root, self.retry_bad = store, printable(root), retry_bad
@@ -233,32 +290,25 @@ class _Run:
                 refused.append(entry)
                 continue
             if old is not None and entry.key not in incomplete:
-                same = looks_unchanged(entry, old)
+                same = is_unchanged(entry, old)
                 if not same and entry.size == old.size and old.content.startswith("sha256:"):
                     entry = replace(entry, content=content_of(entry.path))
                     same = entry.content == old.content
                     if same:
                         touched.append(entry)
                 if same and not (old.problem and self.retry_bad):
-                    self._note_unchanged(old)
+                    if old.problem:
+                        self.summary.errors[old.path] = old.error
+                    else:
+                        self.summary.unchanged += 1
                     continue
             self.pending.append(entry)
-        self._touch(touched)
+        if touched:  # their times are noted
+            whole = self.store.with_vectors([entry.key for entry in touched])
+            times = {entry.key: entry.mtime_ns for entry in touched}
+            self.store.register([replace(old, mtime_ns=times[old.key], previous=old.rows) for old in whole.values()])
         self.total = len(self.pending) + len(refused)
         self.register(refused)
-
-    def _note_unchanged(self, old: ClipEntry) -> None:
-        if old.problem:
-            self.summary.bad[old.path] = old.problem
-        else:
-            self.summary.unchanged += 1
-
-    def _touch(self, entries: Sequence[ClipEntry]) -> None:
-        """Note new times of files whose content is the same."""
-        if entries:
-            whole = self.store.with_vectors([entry.key for entry in entries])
-            times = {entry.key: entry.mtime_ns for entry in entries}
-            self.store.register([replace(old, mtime_ns=times[old.key], previous=old.rows) for old in whole.values()])
 
     def remove_missing(self) -> None:
         """Remove clips that were indexed from this source and are in it no more."""
@@ -324,7 +374,7 @@ class _Run:
             if entry.key not in accepted:
                 self.summary.others += 1
             elif entry.problem:
-                self.summary.bad[entry.path] = entry.problem
+                self.summary.errors[entry.path] = entry.error
             else:
                 known = self.known.get(entry.key)
                 self.summary.added += known is None or not known.rows
@@ -344,8 +394,8 @@ class _Run:
         if self.summary.media_seconds:
             speed = self.summary.media_seconds / max(1e-3, time.monotonic() - self.begin)
             parts.append(f"{self.summary.media_seconds / 60:.1f} min of media, {speed:.1f}x")
-        if self.summary.bad:
-            parts.append(f"{len(self.summary.bad)} bad")
+        if self.summary.errors:
+            parts.append(f"{len(self.summary.errors)} bad")
         self.progress(self.done, self.total, ", ".join(parts))
 
 
@@ -353,13 +403,18 @@ def _entry_of(record: ClipRecord, root: str) -> ClipEntry:
     """What is known of a clip before it is opened."""
     path = record.path or record.source
     entry = ClipEntry(
-        clip_key(path, record.start, record.end), "", path, record.start or 0.0, record.end or 0.0, printable(root)
+        key=clip_key(path, record.start, record.end),
+        rows="",
+        path=path,
+        start=record.start or 0.0,
+        end=record.end or 0.0,
+        root=printable(root),
     )
     problem = record.problem
     if record.row is not None:
         problem = "rows of a data set have no file to play; index a folder or a list of files"
     elif record.frames is not None or record.audio is not None:
-        problem = "pictures or sound in files of their own cannot be indexed; join them to videos"
+        problem = "frames or audio in files of their own cannot be indexed; join them to videos"
     elif record.maybe_cut:
         problem = "whether its file is cut to its segment is unknown; give a list with paths and times"
     if problem:
@@ -374,8 +429,3 @@ def _root_of(source: Any) -> str:
         return ""
     name = os.fspath(source)
     return name if "://" in name else os.path.abspath(name)
-
-
-def _device_of(model: Any) -> str | None:
-    device = str(model.device)
-    return None if device == "cpu" else device

@@ -1,32 +1,60 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""How does a sound, a picture or a moment of a video become the vectors of a query?"""
+"""Queries: audio, an image or a moment of a video as vectors to search with."""
 
+import contextlib
 import hashlib
 import io
 import math
 import os
+import warnings
 import wave
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 
 from ..inference.features import choose_features, encode_moments
+from ..inference.moments import MediaSpan, embed_moments, source_name
 from ..model.alignment_cavmae_sync import window_seconds
 from ..model.errors_cavmae_sync import QueryError
 from ..model.media_cavmae_sync import probe_media
-from ..model.media_source_cavmae_sync import describe_source
-from .loudness import SILENCE_DB, window_loudness
+from ..model.modeling_cavmae_sync import CavMaeSyncModel
+from ..model.processing_cavmae_sync import CavMaeSyncProcessor
+from .embedding import SILENCE_DB, window_loudness
 
-__all__ = ["MAX_QUERY_WINDOWS", "Query", "Side", "embed_query"]
+Side = Literal["audio", "video", "both", "auto"]
 
-Side = Literal["sound", "picture", "both", "auto"]
 # Longer queries find nothing more, and their similarities with all moments would fill the memory.
 MAX_QUERY_WINDOWS = 256
-_PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
-_PICTURE_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\x00", b"MM\x00*")
+# Old spellings, accepted in this version.
+OLD_SIDES = {"sound": "audio", "picture": "video"}
+_IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+_IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\x00", b"MM\x00*")
+
+
+def choose_side(value: str, argument: str) -> Side:
+    """A value of `by` or `find`, checked; old spellings are accepted with a warning.
+
+    Args:
+        value: `"audio"`, `"video"`, `"both"` or `"auto"`.
+        argument: Its name, for messages.
+
+    Raises:
+        QueryError: There is no such value.
+    """
+    if value in OLD_SIDES:
+        warnings.warn(
+            f"{argument}={value!r} is now {argument}={OLD_SIDES[value]!r}; the old spelling will be refused in a "
+            "later version.",
+            FutureWarning,
+            stacklevel=3,
+        )
+        return cast(Side, OLD_SIDES[value])
+    if value not in ("audio", "video", "both", "auto"):
+        raise QueryError(f'{argument} is {value!r}; it must be "audio", "video", "both" or "auto".')
+    return cast(Side, value)
 
 
 @dataclass(frozen=True)
@@ -35,11 +63,11 @@ class Query:
 
     Attributes:
         name: Where it comes from, for messages.
-        by: `"sound"`, `"picture"` or `"both"`: which of its vectors are compared.
-        audio: Vectors of its sounds, float32 `(windows, hidden)`; zeros where there is none.
-        video: Vectors of its pictures, the same.
-        audio_present: Which windows have sound that is not silence, `(windows,)` bool.
-        video_present: Which have a picture, `(windows,)` bool.
+        by: `"audio"`, `"video"` or `"both"`: which of its vectors are compared.
+        audio: Vectors of its audio windows, float32 `(windows, hidden)`; zeros where there is none.
+        video: Vectors of its frames, the same.
+        audio_present: Which windows have audio that is not silence, `(windows,)` bool.
+        video_present: Which have a frame, `(windows,)` bool.
         start: Where it starts in its source, seconds.
         seconds: How long it is.
         path: Its file, where it is one.
@@ -57,13 +85,16 @@ class Query:
     path: str | None = None
     content: str = ""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "by", choose_side(self.by, "by"))
+
     def __len__(self) -> int:
         return len(self.audio_present)
 
     @property
     def sides(self) -> tuple[str, ...]:
         """Which vectors are compared: `"audio"`, `"video"` or both."""
-        return {"sound": ("audio",), "picture": ("video",), "both": ("audio", "video")}[self.by]
+        return ("audio", "video") if self.by == "both" else (self.by,)
 
     @property
     def present(self) -> np.ndarray:
@@ -71,141 +102,151 @@ class Query:
         masks = [self.audio_present if side == "audio" else self.video_present for side in self.sides]
         return np.logical_and.reduce(masks)
 
+    def vectors(self, side: str) -> np.ndarray:
+        """`audio` or `video`."""
+        return self.audio if side == "audio" else self.video
+
 
 def embed_query(
     query: Any,
-    model: Any,
-    processor: Any,
+    model: CavMaeSyncModel,
+    processor: CavMaeSyncProcessor,
     *,
     hop: float,
     by: Side = "auto",
     start: float | None = None,
     end: float | None = None,
     min_loudness: float = SILENCE_DB,
-    device: str | torch.device | None = None,
 ) -> Query:
     """Vectors of a query.
 
     Args:
-        query: A file of sound, a video or a picture, as a path, address, bytes or file object; a `PIL.Image`; or sound
-            as `{"array": samples, "sampling_rate": Hz}`, samples `(samples,)` or `(channels, samples)`, floating-point
-            in [-1, 1] or 16-bit.
+        query: An audio file, a video or an image, as a path, address, bytes or file object; a `PIL.Image`; or audio as
+            `{"array": samples, "sampling_rate": Hz}`, samples `(samples,)` or `(channels, samples)`, floating-point in
+            [-1, 1] or 16-bit.
         model: The model that the index was made with.
         processor: Its processor.
         hop: Seconds between the index's moments.
-        by: Which of the query counts: `"sound"`, `"picture"`, `"both"`, or `"auto"` for all there is.
-        start: Where in the file the moment starts, seconds. What is heard around it counts as it does in the index.
+        by: Which of the query counts: `"audio"`, `"video"`, `"both"`, or `"auto"` for all there is.
+        start: Where in the file the moment starts, seconds. Audio around it counts as it does in the index.
         end: Where it ends.
         min_loudness: Windows quieter than this, in dB of full scale, count as silent and are not searched for.
-        device: Where inputs are computed.
 
     Raises:
         MediaError: The file cannot be used.
-        QueryError: It lacks what `by` asks for, is silent or too long.
-        ValueError: An argument cannot work.
+        QueryError: It lacks what `by` asks for, is silent or too long, or an argument cannot work.
     """
-    if by not in ("sound", "picture", "both", "auto"):
-        raise ValueError(f'by is {by!r}; it must be "sound", "picture", "both" or "auto".')
+    by = choose_side(by, "by")
     path = os.fspath(query) if isinstance(query, str | os.PathLike) else None
-    name = describe_query(query)
     content = ""
     if isinstance(query, bytes | bytearray | memoryview):
         content = f"sha256:{hashlib.sha256(query).hexdigest()}"
-    picture = _as_picture(query, name)
-    if picture is not None:
-        if by in ("sound", "both"):
-            raise QueryError(f"{name}: is a picture and has no sound; search by picture.")
+    is_image = hasattr(query, "convert") and hasattr(query, "size")
+    name = (getattr(query, "filename", "") or "the image") if is_image else source_name(query)
+    image = _as_image(query, name)
+    if image is not None:
+        if by in ("audio", "both"):
+            raise QueryError(f"{name}: is an image and has no audio; search by video.")
         if start is not None or end is not None:
-            raise QueryError(f"{name}: is a picture, which has no start and end; leave them out.")
-        vector = _embed_picture(model, processor, picture, device)
-        nothing = np.zeros_like(vector)
+            raise QueryError(f"{name}: is an image, which has no start and end; leave them out.")
+        frames = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+        device = None if model.device.type == "cpu" else model.device
+        inputs = processor.video_processor([frames], do_sample_frames=False, return_tensors="pt", device=device)
+        vector = encode_moments(model, inputs, choose_features(("v",), model.config)).values["v"][0].numpy()
         there = np.ones(1, bool)
-        return Query(name, "picture", nothing, vector, ~there, there, 0.0, hop, path, content)
+        return Query(
+            name=name, by="video", audio=np.zeros_like(vector), video=vector, audio_present=~there,
+            video_present=there, start=0.0, seconds=hop, path=path, content=content,
+        )  # fmt: skip
     media = _as_wave(query, name) if isinstance(query, Mapping) and "array" in query else query
-    audio, video, loudness, has_audio, has_video, seconds = _embed_media(
-        media, name, model, processor, hop, start, end, device
-    )
+    moments = _embed_media(media, name, model, processor, hop=hop, start=start, end=end)
+    has_audio, has_video, loudness = moments.audio_present, moments.video_present, moments.loudness
     if by == "auto":
-        by = "both" if has_audio.any() and has_video.any() else "sound" if has_audio.any() else "picture"
+        by = "both" if has_audio.any() and has_video.any() else "audio" if has_audio.any() else "video"
     heard = has_audio & (loudness >= min_loudness)
-    if by in ("sound", "both") and not heard.any():
+    if by in ("audio", "both") and not heard.any():
         if not has_audio.any():
-            raise QueryError(f"{name}: has no sound here; search by picture, or name another moment.")
+            raise QueryError(f"{name}: has no audio here; search by video, or name another moment.")
         raise QueryError(
             f"{name}: is silent (at most {loudness[has_audio].max():.0f} dB of full scale, and silence begins below "
-            f"{min_loudness:g} dB); name a louder moment, search by picture, or lower the least loudness."
+            f"{min_loudness:g} dB); name a louder moment, search by video, or lower the least loudness."
         )
-    if by in ("picture", "both") and not has_video.any():
-        raise QueryError(f"{name}: has no picture here; search by sound.")
-    return Query(name, by, audio, video, heard, has_video, start or 0.0, seconds, path, content)
+    if by in ("video", "both") and not has_video.any():
+        raise QueryError(f"{name}: has no frames here; search by audio.")
+    return Query(
+        name=name, by=by, audio=moments.audio, video=moments.video, audio_present=heard, video_present=has_video,
+        start=start or 0.0, seconds=moments.seconds, path=path, content=content,
+    )  # fmt: skip
 
 
-def describe_query(query: Any) -> str:
-    """Name a query for messages."""
-    if isinstance(query, Mapping) and "array" in query:
-        return "the sound"
-    if hasattr(query, "convert") and hasattr(query, "size"):
-        return getattr(query, "filename", "") or "the picture"
-    return describe_source(query)
+@dataclass
+class _Moments:
+    """Moments of a query: vectors `(moments, hidden)`, presence and loudness `(moments,)`, and their length."""
+
+    audio: np.ndarray
+    video: np.ndarray
+    audio_present: np.ndarray
+    video_present: np.ndarray
+    loudness: np.ndarray
+    seconds: float
 
 
 def _embed_media(
     media: Any,
     name: str,
-    model: Any,
-    processor: Any,
+    model: CavMaeSyncModel,
+    processor: CavMaeSyncProcessor,
+    *,
     hop: float,
     start: float | None,
     end: float | None,
-    device: Any,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, float]:
-    """Vectors of sound and picture, loudness, presence of both, and the length of the query in seconds."""
+) -> _Moments:
     begin = 0.0 if start is None else float(start)
-    length = _length(media, begin, end)
+    length = _length(media, name, begin, end)
     # A query shorter than a step is one window, on its middle.
     step = min(hop, length) if length is not None and length > 0 else hop
-    # The steps before belong to the grid of the query, so that its own windows hear what is around them.
+    # The steps before belong to the grid of the query, so that its own windows hold the audio around them.
     around = window_seconds(processor.feature_extractor.audio_length) / 2
     before = min(math.ceil(around / step), math.floor(begin / step + 1e-9)) if begin > 0 else 0
-    features = choose_features(("a", "v"), model.config)
-    parts: list[tuple[np.ndarray, ...]] = []
-    taken = -before
-    for batch in processor.stream(
+    span = MediaSpan(
         media,
-        hop=step,
+        name=name,
         start=begin - before * step if before else start,
         end=None if end is None else end + around,
-        missing="mask",
-        return_media=True,
-        device=device,
-    ):
-        chunk = batch.pop("media")
-        encoded = encode_moments(model, batch, features)
-        numbers = taken + np.arange(len(chunk.frame_times))
-        taken += len(numbers)
-        kept = numbers >= 0
-        if end is not None:
-            kept &= (numbers + 0.5) * step < end - begin - 1e-9
-        values = (
-            encoded.values["a"][0].numpy(), encoded.values["v"][0].numpy(), window_loudness(batch, chunk),
-            encoded.audio_present[0].numpy(), encoded.video_present[0].numpy(),
-        )  # fmt: skip
-        parts.append(tuple(value[kept] for value in values))
-        count = sum(len(part[0]) for part in parts)
-        if count > MAX_QUERY_WINDOWS:
-            raise QueryError(
-                f"{name}: a query may be {MAX_QUERY_WINDOWS * hop:g} s long; choose a moment with start and end."
-            )
-        if end is not None and not kept[-1] and numbers[-1] >= 0:
-            break
-    audio, video, loudness, has_audio, has_video = (np.concatenate(values) for values in zip(*parts, strict=True))
-    if not len(audio):
+    )
+    embedded = embed_moments(
+        model, processor, [span], hop=step, batch_size=1, decoders=1, missing="mask",
+        prepare=lambda _, inputs, first: (first, window_loudness(inputs, inputs["media"])),
+    )  # fmt: skip
+    parts: list[tuple[np.ndarray, ...]] = []
+    count = 0
+    with contextlib.closing(cast(Any, embedded)):
+        for _, chunks in embedded:
+            for chunk in chunks:
+                first, loudness = chunk.kept
+                numbers = first - before + np.arange(len(chunk))
+                kept = numbers >= 0
+                if end is not None:
+                    kept &= (numbers + 0.5) * step < end - begin - 1e-9
+                values = chunk.values["a"], chunk.values["v"], chunk.audio_present, chunk.video_present, loudness
+                parts.append(tuple(value[kept] for value in values))
+                count += int(kept.sum())
+                if count > MAX_QUERY_WINDOWS:
+                    longest = MAX_QUERY_WINDOWS * hop
+                    raise QueryError(f"{name}: a query may be {longest:g} s long; choose a moment with start and end.")
+                if end is not None and not kept[-1] and numbers[-1] >= 0:
+                    break
+    if not count:
         raise QueryError(f"{name}: nothing lies between {begin:g} s and {end} s; choose another moment.")
-    seconds = len(audio) * step if length is None else min(length, len(audio) * step)
-    return audio, video, loudness, has_audio, has_video, seconds
+    seconds = count * step if length is None else min(length, count * step)
+    audio, video, audio_present, video_present, loudness = map(np.concatenate, zip(*parts, strict=True))
+    return _Moments(
+        audio=audio, video=video, audio_present=audio_present, video_present=video_present, loudness=loudness,
+        seconds=seconds,
+    )  # fmt: skip
 
 
-def _length(media: Any, begin: float, end: float | None) -> float | None:
+def _length(media: Any, name: str, begin: float, end: float | None) -> float | None:
     """Length of the query in seconds, as far as it is known before decoding."""
     for value in (begin, end):
         if value is not None and (not math.isfinite(value) or value < 0):
@@ -216,17 +257,16 @@ def _length(media: Any, begin: float, end: float | None) -> float | None:
         return end - begin
     if hasattr(media, "read"):
         return None  # probing would move a stream that cannot go back
-    duration = probe_media(media).duration
+    duration = probe_media(media, name).duration
     if duration is not None and begin >= duration:
         raise QueryError(
-            f"{describe_source(media)}: lasts {duration:.2f} s, and the moment starts at {begin:g} s; choose an "
-            "earlier one."
+            f"{name}: lasts {duration:.2f} s, and the moment starts at {begin:g} s; choose an earlier one."
         )
     return None if duration is None else duration - begin
 
 
-def _as_picture(query: Any, name: str) -> Any:
-    """The query as an upright RGB picture, or `None` where it is none."""
+def _as_image(query: Any, name: str) -> Any:
+    """The query as an upright RGB image, or `None` where it is none."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     if isinstance(query, Image.Image):
@@ -242,25 +282,17 @@ def _as_picture(query: Any, name: str) -> Any:
             raise QueryError(f"{name}: cannot be read ({error}); check the access rights.") from error
     else:
         return None
-    if not head.startswith(_PICTURE_STARTS) and not (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
+    if not head.startswith(_IMAGE_STARTS) and not (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
         return None
     try:
-        with Image.open(source, formats=_PICTURE_FORMATS) as picture:
-            return ImageOps.exif_transpose(picture).convert("RGB")
+        with Image.open(source, formats=_IMAGE_FORMATS) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
     except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
-        raise QueryError(f"{name}: is a picture that cannot be read ({error}); save it anew.") from error
-
-
-def _embed_picture(model: Any, processor: Any, picture: Any, device: Any) -> np.ndarray:
-    """The vector of a picture, float32 `(1, hidden)`."""
-    frames = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
-    inputs = processor.video_processor([frames], do_sample_frames=False, return_tensors="pt", device=device)
-    features = choose_features(("v",), model.config)
-    return encode_moments(model, inputs, features).values["v"][0].numpy()
+        raise QueryError(f"{name}: is an image that cannot be read ({error}); save it anew.") from error
 
 
 def _as_wave(query: Mapping[str, Any], name: str) -> bytes:
-    """Samples in memory as a file, so that they take the way of all sound."""
+    """Samples in memory as a WAV file, which is read as every other file is."""
     rate = query.get("sampling_rate")
     if isinstance(rate, bool) or not isinstance(rate, int | float | np.number) or not rate > 0 or rate != int(rate):
         raise QueryError(f"{name}: sampling_rate is {rate!r}; it must be a whole number of Hz above 0.")

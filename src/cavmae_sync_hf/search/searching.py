@@ -8,27 +8,25 @@ and compared along the diagonal, so that scores are exact and only what was neve
 
 import fnmatch
 import math
-import os
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import numpy as np
+from transformers import PreTrainedModel
 
-from ..model.errors_cavmae_sync import SearchError
+from ..files import StrPath
+from ..model.errors_cavmae_sync import QueryError, SearchError
+from ..model.modeling_cavmae_sync import CavMaeSyncModel
+from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from .alignment import Alignments, align, best_apart
 from .approximate import REFINE, partitions_to_search
-from .identity import content_of, file_key
-from .loudness import SILENCE_DB
-from .querying import Query, Side, embed_query
-from .results import Hit, SearchFilters, SearchResult
+from .embedding import SILENCE_DB
+from .querying import Query, Side, choose_side, embed_query
 from .settings import IndexSettings
 from .store import MomentStore, open_index
-from .tables import ClipEntry, as_matrix
+from .tables import ClipEntry, as_matrix, content_of, file_key
 
-__all__ = ["search", "search_clips", "search_moments"]
-
-_SIDES = {"sound": ("audio",), "picture": ("video",), "both": ("audio", "video")}
-_NAMES = {"audio": "sound", "video": "picture"}
 # Windows of a long query that look for candidates; all of them are compared.
 _MAX_PROBES = 16
 # Moments that each of them finds first; more, where hits of one file crowd out the others.
@@ -43,11 +41,121 @@ _SLACK = 1
 _SECONDS_TOLERANCE = 1e-6
 
 
+@dataclass(frozen=True)
+class SearchFilters:
+    """Which moments may be found.
+
+    Attributes:
+        exclude_same_file: Leave out the file that the query is from, and its copies.
+        within: Start and end in seconds: moments outside this span of their files are left out; `None` in either
+            place for no limit.
+        files: Pattern, such as `*/interviews/*.mp4`, of the paths that are searched; default: all.
+        min_loudness: Quieter moments are left out, dB of full scale. Default: those that are silent, where stored
+            audio is compared; `-inf` leaves none out.
+        min_overlap: Share of the query's windows that must meet a moment: less at the border of a clip is no hit.
+        min_gap: Hits of one file lie at least so far apart, seconds. Default: the longer of the query and the audio
+            window of a moment, so that no audio is in two hits.
+        per_file: Hits of one file, at most; default: any number.
+    """
+
+    exclude_same_file: bool = False
+    within: tuple[float | None, float | None] = (None, None)
+    files: str | None = None
+    min_loudness: float | None = None
+    min_overlap: float = 0.75
+    min_gap: float | None = None
+    per_file: int | None = None
+
+    def __post_init__(self) -> None:
+        first, last = self.within
+        for value in self.within:
+            if value is not None and not value >= 0:
+                raise QueryError(f"within is {self.within!r}; it holds seconds of at least 0.")
+        if first is not None and last is not None and last <= first:
+            raise QueryError(f"within is {self.within!r}; its end must come after its start.")
+        if not 0 < self.min_overlap <= 1:
+            raise QueryError(f"min_overlap is {self.min_overlap!r}; it must be above 0 and at most 1.")
+        if self.min_gap is not None and not self.min_gap >= 0:
+            raise QueryError(f"min_gap is {self.min_gap!r}; it must be a number of seconds of at least 0.")
+        if self.min_loudness is not None and math.isnan(self.min_loudness):
+            raise QueryError("min_loudness is NaN; it must be a number of dB.")
+        if self.per_file is not None and (isinstance(self.per_file, bool) or not self.per_file >= 1):
+            raise QueryError(f"per_file is {self.per_file!r}; it must be at least 1.")
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A moment that was found.
+
+    Attributes:
+        path: Its file.
+        start: Where it starts in the file, seconds.
+        end: Where it ends.
+        score: Mean cosine of the query's windows and the moments they meet; those that meet none count as 0.
+        windows: How many meet one.
+        clip_start: Where the clip that it belongs to starts in the file.
+        clip_end: Where that ends.
+        loudness: Of the loudest moment in it, dB of full scale; `None` where whole clips are compared.
+        thumbnail: JPEG of its middle, where the index has thumbnails.
+    """
+
+    path: str
+    start: float
+    end: float
+    score: float
+    windows: int
+    clip_start: float
+    clip_end: float
+    loudness: float | None = None
+    thumbnail: bytes | None = field(default=None, repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, for JSON; without the thumbnail."""
+        return {name: value for name, value in vars(self).items() if name != "thumbnail"}
+
+
+@dataclass(frozen=True)
+class SearchResult(Sequence[Hit]):
+    """The moments found, best first, and how.
+
+    Attributes:
+        hits: The moments.
+        by: What of the query was compared: `"audio"`, `"video"` or `"both"`.
+        find: With what of the index.
+        pairs: Both together, such as `["audio -> video"]`.
+        exact: Whether all moments were compared.
+        query: Name of the query.
+        query_start: Where the query starts in its source, seconds.
+        query_seconds: How long it is.
+        query_windows: How many windows it has.
+    """
+
+    hits: tuple[Hit, ...]
+    by: str
+    find: str
+    pairs: tuple[str, ...]
+    exact: bool
+    query: str
+    query_start: float
+    query_seconds: float
+    query_windows: int
+
+    def __len__(self) -> int:
+        return len(self.hits)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self.hits[place]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, for JSON."""
+        return dict(vars(self)) | {"pairs": list(self.pairs), "hits": [hit.to_dict() for hit in self.hits]}
+
+
 def search(
-    index: str | os.PathLike[str] | MomentStore,
+    index: StrPath | MomentStore,
     query: Any,
-    model: Any,
-    processor: Any,
+    model: PreTrainedModel,
+    processor: CavMaeSyncProcessor,
     *,
     by: Side = "auto",
     find: Side = "auto",
@@ -58,16 +166,16 @@ def search(
     exact: bool | None = None,
     filters: SearchFilters | None = None,
 ) -> SearchResult:
-    """Find the moments of an index that are most like a sound, a picture or a moment of a video.
+    """Find the moments of an index that are most like audio, an image or a moment of a video.
 
     Args:
         index: Where the index is, or the open index.
-        query: A file of sound, a video, a picture or samples, as `embed_query` takes them.
+        query: An audio file, a video, an image or samples, as `embed_query` takes them.
         model: The model that the index was made with.
         processor: Its processor.
-        by: What of the query counts: `"sound"`, `"picture"`, `"both"`, or `"auto"` for all there is.
-        find: What of the index it is compared with. `"auto"`: the other one, as the model was trained to: pictures for
-            a sound, sounds for a picture; and for both the same of each.
+        by: What of the query counts: `"audio"`, `"video"`, `"both"`, or `"auto"` for all there is.
+        find: What of the index it is compared with. `"auto"`: the other one, as the model was trained to: video for
+            audio, audio for video; and for both the same of each.
         start: Where in the query's file the moment starts, seconds.
         end: Where it ends.
         top: Hits at most.
@@ -77,20 +185,19 @@ def search(
 
     Raises:
         MediaError: The query cannot be read.
-        SearchError: The query lacks what `by` asks for, is silent or too long.
+        QueryError: The query lacks what `by` asks for, is silent or too long, or an argument cannot work.
         SearchError: There is no index, it was made with another model, or cannot be read.
-        ValueError: An argument cannot work.
     """
     filters = filters or SearchFilters()
-    _check_arguments(by, find, top)
+    by, find = choose_side(by, "by"), choose_side(find, "find")
+    _check_top(top)
     store = open_index(index)
-    base = getattr(model, model.base_model_prefix, model)
+    base = cast(CavMaeSyncModel, model.base_model)
     store.settings.check(IndexSettings.of(base, processor, store.settings.hop), store.uri, adding=False)
     embedded = embed_query(
         query, base, processor, hop=store.settings.hop, by=by, start=start, end=end,
-        # A quiet sound may ask for louder ones.
+        # A quiet query may ask for louder moments.
         min_loudness=SILENCE_DB if filters.min_loudness is None else min(SILENCE_DB, filters.min_loudness),
-        device=None if base.device.type == "cpu" else base.device,
     )  # fmt: skip
     if whole_clips:
         return search_clips(store, embedded, find=find, top=top, filters=filters)
@@ -108,8 +215,8 @@ def search_moments(
 ) -> SearchResult:
     """Find moments with a query that is embedded already; arguments as for `search`."""
     filters = filters or SearchFilters()
-    _check_arguments("auto", find, top)
-    comparison = _Comparison.of(query, find)
+    comparison = _Comparison.of(query, choose_side(find, "find"))
+    _check_top(top)
     _check_width(store, query)
     view = _View.of(store, query, comparison, filters)
     approximate = set(comparison.stored) <= set(store.indexed_columns())
@@ -140,13 +247,13 @@ def search_clips(
     Of the filters, those count that concern files.
     """
     filters = filters or SearchFilters()
-    _check_arguments("auto", find, top)
-    comparison = _Comparison.of(query, find)
+    comparison = _Comparison.of(query, choose_side(find, "find"))
+    _check_top(top)
     _check_width(store, query)
     view = _View.of(store, query, comparison, filters)
     scores: dict[str, float] = {}
     for place, (asked, stored) in enumerate(comparison.pairs):
-        mean = _side(query, asked)[query.present].mean(axis=0)
+        mean = query.vectors(asked)[query.present].mean(axis=0)
         keys, vectors = store.clip_vectors(stored)
         cosines = vectors @ (mean / max(1e-12, float(np.linalg.norm(mean))))
         previous = scores
@@ -163,7 +270,12 @@ def search_clips(
         count[entry.path] += 1
         if filters.per_file is None or count[entry.path] <= filters.per_file:
             score = scores[key] / len(comparison.pairs)
-            hits.append(Hit(entry.path, entry.start, entry.end, score, entry.moments, entry.start, entry.end))
+            hits.append(
+                Hit(
+                    path=entry.path, start=entry.start, end=entry.end, score=score, windows=entry.moments,
+                    clip_start=entry.start, clip_end=entry.end,
+                )
+            )  # fmt: skip
     return _result(query, comparison, True, hits[:top])
 
 
@@ -177,8 +289,8 @@ class _Comparison:
     @classmethod
     def of(cls, query: Query, find: str) -> "_Comparison":
         if find == "auto":
-            find = {"sound": "picture", "picture": "sound", "both": "both"}[query.by]
-        stored = _SIDES[find]
+            find = {"audio": "video", "video": "audio", "both": "both"}[query.by]
+        stored = ("audio", "video") if find == "both" else (find,)
         if query.by == "both" and find == "both":
             return cls(find, (("audio", "audio"), ("video", "video")))
         return cls(find, tuple((asked, side) for asked in query.sides for side in stored))
@@ -233,7 +345,10 @@ class _View:
         conditions += store.only_rows(kept, [entry.rows for entry in everything if entry.rows not in kept])
         paths = {path: number for number, path in enumerate(sorted({entry.path for entry in entries}))}
         files = np.array([paths[entry.path] for entry in entries], np.int64)
-        return cls(store, entries, kept, files, " AND ".join(conditions) or None, filters)
+        return cls(
+            store=store, entries=entries, numbers=kept, files=files, where=" AND ".join(conditions) or None,
+            filters=filters,
+        )  # fmt: skip
 
     def numbers_of(self, names: Any) -> np.ndarray:
         """Number of the clip that each of some rows belongs to, -1 for those that are not searched."""
@@ -251,12 +366,9 @@ def _of_same_file(query: Query, everything: list[ClipEntry]) -> frozenset[str]:
     return frozenset(own | {entry.key for entry in everything if content and entry.content == content})
 
 
-def _check_arguments(by: str, find: str, top: int) -> None:
-    for name, value in (("by", by), ("find", find)):
-        if value not in ("sound", "picture", "both", "auto"):
-            raise ValueError(f'{name} is {value!r}; it must be "sound", "picture", "both" or "auto".')
+def _check_top(top: int) -> None:
     if isinstance(top, bool) or not isinstance(top, int) or top < 1:
-        raise ValueError(f"top is {top!r}; it must be a whole number of at least 1.")
+        raise QueryError(f"top is {top!r}; it must be a whole number of at least 1.")
 
 
 def _check_width(store: MomentStore, query: Query) -> None:
@@ -265,10 +377,6 @@ def _check_width(store: MomentStore, query: Query) -> None:
             f"{query.name}: its vectors have {query.audio.shape[1]} values, those of {store.uri} "
             f"{store.settings.hidden_size}; embed it with the model of the index."
         )
-
-
-def _side(query: Query, side: str) -> np.ndarray:
-    return query.audio if side == "audio" else query.video
 
 
 def _min_pairs(view: _View, query: Query) -> int:
@@ -282,7 +390,7 @@ def _similarity(query: Query, comparison: _Comparison, rows: Any) -> np.ndarray:
     for asked, stored in comparison.pairs:
         vectors, places = as_matrix(rows[stored], query.audio.shape[1])
         cosines = np.full_like(total, np.nan)
-        cosines[:, places] = _side(query, asked) @ vectors.T
+        cosines[:, places] = query.vectors(asked) @ vectors.T
         total += cosines
     return total / len(comparison.pairs)
 
@@ -326,7 +434,7 @@ def _compare_candidates(view: _View, query: Query, comparison: _Comparison, per_
     }
     for asked, stored in comparison.pairs:
         names, windows, which, cosines = view.store.nearest(
-            stored, _side(query, asked)[probes], per_probe, view.where, **effort
+            stored, query.vectors(asked)[probes], per_probe, view.where, **effort
         )
         clips.append(view.numbers_of(names))
         firsts.append(windows - probes[which])
@@ -336,7 +444,7 @@ def _compare_candidates(view: _View, query: Query, comparison: _Comparison, per_
         return align(np.zeros((len(query), 0), np.float32), np.zeros(0), np.zeros(0))
     slack = _SLACK if len(query) > 1 else 0
     wanted = np.unique(np.concatenate([candidates + [0, shift] for shift in range(-slack, slack + 1)]), axis=0)
-    rows = _rows_under(view, wanted, len(query), ["rows", "window", *comparison.stored], view.where)
+    rows = _rows_under(view, wanted, len(query), ["rows", "window", *comparison.stored], where=view.where)
     found = align(
         _similarity(query, comparison, rows), view.numbers_of(rows["rows"]), rows["window"].to_numpy(),
         present=query.present, min_pairs=_min_pairs(view, query),
@@ -354,7 +462,7 @@ def _strongest(clips: np.ndarray, firsts: np.ndarray, votes: np.ndarray) -> np.n
     return places[np.sort(np.argsort(-weights, kind="stable")[:_MAX_CANDIDATES])]
 
 
-def _rows_under(view: _View, places: np.ndarray, length: int, columns: list[str], where: str | None = None) -> Any:
+def _rows_under(view: _View, places: np.ndarray, length: int, columns: list[str], *, where: str | None = None) -> Any:
     """All rows that fulfil a condition and that a query of some length meets at some places."""
     store = view.store
     names = [view.entries[number].rows for number in np.unique(places[:, 0])]
@@ -404,22 +512,29 @@ def _hits(view: _View, query: Query, found: Alignments, picked: list[int]) -> li
         middle = under[np.argmin(np.abs(windows[under] - (first + (len(query) - 1) / 2)))]
         hits.append(
             Hit(
-                entry.path,
-                max(entry.start, entry.start + first * hop, earliest or 0.0),
-                min(entry.end, entry.start + (first + len(query)) * hop, math.inf if latest is None else latest),
-                float(found.scores[place]),
-                int(found.counts[place]),
-                entry.start,
-                entry.end,
-                float(loudness[under].max()),
-                thumbnails[int(middle)].as_py(),
+                path=entry.path,
+                start=max(entry.start, entry.start + first * hop, earliest or 0.0),
+                end=min(entry.end, entry.start + (first + len(query)) * hop, math.inf if latest is None else latest),
+                score=float(found.scores[place]),
+                windows=int(found.counts[place]),
+                clip_start=entry.start,
+                clip_end=entry.end,
+                loudness=float(loudness[under].max()),
+                thumbnail=thumbnails[int(middle)].as_py(),
             )
         )
     return hits
 
 
 def _result(query: Query, comparison: _Comparison, exact: bool, hits: list[Hit]) -> SearchResult:
-    pairs = tuple(f"{_NAMES[asked]} -> {_NAMES[stored]}" for asked, stored in comparison.pairs)
     return SearchResult(
-        tuple(hits), query.by, comparison.find, pairs, exact, query.name, query.start, query.seconds, len(query)
+        hits=tuple(hits),
+        by=query.by,
+        find=comparison.find,
+        pairs=tuple(f"{asked} -> {stored}" for asked, stored in comparison.pairs),
+        exact=exact,
+        query=query.name,
+        query_start=query.start,
+        query_seconds=query.seconds,
+        query_windows=len(query),
     )

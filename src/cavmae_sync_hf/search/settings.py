@@ -1,5 +1,5 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""With which model, processor and hop was an index made, and may this model search it or add to it?"""
+"""Model, processor and hop that an index was made with, and whether others may search it or add to it."""
 
 import json
 import math
@@ -7,17 +7,18 @@ import os
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from ..model.alignment_cavmae_sync import window_seconds
 from ..model.errors_cavmae_sync import SearchError
+from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from ..provenance import weights_fingerprint
-
-__all__ = ["FORMAT", "IndexSettings"]
 
 # Of the tables and of these settings; an index of another one is refused.
 FORMAT = 1
-# Settings that decide what a window and a frame look like to the model; the rest says how inputs are handed over.
-_SOUND_SETTINGS = ("sampling_rate", "channel", "num_mel_bins", "audio_length", "mean", "std", "min_window_coverage")
-_PICTURE_SETTINGS = (
+# Settings that decide the values of a window and a frame; the rest says how inputs are handed over.
+_AUDIO_SETTINGS = ("sampling_rate", "channel", "num_mel_bins", "audio_length", "mean", "std", "min_window_coverage")
+_FRAME_SETTINGS = (
     "do_resize", "size", "resample", "exact_resize", "do_center_crop", "crop_size", "do_rescale", "rescale_factor",
     "do_normalize", "image_mean", "image_std", "do_convert_rgb",
 )  # fmt: skip
@@ -30,7 +31,7 @@ class IndexSettings:
     Attributes:
         hop: Seconds from one moment to the next.
         hidden_size: Length of the vectors.
-        window_seconds: Seconds of sound that the model hears around a moment.
+        window_seconds: Length of a moment's audio window, seconds.
         weights: Checksum of the model's weights, from `weights_fingerprint`.
         model: Where the model was loaded from: what a search loads when it is given no model.
         processing: Settings of the processor that decide what the model sees and hears.
@@ -46,7 +47,7 @@ class IndexSettings:
     format: int = FORMAT
 
     @classmethod
-    def of(cls, model: Any, processor: Any, hop: float) -> "IndexSettings":
+    def of(cls, model: PreTrainedModel, processor: CavMaeSyncProcessor, hop: float) -> "IndexSettings":
         """The settings of an index that this model and processor would make.
 
         Args:
@@ -55,21 +56,22 @@ class IndexSettings:
             hop: Seconds from one moment to the next.
 
         Raises:
-            ValueError: The hop is no positive number, or the model lacks a tower.
+            SearchError: The hop is no positive number, or the model lacks a tower.
         """
         if isinstance(hop, bool) or not isinstance(hop, int | float) or not 0 < hop < math.inf:
-            raise ValueError(f"hop is {hop!r}; it must be a number of seconds above 0.")
+            raise SearchError(f"hop is {hop!r}; it must be a number of seconds above 0.")
         if model.config.modality != "multimodal":
-            raise ValueError(f"The model has the {model.config.modality} tower alone; an index needs both.")
-        sounds, pictures = processor.feature_extractor.to_dict(), processor.video_processor.to_dict()
-        processing = {name: sounds.get(name) for name in _SOUND_SETTINGS}
-        processing |= {name: pictures.get(name) for name in _PICTURE_SETTINGS}
+            raise SearchError(f"The model has the {model.config.modality} tower alone; an index needs both.")
+        of_audio, of_frames = processor.feature_extractor.to_dict(), processor.video_processor.to_dict()
+        processing = {name: of_audio.get(name) for name in _AUDIO_SETTINGS}
+        processing |= {name: of_frames.get(name) for name in _FRAME_SETTINGS}
+        place = str(model.config._name_or_path or "")
         return cls(
             hop=float(hop),
             hidden_size=int(model.config.hidden_size),
             window_seconds=window_seconds(processor.feature_extractor.audio_length),
             weights=weights_fingerprint(model),
-            model=_place_of(model),
+            model=os.path.abspath(place) if place and os.path.isdir(place) else place,  # found from any folder
             processing=json.loads(json.dumps(processing)),  # as it is read back: lists, no tuples
         )
 
@@ -134,9 +136,3 @@ class IndexSettings:
                 f"{index}: its moments lie {self.hop:g} s apart, not {other.hop:g} s; add with a hop of {self.hop:g}, "
                 "or make another index."
             )
-
-
-def _place_of(model: Any) -> str:
-    """Where a model was loaded from, as it can be found from any folder."""
-    name = str(model.config._name_or_path or "")
-    return os.path.abspath(name) if name and os.path.isdir(name) else name

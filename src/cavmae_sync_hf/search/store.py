@@ -1,5 +1,5 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""How do moments lie in LanceDB, so that a clip is there wholly or not at all, whoever writes and whenever it stops?
+"""Moments in LanceDB: a clip is there wholly or not at all, whoever writes and whenever a run stops.
 
 Two tables: `moments`, one row per window with its vectors, and `clips`, one row per clip with where it came from. Rows
 are first appended to `moments` under a name of their own (`rows`), which hurts nobody, in memory that does not grow
@@ -21,7 +21,9 @@ from typing import Any
 
 import numpy as np
 
+from ..files import StrPath
 from ..model.errors_cavmae_sync import SearchError
+from ..provenance import require_package
 from .settings import IndexSettings
 from .tables import (
     ClipEntry,
@@ -35,8 +37,6 @@ from .tables import (
     writer_is_gone,
 )
 
-__all__ = ["MomentStore", "open_index"]
-
 MOMENTS, CLIPS = "moments", "clips"
 _METADATA_KEY = b"cavmae_sync_index"
 # LanceDB itself repeats a commit that another one overtook; this is for those that it gives up.
@@ -47,7 +47,7 @@ _IN_LIST = 1000
 _CONFLICT_WORDS = ("conflict", "concurrent", "retry", "contention")
 
 
-def open_index(index: Any) -> "MomentStore":
+def open_index(index: "StrPath | MomentStore") -> "MomentStore":
     """The index at an address, or the one that is handed in, brought up to date.
 
     Raises:
@@ -67,13 +67,13 @@ class MomentStore:
         settings: How it was made.
     """
 
-    def __init__(self, uri: str, connection: Any, moments: Any, clips: Any, settings: IndexSettings) -> None:
+    def __init__(self, uri: str, *, connection: Any, moments: Any, clips: Any, settings: IndexSettings) -> None:
         self.uri, self.settings = uri, settings
         self._connection, self._moments, self._clips = connection, moments, clips
         self._entries: tuple[int, dict[str, ClipEntry]] | None = None
 
     @classmethod
-    def open(cls, uri: str | os.PathLike[str], storage_options: dict[str, str] | None = None) -> "MomentStore":
+    def open(cls, uri: StrPath, storage_options: dict[str, str] | None = None) -> "MomentStore":
         """Open an index.
 
         Args:
@@ -96,7 +96,7 @@ class MomentStore:
     @classmethod
     def create(
         cls,
-        uri: str | os.PathLike[str],
+        uri: StrPath,
         settings: IndexSettings,
         storage_options: dict[str, str] | None = None,
     ) -> "MomentStore":
@@ -121,9 +121,13 @@ class MomentStore:
                 moments = _create_table(connection, MOMENTS, schema=schema)
         store = cls._assemble(name, connection, moments)
         store.settings.check(settings, name, adding=True)
-        with _reading(name):
-            if store._clips is None:
-                store._clips = _create_table(connection, CLIPS, **_first_clips(settings.hidden_size))
+        if store._clips is None:
+            import pyarrow as pa
+
+            clips = clips_schema(settings.hidden_size)
+            first = pa.Table.from_pylist([shared_row()], schema=clips)
+            with _reading(name):
+                store._clips = _create_table(connection, CLIPS, data=first, schema=clips, on_bad_vectors="null")
         return store
 
     @classmethod
@@ -133,7 +137,8 @@ class MomentStore:
             if _METADATA_KEY not in metadata:
                 raise SearchError(f"{name}: holds a table {MOMENTS!r} that cavmae-sync did not make.")
             settings = IndexSettings.from_json(metadata[_METADATA_KEY], name)
-            return cls(name, connection, moments, _open_table(connection, CLIPS), settings)
+            clips = _open_table(connection, CLIPS)
+            return cls(name, connection=connection, moments=moments, clips=clips, settings=settings)
 
     def refresh(self) -> None:
         """See what others have written since."""
@@ -146,7 +151,7 @@ class MomentStore:
 
     @property
     def has_thumbnails(self) -> bool:
-        """Whether any row has a picture."""
+        """Whether any row has an image."""
         with _reading(self.uri):
             return bool(self._moments.count_rows("thumbnail IS NOT NULL"))
 
@@ -214,7 +219,9 @@ class MomentStore:
         self._commit(self._clips, commit)
         self.refresh()
         now = self.entries()
-        accepted = {entry.key for entry in entries if _same(now.get(entry.key), entry)}
+        # Those of bad files have no rows to tell them by.
+        counting = {key: (entry.rows, entry.problem) for key, entry in now.items()}
+        accepted = {entry.key for entry in entries if counting.get(entry.key) == (entry.rows, entry.problem)}
         gone = [entry.previous for entry in entries if entry.key in accepted and entry.previous != entry.rows]
         self._remove_rows(gone + [entry.rows for entry in entries if entry.key not in accepted])
         release_names(entry.rows for entry in entries)
@@ -432,7 +439,7 @@ class MomentStore:
                 table.checkout_latest()
 
 
-def _as_uri(uri: str | os.PathLike[str]) -> str:
+def _as_uri(uri: StrPath) -> str:
     name = os.fspath(uri)
     if not name:
         raise SearchError("The name of the index is empty; name a folder or an address.")
@@ -456,16 +463,8 @@ def _check_folder(name: str, new: bool = False) -> None:
         raise SearchError(f"{name}: is a folder of other files; name a new or empty folder for the index.")
 
 
-def _require_lancedb() -> Any:
-    try:
-        import lancedb
-    except ImportError as error:
-        raise ImportError("Search needs LanceDB: pip install 'cavmae-sync-hf[search]'") from error
-    return lancedb
-
-
 def _connect(name: str, storage_options: dict[str, str] | None) -> Any:
-    return _require_lancedb().connect(name, storage_options=storage_options)
+    return require_package("lancedb", "search", "Search").connect(name, storage_options=storage_options)
 
 
 def _open_table(connection: Any, table: str) -> Any:
@@ -486,18 +485,6 @@ def _create_table(connection: Any, table: str, **arguments: Any) -> Any:
         if "already exists" not in str(error):
             raise
         return connection.open_table(table)
-
-
-def _first_clips(hidden_size: int) -> dict[str, Any]:
-    import pyarrow as pa
-
-    schema = clips_schema(hidden_size)
-    return {"data": pa.Table.from_pylist([shared_row()], schema=schema), "schema": schema, "on_bad_vectors": "null"}
-
-
-def _same(found: ClipEntry | None, entry: ClipEntry) -> bool:
-    """Whether the entry that counts is the one given; those of bad files have no rows to tell them by."""
-    return found is not None and (found.rows, found.problem) == (entry.rows, entry.problem)
 
 
 def _portions(names: Sequence[str]) -> Iterator[Sequence[str]]:

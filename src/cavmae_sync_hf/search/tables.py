@@ -1,6 +1,8 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""Which columns do the two tables of an index have, and how do clips and vectors go in and out of them?"""
+"""What the two tables of an index hold: their columns, keys of clips and names of rows, and facts of files."""
 
+import hashlib
+import json
 import os
 import secrets
 import socket
@@ -13,22 +15,13 @@ from typing import Any
 import numpy as np
 
 from ..data.sources import printable
-
-__all__ = [
-    "ClipEntry",
-    "as_entry",
-    "as_matrix",
-    "as_row",
-    "clips_schema",
-    "moments_schema",
-    "new_rows_name",
-    "release_names",
-    "shared_row",
-    "writer_is_gone",
-]
+from ..files import file_digest
+from ..model.errors_cavmae_sync import Hint, MediaError
 
 # Of a writer elsewhere nobody can tell whether it lives; so long after it began, its rows are swept away.
 STALE_SECONDS = 24 * 3600.0
+# How a problem begins that is written with its hints.
+_AS_JSON = '{"message"'
 
 
 @dataclass(frozen=True)
@@ -46,11 +39,12 @@ class ClipEntry:
         mtime_ns: When the file was changed, nanoseconds; 0 if unknown.
         content: Checksum of the file, such as `sha256:...`; empty if unknown.
         moments: Number of its rows.
-        has_audio: Whether it has sound.
-        has_video: Whether it has pictures.
+        has_audio: Whether it has audio.
+        has_video: Whether it has frames.
         problem: Why it could not be used; empty if it could.
-        audio: Its clip vector, the mean of its moments' sounds, float32 of length 1; `None` without.
-        video: The same of its pictures.
+        hints: What may help.
+        audio: Its clip vector, the mean of its moments' audio vectors, float32 of length 1; `None` without.
+        video: The same of its frames' vectors.
         previous: `rows` of the entry that this one replaces; empty for none. Where another writer was faster, it is
             not replaced.
     """
@@ -68,9 +62,15 @@ class ClipEntry:
     has_audio: bool = False
     has_video: bool = False
     problem: str = ""
+    hints: tuple[Hint, ...] = ()
     audio: np.ndarray | None = None
     video: np.ndarray | None = None
     previous: str = ""
+
+    @property
+    def error(self) -> MediaError:
+        """The problem with its hints."""
+        return MediaError(self.problem, hint=self.hints)
 
 
 def moments_schema(hidden_size: int) -> Any:
@@ -170,8 +170,11 @@ def shared_row() -> dict[str, Any]:
 
 
 def as_row(entry: ClipEntry) -> dict[str, Any]:
-    """A clip as a row of `clips`."""
+    """A clip as a row of `clips`; a problem with hints is written as JSON."""
     row = dict(vars(entry))
+    hints = row.pop("hints")
+    if hints or entry.problem.startswith(_AS_JSON):
+        row["problem"] = json.dumps({"message": entry.problem, "hints": [vars(hint) for hint in hints]})
     row["path"] = printable(entry.path)
     row["raw_path"] = None if row["path"] == entry.path else os.fsencode(entry.path)
     row["root"] = printable(entry.root)
@@ -183,4 +186,66 @@ def as_row(entry: ClipEntry) -> dict[str, Any]:
 def as_entry(row: dict[str, Any]) -> ClipEntry:
     """Back from a row of `clips`, which may lack the vectors."""
     raw = row.pop("raw_path")
+    if row["problem"].startswith(_AS_JSON):
+        problem = json.loads(row["problem"])
+        row["problem"], row["hints"] = problem["message"], tuple(Hint(**hint) for hint in problem["hints"])
     return replace(ClipEntry(**row), path=row["path"] if raw is None else os.fsdecode(raw))
+
+
+def clip_key(path: str, start: float | None, end: float | None) -> str:
+    """A name for a clip that is fit for SQL: of its file, and of its segment in milliseconds."""
+    span = "-".join("" if seconds is None else str(round(seconds * 1000)) for seconds in (start, end))
+    return f"{file_key(path)}:{span}"
+
+
+def file_key(path: str) -> str:
+    """What the keys of all clips of a file start with."""
+    address = path if "://" in path else os.path.abspath(path)
+    return hashlib.sha256(os.fsencode(address)).hexdigest()[:32]
+
+
+def segment_of(key: str) -> str:
+    """Which part of its file a clip is, from its key."""
+    return key.partition(":")[2]
+
+
+def is_unchanged(entry: ClipEntry, old: ClipEntry) -> bool:
+    """Whether a file is the one that was indexed, as far as can be told without reading it.
+
+    Args:
+        entry: Of the file as it is.
+        old: Of the file when it was indexed.
+    """
+    if entry.size != old.size:
+        return False
+    return entry.content == old.content if entry.content else entry.mtime_ns == old.mtime_ns
+
+
+def file_facts(path: str) -> tuple[int, int, str]:
+    """Size, time of change and, where a store keeps one, checksum of a file; -1, 0 and "" where unknown."""
+    if "://" not in path:
+        try:
+            facts = os.stat(path)
+        except (OSError, ValueError):  # what is wrong with it is said when it is opened
+            return -1, 0, ""
+        return facts.st_size, facts.st_mtime_ns, ""
+    import fsspec
+
+    try:
+        system, inner = fsspec.url_to_fs(path)
+        info = system.info(inner)
+    except Exception:  # each backend has its own errors; opening the file says what is wrong
+        return -1, 0, ""
+    tag = next((str(info[name]) for name in ("ETag", "etag", "md5", "checksum") if info.get(name)), "")
+    changed = info.get("LastModified", info.get("mtime", info.get("updated")))
+    stamp = changed.timestamp() if hasattr(changed, "timestamp") else changed
+    mtime = round(float(stamp) * 1e9) if isinstance(stamp, int | float) else 0
+    return int(info.get("size") or -1), mtime, f"etag:{tag}" if tag else ""
+
+
+def content_of(path: str) -> str:
+    """Checksum of a file of this machine; empty where it cannot be read, which opening it will say."""
+    try:
+        return "" if "://" in path else f"sha256:{file_digest(path)}"
+    except (OSError, ValueError):
+        return ""
