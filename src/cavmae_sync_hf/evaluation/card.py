@@ -1,5 +1,5 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""What does a model's card say, out of results files and of a file of what only people know?"""
+"""A model's card from results files and a file of details."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -22,8 +22,6 @@ from ..model_card import CardDetails, create_model_card
 from ..provenance import folder_digest
 from .results import read_results
 
-__all__ = ["card_text", "read_details", "results_details"]
-
 _CLASSES: dict[str, Any] = {
     kind.__name__: kind for kind in (CavMaeSyncModel, CavMaeSyncForPreTraining, CavMaeSyncForAudioVisualClassification)
 }
@@ -32,42 +30,42 @@ _CLASSES: dict[str, Any] = {
 _TASKS = {
     "retrieval": ("audio-visual-retrieval", "audio-visual retrieval"),
     "sync": ("audio-visual-synchrony", "audio-visual synchrony"),
-    "localization": ("sound-localization", "sound localisation"),
+    "localization": ("sound-localization", "sound localization"),
     "classification": ("video-classification", "audio-visual classification"),
 }
-# What is worth a line in a card, by task and by the figure's name.
+# What is worth a line in a card, by task and by the metric's name.
 _HEADLINES: dict[str, dict[str, str]] = {
     "retrieval": {
-        "audio_to_video_r1": "recall at 1, sound to pictures",
-        "audio_to_video_r5": "recall at 5, sound to pictures",
-        "audio_to_video_r10": "recall at 10, sound to pictures",
-        "video_to_audio_r1": "recall at 1, pictures to sound",
-        "video_to_audio_r5": "recall at 5, pictures to sound",
-        "video_to_audio_r10": "recall at 10, pictures to sound",
+        "audio_to_video_r1": "recall at 1, audio to video",
+        "audio_to_video_r5": "recall at 5, audio to video",
+        "audio_to_video_r10": "recall at 10, audio to video",
+        "video_to_audio_r1": "recall at 1, video to audio",
+        "video_to_audio_r5": "recall at 5, video to audio",
+        "video_to_audio_r10": "recall at 10, video to audio",
     },
     "classification": {
         "mean_average_precision": "mean average precision",
         "accuracy": "accuracy",
         "d_prime": "d-prime",
-        "a_mean_average_precision": "mean average precision, sound alone",
-        "v_mean_average_precision": "mean average precision, pictures alone",
+        "a_mean_average_precision": "mean average precision, audio alone",
+        "v_mean_average_precision": "mean average precision, video alone",
         **{
-            f"{view}_{figure}@1": f"{text}, one guess, {labels}"
+            f"{view}_{metric}@1": f"{text}, one guess, {labels}"
             for view, labels in (
                 ("av", "labels heard and seen"),
                 ("a", "labels heard"),
                 ("v", "labels seen"),
             )
-            for figure, text in (("hit_rate", "hit rate"), ("accuracy", "subset accuracy"), ("f1", "F1 (micro)"))
+            for metric, text in (("hit_rate", "hit rate"), ("accuracy", "subset accuracy"), ("f1", "F1 (micro)"))
         },
-        "mu_a": "modality confusion, sound",
-        "mu_v": "modality confusion, pictures",
+        "mu_a": "modality confusion, audio",
+        "mu_v": "modality confusion, video",
         "mu_av": "modality confusion, both",
     },
     "localization": {
         "pointing_accuracy": "pointing accuracy",
         "pointing_chance": "pointing accuracy of a random patch",
-        "pointing_other_sound": "pointing accuracy with another clip's sound",
+        "pointing_other_sound": "pointing accuracy with another clip's audio",
         "mean_average_precision": "mean average precision",
         "chance_average_precision": "mean average precision of a constant map",
         "mean_iou": "mean IoU",
@@ -107,14 +105,14 @@ def read_details(path: str | os.PathLike[str]) -> CardDetails:
 
 
 def results_details(records: Sequence[Mapping[str, Any]]) -> tuple[list[EvalResult], list[str]]:
-    """A card's figures and how each was taken, from results records (see `read_results`)."""
+    """A card's metrics and how each was measured, from results records (see `read_results`)."""
     results, lines = [], []
     order = list(_TASKS)
     for record in sorted(records, key=lambda record: order.index(record["task"])):
         kind, task = _TASKS[record["task"]]
         name = _data_name(record)
-        for figure, text in _HEADLINES[record["task"]].items():
-            value = record["metrics"].get(figure)
+        for metric, text in _HEADLINES[record["task"]].items():
+            value = record["metrics"].get(metric)
             if value is None:
                 continue
             results.append(
@@ -123,7 +121,7 @@ def results_details(records: Sequence[Mapping[str, Any]]) -> tuple[list[EvalResu
                     task_name=task,
                     dataset_type=Path(record["data"]["name"]).name,
                     dataset_name=name,
-                    metric_type=figure,
+                    metric_type=metric,
                     metric_name=text,
                     metric_value=round(value, 4),
                 )
@@ -141,7 +139,7 @@ def _data_name(record: Mapping[str, Any]) -> str:
 
 
 def _evidence(record: Mapping[str, Any], task: str, name: str) -> str:
-    """Everything needed to take a figure again, in one line."""
+    """Everything needed to measure a value again, in one line."""
     rules, versions = record["protocol"], record["versions"]
     software = ", ".join(
         f"{package} {versions[package]}"
@@ -188,10 +186,10 @@ def card_text(
                 f"{path}: was measured on weights with the checksum {measured[:12]}, {folder} has "
                 f"{digest[:12] if digest else 'none'}; evaluate this model (or state `weights_sha256` in the details)."
             )
-    figures, lines = results_details(records)
+    entries, lines = results_details(records)
     details = replace(
         details,
-        results=[*details.results, *figures],
+        results=[*details.results, *entries],
         evaluations=[*lines, *details.evaluations],
     ).named(folder.resolve().name)
     return str(create_model_card(described, processor, details))
