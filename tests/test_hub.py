@@ -559,8 +559,22 @@ def test_import__loads_nothing_that_only_training_or_the_command_line_needs(tmp_
 
 def test_public_names__exist():
     for name in cavmae_sync_hf.__all__:
-        assert getattr(cavmae_sync_hf, name).__name__ == name
-    assert set(cavmae_sync_hf.__all__) == set(cavmae_sync_hf._MODULES) <= set(dir(cavmae_sync_hf))
+        assert getattr(cavmae_sync_hf, name).__name__.removeprefix("cavmae_sync_hf.") == name
+    assert set(cavmae_sync_hf.__all__) <= set(dir(cavmae_sync_hf))
+    assert {"load_model", "measure_sync", "localize", "classify", "extract_features", "prepare", "make_world"} <= set(
+        cavmae_sync_hf.__all__
+    )
     assert cavmae_sync_hf.__version__
     with pytest.raises(AttributeError, match="no_such_name"):
         cavmae_sync_hf.no_such_name  # noqa: B018
+
+
+@pytest.mark.parametrize("first", ["from cavmae_sync_hf import search", "import cavmae_sync_hf.search.store"])
+def test_search__can_be_called_whatever_was_imported_first(first, tmp_path):
+    code = f"{first}\nimport cavmae_sync_hf\ntry: cavmae_sync_hf.search('nowhere', 'q.wav', None, None)\n"
+    code += "except cavmae_sync_hf.SearchError as error: print('refused:', error)"
+    source = str(Path(cavmae_sync_hf.__file__).parents[1])
+
+    done = run_apart(["-c", code], tmp_path, PYTHONPATH=source)
+
+    assert done.returncode == 0 and "refused:" in done.stdout and "nowhere" in done.stdout, done.stderr

@@ -76,8 +76,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
         "evaluate_retrieval",
         "evaluate_sync",
     ),
-    "search": ("index_videos",),
-    "search.searching": ("search",),
+    "search": ("index_videos", "search"),
 }
 _MODULES = {name: module for module, names in _PUBLIC.items() for name in names}
 
@@ -89,7 +88,8 @@ def __getattr__(name: str) -> Any:
         return package_version()
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{_MODULES[name]}", __name__), name)
+    module = import_module(f".{_MODULES[name]}", __name__)
+    value = module if _MODULES[name] == name else getattr(module, name)  # `search` is a module that can be called
     globals()[name] = value
     return value
 

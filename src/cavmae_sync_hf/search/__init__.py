@@ -1,5 +1,13 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""Search by moments: an index of the moments of many videos, and queries of audio, images or video."""
+"""Search by moments: an index of the moments of many videos, and queries of audio, images or video.
+
+`cavmae_sync_hf.search` is this package and, called, its function `search`: one name for both is what readers expect of
+`from cavmae_sync_hf import search`.
+"""
+
+import sys
+from types import ModuleType
+from typing import Any
 
 from .indexing import IndexSummary, index_status, index_videos
 from .querying import Query, embed_query
@@ -24,3 +32,11 @@ __all__ = [
     "search_clips",
     "search_moments",
 ]
+
+
+class _CallableModule(ModuleType):
+    def __call__(self, *args: Any, **kwargs: Any) -> SearchResult:
+        return search(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _CallableModule
