@@ -132,7 +132,7 @@ def test_localization__of_a_world_and_of_masks(run, saved, world, tmp_path):
     code, out, _ = run("localization", saved, table, "--protocol", "ade20k-sound", "--json")
     assert code == 0 and json.loads(out)["metrics"]["classes"] == 1
 
-    (tmp_path / "mask.png").write_bytes(b"no picture")
+    (tmp_path / "mask.png").write_bytes(b"no image")
     code, _, err = run("localization", saved, table, "--protocol", "ade20k-sound")
     assert code == 1 and "mask.png: the mask cannot be read" in " ".join(err.split())
 
@@ -140,7 +140,7 @@ def test_localization__of_a_world_and_of_masks(run, saved, world, tmp_path):
 def test_classification__by_labels_and_by_annotations(run, classifier, shards, tmp_path):
     code, out, _ = run("classification", classifier, shards, "--inputs", "av,v", "--json")
     metrics = json.loads(out)["metrics"]
-    # With both inputs asked for, a clip without sound takes part by its pictures.
+    # With both inputs asked for, a clip without audio takes part by its frames.
     assert code == 0 and {"accuracy", "v_accuracy", "mean_average_precision"} <= set(metrics)
 
     names, table = tmp_path / "names.txt", tmp_path / "vggsounder.csv"
@@ -165,13 +165,19 @@ def test_classification__by_labels_and_by_annotations(run, classifier, shards, t
             ("retrieval", "{saved}", "{shards}", "--protocol", "mine"),
             "There is no protocol 'mine' here; choose one of",
         ),
-        (("retrieval", "{saved}", "{shards}", "--protocol", "cav-mae-sync-vggsound"), "give the list as `ids`"),
+        (
+            ("retrieval", "{saved}", "{shards}", "--protocol", "cav-mae-sync-vggsound"),
+            "Add --ids FILE to give the list.",
+        ),
         (("retrieval", "{saved}", "{shards}", "--strategy", "best"), "`strategy` is 'best'; choose one of"),
         (("retrieval", "{saved}", "{shards}", "--strict"), "1 of 7 clips are missing or unusable (clip-2)"),
         (("retrieval", "{saved}", "{shards}", "--media", "x"), "shards have no use for the option `media`"),
         (("retrieval", "{saved}", "{shards}", "--out", "{empty}"), "is a folder; name the file to write"),
         (("classification", "{saved}", "{shards}"), "without the classification head"),
-        (("classification", "{classifier}", "{shards}", "--protocol", "vggsounder"), "needs VGGSounder's table"),
+        (
+            ("classification", "{classifier}", "{shards}", "--protocol", "vggsounder"),
+            "Add --annotations vggsounder.csv",
+        ),
         (("localization", "{saved}", "{shards}"), "there is no truth about what sounds where"),
         (("sync", "{saved}", "{shards}"), "No shift from 2.0 s"),
         (("sync", "{saved}", "{shards}", "--protocol", "labelled"), "needs the label of clips in sync"),

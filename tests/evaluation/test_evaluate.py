@@ -1,5 +1,5 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""Evaluation of a model on a data set: figures are those of the metrics on what the model says, and say what they are
+"""Evaluation of a model on a data set: values are those of the metrics on what the model says, and say what they are
 of."""
 
 import hashlib
@@ -66,7 +66,7 @@ def shards(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def poor_shards(tmp_path_factory):
-    """Clip 1 has no sound, clip 3 no pictures, clip 5 only two frames."""
+    """Clip 1 has no audio, clip 3 no frames, clip 5 only two frames."""
     return write_shards(tmp_path_factory.mktemp("poor"), [4, 3], silent=[1], blind=[3], short=[5])
 
 
@@ -88,9 +88,9 @@ def direct_output(model, processor, source):
 
 
 class Oracle(torch.nn.Module):
-    """Knows which moment of its clip a window and a frame are, since sound and picture rise from moment to moment.
+    """Knows which moment of its clip a window and a frame are, since audio and frames rise from moment to moment.
 
-    `shift` moves its windows' embeddings by so many moments, as if the sound were early.
+    `shift` moves its windows' embeddings by so many moments, as if the audio were early.
     """
 
     def __init__(self, shift: int = 0) -> None:
@@ -214,7 +214,7 @@ def test_sync__an_oracle_tells_every_shift(processor, shards):
     )
 
 
-def test_sync__sound_that_is_early_loses(processor, shards):
+def test_sync__audio_that_is_early_loses(processor, shards):
     record = evaluate_sync(Oracle(shift=1), processor, shards, min_shift=0.5)
 
     assert record["metrics"]["accuracy"] < 0.9 and record["metrics"]["same_moment_similarity"] == 0.0
@@ -410,7 +410,7 @@ def test_localization__on_syncworlds_truth(processor, world):
     assert metrics["pointing_accuracy"] > 0.6 > 0.2 > metrics["pointing_chance"]
     assert metrics["maps"] == sum(bool(given) for clip in boxes for given in clip)
     assert metrics["time_pointing_accuracy"] == pytest.approx(metrics["time_pointing_chance"])
-    assert metrics["pointing_other_sound"] < metrics["pointing_accuracy"]
+    assert metrics["pointing_other_audio"] < metrics["pointing_accuracy"]
     assert record["settings"]["view"] == 32
 
 
@@ -437,7 +437,7 @@ def test_localization__by_occlusion_is_what_occlusion_maps_say(model, processor,
     expected = localization_metrics(torch.cat(maps), boxes, (32, 32))
     control = pointing_accuracy(torch.cat(other_maps), other_boxes, (32, 32))
     assert {name: record["metrics"][name] for name in expected} == pytest.approx(expected)
-    assert record["metrics"]["pointing_other_sound"] == control["accuracy"]
+    assert record["metrics"]["pointing_other_audio"] == control["accuracy"]
     assert 0 <= record["metrics"]["time_pointing_accuracy"] <= 1
     assert record["protocol"]["maps"] == "occlusion"
 
@@ -461,7 +461,7 @@ def test_localization__needs_a_truth(model, processor, shards, world, tmp_path):
 
 @pytest.fixture
 def prompts(tmp_path):
-    """Two pictures of 64 x 48 with a sound each, and their masks in two files."""
+    """Two images of 64 x 48 with audio each, and their masks in two files."""
     rows = ["id,image,audio,mask,mask_value,label"]
     for number in range(2):
         write_clip(tmp_path / f"{number}.mp4", seconds=1, audio=noise(1.0, seed=number))
@@ -493,13 +493,13 @@ def test_localization__counts_rows_without_media(model, processor, prompts):
     record = evaluate_localization(model, processor, prompts, "masks")
 
     assert record["counts"]["clips_seen"] == 1 and record["counts"]["unusable"][0]["id"] == "p1"
-    with pytest.raises(EvaluationError, match="1 of 2 rows cannot be used"):
+    with pytest.raises(EvaluationError, match="1 of 2 clips are missing or unusable .p1.*the first, 'p1': .*1.mp4"):
         evaluate_localization(model, processor, prompts, "masks", strict=True)
 
 
 def test_localization__refuses_masks_that_do_not_fit(model, processor, prompts):
     Image.new("L", (10, 10), 7).save(prompts.parent / "mask1.png")
-    with pytest.raises(EvaluationError, match="is 10 x 10 pixels, its picture .*1.png 64 x 48"):
+    with pytest.raises(EvaluationError, match="is 10 x 10 pixels, its image .*1.png 64 x 48"):
         evaluate_localization(model, processor, prompts, "masks")
 
 

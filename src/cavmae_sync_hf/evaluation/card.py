@@ -1,7 +1,6 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""A model's card from results files and a file of details."""
+"""The card of a model, filled from results files and from a file of what only people know."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -11,18 +10,21 @@ import torch
 import yaml
 from huggingface_hub import EvalResult
 
+from ..files import StrPath
 from ..hub import register_auto_classes
 from ..model.errors_cavmae_sync import EvaluationError
 from ..model.modeling_cavmae_sync import (
     CavMaeSyncForAudioVisualClassification,
     CavMaeSyncForPreTraining,
     CavMaeSyncModel,
+    CavMaeSyncPreTrainedModel,
 )
+from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from ..model_card import CardDetails, create_model_card
 from ..provenance import folder_digest
 from .results import read_results
 
-_CLASSES: dict[str, Any] = {
+_CLASSES: dict[str, type[CavMaeSyncPreTrainedModel]] = {
     kind.__name__: kind for kind in (CavMaeSyncModel, CavMaeSyncForPreTraining, CavMaeSyncForAudioVisualClassification)
 }
 # Task type and name of a card's entries, by task of a results file, in the order of the card. The types differ, since
@@ -65,7 +67,7 @@ _HEADLINES: dict[str, dict[str, str]] = {
     "localization": {
         "pointing_accuracy": "pointing accuracy",
         "pointing_chance": "pointing accuracy of a random patch",
-        "pointing_other_sound": "pointing accuracy with another clip's audio",
+        "pointing_other_audio": "pointing accuracy with another clip's audio",
         "mean_average_precision": "mean average precision",
         "chance_average_precision": "mean average precision of a constant map",
         "mean_iou": "mean IoU",
@@ -79,7 +81,7 @@ _HEADLINES: dict[str, dict[str, str]] = {
 }
 
 
-def read_details(path: str | os.PathLike[str]) -> CardDetails:
+def read_details(path: StrPath) -> CardDetails:
     """Read what a card says beyond the model and its results: a YAML mapping with the fields of `CardDetails`.
 
     Raises:
@@ -110,7 +112,10 @@ def results_details(records: Sequence[Mapping[str, Any]]) -> tuple[list[EvalResu
     order = list(_TASKS)
     for record in sorted(records, key=lambda record: order.index(record["task"])):
         kind, task = _TASKS[record["task"]]
-        name = _data_name(record)
+        data, counts = record["data"], record["counts"]
+        seen, expected = counts["clips_seen"], counts["clips_expected"]
+        name = f"{'SyncWorld, ' if data['kind'] == 'syncworld' else ''}{Path(data['name']).name} "
+        name += f"({seen} clips)" if seen == expected else f"({seen} of {expected} clips)"
         for metric, text in _HEADLINES[record["task"]].items():
             value = record["metrics"].get(metric)
             if value is None:
@@ -119,7 +124,7 @@ def results_details(records: Sequence[Mapping[str, Any]]) -> tuple[list[EvalResu
                 EvalResult(
                     task_type=kind,
                     task_name=task,
-                    dataset_type=Path(record["data"]["name"]).name,
+                    dataset_type=Path(data["name"]).name,
                     dataset_name=name,
                     metric_type=metric,
                     metric_name=text,
@@ -130,16 +135,8 @@ def results_details(records: Sequence[Mapping[str, Any]]) -> tuple[list[EvalResu
     return results, lines
 
 
-def _data_name(record: Mapping[str, Any]) -> str:
-    data, counts = record["data"], record["counts"]
-    name = Path(data["name"]).name
-    name = f"SyncWorld, {name}" if data["kind"] == "syncworld" else name
-    seen, expected = counts["clips_seen"], counts["clips_expected"]
-    return f"{name} ({seen} clips)" if seen == expected else f"{name} ({seen} of {expected} clips)"
-
-
 def _evidence(record: Mapping[str, Any], task: str, name: str) -> str:
-    """Everything needed to measure a value again, in one line."""
+    """Everything needed to measure a metric again, in one line."""
     rules, versions = record["protocol"], record["versions"]
     software = ", ".join(
         f"{package} {versions[package]}"
@@ -155,8 +152,8 @@ def _evidence(record: Mapping[str, Any], task: str, name: str) -> str:
 
 
 def card_text(
-    model: str | os.PathLike[str],
-    results: Sequence[str | os.PathLike[str]] = (),
+    model: StrPath,
+    results: Sequence[StrPath] = (),
     details: CardDetails | None = None,
 ) -> str:
     """The card of a model folder, filled from results files.
@@ -186,16 +183,16 @@ def card_text(
                 f"{path}: was measured on weights with the checksum {measured[:12]}, {folder} has "
                 f"{digest[:12] if digest else 'none'}; evaluate this model (or state `weights_sha256` in the details)."
             )
-    entries, lines = results_details(records)
+    metrics, lines = results_details(records)
     details = replace(
         details,
-        results=[*details.results, *entries],
+        results=[*details.results, *metrics],
         evaluations=[*lines, *details.evaluations],
     ).named(folder.resolve().name)
     return str(create_model_card(described, processor, details))
 
 
-def _describe(folder: Path) -> tuple[Any, Any]:
+def _describe(folder: Path) -> tuple[CavMaeSyncPreTrainedModel, CavMaeSyncProcessor]:
     """A model without values, of the class that was saved, and its processor."""
     from transformers import AutoConfig, AutoProcessor
 

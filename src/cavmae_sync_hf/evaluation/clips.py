@@ -1,11 +1,11 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""Which clips is an evaluation about, which of them are there, and how do they reach the model?"""
+"""The clips of an evaluation: which there are, how they reach the model, and what became of them."""
 
 import copy
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
@@ -18,28 +18,20 @@ from torch.utils.data import DataLoader, Dataset
 from ..data.dataset import CavMaeSyncCollator, CavMaeSyncDataset, InputMaker
 from ..data.shards import INDEX_NAME
 from ..data.sources import read_source
-from ..data.tables import LIST_SUFFIXES, read_list
-from ..model.errors_cavmae_sync import DataError, EvaluationError
+from ..data.tables import LIST_SUFFIXES, Entry, read_list
+from ..files import StrPath
+from ..inference.features import move_inputs
+from ..inference.moments import Progress
+from ..model.errors_cavmae_sync import DataError, EvaluationError, Hint
+from ..model.modeling_cavmae_sync import CavMaeSyncPreTrainedModel
+from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from ..syncworld import read_truth
 from ..syncworld.build import OPTIONS_NAME as WORLD_OPTIONS
-from .protocols import Protocol
-
-__all__ = [
-    "EvaluationClips",
-    "Progress",
-    "RunOptions",
-    "batches",
-    "find_world",
-    "fit_processor",
-    "open_evaluation",
-    "read_ids",
-    "stack_clips",
-]
+from .protocols import Protocol, RetrievalProtocol
+from .results import make_record
 
 # Of missing and unusable clips so many are named in a results file.
 _NAMED = 100
-
-Progress = Callable[..., None]
 
 
 class RunOptions(TypedDict, total=False):
@@ -51,16 +43,16 @@ class RunOptions(TypedDict, total=False):
         labels: Label names in order, or a file of them.
         split: Split of a list or data set.
         limit: Take so many clips at most, for a try; the result then is not complete.
-        strict: Refuse to give figures where a clip is missing or unusable.
+        strict: Refuse to give metrics where a clip is missing or unusable.
         batch_size: Clips per batch.
         num_workers: Processes that load.
         progress: Called with clips done, their number and a remark.
         command: The command line, for the record.
     """
 
-    ids: str | os.PathLike[str] | Sequence[str] | None
-    media: str | os.PathLike[str] | None
-    labels: str | os.PathLike[str] | Sequence[str] | None
+    ids: StrPath | Sequence[str] | None
+    media: StrPath | None
+    labels: StrPath | Sequence[str] | None
     split: str | None
     limit: int | None
     strict: bool
@@ -70,69 +62,134 @@ class RunOptions(TypedDict, total=False):
     command: str | None
 
 
-@dataclass
-class EvaluationClips:
-    """The clips of an evaluation.
+@dataclass(kw_only=True)
+class EvaluatedSet:
+    """What an evaluation is about, and what became of it.
+
+    Attributes:
+        name: What the data was called.
+        kind: `"shards"`, `"syncworld"`, `"videos"` or `"masks"`.
+        fingerprint: Checksum of what is evaluated.
+        ids: Names of the clips that are evaluated.
+        expected: How many clips there should be.
+        missing: Ids of a list that the data lacks.
+        protocol: The rules.
+        processor: Fitted to the protocol.
+        options: See `RunOptions`.
+        unusable: Id and reason of clips that cannot be used; filled while they are read.
+    """
+
+    name: str
+    kind: str
+    fingerprint: str
+    ids: list[str]
+    expected: int
+    missing: list[str] = field(default_factory=list)
+    protocol: Protocol
+    processor: CavMaeSyncProcessor
+    options: RunOptions
+    unusable: list[dict[str, str]] = field(default_factory=list)
+
+    def leave_out(self, name: str, error: object) -> None:
+        """Note that a clip cannot be used, and why."""
+        self.unusable.append({"id": name, "reason": " ".join(str(error).split())})
+
+    def report(self, done: int) -> None:
+        """Tell the caller's `progress` how many clips are done."""
+        progress = self.options.get("progress")
+        if progress is not None:
+            progress(done, len(self.ids), f"{len(self.unusable)} unusable" if self.unusable else "")
+
+    def check(self) -> None:
+        """Refuse what is incomplete, or empty.
+
+        Raises:
+            EvaluationError: None of the clips can be used; or the run is `strict`, and one is missing or unusable.
+        """
+        first = next((f"the first, {row['id']!r}: {row['reason']}" for row in self.unusable), "")
+        if len(self.unusable) == len(self.ids):
+            raise EvaluationError(f"{self.name}: none of the {len(self.ids)} clips can be used; {first}")
+        absent = [*self.missing, *(row["id"] for row in self.unusable)]
+        if absent and self.options.get("strict", False):
+            named = ", ".join(absent[:3]) + (", ..." if len(absent) > 3 else "")
+            raise EvaluationError(
+                f"{self.name}: {len(absent)} of {self.expected} clips are missing or unusable ({named}); get them, "
+                "or evaluate without `strict`, which states how many were seen."
+                + (f" Of the unusable {first}" if first else "")
+            )
+
+    def record(
+        self, task: str, metrics: Mapping[str, float | int], *, model: CavMaeSyncPreTrainedModel, **settings: Any
+    ) -> dict[str, Any]:
+        """The results record, see `make_record`."""
+        return make_record(
+            task,
+            self.protocol,
+            metrics,
+            model=model,
+            data={"name": self.name, "kind": self.kind, "fingerprint": self.fingerprint},
+            counts={
+                "clips_seen": len(self.ids) - len(self.unusable),
+                "clips_expected": self.expected,
+                "clips_missing": len(self.missing),
+                "clips_unusable": len(self.unusable),
+                "missing": self.missing[:_NAMED],
+                "unusable": self.unusable[:_NAMED],
+            },
+            settings={"alignment": self.processor.feature_extractor.alignment, **settings},
+            command=self.options.get("command"),
+        )
+
+
+@dataclass(kw_only=True)
+class EvaluationClips(EvaluatedSet):
+    """The clips of an evaluation, prepared for the model.
 
     Attributes:
         dataset: Gives every clip of the data.
         numbers: Which of them are evaluated, in order.
-        ids: Their names.
-        expected: How many clips there should be.
-        missing: Ids of the list that the data lacks.
-        name: What the data was called.
-        kind: `"shards"`, `"syncworld"` or `"videos"`.
         label_names: Names of the data's label numbers, where they have names.
-        unusable: Id and reason of clips that cannot be used; filled while they are read.
     """
 
     dataset: CavMaeSyncDataset
     numbers: list[int]
-    ids: list[str]
-    expected: int
-    missing: list[str]
-    name: str
-    kind: str
     label_names: list[str] | None
-    unusable: list[dict[str, str]] = field(default_factory=list)
 
-    def data_record(self) -> dict[str, Any]:
-        """What a results file says about the data."""
-        digest = hashlib.sha256(self.dataset.source.fingerprint.encode())
-        digest.update(json.dumps(self.ids).encode())
-        return {"name": self.name, "kind": self.kind, "fingerprint": digest.hexdigest()}
+    def batches(
+        self, model: CavMaeSyncPreTrainedModel, needs: Sequence[str] = ("audio", "video")
+    ) -> Iterator[tuple[dict[str, Tensor], dict[str, Any]]]:
+        """Read the clips and give the model's inputs, batch by batch; what cannot be used goes to `unusable`.
 
-    def counts(self) -> dict[str, Any]:
-        """How many clips were seen of how many, and which were not."""
-        return {
-            "clips_seen": len(self.ids) - len(self.unusable),
-            "clips_expected": self.expected,
-            "clips_missing": len(self.missing),
-            "clips_unusable": len(self.unusable),
-            "missing": self.missing[:_NAMED],
-            "unusable": self.unusable[:_NAMED],
-        }
+        Args:
+            model: Tells device and precision.
+            needs: What a clip must have: `"audio"`, `"video"`.
 
-    def check(self, strict: bool) -> None:
-        """Refuse what is incomplete, or empty.
+        Yields:
+            Inputs of the model, and what it does not take: `places` (of the clips in `ids`), `labels` (per clip) and
+            `frame_times`.
 
         Raises:
-            EvaluationError: `strict` and a clip is missing or unusable, or none is left.
+            EvaluationError: As `check`, after the last batch.
         """
-        if len(self.unusable) == len(self.ids):
-            first = self.unusable[0]
-            raise EvaluationError(
-                f"{self.name}: none of the {len(self.ids)} clips can be used; the first, {first['id']!r}: "
-                f"{first['reason']}"
-            )
-        absent = len(self.missing) + len(self.unusable)
-        if strict and absent:
-            named = [*self.missing, *(row["id"] for row in self.unusable)][:3]
-            raise EvaluationError(
-                f"{self.name}: {absent} of {self.expected} clips are missing or unusable ({', '.join(named)}"
-                f"{', ...' if absent > len(named) else ''}); get them, or evaluate without `strict`, which states how "
-                "many were seen."
-            )
+        size = self.options.get("batch_size", 8)
+        if size < 1:
+            raise EvaluationError(f"`batch_size` is {size}; it must be at least 1.")
+        loader = DataLoader(
+            _Samples(self, needs),
+            batch_size=size,
+            collate_fn=_Collate(CavMaeSyncCollator(self.processor)),
+            num_workers=self.options.get("num_workers", 0),
+        )
+        done = 0
+        for batch, places, reasons in loader:
+            for place, reason in sorted(reasons.items()):
+                self.leave_out(self.ids[place], reason)
+            if batch is not None:
+                about = {"places": places, "labels": batch["labels"], "frame_times": batch["frame_times"]}
+                yield move_inputs(batch, model), about
+            done += len(places) + len(reasons)
+            self.report(done)
+        self.check()
 
 
 class _MiddleFrame(InputMaker):
@@ -142,7 +199,7 @@ class _MiddleFrame(InputMaker):
         return [count // 2]
 
 
-def fit_processor(processor: Any, protocol: Protocol) -> Any:
+def fit_processor(processor: CavMaeSyncProcessor, protocol: Protocol) -> CavMaeSyncProcessor:
     """The processor with a protocol's alignment and number of frames; the given one stays as it is."""
     fitted = copy.copy(processor)
     fitted.feature_extractor = copy.copy(processor.feature_extractor)
@@ -156,26 +213,27 @@ def fit_processor(processor: Any, protocol: Protocol) -> Any:
 
 
 def open_evaluation(
-    data: Any, processor: Any, protocol: Protocol, options: RunOptions, *, middle: bool = False
+    data: Any, processor: CavMaeSyncProcessor, protocol: Protocol, options: RunOptions
 ) -> EvaluationClips:
     """Find the clips of an evaluation.
 
     Args:
         data: A folder of shards, a folder or list of videos, a SyncWorld split, or what else `read_source` lists.
-        processor: Fitted to the protocol.
-        protocol: Says whether a list of ids is needed.
+        processor: The model's; alignment and number of frames become the protocol's.
+        protocol: The rules.
         options: See `RunOptions`.
-        middle: Take one frame of each clip.
 
     Raises:
-        EvaluationError: There is nothing to evaluate on, or no id of the list is there.
+        EvaluationError: There is nothing to evaluate on, or no id of the list is there; or, in a `strict` run, one is
+            missing.
         EvaluationError: The protocol needs a list of ids and none is given.
     """
+    processor = fit_processor(processor, protocol)
     ids, limit = options.get("ids"), options.get("limit")
-    if ids is None and getattr(protocol, "needs_ids", False):
-        raise EvaluationError(
-            f"The protocol {protocol.name} is defined on a list of clips; give the list as `ids` (--ids FILE)."
-        )
+    retrieval = protocol if isinstance(protocol, RetrievalProtocol) else None
+    if ids is None and retrieval is not None and retrieval.needs_ids:
+        hint = Hint("ids", "FILE", "give the list")
+        raise EvaluationError(f"The protocol {protocol.name} is defined on a list of clips.", hint=hint)
     if limit is not None and limit < 1:
         raise EvaluationError(f"`limit` is {limit}; it must be at least 1.")
     given: dict[str, Any] = {
@@ -187,7 +245,7 @@ def open_evaluation(
         raise EvaluationError(f"{data}: shards have no use for the option `{next(iter(given))}`; leave it out.")
     source = data if is_shards or not given else read_source(data, **given)
     dataset = CavMaeSyncDataset(source, processor, frames="all")
-    if middle:
+    if retrieval is not None and retrieval.frames == "middle":
         dataset.maker = _MiddleFrame(processor)
     kind = "shards" if is_shards else "syncworld" if is_path and _exists(os.fspath(data), WORLD_OPTIONS) else "videos"
     there = list(dataset.clip_ids())
@@ -197,8 +255,24 @@ def open_evaluation(
     expected = len(numbers) + len(missing)
     if limit is not None:
         numbers, names = numbers[:limit], names[:limit]
-    name = os.fspath(data) if is_path else type(data).__name__
-    return EvaluationClips(dataset, numbers, names, expected, missing, name, kind, dataset.source.label_names)
+    digest = hashlib.sha256(dataset.source.fingerprint.encode())
+    digest.update(json.dumps(names).encode())
+    clips = EvaluationClips(
+        name=os.fspath(data) if is_path else type(data).__name__,
+        kind=kind,
+        fingerprint=digest.hexdigest(),
+        ids=names,
+        expected=expected,
+        missing=missing,
+        protocol=protocol,
+        processor=processor,
+        options=options,
+        dataset=dataset,
+        numbers=numbers,
+        label_names=dataset.source.label_names,
+    )
+    clips.check()  # before the work, not after it
+    return clips
 
 
 def _exists(folder: str, name: str) -> bool:
@@ -207,7 +281,7 @@ def _exists(folder: str, name: str) -> bool:
 
 
 def _pick(
-    there: Sequence[str], ids: str | os.PathLike[str] | Sequence[str] | None, data: str
+    there: Sequence[str], ids: StrPath | Sequence[str] | None, data: str
 ) -> tuple[list[int], list[str], list[str]]:
     """Numbers and names of the clips of a list, in its order, and the ids that are not there."""
     if ids is None:
@@ -234,7 +308,7 @@ def _pick(
     return list(numbers), [there[number] for number in numbers], list(missing)
 
 
-def read_ids(path: str | os.PathLike[str]) -> list[tuple[str, ...]]:
+def read_ids(path: StrPath) -> list[tuple[str, ...]]:
     """Read a list of clips: per row the names that the clip may have, the likeliest first.
 
     Args:
@@ -262,7 +336,7 @@ def read_ids(path: str | os.PathLike[str]) -> list[tuple[str, ...]]:
     return names
 
 
-def _names(entry: Any) -> tuple[str, ...]:
+def _names(entry: Entry) -> tuple[str, ...]:
     """What a clip of a list may be called: by its segment's start as the benchmarks do, by id, or by its file."""
     names = []
     if entry.id is not None:
@@ -275,7 +349,7 @@ def _names(entry: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def find_world(data: Any, ids: Sequence[str], truth: str | os.PathLike[str] | None = None) -> list[dict[str, Any]]:
+def find_world(data: Any, ids: Sequence[str], truth: StrPath | None = None) -> list[dict[str, Any]]:
     """What a SyncWorld knows about clips: their truth records, in the order of `ids`.
 
     Args:
@@ -328,7 +402,7 @@ class _Samples(Dataset):
         except DataError:
             raise  # the set is damaged, not the clip
         except (ValueError, FileNotFoundError) as error:
-            return {"place": place, "reason": " ".join(str(error).split())}
+            return {"place": place, "reason": str(error)}
         for need, mask in (("audio", "padding_mask"), ("video", "padding_mask_videos")):
             if need in self.needs and not bool(sample[mask].any()):
                 return {"place": place, "reason": f"{self.ids[place]}: has no {need}."}
@@ -349,50 +423,6 @@ class _Collate:
         batch = self.collator(usable)
         batch["labels"] = [sample["labels"] for sample in usable]
         return batch, [sample["place"] for sample in usable], reasons
-
-
-def batches(
-    clips: EvaluationClips, processor: Any, model: Any, options: RunOptions, needs: Sequence[str] = ("audio", "video")
-) -> Iterator[tuple[dict[str, Tensor], dict[str, Any]]]:
-    """Read the clips and give the model's inputs, batch by batch; what cannot be used goes to `clips.unusable`.
-
-    Args:
-        clips: From `open_evaluation`.
-        processor: Fitted to the protocol.
-        model: Tells device and precision.
-        options: See `RunOptions`.
-        needs: What a clip must have: `"audio"`, `"video"`.
-
-    Yields:
-        Inputs of the model, and what it does not take: `places` (of the clips in `clips.ids`), `labels` (per clip),
-        `frame_times` and `clip_ids`.
-    """
-    size = options.get("batch_size", 8)
-    if size < 1:
-        raise EvaluationError(f"`batch_size` is {size}; it must be at least 1.")
-    loader = DataLoader(
-        _Samples(clips, needs),
-        batch_size=size,
-        collate_fn=_Collate(CavMaeSyncCollator(processor)),
-        num_workers=options.get("num_workers", 0),
-    )
-    progress = options.get("progress")
-    done = 0
-    for batch, places, reasons in loader:
-        clips.unusable += [{"id": clips.ids[place], "reason": reason} for place, reason in sorted(reasons.items())]
-        if batch is not None:
-            about = {key: batch.pop(key) for key in ("labels", "frame_times", "clip_ids")} | {"places": places}
-            yield {key: _to_model(value, model) for key, value in batch.items()}, about
-        done += len(places) + len(reasons)
-        if progress is not None:
-            progress(done, len(clips.ids), f"{len(clips.unusable)} unusable" if clips.unusable else "")
-
-
-def _to_model(value: Tensor, model: Any) -> Tensor:
-    """On the model's device, in its precision."""
-    if value.is_floating_point():
-        return value.to(model.device, model.dtype, non_blocking=True)
-    return value.to(model.device, non_blocking=True)
 
 
 def stack_clips(parts: Sequence[Tensor], fill: float | bool = 0) -> Tensor:

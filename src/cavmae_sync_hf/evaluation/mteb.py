@@ -1,8 +1,8 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""How does MTEB, the embedding benchmark, evaluate a CAV-MAE Sync model on its audio, video and image tasks?
+"""CAV-MAE Sync models for MTEB, the embedding benchmark: its audio, video and image tasks.
 
 MTEB hands out rows of a data set with `audio`, `video` and `image` columns and wants one vector for each. Files are
-decoded here, by this package, with the alignment that the model's processor has, so that sound and picture of a row
+decoded here, by this package, with the alignment that the model's processor has, so that audio and video of a row
 belong together and no other decoder is needed.
 """
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..inference.features import move_inputs
 from ..inference.loading import load_model
 from ..model.errors_cavmae_sync import ModelError
 from ..model.modeling_cavmae_sync import pool_clip
@@ -36,7 +37,7 @@ class MtebEncoder:
     >>> mteb.evaluate(MtebEncoder("owner/name"), mteb.get_tasks(tasks=["LombardGridA2VRetrieval"]))
     ```
 
-    A row with sound and picture gets the mean of both vectors, which lie in one space, so that it can be compared with
+    A row with audio and video gets the mean of both vectors, which lie in one space, so that it can be compared with
     rows of either kind. There is no text side: of tasks with text, only the other columns count, and tasks of text
     alone are refused.
 
@@ -46,7 +47,7 @@ class MtebEncoder:
         device: Where to run the model; default: a GPU if there is one.
         pooling: `"mean"`: the normalised mean of a clip's moments. `"frames"`: the moments one after the other; the
             cosine of two clips is then the mean over moments at the same place, the published retrieval (a still
-            picture stands for every moment).
+            image stands for every moment).
         num_frames: Moments per clip; default: the processor's.
         damaged: `"error"`, or `"keep"` to use what can be decoded of damaged files.
 
@@ -180,7 +181,7 @@ class MtebEncoder:
         if "image" in given:
             given.setdefault("video", given.pop("image"))
         modality = "both" if len(given) > 1 else next(iter(given))
-        # Decoded frames and pictures are taken as they are.
+        # Decoded frames and images are taken as they are.
         decoded = "video" in given and not is_media_source(given["video"])
         frames = None if decoded else self.num_frames
         return prepare_clip(self.processor, given, modality, num_frames=frames, damaged=self.damaged)
@@ -192,11 +193,12 @@ class MtebEncoder:
         groups = [batch] if len(shapes) == 1 else [[row] for row in batch]
         found: list[np.ndarray] = []
         for group in groups:
-            inputs = {
-                name: torch.cat([row[name] for row in group]).to(self.model.device)
+            values = {
+                name: torch.cat([row[name] for row in group])
                 for name, value in group[0].items()
                 if isinstance(value, Tensor)
             }
+            inputs = move_inputs(values, self.model)
             output = self.model(**inputs)
             sides = [embeds for embeds in (output.audio_embeds, output.video_embeds) if embeds is not None]
             vectors = torch.stack([self._pool(embeds.float()) for embeds in sides]).mean(dim=0)
@@ -230,7 +232,7 @@ def _at_revision(name: str, revision: str | None) -> str:
 
 
 def _rows(inputs: Any) -> Iterator[Mapping[str, Any]]:
-    """Rows of a loader, with files in place of the sounds and videos that `datasets` would decode."""
+    """Rows of a loader, with files in place of the audio and videos that `datasets` would decode."""
     dataset = getattr(inputs, "dataset", None)
     features = getattr(dataset, "features", None)
     if not isinstance(features, Mapping):

@@ -1,7 +1,7 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""Under which rules is a figure taken? A protocol is data: what is compared, how, on which list.
+"""The rules under which metrics are measured. A protocol is data: what is compared, how, on which list.
 
-A result names its protocol with its version; whatever changes a figure changes the version. A protocol that was
+A result names its protocol with its version; whatever changes a value changes the version. A protocol that was
 changed for one run carries the change in its name (`"clips, strategy mean"`).
 """
 
@@ -13,22 +13,6 @@ from typing import Any, Literal, TypeVar
 from ..metrics.similarity import STRATEGIES
 from ..model.errors_cavmae_sync import EvaluationError
 
-__all__ = [
-    "CLASSIFICATION_PROTOCOLS",
-    "LOCALIZATION_PROTOCOLS",
-    "MAPS",
-    "PROTOCOLS",
-    "RETRIEVAL_PROTOCOLS",
-    "SYNC_PROTOCOLS",
-    "ClassificationProtocol",
-    "LocalizationProtocol",
-    "RetrievalProtocol",
-    "SyncProtocol",
-    "find_protocol",
-    "modify",
-]
-
-
 # How a patch's share in what sounds is told.
 MAPS = ("occlusion", "cosine")
 
@@ -39,7 +23,7 @@ class Protocol:
 
     Args:
         name: How it is asked for.
-        version: Changes whenever the same model and data would give other figures.
+        version: Changes whenever the same model and data would give other values.
         summary: One line for people.
         source: Where the rules come from.
         alignment: `"time"` or `"reference"`; `None` leaves the processor's.
@@ -60,7 +44,7 @@ class Protocol:
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalProtocol(Protocol):
-    """How sounds look for pictures, and back.
+    """How audio looks for video, and back.
 
     Args:
         strategy: How two clips are compared, see `clip_similarity`.
@@ -86,8 +70,8 @@ class ClassificationProtocol(Protocol):
     Args:
         scoring: `"labels"`: the labels of the data; `"vggsounder"`: annotations that say which label is heard, which
             seen, and which both.
-        inputs: What the model is given, in turn: `"av"` both, `"a"` sound alone, `"v"` pictures alone.
-        ks: Values of k for hits (and, with annotations, for all figures of the k best guesses).
+        inputs: What the model is given, in turn: `"av"` both, `"a"` audio alone, `"v"` video alone.
+        ks: Values of k for hits (and, with annotations, for all metrics of the k best guesses).
         classes: Classes of the benchmark; a model with another number is refused.
         background_music: False leaves out clips that the annotations say have background music; `None` keeps all.
     """
@@ -101,12 +85,12 @@ class ClassificationProtocol(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class LocalizationProtocol(Protocol):
-    """How maps of sound in pictures are scored.
+    """How maps of what sounds in frames are scored.
 
     Args:
-        truth: `"syncworld"`: boxes of what sounds, from a SyncWorld; `"masks"`: a table of pictures, sounds and masks.
+        truth: `"syncworld"`: boxes of what sounds, from a SyncWorld; `"masks"`: a table of images, audio and masks.
         maps: `"occlusion"`: how far the similarity falls without a patch and its neighbours, what `localize` shows;
-            `"cosine"`: of the sound's embedding with every patch's, faster by the number of patches.
+            `"cosine"`: of the audio's embedding with every patch's, faster by the number of patches.
         pooling: With masks, `"maps"`: average precision of every map, and one threshold for all of them;
             `"classes"`: both over all pixels of a class, then the mean over classes.
         tolerance: Pixels outside a box at which pointing still counts.
@@ -127,7 +111,7 @@ class SyncProtocol(Protocol):
     """How the sense for what belongs together in time is scored.
 
     Args:
-        truth: `"shifts"`: every clip against its own sound, shifted; `"labels"`: clips labelled as in sync or not.
+        truth: `"shifts"`: every clip against its own audio, shifted; `"labels"`: clips labelled as in sync or not.
         min_shift: Smallest shift in seconds.
         score: With labels, what a clip's `auc` is of: `"mean"`, `"minimum"`, `"p10"`, `"median"` or `"z_score"`; the
             others are reported beside it.
@@ -138,6 +122,13 @@ class SyncProtocol(Protocol):
     score: str = "mean"
 
 
+P = TypeVar("P", bound=Protocol)
+
+
+def _by_name(*protocols: P) -> Mapping[str, P]:
+    return MappingProxyType({protocol.name: protocol for protocol in protocols})
+
+
 _SYNC_CODE = "retrieval evaluation of CAV-MAE Sync (Araujo et al., CVPR 2025)"
 _CAVMAE_CODE = "retrieval evaluation of CAV-MAE (Gong et al., ICLR 2023)"
 # Five clips of each of VGGSound's 309 classes.
@@ -146,40 +137,35 @@ _VGGSOUND_CLIPS = 1545
 _SYNC_LIST = RetrievalProtocol(
     name="cav-mae-sync", source=_SYNC_CODE, alignment="reference", num_frames=16, needs_ids=True
 )
-# CAV-MAE stores ten frames of a clip and retrieves with the sixth, against the whole sound.
+# CAV-MAE stores ten frames of a clip and retrieves with the sixth, against the whole audio.
 _CAVMAE_LIST = RetrievalProtocol(
     name="cav-mae", source=_CAVMAE_CODE, alignment="reference", num_frames=10, frames="middle", needs_ids=True
 )
 
-RETRIEVAL_PROTOCOLS: Mapping[str, RetrievalProtocol] = MappingProxyType(
-    {
-        protocol.name: protocol
-        for protocol in (
-            RetrievalProtocol(name="clips", summary="every clip of the data against every other"),
-            replace(
-                _SYNC_LIST,
-                name="cav-mae-sync-vggsound",
-                summary="16 moments as published, diagonal mean, the 1,545-clip list of VGGSound",
-                published_clips=_VGGSOUND_CLIPS,
-            ),
-            replace(
-                _SYNC_LIST,
-                name="cav-mae-sync-audioset",
-                summary="16 moments as published, diagonal mean, the retrieval list of AudioSet's evaluation set",
-            ),
-            replace(
-                _CAVMAE_LIST,
-                name="cav-mae-vggsound",
-                summary="one frame against the whole sound, the 1,545-clip list of VGGSound",
-                published_clips=_VGGSOUND_CLIPS,
-            ),
-            replace(
-                _CAVMAE_LIST,
-                name="cav-mae-audioset",
-                summary="one frame against the whole sound, the retrieval list of AudioSet's evaluation set",
-            ),
-        )
-    }
+RETRIEVAL_PROTOCOLS: Mapping[str, RetrievalProtocol] = _by_name(
+    RetrievalProtocol(name="clips", summary="every clip of the data against every other"),
+    replace(
+        _SYNC_LIST,
+        name="cav-mae-sync-vggsound",
+        summary="16 moments as published, diagonal mean, the 1,545-clip list of VGGSound",
+        published_clips=_VGGSOUND_CLIPS,
+    ),
+    replace(
+        _SYNC_LIST,
+        name="cav-mae-sync-audioset",
+        summary="16 moments as published, diagonal mean, the retrieval list of AudioSet's evaluation set",
+    ),
+    replace(
+        _CAVMAE_LIST,
+        name="cav-mae-vggsound",
+        summary="one frame against the whole audio, the 1,545-clip list of VGGSound",
+        published_clips=_VGGSOUND_CLIPS,
+    ),
+    replace(
+        _CAVMAE_LIST,
+        name="cav-mae-audioset",
+        summary="one frame against the whole audio, the retrieval list of AudioSet's evaluation set",
+    ),
 )
 
 _FINE_TUNED = ClassificationProtocol(
@@ -188,57 +174,40 @@ _FINE_TUNED = ClassificationProtocol(
     alignment="reference",
     num_frames=10,
 )
-CLASSIFICATION_PROTOCOLS: Mapping[str, ClassificationProtocol] = MappingProxyType(
-    {
-        protocol.name: protocol
-        for protocol in (
-            ClassificationProtocol(name="clips", summary="the labels of the data; moments ensembled by the model"),
-            replace(
-                _FINE_TUNED, name="audioset", summary="AudioSet's 527 classes, mean average precision", classes=527
-            ),
-            replace(_FINE_TUNED, name="vggsound", summary="VGGSound's 309 classes, accuracy", classes=309),
-            ClassificationProtocol(
-                name="vggsounder",
-                summary="VGGSound's test clips with all labels, heard or seen; modality confusion",
-                source="VGGSounder (Zverev, Wiedemer et al., ICCV 2025), clips without background music",
-                scoring="vggsounder",
-                inputs=("av", "a", "v"),
-                ks=(1, 3, 5, 10),
-                background_music=False,
-            ),
-        )
-    }
+CLASSIFICATION_PROTOCOLS: Mapping[str, ClassificationProtocol] = _by_name(
+    ClassificationProtocol(name="clips", summary="the labels of the data; moments ensembled by the model"),
+    replace(_FINE_TUNED, name="audioset", summary="AudioSet's 527 classes, mean average precision", classes=527),
+    replace(_FINE_TUNED, name="vggsound", summary="VGGSound's 309 classes, accuracy", classes=309),
+    ClassificationProtocol(
+        name="vggsounder",
+        summary="VGGSound's test clips with all labels, heard or seen; modality confusion",
+        source="VGGSounder (Zverev, Wiedemer et al., ICCV 2025), clips without background music",
+        scoring="vggsounder",
+        inputs=("av", "a", "v"),
+        ks=(1, 3, 5, 10),
+        background_music=False,
+    ),
 )
 
-LOCALIZATION_PROTOCOLS: Mapping[str, LocalizationProtocol] = MappingProxyType(
-    {
-        protocol.name: protocol
-        for protocol in (
-            LocalizationProtocol(
-                name="syncworld",
-                summary="boxes of what sounds at every moment, maps by occlusion; chance and other sounds beside",
-            ),
-            LocalizationProtocol(name="masks", summary="sound-prompted segmentation, map by map", truth="masks"),
-            LocalizationProtocol(
-                name="ade20k-sound",
-                summary="sound-prompted segmentation by cosines, mAP and mIoU over classes, pixels of a class pooled",
-                source="sound-prompted segmentation on ADE20K (DenseAV, Hamilton et al., CVPR 2024)",
-                truth="masks",
-                maps="cosine",
-                pooling="classes",
-            ),
-        )
-    }
+LOCALIZATION_PROTOCOLS: Mapping[str, LocalizationProtocol] = _by_name(
+    LocalizationProtocol(
+        name="syncworld",
+        summary="boxes of what sounds at every moment, maps by occlusion; chance and other audio beside",
+    ),
+    LocalizationProtocol(name="masks", summary="audio-prompted segmentation, map by map", truth="masks"),
+    LocalizationProtocol(
+        name="ade20k-sound",
+        summary="audio-prompted segmentation by cosines, mAP and mIoU over classes, pixels of a class pooled",
+        source="sound-prompted segmentation on ADE20K (DenseAV, Hamilton et al., CVPR 2024)",
+        truth="masks",
+        maps="cosine",
+        pooling="classes",
+    ),
 )
 
-SYNC_PROTOCOLS: Mapping[str, SyncProtocol] = MappingProxyType(
-    {
-        protocol.name: protocol
-        for protocol in (
-            SyncProtocol(name="shifted", summary="true alignment against the same sound shifted by 2 s or more"),
-            SyncProtocol(name="labelled", summary="clips labelled as in sync or not, one threshold", truth="labels"),
-        )
-    }
+SYNC_PROTOCOLS: Mapping[str, SyncProtocol] = _by_name(
+    SyncProtocol(name="shifted", summary="true alignment against the same audio shifted by 2 s or more"),
+    SyncProtocol(name="labelled", summary="clips labelled as in sync or not, one threshold", truth="labels"),
 )
 
 PROTOCOLS: Mapping[str, Mapping[str, Protocol]] = MappingProxyType(
@@ -249,8 +218,6 @@ PROTOCOLS: Mapping[str, Mapping[str, Protocol]] = MappingProxyType(
         "sync": SYNC_PROTOCOLS,
     }
 )
-
-P = TypeVar("P", bound=Protocol)
 
 
 def find_protocol(protocol: str | P, known: Mapping[str, P]) -> P:

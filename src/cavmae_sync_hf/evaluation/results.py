@@ -1,36 +1,32 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""What does a results file say, so that a figure can be checked and taken again?"""
+"""Results files: what a metric was measured on, and how, so that it can be checked and measured again."""
 
 import json
-import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ..files import plain, write_json
+from ..files import StrPath, plain, write_json
 from ..model.errors_cavmae_sync import EvaluationError
+from ..model.modeling_cavmae_sync import CavMaeSyncPreTrainedModel
 from ..provenance import checkpoint_record, software_versions
-
-__all__ = [
-    "check_target",
-    "make_record",
-    "read_results",
-    "write_results",
-]
+from .protocols import Protocol
 
 FORMAT = "cavmae-sync-results"
 FORMAT_VERSION = 1
 # What a reader of a record relies on.
 _KEYS = ("task", "protocol", "metrics", "counts", "checkpoint", "data", "versions", "date")
+# Metrics of version 0.1.0 that have another name now.
+_FORMER_METRICS = {"pointing_other_sound": "pointing_other_audio"}
 
 
 def make_record(
     task: str,
-    protocol: Any,
+    protocol: Protocol,
     metrics: Mapping[str, float | int],
     *,
-    model: Any,
+    model: CavMaeSyncPreTrainedModel,
     data: Mapping[str, Any],
     counts: Mapping[str, Any],
     settings: Mapping[str, Any] | None = None,
@@ -42,11 +38,11 @@ def make_record(
     Args:
         task: `"retrieval"`, `"classification"`, `"localization"` or `"sync"`.
         protocol: A protocol of `evaluation.protocols`.
-        metrics: Figures by name. What is not finite becomes `None`, since JSON has no other word for it.
+        metrics: Values by name. What is not finite becomes `None`, since JSON has no other word for it.
         model: What was evaluated.
         data: `name`, `kind`, `fingerprint` and what else tells the data.
         counts: `clips_seen` of `clips_expected`, `missing` and `unusable` clips.
-        settings: What else a figure may depend on, such as the precision.
+        settings: What else a metric may depend on, such as the precision.
         seeds: Of random choices; empty where nothing was drawn.
         command: The command line.
     """
@@ -73,7 +69,7 @@ def make_record(
     }
 
 
-def write_results(path: str | os.PathLike[str], record: Mapping[str, Any]) -> Path:
+def write_results(path: StrPath, record: Mapping[str, Any]) -> Path:
     """Write a record as JSON; the file is there whole or not at all, and replaces an earlier results file.
 
     Raises:
@@ -84,7 +80,7 @@ def write_results(path: str | os.PathLike[str], record: Mapping[str, Any]) -> Pa
     return write_json(target, record)
 
 
-def check_target(path: str | os.PathLike[str]) -> None:
+def check_target(path: StrPath) -> None:
     """Refuse a path that `write_results` would refuse, before there is anything to write.
 
     Raises:
@@ -102,8 +98,8 @@ def check_target(path: str | os.PathLike[str]) -> None:
             ) from error
 
 
-def read_results(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a results file.
+def read_results(path: StrPath) -> dict[str, Any]:
+    """Read a results file; metrics of earlier versions have the names of today.
 
     Raises:
         EvaluationError: There is no such file, or it holds no results.
@@ -126,4 +122,5 @@ def read_results(path: str | os.PathLike[str]) -> dict[str, Any]:
     lacking = [key for key in _KEYS if key not in record]
     if lacking:
         raise EvaluationError(f"{path}: lacks {', '.join(lacking)}; evaluate again.")
+    record["metrics"] = {_FORMER_METRICS.get(name, name): value for name, value in record["metrics"].items()}
     return record

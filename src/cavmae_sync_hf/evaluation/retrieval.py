@@ -1,5 +1,5 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""How well does a model find the pictures of a sound, and the sound of pictures, on a set of clips?"""
+"""Retrieval on a set of clips: video by audio, and audio by video."""
 
 from dataclasses import dataclass
 from typing import Any, Unpack
@@ -8,14 +8,13 @@ import torch
 from torch import Tensor
 
 from ..metrics import compute
-from .clips import EvaluationClips, RunOptions, batches, fit_processor, open_evaluation, stack_clips
+from ..model.modeling_cavmae_sync import CavMaeSyncModel
+from ..model.processing_cavmae_sync import CavMaeSyncProcessor
+from .clips import EvaluationClips, RunOptions, open_evaluation, stack_clips
 from .protocols import RETRIEVAL_PROTOCOLS, RetrievalProtocol, find_protocol, modify
-from .results import make_record
-
-__all__ = ["ClipEmbeddings", "embed_clips", "evaluate_retrieval"]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ClipEmbeddings:
     """Embeddings of the usable clips of an evaluation, on the CPU.
 
@@ -42,35 +41,33 @@ class ClipEmbeddings:
 
 
 @torch.no_grad()
-def embed_clips(clips: EvaluationClips, processor: Any, model: Any, options: RunOptions) -> ClipEmbeddings:
-    """Embed the clips that have both sound and pictures; the others go to `clips.unusable`.
+def embed_clips(model: CavMaeSyncModel, clips: EvaluationClips) -> ClipEmbeddings:
+    """Embed the clips that have both audio and frames; the others go to `clips.unusable`.
 
     Raises:
-        EvaluationError: No clip can be used.
+        EvaluationError: As `EvaluationClips.batches`.
     """
-    parts: dict[str, list[Tensor]] = {name: [] for name in ("audio", "video", "audio_mask", "video_mask", "times")}
+    names = ("audio", "video", "audio_mask", "video_mask", "frame_times")
+    parts: dict[str, list[Tensor]] = {name: [] for name in names}
     places: list[int] = []
     labels: list[list[int]] = []
-    for inputs, about in batches(clips, processor, model, options):
+    for inputs, about in clips.batches(model):
         output = model(**inputs)
         mask = inputs["padding_mask"]
         parts["audio"].append(output.audio_embeds.float().cpu())
         parts["video"].append(output.video_embeds.float().cpu())
         parts["audio_mask"].append(mask.cpu())
         parts["video_mask"].append(inputs.get("padding_mask_videos", torch.ones_like(mask)).cpu())
-        parts["times"].append(about["frame_times"].float())
+        parts["frame_times"].append(about["frame_times"].float())
         places += about["places"]
         labels += about["labels"]
-    clips.check(strict=False)
     joined = {name: stack_clips(values) for name, values in parts.items()}
-    return ClipEmbeddings(
-        joined["audio"], joined["video"], joined["audio_mask"], joined["video_mask"], joined["times"], places, labels
-    )
+    return ClipEmbeddings(**joined, places=places, labels=labels)
 
 
 def evaluate_retrieval(
-    model: Any,
-    processor: Any,
+    model: CavMaeSyncModel,
+    processor: CavMaeSyncProcessor,
     data: Any,
     protocol: str | RetrievalProtocol = "clips",
     *,
@@ -80,7 +77,7 @@ def evaluate_retrieval(
     """Retrieval of clips in both directions, under a protocol.
 
     Args:
-        model: A `CavMaeSyncModel` with both towers, in evaluation mode.
+        model: With both towers, in evaluation mode.
         processor: Its processor; the protocol may change alignment and number of frames for the run.
         data: A folder of shards, a folder or list of videos, a SyncWorld split, or what else `read_source` lists.
         protocol: One of `RETRIEVAL_PROTOCOLS`, by name, or one of your own.
@@ -95,13 +92,8 @@ def evaluate_retrieval(
         ValueError: The protocol, the list of ids or the data cannot be used; the message says why.
     """
     rules = modify(find_protocol(protocol, RETRIEVAL_PROTOCOLS), strategy=strategy)
-    fitted = fit_processor(processor, rules)
-    strict = options.get("strict", False)
-    clips = open_evaluation(data, fitted, rules, options, middle=rules.frames == "middle")
-    if clips.missing:
-        clips.check(strict)
-    embeddings = embed_clips(clips, fitted, model, options)
-    clips.check(strict)
+    clips = open_evaluation(data, processor, rules, options)
+    embeddings = embed_clips(model, clips)
     metrics = compute(
         "retrieval",
         predictions=embeddings.audio,
@@ -116,17 +108,7 @@ def evaluate_retrieval(
     seen = int(metrics.pop("clips_seen"))
     del metrics["clips_expected"]
     metrics |= {f"chance_r{k}": min(1.0, k / seen) for k in rules.ks}
-    counts = clips.counts()
+    record = clips.record("retrieval", metrics, model=model, frames_per_clip=embeddings.audio.shape[1])
     if rules.published_clips is not None:
-        counts["published_list"] = rules.published_clips
-    settings = {"alignment": fitted.feature_extractor.alignment, "frames_per_clip": embeddings.audio.shape[1]}
-    return make_record(
-        "retrieval",
-        rules,
-        metrics,
-        model=model,
-        data=clips.data_record(),
-        counts=counts,
-        settings=settings,
-        command=options.get("command"),
-    )
+        record["counts"]["published_list"] = rules.published_clips
+    return record

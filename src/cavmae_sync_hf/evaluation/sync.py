@@ -1,8 +1,7 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""How well does a model tell sound that belongs to its pictures in time from sound that does not?"""
+"""Synchrony on a set of clips: audio that belongs to its frames in time told from audio that does not."""
 
 import math
-from collections.abc import Sequence
 from typing import Any, Unpack
 
 import numpy as np
@@ -16,13 +15,12 @@ from ..metrics.synchrony import (
     sync_scores,
     temporal_pair_discrimination,
 )
-from ..model.errors_cavmae_sync import EvaluationError
-from .clips import EvaluationClips, RunOptions, find_world, fit_processor, open_evaluation
+from ..model.errors_cavmae_sync import EvaluationError, Hint
+from ..model.modeling_cavmae_sync import CavMaeSyncModel
+from ..model.processing_cavmae_sync import CavMaeSyncProcessor
+from .clips import EvaluationClips, RunOptions, find_world, open_evaluation
 from .protocols import SYNC_PROTOCOLS, SyncProtocol, find_protocol, modify
-from .results import make_record
 from .retrieval import ClipEmbeddings, embed_clips
-
-__all__ = ["SCORES", "clip_scores", "evaluate_sync"]
 
 SCORES = ("mean", "minimum", "p10", "median", "z_score")
 # Clips whose moments are this much closer or further apart than in most cannot be shifted by the same seconds.
@@ -30,8 +28,8 @@ _STEP_TOLERANCE = 0.05
 
 
 def evaluate_sync(
-    model: Any,
-    processor: Any,
+    model: CavMaeSyncModel,
+    processor: CavMaeSyncProcessor,
     data: Any,
     protocol: str | SyncProtocol = "shifted",
     *,
@@ -43,7 +41,7 @@ def evaluate_sync(
     """Synchrony on a set of clips, under a protocol.
 
     Args:
-        model: A `CavMaeSyncModel` with both towers, in evaluation mode.
+        model: With both towers, in evaluation mode.
         processor: Its processor.
         data: A folder of shards, a folder or list of videos, a SyncWorld split, or what else `read_source` lists. In a
             SyncWorld of temporal pairs the right partner is asked for, too.
@@ -54,8 +52,8 @@ def evaluate_sync(
         options: See `RunOptions`.
 
     Returns:
-        A results record, see `make_record`. `"shifted"`: the figures of `shift_discrimination`, `pair_*` of temporal
-        pairs, and mean similarity of the same and of other moments. `"labelled"`: `auc` and `equal_error_rate` of the
+        A results record, see `make_record`. `"shifted"`: those of `shift_discrimination`, `pair_*` of temporal pairs,
+        and mean similarity of the same and of other moments. `"labelled"`: `auc` and `equal_error_rate` of the
         protocol's score and, with its name before them, of each.
 
     Raises:
@@ -65,44 +63,28 @@ def evaluate_sync(
     if rules.score not in SCORES:
         raise EvaluationError(f"The score {rules.score!r} is none; choose one of {', '.join(SCORES)}.")
     if rules.truth == "labels" and positive is None:
-        raise EvaluationError(f"The protocol {rules.name} needs the label of clips in sync (--positive LABEL).")
-    fitted = fit_processor(processor, rules)
-    clips = open_evaluation(data, fitted, rules, options)
-    if clips.missing:
-        clips.check(options.get("strict", False))
-    embeddings = embed_clips(clips, fitted, model, options)
-    clips.check(options.get("strict", False))
-    settings: dict[str, Any] = {"alignment": fitted.feature_extractor.alignment}
+        hint = Hint("positive", "LABEL", "name it")
+        raise EvaluationError(f"The protocol {rules.name} needs the label of clips in sync.", hint=hint)
+    clips = open_evaluation(data, processor, rules, options)
+    embeddings = embed_clips(model, clips)
+    settings: dict[str, Any]
     if rules.truth == "labels":
-        metrics = _labelled(clips, embeddings, rules, positive)
-        settings["positive"] = positive
+        metrics, settings = _labelled(clips, embeddings, rules, positive), {"positive": positive}
     else:
-        metrics = _shifted(clips, embeddings, rules, data, settings)
-    settings["frames_per_clip"] = embeddings.audio.shape[1]
-    return make_record(
-        "sync",
-        rules,
-        metrics,
-        model=model,
-        data=clips.data_record(),
-        counts=clips.counts(),
-        settings=settings,
-        command=options.get("command"),
-    )
+        twins = _partners(clips, embeddings, data)
+        kept, step = _of_one_length(clips, embeddings)
+        metrics = _shifted(embeddings, kept, twins, step=step, min_shift=rules.min_shift)
+        settings = {"seconds_between_moments": round(step, 6)}
+    return clips.record("sync", metrics, model=model, frames_per_clip=embeddings.audio.shape[1], **settings)
 
 
 def _shifted(
-    clips: EvaluationClips, embeddings: ClipEmbeddings, rules: SyncProtocol, data: Any, settings: dict[str, Any]
+    embeddings: ClipEmbeddings, kept: Tensor, twins: list[int | None] | None, *, step: float, min_shift: float
 ) -> dict[str, float | int]:
-    """Every clip against its own sound shifted, and against its temporal twin where there is one."""
-    twins = _partners(clips, embeddings, data)
-    kept, step = _of_one_length(clips, embeddings)
-    settings["seconds_between_moments"] = round(step, 6)
+    """Every kept clip against its own audio shifted, and all against their temporal twins where there are some."""
     similarity = embeddings.similarity[kept]
     windows, frames = embeddings.audio_mask[kept], embeddings.video_mask[kept]
-    found = shift_discrimination(
-        similarity, step=step, min_shift=rules.min_shift, window_mask=windows, frame_mask=frames
-    )
+    found = shift_discrimination(similarity, step=step, min_shift=min_shift, window_mask=windows, frame_mask=frames)
     metrics = {key: value for key, value in found.items() if key != "clips"}
     both = windows[:, :, None] & frames[:, None]
     own = torch.eye(similarity.shape[-1], dtype=torch.bool).expand_as(both)
@@ -151,7 +133,7 @@ def _partners(clips: EvaluationClips, embeddings: ClipEmbeddings, data: Any) -> 
 
 
 def clip_scores(similarity: Tensor, windows: Tensor, frames: Tensor) -> dict[str, float]:
-    """How well one clip's sound fits its pictures, summed up in each of the ways of `SCORES`.
+    """How well one clip's audio fits its frames, summed up in each of the ways of `SCORES`.
 
     Args:
         similarity: Shape `(frames, frames)`: window i is centred on frame i.
@@ -174,7 +156,14 @@ def _labelled(
     clips: EvaluationClips, embeddings: ClipEmbeddings, rules: SyncProtocol, positive: str | int | None
 ) -> dict[str, float | int]:
     """One threshold over clips that are labelled as in sync or not."""
-    number = _label_number(clips, positive)
+    names = clips.label_names or []
+    if positive in names:
+        number = names.index(str(positive))
+    elif not names and str(positive).isdigit():
+        number = int(str(positive))
+    else:
+        known = ", ".join(names) if names else "numbers"
+        raise EvaluationError(f"{clips.name}: no clip has the label {positive!r}; its labels are {known}.")
     rows, in_sync = [], []
     for row, (matrix, windows, frames) in enumerate(
         zip(embeddings.similarity, embeddings.audio_mask, embeddings.video_mask, strict=True)
@@ -182,7 +171,7 @@ def _labelled(
         name, labels = clips.ids[embeddings.places[row]], embeddings.labels[row]
         reason = "has no label." if not labels else ""
         if int((windows & frames).sum()) < 3:
-            reason = "has fewer than 3 moments with sound and picture."
+            reason = "has fewer than 3 moments with audio and frame."
         if reason:
             clips.unusable.append({"id": name, "reason": reason})
             continue
@@ -200,13 +189,3 @@ def _labelled(
         prefix = f"{score}_" if metrics else ""
         metrics |= {f"{prefix}{key}": value for key, value in sync_detection(values[truth], values[~truth]).items()}
     return metrics | {"clips_in_sync": int(truth.sum()), "clips_out_of_sync": int((~truth).sum())}
-
-
-def _label_number(clips: EvaluationClips, positive: str | int | None) -> int:
-    names: Sequence[str] = clips.label_names or ()
-    if positive in names:
-        return names.index(str(positive))
-    if not names and str(positive).isdigit():
-        return int(str(positive))
-    known = ", ".join(names) if names else "numbers"
-    raise EvaluationError(f"{clips.name}: no clip has the label {positive!r}; its labels are {known}.")
