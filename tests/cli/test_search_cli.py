@@ -12,7 +12,7 @@ from PIL import Image
 from rich.console import Console
 
 from cavmae_sync_hf import CavMaeSyncModel, CavMaeSyncProcessor, cli
-from helpers.clips import noise, write_clip
+from helpers.clips import noise, truncate, write_clip
 from helpers.tiny import tiny_config
 
 
@@ -194,6 +194,22 @@ def test_index_info__tells_what_is_there(run, index, videos):
     assert "bad: " in out and "ZIP archive" in out
     status = json.loads(run("index-info", index, "--json")[1])
     assert (status["clips"], status["moments"], status["bad"]) == (4, 32, 2) and "entries" not in status
+
+
+def test_bad_files__are_told_with_options_that_help(run, videos, model, tmp_path):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    shutil.copy(videos / "one.mp4", folder)
+    truncate(write_clip(folder / "cut.mkv", seconds=2.0, audio=noise(2.0)), folder / "cut.mkv")
+
+    _, out, _ = run("index", folder, tmp_path / "index", "--model", model)
+    _, told, _ = run("index-info", tmp_path / "index", "--files")
+
+    for text in (out, told):
+        assert "cut.mkv: is truncated" in text and "damaged=" not in text
+        assert "--damaged keep" in text and "Add --retry-bad to read it again" in text
+    code, out, _ = run("index", folder, tmp_path / "index", "--model", model, "--damaged", "keep", "--retry-bad")
+    assert code == 0 and "1 added, 1 unchanged;" in out and " bad" not in out
 
 
 def test_bad_input__is_one_plain_message(run, index, videos, model, other_model, tmp_path):
