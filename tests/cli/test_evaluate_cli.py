@@ -2,16 +2,14 @@
 """`cavmae-sync evaluate`: every subcommand does its work, writes what it says, and explains what it cannot do."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from rich.console import Console
 
-from cavmae_sync_hf import CavMaeSyncForAudioVisualClassification, CavMaeSyncModel, cli, save_for_hub
+from cavmae_sync_hf import CavMaeSyncForAudioVisualClassification, CavMaeSyncModel, save_for_hub
 from cavmae_sync_hf.evaluation import read_results
 from cavmae_sync_hf.syncworld import make_world
 from helpers.clips import noise, write_clip
@@ -21,23 +19,7 @@ from helpers.tiny_shards import tiny_processor, write_shards
 TASKS = ("retrieval", "classification", "localization", "sync")
 
 
-@pytest.fixture
-def run(capsys, monkeypatch):
-    """Run a command line in this process; gives the exit code, what it printed and its errors."""
-    monkeypatch.setattr(cli.terminal, "console", Console(width=100))
-    monkeypatch.setattr(cli.terminal, "errors", Console(stderr=True, width=100))
-    monkeypatch.setattr(cli.terminal, "show_tracebacks", False)
-
-    def run(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["cavmae-sync", "evaluate", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        printed = capsys.readouterr()
-        assert "Traceback" not in printed.out + printed.err
-        return caught.value.code, printed.out, printed.err
-
-    return run
+COMMAND = ("evaluate",)
 
 
 @pytest.fixture(scope="module")

@@ -2,37 +2,16 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from rich.console import Console
 
-from cavmae_sync_hf import CavMaeSyncModel, CavMaeSyncProcessor, cli
+from cavmae_sync_hf import CavMaeSyncModel, CavMaeSyncProcessor
 from helpers.clips import noise, truncate, write_clip
 from helpers.tiny import tiny_config
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    """Run a command line in this process; gives the exit code, what it printed and its errors."""
-    monkeypatch.setattr(cli.terminal, "console", Console(width=200))
-    monkeypatch.setattr(cli.terminal, "errors", Console(stderr=True, width=200))
-    monkeypatch.setattr(cli.terminal, "show_tracebacks", False)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["cavmae-sync", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        printed = capsys.readouterr()
-        assert "Traceback" not in printed.out + printed.err
-        return caught.value.code, printed.out, printed.err
-
-    return run
 
 
 def save(place: Path, seed: int, **changes) -> Path:

@@ -3,13 +3,11 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from rich.console import Console
 
 from cavmae_sync_hf import (
     CavMaeSyncConfig,
@@ -18,7 +16,6 @@ from cavmae_sync_hf import (
     CavMaeSyncModel,
     CavMaeSyncProcessor,
     EvaluationError,
-    cli,
     save_for_hub,
 )
 from cavmae_sync_hf.evaluation import evaluate_retrieval, write_results
@@ -37,23 +34,7 @@ def results_of(name: str) -> list[Path]:
     return sorted((CARDS / "results" / name).glob("*.json"))
 
 
-@pytest.fixture
-def run(capsys, monkeypatch):
-    """Run `cavmae-sync card ...` in this process; gives the exit code, what it printed and its errors."""
-    monkeypatch.setattr(cli.terminal, "console", Console(width=100))
-    monkeypatch.setattr(cli.terminal, "errors", Console(stderr=True, width=100))
-    monkeypatch.setattr(cli.terminal, "show_tracebacks", False)
-
-    def run(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["cavmae-sync", "card", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        printed = capsys.readouterr()
-        assert "Traceback" not in printed.out + printed.err
-        return caught.value.code, printed.out, printed.err
-
-    return run
+COMMAND = ("card",)
 
 
 @pytest.fixture(scope="module")

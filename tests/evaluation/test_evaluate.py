@@ -13,7 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
-from cavmae_sync_hf import CavMaeSyncForAudioVisualClassification, CavMaeSyncModel, EvaluationError, save_for_hub
+from cavmae_sync_hf import (
+    CavMaeSyncForAudioVisualClassification,
+    CavMaeSyncModel,
+    DataError,
+    EvaluationError,
+    save_for_hub,
+)
 from cavmae_sync_hf.data.dataset import CavMaeSyncCollator, CavMaeSyncDataset
 from cavmae_sync_hf.evaluation import (
     evaluate_classification,
@@ -24,7 +30,6 @@ from cavmae_sync_hf.evaluation import (
     write_results,
 )
 from cavmae_sync_hf.evaluation.clips import fit_processor
-from cavmae_sync_hf.evaluation.localization import sounding_boxes
 from cavmae_sync_hf.evaluation.protocols import RETRIEVAL_PROTOCOLS, SyncProtocol
 from cavmae_sync_hf.inference.loading import load_model
 from cavmae_sync_hf.inference.localize import occlusion_maps
@@ -36,7 +41,7 @@ from cavmae_sync_hf.metrics import (
     retrieval_metrics,
 )
 from cavmae_sync_hf.provenance import checkpoint_record
-from cavmae_sync_hf.syncworld import make_world, read_truth
+from cavmae_sync_hf.syncworld import make_world, read_truth, sounding_boxes
 from helpers.clips import noise, write_clip
 from helpers.tiny import tiny_config
 from helpers.tiny_shards import NUM_FRAMES, tiny_processor, write_shards
@@ -451,9 +456,9 @@ def test_sounding_boxes__are_those_of_the_truth_at_its_own_times(world):
 def test_localization__needs_a_truth(model, processor, shards, world, tmp_path):
     with pytest.raises(EvaluationError, match="no truth about what sounds where"):
         evaluate_localization(model, processor, shards)
-    with pytest.raises(EvaluationError, match="is no SyncWorld split"):
+    with pytest.raises(DataError, match="is no SyncWorld split"):
         evaluate_localization(model, processor, shards, truth=tmp_path)
-    with pytest.raises(EvaluationError, match="has no truth for the clip 'clip-0'"):
+    with pytest.raises(DataError, match="has no truth for the clip 'clip-0'"):
         evaluate_localization(model, processor, shards, truth=world)
     with pytest.raises(EvaluationError, match="needs a table with image, audio and mask"):
         evaluate_localization(model, processor, shards, "ade20k-sound")

@@ -25,8 +25,7 @@ from ..inference.moments import Progress
 from ..model.errors_cavmae_sync import DataError, EvaluationError, Hint
 from ..model.modeling_cavmae_sync import CavMaeSyncPreTrainedModel
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
-from ..syncworld import read_truth
-from ..syncworld.build import OPTIONS_NAME as WORLD_OPTIONS
+from ..syncworld.truth import OPTIONS_NAME
 from .protocols import Protocol, RetrievalProtocol
 from .results import make_record
 
@@ -247,7 +246,7 @@ def open_evaluation(
     dataset = CavMaeSyncDataset(source, processor, frames="all")
     if retrieval is not None and retrieval.frames == "middle":
         dataset.maker = _MiddleFrame(processor)
-    kind = "shards" if is_shards else "syncworld" if is_path and _exists(os.fspath(data), WORLD_OPTIONS) else "videos"
+    kind = "shards" if is_shards else "syncworld" if is_path and _exists(os.fspath(data), OPTIONS_NAME) else "videos"
     there = list(dataset.clip_ids())
     if not there:
         raise EvaluationError(f"{data}: holds no clips; prepare or make some first.")
@@ -347,44 +346,6 @@ def _names(entry: Entry) -> tuple[str, ...]:
     if entry.path is not None:
         names += [os.path.splitext(entry.path)[0], Path(entry.path).stem]
     return tuple(dict.fromkeys(names))
-
-
-def find_world(data: Any, ids: Sequence[str], truth: StrPath | None = None) -> list[dict[str, Any]]:
-    """What a SyncWorld knows about clips: their truth records, in the order of `ids`.
-
-    Args:
-        data: The data; a SyncWorld split, or shards of one that lie in its world (`WORLD/ANY/SPLIT`).
-        ids: The clips.
-        truth: The SyncWorld split, where it lies elsewhere.
-
-    Returns:
-        No records where there is no SyncWorld.
-
-    Raises:
-        EvaluationError: A SyncWorld is there, but does not know a clip.
-    """
-    if truth is not None:
-        candidates = [Path(truth)]
-    elif isinstance(data, str | os.PathLike):
-        path = Path(data)
-        candidates = [path, path.parent.parent / path.name]
-    else:
-        candidates = []
-    folder = next((path for path in candidates if (path / WORLD_OPTIONS).is_file()), None)
-    if folder is None:
-        if truth is not None:
-            raise EvaluationError(
-                f"{truth} is no SyncWorld split (no {WORLD_OPTIONS}); `cavmae-sync world` makes one."
-            )
-        return []
-    records = {str(record["clip_id"]): record for record in read_truth(folder)}
-    unknown = [name for name in ids if name not in records]
-    if unknown:
-        raise EvaluationError(
-            f"{folder}: has no truth for the clip {unknown[0]!r} ({len(unknown)} of {len(ids)} are unknown); evaluate "
-            "on clips of this world."
-        )
-    return [records[name] for name in ids]
 
 
 class _Samples(Dataset):

@@ -22,13 +22,14 @@ from ..inference.features import move_inputs
 from ..inference.localize import occlusion_maps
 from ..metrics import boxes_in_view, compute, patch_maps, pointing_accuracy
 from ..metrics.localization import time_pointing_accuracy, upsample_maps
-from ..model.alignment_cavmae_sync import frame_at, window_times
+from ..model.alignment_cavmae_sync import window_times
 from ..model.errors_cavmae_sync import EvaluationError, Hint, MediaError
 from ..model.feature_extraction_cavmae_sync import SILENCE
 from ..model.media_cavmae_sync import decode_media
 from ..model.modeling_cavmae_sync import CavMaeSyncModel
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
-from .clips import EvaluatedSet, RunOptions, find_world, fit_processor, open_evaluation
+from ..syncworld import find_truth, sounding_boxes
+from .clips import EvaluatedSet, RunOptions, fit_processor, open_evaluation
 from .protocols import LOCALIZATION_PROTOCOLS, LocalizationProtocol, find_protocol, modify
 from .tables import Prompt, mask_in_view, read_mask, read_prompts
 
@@ -72,7 +73,7 @@ def evaluate_localization(
             raise EvaluationError(f"The protocol {rules.name} has no use for `truth`; the table names the masks.")
         return _masks(model, fit_processor(processor, rules), data, rules=rules, options=options)
     clips = open_evaluation(data, processor, rules, options)
-    records = find_world(data, clips.ids, truth)
+    records = find_truth(data, clips.ids, truth)
     if not records:
         raise EvaluationError(
             f"{clips.name}: there is no truth about what sounds where; evaluate on a SyncWorld split (`cavmae-sync "
@@ -84,17 +85,6 @@ def evaluate_localization(
         for inputs, about in clips.batches(model):
             collector.add([records[place] for place in about["places"]], about["frame_times"], inputs)
     return clips.record("localization", collector.metrics(), model=model, view=model.config.image_size)
-
-
-def sounding_boxes(record: Mapping[str, Any], times: Sequence[float]) -> list[list[list[int]]]:
-    """Boxes `[x0, y0, x1, y1]` of what sounds on the frames on screen at `times` (seconds), in pixels of the clip."""
-    boxes = []
-    for time in times:
-        # The frame on screen is the last one that began; the tiny sum keeps 0.3 * 10 from falling to frame 2.
-        frame = min(frame_at(time, record["fps"]), record["num_video_frames"] - 1)
-        events = [event for event in record["events"] if event["start_frame"] <= frame < event["end_frame"]]
-        boxes.append([event["boxes"][frame - event["start_frame"]] for event in events])
-    return boxes
 
 
 def _sounding_spans(record: Mapping[str, Any], times: Sequence[float]) -> list[list[list[float]]]:

@@ -18,7 +18,8 @@ from ..metrics.synchrony import (
 from ..model.errors_cavmae_sync import EvaluationError, Hint
 from ..model.modeling_cavmae_sync import CavMaeSyncModel
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
-from .clips import EvaluationClips, RunOptions, find_world, open_evaluation
+from ..syncworld import find_truth, temporal_partners
+from .clips import EvaluationClips, RunOptions, open_evaluation
 from .protocols import SYNC_PROTOCOLS, SyncProtocol, find_protocol, modify
 from .retrieval import ClipEmbeddings, embed_clips
 
@@ -124,12 +125,8 @@ def _of_one_length(clips: EvaluationClips, embeddings: ClipEmbeddings) -> tuple[
 
 def _partners(clips: EvaluationClips, embeddings: ClipEmbeddings, data: Any) -> list[int | None] | None:
     """Row of every clip's temporal twin, where a SyncWorld tells."""
-    records = find_world(data, clips.ids)
-    if not records:
-        return None
-    rows = {records[place]["index"]: row for row, place in enumerate(embeddings.places)}
-    twins = [rows.get(records[place]["partner"]) for place in embeddings.places]
-    return twins if any(twin is not None for twin in twins) else None
+    records = find_truth(data, clips.ids)
+    return temporal_partners([records[place] for place in embeddings.places]) if records else None
 
 
 def clip_scores(similarity: Tensor, windows: Tensor, frames: Tensor) -> dict[str, float]:
