@@ -1,6 +1,7 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
 """Subcommands that evaluate a model on a data set under a protocol."""
 
+import inspect
 import shlex
 import sys
 from collections.abc import Callable
@@ -33,44 +34,61 @@ Workers = Annotated[int, typer.Option(min=0, help="Processes that load clips; 0 
 _VIEW_METRICS = ("hit_rate", "accuracy", "f1", "f1_macro", "jaccard", "precision", "recall")
 
 
+Protocol = Annotated[str, typer.Option(help="Rules to follow; see `evaluate protocols`.")]
+
+
+def _of_any_set(
+    media: Media = None, labels: Labels = None, split: Split = None,
+) -> None:  # fmt: skip
+    """Options of evaluations on any data set."""
+
+
+def _of_all(
+    ids: Ids = None, limit: Limit = None, strict: Strict = False, device: Device = "cpu", batch_size: BatchSize = 8,
+    num_workers: Workers = 0, out: Out = None, as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Options of all evaluations."""
+
+
+def _with_options(*shared: Callable[..., None]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add the parameters of other functions to a subcommand's own, for typer to see; they arrive in the context."""
+
+    def add(function: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(function)
+        added = [parameter for other in shared for parameter in inspect.signature(other).parameters.values()]
+        kept = [parameter for parameter in own.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
+        function.__signature__ = own.replace(parameters=[*kept, *added])  # type: ignore[attr-defined]
+        function.__annotations__.update({parameter.name: parameter.annotation for parameter in added})
+        return function
+
+    return add
+
+
 @app.command()
+@_with_options(_of_any_set, _of_all)
 def retrieval(
     context: typer.Context,
     model: ModelArgument,
     data: Data,
-    protocol: Annotated[str, typer.Option(help="Rules to follow; see `evaluate protocols`.")] = "clips",
+    protocol: Protocol = "clips",
     strategy: Annotated[
         str | None, typer.Option(help="diagonal_mean, diagonal_max, mean or max, instead of the protocol's.")
     ] = None,
-    ids: Ids = None,
-    media: Media = None,
-    labels: Labels = None,
-    split: Split = None,
-    limit: Limit = None,
-    strict: Strict = False,
-    device: Device = "cpu",
-    batch_size: BatchSize = 8,
-    num_workers: Workers = 0,
-    out: Out = None,
-    as_json: AsJson = False,
+    **_: Any,
 ) -> None:
     """Retrieval: audio finds its video, and video its audio."""
-    options = settings(context, *_RUN)
+    from ..evaluation import evaluate_retrieval
 
-    def run(loaded: Any, processor: Any, progress: Callable[..., None]) -> dict[str, Any]:
-        from ..evaluation import evaluate_retrieval
-
-        return evaluate_retrieval(loaded, processor, data, **options, progress=progress, command=_command())
-
-    _evaluate(run, model, device, out=out, as_json=as_json, modalities="both")
+    _evaluate(context, evaluate_retrieval, modalities="both")
 
 
 @app.command()
+@_with_options(_of_any_set, _of_all)
 def classification(
     context: typer.Context,
     model: ModelArgument,
     data: Data,
-    protocol: Annotated[str, typer.Option(help="Rules to follow; see `evaluate protocols`.")] = "clips",
+    protocol: Protocol = "clips",
     inputs: Annotated[
         str | None, typer.Option(metavar="av,a,v", help="What the model is given, in turn, instead of the protocol's.")
     ] = None,
@@ -79,68 +97,43 @@ def classification(
         str | None,
         typer.Option(metavar="FILE", help="Names of the model's classes, where its configuration has none."),
     ] = None,
-    ids: Ids = None,
-    media: Media = None,
-    labels: Labels = None,
-    split: Split = None,
-    limit: Limit = None,
-    strict: Strict = False,
-    device: Device = "cpu",
-    batch_size: BatchSize = 8,
-    num_workers: Workers = 0,
-    out: Out = None,
-    as_json: AsJson = False,
+    **_: Any,
 ) -> None:
     """Classification: a fine-tuned model labels clips."""
-    options = settings(context, *_RUN)
-    options["inputs"] = None if inputs is None else [name.strip() for name in inputs.split(",") if name.strip()]
+    from ..evaluation import evaluate_classification
 
-    def run(loaded: Any, processor: Any, progress: Callable[..., None]) -> dict[str, Any]:
-        from ..evaluation import evaluate_classification
-
-        return evaluate_classification(loaded, processor, data, **options, progress=progress, command=_command())
-
-    _evaluate(run, model, device, out=out, as_json=as_json, use="classification")
+    context.params["inputs"] = None if inputs is None else [name.strip() for name in inputs.split(",") if name.strip()]
+    _evaluate(context, evaluate_classification, use="classification")
 
 
 @app.command()
+@_with_options(_of_all)
 def localization(
     context: typer.Context,
     model: ModelArgument,
     data: Annotated[str, typer.Argument(metavar="DATA", help="SyncWorld split, shards of one, or a table of masks.")],
-    protocol: Annotated[str, typer.Option(help="Rules to follow; see `evaluate protocols`.")] = "syncworld",
+    protocol: Protocol = "syncworld",
     maps: Annotated[
         str | None, typer.Option(help="occlusion (slow) or cosine (fast), instead of the protocol's.")
     ] = None,
     truth: Annotated[
         str | None, typer.Option(metavar="FOLDER", help="SyncWorld split of shards that lie elsewhere.")
     ] = None,
-    ids: Ids = None,
-    limit: Limit = None,
-    strict: Strict = False,
-    device: Device = "cpu",
-    batch_size: BatchSize = 8,
-    num_workers: Workers = 0,
-    out: Out = None,
-    as_json: AsJson = False,
+    **_: Any,
 ) -> None:
     """Localization: maxima of the maps against boxes or masks of what sounds."""
-    options = settings(context, *_RUN)
+    from ..evaluation import evaluate_localization
 
-    def run(loaded: Any, processor: Any, progress: Callable[..., None]) -> dict[str, Any]:
-        from ..evaluation import evaluate_localization
-
-        return evaluate_localization(loaded, processor, data, **options, progress=progress, command=_command())
-
-    _evaluate(run, model, device, out=out, as_json=as_json, modalities="both")
+    _evaluate(context, evaluate_localization, modalities="both")
 
 
 @app.command()
+@_with_options(_of_any_set, _of_all)
 def sync(
     context: typer.Context,
     model: ModelArgument,
     data: Data,
-    protocol: Annotated[str, typer.Option(help="Rules to follow; see `evaluate protocols`.")] = "shifted",
+    protocol: Protocol = "shifted",
     min_shift: Annotated[float | None, typer.Option(help="Smallest shift in seconds, instead of 2.")] = None,
     positive: Annotated[
         str | None, typer.Option(metavar="LABEL", help="Label of clips in sync (protocol labelled).")
@@ -148,31 +141,12 @@ def sync(
     score: Annotated[
         str | None, typer.Option(help="mean, minimum, p10, median or z_score (protocol labelled).")
     ] = None,
-    ids: Ids = None,
-    media: Media = None,
-    labels: Labels = None,
-    split: Split = None,
-    limit: Limit = None,
-    strict: Strict = False,
-    device: Device = "cpu",
-    batch_size: BatchSize = 8,
-    num_workers: Workers = 0,
-    out: Out = None,
-    as_json: AsJson = False,
+    **_: Any,
 ) -> None:
     """Synchrony: true alignment against shifted audio, or clips in sync against others."""
-    options = settings(context, *_RUN)
+    from ..evaluation import evaluate_sync
 
-    def run(loaded: Any, processor: Any, progress: Callable[..., None]) -> dict[str, Any]:
-        from ..evaluation import evaluate_sync
-
-        return evaluate_sync(loaded, processor, data, **options, progress=progress, command=_command())
-
-    _evaluate(run, model, device, out=out, as_json=as_json, modalities="both")
-
-
-# Arguments of a subcommand that are no settings of the evaluation.
-_RUN = frozenset(("model", "data", "device", "out", "as_json"))
+    _evaluate(context, evaluate_sync, modalities="both")
 
 
 @app.command()
@@ -193,20 +167,9 @@ def protocols(as_json: AsJson = False) -> None:
     terminal.console.print(table)
 
 
-def _command() -> str:
-    return shlex.join(["cavmae-sync", *sys.argv[1:]])
-
-
-def _evaluate(
-    run: Callable[[Any, Any, Callable[..., None]], dict[str, Any]],
-    model: str,
-    device: str,
-    *,
-    out: Path | None,
-    as_json: bool,
-    **wanted: Any,
-) -> None:
+def _evaluate(context: typer.Context, evaluate: Callable[..., dict[str, Any]], **wanted: Any) -> None:
     """Load, run, write and show."""
+    model, data, device, out = (context.params[name] for name in ("model", "data", "device", "out"))
     terminal.check_device(device)
     from ..evaluation.results import check_target, write_results
     from ..inference.loading import load_model
@@ -214,11 +177,13 @@ def _evaluate(
     if out is not None:
         check_target(out)  # before the work, not after it
     loaded, processor = load_model(model, device=device, **wanted)
+    options = settings(context, "model", "data", "device", "out", "as_json")
+    command = shlex.join(["cavmae-sync", *sys.argv[1:]])
     with terminal.progress_bar("evaluating") as show:
-        record = run(loaded, processor, show)
+        record = evaluate(loaded, processor, data, **options, progress=show, command=command)
     if out is not None:
         write_results(out, record)
-    if as_json:
+    if context.params["as_json"]:
         terminal.print_json(record)
         return
     _print_record(record)
