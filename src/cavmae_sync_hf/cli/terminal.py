@@ -106,13 +106,13 @@ def progress_bar(what: str, unit: str = "clips") -> Iterator[Callable[..., None]
 
         def show(done: int, total: int, remark: str = "") -> None:
             first.extend([] if first else [done, time.monotonic()])
-            rate = _rate(int(done - first[0]), time.monotonic() - first[1], total - done, remark, unit)
+            rate = _rate(int(done - first[0]), time.monotonic() - first[1], total - done, unit=unit, remark=remark)
             bar.update(task, completed=done, total=total, rate=rate)
 
         yield show
 
 
-def _rate(made: int, seconds: float, to_do: int, remark: str, unit: str) -> str:
+def _rate(made: int, seconds: float, to_do: int, *, unit: str, remark: str) -> str:
     parts = [remark]
     if made and seconds:
         left = timedelta(seconds=round(to_do * seconds / made))
@@ -132,7 +132,7 @@ def _plain_progress(what: str, unit: str) -> Callable[..., None]:
         if now - printed < SECONDS_BETWEEN_LINES:
             return
         printed = now
-        rate = _rate(int(done - first[0]), now - first[1], total - done, remark, unit)
+        rate = _rate(int(done - first[0]), now - first[1], total - done, unit=unit, remark=remark)
         line = f"{what}: {done} of {total}" + (f", {rate}" if rate else "")
         errors.print(line, highlight=False, markup=False, soft_wrap=True)
 

@@ -214,9 +214,9 @@ class _Mapper:
             # Every frame twice in a row, which the model looks at once: with its own audio and with another.
             frames, both = (values.repeat_interleave(2, dim=1) for values in (inputs["pixel_values_videos"], wanted))
             queries = torch.stack([output.audio_embeds, others], dim=2).flatten(1, 2) - self.silence
-            maps = occlusion_maps(model, "video", frames, queries, both)
+            maps = occlusion_maps(model, "video", frames, queries, present=both)
             own, other = maps[:, 0::2], maps[:, 1::2]
-            time = occlusion_maps(model, "audio", inputs["input_values"], output.video_embeds, wanted)
+            time = occlusion_maps(model, "audio", inputs["input_values"], output.video_embeds, present=wanted)
         return _Maps(own.float().cpu(), other.float().cpu(), known, time.float().cpu())
 
     def prompted(self, windows: Tensor, present: Tensor, frames: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..model.configuration_cavmae_sync import CavMaeSyncConfig
 from ..model.errors_cavmae_sync import InferenceError
-from ..model.modeling_cavmae_sync import CavMaeSyncModel, both_present, select_distinct
+from ..model.modeling_cavmae_sync import CavMaeSyncModel, CavMaeSyncPreTrainedModel, both_present, select_distinct
 
 # A modality's values and the mask of those that are present, audio first.
 INPUTS = (("input_values", "padding_mask"), ("pixel_values_videos", "padding_mask_videos"))
@@ -161,7 +161,7 @@ def _feature(name: str, config: CavMaeSyncConfig, last: int) -> Feature:
     return feature
 
 
-def check_towers(model: Any) -> None:
+def check_towers(model: Embedder) -> None:
     """Refuse models that cannot compare audio and video."""
     modality = getattr(getattr(model, "config", None), "modality", "multimodal")
     if modality != "multimodal":
@@ -179,7 +179,7 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
-def move_inputs(inputs: Mapping[str, Any], model: Any) -> dict[str, Tensor]:
+def move_inputs(inputs: Mapping[str, Any], model: CavMaeSyncPreTrainedModel) -> dict[str, Tensor]:
     """The model's inputs among `inputs`, on its device and in its precision.
 
     Args:
@@ -217,7 +217,9 @@ def encode_moments(model: Embedder, inputs: Mapping[str, Any], features: Sequenc
         patches: dict[str, Tensor] = {}
         for modality, pixels in images.items():
             own = [feature for feature in features if feature.modality == modality]
-            found, patches[modality] = _one_modality(encoder, modality, pixels, present[modality], own)
+            found, patches[modality] = _one_modality(
+                encoder, modality, pixels, present=present[modality], features=own
+            )
             values |= found
         fused = [feature for feature in features if feature.modality == "fused"]
         if fused:
@@ -242,7 +244,7 @@ def _presence(inputs: Mapping[str, Any], shape: tuple[int, int], values: str, ma
 
 
 def _one_modality(
-    model: CavMaeSyncModel, modality: str, images: Tensor, present: Tensor | None, features: Sequence[Feature]
+    model: CavMaeSyncModel, modality: str, images: Tensor, *, present: Tensor | None, features: Sequence[Feature]
 ) -> tuple[dict[str, Tensor], Tensor]:
     """A modality's features `(moments, hidden)`, and its tower's patches for fusing `(moments, patches, hidden)`."""
     distinct, places = select_distinct(images, present, model.config.deduplicate_windows)

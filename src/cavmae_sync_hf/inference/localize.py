@@ -321,11 +321,11 @@ class _Mapper:
                 window = self.silent_window.to(model.device, model.dtype)
                 self._silence = model.get_audio_features(window).audio_embeds[0, 0]
             video_maps = occlusion_maps(
-                model, "video", moved["pixel_values_videos"], output.audio_embeds - self._silence, both,
+                model, "video", moved["pixel_values_videos"], output.audio_embeds - self._silence, present=both,
                 block=self.block, stride=self.stride,
             )  # fmt: skip
             audio_maps = occlusion_maps(
-                model, "audio", moved["input_values"], output.video_embeds, both,
+                model, "audio", moved["input_values"], output.video_embeds, present=both,
                 stride=self.stride, fill=self.floor,
             )  # fmt: skip
         similarity = output.similarity[0].diagonal().float().masked_fill(~both[0], torch.nan)
@@ -404,8 +404,8 @@ def occlusion_maps(
     modality: str,
     inputs: Tensor,
     queries: Tensor,
-    present: Tensor | None = None,
     *,
+    present: Tensor | None = None,
     block: tuple[int, int] | None = None,
     stride: int | None = None,
     fill: float | None = None,

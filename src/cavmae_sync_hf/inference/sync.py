@@ -521,7 +521,7 @@ def _assemble(gathered: _Gathered, source: str, audio_source: str | None, protoc
         window=window,
         protocol=protocol,
     )
-    result.remarks = _remarks(result, gathered, constant, found.at_edge, length)
+    result.remarks = _remarks(result, gathered, constant=constant, at_edge=found.at_edge, length=length)
     return result
 
 
@@ -548,7 +548,9 @@ def _test(outline: Outline, window: float, hop: float) -> dict[str, float | int 
     }
 
 
-def _remarks(result: SyncResult, gathered: _Gathered, constant: list[str], at_edge: bool, length: float) -> list[str]:
+def _remarks(
+    result: SyncResult, gathered: _Gathered, *, constant: list[str], at_edge: bool, length: float
+) -> list[str]:
     """What a reader should know before believing the values."""
     remarks = []
     absent = int((~np.isfinite(result.scores)).sum())

@@ -97,7 +97,7 @@ class WindowGrid:
                 f"No moment lies in a window of {window:g} s when they are {step:g} s apart; use a hop of at most the "
                 "window."
             )
-        return cls(float(window), float(stride), step, per_window, per_stride)
+        return cls(window=float(window), stride=float(stride), hop=step, per_window=per_window, per_stride=per_stride)
 
     def centres(self) -> np.ndarray:
         """Times of a window's moments from its start, `(per_window,)` seconds."""
