@@ -125,7 +125,7 @@ def test_occlusion__frames_of_a_batch_are_their_own(pair):
     queries = torch.cat([RED, 2 * RED, RED, RED], dim=1)
     present = torch.tensor([[True, True, True, False]])
 
-    maps = occlusion_maps(pair[0], "video", images, queries, present, block=(1, 1))[0]
+    maps = occlusion_maps(pair[0], "video", images, queries, present=present, block=(1, 1))[0]
 
     alone = occlusion_maps(pair[0], "video", second, RED, block=(1, 1))[0, 0]
     torch.testing.assert_close(maps[1], 2 * maps[0])
