@@ -377,18 +377,17 @@ def read_media(
             if seeks:
                 reader.seek(request.begin - POST_ROLL_SECONDS)
             is_late = False
-            while not all(track.is_over for track in reading.tracks):
-                packet = reader.next_packet(reading.wanted)
-                if packet is None:
-                    break
+            while (packet := reader.next_packet(reading.wanted)) is not None:
                 reading.take(packet)
                 is_late = seeks and not reading.has_started and reading.is_late
                 if is_late:
                     break
                 yield reading
-                position = packet.position
+                position, track = packet.position, packet.track
                 if position is not None and position > limit:
-                    packet.track.is_over = True
+                    track.is_over = True
+                if track.is_over and all(track.is_over for track in reading.tracks):
+                    break
             if is_late:
                 continue
             reading.finish()

@@ -133,6 +133,8 @@ class _Stream(Reading):
         super().__init__(reader, request, picker, keep_times=False)
         self.context = context
         self.is_finished = False
+        self.lacks = {"audio", "video"}  # what the next chunk lacks something of
+        self.is_changed = True  # since that was found out
         self.next = 0  # number of the next frame to hand out
         self.total: float = self.grid.count  # how many there are, as far as it is known
         self.pending: deque[tuple[float, np.ndarray]] = deque()  # (time, image) of frames that wait for their audio
@@ -146,8 +148,7 @@ class _Stream(Reading):
     def wanted(self) -> Track | None:
         """Of the tracks that the next chunk lacks something of, the one that is behind."""
         tracks = [track for track in self.tracks if not track.is_over]
-        lacks = {"audio": self._lacks_audio(), "video": self._lacks_frames()}
-        lacking = [track for track in tracks if lacks[track.kind]]
+        lacking = [track for track in tracks if track.kind in self.lacks]
         return min(lacking or tracks, key=lambda track: track.end, default=None)
 
     @property
@@ -160,31 +161,32 @@ class _Stream(Reading):
         """End of the audio that is held, seconds."""
         return self.request.start + self.held_to / self.request.sampling_rate
 
-    def _lacks_frames(self) -> bool:
-        return self.video is not None and len(self.pending) < self.request.num_frames
-
-    def _lacks_audio(self) -> bool:
-        if self.audio is None or self.reader.audio is None:
-            return False
-        if self.reader.audio.has_ended:  # frames go on without it
-            return self.video is None
-        last = self.grid.time(self.next + self.request.num_frames - 1)
-        if self.video is not None and not self._lacks_frames():
-            last = max(last, self.pending[self.request.num_frames - 1][0])
-        return self.heard_to < min(last + self.context, self.request.end)
-
     def is_ready(self) -> bool:
         """Whether the next chunk has all its frames and all the audio it needs."""
         if self.is_finished:
             return self.next < self.total
-        if self.next + self.request.num_frames > self.grid.count:
-            return False
+        if self.is_changed:
+            self._find_lacks()
+        return not self.lacks and self.next + self.request.num_frames <= self.grid.count
+
+    def _find_lacks(self) -> None:
         if self.audio is not None and self.video is not None and self.video.track.has_ended:
-            last = self.video.picker.last
+            last_frame = self.video.picker.last
             # The last frame stays on screen as long as there is audio: how long makes no difference by now.
-            if last is not None and self.heard_to > last[0] + HELD_FRAME_SECONDS + 2 * TIME_TOLERANCE:
+            if last_frame is not None and self.heard_to > last_frame[0] + HELD_FRAME_SECONDS + 2 * TIME_TOLERANCE:
                 self.add_frames(self.video.settle(self.heard_to))
-        return not (self._lacks_frames() or self._lacks_audio())
+        self.lacks, self.is_changed = set(), False
+        count = self.request.num_frames
+        until = self.grid.time(self.next + count - 1)
+        if self.video is not None and len(self.pending) < count:
+            self.lacks.add("video")
+        elif self.video is not None:
+            until = max(until, self.pending[count - 1][0])
+        if self.audio is not None and self.reader.audio is not None:
+            # Frames go on where audio has ended.
+            is_there = self.reader.audio.has_ended and self.video is not None
+            if not is_there and self.heard_to < min(until + self.context, self.request.end):
+                self.lacks.add("audio")
 
     def chunk(self) -> MediaChunk:
         """Hand out the next chunk and drop what nothing needs any more."""
@@ -196,6 +198,7 @@ class _Stream(Reading):
             times = [time - self.request.start for time, _ in taken]
             frames = torch.from_numpy(np.stack([image for _, image in taken])).permute(0, 3, 1, 2)
         self.next += count
+        self.is_changed = True
         # Whole seconds keep every chunk on the spectrogram's grid, whatever the hop of the spectrogram.
         second = max(0, math.floor(min(times[0], asked[0]) - self.context))
         return MediaChunk(
@@ -222,6 +225,7 @@ class _Stream(Reading):
         return checked_waveform(piece, self.reader.name)
 
     def add_frames(self, picks: Iterable[Pick]) -> None:
+        self.is_changed = True
         for pick in picks:
             if self._shown is None or pick.frame is not self._shown[0]:
                 self._shown = (pick.frame, np.array(self.convert(pick.frame)))
@@ -229,6 +233,9 @@ class _Stream(Reading):
             self.pending.append((shown_time(pick.time, pick.until, asked), self._shown[1]))
 
     def add_audio(self, pieces: list[np.ndarray]) -> None:
+        if not pieces and self.reader.audio is not None and not self.reader.audio.has_ended:
+            return
+        self.is_changed = True
         self.held_to += sum(map(len, pieces))
         self.pieces += pieces
 

@@ -5,6 +5,7 @@ Times are seconds from the start of the file: the earliest track starts at 0, an
 distance.
 """
 
+import contextlib
 import gc
 import math
 import os
@@ -334,10 +335,10 @@ class MediaReader:
 
     def _go_to_start(self, container: Any) -> None:
         if self.sought is not None:
-            try:
-                container.seek(self.sought)
-            except (av.error.FFmpegError, OSError):
-                container.seek(0)
+            for place in (self.sought, 0):
+                with contextlib.suppress(av.error.FFmpegError, OSError):
+                    container.seek(place)
+                    return
 
     def packets(self, container: Any, tracks: Sequence[Track]) -> Iterator[TimedPacket]:
         """Demux tracks in the order of the file; the last packet of each has no data."""
