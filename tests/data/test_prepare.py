@@ -129,7 +129,7 @@ def centers(duration: float) -> list[float]:
 def test_prepare__shards_give_what_the_processor_gives(tmp_path, alignment):
     (tmp_path / "in").mkdir()
     path = write_clip(
-        tmp_path / "in" / "clip.mp4", seconds=3, size=(640, 360), picture=smooth_frame, audio=noise(3.0, channels=1)
+        tmp_path / "in" / "clip.mp4", seconds=3, size=(640, 360), frame=smooth_frame, audio=noise(3.0, channels=1)
     )
     summary = prepare(tmp_path / "in", tmp_path / "out", workers=1, alignment=alignment)
     (clip,) = all_clips(summary).values()

@@ -50,7 +50,7 @@ def clips(tmp_path_factory) -> list[str]:
             write_clip(
                 home / f"{place}.mp4",
                 seconds=1.0,
-                picture=lambda number, _, dark=place: numbered_frame(number) // (1 + dark),
+                frame=lambda number, _, dark=place: numbered_frame(number) // (1 + dark),
                 audio=noise(1.0, seed=place) * (0.1 + place),
             )
         )

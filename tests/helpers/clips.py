@@ -1,8 +1,8 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""Little clips made on the spot, so that no media file needs to be kept: `write_clip` and what tests read back from
+"""Small clips made on the spot, so that no media file needs to be kept: `write_clip` and what tests read back from
 it.
 
-Every picture carries its own frame number as black and white blocks (`numbered_frame`, `read_number`), so that a
+Every frame carries its own frame number as black and white blocks (`numbered_frame`, `read_number`), so that a
 test can tell which frame it was given, after compression and scaling.
 """
 
@@ -17,7 +17,9 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import av.stream
 import numpy as np
+import torch
 
 SIZE = (64, 48)  # width, height
 RATE = 48000
@@ -26,7 +28,7 @@ _ROWS = 2
 
 
 def numbered_frame(number: int, size: tuple[int, int] = SIZE) -> np.ndarray:
-    """A picture `(height, width, 3)` uint8 whose upper half holds `number` (below 65536) as 2 rows of 8 blocks.
+    """A frame `(height, width, 3)` uint8 whose upper half holds `number` (below 65536) as 2 rows of 8 blocks.
 
     The lower half is a colour ramp: red grows to the right, green downwards.
     """
@@ -44,7 +46,7 @@ def numbered_frame(number: int, size: tuple[int, int] = SIZE) -> np.ndarray:
 
 
 def read_number(frame: np.ndarray) -> int:
-    """The number in a picture made by `numbered_frame`; `frame` is `(3, height, width)` in [0, 255]."""
+    """The number in a frame made by `numbered_frame`; `frame` is `(3, height, width)` in [0, 255]."""
     grey = np.asarray(frame, dtype=np.float64).mean(axis=0)
     height, width = grey.shape
     number = 0
@@ -54,6 +56,22 @@ def read_number(frame: np.ndarray) -> int:
         x = int((column + 0.5) * width / _BITS_PER_ROW)
         number |= int(grey[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2].mean() > 128) << bit
     return number
+
+
+def numbers(media) -> list[int]:
+    """The numbers in the frames of what `decode_media` or `iter_media` gives."""
+    return [read_number(frame.numpy()) for frame in media.frames]
+
+
+def joined(chunks) -> tuple[list[int], torch.Tensor]:
+    """The numbers and the times of the frames of all chunks of a stream."""
+    times = torch.cat([chunk.frame_times for chunk in chunks])
+    return [number for chunk in chunks for number in numbers(chunk)], times
+
+
+def on_screen(times: Sequence[float], asked: Sequence[float]) -> list[int]:
+    """Brute force: the last frame that appears by each asked time, the first one before any does."""
+    return [max([k for k, time in enumerate(times) if time <= t + 1e-9], default=0) for t in asked]
 
 
 def tone(seconds: float, rate: int = RATE, frequency: float = 440.0, channels: int = 2) -> np.ndarray:
@@ -93,13 +111,13 @@ def write_clip(
     seconds: float = 2.0,
     fps: int | Fraction = 25,
     size: tuple[int, int] = SIZE,
-    picture: Callable[[int, float], np.ndarray] | None = None,
+    frame: Callable[[int, float], np.ndarray] | None = None,
     video: bool = True,
     num_frames: int | None = None,
     frame_times: Sequence[float] | None = None,
     video_codec: str = "libx264",
     pixel_format: str = "yuv420p",
-    picture_format: str = "rgb24",
+    frame_format: str = "rgb24",
     rotation: int = 0,
     gop: int = 12,
     video_start: float = 0.0,
@@ -111,6 +129,9 @@ def write_clip(
     audio_start: float = 0.0,
     container_options: dict[str, str] | None = None,
     video_options: dict[str, str] | None = None,
+    first_track: str = "video",
+    unused_track: bool = False,
+    apart: str | None = None,
 ) -> Path:
     """Write a clip and return its path; the suffix of the path chooses the container.
 
@@ -119,15 +140,15 @@ def write_clip(
         seconds: Length of the video, and of the audio when `audio` is `True`.
         fps: Frames per second.
         size: `(width, height)`.
-        picture: `picture(number, time)` makes each frame as `(height, width, channels)` uint8; default
+        frame: `frame(number, time)` makes each frame as `(height, width, channels)` uint8; default
             `numbered_frame`.
         video: Whether there is a video track.
         num_frames: Number of frames instead of `seconds * fps`.
         frame_times: Presentation times in seconds of a variable frame rate, one per frame.
         video_codec: FFmpeg's name of the encoder.
-        pixel_format: Format of the encoded pictures.
-        picture_format: Format of what `picture` makes.
-        rotation: Degrees by which a player is told to turn the picture.
+        pixel_format: Format of the encoded frames.
+        frame_format: Format of what `frame` makes.
+        rotation: Degrees by which a player is told to turn the frames.
         gop: Distance between key frames.
         video_start: When the video starts, seconds.
         audio: Samples `(channels, samples)` in [-1, 1], `True` for a tone, `False` for no audio track.
@@ -138,36 +159,53 @@ def write_clip(
         audio_start: When the audio starts, seconds.
         container_options: Options of the muxer.
         video_options: Options of the video encoder.
+        first_track: `"video"` or `"audio"`, which comes first in the list of tracks.
+        unused_track: Begin that list with a video track of one tiny frame, which no player would choose.
+        apart: `"video"` or `"audio"`: all packets of that track stand before all of the other.
     """
     path = Path(path)
     samples = tone(seconds, rate) if audio is True else audio
-    with av.open(str(path), "w", options=container_options or {}) as container:
-        video_stream = audio_stream = None
-        if video:
-            options = {"preset": "veryfast", "crf": "16"} if video_codec == "libx264" else {}
-            options |= video_options or {}
-            video_stream = container.add_stream(video_codec, rate=Fraction(fps), options=options)
-            video_stream.width, video_stream.height = size
-            video_stream.pix_fmt = pixel_format
-            video_stream.gop_size = gop
-            if frame_times is not None:
-                video_stream.codec_context.time_base = Fraction(1, 90000)
-            if rotation:
-                video_stream.set_display_rotation(rotation)
-        if samples is not False:
-            layout = layout or {1: "mono", 2: "stereo", 4: "quad", 6: "5.1"}[len(samples)]
-            audio_stream = container.add_stream(audio_codec, rate=rate, layout=layout)
-            if sample_format:
-                audio_stream.format = sample_format
+    options = dict(container_options or {})
+    if apart:
+        options["max_interleave_delta"] = "1"  # microseconds for which FFmpeg would put packets in order itself
+    with av.open(str(path), "w", options=options) as container:
+        video_stream = audio_stream = unused_stream = None
+        if unused_track:
+            unused_stream = container.add_stream("mpeg4", rate=25)
+            unused_stream.width, unused_stream.height, unused_stream.pix_fmt = 16, 16, "yuv420p"
+            unused_stream.disposition = av.stream.Disposition(0)
+        for kind in sorted(("video", "audio"), key=lambda kind: kind != first_track):
+            if kind == "video" and video:
+                encoder = {"preset": "veryfast", "crf": "16"} if video_codec == "libx264" else {}
+                video_stream = container.add_stream(
+                    video_codec, rate=Fraction(fps), options=encoder | (video_options or {})
+                )
+                video_stream.width, video_stream.height = size
+                video_stream.pix_fmt = pixel_format
+                video_stream.gop_size = gop
+                if unused_track:
+                    video_stream.disposition = av.stream.Disposition.default
+                if frame_times is not None:
+                    video_stream.codec_context.time_base = Fraction(1, 90000)
+                if rotation:
+                    video_stream.set_display_rotation(rotation)
+            if kind == "audio" and samples is not False:
+                layout = layout or {1: "mono", 2: "stereo", 4: "quad", 6: "5.1"}[len(samples)]
+                audio_stream = container.add_stream(audio_codec, rate=rate, layout=layout)
+                if sample_format:
+                    audio_stream.format = sample_format
         packets = []
         if video_stream is not None:
             count = len(frame_times) if frame_times is not None else num_frames or round(seconds * fps)
-            pictures = _pictures(count, fps, size, picture, picture_format, pixel_format, frame_times, video_start)
-            packets += _encode(video_stream, pictures)
+            frames = _frames(count, fps, size, frame, frame_format, pixel_format, frame_times, video_start)
+            packets += _encode(video_stream, frames)
         if audio_stream is not None:
-            packets += _encode(audio_stream, _sounds(samples, audio_stream, layout, rate, audio_start))
+            packets += _encode(audio_stream, _audio_frames(samples, audio_stream, layout, rate, audio_start))
+        if unused_stream is not None:
+            tiny = _frames(1, 25, (16, 16), None, "rgb24", "yuv420p", None, 0.0)
+            packets += _encode(unused_stream, tiny)
         # Interleaved by time as a recorder would write them.
-        packets.sort(key=lambda packet: packet.dts * packet.time_base)
+        packets.sort(key=lambda packet: (apart and packet.stream.type != apart, packet.dts * packet.time_base))
         container.mux(packets)
     return path
 
@@ -177,11 +215,11 @@ def _encode(stream, frames) -> list[av.Packet]:
     return packets + list(stream.encode(None))
 
 
-def _pictures(count, fps, size, picture, picture_format, pixel_format, frame_times, start):
+def _frames(count, fps, size, make, frame_format, pixel_format, frame_times, start):
     for number in range(count):
         time = number / float(fps) if frame_times is None else frame_times[number]
-        array = numbered_frame(number, size) if picture is None else picture(number, time)
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format=picture_format)
+        array = numbered_frame(number, size) if make is None else make(number, time)
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format=frame_format)
         frame = frame.reformat(format=pixel_format)
         if frame_times is None:
             frame.time_base = 1 / Fraction(fps)
@@ -192,7 +230,7 @@ def _pictures(count, fps, size, picture, picture_format, pixel_format, frame_tim
         yield frame
 
 
-def _sounds(samples, stream, layout, rate, start):
+def _audio_frames(samples, stream, layout, rate, start):
     sample_format = stream.format.name
     block = stream.codec_context.frame_size or 1024
     for first in range(0, samples.shape[1], block):
@@ -229,12 +267,12 @@ def write_click_and_flash(
 ) -> Path:
     """A dark clip in which the screen is white for two frames, and a click sounds, from each of `moments` on."""
 
-    def picture(number: int, time: float) -> np.ndarray:
+    def flashing(number: int, time: float) -> np.ndarray:
         lit = any(-1e-6 <= time - moment < 2 / fps - 1e-6 for moment in moments)
         return np.full((SIZE[1], SIZE[0], 3), 235 if lit else 16, dtype=np.uint8)
 
     audio = clicks(moments, seconds, rate, channels)
-    return write_clip(path, seconds=seconds, fps=fps, picture=picture, audio=audio, rate=rate, **kwargs)
+    return write_clip(path, seconds=seconds, fps=fps, frame=flashing, audio=audio, rate=rate, **kwargs)
 
 
 def truncate(path: Path, destination: Path, share: float = 0.6) -> Path:

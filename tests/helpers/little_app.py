@@ -17,7 +17,7 @@ PLAYLIST = "#EXTM3U\n#EXTINF:10,\nfile:///etc/passwd\n"
 
 def make_video(path: Path) -> Path:
     """Two seconds; at 0 and 1 s a flash and a click."""
-    return write_clip(path, picture=_flash, audio=clicks([0.0, 1.0], 2.0, RATE), rate=RATE)
+    return write_clip(path, frame=_flash, audio=clicks([0.0, 1.0], 2.0, RATE), rate=RATE)
 
 
 def _flash(number: int, time: float, size=(64, 48)) -> np.ndarray:

@@ -71,7 +71,7 @@ def brighter(number: int, time: float, seconds: float = SECONDS) -> np.ndarray:
 
 def ramp_video(path: Path, late: float = 0.0, fps: int = 20, **options: Any) -> Path:
     """A video that `RampModel` understands, its audio late by some seconds."""
-    options = {"audio": rising_tone(late=late), "rate": RATE, "picture": brighter} | options
+    options = {"audio": rising_tone(late=late), "rate": RATE, "frame": brighter} | options
     return write_clip(path, seconds=SECONDS, fps=fps, **options)
 
 

@@ -444,7 +444,7 @@ def test_tone__keeps_its_features_across_the_border_of_chunks(tiny, tmp_path):
         seconds=8,
         fps=FPS,
         audio=tone(8.0),
-        picture=lambda *_: np.full((48, 64, 3), 90, np.uint8),
+        frame=lambda *_: np.full((48, 64, 3), 90, np.uint8),
     )
     found = extract_features(*tiny, video, window=1, stride=1, hop=0.5, batch_frames=3, modalities=["a", "v"])
 

@@ -60,7 +60,7 @@ def video(tmp_path_factory) -> Path:
     """A red square at 38 to 50 pixels from the left and 28 to 40 from the top; low noise from 1 s on."""
     folder = tmp_path_factory.mktemp("videos")
     samples = np.concatenate([np.zeros((1, RATE), np.float32), low_noise(1.0)], axis=1)
-    return write_clip(folder / "red.mp4", picture=red_patch(38, 28), audio=samples, rate=RATE)
+    return write_clip(folder / "red.mp4", frame=red_patch(38, 28), audio=samples, rate=RATE)
 
 
 def low_noise(seconds: float) -> np.ndarray:
@@ -262,7 +262,7 @@ def test_localize__sound_that_ends_leaves_maps_empty(pair, video):
 
 
 def test_localize__says_when_maps_mean_little(pair, tmp_path):
-    video = write_clip(tmp_path / "steady.mp4", picture=red_patch(0, 0, 0), audio=np.zeros((1, 2 * RATE), np.float32),
+    video = write_clip(tmp_path / "steady.mp4", frame=red_patch(0, 0, 0), audio=np.zeros((1, 2 * RATE), np.float32),
                       rate=RATE)  # fmt: skip
 
     result = localize(*pair, video, fps=2)

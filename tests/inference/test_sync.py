@@ -252,7 +252,7 @@ def test_measure__silence_gives_no_offset(pair, tmp_path):
 
 
 def test_measure__stills_give_no_offset(pair, tmp_path):
-    video = ramp_video(tmp_path / "still.mp4", picture=lambda *_: brighter(0, 3.0))
+    video = ramp_video(tmp_path / "still.mp4", frame=lambda *_: brighter(0, 3.0))
 
     result = measure_sync(*pair, video)
 

@@ -52,7 +52,7 @@ def clips(tmp_path_factory) -> list[str]:
             write_clip(
                 folder / f"{place}.mp4",
                 seconds=1.0,
-                picture=lambda number, _, dark=place: numbered_frame(number) // (1 + 2 * dark),
+                frame=lambda number, _, dark=place: numbered_frame(number) // (1 + 2 * dark),
                 audio=noise(1.0, seed=place) if place < 2 else False,
             )
         )

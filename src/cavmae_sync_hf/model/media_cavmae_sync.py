@@ -320,9 +320,11 @@ class Reading:
 
     @property
     def is_late(self) -> bool:
-        """Whether a track that had begun before the span came only behind its start."""
+        """Whether a track that had begun before the span came only behind its start, or nothing could be decoded."""
         return any(
-            track.first_time is not None and track.first_time > max(self.request.start, track.start) + TIME_TOLERANCE
+            track.is_over and track.num_demuxed > 0
+            if track.first_time is None
+            else track.first_time > max(self.request.start, track.start) + TIME_TOLERANCE
             for track in self.tracks
         )
 
@@ -379,13 +381,14 @@ def read_media(
             is_late = False
             while (packet := reader.next_packet(reading.wanted)) is not None:
                 reading.take(packet)
+                track, position = packet.track, packet.position
+                if position is not None and position > limit and not track.is_over:
+                    track.is_over = True
+                    reading.take(TimedPacket(track))  # what its decoder holds
                 is_late = seeks and not reading.has_started and reading.is_late
                 if is_late:
                     break
                 yield reading
-                position, track = packet.position, packet.track
-                if position is not None and position > limit:
-                    track.is_over = True
                 if track.is_over and all(track.is_over for track in reading.tracks):
                     break
             if is_late:

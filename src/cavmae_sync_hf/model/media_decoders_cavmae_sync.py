@@ -242,6 +242,7 @@ class VideoDecoder:
         """Take the next packet in decoding order; yield the frames that it settles."""
         if packet.data is None:
             yield from self._drain()
+            self._done = True
         elif self._done:
             if packet.time is not None and not packet.data.is_discard:
                 bisect.insort(self.packet_times, packet.time)

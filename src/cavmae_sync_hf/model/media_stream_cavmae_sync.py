@@ -170,7 +170,7 @@ class _Stream(Reading):
         return not self.lacks and self.next + self.request.num_frames <= self.grid.count
 
     def _find_lacks(self) -> None:
-        if self.audio is not None and self.video is not None and self.video.track.has_ended:
+        if self.audio is not None and self.video is not None and self.video.track.is_over:
             last_frame = self.video.picker.last
             # The last frame stays on screen as long as there is audio: how long makes no difference by now.
             if last_frame is not None and self.heard_to > last_frame[0] + HELD_FRAME_SECONDS + 2 * TIME_TOLERANCE:
@@ -184,7 +184,7 @@ class _Stream(Reading):
             until = max(until, self.pending[count - 1][0])
         if self.audio is not None and self.reader.audio is not None:
             # Frames go on where audio has ended.
-            is_there = self.reader.audio.has_ended and self.video is not None
+            is_there = self.reader.audio.is_over and self.video is not None
             if not is_there and self.heard_to < min(until + self.context, self.request.end):
                 self.lacks.add("audio")
 
@@ -233,7 +233,7 @@ class _Stream(Reading):
             self.pending.append((shown_time(pick.time, pick.until, asked), self._shown[1]))
 
     def add_audio(self, pieces: list[np.ndarray]) -> None:
-        if not pieces and self.reader.audio is not None and not self.reader.audio.has_ended:
+        if not pieces and self.reader.audio is not None and not self.reader.audio.is_over:
             return
         self.is_changed = True
         self.held_to += sum(map(len, pieces))

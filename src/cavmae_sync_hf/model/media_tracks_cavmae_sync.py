@@ -136,10 +136,11 @@ class Track:
     Attributes:
         kind: `"audio"` or `"video"`.
         start: When it starts, as the header has it, seconds.
+        declared_end: When it ends, as the header has it, infinite where that does not say.
         end: When the latest of its packets ends, seconds.
         first_time: Time of the first frame that was decoded, `None` before.
-        has_ended: Whether its last packet was taken.
-        is_over: Whether it has ended or the end of the span was passed.
+        is_over: Whether it has ended, or the end of the span was passed.
+        num_demuxed: Packets that were read of it.
     """
 
     def __init__(self, stream: Any, origin: float, is_wanted: bool) -> None:
@@ -150,9 +151,11 @@ class Track:
         rate = (stream.average_rate or stream.guessed_rate) if self.kind == "video" else None
         self.frame_rate = float(rate) if rate else None
         self.start = self.time(stream.start_time) or 0.0
+        end = None if stream.duration is None else (stream.start_time or 0) + stream.duration
+        self.declared_end = math.inf if end is None else (self.time(end) or 0.0)
         self.end = 0.0
         self.first_time: float | None = None
-        self.has_ended = self.is_over = False
+        self.is_over = False
         self.num_demuxed = 0
         self.waiting: deque[TimedPacket] = deque()  # demuxed while packets of the other track were asked for
         self.waiting_bytes = 0
@@ -241,7 +244,7 @@ class MediaReader:
         num_bad_packets: How many of them could not be decoded.
         broken_off: Why reading ended before the end of the file, `None` where it did not.
         last_error: Why demuxing or decoding failed the last time.
-        sought: Where it was told to start, microseconds on FFmpeg's clock; `None` for its beginning.
+        sought: Where it was told to start, seconds; `None` for its beginning.
 
     Raises:
         MissingTrackError: A wanted track is absent and `missing="error"`, or none of the wanted tracks is there.
@@ -261,7 +264,7 @@ class MediaReader:
         if self.video is not None:
             self.video.stream.thread_type = "AUTO"
             self.video.stream.codec_context.thread_count = request.threads
-        self.sought: int | None = None
+        self.sought: float | None = None
         self._packets = self.packets(self.container, self.tracks)
         self.num_packets = 0
         self.num_bad_packets = 0
@@ -322,26 +325,39 @@ class MediaReader:
     def scan_duration(self) -> float:
         """Length of a file whose header does not say it: demuxed to its end beside this pass, without decoding."""
         with self._source.open(beside=True) as container:
-            packets = self.packets(container, self.tracks)
-            end = max((packet.end for packet in packets if packet.data is not None), default=0.0)
+            end = max((packet.end for packet in self._demux(container, self.tracks)), default=0.0)
         if not end:
             raise MediaError(f"{self.name}: holds no media data; it is truncated or corrupt, fetch it again.")
         return end
 
     def seek(self, time: float) -> None:
         """Go to the last point from which everything shown at `time` can be decoded."""
-        self.sought = math.floor((time + self.origin) * 1e6)
+        self.sought = time
         self._go_to_start(self.container)
 
     def _go_to_start(self, container: Any) -> None:
         if self.sought is not None:
-            for place in (self.sought, 0):
+            for place in (math.floor((self.sought + self.origin) * 1e6), 0):
                 with contextlib.suppress(av.error.FFmpegError, OSError):
                     container.seek(place)
                     return
 
     def packets(self, container: Any, tracks: Sequence[Track]) -> Iterator[TimedPacket]:
-        """Demux tracks in the order of the file; the last packet of each has no data."""
+        """Demux tracks in the order of the file, from where was sought; the last packet of each has no data."""
+        found = set()
+        for packet in self._demux(container, tracks):
+            found.add(packet.track)
+            yield packet
+        for track in tracks:
+            lost = self.sought is not None and track not in found and track.declared_end > self.sought
+            if lost and track.is_wanted and not self._source.is_broadcast:
+                # Seeking goes by one track, and led behind all of this one, which stands before it in the file.
+                for packet in self._demux(self._open_beside(), [track]):
+                    if track.kind == "video" or packet.end > (self.sought or 0.0):
+                        yield packet
+            yield TimedPacket(track)
+
+    def _demux(self, container: Any, tracks: Sequence[Track]) -> Iterator[TimedPacket]:
         by_index = {track.stream.index: track for track in tracks}
         demuxed = container.demux([container.streams[index] for index in by_index])
         while True:
@@ -359,7 +375,10 @@ class MediaReader:
                 # Not `packet.stream_index`, which is 0 for packets that PyAV made itself.
                 track = by_index[packet.stream.index]
                 yield TimedPacket(track, packet, track.time(packet.pts), track.time(packet.dts))
-        yield from map(TimedPacket, tracks)
+
+    def _open_beside(self) -> Any:
+        self._containers.append(self._source.open(beside=True))
+        return self._containers[-1]
 
     def next_packet(self, track: Track | None = None) -> TimedPacket | None:
         """Take the next packet of a track, or of any wanted track in the order of the file.
@@ -382,7 +401,7 @@ class MediaReader:
                     return None
                 if own is None and packet.track.own_packets is not None:
                     continue  # the track's own demuxer gives it
-                packet.track.num_demuxed += 1
+                packet.track.num_demuxed += packet.data is not None
                 if track is not None and packet.track is not track and packet.track.is_wanted:
                     self._keep_waiting(packet, track)
                     continue
@@ -403,8 +422,7 @@ class MediaReader:
                 if packet.track.waiting_bytes <= INTERLEAVE_BYTES:
                     return
                 raise MediaError(f"{self.name}: its tracks lie too far apart to be read as they come; download it.")
-            container = self._source.open(beside=True)
-            self._containers.append(container)
+            container = self._open_beside()
             self._go_to_start(container)
             asked.own_packets = self.packets(container, [asked])
             for _ in range(asked.num_demuxed):  # demuxing again gives the same packets
@@ -412,7 +430,7 @@ class MediaReader:
 
     def _count(self, packet: TimedPacket) -> None:
         if packet.data is None:
-            packet.track.has_ended = packet.track.is_over = True
+            packet.track.is_over = True
         else:
             self.num_packets += 1
             packet.track.end = max(packet.track.end, packet.end)

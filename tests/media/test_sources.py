@@ -1,0 +1,151 @@
+"""What may be opened: paths, addresses, bytes and file objects; playlists and what is no media file are refused."""
+
+import io
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from cavmae_sync_hf import MediaError, MediaNotFoundError
+from cavmae_sync_hf.model import media_source_cavmae_sync
+from cavmae_sync_hf.model.media_cavmae_sync import decode_media
+from cavmae_sync_hf.model.media_stream_cavmae_sync import iter_media
+from helpers.clips import joined, noise, numbers, serve, write_clip
+
+
+class _Pipe(io.RawIOBase):
+    """A file that can only be read forwards."""
+
+    def __init__(self, data):
+        self._buffer = io.BytesIO(data)
+
+    def readable(self):
+        return True
+
+    def readinto(self, target):
+        return self._buffer.readinto(target)
+
+
+def test_decode_media__takes_paths_addresses_bytes_and_file_objects(clip):
+    expected = decode_media(clip, num_frames=3)
+    data = clip.read_bytes()
+    handle = clip.open("rb")
+    sources = [str(clip), clip.as_uri(), data, bytearray(data), io.BytesIO(data), handle, _Pipe(data)]
+    sources += [{"bytes": data, "path": None}, {"path": str(clip), "bytes": None}]
+    for source in sources:
+        media = decode_media(source, num_frames=3)
+        assert torch.equal(media.frames, expected.frames) and torch.equal(media.waveform, expected.waveform)
+    assert not handle.closed
+    handle.close()
+
+
+def test_decode_media__fsspec_addresses(clip):
+    fsspec = pytest.importorskip("fsspec")
+    with fsspec.open("memory://clip.mp4", "wb") as file:
+        file.write(clip.read_bytes())
+    assert numbers(decode_media("memory://clip.mp4", num_frames=4)) == [12, 37, 62, 87]
+    with pytest.raises(MediaError, match="memory://gone.mp4"):
+        decode_media("memory://gone.mp4")
+
+
+def test_decode_media__http_addresses(clip):
+    with serve(clip.parent) as address:
+        assert numbers(decode_media(f"{address}/clip.mp4", num_frames=4)) == [12, 37, 62, 87]
+        with pytest.raises(MediaError, match="gone.mp4.*404"):
+            decode_media(f"{address}/gone.mp4")
+        (clip.parent / "list.mp4").write_bytes(b"#EXTM3U\nclip.mp4\n")
+        with pytest.raises(MediaError, match="playlist"):
+            decode_media(f"{address}/list.mp4")
+
+
+@pytest.fixture(scope="module")
+def index_at_the_end(folder):
+    """A plain mp4 whose index lies farther from its start than FFmpeg would read ahead for it."""
+    path = write_clip(folder / "index_at_the_end.mp4", seconds=4, audio=noise(4, 48000), audio_codec="pcm_s16le")
+    data = path.read_bytes()
+    assert data.index(b"moov") > data.index(b"mdat") + 200_000
+    return path
+
+
+@pytest.mark.parametrize("spool_bytes", [1 << 26, 1000])
+@pytest.mark.parametrize("ranges", [True, False])
+def test_decode_media__http_servers_with_and_without_ranges(index_at_the_end, ranges, spool_bytes, monkeypatch):
+    monkeypatch.setattr(media_source_cavmae_sync, "SPOOL_BYTES", spool_bytes)
+    expected = decode_media(index_at_the_end, num_frames=4)
+    with serve(index_at_the_end.parent, ranges) as address:
+        media = decode_media(f"{address}/{index_at_the_end.name}", num_frames=4)
+        chunks = list(iter_media(f"{address}/{index_at_the_end.name}", hop=1.0, num_frames=4))
+    assert torch.equal(media.frames, expected.frames) and torch.equal(media.waveform, expected.waveform)
+    assert joined(chunks)[0] == numbers(expected)
+
+
+def test_decode_media__http_transfer_that_breaks_off(index_at_the_end):
+    with (
+        serve(index_at_the_end.parent, ranges=False, stop_after=100_000) as address,
+        pytest.raises(MediaError, match="index_at_the_end.mp4: .*(breaks off after 100000|cannot be read)"),
+    ):
+        decode_media(f"{address}/{index_at_the_end.name}")
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty"),
+        (b"\x00" * 5000, "zero bytes"),
+        (b"just some words\n" * 50, "is text"),
+        (b"<!DOCTYPE html><html>404</html>", "is text"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(range(256)), "PNG image"),
+        (b"\xff\xd8\xff\xe0" + bytes(range(256)), "JPEG image"),
+        (b"PK\x03\x04" + bytes(range(256)), "ZIP archive"),
+        (np.random.default_rng(0).bytes(20000), "not a media file"),
+    ],
+)
+def test_decode_media__what_is_no_media_file_is_named(tmp_path, data, reason):
+    path = tmp_path / "thing.mp4"
+    path.write_bytes(data)
+    with pytest.raises(MediaError, match=f"thing.mp4.*{reason}"):
+        decode_media(path)
+    with pytest.raises(MediaError, match=reason):
+        decode_media(data)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "#EXTM3U\n#EXT-X-VERSION:3\n#EXTINF:4,\n{clip}\n#EXT-X-ENDLIST\n",
+        "\ufeff\n#EXTM3U\n{clip}\n",
+        "ffconcat version 1.0\nfile {clip}\n",
+        "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\nm=video 1 RTP/AVP 96\r\n",
+        "<?xml version='1.0'?>\n<MPD xmlns='urn:mpeg:dash:schema:mpd:2011'></MPD>",
+    ],
+)
+def test_decode_media__playlists_are_never_followed(folder, clip, text, monkeypatch):
+    path = folder / "posing.mp4"
+    path.write_text(text.format(clip=clip))
+    monkeypatch.setattr(av, "open", lambda *a, **k: pytest.fail("FFmpeg was given a playlist"))
+    with pytest.raises(MediaError, match="posing.mp4.*playlist"):
+        decode_media(path)
+
+
+def test_media_source__ffmpeg_itself_may_not_follow_references(folder, clip, monkeypatch):
+    path = folder / "concat.txt"
+    path.write_text(f"ffconcat version 1.0\nfile {clip}\n")
+    monkeypatch.setattr(
+        media_source_cavmae_sync.MediaSource, "_sniff", lambda self, head: setattr(self, "_is_mp4", False)
+    )
+    with pytest.raises(MediaError, match="concat.txt"):
+        decode_media(path)
+    with pytest.raises(MediaNotFoundError):
+        decode_media(f"concat:{clip}|{clip}")
+
+
+def test_decode_media__missing_file_and_wrong_kinds_of_source(tmp_path):
+    with pytest.raises(FileNotFoundError, match="gone.mp4: no such file"):
+        decode_media(tmp_path / "gone.mp4")
+    with pytest.raises(MediaError, match="folder"):
+        decode_media(tmp_path)
+    with pytest.raises(MediaError, match="not a media source"):
+        decode_media(3)
+    with pytest.raises(MediaError, match="mode 'rb'"):
+        decode_media(io.StringIO("text"))
