@@ -14,13 +14,11 @@ from cavmae_sync_hf.model.media_tracks_cavmae_sync import INTERLEAVE_SECONDS, Me
 from helpers.clips import joined, noise, numbered_frame, numbers, on_screen, write_clip
 
 RATE = 16000
-# With more, two encodings of the same frames may differ.
-ONE_THREAD = {"threads": "1"}
 
 
 def assert_same_clip(found, expected):
-    """The same frames and the same audio at the same times."""
-    assert torch.equal(found.frames, expected.frames) and torch.equal(found.waveform, expected.waveform)
+    """The same frames, by their numbers (two encodings differ by a level or two), and audio at the same times."""
+    assert numbers(found) == numbers(expected) and torch.equal(found.waveform, expected.waveform)
     assert torch.equal(found.frame_times, expected.frame_times) and found.duration == expected.duration
 
 
@@ -41,7 +39,7 @@ def assert_stream_agrees(source, *, hop=1.0, num_frames=4, context=1.0, **span):
 
 @pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv", "ts"])
 def test_decode_media__the_order_of_tracks_changes_nothing(folder, suffix):
-    options = {"seconds": 3, "audio": noise(3), "video_options": ONE_THREAD}
+    options = {"seconds": 3, "audio": noise(3)}
     usual = decode_media(write_clip(folder / f"video_first.{suffix}", **options))
     path = write_clip(folder / f"audio_first.{suffix}", first_track="audio", **options)
     assert_same_clip(decode_media(path), usual)
@@ -51,7 +49,7 @@ def test_decode_media__the_order_of_tracks_changes_nothing(folder, suffix):
 @pytest.mark.parametrize("first", ["video", "audio"])
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
 def test_decode_media__a_track_that_is_not_used_changes_nothing(folder, suffix, first):
-    options = {"seconds": 3, "audio": noise(3), "first_track": first, "video_options": ONE_THREAD}
+    options = {"seconds": 3, "audio": noise(3), "first_track": first}
     usual = decode_media(write_clip(folder / f"used_{first}.{suffix}", **options), num_frames=6)
     path = write_clip(folder / f"unused_{first}.{suffix}", unused_track=True, **options)
     info = probe_media(path)
