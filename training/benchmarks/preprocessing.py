@@ -1,10 +1,10 @@
-"""How fast does the processor turn video files into model inputs, against decoding the same file alone?
+"""Speed at which the processor turns video files into model inputs, against decoding the same file alone.
 
     python training/benchmarks/preprocessing.py                  # a made 10 s, 720p clip
     python training/benchmarks/preprocessing.py my_video.mp4 --clips 20
 
 Prints clips per second of a bare decoding pass (every packet of both tracks, nothing kept), of `decode_media` (frames
-chosen, sound resampled) and of the whole processor, taking turns on the same file, and their ratios. The decode-only
+chosen, audio resampled) and of the whole processor, taking turns on the same file, and their ratios. The decode-only
 pass uses as many threads as the processor's decoder.
 """
 
@@ -33,21 +33,21 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def make_clip(path: Path, height: int, seconds: int = 10, fps: int = 25) -> None:
-    """A moving, textured picture (so that the codec has to work) with tones, H.264 and AAC."""
+    """A moving, textured image (so that the codec has to work) with tones, H.264 and AAC."""
     width = height * 16 // 9 // 2 * 2
     texture = np.random.default_rng(0).integers(0, 256, (height // 4 + 64, width // 4 + 64, 3), dtype=np.uint8)
     texture = texture.repeat(4, axis=0).repeat(4, axis=1)
     time_axis = np.arange(seconds * 44_100) / 44_100
-    sound = (0.3 * np.sin(2 * np.pi * (220 + 40 * np.floor(time_axis)) * time_axis)).astype(np.float32)
+    tones = (0.3 * np.sin(2 * np.pi * (220 + 40 * np.floor(time_axis)) * time_axis)).astype(np.float32)
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", rate=fps, options={"crf": "23", "preset": "fast"})
         video.width, video.height, video.pix_fmt = width, height, "yuv420p"
         audio = container.add_stream("aac", rate=44_100, layout="mono")
         for index in range(seconds * fps):
             shift = index % 200
-            picture = np.ascontiguousarray(texture[shift : shift + height, shift : shift + width])
-            container.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        frame = av.AudioFrame.from_ndarray(sound[None], format="fltp", layout="mono")
+            image = np.ascontiguousarray(texture[shift : shift + height, shift : shift + width])
+            container.mux(video.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        frame = av.AudioFrame.from_ndarray(tones[None], format="fltp", layout="mono")
         frame.sample_rate = 44_100
         container.mux(audio.encode(frame))
         for stream in (video, audio):

@@ -504,5 +504,5 @@ def checked_waveform(samples: np.ndarray, name: str) -> torch.Tensor:
     """Decoded samples as a tensor in [-1, 1]; `MediaError` when they are no numbers."""
     if not np.isfinite(samples).all():
         raise MediaError(f"{name}: the audio holds values that are not numbers (NaN or infinite); encode it again.")
-    # Lossy decoders overshoot full scale a little; the published 16-bit files are clipped there.
+    # Lossy decoders overshoot full scale slightly; the published 16-bit files are clipped there.
     return torch.from_numpy(samples.clip(-1.0, 1.0))

@@ -188,6 +188,11 @@ class TimedPacket(NamedTuple):
     decode_time: float | None = None
 
     @property
+    def size(self) -> int:
+        """Bytes."""
+        return 0 if self.data is None else self.data.size
+
+    @property
     def position(self) -> float | None:
         """Where in the order of the file it lies, seconds."""
         return self.time if self.decode_time is None else self.decode_time
@@ -390,31 +395,30 @@ class MediaReader:
         Returns:
             The packet; `None` at the end of the file.
         """
-        while True:
-            if track is not None and track.waiting:
-                packet: TimedPacket | None = track.waiting.popleft()
-                track.waiting_bytes -= packet.data.size if packet and packet.data is not None else 0
+        own = None if track is None else track.own_packets
+        while track is None or not track.waiting:
+            packet = next(self._packets if own is None else own, None)
+            if packet is None:
+                return None
+            if own is None and packet.track.own_packets is not None:
+                continue  # the track's own demuxer gives it
+            packet.track.num_demuxed += packet.data is not None
+            if not packet.track.is_wanted:
+                self._count(packet)
+            elif track is None or packet.track is track:
+                return self._count(packet)
             else:
-                own = track.own_packets if track is not None else None
-                packet = next(self._packets if own is None else own, None)
-                if packet is None:
-                    return None
-                if own is None and packet.track.own_packets is not None:
-                    continue  # the track's own demuxer gives it
-                packet.track.num_demuxed += packet.data is not None
-                if track is not None and packet.track is not track and packet.track.is_wanted:
-                    self._keep_waiting(packet, track)
-                    continue
-            assert packet is not None
-            self._count(packet)
-            if packet.track.is_wanted:
-                return packet
+                self._keep_waiting(packet, track)
+                own = track.own_packets
+        packet = track.waiting.popleft()
+        track.waiting_bytes -= packet.size
+        return self._count(packet)
 
     def _keep_waiting(self, packet: TimedPacket, asked: Track) -> None:
         """Put a packet aside; should there be too many, read the track that was asked for on its own."""
         waiting = packet.track.waiting
         waiting.append(packet)
-        packet.track.waiting_bytes += packet.data.size if packet.data is not None else 0
+        packet.track.waiting_bytes += packet.size
         first, last = waiting[0].position, packet.position
         apart = first is not None and last is not None and last - first > INTERLEAVE_SECONDS
         if apart or packet.track.waiting_bytes > INTERLEAVE_BYTES:
@@ -428,12 +432,13 @@ class MediaReader:
             for _ in range(asked.num_demuxed):  # demuxing again gives the same packets
                 next(asked.own_packets, None)
 
-    def _count(self, packet: TimedPacket) -> None:
+    def _count(self, packet: TimedPacket) -> TimedPacket:
         if packet.data is None:
             packet.track.is_over = True
         else:
             self.num_packets += 1
             packet.track.end = max(packet.track.end, packet.end)
+        return packet
 
     def decode(self, packet: TimedPacket) -> list[Any]:
         """Decode a packet, or what the decoder still holds of a track; damaged ones are counted and give nothing."""
