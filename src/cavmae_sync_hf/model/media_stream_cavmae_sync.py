@@ -19,7 +19,7 @@ from .errors_cavmae_sync import MediaError
 from .media_cavmae_sync import Reading, read_media
 from .media_decoders_cavmae_sync import FramePicker, Pick, TimeGrid, checked_waveform
 from .media_source_cavmae_sync import MediaSource
-from .media_tracks_cavmae_sync import SAMPLING_RATE, MediaReader, MediaRequest, Track, as_seconds
+from .media_tracks_cavmae_sync import SAMPLING_RATE, MediaReader, MediaRequest, TimedPacket, Track, as_seconds
 
 # A frame's own time lies at most so far before the centre of its step (see `shown_time`).
 DUB_CONTEXT_SECONDS = HELD_FRAME_SECONDS
@@ -148,8 +148,7 @@ class _Stream(Reading):
     def wanted(self) -> Track | None:
         """Of the tracks that the next chunk lacks something of, the one that is behind."""
         tracks = [track for track in self.tracks if not track.is_over]
-        lacking = [track for track in tracks if track.kind in self.lacks]
-        return min(lacking or tracks, key=lambda track: track.end, default=None)
+        return min(tracks, key=lambda track: (track.kind not in self.lacks, track.end), default=None)
 
     @property
     def has_started(self) -> bool:
@@ -224,20 +223,23 @@ class _Stream(Reading):
         piece = held[max(0, second * rate - self.held_from) : max(0, last_sample - self.held_from)]
         return checked_waveform(piece, self.reader.name)
 
+    def take(self, packet: TimedPacket) -> None:
+        super().take(packet)
+        self.is_changed |= packet.data is None
+
     def add_frames(self, picks: Iterable[Pick]) -> None:
-        self.is_changed = True
         for pick in picks:
+            self.is_changed = True
             if self._shown is None or pick.frame is not self._shown[0]:
                 self._shown = (pick.frame, np.array(self.convert(pick.frame)))
             asked = self.grid.time(pick.asked)
             self.pending.append((shown_time(pick.time, pick.until, asked), self._shown[1]))
 
     def add_audio(self, pieces: list[np.ndarray]) -> None:
-        if not pieces and self.reader.audio is not None and not self.reader.audio.is_over:
-            return
-        self.is_changed = True
-        self.held_to += sum(map(len, pieces))
-        self.pieces += pieces
+        for piece in pieces:
+            self.is_changed = True
+            self.held_to += len(piece)
+            self.pieces.append(piece)
 
     def finish(self) -> None:
         request, reader = self.request, self.reader
