@@ -4,6 +4,7 @@
 import argparse
 import hashlib
 import json
+import re
 from collections import OrderedDict
 from pathlib import Path
 
@@ -30,13 +31,15 @@ def fixture_of(tmp_path):
     return torch.load(FIXTURES / "sync.pth", weights_only=True)
 
 
-def refuse(src: Path, tmp_path: Path, match: str, **overrides) -> None:
+def refusal(src: Path, tmp_path: Path, **overrides) -> str:
+    """The message that refuses a file; it names the file, and nothing is left behind."""
     dst = tmp_path / "out"
-    with pytest.raises(ModelError, match=match) as caught:
+    with pytest.raises(ModelError) as caught:
         convert_checkpoint(src, dst, HEADS | overrides)
     assert str(src) in str(caught.value)
     assert not dst.exists()
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    return str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -53,11 +56,11 @@ def refuse(src: Path, tmp_path: Path, match: str, **overrides) -> None:
 def test_file__that_is_no_checkpoint(tmp_path, contents, match):
     src = tmp_path / "audio_model.25.pth"
     src.write_bytes(contents)
-    refuse(src, tmp_path, match)
+    assert re.search(match, refusal(src, tmp_path))
 
 
 def test_file__missing(tmp_path):
-    refuse(tmp_path / "none.pth", tmp_path, "no such file")
+    assert re.search("no such file", refusal(tmp_path / "none.pth", tmp_path))
 
 
 @pytest.mark.parametrize("share", [0.3, 0.9])
@@ -65,40 +68,40 @@ def test_file__truncated(tmp_path, share):
     whole = (FIXTURES / "sync.pth").read_bytes()
     src = tmp_path / "cut.pth"
     src.write_bytes(whole[: int(share * len(whole))])
-    refuse(src, tmp_path, r"cut.pth \([\d,]+ bytes\) is truncated or damaged")
+    assert re.search(r"cut.pth \([\d,]+ bytes\) is truncated or damaged", refusal(src, tmp_path))
 
 
 def test_file__truncated_safetensors(tmp_path, fixture_of):
     src = tmp_path / "cut.safetensors"
     save_file(fixture_of, src)
     src.write_bytes(src.read_bytes()[:-100])
-    refuse(src, tmp_path, "truncated or damaged safetensors")
+    assert re.search("truncated or damaged safetensors", refusal(src, tmp_path))
 
 
 def test_file__that_would_run_code(tmp_path):
     src = tmp_path / "module.pth"
     torch.save(torch.nn.Linear(2, 2), src)
-    refuse(src, tmp_path, "could run code")
+    assert re.search("could run code", refusal(src, tmp_path))
 
 
 def test_file__optimizer_state(tmp_path):
     src = tmp_path / "best_optim_state.pth"
     torch.save(torch.optim.Adam([torch.nn.Parameter(torch.zeros(2))]).state_dict(), src)
-    refuse(src, tmp_path, "state of an optimizer")
+    assert re.search("state of an optimizer", refusal(src, tmp_path))
 
 
 @pytest.mark.parametrize(("contents", "match"), [([1, 2], "holds a list"), ({"epoch": 3}, "it holds: epoch")])
 def test_file__without_tensors(tmp_path, contents, match):
     src = tmp_path / "other.pth"
     torch.save(contents, src)
-    refuse(src, tmp_path, match)
+    assert re.search(match, refusal(src, tmp_path))
 
 
 def test_folder__without_weights(tmp_path):
     src = tmp_path / "src"
     src.mkdir()
     (src / "notes.txt").write_text("no weights here")
-    refuse(src, tmp_path, "it holds: notes.txt")
+    assert re.search("it holds: notes.txt", refusal(src, tmp_path))
 
 
 def test_destination__in_use_is_refused(tmp_path):
@@ -113,7 +116,7 @@ def test_failure__leaves_nothing(tmp_path, fixture_of):
     fixture_of.pop("module.norm_a.weight")
     src = tmp_path / "incomplete.pth"
     torch.save(fixture_of, src)
-    refuse(src, tmp_path, "norm_a.weight")
+    assert re.search("norm_a.weight", refusal(src, tmp_path))
 
 
 WRAPPINGS = {

@@ -7,6 +7,7 @@ piece by piece. `resample` brings a waveform in memory to another rate.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -252,7 +253,7 @@ def resample(waveform: torch.Tensor | np.ndarray, from_rate: int, to_rate: int) 
     return result.reshape(*tensor.shape[:-1], length).to(tensor.device)
 
 
-class Reading:
+class Reading(ABC):
     """One pass over an open file: packets go to the decoders, and what they give to `add_frames` and `add_audio`.
 
     Args:
@@ -328,17 +329,17 @@ class Reading:
             for track in self.tracks
         )
 
+    @abstractmethod
     def finish(self) -> None:
         """No more packets come."""
-        raise NotImplementedError
 
+    @abstractmethod
     def add_frames(self, picks: Iterable[Pick]) -> None:
         """Keep frames that were picked."""
-        raise NotImplementedError
 
+    @abstractmethod
     def add_audio(self, pieces: list[np.ndarray]) -> None:
         """Keep pieces of the waveform."""
-        raise NotImplementedError
 
 
 AnyReading = TypeVar("AnyReading", bound=Reading)
