@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from cavmae_sync_hf import CavMaeSyncModel, CavMaeSyncProcessor, MissingTrackError, ModelError, save_for_hub
 from cavmae_sync_hf.evaluation.mteb import MtebEncoder
 from cavmae_sync_hf.metrics import clip_similarity
-from helpers.clips import noise, numbered_frame, write_clip
+from helpers.clips import noise, numbered_frame, write_clip, write_clips
 from helpers.tiny import tiny_config
 
 needs_mteb = pytest.mark.skipif(
@@ -44,18 +44,7 @@ def encoder(folder):
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory) -> list[str]:
-    home = tmp_path_factory.mktemp("clips")
-    return [
-        str(
-            write_clip(
-                home / f"{place}.mp4",
-                seconds=1.0,
-                frame=lambda number, _, dark=place: numbered_frame(number) // (1 + dark),
-                audio=noise(1.0, seed=place) * (0.1 + place),
-            )
-        )
-        for place in range(4)
-    ]
+    return write_clips(tmp_path_factory.mktemp("clips"), 4, loud=0.1)
 
 
 @pytest.fixture(scope="module")

@@ -339,3 +339,30 @@ def serve(folder: Path, ranges: bool = False, stop_after: int | None = None) -> 
     finally:
         server.shutdown()
         server.server_close()
+
+
+def write_clips(
+    folder: Path, count: int, *, seconds: float = 1.0, darker: int = 1, loud: float | None = None, silent: int = 0
+) -> list[str]:
+    """Clips whose frames get darker from one to the next, each with noise of its own; returns their paths.
+
+    Args:
+        folder: Where to write.
+        count: How many.
+        seconds: Length of each.
+        darker: Frames of clip `k` are divided by `1 + darker * k`.
+        loud: Loudness of the first clip, from which the others rise by 1; `None`: all have that of `noise`.
+        silent: How many at the end have no audio track.
+    """
+    return [
+        str(
+            write_clip(
+                folder / f"{place}.mp4",
+                seconds=seconds,
+                frame=lambda number, _, dark=place: numbered_frame(number) // (1 + darker * dark),
+                audio=place < count - silent
+                and noise(seconds, seed=place) * np.float32(1.0 if loud is None else loud + place),
+            )
+        )
+        for place in range(count)
+    ]

@@ -20,7 +20,7 @@ from cavmae_sync_hf import (
 from cavmae_sync_hf.inference import classify as room
 from cavmae_sync_hf.inference.classify import classify, iter_classify
 from helpers.classifiers import LABELS, RATE, make_classifier
-from helpers.clips import noise, numbered_frame, truncate, write_clip
+from helpers.clips import truncate, write_clip, write_clips
 from helpers.tiny import tiny_config
 
 
@@ -41,19 +41,8 @@ def folder(model, processor, tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory) -> list[str]:
-    """Three clips; the last one has no sound."""
-    home = tmp_path_factory.mktemp("clips")
-    return [
-        str(
-            write_clip(
-                home / f"{place}.mp4",
-                seconds=2.0,
-                frame=lambda number, _, dark=place: numbered_frame(number) // (1 + 2 * dark),
-                audio=noise(2.0, seed=place) if place < 2 else False,
-            )
-        )
-        for place in range(3)
-    ]
+    """Three clips; the last one has no audio."""
+    return write_clips(tmp_path_factory.mktemp("clips"), 3, seconds=2.0, darker=2, silent=1)
 
 
 def scores_of(model, inputs) -> torch.Tensor:

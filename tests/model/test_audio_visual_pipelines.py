@@ -23,7 +23,7 @@ from cavmae_sync_hf.metrics import clip_similarity
 from cavmae_sync_hf.model.auto_map_cavmae_sync import CUSTOM_PIPELINES
 from cavmae_sync_hf.model.pipelines_cavmae_sync import STRATEGIES, CavMaeSyncClassificationPipeline
 from helpers.classifiers import RATE, assert_same, expected, heard, make_classifier, save, seen
-from helpers.clips import noise, numbered_frame, write_clip
+from helpers.clips import noise, numbered_frame, write_clips
 from helpers.tiny import tiny_config
 
 
@@ -45,18 +45,7 @@ def home(model, tmp_path_factory) -> str:
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory) -> list[str]:
     """Frames of different brightness; the last clip has no audio."""
-    folder = tmp_path_factory.mktemp("clips")
-    return [
-        str(
-            write_clip(
-                folder / f"{place}.mp4",
-                seconds=1.0,
-                frame=lambda number, _, dark=place: numbered_frame(number) // (1 + 2 * dark),
-                audio=noise(1.0, seed=place) if place < 2 else False,
-            )
-        )
-        for place in range(3)
-    ]
+    return write_clips(tmp_path_factory.mktemp("clips"), 3, darker=2, silent=1)
 
 
 @pytest.fixture(scope="module")
@@ -324,18 +313,7 @@ def test_features__missing_track_is_zeros_and_marked(home, clips):
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory) -> list[str]:
-    folder = tmp_path_factory.mktemp("library")
-    return [
-        str(
-            write_clip(
-                folder / f"{place}.mp4",
-                seconds=1.0,
-                frame=lambda number, _, dark=place: numbered_frame(number) // (1 + dark),
-                audio=noise(1.0, seed=place) * (0.1 + place),
-            )
-        )
-        for place in range(4)
-    ]
+    return write_clips(tmp_path_factory.mktemp("library"), 4, loud=0.1)
 
 
 @pytest.fixture(scope="module")

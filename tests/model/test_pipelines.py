@@ -19,7 +19,7 @@ from cavmae_sync_hf import (
 from cavmae_sync_hf.metrics import clip_similarity
 from helpers.apart import run_apart
 from helpers.classifiers import LABELS, RATE, assert_same, expected, heard, make_classifier, save, seen
-from helpers.clips import noise, numbered_frame, tone, write_clip
+from helpers.clips import noise, tone, write_clips
 
 
 @pytest.fixture(scope="module")
@@ -46,18 +46,7 @@ def folder(request, model, processor, tmp_path_factory) -> str:
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory) -> list[str]:
     """Frames of different brightness; the last clip has no audio."""
-    folder = tmp_path_factory.mktemp("clips")
-    return [
-        str(
-            write_clip(
-                folder / f"{place}.mp4",
-                seconds=1.0,
-                frame=lambda number, _, dark=place: numbered_frame(number) // (1 + 2 * dark),
-                audio=noise(1.0, seed=place) if place < 2 else False,
-            )
-        )
-        for place in range(3)
-    ]
+    return write_clips(tmp_path_factory.mktemp("clips"), 3, darker=2, silent=1)
 
 
 @pytest.fixture(scope="module")

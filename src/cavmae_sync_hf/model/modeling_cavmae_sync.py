@@ -516,6 +516,16 @@ def both_present(padding_mask: Tensor | None, padding_mask_videos: Tensor | None
     return padding_mask.bool() & padding_mask_videos.bool()
 
 
+def _tower_outputs(encoding: ModalityEncoding) -> dict[str, Any]:
+    """What the outputs of `get_audio_features` and `get_video_features` have in common."""
+    return {
+        "last_hidden_state": encoding.patch_embeds,
+        "pooler_output": pool_clip(encoding.embeds),
+        "hidden_states": encoding.hidden_states,
+        "attentions": encoding.attentions,
+    }
+
+
 class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
     """
     The CAV-MAE Sync encoder. It turns audio windows `input_values` of shape `(batch_size, num_frames, audio_length,
@@ -625,20 +635,9 @@ class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
     ) -> tuple | CavMaeSyncAudioFeatures:
         """Embed audio windows alone; arguments as in `forward`. `pooler_output` is one vector per clip."""
         images, present = self.check_inputs(None, input_values, padding_mask, None, **kwargs)
-        encoding = self.encode(
-            "audio",
-            images["audio"],
-            present["audio"],
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-        )
-        return CavMaeSyncAudioFeatures(
-            last_hidden_state=encoding.patch_embeds,
-            pooler_output=pool_clip(encoding.embeds),
-            hidden_states=encoding.hidden_states,
-            attentions=encoding.attentions,
-            audio_embeds=encoding.embeds,
-        )
+        recorded = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
+        encoding = self.encode("audio", images["audio"], present["audio"], **recorded)
+        return CavMaeSyncAudioFeatures(audio_embeds=encoding.embeds, **_tower_outputs(encoding))
 
     @can_return_tuple
     def get_video_features(
@@ -651,20 +650,9 @@ class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
     ) -> tuple | CavMaeSyncVideoFeatures:
         """Embed frames alone; arguments as in `forward`. `pooler_output` is one vector per clip."""
         images, present = self.check_inputs(pixel_values_videos, None, None, padding_mask_videos, **kwargs)
-        encoding = self.encode(
-            "video",
-            images["video"],
-            present["video"],
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-        )
-        return CavMaeSyncVideoFeatures(
-            last_hidden_state=encoding.patch_embeds,
-            pooler_output=pool_clip(encoding.embeds),
-            hidden_states=encoding.hidden_states,
-            attentions=encoding.attentions,
-            video_embeds=encoding.embeds,
-        )
+        recorded = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
+        encoding = self.encode("video", images["video"], present["video"], **recorded)
+        return CavMaeSyncVideoFeatures(video_embeds=encoding.embeds, **_tower_outputs(encoding))
 
     def check_inputs(
         self,
