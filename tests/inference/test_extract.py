@@ -21,22 +21,6 @@ from helpers.tiny import tiny_config, tiny_inputs
 FPS = 4
 
 
-@pytest.fixture(scope="module")
-def tiny():
-    torch.manual_seed(0)
-    model = CavMaeSyncModel(tiny_config()).eval()
-    return model, CavMaeSyncProcessor.from_config(model.config)
-
-
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory) -> Path:
-    """Three videos of 6, 4 and 5 s."""
-    folder = tmp_path_factory.mktemp("videos")
-    for number, seconds in enumerate((6.0, 4.0, 5.0)):
-        write_clip(folder / f"{number}.mp4", seconds=seconds, fps=FPS, audio=noise(seconds, seed=number))
-    return folder
-
-
 def direct(tiny, path: Path, num_frames: int):
     """The model's own output over a whole clip, and its inputs."""
     model, processor = tiny

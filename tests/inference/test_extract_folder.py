@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import cavmae_sync_hf
-from cavmae_sync_hf import CavMaeSyncModel, CavMaeSyncProcessor, InferenceError, LockedError, save_for_hub
+from cavmae_sync_hf import CavMaeSyncModel, InferenceError, LockedError, save_for_hub
 from cavmae_sync_hf.files import locked
 from cavmae_sync_hf.inference.extract import extract_features, extract_to_folder
 from cavmae_sync_hf.inference.feature_folder import WORK_NAME
@@ -21,22 +21,6 @@ from helpers.tiny import tiny_config
 
 SOURCE = str(Path(cavmae_sync_hf.__file__).parents[1])
 FPS = 4
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    torch.manual_seed(0)
-    model = CavMaeSyncModel(tiny_config()).eval()
-    return model, CavMaeSyncProcessor.from_config(model.config)
-
-
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory) -> Path:
-    """Three videos of 6, 4 and 5 s."""
-    folder = tmp_path_factory.mktemp("videos")
-    for number, seconds in enumerate((6.0, 4.0, 5.0)):
-        write_clip(folder / f"{number}.mp4", seconds=seconds, fps=FPS, audio=noise(seconds, seed=number))
-    return folder
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
