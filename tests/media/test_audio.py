@@ -8,8 +8,8 @@ import torch
 from cavmae_sync_hf import MediaError
 from cavmae_sync_hf.model import media_cavmae_sync
 from cavmae_sync_hf.model.media_cavmae_sync import decode_media, resample
-from cavmae_sync_hf.model.media_decoders_cavmae_sync import WaveformBuilder
 from cavmae_sync_hf.model.media_stream_cavmae_sync import iter_media
+from cavmae_sync_hf.model.media_waveform_cavmae_sync import WaveformBuilder
 from helpers.clips import clicks, onset, tone, write_click_and_flash, write_clip
 
 

@@ -18,17 +18,8 @@ import torch
 
 from .alignment_cavmae_sync import TIME_TOLERANCE, center_times, reference_indices, shown_time
 from .errors_cavmae_sync import Hint, MediaError, MissingTrackError
-from .media_decoders_cavmae_sync import (
-    FrameConverter,
-    FramePicker,
-    IndexPicker,
-    Pick,
-    TimeGrid,
-    VideoDecoder,
-    WaveformBuilder,
-    checked_waveform,
-    resample_with_ffmpeg,
-)
+from .media_decoders_cavmae_sync import FramePicker, IndexPicker, Pick, TimeGrid, VideoDecoder
+from .media_images_cavmae_sync import FrameConverter
 from .media_source_cavmae_sync import MediaSource, require_av
 from .media_tracks_cavmae_sync import (
     DEFAULT_FRAME_RATE,
@@ -41,6 +32,7 @@ from .media_tracks_cavmae_sync import (
     Track,
     as_seconds,
 )
+from .media_waveform_cavmae_sync import WaveformBuilder, checked_waveform, resample_with_ffmpeg
 
 try:
     import soxr

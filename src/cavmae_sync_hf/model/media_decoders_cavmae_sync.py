@@ -1,8 +1,7 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""Decoders: packets of an open file in, the wanted frames and a waveform out.
+"""The video decoder: packets of an open file in, the wanted frames out.
 
-`VideoDecoder` picks the frame on screen at each wanted time and decodes no more than it must; `FrameConverter` makes
-upright RGB images of frames; `WaveformBuilder` lays the audio on the file's clock, one channel, resampled.
+`VideoDecoder` picks the frame on screen at each wanted time and decodes no more than it must.
 """
 
 import bisect
@@ -11,25 +10,12 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-import torch
-
 from .alignment_cavmae_sync import TIME_TOLERANCE
-from .errors_cavmae_sync import MediaError
 from .media_tracks_cavmae_sync import DEFAULT_FRAME_RATE, MediaReader, TimedPacket
 
-try:
-    import av
-    import av.audio.resampler
-except ImportError:
-    av = None  # type: ignore[assignment]
-
-# Containers with millisecond clocks (Matroska, FLV) jitter by 1 ms; a larger gap in the audio is a real one.
-GAP_TOLERANCE_SECONDS = 0.010
 # Decoders in which skipping "non-reference" frames drops only frames that no other frame is built from.
 _EXACT_SKIP_CODECS = frozenset({"h264", "vp9"})
 _MAX_LOOKAHEAD = 64
-_SAMPLE_SCALES = {"u8": 128.0, "s16": 2.0**15, "s32": 2.0**31, "s64": 2.0**63, "flt": 1.0, "dbl": 1.0}
 
 
 class TimeGrid:
@@ -323,186 +309,3 @@ class VideoDecoder:
         for earlier in [time for time in self._until if time < pick.time]:
             del self._until[earlier]
         return pick._replace(until=until)
-
-
-class FrameConverter:
-    """Turns decoded frames into upright RGB images of one size.
-
-    Args:
-        name: Name of the file, for messages.
-        short_side: Scale the shorter side to this many pixels (bicubic) while converting; `None` keeps the size.
-    """
-
-    def __init__(self, name: str, short_side: int | None = None) -> None:
-        self.name = name
-        self.short_side = short_side
-        self.size: tuple[int, int] | None = None  # (height, width) before rotation
-
-    def __call__(self, frame: Any) -> np.ndarray:
-        """Convert one frame.
-
-        Returns:
-            uint8 `(height, width, 3)`, rotated as the file says it is shown; a view of FFmpeg's memory, to be copied.
-        """
-        if self.size is None:
-            scale = 1.0 if self.short_side is None else self.short_side / min(frame.height, frame.width)
-            self.size = max(1, round(frame.height * scale)), max(1, round(frame.width * scale))
-        height, width = self.size
-        scaled = {"interpolation": "BICUBIC"} if (height, width) != (frame.height, frame.width) else {}
-        try:
-            # One thread: converters that have threads, when freed in a forked process, wait for them for ever.
-            image = frame.reformat(width=width, height=height, format="rgb24", threads=1, **scaled)
-        except (av.error.FFmpegError, ValueError) as error:
-            raise MediaError(
-                f"{self.name}: frames of format {frame.format.name} cannot be turned into RGB ({error}); "
-                "convert the file with ffmpeg -pix_fmt yuv420p."
-            ) from error
-        plane = image.planes[0]
-        pixels = np.ndarray((height, width, 3), np.uint8, buffer=plane, strides=(plane.line_size, 3, 1))
-        a, b, c, d = _display_matrix(frame)
-        if a == 0:  # x and y change places
-            pixels, flip_x, flip_y = pixels.swapaxes(0, 1), c < 0, b < 0
-        else:
-            flip_x, flip_y = a < 0, d < 0
-        return pixels[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
-
-
-def _display_matrix(frame: Any) -> tuple[int, int, int, int]:
-    """The 2 x 2 part `(a, b, c, d)` of a frame's display matrix, entries -1, 0 or 1; the identity when it has none.
-
-    A stored point `(x, y)` is shown at `(a x + c y, b x + d y)`, x to the right and y down (ISO/IEC 14496-12, tkhd).
-    """
-    data = frame.side_data.get("DISPLAYMATRIX")
-    if data is None:
-        return 1, 0, 0, 1
-    entries = np.frombuffer(bytes(data), dtype=np.int32)[[0, 1, 3, 4]]
-    scale = np.abs(entries).max()
-    if not scale:
-        return 1, 0, 0, 1
-    # Angles in between are rounded to the nearest quarter turn: a slanted image has no rectangular frame.
-    a, b, c, d = (entries / scale).round().astype(int).tolist()
-    return (a, b, c, d) if abs(a * d - b * c) == 1 and abs(a) + abs(b) == 1 else (1, 0, 0, 1)
-
-
-class WaveformBuilder:
-    """Lays decoded audio on the file's clock: one channel, one rate, gaps filled with silence.
-
-    Args:
-        rate: Sampling rate of the result, Hz.
-        channel: `"first"` (channel 0, front left in surround sound) or `"mean"` of all channels, chosen before
-            resampling.
-        begin: Time in seconds at which sample 0 of the result lies; earlier audio is dropped.
-        end: Time in seconds after which audio is not needed.
-    """
-
-    def __init__(self, rate: int, channel: str, begin: float = 0.0, end: float = math.inf) -> None:
-        self.rate, self.channel, self.begin, self.end = rate, channel, begin, end
-        self.source_rate = 0
-        self.num_samples = 0  # of the result so far
-        self._resampler: _MonoResampler | None = None
-        self._block: list[np.ndarray] = []
-        self._block_samples = 0
-        self._origin = begin  # time of the first sample at the present source rate
-        self._position = 0  # source samples laid since then
-
-    def push(self, frame: Any, time: float | None) -> list[np.ndarray]:
-        """Take a decoded frame that starts at `time` (`None`: right after the last); return finished pieces."""
-        finished: list[np.ndarray] = []
-        if frame.sample_rate != self.source_rate:
-            finished = self.flush()
-            self.source_rate = frame.sample_rate
-            self._resampler = _MonoResampler(self.source_rate, self.rate)
-            self._origin, self._position = self.begin + self.num_samples / self.rate, 0
-        if time is not None and time > self.end:
-            return finished
-        samples = mono_samples(frame, self.channel)
-        if time is not None:
-            gap = round((time - self._origin) * self.source_rate) - self._position
-            if gap > 0 and (self._position == 0 or gap > GAP_TOLERANCE_SECONDS * self.source_rate):
-                self._add(np.zeros(gap, dtype=np.float32))
-            elif gap < 0 and (self._position == 0 or -gap > GAP_TOLERANCE_SECONDS * self.source_rate):
-                samples = samples[-gap:]
-        if len(samples):
-            self._add(samples)
-        if self._block_samples >= self.source_rate:  # a second at a time keeps the calls few
-            finished += self._resample_block()
-        return finished
-
-    def flush(self) -> list[np.ndarray]:
-        """No more frames at this rate: return what is left."""
-        if self._resampler is None or self._position == 0:
-            return []
-        pieces = self._resample_block() + self._finished(self._resampler.flush())
-        self._resampler, self.source_rate = None, 0
-        return pieces
-
-    def _add(self, samples: np.ndarray) -> None:
-        self._block.append(samples)
-        self._block_samples += len(samples)
-        self._position += len(samples)
-
-    def _resample_block(self) -> list[np.ndarray]:
-        if not self._block:
-            return []
-        block = self._block[0] if len(self._block) == 1 else np.concatenate(self._block)
-        self._block, self._block_samples = [], 0
-        assert self._resampler is not None
-        return self._finished(self._resampler.push(block))
-
-    def _finished(self, piece: np.ndarray) -> list[np.ndarray]:
-        self.num_samples += len(piece)
-        return [piece]
-
-
-class _MonoResampler:
-    """FFmpeg's resampler on one channel of float samples, fed piece by piece."""
-
-    def __init__(self, from_rate: int, to_rate: int) -> None:
-        self.from_rate, self.to_rate = from_rate, to_rate
-        self._position = 0
-        self._resampler = None
-        if from_rate != to_rate:
-            self._resampler = av.audio.resampler.AudioResampler(format="flt", layout="mono", rate=to_rate)
-
-    def push(self, samples: np.ndarray) -> np.ndarray:
-        if self._resampler is None:
-            return samples
-        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples)[None], format="flt", layout="mono")
-        frame.sample_rate, frame.pts = self.from_rate, self._position
-        self._position += len(samples)
-        return self._join(self._resampler.resample(frame))
-
-    def flush(self) -> np.ndarray:
-        return self._join(self._resampler.resample(None) if self._resampler is not None and self._position else [])
-
-    @staticmethod
-    def _join(frames: list[Any]) -> np.ndarray:
-        arrays = [frame.to_ndarray()[0] for frame in frames]
-        return np.concatenate(arrays) if arrays else np.zeros(0, dtype=np.float32)
-
-
-def resample_with_ffmpeg(samples: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
-    """Resample one channel of float32 samples `(num_samples,)` with FFmpeg's resampler."""
-    resampler = _MonoResampler(from_rate, to_rate)
-    return np.concatenate([resampler.push(samples), resampler.flush()])
-
-
-def mono_samples(frame: Any, channel: str) -> np.ndarray:
-    """One channel of a decoded audio frame as float32 in [-1, 1], shape `(num_samples,)`."""
-    if channel == "first" and frame.format.is_planar and frame.format.name == "fltp":
-        return np.frombuffer(frame.planes[0], dtype=np.float32, count=frame.samples)
-    array = frame.to_ndarray()
-    channels = array if frame.format.is_planar else array.reshape(frame.samples, -1).T  # (channels, num_samples)
-    scale = _SAMPLE_SCALES[frame.format.packed.name]
-    samples = channels[0].astype(np.float64) if channel == "first" else channels.astype(np.float64).mean(axis=0)
-    if frame.format.packed.name == "u8":
-        samples = samples - 128.0
-    return (samples / scale).astype(np.float32)
-
-
-def checked_waveform(samples: np.ndarray, name: str) -> torch.Tensor:
-    """Decoded samples as a tensor in [-1, 1]; `MediaError` when they are no numbers."""
-    if not np.isfinite(samples).all():
-        raise MediaError(f"{name}: the audio holds values that are not numbers (NaN or infinite); encode it again.")
-    # Lossy decoders overshoot full scale slightly; the published 16-bit files are clipped there.
-    return torch.from_numpy(samples.clip(-1.0, 1.0))

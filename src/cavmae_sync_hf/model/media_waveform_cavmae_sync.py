@@ -1,0 +1,144 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""Decoded audio becomes a waveform: laid on the file's clock, one channel, resampled."""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from .errors_cavmae_sync import MediaError
+
+try:
+    import av
+    import av.audio.resampler
+except ImportError:
+    av = None  # type: ignore[assignment]
+
+# Containers with millisecond clocks (Matroska, FLV) jitter by 1 ms; a larger gap in the audio is a real one.
+GAP_TOLERANCE_SECONDS = 0.010
+_SAMPLE_SCALES = {"u8": 128.0, "s16": 2.0**15, "s32": 2.0**31, "s64": 2.0**63, "flt": 1.0, "dbl": 1.0}
+
+
+class WaveformBuilder:
+    """Lays decoded audio on the file's clock: one channel, one rate, gaps filled with silence.
+
+    Args:
+        rate: Sampling rate of the result, Hz.
+        channel: `"first"` (channel 0, front left in surround sound) or `"mean"` of all channels, chosen before
+            resampling.
+        begin: Time in seconds at which sample 0 of the result lies; earlier audio is dropped.
+        end: Time in seconds after which audio is not needed.
+    """
+
+    def __init__(self, rate: int, channel: str, begin: float = 0.0, end: float = math.inf) -> None:
+        self.rate, self.channel, self.begin, self.end = rate, channel, begin, end
+        self.source_rate = 0
+        self.num_samples = 0  # of the result so far
+        self._resampler: _MonoResampler | None = None
+        self._block: list[np.ndarray] = []
+        self._block_samples = 0
+        self._origin = begin  # time of the first sample at the present source rate
+        self._position = 0  # source samples laid since then
+
+    def push(self, frame: Any, time: float | None) -> list[np.ndarray]:
+        """Take a decoded frame that starts at `time` (`None`: right after the last); return finished pieces."""
+        finished: list[np.ndarray] = []
+        if frame.sample_rate != self.source_rate:
+            finished = self.flush()
+            self.source_rate = frame.sample_rate
+            self._resampler = _MonoResampler(self.source_rate, self.rate)
+            self._origin, self._position = self.begin + self.num_samples / self.rate, 0
+        if time is not None and time > self.end:
+            return finished
+        samples = mono_samples(frame, self.channel)
+        if time is not None:
+            gap = round((time - self._origin) * self.source_rate) - self._position
+            if gap > 0 and (self._position == 0 or gap > GAP_TOLERANCE_SECONDS * self.source_rate):
+                self._add(np.zeros(gap, dtype=np.float32))
+            elif gap < 0 and (self._position == 0 or -gap > GAP_TOLERANCE_SECONDS * self.source_rate):
+                samples = samples[-gap:]
+        if len(samples):
+            self._add(samples)
+        if self._block_samples >= self.source_rate:  # a second at a time keeps the calls few
+            finished += self._resample_block()
+        return finished
+
+    def flush(self) -> list[np.ndarray]:
+        """No more frames at this rate: return what is left."""
+        if self._resampler is None or self._position == 0:
+            return []
+        pieces = self._resample_block() + self._finished(self._resampler.flush())
+        self._resampler, self.source_rate = None, 0
+        return pieces
+
+    def _add(self, samples: np.ndarray) -> None:
+        self._block.append(samples)
+        self._block_samples += len(samples)
+        self._position += len(samples)
+
+    def _resample_block(self) -> list[np.ndarray]:
+        if not self._block:
+            return []
+        block = self._block[0] if len(self._block) == 1 else np.concatenate(self._block)
+        self._block, self._block_samples = [], 0
+        assert self._resampler is not None
+        return self._finished(self._resampler.push(block))
+
+    def _finished(self, piece: np.ndarray) -> list[np.ndarray]:
+        self.num_samples += len(piece)
+        return [piece]
+
+
+class _MonoResampler:
+    """FFmpeg's resampler on one channel of float samples, fed piece by piece."""
+
+    def __init__(self, from_rate: int, to_rate: int) -> None:
+        self.from_rate, self.to_rate = from_rate, to_rate
+        self._position = 0
+        self._resampler = None
+        if from_rate != to_rate:
+            self._resampler = av.audio.resampler.AudioResampler(format="flt", layout="mono", rate=to_rate)
+
+    def push(self, samples: np.ndarray) -> np.ndarray:
+        if self._resampler is None:
+            return samples
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples)[None], format="flt", layout="mono")
+        frame.sample_rate, frame.pts = self.from_rate, self._position
+        self._position += len(samples)
+        return self._join(self._resampler.resample(frame))
+
+    def flush(self) -> np.ndarray:
+        return self._join(self._resampler.resample(None) if self._resampler is not None and self._position else [])
+
+    @staticmethod
+    def _join(frames: list[Any]) -> np.ndarray:
+        arrays = [frame.to_ndarray()[0] for frame in frames]
+        return np.concatenate(arrays) if arrays else np.zeros(0, dtype=np.float32)
+
+
+def resample_with_ffmpeg(samples: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
+    """Resample one channel of float32 samples `(num_samples,)` with FFmpeg's resampler."""
+    resampler = _MonoResampler(from_rate, to_rate)
+    return np.concatenate([resampler.push(samples), resampler.flush()])
+
+
+def mono_samples(frame: Any, channel: str) -> np.ndarray:
+    """One channel of a decoded audio frame as float32 in [-1, 1], shape `(num_samples,)`."""
+    if channel == "first" and frame.format.is_planar and frame.format.name == "fltp":
+        return np.frombuffer(frame.planes[0], dtype=np.float32, count=frame.samples)
+    array = frame.to_ndarray()
+    channels = array if frame.format.is_planar else array.reshape(frame.samples, -1).T  # (channels, num_samples)
+    scale = _SAMPLE_SCALES[frame.format.packed.name]
+    samples = channels[0].astype(np.float64) if channel == "first" else channels.astype(np.float64).mean(axis=0)
+    if frame.format.packed.name == "u8":
+        samples = samples - 128.0
+    return (samples / scale).astype(np.float32)
+
+
+def checked_waveform(samples: np.ndarray, name: str) -> torch.Tensor:
+    """Decoded samples as a tensor in [-1, 1]; `MediaError` when they are no numbers."""
+    if not np.isfinite(samples).all():
+        raise MediaError(f"{name}: the audio holds values that are not numbers (NaN or infinite); encode it again.")
+    # Lossy decoders overshoot full scale slightly; the published 16-bit files are clipped there.
+    return torch.from_numpy(samples.clip(-1.0, 1.0))
