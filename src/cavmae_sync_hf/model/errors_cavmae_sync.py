@@ -49,8 +49,8 @@ def on_command_line(hint: Hint) -> str:
     return f"add {option} {hint.value}"
 
 
-class CavMaeSyncError(ValueError):
-    """Base of this package's errors: what is wrong, with what, and the remedy.
+class _Told(Exception):
+    """A message and its remedies.
 
     `str(error)` spells the hints for Python; `error.spelled(on_command_line)` for the command line. Errors can be
     pickled, and so come out of worker processes whole.
@@ -80,6 +80,29 @@ class CavMaeSyncError(ValueError):
 
     def __str__(self) -> str:
         return self.spelled()
+
+
+class CavMaeSyncError(_Told, ValueError):
+    """Base of this package's errors: what is wrong, with what, and the remedy.
+
+    `str(error)` spells the hints for Python; `error.spelled(on_command_line)` for the command line. Errors can be
+    pickled, and so come out of worker processes whole.
+
+    Args:
+        message: One or more sentences that name the file or value, the reason and the remedy.
+        hint: Remedies that are arguments, each told in a sentence of its own after the message.
+    """
+
+
+class MediaWarning(_Told, UserWarning):
+    """A media file is read as asked, and there is something about it that its reader may want otherwise.
+
+    The text is the same however often a file is read, so that it can be shown once.
+
+    Args:
+        message: As in `CavMaeSyncError`.
+        hint: As in `CavMaeSyncError`.
+    """
 
 
 class MediaError(CavMaeSyncError):
@@ -190,6 +213,7 @@ __all__ = [
     "LockedError",
     "MediaError",
     "MediaNotFoundError",
+    "MediaWarning",
     "MissingTrackError",
     "ModelError",
     "NonFiniteLossError",

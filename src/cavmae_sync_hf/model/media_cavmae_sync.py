@@ -20,6 +20,7 @@ from .alignment_cavmae_sync import TIME_TOLERANCE, center_times, reference_indic
 from .errors_cavmae_sync import Hint, MediaError, MissingTrackError
 from .media_decoders_cavmae_sync import FramePicker, IndexPicker, Pick, TimeGrid, VideoDecoder
 from .media_images_cavmae_sync import FrameConverter
+from .media_selection_cavmae_sync import AudioTrack, list_audio_tracks
 from .media_source_cavmae_sync import MediaSource, require_av
 from .media_tracks_cavmae_sync import (
     DEFAULT_FRAME_RATE,
@@ -92,6 +93,7 @@ class MediaInfo:
         channels: Audio channels, 0 without audio.
         container: FFmpeg's name of the container.
         source: Name of the file.
+        audio_tracks: All audio tracks, in order. What is said of the audio above is said of the default one.
     """
 
     duration: float | None
@@ -104,6 +106,7 @@ class MediaInfo:
     channels: int
     container: str
     source: str
+    audio_tracks: tuple[AudioTrack, ...] = ()
 
 
 def decode_media(
@@ -114,6 +117,7 @@ def decode_media(
     frame_times: Sequence[float] | torch.Tensor | np.ndarray | None = None,
     sampling_rate: int = SAMPLING_RATE,
     channel: str = "first",
+    audio_track: int | str | None = None,
     start: float | None = None,
     end: float | None = None,
     want_audio: bool = True,
@@ -135,6 +139,8 @@ def decode_media(
         frame_times: Seconds from the start of the clip or segment; replaces `num_frames` and `alignment`.
         sampling_rate: Rate of the waveform, Hz.
         channel: `"first"` (as published) or `"mean"` of all channels, chosen before resampling.
+        audio_track: Which audio track, where a file has several: its number among them, counted from 0, or its
+            language (`"de"`, `"deu"`). Default: the one that a player plays.
         start: Start of the segment in the file, seconds.
         end: End of the segment in the file, seconds.
         want_audio: Whether audio is decoded.
@@ -160,6 +166,7 @@ def decode_media(
         frame_times=frame_times,
         sampling_rate=sampling_rate,
         channel=channel,
+        audio_track=audio_track,
         start=as_seconds("start", start, 0.0),
         end=as_seconds("end", end, math.inf),
         want_audio=want_audio,
@@ -204,6 +211,7 @@ def probe_media(source: Any, name: str | None = None) -> MediaInfo:
             channels=audio.channels if audio is not None else 0,
             container=reader.container.format.name,
             source=media.name,
+            audio_tracks=list_audio_tracks(reader.container),
         )
 
 

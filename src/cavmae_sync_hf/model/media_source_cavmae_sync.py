@@ -36,6 +36,10 @@ CONTAINER_FORMATS = (
 )
 SNIFF_BYTES = 4096
 HTTP_TIMEOUT_SECONDS = 30.0
+# Containers without a list of tracks: FFmpeg looks for tracks in their first seconds, and further where one is lacking.
+_UNLISTED_CONTAINERS = frozenset({"mpegts", "mpeg", "flv", "live_flv"})
+_FURTHER_BYTES = 50_000_000
+_FURTHER_SECONDS = 90
 # What can only be read forwards is copied: up to this many bytes in memory, more on disk.
 SPOOL_BYTES = 1 << 26
 _COPY_BYTES = 1 << 20
@@ -95,6 +99,8 @@ class MediaSource:
         self._target: str | BinaryIO
         self._owned: list[Any] = []
         self._protocols = "none"
+        self._options = {"format_whitelist": CONTAINER_FORMATS}
+        self._is_unlisted = False
         if isinstance(source, dict):
             keys = [key for key in ("bytes", "path") if source.get(key) is not None]
             if not keys:
@@ -238,16 +244,25 @@ class MediaSource:
         if not isinstance(target, str):
             target = _View(target) if beside else target
             target.seek(0)
-        options = {"format_whitelist": CONTAINER_FORMATS, "protocol_whitelist": self._protocols}
+        options = self._options | {"protocol_whitelist": self._protocols}
         timeout = HTTP_TIMEOUT_SECONDS if self._protocols.startswith("http") else None
         try:
-            return av.open(target, mode="r", options=options, metadata_errors="ignore", timeout=timeout)
+            container = av.open(target, mode="r", options=options, metadata_errors="ignore", timeout=timeout)
+            self._is_unlisted = container.format.name in _UNLISTED_CONTAINERS
+            return container
         except (av.error.FFmpegError, OSError, ValueError) as error:
             if self._is_mp4:
                 reason = "its index is missing or damaged: the file is truncated, corrupt or still being written"
             else:
                 reason = f"it is not a media file that can be read, or it is corrupt ({error})"
             raise MediaError(f"{self.name}: {reason}; fetch it again or convert it with ffmpeg.") from error
+
+    def look_further(self) -> bool:
+        """Let FFmpeg look further into the file for tracks from now on; gives whether it may find more then."""
+        if not self._is_unlisted or self.is_broadcast or "probesize" in self._options:
+            return False
+        self._options |= {"probesize": str(_FURTHER_BYTES), "analyzeduration": str(_FURTHER_SECONDS * 1_000_000)}
+        return True
 
     def close(self) -> None:
         """Close what this object opened itself; file objects of the caller stay open."""

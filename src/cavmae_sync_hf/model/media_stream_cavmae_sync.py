@@ -65,6 +65,7 @@ def iter_media(
     end: float | None = None,
     sampling_rate: int = SAMPLING_RATE,
     channel: str = "first",
+    audio_track: int | str | None = None,
     want_audio: bool = True,
     want_video: bool = True,
     missing: str = "error",
@@ -87,6 +88,7 @@ def iter_media(
         end: End of the span in the file, seconds.
         sampling_rate: Rate of the waveform, Hz.
         channel: `"first"` or `"mean"` of all channels.
+        audio_track: As for `decode_media`.
         want_audio: Whether audio is decoded.
         want_video: Whether video is decoded.
         missing: `"error"`, or `"mask"` to go on without a wanted track that is not there.
@@ -110,6 +112,7 @@ def iter_media(
         num_frames=num_frames,
         sampling_rate=sampling_rate,
         channel=channel,
+        audio_track=audio_track,
         start=as_seconds("start", start, 0.0),
         end=as_seconds("end", end, math.inf),
         want_audio=want_audio,

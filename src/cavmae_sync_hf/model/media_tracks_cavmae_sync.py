@@ -18,11 +18,11 @@ import numpy as np
 import torch
 
 from .errors_cavmae_sync import Hint, MediaError, MissingTrackError
+from .media_selection_cavmae_sync import check_audio_track, list_audio_tracks, select_streams
 from .media_source_cavmae_sync import MediaSource
 
 try:
     import av
-    import av.stream
 except ImportError:
     av = None  # type: ignore[assignment]
 
@@ -57,6 +57,7 @@ class MediaRequest:
     frame_times: Any = None
     sampling_rate: int = SAMPLING_RATE
     channel: str = "first"
+    audio_track: int | str | None = None
     start: float = 0.0
     end: float = math.inf
     want_audio: bool = True
@@ -77,6 +78,7 @@ class MediaRequest:
                 raise ValueError(f"{option} must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
         if not (self.want_audio or self.want_video):
             raise ValueError("want_audio and want_video are both False: there is nothing to decode.")
+        self.audio_track = check_audio_track(self.audio_track)
         self.num_frames = _as_whole("num_frames", self.num_frames)
         self.sampling_rate = _as_whole("sampling_rate", self.sampling_rate)
         if self.short_side is not None and self.short_side < 1:
@@ -262,7 +264,7 @@ class MediaReader:
         self.container = source.open()
         self._containers = [self.container]
         try:
-            self._find_tracks(request)
+            self._find_tracks(self._select_streams(request), request)
         except BaseException:
             self.close()
             raise
@@ -276,26 +278,22 @@ class MediaReader:
         self.last_error: Exception | None = None
         self.broken_off: str | None = None
 
-    def _find_tracks(self, request: MediaRequest) -> None:
+    def _select_streams(self, request: MediaRequest) -> dict[str, Any]:
+        audio_track = request.audio_track if request.want_audio else None
+        streams = select_streams(self.container, audio_track)
         wanted = {"audio": request.want_audio, "video": request.want_video}
-        streams = {}
-        for kind in wanted:
-            # Cover images of music files are video streams to FFmpeg, but no track. Streams without a decoder are none
-            # either.
-            for stream in (self.container.streams.best(kind), *getattr(self.container.streams, kind)):
-                cover = stream is not None and av.stream.Disposition.attached_pic in stream.disposition
-                usable = stream is not None and stream.codec_context is not None and stream.time_base is not None
-                if usable and not cover:
-                    streams[kind] = stream
-                    break
+        if any(want and kind not in streams for kind, want in wanted.items()) and self._source.look_further():
+            # A track may appear only behind what FFmpeg looks at.
+            self.container.close()
+            self.container = self._containers[0] = self._source.open()
+            streams = select_streams(self.container, audio_track)
+        return streams
+
+    def _find_tracks(self, streams: dict[str, Any], request: MediaRequest) -> None:
+        wanted = {"audio": request.want_audio, "video": request.want_video}
         absent = [kind for kind, want in wanted.items() if want and kind not in streams]
         if absent and (request.missing == "error" or len(absent) == sum(wanted.values())):
-            has = " and ".join(streams) or "neither audio nor video"
-            message = f"{self.name}: has no {absent[0]} track (it has {has}); "
-            if not streams:
-                raise MissingTrackError(f"{message}it cannot be used.", absent[0])
-            hint = Hint("missing", "mask", "go on without it")
-            raise MissingTrackError(f"{message}give the {absent[0]} separately.", absent[0], hint=hint)
+            raise self._missing(absent[0], streams, request.audio_track)
         starts = [
             stream.start_time * stream.time_base.numerator / stream.time_base.denominator
             for stream in streams.values()
@@ -309,6 +307,21 @@ class MediaReader:
         self.tracks = list(found.values())
         self.audio = found.get("audio") if wanted["audio"] else None
         self.video = found.get("video") if wanted["video"] else None
+
+    def _missing(self, kind: str, streams: dict[str, Any], audio_track: int | str | None) -> MissingTrackError:
+        hint = Hint("missing", "mask", "go on without it")
+        audio_tracks = list_audio_tracks(self.container)
+        if kind == "audio" and audio_track is not None and audio_tracks:
+            message = (
+                f"{self.name}: has no audio track {audio_track!r} that can be decoded; it has "
+                f"{', '.join(map(str, audio_tracks))}. Choose one by its number or its language."
+            )
+            return MissingTrackError(message, kind, hint=hint)
+        has = " and ".join(streams) or "neither audio nor video"
+        message = f"{self.name}: has no {kind} track (it has {has}); "
+        if not streams:
+            return MissingTrackError(f"{message}it cannot be used.", kind)
+        return MissingTrackError(f"{message}give the {kind} separately.", kind, hint=hint)
 
     @property
     def declared_duration(self) -> float | None:
