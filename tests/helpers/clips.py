@@ -210,6 +210,52 @@ def write_clip(
     return path
 
 
+def write_audio_tracks(
+    path: Path | str, tracks: Sequence[dict], *, seconds: float = 1.0, video: bool = True, rate: int = RATE
+) -> Path:
+    """Write a clip with several audio tracks, track k a tone of `300 * (k + 1)` Hz, and return its path.
+
+    Args:
+        path: Where to write.
+        tracks: Of each track, as far as it is wanted, `language`, `title`, `disposition` (PyAV's, `None` for the
+            muxer's own), `codec`, `channels`, and `audio`, samples instead of the tone.
+        seconds: Length.
+        video: Whether there is a video track, too.
+        rate: Sampling rate, Hz.
+    """
+    with av.open(str(path), "w") as container:
+        packets = []
+        if video:
+            stream = container.add_stream("libx264", rate=25)
+            stream.width, stream.height = SIZE
+            stream.pix_fmt = "yuv420p"
+        streams = []
+        for track in tracks:
+            audio = container.add_stream(track.get("codec", "aac"), rate=rate)
+            audio.layout = {1: "mono", 2: "stereo"}[track.get("channels", 1)]
+            audio.metadata.update({name: track[name] for name in ("language", "title") if name in track})
+            if track.get("disposition") is not None:
+                audio.disposition = track["disposition"]
+            streams.append(audio)
+        for number, (audio, track) in enumerate(zip(streams, tracks, strict=True)):
+            channels = track.get("channels", 1)
+            samples = track.get("audio")
+            if samples is None:
+                samples = np.repeat(tone(seconds, rate, 300.0 * (number + 1), 1), channels, axis=0)
+            packets += _encode(audio, _audio_frames(samples, audio, audio.layout.name, rate, 0.0))
+        if video:
+            packets += _encode(stream, _frames(round(seconds * 25), 25, SIZE, None, "rgb24", "yuv420p", None, 0.0))
+        container.mux(sorted(packets, key=lambda packet: packet.dts * packet.time_base))
+    return Path(path)
+
+
+def loudest_frequency(waveform: np.ndarray, rate: int = 16000) -> float:
+    """Frequency of the strongest tone in samples `(num_samples,)`, Hz; 0 where they are silent."""
+    samples = np.asarray(waveform, dtype=np.float64)
+    spectrum = np.abs(np.fft.rfft(samples * np.hanning(len(samples))))
+    return 0.0 if spectrum.max() < 1e-3 else float(spectrum.argmax() * rate / len(samples))
+
+
 def _encode(stream, frames) -> list[av.Packet]:
     packets = [packet for frame in frames for packet in stream.encode(frame)]
     return packets + list(stream.encode(None))

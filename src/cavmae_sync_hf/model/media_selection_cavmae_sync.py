@@ -146,6 +146,12 @@ def list_audio_tracks(container: Any) -> tuple[AudioTrack, ...]:
     return tuple(tracks)
 
 
+def is_described(stream: Any) -> bool:
+    """Whether its size or its sampling rate is known, which FFmpeg finds out from its first packets."""
+    codec = stream.codec_context
+    return bool(codec.width if stream.type == "video" else codec.sample_rate)
+
+
 def _is_usable(stream: Any) -> bool:
     """Whether there is a decoder, and it is no cover image."""
     cover = av.stream.Disposition.attached_pic in stream.disposition
@@ -163,20 +169,13 @@ def _ranked(container: Any, kind: str, video: Any = None) -> list[Any]:
     programs = several and video is not None and container.format.name == "mpegts"
 
     def rank(stream: Any) -> tuple[bool, ...]:
-        codec = stream.codec_context
-        is_known = bool(codec.width if kind == "video" else codec.sample_rate)
         apart = programs and container.streams.best("video", stream).index != video.index
         # The tracks of mp4 files tell how many frames they have; a video of one frame is no more than an image.
         is_empty = any(other.frames for other in streams) and stream.frames <= (kind == "video")
-        return (
-            not is_known,
-            is_empty,
-            apart,
-            kinds.default not in stream.disposition,
-            bool(stream.disposition & special),
-        )
+        is_other = kinds.default not in stream.disposition
+        return not is_described(stream), is_empty, apart, is_other, bool(stream.disposition & special)
 
     return sorted(streams, key=rank) if several else streams
 
 
-__all__ = ["AudioTrack", "check_audio_track", "list_audio_tracks", "same_language", "select_streams"]
+__all__ = ["AudioTrack", "check_audio_track", "is_described", "list_audio_tracks", "same_language", "select_streams"]

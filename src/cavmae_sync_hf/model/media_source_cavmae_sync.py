@@ -36,7 +36,7 @@ CONTAINER_FORMATS = (
 )
 SNIFF_BYTES = 4096
 HTTP_TIMEOUT_SECONDS = 30.0
-# Containers without a list of tracks: FFmpeg looks for tracks in their first seconds, and further where one is lacking.
+# Containers without a list of tracks: FFmpeg looks for them in the first seconds, and further where one is lacking.
 _UNLISTED_CONTAINERS = frozenset({"mpegts", "mpeg", "flv", "live_flv"})
 _FURTHER_BYTES = 50_000_000
 _FURTHER_SECONDS = 90

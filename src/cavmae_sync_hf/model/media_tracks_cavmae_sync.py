@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from .errors_cavmae_sync import Hint, MediaError, MissingTrackError
-from .media_selection_cavmae_sync import check_audio_track, list_audio_tracks, select_streams
+from .media_selection_cavmae_sync import check_audio_track, is_described, list_audio_tracks, select_streams
 from .media_source_cavmae_sync import MediaSource
 
 try:
@@ -281,9 +281,10 @@ class MediaReader:
     def _select_streams(self, request: MediaRequest) -> dict[str, Any]:
         audio_track = request.audio_track if request.want_audio else None
         streams = select_streams(self.container, audio_track)
-        wanted = {"audio": request.want_audio, "video": request.want_video}
-        if any(want and kind not in streams for kind, want in wanted.items()) and self._source.look_further():
-            # A track may appear only behind what FFmpeg looks at.
+        wanted = [kind for kind, want in (("audio", request.want_audio), ("video", request.want_video)) if want]
+        is_whole = all(kind in streams and is_described(streams[kind]) for kind in wanted)
+        if not is_whole and self._source.look_further():
+            # A track may begin only behind what FFmpeg has looked at.
             self.container.close()
             self.container = self._containers[0] = self._source.open()
             streams = select_streams(self.container, audio_track)
