@@ -67,22 +67,24 @@ def test_protocols__are_listed(run):
 def test_retrieval__writes_shows_and_prints(run, saved, shards, tmp_path):
     target = tmp_path / "results.json"
 
-    code, out, _ = run("retrieval", saved, shards, "--out", target)
+    code, out, err = run("retrieval", saved, shards, "--out", target)
 
     record = read_results(target)
-    assert code == 0 and "audio_to_video_r1" in out and "6 of 7 clips seen: 0 missing, 1 unusable" in out
-    assert "clip-2: has no audio" in out and str(target) in out
+    assert code == 1 and "audio_to_video_r1" in out and "6 of 7 clips seen: 0 missing, 1 unusable" in out
+    assert "Left out: clip-2: has no audio" in err and str(target) in out
+    assert err.splitlines()[-1] == f"6 clips done, 1 left out; see {target}"
     assert record["command"] == f"cavmae-sync evaluate retrieval {saved} {shards} --out {target}"
 
     code, out, _ = run("retrieval", saved, shards, "--json", "--strategy", "mean", "--batch-size", "2")
-    assert code == 0 and json.loads(out)["protocol"]["name"] == "clips, strategy mean"
+    assert code == 1 and json.loads(out)["protocol"]["name"] == "clips, strategy mean"
 
 
 def test_sync__of_shards(run, saved, shards):
     code, out, err = run("sync", saved, shards, "--json", "--min-shift", "0.5")
 
     record = json.loads(out)
-    assert code == 0 and record["task"] == "sync" and 0 <= record["metrics"]["auc"] <= 1
+    assert code == 1 and record["counts"]["clips_unusable"] == 1  # it has no audio
+    assert record["task"] == "sync" and 0 <= record["metrics"]["auc"] <= 1
 
 
 def test_sync__of_a_labelled_list(run, saved, tmp_path):
@@ -132,7 +134,7 @@ def test_classification__by_labels_and_by_annotations(run, classifier, shards, t
     )
     arguments = ("--protocol", "vggsounder", "--annotations", table, "--class-names", names)
     code, out, _ = run("classification", classifier, shards, *arguments)
-    assert code == 0 and "hit_rate@1" in out and "mu_a" in out and "3 of 4 clips seen" in out
+    assert code == 1 and "hit_rate@1" in out and "mu_a" in out and "3 of 4 clips seen" in out
 
 
 @pytest.mark.parametrize(

@@ -60,14 +60,15 @@ def test_help__is_printed(run, command):
 
 
 def test_index__says_what_it_did(run, videos, model, tmp_path):
-    code, out, _ = run("index", videos, tmp_path / "index", "--model", model, "--hop", "0.5", "--thumbnails", "32")
+    code, out, err = run("index", videos, tmp_path / "index", "--model", model, "--hop", "0.5", "--thumbnails", "32")
 
-    assert code == 0
+    assert code == 1
     assert "4 added, 2 bad; holds 4 clips, 16 moments" in out
-    assert "is a ZIP archive" in out and "is a playlist" in out
+    assert "is a ZIP archive" in err and "is a playlist" in err
+    assert err.splitlines()[-1] == f"4 clips done, 2 left out; see cavmae-sync index-info {tmp_path / 'index'} --files"
     code, out, _ = run("index", videos, tmp_path / "index", "--model", model, "--json")
     summary = json.loads(out)
-    assert code == 0 and (summary["unchanged"], len(summary["bad"]), summary["total_moments"]) == (4, 2, 16)
+    assert code == 1 and (summary["unchanged"], len(summary["bad"]), summary["total_moments"]) == (4, 2, 16)
 
 
 def test_index__nothing_usable_is_a_failure(run, videos, model, tmp_path):
@@ -181,7 +182,8 @@ def test_bad_files__are_told_with_options_that_help(run, videos, model, tmp_path
     shutil.copy(videos / "one.mp4", folder)
     truncate(write_clip(folder / "cut.mkv", seconds=2.0, audio=noise(2.0)), folder / "cut.mkv")
 
-    _, out, _ = run("index", folder, tmp_path / "index", "--model", model)
+    code, _, out = run("index", folder, tmp_path / "index", "--model", model)
+    assert code == 1
     _, told, _ = run("index-info", tmp_path / "index", "--files")
 
     for text in (out, told):

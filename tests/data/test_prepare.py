@@ -406,12 +406,13 @@ def test_prepare__rows_of_a_data_set(videos, tmp_path):
 
 def test_prepare__command_line(videos, tmp_path, run):
     command = ("prepare", videos / "?_*.mp4", tmp_path / "out", "--workers", 1, "--short-side", 0, "--name", "test")
-    code, printed, _ = run(*command)
-    assert code == 0
+    code, printed, errors = run(*command)
+    assert code == 1 and errors.count("Left out:") == 7
+    assert errors.splitlines()[-1] == f"3 clips done, 7 left out; see {tmp_path / 'out' / 'bad_clips.csv'}"
     assert "3 clips in 1 shard," in printed and "7 bad clips left out (1 no audio" in printed
     assert read_index(tmp_path / "out").short_side is None
     code, printed, _ = run(*command)
-    assert code == 0 and "all there already" in printed
+    assert code == 1 and "all there already" in printed
     code, _, errors = run(*command, "--num-frames", 4)
     assert code == 1 and "num_frames was 16 and is 4" in errors
     code, _, errors = run("prepare", videos / "x_text.mp4", tmp_path / "bad")

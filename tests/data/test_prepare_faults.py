@@ -88,19 +88,20 @@ def server(videos) -> Iterator[Server]:
         thread.join()
 
 
-def test_prepare__http_failure_ends_the_run_and_a_second_run_continues(server, tmp_path):
+def test_prepare__http_failure_costs_its_clip_until_a_second_run(server, tmp_path):
     base = f"http://127.0.0.1:{server.server_port}"
     source = [{"id": str(number), "path": f"{base}/{number}.mp4"} for number in range(3)]
     source.append({"id": "gone", "path": f"{base}/gone.mp4"})
     server.answers = {"/0.mp4": [503, 503], "/1.mp4": [503] * 3}
 
-    with pytest.raises(DataError, match=r"stopped with 1 of 4 clips done.*/1.mp4.*cannot be fetched.*503.*again"):
-        prepare(source, tmp_path / "out", workers=1, clips_per_shard=1)
-    assert (tmp_path / "out" / "train-00000.tar").exists()  # 503 twice was tried again
+    summary = prepare(source, tmp_path / "out", workers=1, clips_per_shard=1)
+    row = bad_rows(summary.folder)["1"]
+    assert ids(summary) == ["0", "2"]  # 503 twice was tried again
+    assert row["reason"] == "no access" and "1.mp4: cannot be fetched" in row["message"] and "503" in row["message"]
     assert not list((tmp_path / "out" / ".prepare").glob("*partial-*"))
 
     summary = prepare(source, tmp_path / "out", workers=1, clips_per_shard=1)
-    assert summary.made == 3 and ids(summary) == ["0", "1", "2"]
+    assert summary.made == 1 and ids(summary) == ["0", "1", "2"]
     assert bad_rows(summary.folder)["gone"]["reason"] == "not found"
 
 
@@ -109,8 +110,8 @@ def test_prepare__server_that_is_down_ends_the_run(tmp_path):
         prepare([{"id": "x", "path": "http://127.0.0.1:9/x.mp4"}], tmp_path / "out", workers=1)
 
 
-@pytest.mark.parametrize("code", [errno.EIO, errno.EMFILE, errno.EACCES])
-def test_prepare__failing_disk_ends_the_run_and_names_the_clip(videos, tmp_path, monkeypatch, code):
+@pytest.mark.parametrize("code", [errno.EIO, errno.EMFILE, errno.EACCES, errno.ESTALE, errno.ETIMEDOUT])
+def test_prepare__clip_that_cannot_be_read_for_now_is_tried_again(videos, tmp_path, monkeypatch, code):
     real = builtins.open
 
     def fail(file, *arguments, **options):
@@ -119,22 +120,53 @@ def test_prepare__failing_disk_ends_the_run_and_names_the_clip(videos, tmp_path,
         return real(file, *arguments, **options)
 
     monkeypatch.setattr(builtins, "open", fail)
-    with pytest.raises(DataError, match=rf"clip 1.mp4 cannot be read for now .*{os.strerror(code)}"):
-        prepare(videos, tmp_path / "out", workers=1)
+    if code == errno.EMFILE:  # then no clip can be read
+        with pytest.raises(DataError, match=rf"clip 1.mp4 cannot be read for now .*{os.strerror(code)}"):
+            prepare(videos, tmp_path / "out", workers=1)
+    else:
+        summary = prepare(videos, tmp_path / "out", workers=1)
+        row = bad_rows(summary.folder)["1"]
+        assert ids(summary) == ["0", "2"] and row["reason"] == "no access"
+        assert row["message"].startswith("1.mp4: cannot be read for now") and os.strerror(code) in row["message"]
 
     monkeypatch.undo()
     assert ids(prepare(videos, tmp_path / "out", workers=1)) == ["0", "1", "2"]
 
 
-def test_prepare__disk_that_fails_within_the_file_ends_the_run(videos, tmp_path, monkeypatch):
+def test_prepare__disk_that_fails_for_ten_clips_in_a_row_ends_the_run(videos, tmp_path, monkeypatch):
     def broken(*_: object, **__: object) -> None:
         raise MediaError("reading breaks off")  # all that FFmpeg tells
 
     monkeypatch.setattr(packing, "decode_media", broken)
     monkeypatch.setattr(packing, "reading_fault", lambda paths: OSError(errno.EIO, "Input/output error"))
 
-    with pytest.raises(DataError, match="clip 0.mp4 cannot be read for now .*Input/output error"):
-        prepare(videos, tmp_path / "out", workers=1)
+    many = [{"id": str(number), "path": str(videos / "0.mp4")} for number in range(12)]
+
+    with pytest.raises(DataError, match="none of the 3 clips can be used .3 no access.*0.mp4.*Input/output error"):
+        prepare(videos, tmp_path / "few", workers=1)
+    with pytest.raises(DataError, match="10 clips in a row cannot be read for now.*Input/output error.*again"):
+        prepare(many, tmp_path / "many", workers=1, clips_per_shard=12)
+
+
+class OddError(Exception):
+    """What nobody has thought of."""
+
+
+def test_prepare__unexpected_error_costs_its_clip_and_is_told_with_its_place(videos, tmp_path, monkeypatch):
+    def fail(self, record):
+        if record.id == "1":
+            raise OddError("oops")
+        return decode(self, record)
+
+    decode = packing.ClipPacker.decode
+    monkeypatch.setattr(packing.ClipPacker, "decode", fail)
+    summary = prepare(videos, tmp_path / "out", workers=1)
+
+    row = bad_rows(summary.folder)["1"]
+    (failure,) = summary.failures
+    assert ids(summary) == ["0", "2"] and row["reason"] == "unexpected"
+    assert "1.mp4: OddError: oops at test_prepare_faults.py:" in row["message"]
+    assert failure.unexpected and failure.place.endswith(" fail")
 
 
 def test_prepare__remedies_are_told_as_options_of_prepare(videos, tmp_path, monkeypatch):

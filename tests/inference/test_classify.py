@@ -245,7 +245,7 @@ def test_command__names_what_cannot_be_used_and_classifies_the_rest(run, folder,
     code, out, err = run("classify", *bad, clips[0], "--model", folder)
 
     assert code == 1 and "0.mp4" in out and "applause" in out
-    lines = [line for line in err.splitlines() if line.startswith("Error:")]
+    lines = [line for line in err.splitlines() if line.startswith("Left out:")]
     assert len(lines) == 4
     for line, words in zip(lines, ("nowhere.mp4", "playlist", "a [b].mp4", "--modality video"), strict=True):
         assert words in line

@@ -51,10 +51,11 @@ def prepare(
 ) -> None:
     """Turn a collection of videos into shards for training; run it again to continue after an interruption.
 
-    Clips that cannot be used are left out and listed. Where the network or a disk fails, the run ends, and continues
-    when it is run again.
+    Clips that cannot be used are left out, named and listed in bad_clips.csv; the exit code is then 1. Those that
+    could not be read for now, as the network or the disk failed, are tried again by the next run.
     """
     from ..data.prepare import prepare as run_prepare
+    from ..data.shards import BAD_CLIPS_NAME
 
     options = settings(context) | {"short_side": short_side or None}
     with terminal.progress_bar("preparing") as show:
@@ -62,6 +63,8 @@ def prepare(
             **options, progress=lambda at: show(at.done, at.total, f"{at.bad} bad" if at.bad else "")
         )
     terminal.say(str(summary))
+    report = summary.folder / BAD_CLIPS_NAME
+    terminal.end(summary.failures, summary.index.clips, noun="clip", report=report)
 
 
 def world(

@@ -171,6 +171,7 @@ def _evaluate(context: typer.Context, evaluate: Callable[..., dict[str, Any]], *
     """Load, run, write and show."""
     model, data, device, out = (context.params[name] for name in ("model", "data", "device", "out"))
     terminal.check_device(device)
+    from ..data.failures import Failure
     from ..evaluation.results import check_target, write_results
     from ..inference.loading import load_model
 
@@ -185,10 +186,16 @@ def _evaluate(context: typer.Context, evaluate: Callable[..., dict[str, Any]], *
         write_results(out, record)
     if context.params["as_json"]:
         terminal.print_json(record)
-        return
-    _print_record(record)
-    if out is not None:
-        terminal.say(f"written to {out}")
+    else:
+        _print_record(record)
+        if out is not None:
+            terminal.say(f"written to {out}")
+    counts = record["counts"]
+    left_out = [
+        Failure(row["id"], row["reason"], row.get("unexpected", False), row.get("place", ""))
+        for row in counts["unusable"]
+    ]
+    terminal.end(left_out, counts["clips_seen"], total=counts["clips_unusable"], noun="clip", report=out or "")
 
 
 def _print_record(record: dict[str, Any]) -> None:
@@ -222,8 +229,6 @@ def _print_record(record: dict[str, Any]) -> None:
         text += f" (the published list has {published})"
     style = "green" if record["complete"] else "yellow"
     terminal.console.print(escape(text), style=style, highlight=False, soft_wrap=True)
-    for row in counts["unusable"][:5]:
-        terminal.say(f"- {row['id']}: {row['reason']}")
     terminal.say(f"checkpoint {record['checkpoint']['sha256'][:12]}, data {record['data']['fingerprint'][:12]}")
 
 

@@ -14,12 +14,11 @@ from . import terminal
 from .options import AsJson, Damaged, Device, End, Media, Missing, Model, Split, Start
 
 if TYPE_CHECKING:
+    from ..data.failures import Failure
     from ..inference.classify import ClipLabels
-    from ..inference.extract import ExtractionSummary
     from ..inference.localize import LocalizationResult
     from ..inference.sync import SyncResult
 
-_SHOWN_FAILURES = 10
 _BAR_WIDTH = 24
 
 
@@ -83,13 +82,14 @@ def sync(
     summary = _summary({number: result for number, (result, _) in done.items()}, truths)
     if as_json:
         entries = [result.to_dict() | {"files": files} for result, files in done.values()]
-        terminal.print_json({"model": model, "videos": entries, "failed": failed, **summary})
+        failures = [failure.to_dict("video") for failure in failed]
+        terminal.print_json({"model": model, "videos": entries, "failed": failures, **summary})
     else:
         _show_sync([result for result, _ in done.values()], summary)
         for _, files in done.values():
             for file in files:
                 terminal.say(f"wrote {file}")
-    terminal.end(failed)
+    terminal.end(failed, len(done), noun="video")
 
 
 def localize(
@@ -163,28 +163,23 @@ def classify(
 
     loaded, processor = load_model(model, use="classification", device=device)
     check_modality(modality, loaded.config)
-    found: list[ClipLabels] = []
-    failed: list[dict[str, str]] = []
-    with terminal.progress_bar("classifying") as show:
-        for number, video in enumerate(videos):
 
-            def tell(_done: int, _total: int, remark: str = "", number: int = number) -> None:
-                show(number, len(videos), remark)
+    def label(number: int, progress: Callable[..., None]) -> Any:
+        (result,) = iter_classify(
+            loaded, processor, videos[number], modality=modality, top_k=top, hop=hop, moments=moments,
+            missing=missing, damaged=damaged, progress=progress,
+        )  # fmt: skip
+        return result
 
-            try:
-                found += iter_classify(
-                    loaded, processor, video, modality=modality, top_k=top, hop=hop, moments=moments,
-                    missing=missing, damaged=damaged, progress=tell,
-                )  # fmt: skip
-            except ValueError as error:
-                failed.append({"clip": video, "error": terminal.error_text(error)})
-        show(len(videos), len(videos))
+    done, failed = _each(videos, label, "classifying")
+    found: list[ClipLabels] = [result for result, _ in done.values()]
     if as_json:
-        terminal.print_json({"model": model, "clips": [result.to_dict() for result in found], "failed": failed})
+        failures = [failure.to_dict("clip") for failure in failed]
+        terminal.print_json({"model": model, "clips": [result.to_dict() for result in found], "failed": failures})
     else:
         for result in found:
             _show_labels(result, moments)
-    terminal.end(failed)
+    terminal.end(failed, len(found), noun="clip")
 
 
 def extract(
@@ -267,9 +262,9 @@ def extract(
     if as_json:
         terminal.print_json(summary.to_dict())
     else:
-        _show_extraction(summary)
-    if summary.failed:
-        raise typer.Exit(1)
+        terminal.say(str(summary))
+    done = summary.videos - len(summary.errors)
+    terminal.end(terminal.failures(summary.errors), done, noun="video", report=summary.folder / "manifest.json")
 
 
 def _pairs(
@@ -289,22 +284,22 @@ def _each(
     names: list[str],
     measure: Callable[[int, Callable[..., None]], Any],
     what: str,
-    write: Callable[[Any], list[str]] | None,
-) -> tuple[dict[int, tuple[Any, list[str]]], list[dict[str, str]]]:
-    """Measure video after video; gives results with the files written, by number, and those that failed."""
+    write: Callable[[Any], list[str]] | None = None,
+) -> tuple[dict[int, tuple[Any, list[str]]], list["Failure"]]:
+    """Measure video after video; gives results with the files written, by number, and those that were left out."""
     done: dict[int, tuple[Any, list[str]]] = {}
-    failed: list[dict[str, str]] = []
+    failed: list[Failure] = []
     with terminal.progress_bar(what) as show:
         for number, name in enumerate(names):
 
-            def tell(seconds: int, total: int, _: str = "", number: int = number) -> None:
-                show(number, len(names), f"{seconds} of {total} s" if total else f"{seconds} s")
+            def tell(seconds: int, total: int, remark: str = "", number: int = number) -> None:
+                show(number, len(names), remark or (f"{seconds} of {total} s" if total else f"{seconds} s"))
 
             try:
                 result = measure(number, tell)
                 done[number] = result, [] if write is None else write(result)
-            except (ValueError, OSError) as error:
-                failed.append({"video": name, "error": terminal.error_text(error)})
+            except Exception as error:
+                failed += terminal.failures({name: error})
         show(len(names), len(names))
     return done, failed
 
@@ -505,14 +500,3 @@ def _sort_words(modalities: list[str], layers: list[str], more: list[str]) -> tu
 
 def _words(values: list[str]) -> list[str]:
     return [word for value in values for word in re.split(r"[,\s]+", value) if word]
-
-
-def _show_extraction(summary: "ExtractionSummary") -> None:
-    terminal.say(str(summary))
-    for place, (name, reason) in enumerate(summary.failed.items()):
-        if place == _SHOWN_FAILURES:
-            more = f"... and {len(summary.failed) - place} more; see {summary.folder / 'manifest.json'}."
-            terminal.errors.print(escape(more), highlight=False, soft_wrap=True)
-            break
-        text = terminal.error_text(summary.errors[name])
-        terminal.print_error(text if name in reason else f"{name}: {text}", label="Left out")

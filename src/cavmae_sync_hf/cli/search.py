@@ -10,7 +10,6 @@ import typer
 from ..model.errors_cavmae_sync import SearchError, on_command_line
 from . import terminal
 
-_SHOWN_BAD = 20
 _SIDES = ("auto", "audio", "video", "both")
 
 
@@ -70,7 +69,7 @@ def index(
     """Index the moments of videos, or bring an index up to date with them, so that they can be searched.
 
     Only new and changed files are read; clips of files that are gone go, too. Stopped runs can be run again; several
-    may write to one index.
+    may write to one index. Files that cannot be used are named and listed; the exit code is then 1.
     """
     terminal.check_device(device)
     from ..inference.loading import load_model
@@ -87,13 +86,10 @@ def index(
         print(json.dumps(summary.to_dict(), indent=2))
     else:
         terminal.say(_one_line(str(summary)))
-        for error in list(summary.errors.values())[:_SHOWN_BAD]:
-            terminal.say(f"- bad: {_one_line(error.spelled(on_command_line))}")
-        more = len(summary.errors) - _SHOWN_BAD
-        if more > 0:
-            terminal.say(f"- and {more} more; `cavmae-sync index-info INDEX --files` has all")
-    if not summary.total_clips:
-        raise typer.Exit(1)
+    done = summary.found - len(summary.errors)
+    terminal.end(
+        terminal.failures(summary.errors), done, noun="clip", report=f"cavmae-sync index-info {index} --files"
+    )
 
 
 def search(

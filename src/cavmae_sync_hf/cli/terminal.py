@@ -5,10 +5,11 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
@@ -16,11 +17,19 @@ from rich.markup import escape
 
 from ..model.errors_cavmae_sync import CavMaeSyncError, on_command_line
 
+if TYPE_CHECKING:
+    from ..data.failures import Failure
+
 console = Console()
 errors = Console(stderr=True)
 
 # How often progress is reported where the output is no terminal.
 SECONDS_BETWEEN_LINES = 30.0
+
+# Exit code where a batch is done but for files that it left out, as for any error.
+LEFT_OUT = 1
+# Of these files so many are named.
+_MOST_NAMED = 20
 
 # Set by `--traceback` before a subcommand runs.
 show_tracebacks = False
@@ -52,12 +61,43 @@ def print_error(text: str, label: str = "Error") -> None:
     errors.print(f"[bold red]{label}:[/bold red] {escape(one_line(text))}", highlight=False, soft_wrap=True)
 
 
-def end(failed: list[dict[str, str]]) -> None:
-    """Name what failed, if anything did, and end with exit code 1 then."""
-    for entry in failed:
-        print_error(entry["error"])
-    if failed:
-        raise typer.Exit(1)
+def failures(found: Mapping[str, Exception]) -> "list[Failure]":
+    """Names of files and their errors as every batch tells them, remedies as options; with `--traceback` in full."""
+    from ..data.failures import Failure
+
+    if show_tracebacks:
+        for error in found.values():
+            errors.print("".join(traceback.format_exception(error)), highlight=False, markup=False, soft_wrap=True)
+    return [Failure.of(name, error, on_command_line) for name, error in found.items()]
+
+
+def end(left_out: "Sequence[Failure]", done: int, *, total: int = 0, noun: str = "file", report: object = "") -> None:
+    """Name what a batch left out, if anything, count it in a last line, and end with exit code 1 then.
+
+    Args:
+        left_out: The files that were left out, or the first of them.
+        done: How many were done.
+        total: How many were left out, where `left_out` does not hold all.
+        noun: What they are.
+        report: Where all of them are listed.
+    """
+    if not left_out:
+        return
+    count = max(total, len(left_out))
+    if done + count == 1:
+        print_error(left_out[0].reason)
+        raise typer.Exit(LEFT_OUT)
+    for failure in left_out[:_MOST_NAMED]:
+        name = "" if failure.name in failure.reason else f"{failure.name}: "
+        print_error(f"{name}{failure.reason}", label="Left out")
+    if count > _MOST_NAMED:
+        errors.print(f"... and {count - _MOST_NAMED} more.", highlight=False)
+    unexpected = sum(failure.unexpected for failure in left_out)
+    text = f"{done} {noun}{'' if done == 1 else 's'} done, {count} left out"
+    if unexpected:
+        text += f", {unexpected} of them by an unexpected error"
+    errors.print(escape(one_line(f"{text}; see {report}" if report else f"{text}.")), highlight=False, soft_wrap=True)
+    raise typer.Exit(LEFT_OUT)
 
 
 def report(error: Exception) -> int:

@@ -11,22 +11,32 @@ import multiprocessing
 import os
 import pickle
 import signal
-import sys
-import traceback
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from ..model.errors_cavmae_sync import WorkerError
+from .failures import place_of
 
-# A decoder that dies of a file dies of one of these; the file is left out. Anything else (SIGKILL by the kernel when
-# memory runs out, SIGTERM by an operator) says nothing about the file, and ends the run.
+# A decoder that dies of a file dies of one of these; the file is left out for good. Anything else (SIGKILL by the
+# kernel when memory runs out, SIGTERM by an operator) may not happen another time.
 _CRASHES = frozenset(
     getattr(signal, name) for name in ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL") if hasattr(signal, name)
 )
 # Once may be chance.
 _CRASHES_UNTIL_SKIPPED = 2
+# So many items of which processes died, and no task done in between: it is not the items.
+_MOST_SKIPPED_IN_A_ROW = 20
+# How the reason begins for which an item of which the decoder crashes is left out.
+DECODER_CRASHES = "the decoder crashes on it"
+# A process that has not worked at all for so long waits for a file that does not come.
+STALLED_SECONDS = 120.0
+_WORK_SECONDS = 0.005
+# How long the end of a process is waited for; one that waits for a dead disk cannot be ended.
+_PATIENCE_SECONDS = 5.0
 _RAY_RETRIES = 2
 # What workers import before they are needed: where processes are forked from a server, only once for all.
 _PRELOAD = ["cavmae_sync_hf.data.prepare"]
@@ -50,31 +60,38 @@ def run_here(
 
 
 def run_processes(
-    function: Callable[..., Any], tasks: Sequence[Any], workers: int, progress: Callable[[int], None] | None = None
+    function: Callable[..., Any],
+    tasks: Sequence[Any],
+    workers: int,
+    progress: Callable[[int], None] | None = None,
+    *,
+    stalled_after: float = STALLED_SECONDS,
 ) -> Iterator[Any]:
     """Run tasks in processes of this machine.
 
-    An item of which a process crashes twice (by a fault of a decoder, say) is left out from then on; the function is
-    told why. When a process is killed, or the function raises, all others are ended.
+    An item of which a process dies twice (by a fault of a decoder, or because memory ends) is left out from then on,
+    and at once one for which it waits without working; the function is told why. When the function raises, or
+    processes die of everything, all are ended.
 
     Args:
         function: `function(task, begin, skip)`; it, the tasks and the results can be pickled.
         tasks: What it is called with.
         workers: Number of processes.
         progress: Called with the number of items finished in tasks that are not finished.
+        stalled_after: Seconds for which a process may wait for an item without working.
 
     Yields:
         Results as they come.
 
     Raises:
-        WorkerError: A process was killed, or the function raised.
+        WorkerError: Processes die before they begin with an item, or of one after the other; or the function raised.
     """
     waiting = deque(tasks)
-    crashes: dict[tuple[int, int], int] = {}
-    skips: dict[int, dict[int, str]] = {}
+    deaths = _Deaths()
+    skips = deaths.skips
     team: list[_Worker] = []
     try:
-        team = [_Worker(function) for _ in range(min(workers, len(waiting)))]
+        team = [_Worker(function, stalled_after) for _ in range(min(workers, len(waiting)))]
         for worker in team:
             worker.give(waiting.popleft(), skips)
         while any(worker.task is not None for worker in team):
@@ -89,13 +106,14 @@ def run_processes(
                     continue
                 if kind == "done":
                     worker.task = None
+                    deaths.in_a_row = 0
                     yield value
                 elif kind == "error":
                     raise WorkerError(value)
-                elif kind == "dead":
-                    lost = worker.task
-                    team[place] = worker = _Worker(function)
-                    waiting.appendleft(_after_crash(lost, value, crashes, skips))
+                elif kind in ("dead", "stalled"):
+                    deaths.note(worker, value, stalled=kind == "stalled", seconds=stalled_after)
+                    waiting.appendleft(worker.task)
+                    team[place] = worker = _Worker(function, stalled_after)
                 if waiting:
                     worker.give(waiting.popleft(), skips)
     finally:
@@ -103,38 +121,60 @@ def run_processes(
             worker.end()
 
 
-def _after_crash(lost: Any, death: tuple[int, int], crashes: dict[Any, int], skips: dict[int, dict[int, str]]) -> Any:
-    """Count a crash and give the task back, to be done again; raise when it was no crash."""
-    exit_code, place = death
-    try:
-        cause = signal.Signals(-exit_code).name
-    except ValueError:
-        cause = f"exit code {exit_code}"
-    number = getattr(lost, "number", 0)
-    if -exit_code not in _CRASHES or place < 0:
-        hint = ""
+class _Deaths:
+    """What processes died of.
+
+    Attributes:
+        skips: Number of a task -> places of the items to leave out, and why.
+        in_a_row: Items left out since a task was done.
+    """
+
+    def __init__(self) -> None:
+        self.skips: dict[int, dict[int, str]] = {}
+        self.in_a_row = 0
+        self._counts: dict[tuple[int, int], int] = {}
+
+    def note(self, worker: "_Worker", exit_code: int, *, stalled: bool, seconds: float) -> None:
+        """Count the death of a process, or its waiting in vain; raise an error when it says nothing of its item."""
+        number, place = getattr(worker.task, "number", 0), worker.place
+        try:
+            cause = signal.Signals(-exit_code).name
+        except ValueError:
+            cause = f"exit code {exit_code}"
+        memory = ""
         if -exit_code == getattr(signal, "SIGKILL", 9):
-            hint = "; memory may have run out: use fewer workers"
-        elif exit_code > 0 and place < 0:
-            hint = "; a script that starts processes must do so under `if __name__ == '__main__':`"
-        raise WorkerError(f"A worker process was ended by {cause} while it worked on shard {number}{hint}.")
-    crashes[number, place] = crashes.get((number, place), 0) + 1
-    if crashes[number, place] >= _CRASHES_UNTIL_SKIPPED:
-        skips.setdefault(number, {})[place] = f"the decoder crashes on it ({cause})"
-    return lost
+            memory = "; memory may have run out: use fewer workers"
+        if place < 0:
+            hint = memory
+            if exit_code > 0:
+                hint = "; a script that starts processes must do so under `if __name__ == '__main__':`"
+            raise WorkerError(f"A worker process was ended by {cause} before it worked on shard {number}{hint}.")
+        self._counts[number, place] = self._counts.get((number, place), 0) + 1
+        if self._counts[number, place] < _CRASHES_UNTIL_SKIPPED and not stalled:
+            return
+        if stalled:
+            why = f"nothing came of it for {seconds:g} s; check the disk or the network, and run again"
+        elif -exit_code in _CRASHES:
+            why = f"{DECODER_CRASHES} ({cause})"
+        else:
+            why = f"the process that read it was ended by {cause}, {self._counts[number, place]} times{memory}"
+        self.skips.setdefault(number, {})[place] = why
+        self.in_a_row += 1
+        if self.in_a_row == _MOST_SKIPPED_IN_A_ROW:
+            raise WorkerError(f"Worker processes die of one clip after the other, the last time by {cause}{memory}.")
 
 
 class _Worker:
     """A process of this machine and its task."""
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Any], stalled_after: float) -> None:
         # Never as a copy of this process, whose threads a copy would lack.
         methods = multiprocessing.get_all_start_methods()
         context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
         if "forkserver" in methods:
             context.set_forkserver_preload(_PRELOAD)
         self.connection, other = context.Pipe()
-        self.process = context.Process(target=_serve, args=(other, function), daemon=True)
+        self.process = context.Process(target=_serve, args=(other, function, stalled_after), daemon=True)
         self.process.start()
         other.close()
         self.task: Any = None
@@ -167,32 +207,50 @@ class _Worker:
         except (EOFError, OSError):
             pass
         self.process.join()
-        return "dead", (self.process.exitcode or 0, self.place)
+        return "dead", self.process.exitcode or 0
 
     def end(self) -> None:
         self.connection.close()
         if self.process.is_alive():
             self.process.terminate()
-        self.process.join()
+            self.process.join(_PATIENCE_SECONDS)
+            self.process.kill()
+        self.process.join(_PATIENCE_SECONDS)
 
 
-def _serve(connection: Connection, function: Callable[..., Any]) -> None:
+def _serve(connection: Connection, function: Callable[..., Any], stalled_after: float) -> None:
     """Run tasks in a worker process and send messages about them, until nobody listens."""
     # Ctrl-C reaches the whole group; the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    place = -1
+
+    def begin(number: int) -> None:
+        nonlocal place
+        place = number
+        connection.send(("begin", number))
+
+    def watch() -> None:
+        while True:
+            seen, worked = place, time.process_time()
+            time.sleep(stalled_after)
+            if place >= 0 and place == seen and time.process_time() - worked < _WORK_SECONDS:
+                connection.send(("stalled", 0))
+                os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
             task, skip = connection.recv()
             try:
-                result = function(task, lambda place: connection.send(("begin", place)), skip)
+                result = function(task, begin, skip)
             except (BrokenPipeError, ConnectionResetError):
                 return
             except Exception as error:
-                where = traceback.extract_tb(sys.exc_info()[2])[-1]
-                place = f"{os.path.basename(where.filename)}, line {where.lineno}"
                 known = isinstance(error, WorkerError)
-                connection.send(("error", str(error) if known else f"{type(error).__name__}: {error} ({place})"))
+                text = str(error) if known else f"{type(error).__name__}: {error} (at {place_of(error)})"
+                connection.send(("error", text))
                 return
+            place = -1
             connection.send(("done", result))
 
 

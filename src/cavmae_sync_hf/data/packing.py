@@ -5,6 +5,7 @@ Frames come from the processor's own decoder and the log-mel from its own filter
 `BadClip` with a reason, never a row of zeros.
 """
 
+import errno
 import math
 import os
 from collections.abc import Mapping
@@ -17,9 +18,18 @@ import torch
 import torchvision.transforms.v2.functional as tvF
 
 from ..model.alignment_cavmae_sync import reference_frame_times
-from ..model.errors_cavmae_sync import CavMaeSyncError, Hint, MediaError, MissingTrackError, WorkerError
+from ..model.errors_cavmae_sync import (
+    CavMaeSyncError,
+    Hint,
+    MediaError,
+    MissingTrackError,
+    UnexpectedError,
+    WorkerError,
+)
 from ..model.feature_extraction_cavmae_sync import CavMaeSyncFeatureExtractor
 from ..model.media_cavmae_sync import SAMPLING_RATE, DecodedMedia, decode_media, probe_media
+from . import crashes
+from .failures import file_error
 from .fetching import fault_of_machine, local_file, reading_fault
 from .shards import decode_jpeg, encode_array, encode_jpeg, encode_json
 from .sources import ClipRecord, MediaRows, printable
@@ -32,6 +42,8 @@ _CUT_TOLERANCE = 1.0
 _LARGE_FILE = 1 << 26
 # Of a segment, at least this share must lie in the file.
 _LEAST_SHARE_OF_SEGMENT = 0.5
+# A machine at these limits can read no clip at all.
+_LIMITS_OF_MACHINE = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EMFILE, errno.ENFILE)
 # Arguments of the decoder that `prepare` has too, with the values that it has for them.
 _REMEDIES = {"missing": "keep", "damaged": "keep"}
 
@@ -92,11 +104,13 @@ class BadClip(Exception):
 
     Attributes:
         reason: Which kind of fault, a few words that can be counted.
+        passes: Whether the machine is at fault, not the clip, so that another run should try it again.
+        place: Where in the code an unexpected error was raised; `None` for a clip that was refused.
     """
 
-    def __init__(self, reason: str, message: str) -> None:
+    def __init__(self, reason: str, message: str, *, passes: bool = False, place: str | None = None) -> None:
         super().__init__(message)
-        self.reason = reason
+        self.reason, self.passes, self.place = reason, passes, place
 
 
 @dataclass
@@ -155,28 +169,37 @@ class ClipPacker:
         """Decode one clip and compress what is kept of it.
 
         Raises:
-            BadClip: The clip cannot be used.
-            WorkerError: It cannot be read for now, which says nothing about the clip.
+            BadClip: The clip cannot be used, for good or for now; whatever goes wrong with it is one.
+            WorkerError: No clip can be read: the disk is full, or too many files are open.
         """
         if record.problem is not None:
             raise BadClip("not found", record.problem)
         try:
-            return self._pack(record, self.decode(record))
+            with crashes.reading(record.source):
+                return self._pack(record, self.decode(record))
+        except BadClip:
+            raise
         except MissingTrackError as error:
             raise BadClip(f"no {error.track}", _told(record, error)) from error
         except FileNotFoundError as error:
-            raise BadClip("not found", _told(record, error)) from error
-        except WorkerError:
-            raise
-        except (MediaError, OSError) as error:
+            raise BadClip("not found", _told(record, file_error(error, record.source))) from error
+        except UnexpectedError as error:  # processes have died of it
+            raise BadClip("crash", _told(record, error), passes=True, place=error.place) from error
+        except (MediaError, OSError, WorkerError) as error:
             fault = fault_of_machine(error) or reading_fault((record.path, record.audio))
-            if fault is not None:
+            if fault is None and not isinstance(error, WorkerError):
+                raise BadClip("unreadable", _told(record, error)) from error
+            if getattr(fault, "errno", None) in _LIMITS_OF_MACHINE:
                 raise WorkerError(
                     f"The clip {record.source} cannot be read for now ({printable(str(fault))}); mend the cause."
                 ) from error
-            raise BadClip("unreadable", _told(record, error)) from error
-        except (ValueError, RuntimeError, ArithmeticError, LookupError) as error:
-            raise BadClip("error", f"{type(error).__name__}: {_told(record, error)}") from error
+            cause = f"{record.source}: cannot be read for now ({printable(str(fault))})"
+            message = _told(record, error) if fault is None else f"{cause}; mend the cause and run again."
+            raise BadClip("no access", message, passes=True) from error
+        except Exception as error:
+            unexpected = file_error(error, record.source)
+            place = unexpected.place if isinstance(unexpected, UnexpectedError) else None
+            raise BadClip("unexpected", _told(record, unexpected), place=place) from error
 
     def decode(self, record: ClipRecord) -> DecodedClip:
         """Decode one clip, in messages named as the source names it.

@@ -26,7 +26,8 @@ import torch
 from ..files import StrPath, locked, remove_partial, usable_cores, whole_file, write_bytes
 from ..model.errors_cavmae_sync import DataError, WorkerError
 from ..provenance import package_version
-from .engines import run_here, run_processes, run_ray
+from .engines import DECODER_CRASHES, run_here, run_processes, run_ray
+from .failures import Failure
 from .packing import BadClip, ClipPacker, PrepareOptions
 from .shards import (
     BAD_CLIPS_COLUMNS,
@@ -55,6 +56,8 @@ ENGINES = ("local", "ray")
 _JOB_NAME = "job.json"
 _LIST_NAME = "clips.jsonl.gz"
 _LOCK_NAME = "lock"
+# So many clips in a row that cannot be read for now, and it is the disk or the network that is at fault.
+_MOST_OUT_OF_REACH = 10
 # Shards of about 200 MB for large sets, and enough of them to share out for small ones.
 _MOST_CLIPS_PER_SHARD, _LEAST_CLIPS_PER_SHARD, _SHARDS_OF_SMALL_SETS = 256, 8, 64
 
@@ -88,6 +91,7 @@ class PrepareSummary:
         made: Clips read in this run, good and bad; the others were there already.
         reasons: Bad clips per reason.
         seconds: Time this run took.
+        failures: The bad clips, as every batch tells them.
     """
 
     folder: Path
@@ -95,6 +99,7 @@ class PrepareSummary:
     made: int
     reasons: dict[str, int]
     seconds: float
+    failures: list[Failure] = field(default_factory=list, repr=False)
 
     def __str__(self) -> str:
         index = self.index
@@ -141,9 +146,11 @@ def prepare(
 ) -> PrepareSummary:
     """Turn a collection of videos into shards; the same call again continues after an interruption.
 
-    A clip that cannot be used (not found, no media, damaged) is a bad clip: it is left out and listed with its reason.
-    A clip that cannot be read for now (a server that does not answer after three attempts, a failing disk, no access)
-    says nothing about the clip: it ends the run, finished shards stay, and the same call continues.
+    A clip that cannot be used (not found, no media, damaged) is a bad clip: it is left out and listed with its reason,
+    whatever goes wrong with it, and also if the process that reads it dies of it. A clip that could not be read for
+    now (a server that does not answer after three attempts, a failing disk, no access) is left out, too, but the same
+    call tries it again. Ten of these in a row, and a full disk, end the run; finished shards stay, and the
+    same call continues.
 
     The bytes written depend on the source, the options and the versions of the software, not on the number of
     processes, the engine or interruptions.
@@ -177,8 +184,8 @@ def prepare(
 
     Raises:
         ValueError: An option is wrong.
-        DataError: The source is wrong, the folder holds another set or cannot be written, no clip can be used, a clip
-            cannot be read for now, or a process was killed.
+        DataError: The source is wrong, the folder holds another set or cannot be written, no clip can be used, or
+            nothing can be read for now.
         LockedError: Another run writes to the folder.
         ImportError: PyAV or Ray is not installed.
     """
@@ -226,8 +233,9 @@ def prepare(
                 results = run_processes(job, missing_tasks, workers or usable_cores(), meter.show)
             _collect(job, results, meter)
         with _writable(folder):
-            index, reasons = _finish(job, clips, tasks)
-    return PrepareSummary(folder, index, made=meter.to_make, reasons=reasons, seconds=time.perf_counter() - began)
+            index, reasons, failures = _finish(job, clips, tasks)
+    seconds = time.perf_counter() - began
+    return PrepareSummary(folder, index, made=meter.to_make, reasons=reasons, seconds=seconds, failures=failures)
 
 
 @dataclass(frozen=True)
@@ -295,7 +303,7 @@ class ShardJob:
             The shard's note: its checksum, its clips, its bad clips and its share of the set's sums.
 
         Raises:
-            WorkerError: The shard cannot be written, or a clip cannot be read for now; nothing of the shard is left.
+            WorkerError: The shard cannot be written, or nothing can be read for now; nothing of the shard is left.
         """
         path = self.folder / shard_name(self.name, task.number)
         # Processes share the cores already, and sums must not depend on how many threads there are.
@@ -325,18 +333,24 @@ class ShardJob:
         bad: list[dict[str, Any]] = []
         labels: Counter[int] = Counter()
         totals: dict[str, float] = {"log_mel_values": 0, "log_mel_sum": 0.0, "log_mel_squares": 0.0, "seconds": 0.0}
-        with_audio = with_video = 0
+        with_audio = with_video = out_of_reach = 0
         for place, record in enumerate(task.records):
             begin(place)
             number = task.first + place
             try:
                 if place in skip:
-                    raise BadClip("crash", f"{record.source}: {skip[place]}")
+                    again = not skip[place].startswith(DECODER_CRASHES)
+                    raise BadClip("crash", f"{record.source}: {skip[place]}", passes=again, place="")
                 clip = packer.pack(record)
             except BadClip as fault:
+                out_of_reach = out_of_reach + 1 if fault.reason == "no access" else 0
+                if out_of_reach == _MOST_OUT_OF_REACH:
+                    raise WorkerError(f"{out_of_reach} clips in a row cannot be read for now: {fault}") from fault
                 facts = {"number": number, "id": record.id, "source": record.source}
-                bad.append(facts | {"reason": fault.reason, "message": str(fault)})
+                facts |= {"reason": fault.reason, "message": str(fault)}
+                bad.append(facts | {"again": fault.passes, "place": fault.place})
                 continue
+            out_of_reach = 0
             key = clip_key(number, record.id)
             offset, size = writer.add(key, clip.members)
             duration = clip.info["duration"]
@@ -454,6 +468,8 @@ def _note_path(notes: Path, task: ShardTask) -> Path:
 def _is_whole(folder: Path, notes: Path, task: ShardTask) -> bool:
     try:
         note = json.loads(_note_path(notes, task).read_text(encoding="utf-8"))
+        if any(bad.get("again") for bad in note["bad"]):
+            return False
         return note["file"] is None or (folder / note["file"]).stat().st_size == note["bytes"]
     except (FileNotFoundError, ValueError, KeyError):
         return False
@@ -509,14 +525,17 @@ def _collect(job: ShardJob, results: Iterator[dict[str, Any]], meter: _ProgressM
         ) from error
 
 
-def _finish(job: ShardJob, clips: ClipList, tasks: Sequence[ShardTask]) -> tuple[ShardIndex, dict[str, int]]:
+def _finish(
+    job: ShardJob, clips: ClipList, tasks: Sequence[ShardTask]
+) -> tuple[ShardIndex, dict[str, int], list[Failure]]:
     """Write report, clip table, card and index from the notes, one shard after the other, the index last."""
     shards: list[ShardInfo] = []
     reasons: Counter[str] = Counter()
     labels: Counter[int] = Counter()
     sums: Counter[str] = Counter()
     report, table = io.StringIO(), io.StringIO()
-    rows = csv.DictWriter(report, BAD_CLIPS_COLUMNS, lineterminator="\n")
+    failures: list[Failure] = []
+    rows = csv.DictWriter(report, BAD_CLIPS_COLUMNS, lineterminator="\n", extrasaction="ignore")
     rows.writeheader()
     first_bad = ""
     for task in tasks:
@@ -524,6 +543,8 @@ def _finish(job: ShardJob, clips: ClipList, tasks: Sequence[ShardTask]) -> tuple
         for bad in note["bad"]:
             first_bad = first_bad or bad["message"]
             reasons[bad["reason"]] += 1
+            place = bad.get("place")
+            failures.append(Failure(bad["source"], bad["message"], place is not None, place or ""))
             rows.writerow(bad)
         for clip in note["clips"]:
             table.write(encode_json({"key": clip["key"], "shard": note["file"]} | clip).decode() + "\n")
@@ -544,7 +565,7 @@ def _finish(job: ShardJob, clips: ClipList, tasks: Sequence[ShardTask]) -> tuple
     index = _index(job, shards, sums, bad=sum(reasons.values()), label_names=clips.label_names, labels=labels)
     for file, text in ((CLIPS_NAME, table.getvalue()), (CARD_NAME, card_text(index)), (INDEX_NAME, index.to_json())):
         write_bytes(job.folder / file, text.encode(), workplace=job.notes)
-    return index, dict(sorted(reasons.items()))
+    return index, dict(sorted(reasons.items())), failures
 
 
 def _index(

@@ -7,6 +7,7 @@ from typing import Any, Unpack
 import numpy as np
 import torch
 
+from ..data.failures import Failure
 from ..data.tables import read_vocabulary
 from ..files import StrPath
 from ..metrics import compute, vggsounder_metrics
@@ -202,7 +203,7 @@ def _truth(
             )
         truth[row, list(own)] = True
         if not len(own):
-            clips.leave_out(clips.ids[places[row]], "has no label.")
+            clips.leave_out(Failure(clips.ids[places[row]], "has no label."))
     if not truth.any():
         raise EvaluationError(f"{clips.name}: no clip has a label; prepare the data with labels.")
     return truth

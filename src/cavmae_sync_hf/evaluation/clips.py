@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ..data import crashes
 from ..data.dataset import CavMaeSyncCollator, CavMaeSyncDataset, InputMaker
+from ..data.failures import Failure
 from ..data.shards import INDEX_NAME
 from ..data.sources import read_source
 from ..data.tables import LIST_SUFFIXES, Entry, read_list
@@ -75,7 +77,7 @@ class EvaluatedSet:
         protocol: The rules.
         processor: Fitted to the protocol.
         options: See `RunOptions`.
-        unusable: Id and reason of clips that cannot be used; filled while they are read.
+        unusable: Clips that cannot be used, and why; filled while they are read.
     """
 
     name: str
@@ -87,11 +89,11 @@ class EvaluatedSet:
     protocol: Protocol
     processor: CavMaeSyncProcessor
     options: RunOptions
-    unusable: list[dict[str, str]] = field(default_factory=list)
+    unusable: list[Failure] = field(default_factory=list)
 
-    def leave_out(self, name: str, error: object) -> None:
+    def leave_out(self, failure: Failure) -> None:
         """Note that a clip cannot be used, and why."""
-        self.unusable.append({"id": name, "reason": " ".join(str(error).split())})
+        self.unusable.append(failure)
 
     def report(self, done: int) -> None:
         """Tell the caller's `progress` how many clips are done."""
@@ -105,10 +107,10 @@ class EvaluatedSet:
         Raises:
             EvaluationError: None of the clips can be used; or the run is `strict`, and one is missing or unusable.
         """
-        first = next((f"the first, {row['id']!r}: {row['reason']}" for row in self.unusable), "")
+        first = next((f"the first, {clip.name!r}: {clip.reason}" for clip in self.unusable), "")
         if len(self.unusable) == len(self.ids):
             raise EvaluationError(f"{self.name}: none of the {len(self.ids)} clips can be used; {first}")
-        absent = [*self.missing, *(row["id"] for row in self.unusable)]
+        absent = [*self.missing, *(clip.name for clip in self.unusable)]
         if absent and self.options.get("strict", False):
             named = ", ".join(absent[:3]) + (", ..." if len(absent) > 3 else "")
             raise EvaluationError(
@@ -132,8 +134,9 @@ class EvaluatedSet:
                 "clips_expected": self.expected,
                 "clips_missing": len(self.missing),
                 "clips_unusable": len(self.unusable),
+                "clips_unexpected": sum(clip.unexpected for clip in self.unusable),
                 "missing": self.missing[:_NAMED],
-                "unusable": self.unusable[:_NAMED],
+                "unusable": [clip.to_dict("id", "reason") for clip in self.unusable[:_NAMED]],
             },
             settings={"alignment": self.processor.feature_extractor.alignment, **settings},
             command=self.options.get("command"),
@@ -181,8 +184,8 @@ class EvaluationClips(EvaluatedSet):
         )
         done = 0
         for batch, places, reasons in loader:
-            for place, reason in sorted(reasons.items()):
-                self.leave_out(self.ids[place], reason)
+            for _, failure in sorted(reasons.items()):
+                self.leave_out(failure)
             if batch is not None:
                 about = {"places": places, "labels": batch["labels"], "frame_times": batch["frame_times"]}
                 yield move_inputs(batch, model), about
@@ -349,24 +352,27 @@ def _names(entry: Entry) -> tuple[str, ...]:
 
 
 class _Samples(Dataset):
-    """The samples of an evaluation; one that cannot be read is a reason instead."""
+    """The samples of an evaluation; one that cannot be read is a `Failure` instead."""
 
     def __init__(self, clips: EvaluationClips, needs: Sequence[str]) -> None:
         self.dataset, self.numbers, self.ids, self.needs = clips.dataset, clips.numbers, clips.ids, needs
+        self.of_shards = clips.kind == "shards"
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def __getitem__(self, place: int) -> dict[str, Any]:
+        name = self.ids[place]
         try:
-            sample = self.dataset[self.numbers[place]]
-        except DataError:
-            raise  # the set is damaged, not the clip
-        except (ValueError, FileNotFoundError) as error:
-            return {"place": place, "reason": str(error)}
+            with crashes.reading(name):
+                sample = self.dataset[self.numbers[place]]
+        except Exception as error:
+            if self.of_shards and isinstance(error, DataError):
+                raise  # the set is damaged, not the clip
+            return {"place": place, "reason": Failure.of(name, error)}
         for need, mask in (("audio", "padding_mask"), ("video", "padding_mask_videos")):
             if need in self.needs and not bool(sample[mask].any()):
-                return {"place": place, "reason": f"{self.ids[place]}: has no {need}."}
+                return {"place": place, "reason": Failure(name, f"{name}: has no {need}.")}
         return sample | {"place": place}
 
 
@@ -376,7 +382,7 @@ class _Collate:
     def __init__(self, collator: CavMaeSyncCollator) -> None:
         self.collator = collator
 
-    def __call__(self, samples: list[dict[str, Any]]) -> tuple[dict[str, Any] | None, list[int], dict[int, str]]:
+    def __call__(self, samples: list[dict[str, Any]]) -> tuple[dict[str, Any] | None, list[int], dict[int, Failure]]:
         usable = [sample for sample in samples if "reason" not in sample]
         reasons = {sample["place"]: sample["reason"] for sample in samples if "reason" in sample}
         if not usable:

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple, Unpack
 
 import torch
 import torchvision.transforms.v2.functional as tvF
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
+from ..data.failures import Failure
 from ..data.tables import MEDIA_SUFFIXES
 from ..files import StrPath
 from ..inference.features import move_inputs
@@ -285,8 +286,10 @@ def _masks(
     for done, (prompt, mask) in enumerate(zip(prompts, masks, strict=True), start=1):
         try:
             maps.append(_prompted_map(mapper, processor, prompt, mask.shape))
-        except (MediaError, FileNotFoundError, UnidentifiedImageError) as error:
-            evaluated.leave_out(prompt.name, error)
+        except EvaluationError:  # of the table
+            raise
+        except Exception as error:
+            evaluated.leave_out(Failure.of(prompt.name, error))
         else:
             truths.append(mask_in_view(mask, edge, side))
             labels.append(prompt.label)
@@ -311,8 +314,13 @@ def _prompted_map(
         image = decode_media(prompt.image, num_frames=1, frame_times=times, want_audio=False).frames
         assert image is not None  # want_video makes its absence an error
     else:
-        with Image.open(prompt.image) as still:
-            image = tvF.pil_to_tensor(still.convert("RGB"))[None]
+        try:
+            with Image.open(prompt.image) as still:
+                image = tvF.pil_to_tensor(still.convert("RGB"))[None]
+        except OSError as error:
+            if error.errno is not None:  # it is not there, or the disk fails
+                raise
+            raise MediaError(f"{prompt.image}: is no image, or is damaged; fetch it again.") from error
     height, width = image.shape[-2:]
     if (height, width) != mask_size:
         raise EvaluationError(

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.failures import Failure
 from ..metrics.synchrony import (
     alignment_test,
     shift_discrimination,
@@ -119,7 +120,7 @@ def _of_one_length(clips: EvaluationClips, embeddings: ClipEmbeddings) -> tuple[
     fits = (steps - step).abs() <= _STEP_TOLERANCE * step
     for place in (~fits).nonzero()[:, 0].tolist():
         reason = f"its moments are {steps[place]:.3f} s apart, those of most clips {step:.3f} s."
-        clips.unusable.append({"id": clips.ids[embeddings.places[place]], "reason": reason})
+        clips.leave_out(Failure(clips.ids[embeddings.places[place]], reason))
     return fits, step
 
 
@@ -170,7 +171,7 @@ def _labelled(
         if int((windows & frames).sum()) < 3:
             reason = "has fewer than 3 moments with audio and frame."
         if reason:
-            clips.unusable.append({"id": name, "reason": reason})
+            clips.leave_out(Failure(name, reason))
             continue
         rows.append(clip_scores(matrix, windows, frames))
         in_sync.append(number in labels)

@@ -17,12 +17,13 @@ from typing import Any, Literal, NoReturn
 
 import numpy as np
 
+from ..data.failures import Failure, file_error
 from ..data.packing import BadClip, is_cut
 from ..data.sources import ClipList, ClipRecord, MediaRows, printable, read_source
 from ..data.tables import LIST_SUFFIXES
 from ..files import StrPath, locked
 from ..model.alignment_cavmae_sync import window_seconds
-from ..model.errors_cavmae_sync import InferenceError
+from ..model.errors_cavmae_sync import CavMaeSyncError, InferenceError
 from ..model.media_cavmae_sync import probe_media
 from ..model.modeling_cavmae_sync import CavMaeSyncModel
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
@@ -40,9 +41,10 @@ class WindowFeatures:
     Attributes:
         features: Feature name -> `(rows, hidden)` float32; NaN where a window has no audio or frame for it.
         timing: One mapping per row, see `extract_features`; a table by `pandas.DataFrame(timing)`.
-        failed: Name of each video that gave no rows -> why.
+        failed: Name of each video that gave no rows -> why. Whatever goes wrong with one video costs that video.
         pairing: With `control="scramble"`, which piece of frames got which piece of audio.
-        errors: The same names -> the exceptions, whose remedies each reader can spell.
+        errors: The same names -> the errors, whose remedies each reader can spell; an `UnexpectedError` where the
+            program is at fault.
     """
 
     features: dict[str, np.ndarray]
@@ -67,7 +69,8 @@ class ExtractionSummary:
         features: Feature name -> length of its vectors.
         failed: Name of each video that gave no rows -> why.
         seconds: How long the run took.
-        errors: The names of `failed` -> the exceptions, whose remedies each reader can spell.
+        errors: The names of `failed` -> the errors, whose remedies each reader can spell; an `UnexpectedError` where
+            the program is at fault.
     """
 
     folder: Path
@@ -81,7 +84,13 @@ class ExtractionSummary:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it."""
-        return {name: value for name, value in vars(self).items() if name != "errors"} | {"folder": str(self.folder)}
+        values = {name: value for name, value in vars(self).items() if name != "errors"}
+        return values | {"folder": str(self.folder), "failures": [item.to_dict("video") for item in self.failures]}
+
+    @property
+    def failures(self) -> list[Failure]:
+        """The videos that gave no rows, as every batch tells them."""
+        return [Failure.of(name, error) for name, error in self.errors.items()]
 
     def __str__(self) -> str:
         columns = ", ".join(f"{name} ({size})" for name, size in self.features.items())
@@ -369,7 +378,7 @@ def _reading_errors(rows: Iterator[WindowRow]) -> Iterator[WindowRow]:
             row = next(rows)
         except StopIteration:
             return
-        except (ValueError, OSError) as error:
+        except CavMaeSyncError as error:
             raise _VideoFailure(error) from error
         yield row
 
@@ -400,10 +409,10 @@ def _video(clips: ClipList, record: ClipRecord) -> MediaSpan:
         try:
             if is_cut(record, probe_media(record.path).duration):
                 start, end = 0.0, None
-        except (ValueError, OSError) as caught:
-            error = caught
         except BadClip as caught:
             error = InferenceError(str(caught))
+        except Exception as caught:
+            error = file_error(caught, record.source)
     media: Any = record.path
     if error is not None:
         media = partial(_refuse, error)

@@ -12,6 +12,7 @@ import math
 import os
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,9 +23,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data import crashes
+from ..data.failures import file_error
 from ..data.sources import printable
 from ..files import usable_cores
-from ..model.errors_cavmae_sync import InferenceError
+from ..model.errors_cavmae_sync import CavMaeSyncError, InferenceError, MediaError
 from ..model.media_cavmae_sync import probe_media
 from ..model.media_source_cavmae_sync import describe_source
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
@@ -36,6 +39,12 @@ Progress = Callable[..., None]
 # Chunks of a file that wait for the model; each holds a few moments' pixels and spectrograms.
 _CHUNKS_AHEAD = 2
 _MOST_DECODERS = 4
+# A thread that has not worked at all for so long waits for a file that does not come, such as one of a network that is
+# down; one that decodes slowly works.
+STALLED_SECONDS = 120.0
+_WORK_SECONDS = 0.001
+# How long the end waits for a thread to notice it.
+_PATIENCE_SECONDS = 10.0
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -121,7 +130,7 @@ def embed_moments(
         try:
             for chunk in chunks:
                 ...
-        except MediaError as error:
+        except CavMaeSyncError as error:
             ...  # this file's; the others go on
     ```
 
@@ -145,7 +154,9 @@ def embed_moments(
 
     Yields:
         Each source in order with its chunks, in order; what a caller leaves of them is passed over. An error of the
-        file comes out of the chunks, after all that could be read. Errors of the model or of `sources` end all.
+        file comes out of the chunks, after all that could be read, as a `CavMaeSyncError`: whatever else was raised is
+        its cause (see `data.failures.file_error`). So does an error of the model that other files do not raise. Other
+        errors of the model, and those of `sources`, end all.
 
     Raises:
         InferenceError: A setting cannot work; raised at once.
@@ -282,45 +293,88 @@ class _End:
     error: BaseException | None = None
 
 
+@dataclass
+class _Failed:
+    """An event in place of moments that the model could not embed."""
+
+    error: CavMaeSyncError
+
+
 class _Reading(Generic[S, T]):
     """A source that a thread reads."""
 
     def __init__(self, source: S, read: Callable[[S], Iterator[T]]) -> None:
         self.source = source
+        self.name, self._mark = _names_of(source)
         self._items: queue.Queue[T | _End] = queue.Queue(_CHUNKS_AHEAD)
         self._stopped = threading.Event()
+        self._clock: int | None = None  # tells how long the thread has worked
         self._thread = threading.Thread(target=self._run, args=(read,), daemon=True)
         self._thread.start()
 
     def next(self) -> T | _End:
-        """The next item, or the end."""
-        return self._items.get()
+        """The next item, or the end, which has also come where the thread waits in vain."""
+        while True:
+            before = self._worked()
+            try:
+                return self._items.get(timeout=STALLED_SECONDS)
+            except queue.Empty:
+                after = self._worked()
+                if before is None or after is None or after - before > _WORK_SECONDS:
+                    continue
+            self._stopped.set()
+            return _End(
+                MediaError(
+                    f"{self.name}: nothing came of it for {STALLED_SECONDS:g} s; check the disk or the network, and "
+                    "run again."
+                )
+            )
 
     def stop(self) -> None:
         """End the thread, wherever it is; the next item is the end."""
         self._stopped.set()
-        self._thread.join()
+        self._thread.join(_PATIENCE_SECONDS)
         with contextlib.suppress(queue.Empty):
             while True:
                 self._items.get_nowait()
         self._items.put(_End())
 
     def _run(self, read: Callable[[S], Iterator[T]]) -> None:
+        if hasattr(time, "pthread_getcpuclockid"):
+            self._clock = time.pthread_getcpuclockid(threading.get_ident())
         end = _End()
         try:
-            for item in read(self.source):
-                self._put(item)
-                if self._stopped.is_set():
-                    return
+            with crashes.reading(self._mark):
+                for item in read(self.source):
+                    self._put(item)
+                    if self._stopped.is_set():
+                        return
         except BaseException as error:  # whatever it is, the thread that waits must hear of it
-            end.error = error
+            end.error = file_error(error, self.name)
         self._put(end)
+
+    def _worked(self) -> float | None:
+        """Seconds for which the thread has worked; `None` where the system does not tell."""
+        try:
+            return None if self._clock is None else time.clock_gettime(self._clock)
+        except OSError:  # it has ended
+            return None
 
     def _put(self, item: T | _End) -> None:
         while not self._stopped.is_set():
             with contextlib.suppress(queue.Full):
                 self._items.put(item, timeout=0.1)
                 return
+
+
+def _names_of(source: Any) -> tuple[str, str]:
+    """What messages call a source, and what tells it from other spans of the same file."""
+    if not isinstance(source, MediaSpan):
+        name = source_name(source)
+        return name, name
+    name = source.name or source_name(source.media)
+    span = [source.start, source.end] if source.start or source.end else ""
+    return name, f"{name} {span}" if span else name
 
 
 # A reading and, in order, its `_Begin`, its items and its `_End`; then those of the next one.
@@ -341,7 +395,7 @@ def _read_in_threads(sources: Iterator[S], read: Callable[[S], Iterator[Any]], d
 
     def refill() -> None:
         nonlocal failure
-        while failure is None and len(readings) < decoders:
+        while failure is None and len(readings) < (1 if crashes.must_read_alone() else decoders):
             try:
                 readings.append(_Reading(next(sources), read))
             except StopIteration:
@@ -382,6 +436,8 @@ class _Items(Iterator[T]):
         except BaseException as error:
             self.ended, self.failure = True, error
             raise
+        if isinstance(item, _Failed):  # what is left of the source is passed over
+            raise item.error
         if not isinstance(item, _End):
             return cast(T, item)
         self.ended = True
@@ -398,6 +454,7 @@ def _by_source(events: _Events[S]) -> Iterator[tuple[S, Iterator[Any]]]:
             yield reading.source, items
             if not items.ended:
                 reading.stop()
+            while not items.ended:
                 with contextlib.suppress(Exception):
                     deque(items, maxlen=0)
             if items.failure is not None:
@@ -436,6 +493,7 @@ def _embedded(events: _Events[S], model: Embedder, features: Sequence[Feature], 
     """Events of `_read_chunks` with their chunks embedded."""
     waiting: list[tuple[_Reading[S, Any], Any]] = []
     moments = 0
+    embed = _Batches(model, features)
     with contextlib.closing(cast(Any, events)):
         for reading, item in events:
             waiting.append((reading, item))
@@ -443,26 +501,66 @@ def _embedded(events: _Events[S], model: Embedder, features: Sequence[Feature], 
                 moments += len(item[1])
             # Where no moment waits for the model, nothing else waits for a batch to fill.
             if moments >= batch_size or not moments or len(waiting) > 4 * batch_size:
-                yield from _embed_waiting(waiting, model, features)
+                yield from embed(waiting)
                 waiting, moments = [], 0
-        yield from _embed_waiting(waiting, model, features)
+        yield from embed(waiting)
 
 
-def _embed_waiting(
-    waiting: list[tuple[_Reading[S, Any], Any]], model: Embedder, features: Sequence[Feature]
-) -> _Events[S]:
-    items = [item for _, item in waiting if isinstance(item, tuple) and len(item[1])]
-    for _, alike in itertools.groupby(items, lambda item: _shapes(item[0])):
-        batch = list(alike)
-        encoded = encode_moments(model, _join_inputs([inputs for inputs, _ in batch]), features)
+class _Batches:
+    """Embeds chunks together, and apart where together they raise an error, to find whose it is.
+
+    Attributes:
+        works: Whether the model has embedded anything.
+    """
+
+    def __init__(self, model: Embedder, features: Sequence[Feature]) -> None:
+        self.model, self.features = model, features
+        self.works = False
+
+    def __call__(self, waiting: list[tuple[_Reading[S, Any], Any]]) -> _Events[S]:
+        """The events with their chunks embedded."""
+        items = [(reading, item) for reading, item in waiting if isinstance(item, tuple) and len(item[1])]
+        failed: dict[int, Exception] = {}
+        for _, alike in itertools.groupby(items, lambda item: _shapes(item[1][0])):
+            batch = list(alike)
+            try:
+                self._embed([item for _, item in batch])
+            except CavMaeSyncError:  # the model is at fault
+                raise
+            except Exception as error:
+                failed |= self._apart(batch, error)
+        for reading, item in waiting:
+            if id(item) in failed:
+                yield reading, _Failed(file_error(failed[id(item)], reading.name))
+            else:
+                yield reading, item[1] if isinstance(item, tuple) else item
+
+    def _apart(self, batch: list[tuple[_Reading[S, Any], Any]], error: Exception) -> dict[int, Exception]:
+        """Embed chunks one by one; gives the errors of those that cannot be, by their identity."""
+        failed: dict[int, Exception] = {}
+        for _, item in batch:
+            if len(batch) == 1:
+                failed[id(item)] = error
+                continue
+            try:
+                self._embed([item])
+            except CavMaeSyncError:
+                raise
+            except Exception as own:
+                failed[id(item)] = own
+        if not self.works:  # not of anything so far: that is not the files'
+            raise error
+        return failed
+
+    def _embed(self, items: list[tuple[dict[str, Tensor], MomentChunk]]) -> None:
+        encoded = encode_moments(self.model, _join_inputs([inputs for inputs, _ in items]), self.features)
         end = 0
-        for _, chunk in batch:
+        for _, chunk in items:
             start, end = end, end + len(chunk)
             chunk.values = {name: value[0, start:end].numpy() for name, value in encoded.values.items()}
             chunk.audio_present = encoded.audio_present[0, start:end].numpy()
             chunk.video_present = encoded.video_present[0, start:end].numpy()
-    for reading, item in waiting:
-        yield reading, item[1] if isinstance(item, tuple) else item
+        self.works = True
 
 
 def _shapes(inputs: dict[str, Tensor]) -> dict[str, torch.Size]:

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from ..model.alignment_cavmae_sync import FRAMES_PER_SECOND, step_times, window_seconds
-from ..model.errors_cavmae_sync import Hint, InferenceError, MediaError
+from ..model.errors_cavmae_sync import Hint, InferenceError
 from ..model.media_cavmae_sync import decode_media, probe_media
 from ..model.media_stream_cavmae_sync import iter_media
 from ..model.modeling_cavmae_sync import CavMaeSyncModel
@@ -497,7 +497,7 @@ class ScrambledAudio:
                 hop = self.plan.grid.hop
                 chunks = iter_media(media, hop=hop, want_video=False, missing="mask", damaged="keep")
                 duration = sum(len(chunk.asked_times) for chunk in chunks) * hop
-        except (MediaError, OSError):
+        except Exception:
             return 0
         stop = duration if video.end is None else min(video.end, duration)
         return max(0, math.floor((stop - (video.start or 0.0)) / self.seconds + 1e-6))
@@ -512,7 +512,7 @@ class ScrambledAudio:
         stop = start + times[-1] + context
         waveform = None
         # What is wrong with that video is said at its own turn.
-        with suppress(MediaError, OSError):
+        with suppress(Exception):
             waveform = decode_media(
                 video.open(),
                 start=start + second,

@@ -156,6 +156,19 @@ class WorkerError(DataError):
     """Work in other processes, or the fetching of a file, could not be finished."""
 
 
+class UnexpectedError(CavMaeSyncError):
+    """A fault of the program, met while one file was read; of a batch it costs that file.
+
+    Args:
+        message: As in `CavMaeSyncError`.
+        place: Where in the code it was raised, `file:line function`; empty where the process died.
+    """
+
+    def __init__(self, message: str = "", place: str = "") -> None:
+        super().__init__(message)
+        self.place = place
+
+
 class LockedError(CavMaeSyncError):
     """Another run writes to the same folder."""
 
@@ -221,6 +234,7 @@ __all__ = [
     "SearchError",
     "SelfCheckError",
     "TrainingError",
+    "UnexpectedError",
     "WorkerError",
     "in_python",
     "on_command_line",

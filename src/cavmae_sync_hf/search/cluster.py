@@ -17,7 +17,7 @@ from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from ..provenance import require_package
 from .embedding import EmbeddingOptions, append_clips, embed_clips
 from .store import MomentStore
-from .tables import ClipEntry
+from .tables import READ_AGAIN, ClipEntry
 
 # Clips that an actor is given at a time, and so writes with one commit.
 _CLIPS_PER_TASK = 8
@@ -141,6 +141,7 @@ def retry_after_death(
         if len(task) == 1:
             deaths[clip.key] = deaths.get(clip.key, 0) + 1
         if deaths.get(clip.key, 0) > _RESTARTS:
-            yield [replace(clip, problem=f"{clip.path}: the worker process that read it died, {_RESTARTS + 1} times.")]
+            problem = f"{clip.path}: the worker process that read it died, {_RESTARTS + 1} times."
+            yield [replace(clip, problem=problem, place="", size=READ_AGAIN, content="")]
         else:
             again.append([clip])

@@ -15,14 +15,15 @@ from typing import Any
 
 import numpy as np
 
+from ..data.failures import passes
 from ..inference.moments import MediaSpan, MomentChunk, embed_moments
-from ..model.errors_cavmae_sync import Hint, MediaError, SearchError
+from ..model.errors_cavmae_sync import CavMaeSyncError, Hint, MediaError, SearchError, UnexpectedError
 from ..model.media_cavmae_sync import probe_media
 from ..model.media_stream_cavmae_sync import MediaChunk
 from ..model.modeling_cavmae_sync import CavMaeSyncModel
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from .store import MomentStore
-from .tables import ClipEntry, content_of, moments_schema, new_rows_name, release_names
+from .tables import READ_AGAIN, ClipEntry, content_of, moments_schema, new_rows_name, release_names
 
 # Loudness of nothing at all, dB of full scale.
 FLOOR_DB = -120.0
@@ -130,7 +131,7 @@ def embed_clips(
                 rows.add(chunk)
                 if show is not None:
                     show(len(chunk) * options.hop)
-        except MediaError as error:
+        except CavMaeSyncError as error:
             rows.error = error
         yield rows.finish()
 
@@ -212,7 +213,7 @@ class _Rows:
 
     def __init__(self, entry: ClipEntry, hop: float) -> None:
         self.entry, self.hop = entry, hop
-        self.error: MediaError | None = None
+        self.error: CavMaeSyncError | None = None
         self.duration: float | None = None
         self.content = entry.content
         self.name = new_rows_name()
@@ -300,7 +301,12 @@ class _Rows:
             hints = error.hints
             if any(hint.argument == "damaged" for hint in hints):  # bad files are not read again by themselves
                 hints = (*hints, Hint("retry_bad", True, "read it again though it has not changed"))
-            return EmbeddedClip(replace(self.entry, rows="", problem=error.message, hints=hints, content=self.content))
+            entry = replace(self.entry, rows="", problem=error.message, hints=hints, content=self.content)
+            if isinstance(error, UnexpectedError):
+                entry = replace(entry, place=error.place)
+            if passes(error):
+                entry = replace(entry, size=READ_AGAIN, content="")
+            return EmbeddedClip(entry)
         # A header may be wrong; the last frame lies within half a hop of the end.
         reached = self.entry.start + self.count * self.hop
         declared = min(self.duration or reached, self.entry.end or reached + self.hop)

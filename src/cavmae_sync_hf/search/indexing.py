@@ -11,9 +11,10 @@ from typing import Any, Literal, cast
 import numpy as np
 from transformers import PreTrainedModel
 
+from ..data.failures import Failure
 from ..data.sources import ClipRecord, printable, read_source
 from ..files import StrPath
-from ..model.errors_cavmae_sync import MediaError, SearchError
+from ..model.errors_cavmae_sync import CavMaeSyncError, SearchError
 from ..model.modeling_cavmae_sync import CavMaeSyncModel
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from .approximate import DEFAULT_THRESHOLD, keep_index
@@ -52,7 +53,7 @@ class IndexSummary:
         unchanged: Clips that were there already.
         removed: Clips that went because their file did.
         others: Clips that another run was faster to index.
-        errors: Name of each file that could not be used, and why.
+        errors: Name of each file that could not be used, and why; an `UnexpectedError` where the program is at fault.
         moments: Rows written.
         media_seconds: Length of what was embedded.
         seconds: Duration of the run.
@@ -69,7 +70,7 @@ class IndexSummary:
     unchanged: int = 0
     removed: int = 0
     others: int = 0
-    errors: dict[str, MediaError] = field(default_factory=dict)
+    errors: dict[str, CavMaeSyncError] = field(default_factory=dict)
     moments: int = 0
     media_seconds: float = 0.0
     seconds: float = 0.0
@@ -82,10 +83,15 @@ class IndexSummary:
         """Name of each file that could not be used, and why in words."""
         return {path: str(error) for path, error in self.errors.items()}
 
+    @property
+    def failures(self) -> list[Failure]:
+        """The files that could not be used, as every batch tells them."""
+        return [Failure.of(path, error) for path, error in self.errors.items()]
+
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for JSON."""
         values = {"bad" if name == "errors" else name: value for name, value in vars(self).items()}
-        return values | {"bad": self.bad}
+        return values | {"bad": self.bad, "failures": [item.to_dict() for item in self.failures]}
 
     def __str__(self) -> str:
         parts = [
@@ -129,6 +135,8 @@ def index_videos(
     """Bring an index up to date with a collection of videos.
 
     New and changed files are embedded; a file counts as changed when its size or its time *and* its content differ.
+    Whatever goes wrong with one file costs that file: it is bad, and is read again once it has changed; where the
+    machine or the program was at fault, the next run tries it again by itself.
     Clips whose file the source holds no more are removed. A run that is stopped, in whatever way, loses at most the
     work of the last seconds; the next one goes on. Several runs may write to one index at the same time.
 

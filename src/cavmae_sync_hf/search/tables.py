@@ -16,10 +16,12 @@ import numpy as np
 
 from ..data.sources import printable
 from ..files import file_digest
-from ..model.errors_cavmae_sync import Hint, MediaError
+from ..model.errors_cavmae_sync import CavMaeSyncError, Hint, MediaError, UnexpectedError
 
 # Of a writer elsewhere nobody can tell whether it lives; so long after it began, its rows are swept away.
 STALE_SECONDS = 24 * 3600.0
+# The size that is noted of a file where the next run is to read it again, changed or not.
+READ_AGAIN = -2
 # How a problem begins that is written with its hints.
 _AS_JSON = '{"message"'
 
@@ -35,7 +37,7 @@ class ClipEntry:
         start: Where the clip starts in the file, seconds.
         end: Where it ends, seconds.
         root: The folder, pattern or list that was indexed; its clips go when it holds them no more.
-        size: Bytes of the file; -1 if unknown.
+        size: Bytes of the file; -1 if unknown, `READ_AGAIN` where the next run must take the file for a changed one.
         mtime_ns: When the file was changed, nanoseconds; 0 if unknown.
         content: Checksum of the file, such as `sha256:...`; empty if unknown.
         moments: Number of its rows.
@@ -43,6 +45,8 @@ class ClipEntry:
         has_video: Whether it has frames.
         problem: Why it could not be used; empty if it could.
         hints: What may help.
+        place: Where in the code an unexpected error was raised, as of `UnexpectedError`; `None` for a file that was
+            refused.
         audio: Its clip vector, the mean of its moments' audio vectors, float32 of length 1; `None` without.
         video: The same of its frames' vectors.
         previous: `rows` of the entry that this one replaces; empty for none. Where another writer was faster, it is
@@ -63,13 +67,16 @@ class ClipEntry:
     has_video: bool = False
     problem: str = ""
     hints: tuple[Hint, ...] = ()
+    place: str | None = None
     audio: np.ndarray | None = None
     video: np.ndarray | None = None
     previous: str = ""
 
     @property
-    def error(self) -> MediaError:
+    def error(self) -> CavMaeSyncError:
         """The problem with its hints."""
+        if self.place is not None:
+            return UnexpectedError(self.problem, self.place)
         return MediaError(self.problem, hint=self.hints)
 
 
@@ -170,11 +177,12 @@ def shared_row() -> dict[str, Any]:
 
 
 def as_row(entry: ClipEntry) -> dict[str, Any]:
-    """A clip as a row of `clips`; a problem with hints is written as JSON."""
+    """A clip as a row of `clips`; a problem with hints or a place is written as JSON."""
     row = dict(vars(entry))
-    hints = row.pop("hints")
-    if hints or entry.problem.startswith(_AS_JSON):
-        row["problem"] = json.dumps({"message": entry.problem, "hints": [vars(hint) for hint in hints]})
+    hints, place = row.pop("hints"), row.pop("place")
+    if hints or place is not None or entry.problem.startswith(_AS_JSON):
+        about = {} if place is None else {"place": place}
+        row["problem"] = json.dumps({"message": entry.problem, "hints": [vars(hint) for hint in hints], **about})
     row["path"] = printable(entry.path)
     row["raw_path"] = None if row["path"] == entry.path else os.fsencode(entry.path)
     row["root"] = printable(entry.root)
@@ -189,6 +197,7 @@ def as_entry(row: dict[str, Any]) -> ClipEntry:
     if row["problem"].startswith(_AS_JSON):
         problem = json.loads(row["problem"])
         row["problem"], row["hints"] = problem["message"], tuple(Hint(**hint) for hint in problem["hints"])
+        row["place"] = problem.get("place")
     return replace(ClipEntry(**row), path=row["path"] if raw is None else os.fsdecode(raw))
 
 
@@ -246,6 +255,6 @@ def file_facts(path: str) -> tuple[int, int, str]:
 def content_of(path: str) -> str:
     """Checksum of a file of this machine; empty where it cannot be read, which opening it will say."""
     try:
-        return "" if "://" in path else f"sha256:{file_digest(path)}"
+        return f"sha256:{file_digest(path)}" if os.path.isfile(path) else ""  # a pipe may never end
     except (OSError, ValueError):
         return ""

@@ -1,0 +1,153 @@
+"""One bad file never ends a batch: whatever goes wrong with it, it is left out, named and counted."""
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from cavmae_sync_hf import CavMaeSyncProcessor
+from cavmae_sync_hf.hub import save_for_hub
+from cavmae_sync_hf.model.errors_cavmae_sync import MediaError, UnexpectedError
+from cavmae_sync_hf.model.media_source_cavmae_sync import MediaSource
+from cavmae_sync_hf.model.modeling_cavmae_sync import CavMaeSyncForPreTraining
+from helpers.classifiers import make_classifier
+from helpers.clips import noise, write_clip
+from helpers.tiny import tiny_config
+
+BAD = "1_bad.mp4"
+
+
+class OddError(Exception):
+    """What nobody has thought of."""
+
+
+# What reading raises -> what the report says, and whether that is unexpected.
+FAILURES = {
+    "refused": (MediaError(f"{BAD}: is odd; fetch it again."), "is odd; fetch it again.", False),
+    "codec": (IndexError("tuple index out of range"), "IndexError: tuple index out of range", True),
+    "value": (ValueError("no such value"), "ValueError: no such value", True),
+    "memory": (MemoryError(), "MemoryError at", True),
+    "text": (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), "UnicodeDecodeError", True),
+    "odd": (OddError("oops"), "OddError: oops", True),
+    "permission": (PermissionError(errno.EACCES, os.strerror(errno.EACCES)), "Permission denied", False),
+    "gone": (FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)), "not there", False),
+    "stale": (OSError(errno.ESTALE, os.strerror(errno.ESTALE)), os.strerror(errno.ESTALE), False),
+    "timeout": (TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)), "timed out", False),
+}
+COMMANDS = ("prepare", "index", "extract", "evaluate", "sync", "classify")
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("videos")
+    for number, name in enumerate(("0.mp4", BAD, "2.mp4", "3.mp4")):
+        write_clip(folder / name, seconds=1, audio=noise(1.0, seed=number))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("models")
+    classifier, both = make_classifier(), CavMaeSyncForPreTraining(tiny_config())
+    return {
+        name: save_for_hub(model, CavMaeSyncProcessor.from_config(model.config), folder / name)
+        for name, model in (("classifier", classifier), ("both", both))
+    }
+
+
+def arguments(command: str, models: dict[str, Path], videos: Path, out: Path) -> list[object]:
+    """A command over all videos."""
+    each = sorted(videos.glob("*.mp4"))
+    both, classifier = models["both"], models["classifier"]
+    return {
+        "prepare": ["prepare", videos, out, "--workers", 1, "--num-frames", 2],
+        "index": ["index", videos, out, "--model", both],
+        "extract": ["extract", videos, out, "--model", both, "--window", 0.5, "--stride", 0.5, "--hop", 0.25],
+        "evaluate": ["evaluate", "retrieval", both, videos, "--out", out],
+        "sync": ["sync", *each, "--model", both, "--hop", 0.25, "--max-offset", 0.5],
+        "classify": ["classify", *each, "--model", classifier],
+    }[command]
+
+
+@pytest.fixture
+def fail_on(monkeypatch):
+    """Let the opening of the bad file raise an error."""
+    real = MediaSource.open
+
+    def install(error: BaseException, opening: int = 1) -> None:
+        def open_or_fail(self, **options):
+            if BAD in self.name:
+                raise error
+            return real(self, **options)
+
+        monkeypatch.setattr(MediaSource, "open", open_or_fail)
+
+    return install
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("kind", FAILURES)
+def test_failure_of_one_file__costs_that_file(run, models, videos, tmp_path, fail_on, command, kind):
+    error, words, unexpected = FAILURES[kind]
+    fail_on(error)
+
+    code, _, err = run(*arguments(command, models, videos, tmp_path / "out"))
+
+    named = [line for line in err.splitlines() if line.startswith("Left out:")]
+    assert code == 1 and len(named) == 1 and BAD.removesuffix(".mp4") in named[0] and words in named[0], err
+    last = err.splitlines()[-1]
+    assert "3 " in last and " done, 1 left out" in last
+    assert ("1 of them by an unexpected error" in last) == unexpected
+    assert (" at test_batches.py:" in named[0] and " open_or_fail" in named[0]) == unexpected
+
+
+@pytest.mark.parametrize("command", ["sync", "classify", "extract", "index"])
+def test_json__tells_what_was_unexpected_and_where(run, models, videos, tmp_path, fail_on, command):
+    fail_on(IndexError("tuple index out of range"))
+
+    code, out, _ = run(*arguments(command, models, videos, tmp_path / "out"), "--json")
+
+    told = json.loads(out)
+    (entry,) = told.get("failures") or told["failed"]
+    assert code == 1 and entry["unexpected"] and entry["place"].startswith("test_batches.py:")
+    assert "IndexError" in entry["error"]
+
+
+def test_index__tries_again_what_may_pass_but_not_what_was_refused(
+    run, models, videos, tmp_path, fail_on, monkeypatch
+):
+    command = arguments("index", models, videos, tmp_path / "out")
+    fail_on(PermissionError(errno.EACCES, "Permission denied"))
+    assert run(*command)[0] == 1
+    monkeypatch.undo()
+
+    code, out, _ = run(*command)
+
+    assert code == 0 and "1 added, 3 unchanged" in out
+    fail_on(MediaError(f"{BAD}: is odd."))
+    command[2] = tmp_path / "second"
+    assert run(*command)[0] == 1
+    monkeypatch.undo()
+    assert run(*command)[0] == 1
+
+
+def test_index_info__tells_an_unexpected_error(run, models, videos, tmp_path, fail_on):
+    fail_on(IndexError("tuple index out of range"))
+    run(*arguments("index", models, videos, tmp_path / "out"))
+
+    _, out, _ = run("index-info", tmp_path / "out", "--files")
+
+    assert "IndexError: tuple index out of range at test_batches.py:" in out
+
+
+def test_python__of_one_file_raises_an_error_of_the_package(models, videos, fail_on):
+    from cavmae_sync_hf.inference.loading import load_model
+    from cavmae_sync_hf.inference.sync import measure_sync
+
+    fail_on(IndexError("tuple index out of range"))
+
+    with pytest.raises(UnexpectedError, match="1_bad.mp4: IndexError") as caught:
+        measure_sync(*load_model(models["both"], modalities="both"), videos / BAD, hop=0.25)
+    assert isinstance(caught.value.__cause__, IndexError) and caught.value.place.endswith("open_or_fail")
