@@ -353,10 +353,13 @@ def test_command__listens_at_this_machine_alone_unless_told_otherwise(run, monke
     assert run("app")[0] == 0 and calls[0]["server_name"] == "127.0.0.1" and calls[0]["share"] is False
     assert calls[0]["limits"] == Limits()
     code, printed, _ = run(
-        "app", "--host", "0.0.0.0", "--port", "8000", "--max-megabytes", "5", "--max-seconds", "20", "-m", "m"
-    )
+        "app", "--host", "0.0.0.0", "--port", "8000", "--max-megabytes", "5", "--max-seconds", "20", "-m", "m",
+        "--allow-host", "page.example", "--allow-host", ".lab.example", "--max-disk", "900",
+    )  # fmt: skip
     assert code == 0 and "no password" in printed
-    assert (calls[1]["server_port"], calls[1]["limits"], calls[1]["model"]) == (8000, Limits(5, 20), "m")
+    assert (calls[1]["server_port"], calls[1]["model"]) == (8000, "m")
+    assert calls[1]["limits"] == Limits(5, 20, disk_megabytes=900)
+    assert calls[1]["allow_hosts"] == ["page.example", ".lab.example"] and calls[0]["allow_hosts"] == ()
 
 
 @pytest.mark.parametrize(
@@ -364,6 +367,9 @@ def test_command__listens_at_this_machine_alone_unless_told_otherwise(run, monke
     [
         (["--max-seconds", "0"], 2, "leaves nothing to take"),
         (["--port", "99999"], 2, "65535"),
+        (["--max-disk", "0"], 2, "leaves nothing to take"),
+        (["--max-disk", "10"], 2, "one visitor's files may take"),
+        (["--allow-host", "https://page.example/"], 1, "is no host name"),
         (["--device", "foo"], 2, "'foo' is no device"),
         (["--model", "nowhere"], 1, "nowhere is not a folder"),
         (["--index", "nowhere"], 1, "nowhere"),

@@ -1,9 +1,12 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
 """A video, uploads and watched processes for the tests of the web page."""
 
+import json
+import secrets
 import subprocess
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 
@@ -57,3 +60,48 @@ def decode_here(patch: pytest.MonkeyPatch) -> None:
             raise AppError(str(error)) from error
 
     patch.setattr(guard, "_run", run)
+
+
+class Visitor:
+    """A browser's part of the talk with a running page, without the browser.
+
+    Args:
+        page: The page, which serves.
+        session: What the browser calls its visit; by default a name of its own.
+        headers: Of every request.
+    """
+
+    def __init__(self, page, session: str | None = None, **headers: str) -> None:
+        self.page, self.session = page, session or secrets.token_hex(6)
+        self.client = httpx.Client(base_url=page.local_url, headers=headers, timeout=120, trust_env=False)
+        self.functions = {fn.name: number for number, fn in page.fns.items() if fn.fn is not None}
+
+    def upload(self, content: bytes, name: str = "clip.mp4") -> httpx.Response:
+        """Send a file; the answer to a good one is a list with the path of it."""
+        return self.client.post("/gradio_api/upload", files=[("files", (name, content))])
+
+    def ask(self, function: str, *data, way: str = "/gradio_api/queue/join") -> httpx.Response:
+        """Ask for something; the answer to a good request tells its number."""
+        body = {"data": list(data), "fn_index": self.functions[function], "session_hash": self.session}
+        return self.client.post(way, json=body)
+
+    def wait(self, event: str) -> dict:
+        """The output of a request, as soon as it is there."""
+        with self.client.stream("GET", "/gradio_api/queue/data", params={"session_hash": self.session}) as stream:
+            for line in stream.iter_lines():
+                message = json.loads(line.removeprefix("data: ") or "{}")
+                if message.get("msg") == "process_completed" and message["event_id"] == event:
+                    return message["output"]
+        raise AssertionError("the stream ended without an answer")
+
+    def send(self, content: bytes, name: str = "clip.mp4", function: str = "take", *more) -> dict:
+        """Send a file and ask for something with it; gives the view, or what Gradio says of an error."""
+        sent = self.upload(content, name)
+        if sent.status_code != 200:
+            return {"error": sent.text}
+        file = {"path": sent.json()[0], "meta": {"_type": "gradio.FileData"}, "orig_name": name}
+        joined = self.ask(function, file, *more)
+        if joined.status_code != 200:
+            return {"error": joined.json()["detail"]}
+        output = self.wait(joined.json()["event_id"])
+        return output["data"][0] if "data" in output else output

@@ -25,6 +25,8 @@ from .workspace import Limits
 Kind = Literal["video", "audio", "image"]
 
 _NAME_LENGTH = 80
+# These two join or part letters, in Persian and in scripts of India.
+_JOINERS = "\u200c\u200d"
 _SAFE_VARIABLES = ("PATH", "LANG", "LC_ALL", "TMPDIR", "TEMP", "TMP", "SYSTEMROOT", "LD_LIBRARY_PATH")
 # Without the registration with transformers, which decoding does not need (see `cavmae_sync_command`).
 _PROGRAM = (
@@ -38,7 +40,10 @@ def display_name(path: str | os.PathLike[str]) -> str:
     """What to call an uploaded file in messages: its last part, without what could disturb the page, not too long."""
     last = os.fspath(path).replace("\\", "/").rsplit("/", 1)[-1]
     # Control characters, and those that turn the direction of writing, would make a name look like another.
-    last = "".join(c for c in last if unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn"))
+    unseen = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+    last = "".join(c for c in last if c in _JOINERS or unicodedata.category(c) not in unseen).strip()
+    if not last.strip("." + _JOINERS):
+        return "your file"
     return last if len(last) <= _NAME_LENGTH else f"{last[: _NAME_LENGTH - 16]}…{last[-15:]}"
 
 
@@ -84,8 +89,7 @@ def copy_safely(
         "memory": limits.decode_memory,
         # All threads count, hence more than the time by the clock.
         "cpu_seconds": 2 * limits.decode_seconds,
-        # At this quality noise itself stays under 60 MB a minute.
-        "file_bytes": round(50e6 + 2e6 * limits.seconds),
+        "file_bytes": limits.copy_bytes,
     }
     try:
         result = _run(job, limits.decode_seconds, progress)

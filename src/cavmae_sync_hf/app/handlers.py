@@ -97,7 +97,10 @@ class RequestHandler:
 
     def pick(self, visitor: str, number: Any) -> View:
         """Take a demo clip."""
-        session = self.workspace.session(visitor)
+        try:
+            session = self.workspace.session(visitor)
+        except AppError as error:
+            return _message(_spelled(error))
         clips = self.demo.clips
         if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < len(clips):
             return _message("There is no such clip.")
@@ -112,11 +115,12 @@ class RequestHandler:
         """Take an uploaded video: copy it safely and remove it, whatever comes of it."""
         if not upload:
             return {}
-        session = self.workspace.session(visitor)
-        turn, name = session.turn, display_name(upload)
+        name = display_name(self._name_of(upload))
         # Outside the visitor's folder, so that the clip they look at stays until there is another.
         incoming = self.workspace.uploads / f"{secrets.token_hex(8)}.mp4"
         try:
+            session = self.workspace.session(visitor)
+            turn = session.turn
 
             def show(done: float, total: float) -> None:
                 _check_turn(session, turn)
@@ -124,20 +128,25 @@ class RequestHandler:
                     progress(done, total)
 
             show(0.0, 0.0)
-            facts = copy_safely(upload, incoming, "video", self.limits, name=name, progress=show)
-            _check_turn(session, turn)
+            with self.workspace.room(self.limits.copy_bytes):
+                facts = copy_safely(upload, incoming, "video", self.limits, name=name, progress=show)
+                _check_turn(session, turn)
             session.begin()
             clip = Clip(session.path("clip.mp4"), name, file_stem(name, set()), facts["duration"])
             os.replace(incoming, clip.path)
             session.state["clip"] = clip
             url = session.offer(clip.path, f"{clip.stem}.mp4")
             note = f"{clip.seconds:.1f} s. Your upload is removed already; its copy goes when you leave."
+            if name != self._name_of(upload):
+                note += " Only a part of its name is shown."
             view = {"url": url, "title": name, "note": note, "bytes": clip.path.stat().st_size}
             return {"turn": session.turn, "clip": view}
         except AppError as error:
             return _message(_spelled(error))
         except Superseded:
             return {}
+        except Exception:
+            return self._broken()
         finally:
             incoming.unlink(missing_ok=True)
             self.workspace.remove_upload(upload)
@@ -256,17 +265,18 @@ class RequestHandler:
         """Moments of the index that are like audio or an image that was sent; it is removed at once."""
         if not upload:
             return {}
-        session = self.workspace.session(visitor)
-        turn = session.turn
+        name, turn = display_name(self._name_of(upload)), -1
         try:
+            session = self.workspace.session(visitor)
+            turn = session.turn
             target = session.path("query.wav" if kind == "audio" else "query.png")
-            copy_safely(upload, target, kind, self.limits, name=display_name(upload))
             try:
-                with self.turn_at_model:
-                    tell = _teller(session, turn, progress)
-                    return {"turn": turn} | self._search(
-                        session, NamedPath(target, display_name(upload)), what, tell, stem=f"{kind}-similar"
-                    )
+                with self.workspace.room(self.limits.copy_bytes, session):
+                    copy_safely(upload, target, kind, self.limits, name=name)
+                    with self.turn_at_model:
+                        tell = self._teller(session, turn, progress)
+                        found = self._search(session, NamedPath(target, name), what, tell, stem=f"{kind}-similar")
+                        return {"turn": turn} | found
             finally:
                 target.unlink(missing_ok=True)
         except Superseded:
@@ -312,6 +322,7 @@ class RequestHandler:
         if not result.hits:
             raise AppError("The index holds no moment to compare with but this clip itself; index more videos.")
         session.state["searches"] = searches = session.state.get("searches", 0) + 1
+        session.remove("hit-")  # those of the last search are not shown any more
         hits = []
         for number, hit in enumerate(result.hits):
             tell(number, len(result.hits))
@@ -361,7 +372,10 @@ class RequestHandler:
             progress: Called with how far it is, of how much, and a remark.
             once: Name of what is done once for a clip.
         """
-        session = self.workspace.session(visitor)
+        try:
+            session = self.workspace.session(visitor)
+        except AppError as error:
+            return _message(_spelled(error))
         clip = session.state.get("clip")
         if turn != session.turn:
             return {}
@@ -373,8 +387,8 @@ class RequestHandler:
         if once is not None:
             begun.add(once)
         try:
-            with self.turn_at_model:
-                tell = _teller(session, session.turn, progress)
+            with self.turn_at_model, self.workspace.room(self.limits.copy_bytes, session):
+                tell = self._teller(session, session.turn, progress)
                 tell()
                 return {"turn": session.turn} | work(session, clip, tell)
         except Superseded:
@@ -385,6 +399,25 @@ class RequestHandler:
             if turn != session.turn:  # the visitor has gone, and the folder with them
                 return {}
             return self._broken() | {"turn": session.turn}
+
+    def _teller(self, session: Session, turn: int, progress: Progress | None) -> Progress:
+        """Reports progress, and stops the work when the visitor has gone on or it takes too long."""
+        clock, seconds = self.workspace.clock, self.limits.step_seconds
+        end = clock() + seconds
+
+        def tell(done: float = 0, total: float = 0, remark: str = "") -> None:
+            _check_turn(session, turn)
+            if clock() > end:
+                raise AppError(f"This took longer than the {seconds:g} s that are allowed here; take a shorter clip.")
+            if progress is not None:
+                progress(done, total, remark)
+
+        return tell
+
+    def _name_of(self, upload: str | os.PathLike[str]) -> str:
+        """What the visitor calls an upload."""
+        sent = self.workspace.upload(upload)
+        return sent.name if sent is not None else os.path.basename(upload)
 
     def _broken(self) -> View:
         """What to say when it is not the visitor's doing; the details are for the operator."""
@@ -403,20 +436,10 @@ def cut_preview(source: Path, target: Path, start: float, end: float) -> None:
         cut(source, partial, start, end)
 
 
-def _teller(session: Session, turn: int, progress: Progress | None) -> Progress:
-    """Reports progress, and stops the work when the visitor has gone on."""
-
-    def tell(done: float = 0, total: float = 0, remark: str = "") -> None:
-        _check_turn(session, turn)
-        if progress is not None:
-            progress(done, total, remark)
-
-    return tell
-
-
 def _check_turn(session: Session, turn: int) -> None:
     if session.turn != turn:
         raise Superseded
+    session.touch()
 
 
 def _message(text: str) -> View:

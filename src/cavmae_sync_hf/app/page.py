@@ -3,13 +3,14 @@
 
 import html
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import torch
 
+from .access import Access
 from .demo_clips import DemoClips, default_folder, make_demo_clips
 from .engine import Engine
 from .handlers import SEARCHES, RequestHandler
@@ -64,6 +65,7 @@ def build_app(
     device: str | torch.device = "cpu",
     limits: Limits | None = None,
     demo_folder: str | os.PathLike[str] | None = None,
+    allow_hosts: Iterable[str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Page:
     """Make the page; `launch()` serves it, and `close()` removes all its files.
@@ -75,17 +77,22 @@ def build_app(
         device: Where the model runs.
         limits: How much visitors may ask for.
         demo_folder: Where the demo clips are kept; default: the user's cache.
+        allow_hosts: Names that the page is served under, beside those of this machine, such as that of a proxy before
+            it; `.example.org` for all beneath a name, `*` for any.
         progress: Called with the number of demo clips that are there, and of how many.
 
     Raises:
         ModelError: There is no such model, or it has one tower alone.
         SearchError: There is no such index, or it was made with another model.
+        AppError: One of `allow_hosts` is not a name.
     """
+    allow_hosts = tuple(allow_hosts)
+    Access.served_at("", allow_hosts)  # before the work
     engine = Engine(model, index=index, device=device)
     demo = make_demo_clips(Path(demo_folder) if demo_folder is not None else default_folder(), progress=progress)
     workspace = Workspace(limits)
     handler = RequestHandler(engine, workspace, demo)
-    page = Page(workspace, title="CAV-MAE Sync")
+    page = Page(workspace, allow_hosts, title="CAV-MAE Sync")
     with page:
         _Layout(handler).wire(page)
     page.queue(default_concurrency_limit=4, max_size=32, api_open=False)
@@ -216,6 +223,7 @@ def _step(step: Callable[..., dict[str, Any]], words: str) -> Callable[..., Any]
         turn = clip.get("turn") if isinstance(clip, dict) and "clip" in clip else None
         return step(_visitor(request), turn, _reporter(progress, words)) if turn is not None else {}
 
+    run.__name__ = step.__name__
     return run
 
 
@@ -226,6 +234,7 @@ def _sender(handler: RequestHandler, kind: Any) -> Callable[..., Any]:
         show = _reporter(progress, "searching")
         return handler.search_with(_visitor(request), upload, kind, what, progress=show), None
 
+    run.__name__ = f"search_with_{kind}"
     return run
 
 

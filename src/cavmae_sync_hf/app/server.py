@@ -1,38 +1,35 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
 """Serving the page: to whom, with which files, and with nothing loaded from elsewhere."""
 
+import asyncio
 import contextlib
+import html
+import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from importlib import resources
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import gradio as gr
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .workspace import FILES_ROUTE, Workspace
+from .access import Access
+from .gate import Gate
+from .guard import display_name
+from .workspace import FILES_ROUTE, Upload, Workspace
 
 _UPLOAD_FOLDER = "GRADIO_TEMP_DIR"
 _FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif"]
 _MONOSPACE = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
-# The page's own scripts are inline, and Gradio makes functions of text; nothing comes from another host.
-_POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; media-src 'self' blob:; font-src 'self' data:; worker-src 'self' blob:; "
-    "connect-src 'self' data: blob:; object-src 'none'; base-uri 'self'; form-action 'self'"
-)
-_HEADERS = {
-    "Content-Security-Policy": _POLICY,
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-}
+# Seconds between two looks for files that nobody needs any more.
+_SWEEP_SECONDS = 20.0
+
+logger = logging.getLogger(__name__)
 
 
 class Page(gr.Blocks):
@@ -40,29 +37,39 @@ class Page(gr.Blocks):
 
     Args:
         workspace: Where visitors' files lie; it is closed with the page.
+        allow_hosts: Names that the page is served under, beside those of this machine (see `Access.served_at`).
         options: Of `gr.Blocks`.
+
+    Raises:
+        AppError: One of `allow_hosts` is not a name.
     """
 
-    def __init__(self, workspace: Workspace, **options: Any) -> None:
+    def __init__(self, workspace: Workspace, allow_hosts: Iterable[str] = (), **options: Any) -> None:
         self.workspace = workspace
+        self.allow_hosts = tuple(allow_hosts)
+        self.access = Access.served_at("127.0.0.1", self.allow_hosts)
         # Gradio puts uploads where this says, and asks it again whenever it uses one: uploads of the page that was
         # made last go into its workspace, which is removed as a whole.
         self._upload_folder_before = os.environ.get(_UPLOAD_FOLDER)
         os.environ[_UPLOAD_FOLDER] = os.fspath(workspace.uploads)
-        # Files that nobody fetched or used go after an hour.
-        super().__init__(analytics_enabled=False, delete_cache=(600, 3600), **options)
+        super().__init__(analytics_enabled=False, **options)
 
     def launch(self, **options: Any) -> Any:  # type: ignore[override]
         """Serve the page until Ctrl-C, or in the background with `prevent_thread_lock=True`.
 
         Args:
             options: Of `gr.Blocks.launch`; what is not given is chosen for safety: this machine alone can reach the
-                server (in a Space: the Space's proxy), uploads are limited in size, and nothing is loaded from
-                elsewhere.
+                server (in a Space: the Space's proxy), under its own names and those of `allow_hosts`; uploads are
+                limited in size, and nothing is loaded from elsewhere.
         """
         in_background, quiet = options.pop("prevent_thread_lock", False), options.pop("quiet", False)
         if "server_name" not in options and not os.environ.get("GRADIO_SERVER_NAME"):
             options["server_name"] = "127.0.0.1"
+        self.access = Access.served_at(
+            options.get("server_name") or os.environ["GRADIO_SERVER_NAME"],
+            self.allow_hosts,
+            root_path=options.get("root_path") or os.environ.get("GRADIO_ROOT_PATH"),
+        )
         defaults: dict[str, Any] = {
             "css": _asset("style.css"),
             "head": f"<style>{_asset('frame.css')}</style><script>{_asset('player.js')}</script>",
@@ -73,8 +80,9 @@ class Page(gr.Blocks):
             "ssr_mode": False,
             "enable_monitoring": False,
             "share": False,
+            "state_session_capacity": 1000,
             "app_kwargs": {
-                "middleware": [Middleware(_Headers)],
+                "lifespan": self._serve,
                 "routes": [Route(f"/{FILES_ROUTE}/{{token}}/{{name}}", self._hand_out)],
                 "docs_url": None,
                 "redoc_url": None,
@@ -82,6 +90,8 @@ class Page(gr.Blocks):
             },
         }
         result = super().launch(prevent_thread_lock=True, quiet=True, **(defaults | options))
+        if self.share_url:
+            self.access.allow(urlsplit(self.share_url).hostname or "")
         if not quiet:
             public = f", and to everybody at {self.share_url}" if self.share_url else ""
             print(f"The page is at {self.local_url}{public}. Ctrl-C ends it.", flush=True)
@@ -103,6 +113,58 @@ class Page(gr.Blocks):
             else:
                 os.environ[_UPLOAD_FOLDER] = self._upload_folder_before
 
+    async def preprocess_data(self, block_fn: Any, inputs: list[Any], *arguments: Any, **options: Any) -> Any:
+        """What a request holds, as the page's functions take it; what it lacks becomes a sentence.
+
+        Raises:
+            gr.Error: The request cannot be used; its uploads are removed.
+        """
+        sent = [upload for value in inputs if (upload := self._sent_as(value)) is not None]
+        try:
+            return await super().preprocess_data(block_fn, inputs, *arguments, **options)
+        except Exception as error:
+            for upload in sent:
+                self.workspace.remove_upload(upload.path)
+            if sent and isinstance(error, gr.Error):  # it has an ending that this part of the page does not take
+                # Gradio shows messages as HTML.
+                name = html.escape(display_name(sent[0].name))
+                raise gr.Error(
+                    f"{name}: files with such an ending are not taken here. Send a file whose name ends as its kind "
+                    "is usually called, such as mp4, wav or png.",
+                    print_exception=False,
+                ) from error
+            logger.exception("A request cannot be read.")
+            raise gr.Error("The request cannot be read; load the page again.", print_exception=False) from error
+
+    def _sent_as(self, value: Any) -> Upload | None:
+        return self.workspace.upload(value["path"]) if isinstance(value, dict) and "path" in value else None
+
+    @contextlib.asynccontextmanager
+    async def _serve(self, app: Any) -> AsyncIterator[None]:
+        """For as long as the server runs: the gate is in front of everything, and old files are removed."""
+        # Layers that are given to Gradio's server come behind its own, which answer some requests themselves.
+        app.middleware_stack = Gate(
+            app.middleware_stack,
+            self.access,
+            self.workspace,
+            functions=self.fns,
+            waiting=lambda visitor: len(self._queue.pending_event_ids_session.get(visitor, ())),
+            prefix=urlsplit(self.root_path or "").path,
+            needs_login=app.auth is not None or app.auth_dependency is not None,
+        )
+
+        async def sweep() -> None:
+            while True:
+                await asyncio.sleep(_SWEEP_SECONDS)
+                with contextlib.suppress(OSError):
+                    await asyncio.to_thread(self.workspace.sweep)
+
+        task = asyncio.create_task(sweep())
+        try:
+            yield
+        finally:
+            task.cancel()
+
     async def _hand_out(self, request: Request) -> Response:
         """A file of the workspace, whole or in part; `?save` asks for it as a download."""
         found = self.workspace.find(request.path_params["token"], request.path_params["name"])
@@ -116,23 +178,6 @@ class Page(gr.Blocks):
             "Cache-Control": "private, no-store",
         }
         return FileResponse(path, headers=headers)
-
-
-class _Headers:
-    """Adds headers that keep a page from loading anything from elsewhere."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                present = {name.lower() for name, _ in message["headers"]}
-                new = [(k.lower().encode(), v.encode()) for k, v in _HEADERS.items()]
-                message["headers"] = [*message["headers"], *(item for item in new if item[0] not in present)]
-            await send(message)
-
-        await self.app(scope, receive, send_with_headers if scope["type"] == "http" else send)
 
 
 @contextlib.contextmanager

@@ -29,26 +29,43 @@ def app(
     share: Annotated[
         bool, typer.Option("--share", help="Make it public for three days, through Gradio's servers.")
     ] = False,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Name that the page is served under, as by a proxy; again for more, .example.org for all beneath it."
+        ),
+    ] = None,
     max_megabytes: Annotated[float, typer.Option(help="Largest upload, in megabytes.")] = 100.0,
     max_seconds: Annotated[float, typer.Option(help="Longest clip that is taken, in seconds.")] = 60.0,
+    max_disk: Annotated[
+        float | None,
+        typer.Option(help="Room for the files of all visitors, in megabytes; default: 2000, more for large uploads."),
+    ] = None,
     device: Device = "cpu",
 ) -> None:
     """Serve a web page that shows synchrony, sources of the audio and similar moments of a clip.
 
     It works with made demo clips at once. Uploads are limited, decoded in a process of their own, and removed.
     """
-    for name, value in (("--max-megabytes", max_megabytes), ("--max-seconds", max_seconds)):
-        if not value > 0:
+    for name, value in (
+        ("--max-megabytes", max_megabytes), ("--max-seconds", max_seconds), ("--max-disk", max_disk)
+    ):  # fmt: skip
+        if value is not None and not value > 0:
             raise typer.BadParameter(f"{value:g} leaves nothing to take; give a number above 0.", param_hint=name)
     terminal.check_device(device)
     from ..app import Limits, build_app
 
+    try:
+        limits = Limits(megabytes=max_megabytes, seconds=max_seconds, disk_megabytes=max_disk)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--max-disk") from error
     with terminal.progress_bar("making demo clips") as show:
         page = build_app(
             model,
             index=index,
             device=device,
-            limits=Limits(megabytes=max_megabytes, seconds=max_seconds),
+            limits=limits,
+            allow_hosts=allow_host or (),
             progress=show,
         )
     if host not in ("127.0.0.1", "localhost", "::1") or share:
