@@ -201,7 +201,7 @@ def probe_media(source: Any, name: str | None = None) -> MediaInfo:
         video = reader.video.stream if reader.video is not None else None
         audio = reader.audio.stream if reader.audio is not None else None
         return MediaInfo(
-            duration=reader.declared_duration,
+            duration=reader.duration if reader.declared_duration is not None else None,
             has_audio=audio is not None,
             has_video=video is not None,
             frame_rate=None if reader.video is None else reader.video.frame_rate,
@@ -380,10 +380,15 @@ def read_media(
             if seeks:
                 reader.seek(request.begin - POST_ROLL_SECONDS)
             is_late = False
+            beyond: set[Track] = set()  # tracks of which the last packet lies behind the span
             while (packet := reader.next_packet(reading.wanted)) is not None:
                 reading.take(packet)
                 track, position = packet.track, packet.position
-                if position is not None and position > limit and not track.is_over:
+                if position is None or position <= limit:
+                    beyond.discard(track)
+                elif track not in beyond:
+                    beyond.add(track)  # one packet alone may have a wrong time
+                elif not track.is_over:
                     track.is_over = True
                     reading.take(TimedPacket(track))  # what its decoder holds
                 is_late = seeks and not reading.has_started and reading.is_late
@@ -423,7 +428,12 @@ class _Clip(Reading):
         with_audio: bool = True,
         skip: bool = True,
     ) -> None:
-        duration = duration or reader.declared_duration or reader.scan_duration()
+        if duration is None:
+            # The whole is measured while it is read, but where a span lies must be known before.
+            is_span = request.start > 0 or request.end < math.inf
+            duration = reader.duration if is_span else reader.declared_duration or reader.scan_duration()
+            if request.start >= duration:  # headers err
+                duration = max(duration, reader.scan_duration())
         if request.start >= duration:
             raise MediaError(
                 f"{reader.name}: the segment starts at {request.start:g} s, the clip ends at {duration:g} s; "

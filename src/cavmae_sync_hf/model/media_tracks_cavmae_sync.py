@@ -6,6 +6,7 @@ distance.
 """
 
 import contextlib
+import functools
 import gc
 import math
 import os
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 
 from .errors_cavmae_sync import Hint, MediaError, MissingTrackError
+from .media_clock_cavmae_sync import Clock
 from .media_selection_cavmae_sync import check_audio_track, is_described, list_audio_tracks, select_streams
 from .media_source_cavmae_sync import MediaSource
 
@@ -40,8 +42,12 @@ TRUNCATION_TOLERANCE = 0.25
 MAX_BAD_PACKET_SHARE = 0.02
 # For files that do not say their frame rate.
 DEFAULT_FRAME_RATE = 25.0
-# Containers whose clocks have 33 bits: they start below zero where the clock wraps in the middle of the file.
-_WRAPPING_CONTAINERS = frozenset({"mpegts", "mpeg"})
+# No encoder is so late; a track that starts further below zero has a clock that does.
+MAX_ENCODER_DELAY = 1.0
+# FFmpeg's mark for containers whose clocks may jump or start anew (AVFMT_TS_DISCONT).
+_MAY_RESTART = 0x0200
+# Containers whose headers say nothing of the length; FFmpeg takes it for size divided by bit rate.
+_ESTIMATED_CONTAINERS = frozenset({"mp3", "aac", "ac3", "eac3", "dts", "amr"})
 
 
 @dataclass(kw_only=True)
@@ -272,6 +278,7 @@ class MediaReader:
             self.video.stream.thread_type = "AUTO"
             self.video.stream.codec_context.thread_count = request.threads
         self.sought: float | None = None
+        self._clocks: list[Clock] = []
         self._packets = self.packets(self.container, self.tracks)
         self.num_packets = 0
         self.num_bad_packets = 0
@@ -301,7 +308,8 @@ class MediaReader:
             if stream.start_time is not None
         ]
         self.origin = min(starts, default=0.0)
-        if self.container.format.name not in _WRAPPING_CONTAINERS:
+        self.may_restart = bool(self.container.format.flags & _MAY_RESTART)
+        if self.origin >= -MAX_ENCODER_DELAY and not self.may_restart:
             # Negative starts are encoder delay that the decoder drops; a positive common start is only an offset.
             self.origin = max(0.0, self.origin)
         found = {kind: Track(stream, self.origin, wanted[kind]) for kind, stream in streams.items()}
@@ -341,43 +349,83 @@ class MediaReader:
         """The longer of the ends of both tracks, as far as they were demuxed."""
         return max((track.end for track in self.tracks), default=0.0)
 
+    @functools.cached_property
+    def duration(self) -> float:
+        """Seconds from the clock's zero to the end of the clip: by the header where that knows, otherwise counted."""
+        declared = self.declared_duration
+        is_estimate = self.may_restart or self.container.format.name in _ESTIMATED_CONTAINERS
+        if declared is None or (is_estimate and not self._source.is_broadcast):
+            return self.scan_duration() or declared or 0.0
+        return declared
+
     def scan_duration(self) -> float:
-        """Length of a file whose header does not say it: demuxed to its end beside this pass, without decoding."""
-        with self._source.open(beside=True) as container:
-            end = max((packet.end for packet in self._demux(container, self.tracks)), default=0.0)
+        """Length of the file as it plays: demuxed to its end beside this pass, without decoding.
+
+        Raises:
+            MediaError: There is nothing in it.
+        """
+        end = self._scan[0]
         if not end:
             raise MediaError(f"{self.name}: holds no media data; it is truncated or corrupt, fetch it again.")
         return end
 
+    @functools.cached_property
+    def _scan(self) -> tuple[float, bool]:
+        """The end of the latest packet, seconds, and whether the file's clock ran on to it."""
+        clock = self._new_clock()
+        with self._source.open(beside=True) as container:
+            return max((packet.end for packet in self._demux(container, clock)), default=0.0), clock.is_straight
+
+    def _new_clock(self) -> Clock:
+        declared = self.declared_duration
+        is_known = declared is not None and not self._is_fragmented
+        end = self.origin + declared if is_known and declared is not None else math.inf
+        return Clock(may_restart=self.may_restart and self.sought is None, origin=self.origin, end=end)
+
+    @property
+    def _is_fragmented(self) -> bool:
+        """Whether this is an mp4 whose fragments may go on behind what its header says."""
+        return self.container.format.name.startswith("mov") and not all(track.stream.frames for track in self.tracks)
+
     def seek(self, time: float) -> None:
-        """Go to the last point from which everything shown at `time` can be decoded."""
+        """Go to the last point from which everything shown at `time` can be decoded.
+
+        Where the file's clock does not run on, its times do not say where that is, and the file is read from its
+        beginning.
+        """
+        if self.may_restart and (self._source.is_broadcast or not self._scan[1]):
+            return
         self.sought = time
         self._go_to_start(self.container)
 
     def _go_to_start(self, container: Any) -> None:
         if self.sought is not None:
             for place in (math.floor((self.sought + self.origin) * 1e6), 0):
-                with contextlib.suppress(av.error.FFmpegError, OSError):
+                with contextlib.suppress(av.error.FFmpegError, OSError, OverflowError):
                     container.seek(place)
                     return
 
     def packets(self, container: Any, tracks: Sequence[Track]) -> Iterator[TimedPacket]:
         """Demux tracks in the order of the file, from where was sought; the last packet of each has no data."""
         found = set()
-        for packet in self._demux(container, tracks):
-            found.add(packet.track)
-            yield packet
+        for packet in self._demux(container, self._new_clock()):
+            if packet.track in tracks:
+                found.add(packet.track)
+                yield packet
         for track in tracks:
             lost = self.sought is not None and track not in found and track.declared_end > self.sought
             if lost and track.is_wanted and not self._source.is_broadcast:
                 # Seeking goes by one track, and led behind all of this one, which stands before it in the file.
-                for packet in self._demux(self._open_beside(), [track]):
-                    if track.kind == "video" or packet.end > (self.sought or 0.0):
+                for packet in self._demux(self._open_beside(), self._new_clock()):
+                    is_due = track.kind == "video" or packet.end > (self.sought or 0.0)
+                    if packet.track is track and is_due:
                         yield packet
             yield TimedPacket(track)
 
-    def _demux(self, container: Any, tracks: Sequence[Track]) -> Iterator[TimedPacket]:
-        by_index = {track.stream.index: track for track in tracks}
+    def _demux(self, container: Any, clock: Clock) -> Iterator[TimedPacket]:
+        """All packets of both tracks: where the clock jumps is told by both, and so is the same in every pass."""
+        self._clocks.append(clock)
+        by_index = {track.stream.index: track for track in self.tracks}
         demuxed = container.demux([container.streams[index] for index in by_index])
         while True:
             try:
@@ -385,14 +433,15 @@ class MediaReader:
             except (StopIteration, IndexError):
                 # PyAV ends with an IndexError where streams that the header does not name were found on the way.
                 break
-            except (av.error.FFmpegError, OSError) as error:
-                self.broken_off, self.last_error = str(error), error
+            except Exception as error:  # FFmpeg's, PyAV's own of many types, and those of the file object read from
+                self.broken_off, self.last_error = str(error) or type(error).__name__, error
                 break
             # Empty packets are PyAV's way to say that a track has ended. FFmpeg gives some in the middle of files,
             # too, where they mean nothing, but would end the decoding.
             if packet.size:
                 # Not `packet.stream_index`, which is 0 for packets that PyAV made itself.
                 track = by_index[packet.stream.index]
+                clock.straighten(track, packet)
                 yield TimedPacket(track, packet, track.time(packet.pts), track.time(packet.dts))
 
     def _open_beside(self) -> Any:
@@ -460,7 +509,7 @@ class MediaReader:
             return packet.track.stream.codec_context.decode(packet.data)
         except EOFError:
             return []
-        except av.error.FFmpegError as error:
+        except Exception as error:  # FFmpeg's, and PyAV's own of many types for values that it does not know
             self.last_error = error
             self.num_bad_packets += packet.data is not None
             return []
@@ -473,8 +522,11 @@ class MediaReader:
         """
         measured, declared = self.measured_duration, self.declared_duration
         problem = None
+        wild = next((clock.wild for clock in self._clocks if clock.wild is not None), None)
         if self.broken_off is not None:
             problem = f"reading breaks off at {measured:.2f} s ({self.broken_off})"
+        elif wild is not None and wild[0] < end:
+            problem = f"its clock jumps from {wild[0]:.2f} s to {wild[1]:.2f} s, the file is corrupt"
         elif self.num_bad_packets > max(1, MAX_BAD_PACKET_SHARE * self.num_packets):
             problem = f"{self.num_bad_packets} of {self.num_packets} packets cannot be decoded, the file is corrupt"
         elif measured < min(declared or 0.0, end) - TRUNCATION_TOLERANCE and self._declares_exactly():

@@ -1,0 +1,216 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""Packets of a file whose clock jumps, starts anew or is damaged are put on one clock that runs on.
+
+What plays counts, in the order of the file. In containers whose clocks may be discontinuous (transport and program
+streams, Ogg) a decoding time that lies more than ten seconds ahead of what was expected, or behind what was there
+before, begins a new section of the file, which is moved so that it goes on where the last one ended: FFmpeg's command
+line follows the same rule (`ts_discontinuity_detect`). A section belongs to all tracks, and each track enters it with
+the first of its packets that lies in it, so that tracks that stood together stay together, whichever came first.
+
+In all other containers a clock counts as right, pauses of any length included, until a packet lies far ahead of its
+track and beyond what the header allows: its time is not believed, and the file counts as damaged.
+"""
+
+import math
+from typing import Any, Protocol
+
+# A decoding time that is farther ahead than this is a jump (`-dts_delta_threshold` of FFmpeg's command line).
+JUMP_SECONDS = 10.0
+# Decoding times may go back by so much, as FFmpeg's command line has it.
+BACKWARD_SECONDS = 0.1
+# Where the header does not say how long a file is, no pause is longer than this; nor do clocks of tracks differ by it.
+LONGEST_PAUSE_SECONDS = 3600.0
+# A packet that is later than expected by more is looked at closely.
+_LATE_SECONDS = 0.5
+# A packet that comes so near to what was expected continues a section.
+_CONTINUES_SECONDS = 0.25
+# Packets of tracks lie so near to each other in a file as it is usually written.
+_BESIDE_SECONDS = 1.0
+# Presentation and decoding time of a frame do not lie further apart in streams of broadcasting.
+_REORDER_SECONDS = 60.0
+# Damage can make many sections; only the latest can still go on.
+_MAX_SECTIONS = 64
+
+
+class _Ticking(Protocol):
+    """A track, as far as clocks need it."""
+
+    def seconds(self, ticks: int | None) -> float: ...
+
+
+class _Section:
+    """A part of a file whose clock runs on.
+
+    Attributes:
+        offset: What is added to its clock, seconds.
+        low: The earliest time on its own clock, seconds.
+        high: The latest.
+    """
+
+    __slots__ = ("high", "low", "offset")
+
+    def __init__(self, offset: float, time: float) -> None:
+        self.offset, self.low, self.high = offset, time, time
+
+
+class _Pace:
+    """Where one track is.
+
+    Attributes:
+        section: The section that it is in, `None` before its first packet.
+        last: Its last decoding time on the clock of that section, seconds.
+        next: The decoding time that is expected next.
+    """
+
+    __slots__ = ("last", "next", "section", "ticks_per_second")
+
+    def __init__(self, ticks_per_second: float) -> None:
+        self.ticks_per_second = ticks_per_second
+        self.section: _Section | None = None
+        self.last = self.next = 0.0
+
+
+class Clock:
+    """The clock of one pass over the packets of a file.
+
+    Args:
+        may_restart: Whether the container's clock may be discontinuous.
+        origin: The file's zero on its own clock, seconds.
+        end: Where the header says that the file ends, on the same clock; infinite where it does not say.
+
+    Attributes:
+        wild: Where the clock could not be believed: the time there and the one that the file has, seconds from the
+            origin; `None` where it could.
+    """
+
+    def __init__(self, *, may_restart: bool, origin: float = 0.0, end: float = math.inf) -> None:
+        self.may_restart, self.origin, self.end = may_restart, origin, end
+        self.wild: tuple[float, float] | None = None
+        self._sections: list[_Section] = []
+        self._paces: dict[_Ticking, _Pace] = {}
+        self._reached = origin  # time of the last packet of any track, straightened
+
+    @property
+    def is_straight(self) -> bool:
+        """Whether all packets so far lay on one clock."""
+        return len(self._sections) < 2 and all(section.offset == 0 for section in self._sections)
+
+    def straighten(self, track: _Ticking, packet: Any) -> None:
+        """Move the times of PyAV's packet, in place, to the clock that runs on.
+
+        Args:
+            track: The packet's track.
+            packet: The next packet in the order of the file.
+        """
+        pace = self._paces.get(track)
+        if pace is None:
+            pace = self._paces[track] = _Pace(float(1 / packet.time_base))
+        ticks, shown = packet.dts, packet.pts
+        if ticks is None and not self.may_restart:
+            ticks = shown  # only looked at for whether it is too late, so that the order of frames does not matter
+        if ticks is not None:
+            self._follow(pace, ticks / pace.ticks_per_second, track.seconds(packet.duration))
+            if shown is not None and shown != ticks:
+                self._check_order(pace, packet, ticks, shown)
+        section = pace.section
+        if section is not None and section.offset:
+            shift = round(section.offset * pace.ticks_per_second)
+            if packet.dts is not None:
+                packet.dts += shift
+            if packet.pts is not None:
+                packet.pts += shift
+
+    def _follow(self, pace: _Pace, time: float, duration: float) -> None:
+        """Find the section of a packet and go there with its track."""
+        section = pace.section
+        if section is None:
+            section = pace.section = self._first_section(time)
+            pace.last = pace.next = time
+        elif time - pace.next > _LATE_SECONDS or time - pace.last < -BACKWARD_SECONDS:
+            section = self._section_of(pace, section, time)
+            if section is not pace.section:
+                pace.section, pace.last, pace.next = section, time, time
+        if time > section.high:
+            section.high = time
+        elif time < section.low:
+            section.low = time
+        if self.may_restart or time >= pace.last:
+            pace.last, pace.next = time, time + duration
+        self._reached = time + section.offset
+
+    def _first_section(self, time: float) -> _Section:
+        """The section in which a track begins."""
+        if not self._sections:
+            is_far = self.may_restart and time - self.origin > LONGEST_PAUSE_SECONDS
+            return self._open(self.origin - time if is_far else 0.0, time)
+        newest = self._sections[-1]
+        if abs(time - newest.high) <= _BESIDE_SECONDS:
+            return newest
+        for section in self._sections:  # tracks may stand one behind the other: the others may be far ahead
+            if section.low - LONGEST_PAUSE_SECONDS <= time <= section.high + LONGEST_PAUSE_SECONDS:
+                return section
+        return self._open(self._reached - time, time) if self.may_restart else self._sections[0]
+
+    def _section_of(self, pace: _Pace, own: _Section, time: float) -> _Section:
+        """The section of a packet that is late or lies behind the last one of its track.
+
+        Args:
+            pace: Where the track is.
+            own: The section it is in.
+            time: When the packet is decoded, by its own clock.
+        """
+        ahead = time - pace.next
+        last, expected = pace.last + own.offset, pace.next + own.offset
+        others = [section for section in self._sections if section is not own]
+
+        def late(section: _Section) -> float:
+            return time + section.offset - expected
+
+        nearest = min(others, key=lambda section: abs(late(section)), default=own)
+        if abs(late(nearest)) < min(_CONTINUES_SECONDS, abs(ahead)):
+            return nearest
+        if self.may_restart:
+            # A pause of one track alone is no jump: the others have come that far meanwhile.
+            is_jump = time < pace.last - BACKWARD_SECONDS or time - max(pace.next, own.high) > JUMP_SECONDS
+        elif self.end < math.inf:
+            is_jump = ahead > JUMP_SECONDS and time > self.end + JUMP_SECONDS
+        else:
+            is_jump = ahead > LONGEST_PAUSE_SECONDS
+        if not is_jump:
+            return own
+        newer = [
+            section
+            for section in self._sections[self._sections.index(own) + 1 :]
+            if section.low - JUMP_SECONDS <= time <= section.high + JUMP_SECONDS
+        ]
+        if newer and self.may_restart:
+            section = newer[-1] if abs(time - newer[-1].high) <= _BESIDE_SECONDS else newer[0]
+            if time + section.offset < last - BACKWARD_SECONDS:
+                section.offset = expected - time  # this track went on for longer; all of the section waits for it
+            return section
+        fitting = [
+            section
+            for section in others
+            if last - BACKWARD_SECONDS <= time + section.offset <= expected + JUMP_SECONDS
+        ]
+        if fitting:
+            return min(fitting, key=late)
+        if not self.may_restart and self.wild is None:
+            self.wild = expected - self.origin, time - self.origin
+        return self._open(expected - time, time)
+
+    def _open(self, offset: float, time: float) -> _Section:
+        in_use = {pace.section for pace in self._paces.values()}
+        while len(self._sections) >= _MAX_SECTIONS:
+            self._sections.remove(next(section for section in self._sections if section not in in_use))
+        self._sections.append(_Section(offset, time))
+        return self._sections[-1]
+
+    def _check_order(self, pace: _Pace, packet: Any, ticks: int, shown: int) -> None:
+        """Forget a presentation time that cannot belong to the decoding time."""
+        apart = abs(shown - ticks) / pace.ticks_per_second
+        if apart > (_REORDER_SECONDS if self.may_restart else LONGEST_PAUSE_SECONDS):
+            packet.pts = None
+
+
+__all__ = ["BACKWARD_SECONDS", "JUMP_SECONDS", "LONGEST_PAUSE_SECONDS", "Clock"]
