@@ -120,6 +120,31 @@ class Clock:
             if packet.pts is not None:
                 packet.pts += shift
 
+    def is_late(self, track: _Ticking, packet: Any) -> bool:
+        """Whether a packet comes so late that the next one of its track must tell if its time is right."""
+        pace = self._paces.get(track)
+        if pace is None or packet.dts is None or pace.section is None:
+            return False
+        return packet.dts / pace.ticks_per_second - pace.next > _LATE_SECONDS
+
+    def compare(self, track: _Ticking, packet: Any, following: Any) -> None:
+        """Correct a late packet, in place, where the next one goes on as if the clock had not moved.
+
+        Args:
+            track: Their track.
+            packet: The late packet.
+            following: The next one.
+        """
+        pace = self._paces[track]
+        if following.dts is None:
+            return
+        wait = following.dts / pace.ticks_per_second - pace.next - track.seconds(packet.duration)
+        if following.dts < packet.dts and abs(wait) < _CONTINUES_SECONDS:
+            move = round(pace.next * pace.ticks_per_second) - packet.dts
+            packet.dts += move
+            if packet.pts is not None:
+                packet.pts += move
+
     def _follow(self, pace: _Pace, time: float, duration: float) -> None:
         """Find the section of a packet and go there with its track."""
         section = pace.section

@@ -341,8 +341,10 @@ class MediaReader:
                 (stream.duration + (stream.start_time or 0)) * float(stream.time_base) - self.origin
                 for stream in streams
             )
-        duration = self.container.duration
-        return duration / 1e6 if duration is not None and duration > 0 else None
+        duration = (self.container.duration or 0) / 1e6
+        if self.container.format.name.startswith("matroska"):
+            duration -= self.origin  # FFmpeg and others write when the last frame ends; who does not is measured
+        return duration if duration > 0 else None
 
     @property
     def measured_duration(self) -> float:
@@ -372,9 +374,11 @@ class MediaReader:
     @functools.cached_property
     def _scan(self) -> tuple[float, bool]:
         """The end of the latest packet, seconds, and whether the file's clock ran on to it."""
-        clock = self._new_clock()
+        clock, state = self._new_clock(), (self.broken_off, self.last_error)
         with self._source.open(beside=True) as container:
-            return max((packet.end for packet in self._demux(container, clock)), default=0.0), clock.is_straight
+            end = max((packet.end for packet in self._demux(container, clock)), default=0.0)
+        self.broken_off, self.last_error = state  # this pass may end before, and then tells of it itself
+        return end, clock.is_straight
 
     def _new_clock(self) -> Clock:
         declared = self.declared_duration
@@ -425,6 +429,24 @@ class MediaReader:
     def _demux(self, container: Any, clock: Clock) -> Iterator[TimedPacket]:
         """All packets of both tracks: where the clock jumps is told by both, and so is the same in every pass."""
         self._clocks.append(clock)
+        late: dict[Track, Any] = {}  # packets that wait for the next one of their track
+        for track, packet in self._raw_packets(container):
+            earlier = late.pop(track, None)
+            if earlier is not None:
+                clock.compare(track, earlier, packet)
+                yield self._timed(track, earlier, clock)
+            if clock.is_late(track, packet):
+                late[track] = packet
+            else:
+                yield self._timed(track, packet, clock)
+        for track, packet in late.items():
+            yield self._timed(track, packet, clock)
+
+    def _timed(self, track: Track, packet: Any, clock: Clock) -> TimedPacket:
+        clock.straighten(track, packet)
+        return TimedPacket(track, packet, track.time(packet.pts), track.time(packet.dts))
+
+    def _raw_packets(self, container: Any) -> Iterator[tuple[Track, Any]]:
         by_index = {track.stream.index: track for track in self.tracks}
         demuxed = container.demux([container.streams[index] for index in by_index])
         while True:
@@ -440,9 +462,7 @@ class MediaReader:
             # too, where they mean nothing, but would end the decoding.
             if packet.size:
                 # Not `packet.stream_index`, which is 0 for packets that PyAV made itself.
-                track = by_index[packet.stream.index]
-                clock.straighten(track, packet)
-                yield TimedPacket(track, packet, track.time(packet.pts), track.time(packet.dts))
+                yield by_index[packet.stream.index], packet
 
     def _open_beside(self) -> Any:
         self._containers.append(self._source.open(beside=True))
