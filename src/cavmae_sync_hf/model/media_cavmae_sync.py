@@ -18,6 +18,7 @@ import torch
 
 from .alignment_cavmae_sync import TIME_TOLERANCE, center_times, reference_indices, shown_time
 from .errors_cavmae_sync import Hint, MediaError, MissingTrackError
+from .media_clock_cavmae_sync import LONGEST_PAUSE_SECONDS
 from .media_decoders_cavmae_sync import FramePicker, IndexPicker, Pick, TimeGrid, VideoDecoder
 from .media_images_cavmae_sync import FrameConverter
 from .media_selection_cavmae_sync import AudioTrack, list_audio_tracks
@@ -201,7 +202,7 @@ def probe_media(source: Any, name: str | None = None) -> MediaInfo:
         video = reader.video.stream if reader.video is not None else None
         audio = reader.audio.stream if reader.audio is not None else None
         return MediaInfo(
-            duration=reader.duration if reader.declared_duration is not None else None,
+            duration=reader.known_duration,
             has_audio=audio is not None,
             has_video=video is not None,
             frame_rate=None if reader.video is None else reader.video.frame_rate,
@@ -431,7 +432,7 @@ class _Clip(Reading):
         if duration is None:
             # The whole is measured while it is read, but where a span lies must be known before.
             is_span = request.start > 0 or request.end < math.inf
-            duration = reader.duration if is_span else reader.declared_duration or reader.scan_duration()
+            duration = (reader.known_duration if is_span else reader.declared_duration) or reader.scan_duration()
             if request.start >= duration:  # headers err
                 duration = max(duration, reader.scan_duration())
         if request.start >= duration:
@@ -482,6 +483,13 @@ class _Clip(Reading):
 
     def add_audio(self, pieces: list[np.ndarray]) -> None:
         self.pieces += pieces
+        assert self.audio is not None
+        if self.audio.num_silent > LONGEST_PAUSE_SECONDS * self.audio.rate:
+            raise MediaError(
+                f"{self.reader.name}: its audio pauses for {self.audio.num_silent / self.audio.rate:.0f} s up to "
+                f"{self.audio.begin + self.audio.num_samples / self.audio.rate:.0f} s, so long that its clock may be "
+                "wrong; decode shorter spans of it (start, end)."
+            )
 
     def finish(self) -> None:
         request, reader = self.request, self.reader

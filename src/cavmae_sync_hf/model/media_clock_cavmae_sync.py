@@ -12,7 +12,8 @@ track and beyond what the header allows: its time is not believed, and the file 
 """
 
 import math
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol, TypeVar
 
 # A decoding time that is farther ahead than this is a jump (`-dts_delta_threshold` of FFmpeg's command line).
 JUMP_SECONDS = 10.0
@@ -26,8 +27,6 @@ _LATE_SECONDS = 0.5
 _CONTINUES_SECONDS = 0.25
 # Packets of tracks lie so near to each other in a file as it is usually written.
 _BESIDE_SECONDS = 1.0
-# Presentation and decoding time of a frame do not lie further apart in streams of broadcasting.
-_REORDER_SECONDS = 60.0
 # Damage can make many sections; only the latest can still go on.
 _MAX_SECTIONS = 64
 
@@ -36,6 +35,9 @@ class _Ticking(Protocol):
     """A track, as far as clocks need it."""
 
     def seconds(self, ticks: int | None) -> float: ...
+
+
+AnyTrack = TypeVar("AnyTrack", bound=_Ticking)
 
 
 class _Section:
@@ -60,14 +62,23 @@ class _Pace:
         section: The section that it is in, `None` before its first packet.
         last: Its last decoding time on the clock of that section, seconds.
         next: The decoding time that is expected next.
+        seconds: How long a packet lasts, by its ticks.
+        delay: From decoding to presentation of its last packet, ticks.
     """
 
-    __slots__ = ("last", "next", "section", "ticks_per_second")
+    __slots__ = ("delay", "last", "next", "seconds", "section", "ticks_per_second")
 
-    def __init__(self, ticks_per_second: float) -> None:
-        self.ticks_per_second = ticks_per_second
+    def __init__(self, ticks_per_second: float, seconds: Callable[[int | None], float]) -> None:
+        self.ticks_per_second, self.seconds = ticks_per_second, seconds
         self.section: _Section | None = None
         self.last = self.next = 0.0
+        self.delay: int | None = None
+
+    def is_before(self, packet: Any) -> bool:
+        """Whether a packet comes much later than it was expected."""
+        if self.section is None or packet.dts is None:
+            return False
+        return packet.dts / self.ticks_per_second - self.next > _LATE_SECONDS
 
 
 class Clock:
@@ -95,23 +106,56 @@ class Clock:
         """Whether all packets so far lay on one clock."""
         return len(self._sections) < 2 and all(section.offset == 0 for section in self._sections)
 
-    def straighten(self, track: _Ticking, packet: Any) -> None:
-        """Move the times of PyAV's packet, in place, to the clock that runs on.
+    def straightened(self, packets: Iterable[tuple[AnyTrack, Any]]) -> Iterator[tuple[AnyTrack, Any]]:
+        """Move the times of PyAV's packets, in place, to the clock that runs on.
+
+        A packet that comes late waits for the next one of its track, which tells whether its time can be right.
 
         Args:
-            track: The packet's track.
-            packet: The next packet in the order of the file.
+            packets: Tracks and packets in the order of the file.
+
+        Yields:
+            The same.
         """
-        pace = self._paces.get(track)
-        if pace is None:
-            pace = self._paces[track] = _Pace(float(1 / packet.time_base))
+        waiting: dict[AnyTrack, Any] = {}
+        for track, packet in packets:
+            pace = self._paces.get(track)
+            if pace is None:
+                pace = self._paces[track] = _Pace(float(1 / packet.time_base), track.seconds)
+            if waiting:
+                late = waiting.pop(track, None)
+                if late is not None:
+                    self._compare(pace, late, packet)
+                    self._straighten(pace, late)
+                    yield track, late
+            if pace.is_before(packet):
+                waiting[track] = packet
+            else:
+                self._straighten(pace, packet)
+                yield track, packet
+        for track, packet in waiting.items():
+            self._straighten(self._paces[track], packet)
+            yield track, packet
+
+    def _compare(self, pace: _Pace, late: Any, following: Any) -> None:
+        """Correct a late packet, in place, where the next one goes on as if the clock had not moved."""
+        if following.dts is None or following.dts >= late.dts:
+            return
+        wait = following.dts / pace.ticks_per_second - pace.next - pace.seconds(late.duration)
+        if abs(wait) < _CONTINUES_SECONDS:
+            move = round(pace.next * pace.ticks_per_second) - late.dts
+            late.dts += move
+            if late.pts is not None:
+                late.pts += move
+
+    def _straighten(self, pace: _Pace, packet: Any) -> None:
         ticks, shown = packet.dts, packet.pts
         if ticks is None and not self.may_restart:
             ticks = shown  # only looked at for whether it is too late, so that the order of frames does not matter
         if ticks is not None:
-            self._follow(pace, ticks / pace.ticks_per_second, track.seconds(packet.duration))
-            if shown is not None and shown != ticks:
-                self._check_order(pace, packet, ticks, shown)
+            self._follow(pace, ticks / pace.ticks_per_second, pace.seconds(packet.duration))
+            if shown is not None:
+                self._check_order(pace, packet, shown - ticks)
         section = pace.section
         if section is not None and section.offset:
             shift = round(section.offset * pace.ticks_per_second)
@@ -120,30 +164,21 @@ class Clock:
             if packet.pts is not None:
                 packet.pts += shift
 
-    def is_late(self, track: _Ticking, packet: Any) -> bool:
-        """Whether a packet comes so late that the next one of its track must tell if its time is right."""
-        pace = self._paces.get(track)
-        if pace is None or packet.dts is None or pace.section is None:
-            return False
-        return packet.dts / pace.ticks_per_second - pace.next > _LATE_SECONDS
+    def _check_order(self, pace: _Pace, packet: Any, delay: int) -> None:
+        """Correct a presentation time, in place, that cannot belong to the decoding time.
 
-    def compare(self, track: _Ticking, packet: Any, following: Any) -> None:
-        """Correct a late packet, in place, where the next one goes on as if the clock had not moved.
-
-        Args:
-            track: Their track.
-            packet: The late packet.
-            following: The next one.
+        FFmpeg makes up the decoding times of some containers from presentation times before them; where the clock
+        jumps, a frame has one from before and one from behind it.
         """
-        pace = self._paces[track]
-        if following.dts is None:
-            return
-        wait = following.dts / pace.ticks_per_second - pace.next - track.seconds(packet.duration)
-        if following.dts < packet.dts and abs(wait) < _CONTINUES_SECONDS:
-            move = round(pace.next * pace.ticks_per_second) - packet.dts
-            packet.dts += move
-            if packet.pts is not None:
-                packet.pts += move
+        seconds = delay / pace.ticks_per_second
+        if self.may_restart:
+            is_wrong = not -BACKWARD_SECONDS < seconds < JUMP_SECONDS
+        else:
+            is_wrong = abs(seconds) > LONGEST_PAUSE_SECONDS
+        if is_wrong:
+            packet.pts = None if pace.delay is None else packet.dts + pace.delay
+        else:
+            pace.delay = delay
 
     def _follow(self, pace: _Pace, time: float, duration: float) -> None:
         """Find the section of a packet and go there with its track."""
@@ -230,12 +265,6 @@ class Clock:
             self._sections.remove(next(section for section in self._sections if section not in in_use))
         self._sections.append(_Section(offset, time))
         return self._sections[-1]
-
-    def _check_order(self, pace: _Pace, packet: Any, ticks: int, shown: int) -> None:
-        """Forget a presentation time that cannot belong to the decoding time."""
-        apart = abs(shown - ticks) / pace.ticks_per_second
-        if apart > (_REORDER_SECONDS if self.may_restart else LONGEST_PAUSE_SECONDS):
-            packet.pts = None
 
 
 __all__ = ["BACKWARD_SECONDS", "JUMP_SECONDS", "LONGEST_PAUSE_SECONDS", "Clock"]

@@ -223,9 +223,13 @@ class _Stream(Reading):
         last_sample = math.ceil(last) * rate
         if self.request.end < math.inf:
             last_sample = min(last_sample, round((self.request.end - self.request.start) * rate))
-        held = np.concatenate(self.pieces) if self.pieces else np.zeros(0, dtype=np.float32)
-        piece = held[max(0, second * rate - self.held_from) : max(0, last_sample - self.held_from)]
-        return checked_waveform(piece, self.reader.name)
+        parts = [np.zeros(0, dtype=np.float32)]
+        position = self.held_from
+        for piece in self.pieces:  # not joined first: pieces of silence may be hours long
+            if position < last_sample:
+                parts.append(piece[max(0, second * rate - position) : last_sample - position])
+            position += len(piece)
+        return checked_waveform(np.concatenate(parts), self.reader.name)
 
     def take(self, packet: TimedPacket) -> None:
         super().take(packet)

@@ -352,13 +352,15 @@ class MediaReader:
         return max((track.end for track in self.tracks), default=0.0)
 
     @functools.cached_property
-    def duration(self) -> float:
-        """Seconds from the clock's zero to the end of the clip: by the header where that knows, otherwise counted."""
-        declared = self.declared_duration
+    def known_duration(self) -> float | None:
+        """Seconds from the clock's zero to the end of the clip, `None` when the header does not say.
+
+        In containers whose headers do not know it, or know it of one of several files that were joined, it is counted.
+        """
         is_estimate = self.may_restart or self.container.format.name in _ESTIMATED_CONTAINERS
-        if declared is None or (is_estimate and not self._source.is_broadcast):
-            return self.scan_duration() or declared or 0.0
-        return declared
+        if is_estimate and not self._source.is_broadcast:
+            return self._scan[0] or self.declared_duration
+        return self.declared_duration
 
     def scan_duration(self) -> float:
         """Length of the file as it plays: demuxed to its end beside this pass, without decoding.
@@ -429,22 +431,8 @@ class MediaReader:
     def _demux(self, container: Any, clock: Clock) -> Iterator[TimedPacket]:
         """All packets of both tracks: where the clock jumps is told by both, and so is the same in every pass."""
         self._clocks.append(clock)
-        late: dict[Track, Any] = {}  # packets that wait for the next one of their track
-        for track, packet in self._raw_packets(container):
-            earlier = late.pop(track, None)
-            if earlier is not None:
-                clock.compare(track, earlier, packet)
-                yield self._timed(track, earlier, clock)
-            if clock.is_late(track, packet):
-                late[track] = packet
-            else:
-                yield self._timed(track, packet, clock)
-        for track, packet in late.items():
-            yield self._timed(track, packet, clock)
-
-    def _timed(self, track: Track, packet: Any, clock: Clock) -> TimedPacket:
-        clock.straighten(track, packet)
-        return TimedPacket(track, packet, track.time(packet.pts), track.time(packet.dts))
+        for track, packet in clock.straightened(self._raw_packets(container)):
+            yield TimedPacket(track, packet, track.time(packet.pts), track.time(packet.dts))
 
     def _raw_packets(self, container: Any) -> Iterator[tuple[Track, Any]]:
         by_index = {track.stream.index: track for track in self.tracks}

@@ -35,6 +35,7 @@ class WaveformBuilder:
         self.rate, self.channel, self.begin, self.end = rate, channel, begin, end
         self.source_rate = 0
         self.num_samples = 0  # of the result so far
+        self.num_silent = 0  # how many of them fill gaps
         self._resampler: _MonoResampler | None = None
         self._block: list[np.ndarray] = []
         self._block_samples = 0
@@ -55,7 +56,7 @@ class WaveformBuilder:
         if time is not None:
             gap = round((time - self._origin) * self.source_rate) - self._position
             if gap > 0 and (self._position == 0 or gap > GAP_TOLERANCE_SECONDS * self.source_rate):
-                self._add(np.zeros(gap, dtype=np.float32))
+                finished += self._add_silence(gap)
             elif gap < 0 and (self._position == 0 or -gap > GAP_TOLERANCE_SECONDS * self.source_rate):
                 samples = samples[-gap:]
         if len(samples):
@@ -76,6 +77,22 @@ class WaveformBuilder:
         self._block.append(samples)
         self._block_samples += len(samples)
         self._position += len(samples)
+
+    def _add_silence(self, num_samples: int) -> list[np.ndarray]:
+        """Lay silence; the whole seconds in the middle of hours of it take neither time nor memory."""
+        self.num_silent += round(num_samples / self.source_rate * self.rate)
+        seconds = num_samples // self.source_rate - 2
+        if seconds <= 0:
+            self._add(np.zeros(num_samples, dtype=np.float32))
+            return []
+        # The resampler's filter, which is milliseconds long, holds nothing but silence after a second of it; and whole
+        # seconds are whole numbers of samples at both rates.
+        self._add(np.zeros(self.source_rate, dtype=np.float32))
+        pieces = self._resample_block()
+        pieces += self._finished(np.broadcast_to(np.float32(0), (seconds * self.rate,)))
+        self._position += seconds * self.source_rate
+        self._add(np.zeros(num_samples - (seconds + 1) * self.source_rate, dtype=np.float32))
+        return pieces
 
     def _resample_block(self) -> list[np.ndarray]:
         if not self._block:
