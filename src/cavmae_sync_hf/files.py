@@ -2,6 +2,7 @@
 """Files written whole, locked, hashed and named, and the cores that work on them."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -10,6 +11,7 @@ import re
 import secrets
 import shutil
 import tempfile
+import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,10 +19,12 @@ from typing import Any, TypeAlias
 import numpy as np
 from filelock import FileLock, Timeout
 
-from .model.errors_cavmae_sync import LockedError
+from .model.errors_cavmae_sync import AlreadyExistsError, CavMaeSyncError, DiskError, Hint, LockedError, printable
 
 __all__ = [
     "StrPath",
+    "check_free",
+    "disk_fault",
     "file_digest",
     "file_stem",
     "locked",
@@ -32,59 +36,221 @@ __all__ = [
     "write_bytes",
     "write_json",
     "write_text",
+    "writing",
 ]
 
 StrPath: TypeAlias = str | os.PathLike[str]
 
 _LONGEST_STEM = 80
+# File systems count bytes, at most 255 of them; what is appended to a stem takes some.
+_MOST_STEM_BYTES = 160
+_RESERVED_BY_WINDOWS = re.compile(r"(?:con|prn|aux|nul|(?:com|lpt)[0-9¹²³])(?=\.|$)", re.IGNORECASE)
 _PARTIAL = ".partial-"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
+# What libraries say that keep the system's own words to themselves.
+_WRITING_FAILED = ("file write failed", "PytorchStreamWriter failed", "unexpected pos", "disk is full")
+
+
+def check_free(*paths: StrPath, overwrite: bool = False) -> None:
+    """Refuse names that are taken, before there is anything to write.
+
+    Args:
+        paths: Files to write.
+        overwrite: Whether they may be replaced; folders may not.
+
+    Raises:
+        AlreadyExistsError: There is something of such a name.
+    """
+    for path in map(Path, paths):
+        if path.is_dir():
+            raise AlreadyExistsError(f"{_shown(path)} is a folder; name a file.")
+        if not overwrite and os.path.lexists(path):
+            raise _taken(path)
+
+
+def _taken(path: Path) -> AlreadyExistsError:
+    return AlreadyExistsError(
+        f"{_shown(path)} is there already and is not replaced; name another place.",
+        hint=Hint("overwrite", True, "replace it"),
+    )
+
+
+def _shown(path: StrPath) -> str:
+    return printable(os.fspath(path))
+
+
+def disk_fault(error: BaseException | None) -> str | None:
+    """Why writing failed, where a full disk or one that refuses is behind an error; `None` where it is something else.
+
+    Libraries wrap the system's error, or only tell its text.
+    """
+    while error is not None:
+        code = error.errno if isinstance(error, OSError) else None
+        if code in _FULL + _REFUSED:
+            return os.strerror(code)
+        text = str(error)
+        for code in _FULL + _REFUSED:
+            if os.strerror(code) in text or f"os error {code})" in text:
+                return os.strerror(code)
+        if any(words in text for words in _WRITING_FAILED):
+            return "writing failed"
+        error = error.__cause__ or error.__context__
+    return None
 
 
 @contextlib.contextmanager
-def whole_file(path: StrPath, *, workplace: StrPath | None = None) -> Iterator[Path]:
+def writing(path: StrPath, *, partial: StrPath | None = None, size: int | None = None) -> Iterator[None]:
+    """Name the file, how much was written and how much is free, in errors of a disk that is full or refuses.
+
+    Errors that already are sentences of this package pass, and so does what cannot be told from an error of reading.
+
+    Args:
+        path: What is written.
+        partial: The file or folder in which it lies until it is whole.
+        size: Its size in bytes where that is known.
+
+    Raises:
+        DiskError: It cannot be written.
+    """
+    try:
+        yield
+    except CavMaeSyncError:
+        raise
+    except Exception as error:
+        here = _is_of(error, [Path(path), Path(partial or path)])
+        reason = disk_fault(error)
+        if _is_refusal(reason) and not here:
+            reason = None  # what is read may be refused, too
+        if reason is None and here and isinstance(error, OSError):
+            reason = error.strerror
+        if reason is None:
+            raise
+        raise DiskError(_disk_text(Path(path), Path(partial or path), reason, size)) from error
+
+
+def _is_refusal(reason: str | None) -> bool:
+    return reason in {os.strerror(code) for code in _REFUSED}
+
+
+def _is_of(error: BaseException, places: list[Path]) -> bool:
+    """Whether an error of the system names one of these places, something in it, or a folder above it."""
+    name = getattr(error, "filename", None)
+    if not isinstance(name, str | bytes | os.PathLike):
+        return False
+    named = Path(os.path.abspath(os.fsdecode(name)))
+    places = [Path(os.path.abspath(place)) for place in places]
+    return any(named == place or named in place.parents or place in named.parents for place in places)
+
+
+def _disk_text(path: Path, partial: Path, reason: str, size: int | None) -> str:
+    if _is_refusal(reason):
+        return f"{_shown(path)}: cannot be written ({reason}); mend the access, or name another place."
+    with contextlib.suppress(OSError):
+        written = sum(file.stat().st_size for file in [partial, *partial.rglob("*")] if file.is_file())
+        reason += f"; {_amount(written)} {'' if size is None else f'of {_amount(size)} '}written"
+    existing = next((folder for folder in path.absolute().parents if folder.is_dir()), None)
+    if existing is not None:
+        with contextlib.suppress(OSError):
+            reason += f", {_amount(shutil.disk_usage(existing).free)} free"
+    return (
+        f"{_shown(path)}: cannot be written ({reason}); make room and run the same again. Nothing half-written is "
+        "left, and what was finished before is kept."
+    )
+
+
+def _amount(count: int) -> str:
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= factor:
+            return f"{count / factor:.1f} {unit}"
+    return f"{count} bytes"
+
+
+@contextlib.contextmanager
+def whole_file(
+    path: StrPath, *, workplace: StrPath | None = None, overwrite: bool = True, size: int | None = None
+) -> Iterator[Path]:
     """Give a temporary path beside `path`, which becomes `path` when the block succeeds and disappears otherwise.
 
     The folder is made. The temporary name has the suffix of `path`, by which writers choose the format. The file gets
     the permissions of any new file.
 
     Args:
-        path: The file to write; an earlier one is replaced.
+        path: The file to write.
         workplace: Folder of the temporary file, on the same file system: what a killed run leaves lies there.
+        overwrite: Whether an earlier file is replaced.
+        size: Bytes that will be written, for the message about a full disk.
+
+    Raises:
+        AlreadyExistsError: There is such a file, also one that came meanwhile, and `overwrite` is off.
+        DiskError: The disk is full, or refuses the file.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
     name = f"{_PARTIAL}{secrets.token_hex(4)}{target.suffix}"
     partial = target.with_name(name) if workplace is None else Path(workplace) / name
+    check_free(target, overwrite=overwrite)
     try:
-        yield partial
-        os.replace(partial, target)
+        with writing(target, partial=partial, size=size):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            yield partial
+            _give_name(partial, target, overwrite)
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def _give_name(partial: Path, target: Path, overwrite: bool) -> None:
+    if overwrite:
+        os.replace(partial, target)
+        return
+    try:
+        os.link(partial, target)  # which fails where there is such a name, whoever made it a moment ago
+    except FileExistsError as error:
+        raise _taken(target) from error
+    except OSError:  # a file system without such links
+        check_free(target)
+        os.replace(partial, target)
 
 
 @contextlib.contextmanager
-def whole_folder(path: StrPath) -> Iterator[Path]:
-    """Give a temporary folder that becomes `path` when the block succeeds, in place of an earlier one if there is one.
+def whole_folder(path: StrPath, *, overwrite: bool = True) -> Iterator[Path]:
+    """Give a temporary folder that becomes `path` when the block succeeds.
 
     When the block fails, or the folder cannot be moved, `path` is as it was.
+
+    Args:
+        path: The folder to write.
+        overwrite: Whether an earlier folder is replaced; an empty one is in any case.
+
+    Raises:
+        AlreadyExistsError: There is such a folder, also one that came meanwhile, and `overwrite` is off.
+        DiskError: The disk is full, or refuses the folder.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    folder, previous = scratch / "new", scratch / "previous"
+    scratch: Path | None = None
     try:
-        folder.mkdir()
-        yield folder
-        if target.exists():
-            target.rename(previous)
-        try:
-            folder.rename(target)
-        except OSError:
-            if previous.exists():
-                previous.rename(target)
-            raise
+        with writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            scratch = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=target.parent))
+        folder, previous = scratch / "new", scratch / "previous"
+        with writing(target, partial=folder):
+            folder.mkdir()
+            yield folder
+            if overwrite and target.exists():
+                target.rename(previous)
+            try:
+                if not overwrite and target.exists():
+                    target.rmdir()  # which fails unless it is empty
+                folder.rename(target)
+            except OSError as error:
+                if previous.exists():
+                    previous.rename(target)
+                if not overwrite and target.exists():
+                    raise _taken(target) from error
+                raise
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def remove_partial(folder: StrPath) -> None:
@@ -93,23 +259,28 @@ def remove_partial(folder: StrPath) -> None:
         left_over.unlink(missing_ok=True)
 
 
-def write_bytes(path: StrPath, content: bytes, *, workplace: StrPath | None = None) -> Path:
-    """Write bytes, whole or not at all, also when the machine goes down; `workplace` as for `whole_file`."""
-    with whole_file(path, workplace=workplace) as partial, open(partial, "wb") as file:
+def write_bytes(path: StrPath, content: bytes, *, workplace: StrPath | None = None, overwrite: bool = True) -> Path:
+    """Write bytes, whole or not at all, also when the machine goes down; arguments as for `whole_file`."""
+    with (
+        whole_file(path, workplace=workplace, overwrite=overwrite, size=len(content)) as partial,
+        open(partial, "wb") as file,
+    ):
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
     return Path(path)
 
 
-def write_text(path: StrPath, text: str, *, workplace: StrPath | None = None) -> Path:
-    """Write UTF-8 text as `write_bytes` does."""
-    return write_bytes(path, text.encode(), workplace=workplace)
+def write_text(path: StrPath, text: str, *, workplace: StrPath | None = None, overwrite: bool = True) -> Path:
+    """Write UTF-8 text as `write_bytes` does; bytes of file names that are not UTF-8 are written as `\\udce9`."""
+    content = text.encode("utf-8", "backslashreplace")
+    return write_bytes(path, content, workplace=workplace, overwrite=overwrite)
 
 
-def write_json(path: StrPath, values: Any, *, indent: int | None = 2) -> Path:
+def write_json(path: StrPath, values: Any, *, indent: int | None = 2, overwrite: bool = True) -> Path:
     """Write JSON, whole or not at all; values are made `plain` first."""
-    return write_text(path, json.dumps(plain(values), indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(plain(values), indent=indent, ensure_ascii=False, allow_nan=False)
+    return write_text(path, text + "\n", overwrite=overwrite)
 
 
 def plain(value: Any) -> Any:
@@ -163,19 +334,42 @@ def file_digest(path: StrPath) -> str:
 
 
 def file_stem(source: object, taken: set[str]) -> str:
-    """A file name without suffix for the results of a video: letters, digits, dots, dashes; each once.
+    """A file name without suffix for the results of a video, each once, that every file system takes.
+
+    Letters of every script, digits, dots, dashes and signs beyond ASCII stay; spaces and what a system or a shell
+    could take for something else become `_`.
 
     Args:
         source: Path or address of the video, or any name.
-        taken: Stems given out before, in lower case; the new one is added.
+        taken: Stems given out before, as file systems compare them; the new one is added.
     """
-    name = re.split(r"[\\/]", str(source).split("?")[0].rstrip("/\\"))[-1]
-    stem = re.sub(r"[^\w.-]+", "_", Path(name).stem, flags=re.ASCII).strip("._-")[:_LONGEST_STEM] or "video"
+    text = str(source)
+    if "://" in text:
+        text = text.split("?")[0]
+    name = os.path.basename(text.rstrip("/"))
+    name = unicodedata.normalize("NFC", printable(Path(name).stem))
+    stem = "".join(sign if _may_stay(sign) else " " for sign in name)
+    stem = re.sub(" +", "_", stem).strip("._-")[:_LONGEST_STEM]
+    stem = stem.encode()[:_MOST_STEM_BYTES].decode(errors="ignore").rstrip("._-\u200d") or "video"
+    reserved = _RESERVED_BY_WINDOWS.match(stem)
+    if reserved:
+        stem = f"{reserved[0]}_{stem[reserved.end() :]}"
     unique, number = stem, 2
-    while unique.lower() in taken:
+    while _folded(unique) in taken:
         unique, number = f"{stem}-{number}", number + 1
-    taken.add(unique.lower())
+    taken.add(_folded(unique))
     return unique
+
+
+def _may_stay(sign: str) -> bool:
+    if sign.isascii():
+        return sign.isalnum() or sign in "._-"
+    return not sign.isspace()
+
+
+def _folded(stem: str) -> str:
+    """A name as file systems compare it that tell neither case nor forms of a letter apart."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", stem).casefold())
 
 
 def usable_cores() -> int:

@@ -165,14 +165,14 @@ class RequestHandler:
             )
             facts = write_json(session.path("sync.json"), self._facts(clip) | {"sync": result.to_dict()})
             arrays = session.path("sync.npz")
-            result.save_arrays(arrays)
+            result.save_arrays(arrays, overwrite=True)
             downloads = [
                 _download(session, facts, f"{clip.stem}-sync.json", "All numbers of the synchrony"),
                 _download(session, arrays, f"{clip.stem}-sync.npz", "Matrix and curves as NumPy arrays"),
             ]
             try:
                 image = session.path("sync.png")
-                draw_timeline(result, image)
+                draw_timeline(result, image, overwrite=True)
                 downloads.insert(0, _download(session, image, f"{clip.stem}-sync.png", "Matrix and timeline"))
             except ImportError:  # the image alone needs matplotlib
                 logger.info("No image of the timeline: matplotlib is not installed.")
@@ -197,11 +197,11 @@ class RequestHandler:
                 )
             session.state["found"] = found
             strip, audio = session.path("sources.png"), session.path("spectrogram.png")
-            draw_strip(found, clip.file, strip)
-            draw_spectrogram(found, audio)
+            draw_strip(found, clip.file, strip, overwrite=True)
+            draw_spectrogram(found, audio, overwrite=True)
             facts = write_json(session.path("sources.json"), self._facts(clip) | {"sources": found.to_dict()})
             arrays = session.path("sources.npz")
-            found.save_arrays(arrays)
+            found.save_arrays(arrays, overwrite=True)
             downloads = [
                 _download(session, strip, f"{clip.stem}-sources.png", "Frames with the source of the audio"),
                 _download(session, audio, f"{clip.stem}-spectrogram.png", "Spectrogram with the frame's part"),
@@ -222,7 +222,7 @@ class RequestHandler:
             if found is None:
                 raise AppError("The places are not found yet; wait a moment and press again.")
             target = session.path("sources.mp4")
-            write_overlay_video(found, clip.file, target, progress=tell)
+            write_overlay_video(found, clip.file, target, overwrite=True, progress=tell)
             entry = _download(session, target, f"{clip.stem}-sources.mp4", "Video with the source of the audio")
             return {"downloads": [entry], "video": entry["url"]}
 
@@ -349,7 +349,7 @@ class RequestHandler:
         except (ValueError, OSError) as error:
             logger.warning("No preview of %s: %s", path, error)
             return view | {"url": None}
-        url = session.offer(target, f"{path.stem}-{hit.start:.1f}s.mp4")
+        url = session.offer(target, f"{file_stem(path, set())}-{hit.start:.1f}s.mp4")
         return view | {"url": url, "from": hit.start - start, "to": min(hit.end, end) - start}
 
     # --- the common way ------------------------------------------------------------------------------------------

@@ -46,6 +46,7 @@ app.add_typer(evaluate.app, rich_help_panel=_USING)
 
 def main() -> NoReturn:
     """Run the command line and exit: 0 when all went well, 1 for an error, 2 for wrong arguments, 130 for Ctrl-C."""
+    terminal.accept_all_names()
     try:
         result = app(standalone_mode=False, prog_name="cavmae-sync")
     except Exception as error:

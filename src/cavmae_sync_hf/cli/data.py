@@ -89,11 +89,18 @@ def world(
     audio_bitrate: Annotated[int, typer.Option(help="AAC bits per second.")] = 64000,
     workers: Annotated[int | None, typer.Option(help="Processes; default: one per core.")] = None,
     preview: Annotated[bool, typer.Option("--preview", help="Also write a page and an image to look at.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier page and image; clips are never replaced.")
+    ] = False,
 ) -> None:
     """Make SyncWorld: short videos in which who sounds, when and where is known."""
-    options = settings(context, "preview") | {"size": _height_and_width(size)}
+    options = settings(context, "preview", "overwrite") | {"size": _height_and_width(size)}
+    from ..files import check_free
     from ..syncworld import contact_sheet, make_world, preview_page
 
+    page, sheet = out / f"{split}.html", out / f"{split}.png"
+    if preview:
+        check_free(page, sheet, overwrite=overwrite)  # before the work, not after it
     with terminal.progress_bar("making") as show:
         summary = make_world(**options, progress=show)
     rate = f", {summary.clips_per_second:.1f} clips/s" if summary.made else ", all there already"
@@ -102,8 +109,8 @@ def world(
     )
     if preview:
         for path in (
-            preview_page(out, out / f"{split}.html", split=split),
-            contact_sheet(out, out / f"{split}.png", split=split),
+            preview_page(out, page, split=split, overwrite=overwrite),
+            contact_sheet(out, sheet, split=split, overwrite=overwrite),
         ):
             terminal.say(str(path))
 

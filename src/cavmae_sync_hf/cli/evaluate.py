@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 
 from . import terminal
-from .options import AsJson, Device, Media, ModelArgument, Split, settings
+from .options import AsJson, Device, Media, ModelArgument, Overwrite, Split, settings
 
 app = typer.Typer(
     name="evaluate",
@@ -45,7 +45,7 @@ def _of_any_set(
 
 def _of_all(
     ids: Ids = None, limit: Limit = None, strict: Strict = False, device: Device = "cpu", batch_size: BatchSize = 8,
-    num_workers: Workers = 0, out: Out = None, as_json: AsJson = False,
+    num_workers: Workers = 0, out: Out = None, overwrite: Overwrite = False, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Options of all evaluations."""
 
@@ -170,25 +170,27 @@ def protocols(as_json: AsJson = False) -> None:
 def _evaluate(context: typer.Context, evaluate: Callable[..., dict[str, Any]], **wanted: Any) -> None:
     """Load, run, write and show."""
     model, data, device, out = (context.params[name] for name in ("model", "data", "device", "out"))
+    overwrite = context.params["overwrite"]
     terminal.check_device(device)
     from ..data.failures import Failure
     from ..evaluation.results import check_target, write_results
     from ..inference.loading import load_model
 
     if out is not None:
-        check_target(out)  # before the work, not after it
+        check_target(out, overwrite=overwrite)  # before the work, not after it
     loaded, processor = load_model(model, device=device, **wanted)
-    options = settings(context, "model", "data", "device", "out", "as_json")
+    options = settings(context, "model", "data", "device", "out", "overwrite", "as_json")
     command = shlex.join(["cavmae-sync", *sys.argv[1:]])
     with terminal.progress_bar("evaluating") as show:
         record = evaluate(loaded, processor, data, **options, progress=show, command=command)
-    if out is not None:
-        write_results(out, record)
+    # First, so that hours of work can be read where the file cannot be written.
     if context.params["as_json"]:
         terminal.print_json(record)
     else:
         _print_record(record)
-        if out is not None:
+    if out is not None:
+        write_results(out, record, overwrite=overwrite)
+        if not context.params["as_json"]:
             terminal.say(f"written to {out}")
     counts = record["counts"]
     left_out = [

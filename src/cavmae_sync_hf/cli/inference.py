@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.markup import escape
 
-from ..model.errors_cavmae_sync import InferenceError
+from ..model.errors_cavmae_sync import DiskError, InferenceError, printable
 from . import terminal
-from .options import AsJson, Damaged, Device, End, Media, Missing, Model, Split, Start
+from .options import AsJson, Damaged, Device, End, Media, Missing, Model, Overwrite, Split, Start
 
 if TYPE_CHECKING:
     from ..data.failures import Failure
@@ -44,6 +44,7 @@ def sync(
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Write a timeline image, JSON and arrays per video.")
     ] = None,
+    overwrite: Overwrite = False,
     damaged: Damaged = "error",
     batch_size: Annotated[int, typer.Option(min=1, help="Moments embedded at a time.")] = 32,
     device: Device = "cpu",
@@ -68,7 +69,7 @@ def sync(
     from ..provenance import model_fingerprint
 
     pairs, truths = _pairs(videos, audio, labels, in_sync)
-    write = None if out is None else _SyncWriter(out)
+    write = None if out is None else _SyncWriter(out, [video for video, _ in pairs], overwrite)
     loaded, processor = load_model(model, device=device, modalities="both")
     options: dict[str, Any] = {
         "start": start, "end": end, "hop": hop, "max_offset": max_offset, "batch_size": batch_size,
@@ -76,6 +77,8 @@ def sync(
     }  # fmt: skip
 
     def measure(number: int, progress: Callable[..., None]) -> Any:
+        if write is not None:
+            write.check(number)
         return measure_sync(loaded, processor, *pairs[number], **options, progress=progress)
 
     done, failed = _each([video for video, _ in pairs], measure, "measuring", write)
@@ -97,6 +100,7 @@ def localize(
     *,
     model: Model,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for images, video, JSON and maps.")],
+    overwrite: Overwrite = False,
     audio: Annotated[str | None, typer.Option(metavar="FILE", help="Another audio track for the video.")] = None,
     start: Start = None,
     end: End = None,
@@ -116,16 +120,19 @@ def localize(
 ) -> None:
     """Find where in the frame the source of the audio is, and which part of the spectrogram belongs to the frame."""
     terminal.check_device(device)
+    from ..files import check_free
     from ..inference.loading import load_model
     from ..inference.localize import localize as run_localize
 
+    paths = _localization_paths(video, out, draw_video)
+    check_free(*paths.values(), overwrite=overwrite)  # before the work, not after it
     loaded, processor = load_model(model, device=device, modalities="both")
     with terminal.progress_bar("localizing") as show:
         found = run_localize(
             loaded, processor, video, audio, start=start, end=end, fps=fps, method=method, damaged=damaged,
             batch_size=batch_size, progress=_seconds(show),
         )  # fmt: skip
-    files = _write_localization(found, video, audio, folder=out, frames=frames, draw_video=draw_video)
+    files = _write_localization(found, video, audio, paths, frames=frames, overwrite=overwrite)
     if as_json:
         terminal.print_json({"model": model, **found.to_dict(), "files": files})
         return
@@ -284,7 +291,7 @@ def _each(
     names: list[str],
     measure: Callable[[int, Callable[..., None]], Any],
     what: str,
-    write: Callable[[Any], list[str]] | None = None,
+    write: Callable[[int, Any], list[str]] | None = None,
 ) -> tuple[dict[int, tuple[Any, list[str]]], list["Failure"]]:
     """Measure video after video; gives results with the files written, by number, and those that were left out."""
     done: dict[int, tuple[Any, list[str]]] = {}
@@ -297,7 +304,9 @@ def _each(
 
             try:
                 result = measure(number, tell)
-                done[number] = result, [] if write is None else write(result)
+                done[number] = result, [] if write is None else write(number, result)
+            except DiskError:  # which the next video would meet, too
+                raise
             except Exception as error:
                 failed += terminal.failures({name: error})
         show(len(names), len(names))
@@ -305,49 +314,75 @@ def _each(
 
 
 class _SyncWriter:
-    """Writes timeline, values and arrays of one video after the other into a folder."""
+    """Writes timeline, values and arrays of one video after the other into a folder.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.taken: set[str] = set()
-        # Before the first video is measured, not after it.
-        _check_folder(folder)
+    Args:
+        folder: The folder.
+        videos: All of them, whose places decide about names, so that another run gives the same.
+        overwrite: Whether earlier results are replaced.
+    """
+
+    def __init__(self, folder: Path, videos: list[str], overwrite: bool) -> None:
+        from ..files import file_stem
         from ..inference.plots import require_matplotlib
 
+        # Before the first video is measured, not after it.
+        _check_folder(folder)
         require_matplotlib()
+        self.overwrite = overwrite
+        taken: set[str] = set()
+        stems = [file_stem(video, taken) for video in videos]
+        self.paths = [[folder / f"{stem}.sync.{suffix}" for suffix in ("png", "json", "npz")] for stem in stems]
 
-    def __call__(self, result: "SyncResult") -> list[str]:
-        from ..files import file_stem, write_json
+    def check(self, number: int) -> None:
+        """Refuse a video whose results are there, before it is measured."""
+        from ..files import check_free
+
+        check_free(*self.paths[number], overwrite=self.overwrite)
+
+    def __call__(self, number: int, result: "SyncResult") -> list[str]:
+        from ..files import write_json
         from ..inference.plots import draw_timeline
 
-        stem = file_stem(result.source, self.taken)
-        image, values, arrays = (self.folder / f"{stem}.sync.{suffix}" for suffix in ("png", "json", "npz"))
-        draw_timeline(result, image)
-        write_json(values, result.to_dict())
-        result.save_arrays(arrays)
-        return [str(path) for path in (image, values, arrays)]
+        image, values, arrays = self.paths[number]
+        draw_timeline(result, image, overwrite=self.overwrite)
+        write_json(values, result.to_dict(), overwrite=self.overwrite)
+        result.save_arrays(arrays, overwrite=self.overwrite)
+        return [str(path) for path in self.paths[number]]
+
+
+def _localization_paths(video: str, folder: Path, draw_video: bool) -> dict[str, Path]:
+    """The files to write, by what they are."""
+    from ..files import file_stem
+
+    _check_folder(folder)
+    stem = file_stem(video, set())
+    names = {"frames": "frames.png", "spectrogram": "spectrogram.png", "values": "places.json", "maps": "maps.npz"}
+    names |= {"video": "places.mp4"} if draw_video else {}
+    return {key: folder / f"{stem}.{name}" for key, name in names.items()}
 
 
 def _write_localization(
-    found: "LocalizationResult", video: str, audio: str | None, *, folder: Path, frames: int, draw_video: bool
+    found: "LocalizationResult",
+    video: str,
+    audio: str | None,
+    paths: dict[str, Path],
+    *,
+    frames: int,
+    overwrite: bool,
 ) -> dict[str, str]:
-    """Write images, values, maps and video; gives their paths by what they are."""
-    from ..files import file_stem, write_json
+    """Write images, values, maps and, where a path is given for it, the video."""
+    from ..files import write_json
     from ..inference.plots import draw_spectrogram, draw_strip
     from ..inference.video_overlay import write_overlay_video
 
-    _check_folder(folder)
-    stem = file_stem(found.source, set())
-    names = {"frames": "frames.png", "spectrogram": "spectrogram.png", "values": "places.json", "maps": "maps.npz"}
-    paths = {key: folder / f"{stem}.{name}" for key, name in names.items()}
-    draw_strip(found, video, paths["frames"], count=frames)
-    draw_spectrogram(found, paths["spectrogram"])
-    write_json(paths["values"], found.to_dict())
-    found.save_arrays(paths["maps"])
-    if draw_video:
-        paths["video"] = folder / f"{stem}.places.mp4"
+    draw_strip(found, video, paths["frames"], count=frames, overwrite=overwrite)
+    draw_spectrogram(found, paths["spectrogram"], overwrite=overwrite)
+    write_json(paths["values"], found.to_dict(), overwrite=overwrite)
+    found.save_arrays(paths["maps"], overwrite=overwrite)
+    if "video" in paths:
         with terminal.progress_bar("drawing") as show:
-            write_overlay_video(found, video, paths["video"], audio, progress=_seconds(show))
+            write_overlay_video(found, video, paths["video"], audio, overwrite=overwrite, progress=_seconds(show))
     return {key: str(path) for key, path in paths.items()}
 
 
@@ -431,7 +466,7 @@ def _show_localization(found: "LocalizationResult") -> None:
 def _name(result: "SyncResult") -> str:
     """Names of a video and of its audio track, without their folders."""
     sources = [result.source] if result.audio_source is None else [result.source, result.audio_source]
-    return " + ".join(terminal.one_line(source.rstrip("/").rpartition("/")[2] or source) for source in sources)
+    return " + ".join(printable(source.rstrip("/").rpartition("/")[2] or source) for source in sources)
 
 
 def _seconds(show: Callable[..., None]) -> Callable[..., None]:
@@ -456,7 +491,7 @@ def _show_labels(result: "ClipLabels", moments: bool) -> None:
     from ..inference.moments import format_clock
 
     count = f"{result.num_moments} moment{'s' if result.num_moments != 1 else ''}"
-    terminal.console.print(f"[bold]{escape(result.clip)}[/bold]  {count}", highlight=False, soft_wrap=True)
+    terminal.console.print(f"[bold]{escape(printable(result.clip))}[/bold]  {count}", highlight=False, soft_wrap=True)
     table = Table.grid(padding=(0, 1))
     for entry in result.labels:
         filled = round(max(0.0, min(1.0, entry["score"])) * _BAR_WIDTH)

@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from ..model.errors_cavmae_sync import EvaluationError, on_command_line
 from . import terminal
-from .options import AsJson, Device, ModelArgument, OutFile
+from .options import AsJson, Device, ModelArgument, OutFile, Overwrite
 
 if TYPE_CHECKING:
     from ..selfcheck import SelfCheckResult
@@ -89,6 +89,7 @@ def card(
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name in the card and its snippet; default: the folder's.")] = None,
     out: OutFile = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Fill a model's card from its configuration, results files and details."""
     from dataclasses import replace
@@ -97,17 +98,26 @@ def card(
     from ..files import write_text
     from ..model_card import CardDetails
 
+    if out is not None:
+        _check_card(out, overwrite)
     known = read_details(details) if details is not None else CardDetails()
     text = card_text(model, results or [], known if name is None else replace(known, name=name))
     if out is None:
         print(text)
         return
+    write_text(out, text.rstrip("\n") + "\n", overwrite=overwrite)
+    terminal.say(f"written to {out}")
+
+
+def _check_card(out: Path, overwrite: bool) -> None:
+    """Refuse to replace a file, and anything but a model's card in any case."""
+    from ..files import check_free
+
     if out.is_dir():
         raise EvaluationError(f"{out} is a folder; name the file to write, such as {out / 'README.md'}.")
     if out.exists() and "library_name: transformers" not in out.read_text(encoding="utf-8", errors="replace"):
         raise EvaluationError(f"{out} exists and is no model card, so it is not replaced; name another file.")
-    write_text(out, text.rstrip("\n") + "\n")
-    terminal.say(f"written to {out}")
+    check_free(out, overwrite=overwrite)
 
 
 def _print_selfcheck(result: "SelfCheckResult") -> None:

@@ -21,6 +21,7 @@ Missing = Annotated[
 Start = Annotated[float | None, typer.Option(min=0.0, help="Where in the video to start, seconds.")]
 End = Annotated[float | None, typer.Option(min=0.0, help="Where to end, seconds.")]
 Engine = Annotated[Literal["local", "ray"], typer.Option(help="This machine, or a Ray cluster.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace earlier results of the same names.")]
 OutFile = Annotated[Path | None, typer.Option("--out", metavar="FILE", help="File to write.")]
 
 

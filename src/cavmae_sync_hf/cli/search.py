@@ -1,13 +1,12 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
 """The subcommands that make an index of moments, search it, and say what it holds."""
 
-import json
 import re
 from typing import Annotated, Any, Literal
 
 import typer
 
-from ..model.errors_cavmae_sync import SearchError, on_command_line
+from ..model.errors_cavmae_sync import SearchError, on_command_line, printable
 from . import terminal
 
 _SIDES = ("auto", "audio", "video", "both")
@@ -83,9 +82,9 @@ def index(
             batch_size=batch_size, decoders=decoders, engine=engine, workers=workers, address=address, progress=show,
         )  # fmt: skip
     if as_json:
-        print(json.dumps(summary.to_dict(), indent=2))
+        terminal.print_json(summary.to_dict())
     else:
-        terminal.say(_one_line(str(summary)))
+        terminal.say(printable(str(summary)))
     done = summary.found - len(summary.errors)
     terminal.end(
         terminal.failures(summary.errors), done, noun="clip", report=f"cavmae-sync index-info {index} --files"
@@ -162,7 +161,7 @@ def search(
         exact=exact, filters=filters,
     )  # fmt: skip
     if as_json:
-        print(json.dumps(result.to_dict(), indent=2))
+        terminal.print_json(result.to_dict())
     else:
         _print_hits(result)
 
@@ -182,7 +181,7 @@ def index_info(
     if not files:
         del status["entries"]
     if as_json:
-        print(json.dumps(status, indent=2))
+        terminal.print_json(status)
         return
     covered = ", ".join(f"{rows} of {side}" for side, rows in status["approximate"].items())
     media = f"{status['files']} files, {format_clock(status['seconds'])} long"
@@ -199,14 +198,14 @@ def index_info(
     if check:
         lines["check"] = "all rows are there"
     for what, text in lines.items():
-        terminal.say(f"{what + ':':<19}{_one_line(text)}")
+        terminal.say(f"{what + ':':<19}{printable(text)}")
     entries = store.entries().values() if files else ()
     for entry in sorted(entries, key=lambda entry: (entry.path, entry.start)):
         if entry.problem:
-            terminal.say(f"- bad: {_one_line(entry.error.spelled(on_command_line))}")
+            terminal.say(f"- bad: {printable(entry.error.spelled(on_command_line))}")
         else:
             times = f"{format_clock(entry.start)} to {format_clock(entry.end)}, {entry.moments} moments"
-            terminal.say(f"- {_one_line(entry.path)}: {times}")
+            terminal.say(f"- {printable(entry.path)}: {times}")
 
 
 def _print_hits(result: Any) -> None:
@@ -217,7 +216,7 @@ def _print_hits(result: Any) -> None:
 
     span = f"{format_clock(result.query_start)} to {format_clock(result.query_start + result.query_seconds)}"
     how = "every moment compared" if result.exact else "by the approximate index"
-    title = f"{_one_line(result.query)}, {span}: {', '.join(result.pairs)} ({how})"
+    title = f"{printable(result.query)}, {span}: {', '.join(result.pairs)} ({how})"
     if not len(result):
         terminal.say(f"{title}: nothing found; filters or the query's length leave no moment to compare.")
         return
@@ -225,13 +224,8 @@ def _print_hits(result: Any) -> None:
     table = Table("", "score", "from", "to", "file", box=None, pad_edge=False)
     for number, hit in enumerate(result, 1):
         times = format_clock(hit.start), format_clock(hit.end)
-        table.add_row(str(number), f"{hit.score:.3f}", *times, escape(_one_line(hit.path)))
+        table.add_row(str(number), f"{hit.score:.3f}", *times, escape(printable(hit.path)))
     table.columns[-1].overflow = "fold"
     for column in table.columns[:-1]:
         column.justify, column.no_wrap = "right", True
     terminal.console.print(table, highlight=False)
-
-
-def _one_line(text: str) -> str:
-    """Text as it can be shown in a line: file names may hold line breaks and control characters."""
-    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)

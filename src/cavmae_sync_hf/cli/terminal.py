@@ -1,6 +1,7 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
 """Consoles, progress and errors of the subcommands."""
 
+import io
 import json
 import os
 import sys
@@ -15,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from ..model.errors_cavmae_sync import CavMaeSyncError, on_command_line
+from ..model.errors_cavmae_sync import CavMaeSyncError, on_command_line, printable
 
 if TYPE_CHECKING:
     from ..data.failures import Failure
@@ -36,29 +37,34 @@ show_tracebacks = False
 
 
 def say(text: str) -> None:
-    """Print plain text: no markup in file names, no line breaks in paths."""
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    """Print plain text: no markup or control characters in file names, no line breaks in paths."""
+    console.print("\n".join(map(printable, text.split("\n"))), highlight=False, markup=False, soft_wrap=True)
 
 
 def print_json(values: Any) -> None:
-    """Print JSON on standard output."""
-    print(json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False))
+    """Print JSON on standard output, in letters that it can take."""
+    from ..files import plain
+
+    in_unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    print(json.dumps(plain(values), indent=2, ensure_ascii=not in_unicode, allow_nan=False))
 
 
-def one_line(text: str) -> str:
-    """Text as it can be shown in a line: file names may hold line breaks and control characters."""
-    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
+def accept_all_names() -> None:
+    """Let the output take names of files in any script: what its encoding lacks is written as `\\u65e5`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def error_text(error: BaseException) -> str:
     """What an error says, on one line, its remedies as options of the command line."""
     text = error.spelled(on_command_line) if isinstance(error, CavMaeSyncError) else str(error)
-    return " ".join(text.split()) or type(error).__name__
+    return " ".join(filter(None, map(str.strip, text.splitlines()))) or type(error).__name__
 
 
 def print_error(text: str, label: str = "Error") -> None:
     """Print a line on the error stream."""
-    errors.print(f"[bold red]{label}:[/bold red] {escape(one_line(text))}", highlight=False, soft_wrap=True)
+    errors.print(f"[bold red]{label}:[/bold red] {escape(printable(text))}", highlight=False, soft_wrap=True)
 
 
 def failures(found: Mapping[str, Exception]) -> "list[Failure]":
@@ -96,7 +102,7 @@ def end(left_out: "Sequence[Failure]", done: int, *, total: int = 0, noun: str =
     text = f"{done} {noun}{'' if done == 1 else 's'} done, {count} left out"
     if unexpected:
         text += f", {unexpected} of them by an unexpected error"
-    errors.print(escape(one_line(f"{text}; see {report}" if report else f"{text}.")), highlight=False, soft_wrap=True)
+    errors.print(escape(printable(f"{text}; see {report}" if report else f"{text}.")), highlight=False, soft_wrap=True)
     raise typer.Exit(LEFT_OUT)
 
 

@@ -19,9 +19,9 @@ from ..model.errors_cavmae_sync import (
     MediaNotFoundError,
     UnexpectedError,
     in_python,
+    printable,
 )
 from .fetching import fault_of_machine
-from .sources import printable
 
 _PACKAGE = Path(__file__).parents[1]
 _LIBRARIES = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))
@@ -52,8 +52,9 @@ class Failure:
             error: Any exception.
             spell: Gives the error's remedies in the reader's words.
         """
+        name = printable(name)
         known = file_error(error, name)
-        reason = " ".join(known.spelled(spell).split())
+        reason = printable(" ".join(known.spelled(spell).splitlines()))
         if name not in reason:
             reason = f"{name}: {reason}"
         unexpected = isinstance(known, UnexpectedError)

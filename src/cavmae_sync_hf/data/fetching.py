@@ -18,8 +18,7 @@ from typing import Any
 
 import fsspec
 
-from ..model.errors_cavmae_sync import MediaError, MediaNotFoundError, WorkerError
-from .sources import printable
+from ..model.errors_cavmae_sync import MediaError, MediaNotFoundError, WorkerError, printable
 
 try:
     from av.error import FFmpegError

@@ -25,6 +25,7 @@ from ..model.errors_cavmae_sync import (
     MissingTrackError,
     UnexpectedError,
     WorkerError,
+    printable,
 )
 from ..model.feature_extraction_cavmae_sync import CavMaeSyncFeatureExtractor
 from ..model.media_cavmae_sync import SAMPLING_RATE, DecodedMedia, decode_media, probe_media
@@ -32,7 +33,7 @@ from . import crashes
 from .failures import file_error
 from .fetching import fault_of_machine, local_file, reading_fault
 from .shards import decode_jpeg, encode_array, encode_jpeg, encode_json
-from .sources import ClipRecord, MediaRows, printable
+from .sources import ClipRecord, MediaRows
 
 # Audio that never exceeds this is silence: 80 dB below full scale, under what 16-bit dither makes audible.
 SILENT_PEAK = 1e-4
@@ -357,7 +358,7 @@ def _told(record: ClipRecord, error: Exception) -> str:
         message = error.spelled(as_option)
     else:
         message = getattr(error, "strerror", None) or str(error)
-    message = printable(" ".join(message.split()))
+    message = printable(" ".join(message.splitlines()))
     return message if record.source in message else f"{record.source}: {message}"
 
 

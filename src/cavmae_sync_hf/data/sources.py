@@ -18,7 +18,7 @@ from typing import Any
 import fsspec
 
 from ..files import StrPath
-from ..model.errors_cavmae_sync import DataError
+from ..model.errors_cavmae_sync import DataError, printable
 from ..syncworld.truth import OPTIONS_NAME as WORLD_OPTIONS
 from ..syncworld.voices import CLASS_NAMES
 from .tables import (
@@ -198,16 +198,6 @@ def read_source(
         shown = ", ".join(repr(clip_id) for clip_id in doubled[:5]) + (", ..." if len(doubled) > 5 else "")
         raise DataError(f"{len(doubled)} ids stand for several clips: {shown}; give each clip an id of its own.")
     return clips
-
-
-def printable(text: str) -> str:
-    """A text as UTF-8 can hold it: bytes of a file name that are not UTF-8 are written as `\\xe9`."""
-
-    def escape(match: re.Match[str]) -> str:
-        code = ord(match[0])
-        return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
-
-    return re.sub("[\ud800-\udfff]", escape, text)
 
 
 def _refuse_unused(kind: str, **options: Any) -> None:

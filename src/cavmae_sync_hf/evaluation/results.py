@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ..files import StrPath, plain, write_json
+from ..files import StrPath, check_free, plain, write_json
 from ..model.errors_cavmae_sync import EvaluationError
 from ..model.modeling_cavmae_sync import CavMaeSyncPreTrainedModel
 from ..provenance import checkpoint_record, software_versions
@@ -69,21 +69,28 @@ def make_record(
     }
 
 
-def write_results(path: StrPath, record: Mapping[str, Any]) -> Path:
-    """Write a record as JSON; the file is there whole or not at all, and replaces an earlier results file.
+def write_results(path: StrPath, record: Mapping[str, Any], *, overwrite: bool = False) -> Path:
+    """Write a record as JSON; the file is there whole or not at all.
+
+    Args:
+        path: The file.
+        record: From `make_record`.
+        overwrite: Whether an earlier results file is replaced; other files never are.
 
     Raises:
+        AlreadyExistsError: The file holds results, and `overwrite` is off.
         EvaluationError: The path is a folder, or a file that holds something else.
     """
     target = Path(path).expanduser()
-    check_target(target)
-    return write_json(target, record)
+    check_target(target, overwrite=overwrite)
+    return write_json(target, record, overwrite=overwrite)
 
 
-def check_target(path: StrPath) -> None:
+def check_target(path: StrPath, *, overwrite: bool = False) -> None:
     """Refuse a path that `write_results` would refuse, before there is anything to write.
 
     Raises:
+        AlreadyExistsError: As `write_results`.
         EvaluationError: As `write_results`.
     """
     target = Path(path).expanduser()
@@ -96,6 +103,7 @@ def check_target(path: StrPath) -> None:
             raise EvaluationError(
                 f"{target} exists and holds no results, so it is not replaced; name another file."
             ) from error
+        check_free(target, overwrite=overwrite)
 
 
 def read_results(path: StrPath) -> dict[str, Any]:

@@ -19,11 +19,11 @@ import numpy as np
 
 from ..data.failures import Failure, file_error
 from ..data.packing import BadClip, is_cut
-from ..data.sources import ClipList, ClipRecord, MediaRows, printable, read_source
+from ..data.sources import ClipList, ClipRecord, MediaRows, read_source
 from ..data.tables import LIST_SUFFIXES
 from ..files import StrPath, locked
 from ..model.alignment_cavmae_sync import window_seconds
-from ..model.errors_cavmae_sync import CavMaeSyncError, InferenceError
+from ..model.errors_cavmae_sync import CavMaeSyncError, InferenceError, printable
 from ..model.media_cavmae_sync import probe_media
 from ..model.modeling_cavmae_sync import CavMaeSyncModel
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
@@ -339,9 +339,8 @@ class _Job:
 
         def show(video: MediaSpan, seconds: float) -> None:
             if progress is not None:
-                name = "".join(letter if letter.isprintable() else "?" for letter in video.name)
                 clock = format_clock(math.floor((video.start or 0.0) + seconds), 0)
-                progress(done[video.id], total, f"{name} at {clock}")
+                progress(done[video.id], total, f"{printable(video.name)} at {clock}")
 
         made = iter_windows(self.model, self.processor, videos, self.plan, supply=self.supply, show=show)
         for number, (_, rows) in zip(numbers, made, strict=True):

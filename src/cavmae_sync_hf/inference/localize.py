@@ -187,10 +187,10 @@ class LocalizationResult:
             "moments": moments,
         }
 
-    def save_arrays(self, path: StrPath) -> None:
-        """Write the maps, with times, peaks and the view, as a NumPy archive."""
+    def save_arrays(self, path: StrPath, *, overwrite: bool = False) -> None:
+        """Write the maps, with times, peaks and the view, as a NumPy archive; `overwrite` replaces an earlier one."""
         names = ("times", "window_times", "present", "similarity", "video_maps", "audio_maps")
-        with whole_file(path) as partial:
+        with whole_file(path, overwrite=overwrite) as partial:
             np.savez_compressed(
                 partial,
                 **{name: getattr(self, name) for name in names},

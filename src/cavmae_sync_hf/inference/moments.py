@@ -25,9 +25,8 @@ from torch import Tensor
 
 from ..data import crashes
 from ..data.failures import file_error
-from ..data.sources import printable
 from ..files import usable_cores
-from ..model.errors_cavmae_sync import CavMaeSyncError, InferenceError, MediaError
+from ..model.errors_cavmae_sync import CavMaeSyncError, InferenceError, MediaError, printable
 from ..model.media_cavmae_sync import probe_media
 from ..model.media_source_cavmae_sync import describe_source
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..files import StrPath, whole_file
+from ..files import StrPath, check_free, whole_file
 from ..model.errors_cavmae_sync import InferenceError
 from ..model.media_cavmae_sync import decode_media
 from .localize import LocalizationResult
@@ -154,6 +154,7 @@ def draw_strip(
     count: int = 12,
     size: int = 240,
     columns: int = 4,
+    overwrite: bool = False,
 ) -> Image.Image:
     """A contact strip: moments of a video with the heat of their audio, each with its time and similarity.
 
@@ -164,7 +165,10 @@ def draw_strip(
         count: How many moments, evenly spread.
         size: Longer side of a frame in pixels.
         columns: Frames in a row.
+        overwrite: Whether the file may replace an earlier one.
     """
+    if path is not None:
+        check_free(path, overwrite=overwrite)
     chosen = _choose(found, count, None)
     images = overlay_frames(found, video, size=size, indices=chosen)
     columns = min(columns, len(images))
@@ -185,12 +189,16 @@ def draw_strip(
         caption = f"similarity {found.similarity[index]:.2f}" if found.present[index] else "no audio"
         draw.text((x + 2, y + height + 1), f"{found.times[index]:.2f} s   {caption}", fill=_INK, font=font)
     if path is not None:
-        save_image(sheet, path)
+        save_image(sheet, path, overwrite=overwrite)
     return sheet
 
 
 def draw_spectrogram(
-    found: LocalizationResult, path: StrPath | None = None, *, size: tuple[int, int] = (1200, 360)
+    found: LocalizationResult,
+    path: StrPath | None = None,
+    *,
+    size: tuple[int, int] = (1200, 360),
+    overwrite: bool = False,
 ) -> Image.Image:
     """The spectrogram of the video, with the heat of what the frames show; time to the right, pitch upwards.
 
@@ -200,7 +208,10 @@ def draw_spectrogram(
         found: From `localize`.
         path: PNG file to write as well.
         size: Width and height in pixels.
+        overwrite: Whether the file may replace an earlier one.
     """
+    if path is not None:
+        check_free(path, overwrite=overwrite)
     left, bottom, top, right = 56, 34, 26, 10
     inner = (size[0] - left - right, size[1] - top - bottom)
     if min(inner) < 16:
@@ -225,7 +236,7 @@ def draw_spectrogram(
     draw.text((6, top + inner[1]), "low", fill=_INK, font=font, anchor="ld")
     draw.text((6, top + inner[1] / 2), "mel", fill=_FRAME, font=font, anchor="lm")
     if path is not None:
-        save_image(sheet, path)
+        save_image(sheet, path, overwrite=overwrite)
     return sheet
 
 
@@ -263,7 +274,11 @@ def ticks(start: float, end: float, most: int = 10) -> list[float]:
 
 
 def draw_timeline(
-    result: SyncResult, path: StrPath | None = None, *, size: tuple[int, int] = (1200, 900)
+    result: SyncResult,
+    path: StrPath | None = None,
+    *,
+    size: tuple[int, int] = (1200, 900),
+    overwrite: bool = False,
 ) -> Image.Image:
     """Draw the matrix of windows and frames, the offset curve, and offset and score along time.
 
@@ -271,11 +286,15 @@ def draw_timeline(
         result: From `measure_sync`.
         path: PNG file to write as well; its folder is made, and the file is there whole or not at all.
         size: Width and height in pixels.
+        overwrite: Whether the file may replace an earlier one.
 
     Raises:
+        AlreadyExistsError: There is such a file, and `overwrite` is off.
         ImportError: matplotlib is not installed.
     """
     require_matplotlib()
+    if path is not None:
+        check_free(path, overwrite=overwrite)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -295,7 +314,7 @@ def draw_timeline(
     canvas.draw()
     image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
     if path is not None:
-        save_image(image, path)
+        save_image(image, path, overwrite=overwrite)
     return image
 
 
@@ -384,8 +403,8 @@ def _draw_scores(axis: Any, result: SyncResult) -> None:
     other.set_ylabel("fit, nats", color=_ACCENT)
 
 
-def save_image(image: Image.Image, path: StrPath) -> Path:
-    """Write a PNG file, whole or not at all."""
-    with whole_file(path) as partial:
+def save_image(image: Image.Image, path: StrPath, *, overwrite: bool = False) -> Path:
+    """Write a PNG file, whole or not at all; `overwrite` replaces an earlier one."""
+    with whole_file(path, overwrite=overwrite) as partial:
         image.save(partial, format="PNG")
     return Path(path)

@@ -127,13 +127,13 @@ class SyncResult:
         values = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in left_out}
         return _rounded(plain(values | {"moments": len(self.times), "alignment_score": self.similarity}))
 
-    def save_arrays(self, path: StrPath) -> None:
-        """Write series, band and matrix as a NumPy archive."""
+    def save_arrays(self, path: StrPath, *, overwrite: bool = False) -> None:
+        """Write series, band and matrix as a NumPy archive; `overwrite` replaces an earlier one."""
         names = (
             "times", "scores", "contrast", "band", "band_offsets", "matrix", "matrix_times", "offsets",
             "offset_scores",
         )  # fmt: skip
-        with whole_file(path) as partial:
+        with whole_file(path, overwrite=overwrite) as partial:
             np.savez_compressed(partial, **{name: getattr(self, name) for name in names})
 
 

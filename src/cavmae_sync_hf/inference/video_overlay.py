@@ -53,6 +53,7 @@ def write_overlay_video(
     fps: float | None = None,
     short_side: int = 480,
     crf: int = 20,
+    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
     """Write a video with the heat of its audio on the frames, as H.264 and AAC.
@@ -68,9 +69,11 @@ def write_overlay_video(
         fps: Frames per second; default: the video's own, from 10 to 60.
         short_side: Shorter side of the frames in pixels.
         crf: H.264 quality, 0 (lossless) to 51.
+        overwrite: Whether the file may replace an earlier one.
         progress: Called with seconds done and seconds in all (0 where unknown).
 
     Raises:
+        AlreadyExistsError: There is such a file, and `overwrite` is off.
         InferenceError: An argument cannot work, or the span holds no audio.
         MediaError: The video or its audio cannot be read.
         ImportError: PyAV is not installed.
@@ -88,7 +91,7 @@ def write_overlay_video(
     total = int((found.times[-1] - found.times[0]) + 1 / found.fps)
     heat = found.heat()
     muxing = {} if target.suffix.lower() == ".mkv" else {"movflags": "+faststart"}
-    with whole_file(target) as partial, av.open(os.fspath(partial), "w", options=muxing) as file:
+    with whole_file(target, overwrite=overwrite) as partial, av.open(os.fspath(partial), "w", options=muxing) as file:
         writer = _Writer(file, rate, heard, crf)
         chunks = _read(
             found, video, audio, sampling_rate=sampling_rate, hop=1 / float(rate), rate=heard, short_side=short_side

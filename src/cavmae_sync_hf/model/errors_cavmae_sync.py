@@ -1,9 +1,30 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""Exceptions of the package, and the remedies that they name."""
+"""Exceptions of the package, the remedies that they name, and names of files as messages show them."""
 
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+# Joiners between letters and within emoji, which cannot be seen but belong to a name.
+_JOINERS = "\u200c\u200d"
+
+
+def printable(text: str) -> str:
+    """A text on one line, as a terminal, a table and UTF-8 can hold it: file names may hold all but `/` and zero.
+
+    Control characters, line breaks and what turns the direction of writing are written as `\\n`, `\\x1b` or `\\u202e`,
+    bytes of a name that are not UTF-8 as `\\xe9`. Letters of every script, spaces and emoji stay.
+    """
+    return text if text.isprintable() else "".join(map(_shown, text))
+
+
+def _shown(sign: str) -> str:
+    if sign.isprintable() or sign in _JOINERS or unicodedata.category(sign) == "Zs":
+        return sign
+    if "\udc80" <= sign <= "\udcff":  # how Python keeps a byte that is not UTF-8
+        return f"\\x{ord(sign) - 0xDC00:02x}"
+    return sign.encode("unicode_escape").decode("ascii")
 
 
 @dataclass(frozen=True)
@@ -173,6 +194,20 @@ class LockedError(CavMaeSyncError):
     """Another run writes to the same folder."""
 
 
+class AlreadyExistsError(CavMaeSyncError, FileExistsError):
+    """A file or folder is there already, and is not replaced unless that is asked for."""
+
+    def __str__(self) -> str:  # OSError has a text of its own
+        return self.spelled()
+
+
+class DiskError(CavMaeSyncError, OSError):
+    """A file cannot be written: the disk is full, or the place refuses it. No input is to blame, so it ends a run."""
+
+    def __str__(self) -> str:  # OSError has a text of its own
+        return self.spelled()
+
+
 class TrainingError(CavMaeSyncError):
     """A recipe, its arguments or its checkpoints cannot be used."""
 
@@ -216,9 +251,11 @@ class AppError(CavMaeSyncError):
 
 
 __all__ = [
+    "AlreadyExistsError",
     "AppError",
     "CavMaeSyncError",
     "DataError",
+    "DiskError",
     "EvaluationError",
     "ExportError",
     "Hint",
@@ -238,4 +275,5 @@ __all__ = [
     "WorkerError",
     "in_python",
     "on_command_line",
+    "printable",
 ]

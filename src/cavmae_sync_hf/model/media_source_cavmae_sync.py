@@ -16,7 +16,7 @@ import urllib.parse
 import urllib.request
 from typing import Any, BinaryIO
 
-from .errors_cavmae_sync import MediaError, MediaNotFoundError
+from .errors_cavmae_sync import MediaError, MediaNotFoundError, printable
 
 try:
     import av
@@ -331,11 +331,11 @@ def describe_source(source: Any) -> str:
     if isinstance(source, dict):
         return describe_source(source.get("path") or source.get("bytes") or "<mapping>")
     if isinstance(source, str | os.PathLike):
-        return os.fsdecode(source)
+        return printable(os.fsdecode(source))
     if isinstance(source, bytes | bytearray | memoryview):
         return f"<{len(source)} bytes>"
     name = getattr(source, "name", None)
-    return name if isinstance(name, str) and name else f"<{type(source).__name__}>"
+    return printable(name) if isinstance(name, str) and name else f"<{type(source).__name__}>"
 
 
 def _looks_like_text(head: bytes) -> bool:

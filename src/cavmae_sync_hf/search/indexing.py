@@ -12,9 +12,9 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from ..data.failures import Failure
-from ..data.sources import ClipRecord, printable, read_source
+from ..data.sources import ClipRecord, read_source
 from ..files import StrPath
-from ..model.errors_cavmae_sync import CavMaeSyncError, SearchError
+from ..model.errors_cavmae_sync import CavMaeSyncError, SearchError, printable
 from ..model.modeling_cavmae_sync import CavMaeSyncModel
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from .approximate import DEFAULT_THRESHOLD, keep_index

@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ..data.sources import printable
 from ..files import file_digest
-from ..model.errors_cavmae_sync import CavMaeSyncError, Hint, MediaError, UnexpectedError
+from ..model.errors_cavmae_sync import CavMaeSyncError, Hint, MediaError, UnexpectedError, printable
 
 # Of a writer elsewhere nobody can tell whether it lives; so long after it began, its rows are swept away.
 STALE_SECONDS = 24 * 3600.0

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ..files import StrPath, whole_file, write_text
+from ..files import StrPath, check_free, whole_file, write_text
 from ..model.alignment_cavmae_sync import frame_at
 from .render import av
 from .truth import read_truth
@@ -26,7 +26,9 @@ ROW_HEIGHT = 7  # pixels of an object's line of events
 TITLE_HEIGHT = 14
 
 
-def contact_sheet(folder: StrPath, out: StrPath, *, split: str | None = None, clips: int = 8) -> Path:
+def contact_sheet(
+    folder: StrPath, out: StrPath, *, split: str | None = None, clips: int = 8, overwrite: bool = False
+) -> Path:
     """Draw the first clips of a split into one PNG.
 
     Each clip gets its frames at the 16 frame times with white boxes around what sounds, a line per object that shows
@@ -37,14 +39,17 @@ def contact_sheet(folder: StrPath, out: StrPath, *, split: str | None = None, cl
         out: PNG file to write; its folder is made.
         split: Name of the split when `folder` is the world.
         clips: How many clips to show.
+        overwrite: Whether the file may replace an earlier one.
 
     Returns:
         The path written.
 
     Raises:
+        AlreadyExistsError: There is such a file, and `overwrite` is off.
         ValueError: If there are no clips.
         ImportError: If PyAV is not installed.
     """
+    check_free(out, overwrite=overwrite)
     records, path = _open(folder, out, split, clips)
     panels = [_panel(record) for record in records]
     sheet = Image.new("RGB", (max(p.width for p in panels), sum(p.height for p in panels)), "black")
@@ -52,18 +57,21 @@ def contact_sheet(folder: StrPath, out: StrPath, *, split: str | None = None, cl
     for panel in panels:
         sheet.paste(panel, (0, top))
         top += panel.height
-    with whole_file(path) as partial:
+    with whole_file(path, overwrite=overwrite) as partial:
         sheet.save(partial, format="PNG")
     return path
 
 
-def preview_page(folder: StrPath, out: StrPath, *, split: str | None = None, clips: int = 12) -> Path:
+def preview_page(
+    folder: StrPath, out: StrPath, *, split: str | None = None, clips: int = 12, overwrite: bool = False
+) -> Path:
     """Write an HTML page that plays the first clips of a split with their truth drawn in.
 
     The page needs no server and no network; it refers to the clips by paths relative to itself.
 
     Args and errors are those of `contact_sheet`; `out` is the HTML file, and no PyAV is needed.
     """
+    check_free(out, overwrite=overwrite)
     records, path = _open(folder, out, split, clips)
     shown = []
     for record in records:
@@ -72,7 +80,7 @@ def preview_page(folder: StrPath, out: StrPath, *, split: str | None = None, cli
     colours = ["rgb({},{},{})".format(*_colour(label)) for label in range(len(CLASS_NAMES))]
     data = json.dumps({"clips": shown, "colours": colours}, separators=(",", ":"))
     page = resources.files(__package__).joinpath("preview.html").read_text(encoding="utf-8")
-    write_text(path, page.replace("@DATA@", data.replace("</", "<\\/")))
+    write_text(path, page.replace("@DATA@", data.replace("</", "<\\/")), overwrite=overwrite)
     return path
 
 
