@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModel, AutoProcessor
 
+from cavmae_sync_hf.files import check_free, whole_file
 from cavmae_sync_hf.inference.localize import localize
 from cavmae_sync_hf.inference.plots import draw_strip
 
@@ -35,6 +36,7 @@ RECIPE = HERE / "recipes" / "pretraining" / "syncworld_tiny.yaml"
 WORLD = {"train": 1000, "semantic": 100, "temporal": 100, "spatial": 60, "size": 96}
 STEPS = 300
 
+PLOTS = ("similarity.png", "localization.png")
 # What is shown of the evaluation: text, metric, chance (a number, or the metric that holds it).
 SHOWN: tuple[tuple[str, str, float | str], ...] = (
     ("video found by its audio first, of {semantic}", "eval_semantic_audio_to_video_r1", 1 / WORLD["semantic"]),
@@ -50,6 +52,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--video", help="a video file with audio; a held-out one of the world when absent")
     parser.add_argument("--model", help="folder or Hub name of a model; one is trained when absent")
     parser.add_argument("--out", type=Path, default=Path("outputs/demo"))
+    parser.add_argument("--overwrite", action="store_true", help="replace what an earlier demo left in --out")
     parser.add_argument("--steps", type=int, default=STEPS, help="training steps")
     parser.add_argument("--clips", type=int, default=WORLD["train"], help="training clips")
     return parser.parse_args()
@@ -63,7 +66,8 @@ def train_model(arguments: argparse.Namespace) -> Path:
     folder = arguments.out / "model"
     world = WORLD | {"folder": str(arguments.out / "world"), "train": arguments.clips}
     words = ["--output_dir", str(folder), "--syncworld", json.dumps(world), "--max_steps", str(arguments.steps)]
-    if script.main([str(RECIPE), *words, "--save_strategy", "no", "--plots", "true"]):
+    overwrite = ["--overwrite"] if arguments.overwrite else []
+    if script.main([str(RECIPE), *words, "--save_strategy", "no", "--plots", "true", *overwrite]):
         sys.exit("The training was stopped.")
     return folder
 
@@ -78,7 +82,9 @@ def show_metrics(folder: Path, console: Console) -> None:
     console.print(table)
 
 
-def draw_similarity(similarity: torch.Tensor, inputs: dict[str, torch.Tensor], processor: Any, path: Path) -> None:
+def draw_similarity(
+    similarity: torch.Tensor, inputs: dict[str, torch.Tensor], processor: Any, path: Path, overwrite: bool
+) -> None:
     """The window-by-frame matrix with the frames along its top and the spectrogram windows along its side."""
     frames, windows = inputs["pixel_values_videos"][0], inputs["input_values"][0]
     times = inputs["frame_times"][0].tolist()
@@ -104,19 +110,20 @@ def draw_similarity(similarity: torch.Tensor, inputs: dict[str, torch.Tensor], p
     middle.set_xticklabels(labels, fontsize=8)
     middle.set_yticklabels(labels, fontsize=8)
     plot.colorbar(image, cax=plot.add_subplot(grid[1, 2]), label="cosine similarity")
-    plot.savefig(path, dpi=110)
+    with whole_file(path, overwrite=overwrite) as partial:
+        plot.savefig(partial, dpi=110)
     pyplot.close(plot)
 
 
-def look(source: str, video: str, out: Path, console: Console) -> None:
+def look(source: str, video: str, out: Path, console: Console, overwrite: bool) -> None:
     """What the model hears and sees in one video: numbers, and two plots."""
     model, processor = AutoModel.from_pretrained(source).eval(), AutoProcessor.from_pretrained(source)
     inputs = processor(videos=video, return_tensors="pt", return_times=True)
     with torch.inference_mode():
         output = model(**inputs)
     similarity = output.similarity[0]
-    draw_similarity(similarity, inputs, processor, out / "similarity.png")
-    draw_strip(localize(model, processor, video), video, out / "localization.png")
+    draw_similarity(similarity, inputs, processor, out / "similarity.png", overwrite)
+    draw_strip(localize(model, processor, video), video, out / "localization.png", overwrite=overwrite)
     others = similarity[~torch.eye(len(similarity), dtype=torch.bool)]
     weights = sum(parameter.numel() for parameter in model.parameters())
     console.print(f"model       {type(model).__name__} through AutoModel, {weights:,} weights, from {source}")
@@ -128,6 +135,7 @@ def look(source: str, video: str, out: Path, console: Console) -> None:
 def main() -> None:
     arguments = parse_arguments()
     arguments.out.mkdir(parents=True, exist_ok=True)
+    check_free(*(arguments.out / name for name in PLOTS), overwrite=arguments.overwrite)
     console, began = Console(highlight=False, soft_wrap=True), time.perf_counter()
     source = arguments.model
     if source is None:
@@ -138,7 +146,7 @@ def main() -> None:
         if arguments.model is not None:
             sys.exit("--model needs --video, the file to look at.")
         video = str(arguments.out / "world" / "semantic" / "000000.mp4")
-    look(source, video, arguments.out, console)
+    look(source, video, arguments.out, console, arguments.overwrite)
     if arguments.model is None:
         console.print(f"            {Path(source) / 'plots'} (reconstructions and similarities of the evaluation)")
         console.print(f"time        {time.perf_counter() - began:.0f} s in all")

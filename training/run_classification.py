@@ -46,6 +46,7 @@ def main(words: list[str] | None = None) -> int:
         augmentation_options,
         build_classifier,
         build_sets,
+        check_output,
         find_labels,
         parse_arguments,
         run_to_end,
@@ -57,6 +58,7 @@ def main(words: list[str] | None = None) -> int:
         kinds, ["--help" if word == "--help-all" else word for word in words]
     )
     logging.set_verbosity(training_arguments.get_process_log_level())
+    check_output(training_arguments)  # before the work, not after it
 
     start = starting_point(model_arguments)
     with training_arguments.main_process_first(desc="data preparation"):

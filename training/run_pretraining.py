@@ -13,6 +13,7 @@ The first argument may be a recipe, a YAML file of settings; flags of the same n
     --model_config JSON               settings of CavMaeSyncConfig, such as '{"contrastive_loss_weight": 1.0}'
     --max_steps, --num_train_epochs, --per_device_train_batch_size, --learning_rate, --bf16, --torch_compile
     --resume_from_checkpoint auto     goes on from the newest whole checkpoint of output_dir, if there is one
+    --overwrite                       starts anew in an output_dir that holds an earlier run
     --push_to_hub --hub_model_id NAME uploads model, processor, code and card at the end
 
 `--help-all` lists all of them: those of ModelArguments, DataArguments and PretrainingArguments, and with the latter
@@ -38,6 +39,7 @@ def main(words: list[str] | None = None) -> int:
         PretrainingArguments,
         build_for_pretraining,
         build_sets,
+        check_output,
         parse_arguments,
         run_to_end,
     )
@@ -47,6 +49,7 @@ def main(words: list[str] | None = None) -> int:
         kinds, ["--help" if word == "--help-all" else word for word in words]
     )
     logging.set_verbosity(training_arguments.get_process_log_level())
+    check_output(training_arguments)  # before the work, not after it
 
     model, processor = build_for_pretraining(model_arguments, training_arguments.seed)
     with training_arguments.main_process_first(desc="data preparation"):

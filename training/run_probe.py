@@ -14,6 +14,7 @@ be a recipe, a YAML file of settings; flags of the same names win over it. The m
     --syncworld JSON                  makes a synthetic world with known sound sources, to fit and evaluate on
     --features a v a+v av             what is probed: audio, video, both side by side, both fused
     --baselines random_weights shuffled_labels
+    --overwrite                       replaces an earlier metrics.json; kept features are used again
     --refresh_cache true              replaces kept features of another model or set, which are refused otherwise
 
 `--help-all` lists all of them: those of ProbeArguments.

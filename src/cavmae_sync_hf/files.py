@@ -46,10 +46,11 @@ _LONGEST_STEM = 80
 _MOST_STEM_BYTES = 160
 _RESERVED_BY_WINDOWS = re.compile(r"(?:con|prn|aux|nul|(?:com|lpt)[0-9¹²³])(?=\.|$)", re.IGNORECASE)
 _PARTIAL = ".partial-"
+_WRITING_FAILED = "writing failed"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 # What libraries say that keep the system's own words to themselves.
-_WRITING_FAILED = ("file write failed", "PytorchStreamWriter failed", "unexpected pos", "disk is full")
+_FAILED_WORDS = ("file write failed", "PytorchStreamWriter failed", "unexpected pos", "disk is full")
 
 
 def check_free(*paths: StrPath, overwrite: bool = False) -> None:
@@ -63,7 +64,7 @@ def check_free(*paths: StrPath, overwrite: bool = False) -> None:
         AlreadyExistsError: There is something of such a name.
     """
     for path in map(Path, paths):
-        if path.is_dir():
+        if os.path.isdir(path):
             raise AlreadyExistsError(f"{_shown(path)} is a folder; name a file.")
         if not overwrite and os.path.lexists(path):
             raise _taken(path)
@@ -93,8 +94,8 @@ def disk_fault(error: BaseException | None) -> str | None:
         for code in _FULL + _REFUSED:
             if os.strerror(code) in text or f"os error {code})" in text:
                 return os.strerror(code)
-        if any(words in text for words in _WRITING_FAILED):
-            return "writing failed"
+        if any(words in text for words in _FAILED_WORDS):
+            return _WRITING_FAILED
         error = error.__cause__ or error.__context__
     return None
 
@@ -144,12 +145,12 @@ def _is_of(error: BaseException, places: list[Path]) -> bool:
 
 
 def _disk_text(path: Path, partial: Path, reason: str, size: int | None) -> str:
-    if _is_refusal(reason):
+    if reason not in {_WRITING_FAILED, *map(os.strerror, _FULL)}:
         return f"{_shown(path)}: cannot be written ({reason}); mend the access, or name another place."
     with contextlib.suppress(OSError):
         written = sum(file.stat().st_size for file in [partial, *partial.rglob("*")] if file.is_file())
         reason += f"; {_amount(written)} {'' if size is None else f'of {_amount(size)} '}written"
-    existing = next((folder for folder in path.absolute().parents if folder.is_dir()), None)
+    existing = next((folder for folder in path.absolute().parents if os.path.isdir(folder)), None)
     if existing is not None:
         with contextlib.suppress(OSError):
             reason += f", {_amount(shutil.disk_usage(existing).free)} free"

@@ -148,7 +148,9 @@ def test_card__says_what_was_measured_and_how(run, saved, measured, tmp_path):
     for words in ("Not at all.", "protocol clips (version 1", "`the command`", record["data"]["fingerprint"][:12]):
         assert words in card.text
     assert 'from_pretrained("owner/name"' in card.text
-    assert run(saved, "--results", measured, "--out", target)[0] == 0  # a card may be filled again
+    code, _, err = run(saved, "--out", target)
+    assert code == 1 and "Add --overwrite to replace it." in err and ModelCard.load(target).text == card.text
+    assert run(saved, "--results", measured, "--out", target, "--overwrite")[0] == 0
 
 
 def test_card__is_printed_without_out(run, saved):

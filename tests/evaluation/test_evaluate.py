@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from cavmae_sync_hf import (
+    AlreadyExistsError,
     CavMaeSyncForAudioVisualClassification,
     CavMaeSyncModel,
     DataError,
@@ -540,11 +541,13 @@ def test_record__can_be_checked_and_read_again(model, processor, shards, tmp_pat
     assert record["date"].endswith("+00:00") and record["command"] == "cavmae-sync evaluate ..."
     assert record["counts"]["clips_seen"] == 3 and not record["complete"]
     assert read_results(path) == record and [path] == list(path.parent.iterdir())
-    write_results(path, record)  # a newer run replaces it
+    with pytest.raises(AlreadyExistsError, match="Pass overwrite=True"):
+        write_results(path, record)
+    write_results(path, record, overwrite=True)
     other = tmp_path / "notes.txt"
     other.write_text("mine")
     with pytest.raises(EvaluationError, match="holds no results, so it is not replaced"):
-        write_results(other, record)
+        write_results(other, record, overwrite=True)
     assert other.read_text() == "mine"
 
 

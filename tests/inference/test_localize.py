@@ -420,7 +420,7 @@ def test_video__of_slides_is_whole(pair, tmp_path):
 
     for source, span in ((slides, (None, None)), (slides.read_bytes(), (1.0, 2.0)), (slides, (4.2, None))):
         result = localize(*pair, source, fps=2, start=span[0], end=span[1])
-        target = write_overlay_video(result, source, tmp_path / "out.mp4", short_side=48)
+        target = write_overlay_video(result, source, tmp_path / "out.mp4", short_side=48, overwrite=True)
         length = (span[1] or 5.0) - (span[0] or 0.0)
         info = probe_media(target)
         assert info.frame_rate == 10 and info.duration == pytest.approx(length, abs=0.11)

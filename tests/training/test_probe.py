@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,14 @@ import pytest
 import torch
 
 import cavmae_sync_hf
-from cavmae_sync_hf import CavMaeSyncModel, CavMaeSyncProcessor, InferenceError, TrainingError, save_for_hub
+from cavmae_sync_hf import (
+    AlreadyExistsError,
+    CavMaeSyncModel,
+    CavMaeSyncProcessor,
+    InferenceError,
+    TrainingError,
+    save_for_hub,
+)
 from cavmae_sync_hf.data.dataset import CavMaeSyncDataset
 from cavmae_sync_hf.training import feature_cache
 from cavmae_sync_hf.training.arguments import parse_arguments
@@ -392,7 +400,9 @@ def test_run__writes_metrics_beside_those_of_the_baselines(saved, shards, held, 
     assert len(record["rows"]) == 8 and record["checkpoint"]["sha256"]
 
     monkeypatch.setattr(feature_cache, "encode_moments", None)
-    again = run_probe(settings)
+    with pytest.raises(AlreadyExistsError, match="Pass overwrite=True"):
+        run_probe(settings)
+    again = run_probe(replace(settings, overwrite=True))
     assert [row["mean_average_precision"] for row in again] == [row["mean_average_precision"] for row in rows]
 
 

@@ -323,11 +323,13 @@ class _SyncWriter:
     """
 
     def __init__(self, folder: Path, videos: list[str], overwrite: bool) -> None:
-        from ..files import file_stem
+        from ..files import file_stem, writing
         from ..inference.plots import require_matplotlib
 
         # Before the first video is measured, not after it.
         _check_folder(folder)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         require_matplotlib()
         self.overwrite = overwrite
         taken: set[str] = set()
@@ -481,7 +483,6 @@ def _seconds(show: Callable[..., None]) -> Callable[..., None]:
 def _check_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; name a folder for the results.")
-    folder.mkdir(parents=True, exist_ok=True)
 
 
 def _show_labels(result: "ClipLabels", moments: bool) -> None:

@@ -191,7 +191,10 @@ def read_source(
         replace(record, id=printable(record.id), source=printable(record.source)) for record in clips.records
     ]
     if clips.label_names is not None:
-        clips.label_names = [printable(name) for name in clips.label_names]
+        # Labels may have line breaks, which no file name in a list should; but UTF-8 has to hold them, too.
+        clips.label_names = [
+            re.sub("[\ud800-\udfff]+", lambda odd: printable(odd[0]), name) for name in clips.label_names
+        ]
     counts = Counter(record.id for record in clips.records)
     doubled = [clip_id for clip_id, count in counts.items() if count > 1]
     if doubled:

@@ -2,16 +2,17 @@
 """Plots of localization and synchrony: maps on frames and spectrogram, and a timeline of offset and scores."""
 
 import importlib.util
+import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, features
 
 from ..files import StrPath, check_free, whole_file
-from ..model.errors_cavmae_sync import InferenceError
+from ..model.errors_cavmae_sync import InferenceError, printable
 from ..model.media_cavmae_sync import decode_media
 from .localize import LocalizationResult
 from .sync import SyncResult
@@ -30,7 +31,9 @@ _MARGIN = 8
 # Of the timeline: colour maps, colours and resolution.
 _SIMILARITY, _CONTRAST = "viridis", "RdBu_r"
 _LINE, _ACCENT, _FAINT = "#1f4e79", "#c2410c", "#9aa5b1"
-_DOTS_PER_INCH = 100
+_DOTS_PER_INCH, _TITLE_POINTS = 100, 11
+# Joiners and choices between forms of a sign, which no font needs to have.
+_UNSEEN = "\u200c\u200d\ufe0e\ufe0f"
 
 
 def overlay_frames(
@@ -310,9 +313,17 @@ def draw_timeline(
     _draw_curve(figure.add_subplot(top[1]), result)
     _draw_band(figure, figure.add_subplot(rows[1]), result)
     _draw_scores(figure.add_subplot(rows[2]), result)
-    figure.suptitle(_title(result), x=0.01, y=0.99, ha="left", va="top", fontsize=11)
+    name = _names(result)
+    font = title_font(name, _TITLE_POINTS * _DOTS_PER_INCH / 72)
+    # Below the name, which is drawn apart: matplotlib takes one font for it and gives boxes for signs that it lacks.
+    verdict = _verdict(result) if font is None else f" \n{_verdict(result)}"
+    figure.suptitle(verdict, x=0.01, y=0.99, ha="left", va="top", fontsize=_TITLE_POINTS)
     canvas.draw()
     image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    if font is not None:
+        shown = shorten(name, font, 0.98 * image.width)
+        place = 0.01 * image.width, 0.01 * image.height + font.size  # on one line, whatever the font's height
+        ImageDraw.Draw(image).text(place, shown, fill="black", font=font, anchor="ls")
     if path is not None:
         save_image(image, path, overwrite=overwrite)
     return image
@@ -324,13 +335,78 @@ def require_matplotlib() -> None:
         raise ImportError("The timeline needs matplotlib: pip install matplotlib")
 
 
-def _title(result: SyncResult) -> str:
-    name = Path(result.source).name
+def title_font(text: str, size: float, fonts: Sequence[str] | None = None) -> ImageFont.FreeTypeFont | None:
+    """A font that has every sign of a text; `None` where there is none, or the text cannot be laid out.
+
+    Args:
+        text: Such as the name of a file in any script.
+        size: Of the letters, pixels.
+        fonts: Font files to choose from, best first; default: matplotlib's own, then this machine's.
+    """
+    text = unicodedata.normalize("NFC", text)
+    turned = any(unicodedata.bidirectional(sign) in ("R", "AL") for sign in text)
+    joined = turned or any(unicodedata.category(sign)[0] == "M" for sign in text)
+    if joined and not features.check("raqm") or turned and not features.check("fribidi"):
+        return None  # letters would stand apart, or in the wrong order
+    signs = "".join(sorted({sign for sign in text if not sign.isspace() and sign not in _UNSEEN}))
+    path = _font_with(signs, None if fonts is None else tuple(fonts))
+    return None if path is None else ImageFont.truetype(path, size)
+
+
+@lru_cache(maxsize=256)
+def _font_with(signs: str, fonts: tuple[str, ...] | None) -> str | None:
+    """The first font file that draws something for each of some signs."""
+    from matplotlib import font_manager
+
+    if fonts is not None:
+        return next((path for path in fonts if _draws(path, signs)), None)
+    own = font_manager.findfont("DejaVu Sans")
+    return own if _draws(own, signs) else next((path for path in _installed_fonts() if _draws(path, signs)), None)
+
+
+@lru_cache(maxsize=1)
+def _installed_fonts() -> tuple[str, ...]:
+    """This machine's font files, upright ones without serifs first."""
+    from matplotlib import font_manager
+
+    def rank(path: str) -> tuple[int, bool, str]:
+        name = Path(path).name.lower()
+        unlike = sum(word in name for word in ("bold", "italic", "oblique", "black", "light", "thin", "mono", "serif"))
+        return unlike, "sans" not in name, path
+
+    return tuple(sorted(font_manager.findSystemFonts(), key=rank))
+
+
+def _draws(path: str, signs: str) -> bool:
+    from matplotlib.ft2font import FT2Font, LoadFlags
+
+    if "lastresort" in Path(path).name.lower():  # boxes for everything
+        return False
+    try:
+        font = FT2Font(path)
+        if not font.scalable or not all(font.get_char_index(ord(sign)) for sign in signs):
+            return False
+        # Fonts of coloured emoji have empty outlines.
+        return all(font.load_char(ord(sign), flags=LoadFlags.NO_SCALE).width > 0 for sign in signs)
+    except (OSError, RuntimeError, ValueError):  # no font, or one in a form of its own
+        return False
+
+
+def shorten(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    """A text cut to a width in pixels, with three dots where something is cut off."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(f"{text}...") > width:
+        text = text[:-1]
+    return f"{text}..."
+
+
+def _names(result: SyncResult) -> str:
+    """The names of the video and, where it is another file, of its audio."""
+    name = printable(Path(result.source).name)
     if result.audio_source is not None:
-        name += f" with the audio of {Path(result.audio_source).name}"
-    # A dollar sign would begin a formula.
-    name = "".join(letter if letter.isprintable() else "?" for letter in name).replace("$", r"\$")
-    return (name if len(name) < 70 else name[:67] + "...") + f"\n{_verdict(result)}"
+        name += f" with the audio of {printable(Path(result.audio_source).name)}"
+    return name
 
 
 def _verdict(result: SyncResult) -> str:

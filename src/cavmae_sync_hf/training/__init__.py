@@ -10,7 +10,7 @@ from .arguments import (
     parse_arguments,
 )
 from .base import CavMaeSyncBaseTrainer, EpochSampler, SaveOnSignal, run_to_end
-from .checkpoints import average_checkpoints, average_weights, checkpoints_of_epochs, last_checkpoint
+from .checkpoints import average_checkpoints, average_weights, check_output, checkpoints_of_epochs, last_checkpoint
 from .classification import CavMaeSyncClassificationTrainer, Predictions, prediction_metrics
 from .classification_arguments import ClassificationArguments, ClassificationModelArguments
 from .evaluation import Embeddings, evaluate_alignment
@@ -55,6 +55,7 @@ __all__ = [
     "build_classifier",
     "build_for_pretraining",
     "build_sets",
+    "check_output",
     "checkpoints_of_epochs",
     "classification_flops",
     "evaluate_alignment",

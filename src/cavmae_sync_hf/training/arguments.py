@@ -114,6 +114,7 @@ class RunArguments(TrainingArguments):
             as a mapping or JSON with these keys. Takes the place of `lr_scheduler_type` (published CAV-MAE: 10, 5,
             0.5).
         eval_batch_frames: Frames (with their windows) that the model sees at a time in evaluation.
+        overwrite: Start anew in an `output_dir` that holds an earlier run, whose checkpoints go; off: refuse it.
         peak_tflops: Peak of a device in TFLOP/s at the precision in use, for the utilisation; `0` measures a matrix
             product on CUDA devices and leaves the utilisation out elsewhere.
         remove_unused_columns: Off: samples are not rows of columns named like the model's arguments.
@@ -128,6 +129,7 @@ class RunArguments(TrainingArguments):
         None, "Step decay of the rate, as JSON: start, every (epochs), factor."
     )
     eval_batch_frames: int = setting(256, "Frames seen at a time in evaluation.")
+    overwrite: bool = setting(False, "Replace an earlier run in output_dir.")
     peak_tflops: float = setting(0.0, "Peak TFLOP/s of a device; 0: measure it on CUDA.")
     remove_unused_columns: bool = setting(False, "Must stay off.")
     dataloader_drop_last: bool = setting(True, "Drop the incomplete last batch.")
@@ -205,6 +207,7 @@ class ProbeArguments:
         max_iterations: Of the optimiser.
         jobs: Classes fitted side by side; -1: as many as there are cores.
         cache_dir: Where features are kept, a folder per set; default: `features` in `output_dir`.
+        overwrite: Replace the `metrics.json` of an earlier run, which is refused otherwise.
         refresh_cache: Throw away features of another model or set, instead of refusing to go on.
         batch_frames: Frames (with their windows) encoded at a time.
         num_workers: Processes that load.
@@ -231,6 +234,7 @@ class ProbeArguments:
     max_iterations: int = setting(1000, "Of the optimiser.")
     jobs: int = setting(-1, "Classes fitted side by side; -1: one per core.")
     cache_dir: str | None = setting(None, "Where features are kept; default: in output_dir.")
+    overwrite: bool = setting(False, "Replace an earlier metrics.json.")
     refresh_cache: bool = setting(False, "Replace features of another model or set.")
     batch_frames: int = setting(256, "Frames encoded at a time.")
     num_workers: int = setting(0, "Processes that load.")

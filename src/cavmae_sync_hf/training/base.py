@@ -37,7 +37,7 @@ from ..model.errors_cavmae_sync import Hint, NonFiniteLossError, TrainingError
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from ..model_card import CardDetails, create_model_card
 from .arguments import RunArguments
-from .checkpoints import last_checkpoint
+from .checkpoints import check_output, last_checkpoint, remove_checkpoints
 from .evaluation import map_clips
 from .freezing import plain_model
 from .sets import INPUT_NAMES, EvaluationSet
@@ -541,7 +541,8 @@ def _not_finite(tensors: Iterable[Tensor], count: int) -> Tensor:
 def run_to_end(trainer: CavMaeSyncBaseTrainer) -> int:
     """Train, evaluate, and write model, card, `metrics.json` and `trainer_state.json` to `output_dir`.
 
-    `resume_from_checkpoint="auto"` goes on from the newest whole checkpoint of `output_dir`, if there is one.
+    `resume_from_checkpoint="auto"` goes on from the newest whole checkpoint of `output_dir`, if there is one. An
+    earlier run in `output_dir` that is not gone on with is replaced with `overwrite` only.
 
     Returns:
         The status to exit with: 0, or 128 and the number of the signal that ended the training early; then the
@@ -549,10 +550,9 @@ def run_to_end(trainer: CavMaeSyncBaseTrainer) -> int:
     """
     settings = trainer.args
     output_dir = Path(str(settings.output_dir))
-    resume = settings.resume_from_checkpoint
-    if resume == "auto":
-        found = last_checkpoint(output_dir)
-        resume = None if found is None else str(found)
+    resume = check_output(settings)
+    if resume is None and trainer.is_world_process_zero():
+        remove_checkpoints(output_dir)
     trainer.train(resume_from_checkpoint=resume)
     if trainer.stopped_by is not None:
         print(f"Stopped by {trainer.stopped_by.name} after a checkpoint; --resume_from_checkpoint auto goes on.")

@@ -16,12 +16,16 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..files import StrPath, whole_folder
-from ..model.errors_cavmae_sync import TrainingError
+from ..model.errors_cavmae_sync import AlreadyExistsError, Hint, TrainingError, printable
+from .arguments import RunArguments
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 # What belongs to a run and not to the model.
 _RUN_FILES = ("optimizer.*", "scheduler.*", "rng_state*", "trainer_state.json", "training_args.bin", "data_state.json",
               "scaler.pt", "README.md", "model*.safetensors*", "global_step*", "pytorch_model*")  # fmt: skip
+
+# What an earlier run left that a new one would replace.
+_RESULTS, _PLOTS = ("model*.safetensors*", "metrics.json"), "plots/*.png"
 
 
 def last_checkpoint(folder: StrPath | None) -> Path | None:
@@ -40,6 +44,43 @@ def last_checkpoint(folder: StrPath | None) -> Path | None:
         if number.isdigit():
             found.append((int(number), path))
     return max(found)[1] if found else None
+
+
+def check_output(arguments: RunArguments) -> str | None:
+    """Find out where a run begins, and refuse an output folder whose contents it would replace.
+
+    Args:
+        arguments: Of the run. `resume_from_checkpoint="auto"` stands for the newest whole checkpoint, if there is one.
+
+    Returns:
+        The checkpoint to go on from; `None` where the run starts anew.
+
+    Raises:
+        AlreadyExistsError: The folder holds an earlier run, which is neither resumed nor to be replaced.
+    """
+    folder, resume = Path(str(arguments.output_dir)), arguments.resume_from_checkpoint
+    checkpoint = last_checkpoint(folder)
+    if resume == "auto" and checkpoint is not None:
+        return str(checkpoint)
+    if resume != "auto" and resume is not None:
+        return resume
+    # One that was stopped before its first checkpoint has plots at most, and is begun again.
+    patterns = _RESULTS if resume == "auto" else (*_RESULTS, _PLOTS)
+    kept = checkpoint or next((entry for pattern in patterns for entry in sorted(folder.glob(pattern))), None)
+    if kept is not None and not arguments.overwrite:
+        hints = [Hint("resume_from_checkpoint", "auto", "go on with it")] if checkpoint is not None else []
+        raise AlreadyExistsError(
+            f"{printable(str(folder))}: holds an earlier run ({kept.name}); name another output_dir.",
+            hint=(*hints, Hint("overwrite", True, "start anew and replace it")),
+        )
+    return None
+
+
+def remove_checkpoints(folder: StrPath) -> None:
+    """Remove the checkpoints of an earlier run, which the next run would take for its own."""
+    for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        if path.name.rpartition("-")[2].isdigit():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def checkpoints_of_epochs(output_dir: StrPath, first: int, last: int) -> list[Path]:
@@ -129,7 +170,7 @@ def average_checkpoints(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise TrainingError(f"{target}: already exists and is not an empty folder; name another one, or remove it.")
     means = average_weights(folders, progress)
-    with whole_folder(target) as folder:
+    with whole_folder(target, overwrite=False) as folder:
         shutil.copytree(folders[-1], folder, ignore=shutil.ignore_patterns(*_RUN_FILES), dirs_exist_ok=True)
         save_file(means, folder / _WEIGHTS, metadata={"format": "pt"})
     return target

@@ -19,7 +19,7 @@ import torch
 from accelerate import PartialState
 
 from ..data.dataset import CavMaeSyncDataset
-from ..files import write_json
+from ..files import check_free, write_json
 from ..inference.features import choose_features
 from ..inference.loading import load_model
 from ..metrics import accuracy, compute, mean_average_precision
@@ -50,12 +50,15 @@ def run_probe(
         A row for each set, model, labels and features, see `metrics.json`; none on other processes than the first.
 
     Raises:
+        AlreadyExistsError: There is a `metrics.json`, and `overwrite` is off.
         CavMaeSyncError: The model, the data, the cache or a setting cannot be used; the message says why.
     """
     rank, world = (0, 1) if process is None else (process.process_index, process.num_processes)
     wait = process.wait_for_everyone if process is not None else lambda: None
     if arguments.model is None:
         raise TrainingError("There is nothing to probe; name a `model`.")
+    metrics = Path(arguments.output_dir) / "metrics.json"
+    check_free(metrics, overwrite=arguments.overwrite)
     device: Any = arguments.device
     if device is None:
         device = process.device if process is not None else "cuda" if torch.cuda.is_available() else "cpu"
@@ -98,7 +101,7 @@ def run_probe(
             "versions": software_versions(),
             "rows": rows,
         }
-        write_json(Path(arguments.output_dir) / "metrics.json", record)
+        write_json(metrics, record, overwrite=arguments.overwrite)
     wait()
     return rows
 
