@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -76,7 +77,7 @@ def fail_on(monkeypatch):
     """Let the opening of the bad file raise an error."""
     real = MediaSource.open
 
-    def install(error: BaseException, opening: int = 1) -> None:
+    def install(error: BaseException) -> None:
         def open_or_fail(self, **options):
             if BAD in self.name:
                 raise error
@@ -101,6 +102,67 @@ def test_failure_of_one_file__costs_that_file(run, models, videos, tmp_path, fai
     assert "3 " in last and " done, 1 left out" in last
     assert ("1 of them by an unexpected error" in last) == unexpected
     assert (" at test_batches.py:" in named[0] and " open_or_fail" in named[0]) == unexpected
+
+
+def _truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def _become_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def _become_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+# What happens to a file after it was listed -> what the report says.
+HAPPENINGS = {
+    "vanishes": (Path.unlink, "no such file"),
+    "folder": (_become_folder, "is a folder"),
+    "pipe": (_become_pipe, "is a pipe or a device"),
+    "truncated": (_truncate, "truncated, corrupt or still being written"),
+    "emptied": (lambda path: path.write_bytes(b""), "is empty"),
+    "other": (lambda path: path.write_text("words " * 99), "is text"),
+}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs POSIX files")
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("happening", HAPPENINGS)
+def test_file_that_changes_under_the_run__costs_that_file(
+    run, models, videos, tmp_path, monkeypatch, command, happening
+):
+    folder = shutil.copytree(videos, tmp_path / "videos")
+    change, words = HAPPENINGS[happening]
+    real, todo = MediaSource.__init__, [folder / BAD]
+
+    def change_and_init(self, source, name=None):
+        if BAD in str(source) and todo:
+            change(todo.pop())
+        real(self, source, name)
+
+    monkeypatch.setattr(MediaSource, "__init__", change_and_init)
+
+    code, _, err = run(*arguments(command, models, folder, tmp_path / "out"))
+
+    named = [line for line in err.splitlines() if line.startswith("Left out:")]
+    assert code == 1 and not todo and len(named) == 1 and words in named[0], err
+    assert "3 " in err.splitlines()[-1] and "unexpected" not in err
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs POSIX files")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_pipes_and_devices__are_refused_and_not_waited_for(run, models, videos, tmp_path, command):
+    folder = shutil.copytree(videos, tmp_path / "videos")
+    os.mkfifo(folder / "pipe.mp4")
+    (folder / "zeros.mp4").symlink_to("/dev/zero")
+
+    code, _, err = run(*arguments(command, models, folder, tmp_path / "out"))
+
+    assert code == 1 and err.count("is a pipe or a device") == 2 and "4 " in err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("command", ["sync", "classify", "extract", "index"])

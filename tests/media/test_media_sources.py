@@ -1,6 +1,9 @@
 """What may be opened: paths, addresses, bytes and file objects; playlists and what is no media file are refused."""
 
+import errno
 import io
+import os
+import socket
 
 import av
 import numpy as np
@@ -9,7 +12,7 @@ import torch
 
 from cavmae_sync_hf import MediaError, MediaNotFoundError
 from cavmae_sync_hf.model import media_source_cavmae_sync
-from cavmae_sync_hf.model.media_cavmae_sync import decode_media
+from cavmae_sync_hf.model.media_cavmae_sync import decode_media, probe_media
 from cavmae_sync_hf.model.media_stream_cavmae_sync import iter_media
 from helpers.clips import joined, noise, numbers, serve, write_clip
 
@@ -149,3 +152,53 @@ def test_decode_media__missing_file_and_wrong_kinds_of_source(tmp_path):
         decode_media(3)
     with pytest.raises(MediaError, match="mode 'rb'"):
         decode_media(io.StringIO("text"))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs POSIX files")
+@pytest.mark.parametrize("kind", ["pipe", "zeros", "randomness", "socket"])
+def test_decode_media__what_may_never_end_is_not_opened(tmp_path, kind):
+    path = tmp_path / "endless.mp4"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        server = socket.socket(socket.AF_UNIX)
+        server.bind(str(path))
+        server.close()
+    else:
+        path.symlink_to({"zeros": "/dev/zero", "randomness": "/dev/urandom"}[kind])
+
+    for read in (decode_media, probe_media):
+        with pytest.raises(MediaError, match=r"endless.mp4: is a pipe or a device, not a file"):
+            read(path)
+
+
+class Endless(io.RawIOBase):
+    """Gives bytes for ever, and cannot go back."""
+
+    def __init__(self, block: bytes) -> None:
+        self.block = block
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        return self.block[:size]
+
+
+def test_decode_media__file_object_without_end_is_refused(clip, monkeypatch):
+    with pytest.raises(MediaError, match="zero bytes"):  # without reading on
+        decode_media(Endless(b"\0" * 4096))
+    monkeypatch.setattr(media_source_cavmae_sync, "MOST_UNKNOWN_BYTES", 1 << 24)
+    with pytest.raises(MediaError, match="has no end in 0.015625 GiB"):
+        decode_media(Endless(clip.read_bytes()))
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.ESTALE, errno.EIO, errno.ETIMEDOUT])
+def test_decode_media__file_that_cannot_be_looked_at_is_named_with_its_reason(clip, monkeypatch, code):
+    def fail(path, **_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(media_source_cavmae_sync.os, "stat", fail)
+    with pytest.raises(MediaError, match=f"cannot be read .{os.strerror(code)}") as caught:
+        decode_media(clip)
+    assert not isinstance(caught.value, FileNotFoundError)

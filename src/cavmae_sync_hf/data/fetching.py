@@ -7,6 +7,7 @@ A faulty file is left out for good; a faulty network or disk ends the run, which
 import contextlib
 import errno
 import http.client
+import os
 import shutil
 import tempfile
 import time
@@ -19,6 +20,7 @@ from typing import Any
 import fsspec
 
 from ..model.errors_cavmae_sync import MediaError, MediaNotFoundError, WorkerError, printable
+from ..model.media_source_cavmae_sync import MOST_UNKNOWN_BYTES
 
 try:
     from av.error import FFmpegError
@@ -32,8 +34,6 @@ _FETCH_ATTEMPTS = 3
 _FETCH_PAUSE_SECONDS = 1.0
 _FETCH_TIMEOUT_SECONDS = 30.0
 _MEMORY_FOR_FETCHED_FILE = 1 << 27
-# A server that does not say how much comes may send for ever.
-_MOST_OF_UNKNOWN_LENGTH = 1 << 32
 # What servers answer for files that are gone for good.
 _HTTP_NOT_FOUND = (404, 410)
 # What FFmpeg reports for faults of the machine; its other errors are faults of files.
@@ -57,7 +57,7 @@ def fault_of_machine(error: BaseException | None) -> BaseException | None:
 def reading_fault(paths: Iterable[str | None]) -> OSError | None:
     """Why a file of this machine cannot be read to its end; FFmpeg takes a failing disk for a broken file."""
     for path in paths:
-        if path is None or "://" in path:
+        if path is None or "://" in path or not os.path.isfile(path):  # a pipe may have no end
             continue
         try:
             with open(path, "rb") as file:
@@ -88,7 +88,7 @@ def local_file(source: Any, name: str) -> Iterator[Any]:
     if isinstance(source, dict) and source.get("bytes") is None and source.get("path") is not None:
         source = source["path"]
     if not isinstance(source, str) or "://" not in source or source.startswith("file://"):
-        if isinstance(source, str) and printable(source) != source:
+        if isinstance(source, str) and printable(source) != source and os.path.isfile(source):
             with open(source, "rb") as named:  # FFmpeg takes names in UTF-8 only
                 yield named
             return
@@ -135,7 +135,7 @@ def _fetch(source: str, file: Any) -> None:
             promised = reply.headers.get("Content-Length")
             while block := reply.read(_READ_BYTES):
                 file.write(block)
-                if promised is None and file.tell() > _MOST_OF_UNKNOWN_LENGTH:
+                if promised is None and file.tell() > MOST_UNKNOWN_BYTES:
                     raise MediaError(f"{source}: the server sends without end; store a piece of it.")
     except urllib.error.HTTPError as error:
         if error.code in _HTTP_NOT_FOUND:

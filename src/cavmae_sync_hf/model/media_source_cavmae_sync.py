@@ -8,8 +8,9 @@ refused with a message. FFmpeg itself is then limited to the demuxers of real co
 
 import http.client
 import io
+import math
 import os
-import shutil
+import stat
 import tempfile
 import urllib.error
 import urllib.parse
@@ -43,6 +44,8 @@ _FURTHER_SECONDS = 90
 # What can only be read forwards is copied: up to this many bytes in memory, more on disk.
 SPOOL_BYTES = 1 << 26
 _COPY_BYTES = 1 << 20
+# More bytes from what does not say how many come are taken for a source without end.
+MOST_UNKNOWN_BYTES = 1 << 32
 
 _PLAYLIST_STARTS = (
     b"#extm3u",
@@ -142,10 +145,19 @@ class MediaSource:
             self._owned.append(handle)
             self._resolve_file_object(handle)
             return
-        if not os.path.exists(text):
-            raise MediaNotFoundError(f"{self.name}: no such file; check the path.")
-        if os.path.isdir(text):
+        try:
+            mode = os.stat(text).st_mode
+        except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: a zero byte
+            raise MediaNotFoundError(f"{self.name}: no such file; check the path.") from error
+        except OSError as error:
+            raise MediaError(
+                f"{self.name}: cannot be read ({error.strerror}); check the path and the access rights."
+            ) from error
+        if stat.S_ISDIR(mode):
             raise MediaError(f"{self.name}: is a folder; pass the media files inside it.")
+        if not stat.S_ISREG(mode):
+            # It may never give anything, or never end; and FFmpeg must be able to go back.
+            raise MediaError(f"{self.name}: is a pipe or a device, not a file; pass the media file itself.")
         # The prefix keeps names such as "concat:a|b" from being read as FFmpeg's own protocols.
         self._target, self._protocols = "file:" + os.path.abspath(text), "file"
 
@@ -154,15 +166,22 @@ class MediaSource:
             raise MediaError(f"{self.name}: the file is open in text mode; open it with mode 'rb'.")
         if not (hasattr(handle, "seekable") and handle.seekable()):
             # FFmpeg must be able to go back (MP4 keeps its index at the end as often as not).
-            handle = self._spool(handle)
+            head = handle.read(SNIFF_BYTES)
+            if isinstance(head, str):
+                raise MediaError(f"{self.name}: the file is open in text mode; open it with mode 'rb'.")
+            self._sniff(bytes(head))  # before all the rest is read, which may be without end
+            handle = self._spool(handle, bytes(head), MOST_UNKNOWN_BYTES)
         self._target = handle
 
-    def _spool(self, handle: Any, head: bytes = b"") -> Any:
-        """Copy what can only be read forwards to where one can go back; memory stays bounded."""
+    def _spool(self, handle: Any, head: bytes = b"", limit: float = math.inf) -> Any:
+        """Copy what can only be read forwards to where one can go back, in bounded memory and up to `limit` bytes."""
         spooled = tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES)  # noqa: SIM115 (closed in close())
         self._owned.append(spooled)
         spooled.write(head)
-        shutil.copyfileobj(handle, spooled, _COPY_BYTES)
+        while block := handle.read(_COPY_BYTES):
+            spooled.write(block)
+            if spooled.tell() > limit:
+                raise MediaError(f"{self.name}: has no end in {limit / 2**30:g} GiB; pass a file that has one.")
         return spooled
 
     def _look(self) -> None:
