@@ -179,9 +179,14 @@ def decode_media(
     )
     with MediaSource(source, name) as media:
         clip = _read_clip(media, request)
-        known = clip.correction()
-        if known is not None:
-            # The header was wrong (or silent): what it promised is known now, so this pass is the last one.
+        known: dict[str, Any] = {}
+        for _ in range(3):
+            # The header was wrong (or silent), or packets hold something else than a frame each: a pass finds out what
+            # the next must know.
+            found = clip.correction()
+            if found is None:
+                break
+            known |= found
             again = _read_clip(media, request, seek=clip.reader.sought is not None, with_audio=False, **known)
             again.waveform, again.facts = clip.waveform, clip.facts
             clip = again
@@ -525,6 +530,8 @@ class _Clip(Reading):
         if self.video is None or not self.has_video:
             return None
         measured = self.reader.measured_duration
+        if not self.video.is_sure:
+            return {"skip": False}
         if self.indices is not None:
             rate = self.video.track.frame_rate or DEFAULT_FRAME_RATE
             if reference_indices(self.video.num_frames, rate, self.request.num_frames) != self.indices:

@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from .alignment_cavmae_sync import TIME_TOLERANCE
-from .media_tracks_cavmae_sync import DEFAULT_FRAME_RATE, MediaReader, TimedPacket
+from .media_tracks_cavmae_sync import MediaReader, TimedPacket, Track
 
 # Decoders in which skipping "non-reference" frames drops only frames that no other frame is built from.
 _EXACT_SKIP_CODECS = frozenset({"h264", "vp9"})
 _MAX_LOOKAHEAD = 64
+# So many frames must have come at the times of their packets before any packet is left undecoded.
+_PROBATION_FRAMES = 2
 
 
 class TimeGrid:
@@ -132,12 +134,58 @@ class IndexPicker:
             yield Pick(self.next - 1, self.last[0], end, self.last[1])
 
 
+class FrameClock:
+    """Says when each frame is shown that a decoder gives; they come in the order in which they are shown.
+
+    A frame has the presentation time of its packet. Where there is none, or where presentation times have gone
+    backwards more often than decoding times have, it has the decoding time of the packet that brought it out of the
+    decoder: AVI has no others. A frame without either follows the one before it by that one's length; so do all
+    frames of a bare stream, which has no clock. FFmpeg's command line shows frames at these times.
+
+    Args:
+        reader: The open file.
+        track: Its video track.
+
+    Attributes:
+        end: When the last frame ends, seconds, `None` before the first.
+    """
+
+    def __init__(self, reader: MediaReader, track: Track) -> None:
+        self.reader, self.track = reader, track
+        self._last = [-math.inf, -math.inf]  # presentation and decoding time
+        self._faults = [0, 0]  # how often each went backwards or stood still
+        self.end: float | None = None
+
+    def __call__(self, frame: Any) -> float | None:
+        """The time of the next frame, seconds; `None` where nothing says it, right behind a seek."""
+        shown, decoded = (None if self.track.is_bare else self.track.time(at) for at in (frame.pts, frame.dts))
+        for place, (own, other) in enumerate(((shown, decoded), (decoded, shown))):
+            if own is not None:
+                self._faults[place] += own <= self._last[place]
+                self._last[place] = own
+            elif other is not None:
+                self._last[place] = other
+        time = shown
+        if decoded is not None and (shown is None or self._faults[0] > self._faults[1]):
+            time = decoded
+        if time is None:
+            time = self.end
+        if time is None and (self.track.is_bare or self.reader.sought is None):
+            time = 0.0
+        if time is not None:
+            self.end = time + self.track.seconds(frame.duration)
+        return time
+
+
 class PacketAdvisor:
     """Tells, before decoding, which packets hold a frame that somebody asks for.
 
     Packets come in decoding order; one whose frame nobody asks for need not be decoded when nothing else is built from
     it. A packet is judged once the presentation time that follows its own is certain, which is when a decoding time
     reaches it (no later packet can be presented before it is decoded).
+
+    It goes by the times of packets, and frames must be found to come at these before it is believed: where one packet
+    holds one field of a frame, or nothing that is shown, or where the container has decoding times only, they do not.
 
     Args:
         asks: `asks(begin, end, number)` says whether the frame that is on screen from `begin` to `end`, the one with
@@ -149,12 +197,16 @@ class PacketAdvisor:
         self.asks = asks
         self.keep_times = keep_times
         self.times: list[float] = []
+        self.is_right = True  # whether frames came at the times of their packets so far
         self._pending: deque[tuple[float, TimedPacket]] = deque()
-        self._first = True
+        self._due: list[float] = []  # times of packets that were decoded and gave no frame yet
+        self._num_met = 0
 
     def push(self, time: float, packet: TimedPacket) -> Iterator[tuple[TimedPacket, bool]]:
         """Take the packet presented at `time`; yield `(packet, wanted)` for those that can be judged, in order."""
-        bisect.insort(self.times, time)
+        place = bisect.bisect_left(self.times, time)
+        self.is_right &= place == len(self.times) or self.times[place] != time
+        self.times.insert(place, time)
         self._pending.append((time, packet))
         reached = -math.inf if packet.decode_time is None else packet.decode_time + TIME_TOLERANCE
         while self._pending:
@@ -164,13 +216,24 @@ class PacketAdvisor:
             if not certain and len(self._pending) <= _MAX_LOOKAHEAD:
                 break
             self._pending.popleft()
-            # The first packet also answers the times before the first frame.
-            wanted = not certain or self.asks(head, self.times[following], following - 1) or self._first
-            self._first = False
+            wanted = not certain or self.asks(head, self.times[following], following - 1)
+            if wanted or self._num_met < _PROBATION_FRAMES:  # the first one also answers the times before it
+                bisect.insort(self._due, head)
+                wanted = True
             yield item, wanted
         if not self.keep_times:
             earliest = min((entry[0] for entry in self._pending), default=time)
             del self.times[: bisect.bisect_left(self.times, earliest)]
+
+    def meet(self, time: float, frame: Any) -> None:
+        """Compare with the packets a frame that the decoder gives, in the order in which they are shown."""
+        self.is_right &= not frame.interlaced_frame  # the next one may come in two packets
+        passed = bisect.bisect_left(self._due, time - TIME_TOLERANCE)
+        # Decoders leave out what is shown before the first key frame and needs frames before that.
+        self.is_right &= not passed or not self._num_met
+        is_met = passed < len(self._due) and self._due[passed] <= time + TIME_TOLERANCE
+        del self._due[: passed + is_met]
+        self._num_met += is_met
 
     def flush(self) -> Iterator[tuple[TimedPacket, bool]]:
         """Give up looking ahead: everything left counts as wanted."""
@@ -196,6 +259,7 @@ class VideoDecoder:
 
     Attributes:
         skipped: Whether frames were left undecoded.
+        is_sure: Whether it was right to leave them undecoded, and to count packets for frames.
         num_frames: Frames of the span; complete after `finish`.
         packet_times: Presentation times of the packets, ascending; complete after `finish`.
     """
@@ -213,39 +277,48 @@ class VideoDecoder:
         assert reader.video is not None
         self.reader, self.track, self.picker, self.start, self.end = reader, reader.video, picker, start, end
         self._codec = self.track.stream.codec_context
+        self._clock = FrameClock(reader, self.track)
         self.advisor = None
-        if skip and self._codec.name in _EXACT_SKIP_CODECS:
+        if skip and self._codec.name in _EXACT_SKIP_CODECS and not self.track.is_bare:
             self.advisor = PacketAdvisor(self._asks, keep_times)
         self.skipped = False
+        self.is_sure = True
         self.num_frames = 0
         self.packet_times: list[float] = []
         self._done = False
         self._skipping = False
-        self._previous = 0.0
         self._until: dict[float, float] = {}  # frame time: time of the frame that follows, for wanted frames
 
     def push(self, packet: TimedPacket) -> Iterator[Pick]:
         """Take the next packet in decoding order; yield the frames that it settles."""
         if packet.data is None:
             yield from self._drain()
+            if self.track.is_bare and not self._done:
+                self.track.end = self._clock.end or 0.0  # packets that hold a field each were counted as frames
             self._done = True
         elif self._done:
             if packet.time is not None and not packet.data.is_discard:
                 bisect.insort(self.packet_times, packet.time)
         elif self.advisor is None:
-            yield from self._take(self.reader.decode(packet))
-        elif packet.data.is_discard or packet.time is None:
+            yield from self._decode(packet, True)
+        elif packet.data.is_discard:
             # Frames that an edit list drops are decoded, for others are built from them, but have no number.
-            for item, _ in self.advisor.flush():
-                yield from self._decode(item, True)
+            yield from self._decode_pending()
+            yield from self._decode(packet, True)
+        elif packet.time is None:
+            yield from self._give_up_skipping()
             yield from self._decode(packet, True)
         else:
             for item, wanted in self.advisor.push(packet.time, packet):
                 yield from self._decode(item, wanted)
+            if not self.advisor.is_right:
+                yield from self._give_up_skipping()
 
     def finish(self, end: float = math.inf) -> Iterator[Pick]:
         """No more packets: yield what the decoder holds and what the last frame answers before `end`."""
         yield from self._drain()
+        if self.advisor is not None and not self.advisor.is_right:
+            yield from self._give_up_skipping()
         yield from self.settle(end)
         if self.advisor is not None:
             self.packet_times = sorted(self.packet_times + self.advisor.times)
@@ -266,10 +339,20 @@ class VideoDecoder:
         return number - self.advisor.count_before(self.start) in self.picker.indices
 
     def _drain(self) -> Iterator[Pick]:
-        for item, wanted in self.advisor.flush() if self.advisor is not None else ():
-            yield from self._decode(item, wanted)
+        yield from self._decode_pending()
         if not self._done:
             yield from self._take(self.reader.decode(TimedPacket(self.track)))
+
+    def _decode_pending(self) -> Iterator[Pick]:
+        for item, wanted in self.advisor.flush() if self.advisor is not None else ():
+            yield from self._decode(item, wanted)
+
+    def _give_up_skipping(self) -> Iterator[Pick]:
+        """The times of packets are not those of frames: from here on, decode all and go by the frames alone."""
+        yield from self._decode_pending()
+        # The numbers of frames were told by packets, too; the first frame has the first number all the same.
+        self.is_sure = not self.skipped and (isinstance(self.picker, FramePicker) or self.num_frames <= 1)
+        self.advisor = None
 
     def _decode(self, packet: TimedPacket, wanted: bool) -> Iterator[Pick]:
         if self._done:
@@ -282,13 +365,15 @@ class VideoDecoder:
 
     def _take(self, frames: list[Any]) -> Iterator[Pick]:
         for frame in frames:
-            time = self.track.time(frame.pts)
-            if time is None:  # some AVI files have no presentation times
-                step = 1.0 / (self.track.frame_rate or DEFAULT_FRAME_RATE)
-                time = 0.0 if self.track.first_time is None else self._previous + step
-            self._previous = time
+            time = self._clock(frame)
+            if time is None:
+                # Sought to where no packet says its time: too late, whatever it is.
+                self.track.first_time = math.inf
+                continue
             if self.track.first_time is None:
                 self.track.first_time = time
+            if self.advisor is not None:
+                self.advisor.meet(time, frame)
             if isinstance(self.picker, FramePicker):
                 yield from map(self._with_next, self.picker.push(time, frame))
             elif self.start - TIME_TOLERANCE <= time < self.end - TIME_TOLERANCE:
@@ -298,9 +383,9 @@ class VideoDecoder:
         self._done = counted and self.picker.done
 
     def _number(self, time: float) -> int:
+        self.num_frames += 1
         if self.advisor is not None:
             return self.advisor.count_before(time) - self.advisor.count_before(self.start)
-        self.num_frames += 1
         return self.num_frames - 1
 
     def _with_next(self, pick: Pick) -> Pick:

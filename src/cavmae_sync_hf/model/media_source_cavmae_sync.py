@@ -21,6 +21,7 @@ from .errors_cavmae_sync import MediaError, MediaNotFoundError, printable
 
 try:
     import av
+    import av.container
 except ImportError:  # the folder must load without PyAV; decoding is what needs it
     av = None  # type: ignore[assignment]
 
@@ -59,8 +60,9 @@ _PLAYLIST_STARTS = (
     b"<mpd",
 )
 _PLAYLIST_TAGS = (b"<mpd", b"<smil", b"<asx", b"<playlist")
+_PNG = b"\x89PNG\r\n\x1a\n"
 _OTHER_FILES = (
-    (b"\x89PNG\r\n\x1a\n", "a PNG image"),
+    (_PNG, "a PNG image"),
     (b"\xff\xd8\xff", "a JPEG image"),
     (b"BM", "a BMP image"),
     (b"II*\x00", "a TIFF image"),
@@ -70,6 +72,8 @@ _OTHER_FILES = (
     (b"%PDF", "a PDF document"),
     (b"\x93NUMPY", "a NumPy array file"),
 )
+# Says in a PNG file that it is animated, before its first image.
+_ANIMATION_CHUNK = b"acTL"
 
 
 def require_av() -> None:
@@ -242,7 +246,7 @@ class MediaSource:
                 "Pass the media file itself."
             )
         for magic, kind in _OTHER_FILES:
-            if head.startswith(magic):
+            if head.startswith(magic) and not (magic == _PNG and _ANIMATION_CHUNK in head):
                 raise MediaError(f"{self.name}: is {kind}, not a video; images are passed as arrays, decoded.")
         if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
             raise MediaError(f"{self.name}: is a WebP image, not a video; images are passed as arrays, decoded.")
@@ -267,14 +271,16 @@ class MediaSource:
         timeout = HTTP_TIMEOUT_SECONDS if self._protocols.startswith("http") else None
         try:
             container = av.open(target, mode="r", options=options, metadata_errors="ignore", timeout=timeout)
-            self._is_unlisted = container.format.name in _UNLISTED_CONTAINERS
-            return container
         except (av.error.FFmpegError, OSError, ValueError) as error:
             if self._is_mp4:
                 reason = "its index is missing or damaged: the file is truncated, corrupt or still being written"
             else:
                 reason = f"it is not a media file that can be read, or it is corrupt ({error})"
             raise MediaError(f"{self.name}: {reason}; fetch it again or convert it with ffmpeg.") from error
+        # PyAV lets FFmpeg make up the presentation times that AVI lacks, and it does so in the order of decoding.
+        container.flags &= ~av.container.Flags.gen_pts.value
+        self._is_unlisted = container.format.name in _UNLISTED_CONTAINERS
+        return container
 
     def look_further(self) -> bool:
         """Let FFmpeg look further into the file for tracks from now on; gives whether it may find more then."""

@@ -25,6 +25,7 @@ from .media_source_cavmae_sync import MediaSource
 
 try:
     import av
+    import av.format
 except ImportError:
     av = None  # type: ignore[assignment]
 
@@ -143,6 +144,8 @@ class Track:
 
     Attributes:
         kind: `"audio"` or `"video"`.
+        is_bare: Whether it lies in the file without a container, which would have a clock.
+        is_reordered: Whether frames are shown in another order than they are decoded in.
         start: When it starts, as the header has it, seconds.
         declared_end: When it ends, as the header has it, infinite where that does not say.
         end: When the latest of its packets ends, seconds.
@@ -156,8 +159,13 @@ class Track:
         self.kind: str = stream.type
         # PyAV makes a new Fraction at each look at a time base, which would cost as much as demuxing.
         self._numerator, self._denominator = stream.time_base.numerator, stream.time_base.denominator
-        rate = (stream.average_rate or stream.guessed_rate) if self.kind == "video" else None
-        self.frame_rate = float(rate) if rate else None
+        self.is_bare = bool(stream.container.format.flags & av.format.Flags.no_timestamps.value)
+        self.is_reordered = self.kind == "video" and bool(stream.codec_context.has_b_frames)
+        self.frame_rate: float | None = None
+        if self.kind == "video":
+            # The average is over what a container says; of a bare stream FFmpeg takes it to be 25.
+            rate = stream.guessed_rate if self.is_bare else stream.average_rate or stream.guessed_rate
+            self.frame_rate = float(rate) if rate else None
         self.start = self.time(stream.start_time) or 0.0
         end = None if stream.duration is None else (stream.start_time or 0) + stream.duration
         self.declared_end = math.inf if end is None else (self.time(end) or 0.0)
@@ -174,10 +182,17 @@ class Track:
         return None if ticks is None else ticks * self._numerator / self._denominator - self.origin
 
     def seconds(self, ticks: int | None) -> float:
-        """How long a packet lasts: its own ticks, or one frame where it does not say."""
+        """How long a packet or a frame lasts: its own ticks, or one frame where it does not say."""
+        if self.is_bare:  # FFmpeg does not know; and a packet may hold one field of a frame
+            return max(self.frame_seconds, (ticks or 0) * self._numerator / self._denominator)
         if ticks:
             return ticks * self._numerator / self._denominator
-        return 1.0 / self.frame_rate if self.frame_rate else 0.0
+        return self.frame_seconds if self.kind == "video" else 0.0
+
+    @property
+    def frame_seconds(self) -> float:
+        """How long a frame of the video is shown by its frame rate, seconds."""
+        return 1.0 / (self.frame_rate or DEFAULT_FRAME_RATE)
 
 
 class TimedPacket(NamedTuple):
@@ -186,8 +201,9 @@ class TimedPacket(NamedTuple):
     Attributes:
         track: The track it belongs to.
         data: PyAV's packet; `None` when the track has ended.
-        time: When its frame is shown or heard, seconds.
-        decode_time: When it is decoded, seconds.
+        time: When its frame is shown or heard, seconds; `None` where the file does not say.
+        decode_time: When it is decoded, seconds; of a packet without any time, when the one before it has ended, and
+            `None` where that is not known.
     """
 
     track: Track
@@ -202,8 +218,12 @@ class TimedPacket(NamedTuple):
 
     @property
     def position(self) -> float | None:
-        """Where in the order of the file it lies, seconds."""
-        return self.time if self.decode_time is None else self.decode_time
+        """Where in the order of the file it lies, seconds; `None` where the file does not say."""
+        if self.track.is_bare:
+            return None
+        if self.decode_time is None and not self.track.is_reordered:
+            return self.time
+        return self.decode_time
 
     @property
     def end(self) -> float:
@@ -211,7 +231,10 @@ class TimedPacket(NamedTuple):
         begin = self.decode_time if self.time is None else self.time
         if begin is None or self.data.is_discard:
             return 0.0
-        return begin + self.track.seconds(self.data.duration)
+        end = begin + self.track.seconds(self.data.duration)
+        if self.track.is_reordered and begin < self.track.declared_end < end:
+            return self.track.declared_end  # mp4 says how long until the next packet is decoded, not shown
+        return end
 
 
 class _ForkGuard:
@@ -335,6 +358,8 @@ class MediaReader:
     @property
     def declared_duration(self) -> float | None:
         """Seconds from the clock's zero to the end of the clip as the header has it, `None` when it does not say."""
+        if any(track.is_bare for track in self.tracks):
+            return None  # FFmpeg estimates it from the bit rate
         streams = [track.stream for track in self.tracks]
         if streams and all(stream.duration for stream in streams):
             return max(
@@ -405,7 +430,8 @@ class MediaReader:
         self._go_to_start(self.container)
 
     def _go_to_start(self, container: Any) -> None:
-        if self.sought is not None:
+        # The times of a bare stream are counted from its beginning.
+        if self.sought is not None and not any(track.is_bare for track in self.tracks):
             for place in (math.floor((self.sought + self.origin) * 1e6), 0):
                 with contextlib.suppress(av.error.FFmpegError, OSError, OverflowError):
                     container.seek(place)
@@ -431,8 +457,18 @@ class MediaReader:
     def _demux(self, container: Any, clock: Clock) -> Iterator[TimedPacket]:
         """All packets of both tracks: where the clock jumps is told by both, and so is the same in every pass."""
         self._clocks.append(clock)
+        # Of the packet before, for those that have no times; unknown where was sought.
+        is_start_known = self.sought is None or any(track.is_bare for track in self.tracks)
+        ends: dict[Track, float | None] = dict.fromkeys(self.tracks, 0.0 if is_start_known else None)
         for track, packet in clock.straightened(self._raw_packets(container)):
-            yield TimedPacket(track, packet, track.time(packet.pts), track.time(packet.dts))
+            time, decode_time = None, None
+            if not track.is_bare:
+                time, decode_time = track.time(packet.pts), track.time(packet.dts)
+            if time is None and decode_time is None:
+                decode_time = ends[track]
+            begin = time if decode_time is None else decode_time
+            ends[track] = None if begin is None else begin + track.seconds(packet.duration)
+            yield TimedPacket(track, packet, time, decode_time)
 
     def _raw_packets(self, container: Any) -> Iterator[tuple[Track, Any]]:
         by_index = {track.stream.index: track for track in self.tracks}
@@ -490,8 +526,7 @@ class MediaReader:
         waiting = packet.track.waiting
         waiting.append(packet)
         packet.track.waiting_bytes += packet.size
-        first, last = waiting[0].position, packet.position
-        apart = first is not None and last is not None and last - first > INTERLEAVE_SECONDS
+        apart = packet.end - waiting[0].end > INTERLEAVE_SECONDS
         if apart or packet.track.waiting_bytes > INTERLEAVE_BYTES:
             if self._source.is_broadcast:  # opening it again would give other packets
                 if packet.track.waiting_bytes <= INTERLEAVE_BYTES:
