@@ -131,8 +131,6 @@ class CavMaeSyncFeatureExtractor(SavedWithCode, SequenceFeatureExtractor):
                 f"`sampling_rate` is {sampling_rate}; it must be a multiple of {FRAMES_PER_SECOND} Hz, since the hop "
                 f"is 1/{FRAMES_PER_SECOND} s. The published models use 16000."
             )
-        if channel not in ("first", "mean"):
-            raise ValueError(f'`channel` is {channel!r}; it must be "first" or "mean".')
         if std <= 0:
             raise ValueError(f"`std` is {std}; it must be positive. The published value is 4.4849.")
         if not 0.0 <= min_window_coverage < 1.0:
@@ -143,7 +141,7 @@ class CavMaeSyncFeatureExtractor(SavedWithCode, SequenceFeatureExtractor):
         self.audio_length = audio_length
         self.num_mel_bins = num_mel_bins
         self.alignment = alignment
-        self.channel = channel
+        self.channel = check_channel(channel)
         self.mean = mean
         self.std = std
         self.reference_length = reference_length
@@ -484,6 +482,13 @@ def to_batch(values: Mapping[str, Tensor], return_tensors: str | TensorType | No
     return BatchFeature(arrays, tensor_type=return_tensors)
 
 
+def check_channel(channel: Any) -> str:
+    """The choice of a channel, `"first"` or `"mean"`; `ValueError` for anything else."""
+    if channel not in ("first", "mean"):
+        raise ValueError(f'`channel` is {channel!r}; it must be "first" or "mean".')
+    return channel
+
+
 def _given_times(frame_times: Any, count: int, *, is_batch: bool, num_frames: int | None) -> list[list[float]]:
     """Times of every clip's frames, in seconds, from the argument of the call."""
     rows = [row if isinstance(row, Tensor) else np.asarray(row, dtype=np.float64) for row in frame_times]
@@ -669,6 +674,7 @@ __all__ = [
     "SILENCE",
     "AudioWindows",
     "CavMaeSyncFeatureExtractor",
+    "check_channel",
     "load_waveform",
     "samples_and_rate",
     "split_waveforms",

@@ -21,7 +21,7 @@ from .video_processing_cavmae_sync import is_media_source, is_single_frame
 MODALITIES = ("both", "audio", "video")
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 # What a mapping may say about its video and its audio: arguments of the processor's call, one value for the clip.
-_CLIP_OPTIONS = ("sampling_rate", "fps", "video_metadata", "frame_times", "start", "end")
+_CLIP_OPTIONS = ("sampling_rate", "fps", "video_metadata", "frame_times", "start", "end", "audio_track")
 
 
 @dataclass
@@ -65,7 +65,8 @@ def read_clip(clip: Any) -> ClipInput:
     Args:
         clip: A file with both tracks or one of them (path, address, bytes, file object); a mapping with `"video"`
             and/or `"audio"` (files, frames, a waveform; a video file brings its own audio) and, where needed,
-            `"sampling_rate"`, `"fps"`, `"video_metadata"`, `"frame_times"`, `"start"` and `"end"`; `datasets`'
+            `"sampling_rate"`, `"fps"`, `"video_metadata"`, `"frame_times"`, `"start"`, `"end"` and `"audio_track"`;
+            `datasets`'
             `{"array", "sampling_rate"}`; frames as one array `(T, H, W, C)` or `(T, C, H, W)`; a still image (PIL, an
             array, or an image file).
 
@@ -158,6 +159,8 @@ def prepare_clip(
     num_frames: int | None = None,
     missing: str = "error",
     damaged: str = "error",
+    channel: str | None = None,
+    audio_track: int | str | None = None,
     choice: str = "modality",
 ) -> dict[str, Any]:
     """The model's inputs of one clip, the same entries for every clip of a modality, so that clips can be batched.
@@ -169,6 +172,8 @@ def prepare_clip(
         num_frames: Moments to take; default: the processor's.
         missing: `"error"`, or `"mask"` to mark an absent track as absent.
         damaged: `"error"`, or `"keep"` to use what can be decoded.
+        channel: As of the processor's call.
+        audio_track: Likewise, where the clip does not say.
         choice: The caller's argument that chooses the modality, for messages.
 
     Returns:
@@ -186,6 +191,7 @@ def prepare_clip(
         if not given.one_file and getattr(given, track) is None and (missing == "error" or modality != "both"):
             masked = (Hint("missing", "mask", "go on without it"),) if modality == "both" else ()
             raise MissingTrackError(f"{given.name} has no {track}.", track, hint=(*masked, other[track]))
+    processor = processor.with_audio_choice(channel, given.options.get("audio_track", audio_track))
     call = {"missing": missing} | _processor_call(given, modality, num_frames)
     try:
         inputs = processor(**call, damaged=damaged, return_times=given.has_times, return_tensors="pt")
@@ -210,7 +216,7 @@ def prepare_clip(
 
 def _processor_call(given: ClipInput, modality: str, num_frames: int | None) -> dict[str, Any]:
     """Arguments that make the processor read the wanted tracks, so that no other is decoded."""
-    call: dict[str, Any] = dict(given.options)
+    call: dict[str, Any] = {name: value for name, value in given.options.items() if name != "audio_track"}
     if "frame_times" in call:
         call["frame_times"] = [call["frame_times"]]
     else:

@@ -105,7 +105,9 @@ class _AudioVisualPipeline(Pipeline):
     def _clip_options(self, options: dict[str, Any], with_modality: bool = True) -> dict[str, Any]:
         """Arguments of `preprocess` among a call's options; refuses those that there are not."""
         known: dict[str, Any] = {
-            name: options.pop(name) for name in ("num_frames", "missing", "damaged") if name in options
+            name: options.pop(name)
+            for name in ("num_frames", "missing", "damaged", "channel", "audio_track")
+            if name in options
         }
         if with_modality and (modality := options.pop("modality", None)) is not None:
             known["modality"] = check_modality(modality, self.config)
@@ -114,6 +116,7 @@ class _AudioVisualPipeline(Pipeline):
         for name, other in (("missing", "mask"), ("damaged", "keep")):
             if known.get(name, "error") not in ("error", other):
                 raise ValueError(f'`{name}` is {known[name]!r}; it must be "error" or "{other}".')
+        self.processor.with_audio_choice(known.get("channel"), known.get("audio_track"))  # refuses what cannot work
         return known
 
     def preprocess(self, clip: Any, modality: str | None = None, **options: Any) -> dict[str, Any]:  # type: ignore[override]
@@ -163,6 +166,9 @@ class CavMaeSyncClassificationPipeline(_AudioVisualPipeline):
         missing (`str`, *optional*): With both modalities: `"error"`, or `"mask"` to classify a clip that lacks a
             track by the other one.
         damaged (`str`, *optional*): `"error"`, or `"keep"` to use what can be decoded of a damaged file.
+        channel (`str`, *optional*): `"first"` or `"mean"` of several audio channels; default: the processor's.
+        audio_track (`int` or `str`, *optional*): Which audio track of files that have several: its number, counted
+            from 0, or its language such as `"de"`; by default the one that a player plays.
         num_frames (`int`, *optional*): Moments per clip; default: the processor's.
         batch_size (`int`, *optional*): Clips that the model sees at once.
 
@@ -237,7 +243,7 @@ class CavMaeSyncFeatureExtractionPipeline(_EmbeddingPipeline):
     Args:
         modality (`str`, *optional*): `"both"`, `"audio"` or `"video"`; by default all that the model has.
         return_patches (`bool`, *optional*, defaults to `False`): Whether to return patch embeddings, too.
-        missing, damaged, num_frames, batch_size: As in `audio-visual-classification`.
+        missing, damaged, channel, audio_track, num_frames, batch_size: As in `audio-visual-classification`.
 
     Returns:
         For each clip a dictionary. With audio `audio_embeds` `(moments, hidden)` float32, zeros where a window is
@@ -324,7 +330,7 @@ class CavMaeSyncRetrievalPipeline(_EmbeddingPipeline):
             of moments (`"max"` is the default otherwise, as for a still image).
         top_k (`int`, *optional*, defaults to 10): How many candidates to return; `None` for all.
         missing (`str`, *optional*): `"error"`, or `"mask"` to leave out candidates that lack the track.
-        damaged, num_frames, batch_size: As in `audio-visual-classification`.
+        damaged, channel, audio_track, num_frames, batch_size: As in `audio-visual-classification`.
 
     Returns:
         For each query a list of `{"candidate": str, "index": int, "score": float, "time": float, "query_time":
@@ -339,7 +345,7 @@ class CavMaeSyncRetrievalPipeline(_EmbeddingPipeline):
                 "`embed_candidates` returned."
             )
         if not isinstance(candidates, CandidateClips):
-            given = ("missing", "damaged", "num_frames", "batch_size", "num_workers")
+            given = ("missing", "damaged", "channel", "audio_track", "num_frames", "batch_size", "num_workers")
             candidates = self.embed_candidates(candidates, **{name: kwargs[name] for name in given if name in kwargs})
         return super().__call__(inputs, *args, candidates=candidates, **kwargs)
 
@@ -348,7 +354,8 @@ class CavMaeSyncRetrievalPipeline(_EmbeddingPipeline):
 
         Args:
             candidates: A list of clips, or a mapping from names to clips.
-            options: `num_frames`, `missing`, `damaged`, `batch_size` and `num_workers`, as in a call.
+            options: `num_frames`, `missing`, `damaged`, `channel`, `audio_track`, `batch_size` and `num_workers`, as
+                in a call.
         """
         if isinstance(candidates, Mapping):
             names, clips = [str(name) for name in candidates], list(candidates.values())

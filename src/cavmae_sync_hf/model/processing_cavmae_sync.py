@@ -28,6 +28,7 @@ from .errors_cavmae_sync import Hint, MissingTrackError
 from .feature_extraction_cavmae_sync import (
     IGNORED_ARGUMENTS,
     CavMaeSyncFeatureExtractor,
+    check_channel,
     load_waveform,
     samples_and_rate,
     split_waveforms,
@@ -35,6 +36,7 @@ from .feature_extraction_cavmae_sync import (
     to_batch,
 )
 from .media_cavmae_sync import decode_media
+from .media_selection_cavmae_sync import check_audio_track
 from .media_stream_cavmae_sync import DUB_CONTEXT_SECONDS, MediaChunk, iter_media, iter_waveform, with_audio_of
 from .media_tracks_cavmae_sync import as_seconds
 from .video_processing_cavmae_sync import (
@@ -130,10 +132,15 @@ class CavMaeSyncProcessor(SavedWithCode, ProcessorMixin):
     Args:
         feature_extractor: A [`CavMaeSyncFeatureExtractor`]; its `alignment` rules frames and windows alike.
         video_processor: A [`CavMaeSyncVideoProcessor`].
+
+    Attributes:
+        audio_track: Which audio track of files is read where a call does not say; set by `with_audio_choice`, and not
+            saved, for it says something of files and nothing of a model.
     """
 
     feature_extractor: CavMaeSyncFeatureExtractor
     video_processor: CavMaeSyncVideoProcessor
+    audio_track: int | str | None = None
 
     def __init__(
         self,
@@ -168,6 +175,35 @@ class CavMaeSyncProcessor(SavedWithCode, ProcessorMixin):
         )
         return cls(feature_extractor, video_processor)
 
+    def with_audio_choice(
+        self, channel: str | None = None, audio_track: int | str | None = None
+    ) -> "CavMaeSyncProcessor":
+        """A processor that takes another channel or another audio track of files; this one stays as it is.
+
+        Args:
+            channel: `"first"` or `"mean"` of all channels; `None` leaves the feature extractor's.
+            audio_track: Number of the audio track, counted from 0, or its language (`"de"`, `"deu"`); `None` leaves
+                the choice as it is, which is at first the track that a player plays.
+
+        Raises:
+            ValueError: A value cannot work.
+        """
+        if channel is None and audio_track is None:
+            return self
+        other = copy.copy(self)
+        if channel is not None:
+            other.feature_extractor = copy.copy(self.feature_extractor)
+            other.feature_extractor.channel = check_channel(channel)
+        if audio_track is not None:
+            other.audio_track = check_audio_track(audio_track)
+        return other
+
+    def to_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Settings as they are saved."""
+        settings = super().to_dict(*args, **kwargs)
+        settings.pop("audio_track", None)
+        return settings
+
     @property
     def model_input_names(self) -> list[str]:
         """Names of the inputs that the model takes from this processor."""
@@ -190,6 +226,8 @@ class CavMaeSyncProcessor(SavedWithCode, ProcessorMixin):
         end: float | Sequence[float | None] | None = None,
         missing: str = "error",
         damaged: str = "error",
+        channel: str | None = None,
+        audio_track: int | str | None = None,
         return_tensors: str | TensorType | None = None,
         return_times: bool = False,
         device: str | torch.device | None = None,
@@ -221,6 +259,9 @@ class CavMaeSyncProcessor(SavedWithCode, ProcessorMixin):
             missing: `"error"`, or `"mask"` to mark the windows or frames of an absent track as absent. Decoded frames
                 without audio beside files with audio have an absent track, too.
             damaged: `"error"`, or `"keep"` to use what can be decoded of truncated and corrupt files.
+            channel: `"first"` or `"mean"` of several channels; default: the feature extractor's.
+            audio_track: Which audio track of files that have several: its number, counted from 0, or its language
+                (`"de"`, `"deu"`). Default: the one that a player plays.
             return_tensors: `"pt"`, `"np"` or `None` (lists of arrays, one per clip).
             return_times: Also return `frame_times` `(batch, num_frames)` and, with audio, `window_times`
                 `(batch, num_frames, 2)`, in seconds and NaN where a shorter clip is filled up, and `window_coverage`
@@ -245,6 +286,7 @@ class CavMaeSyncProcessor(SavedWithCode, ProcessorMixin):
         if videos is None and audio is None:
             raise ValueError("Nothing to process: pass `videos`, `audio` or both.")
         _check_rules(missing, damaged, num_frames)
+        hearing = self.with_audio_choice(channel, audio_track)
         video_options, audio_options = self._sort_options(kwargs, audio_kwargs, videos_kwargs)
         rate = audio_options.pop("sampling_rate", None)
         if rate is not None and sampling_rate is not None and rate != sampling_rate:
@@ -264,6 +306,8 @@ class CavMaeSyncProcessor(SavedWithCode, ProcessorMixin):
         ):
             for clip, part in zip(clips, _per_clip(name, value, heeds=heeds, reason=reason), strict=True):
                 setattr(clip, name, part)
+        if audio_track is not None and not own_audio and not any(is_media_source(clip.audio) for clip in clips):
+            raise ValueError("audio_track means nothing for this input: no audio of a file is read. Leave it out.")
         self._check_rate(rate, [clip.audio for clip in clips])
         if missing == "error":
             _check_tracks(clips, with_video=videos is not None, with_audio=audio is not None, own_audio=own_audio)
@@ -278,7 +322,7 @@ class CavMaeSyncProcessor(SavedWithCode, ProcessorMixin):
             threads=1 if len(clips) > 1 else 0,
             video_options=video_options,
         )
-        self._load_all(clips, settings, workers=min(sum(files), os.cpu_count() or 1))
+        hearing._load_all(clips, settings, workers=min(sum(files), os.cpu_count() or 1))
         for clip in clips:
             if clip.times is None and (clip.duration is not None or clip.pixels is None):
                 count = clip.num_frames or num_frames
@@ -291,7 +335,7 @@ class CavMaeSyncProcessor(SavedWithCode, ProcessorMixin):
             # As many frames as there are windows.
             output |= pad_clips(pixels, max(clip.num_frames for clip in clips))
         if audio is not None or own_audio:
-            output |= self.feature_extractor(
+            output |= hearing.feature_extractor(
                 [clip.waveform for clip in clips],
                 frame_times=_known_times(clips),
                 return_tensors="pt",
@@ -317,6 +361,8 @@ class CavMaeSyncProcessor(SavedWithCode, ProcessorMixin):
         want_video: bool = True,
         audio: Any = None,
         sampling_rate: int | None = None,
+        channel: str | None = None,
+        audio_track: int | str | None = None,
         return_tensors: str | TensorType = "pt",
         return_media: bool = False,
         device: str | torch.device | None = None,
@@ -343,6 +389,8 @@ class CavMaeSyncProcessor(SavedWithCode, ProcessorMixin):
             audio: Another audio track for the video: a file, or a waveform as `__call__` takes one clip's. Its time 0
                 is the video's; then the video's own audio is not read. Windows after its end are absent.
             sampling_rate: Rate in Hz of a waveform in `audio`; required with it.
+            channel: As in `__call__`.
+            audio_track: As in `__call__`; of `audio` where that is a file.
             return_tensors: `"pt"` or `"np"`.
             return_media: Also give each chunk's decoded frames and audio, a `MediaChunk`, as `media`; it is no input
                 of the model.
@@ -360,7 +408,8 @@ class CavMaeSyncProcessor(SavedWithCode, ProcessorMixin):
         """
         _check_rules(missing, damaged, num_frames)
         options, _ = self._sort_options(kwargs)
-        extractor = copy.copy(self.feature_extractor)
+        hearing = self.with_audio_choice(channel, audio_track)
+        extractor = copy.copy(hearing.feature_extractor)
         extractor.alignment = "time"
         context = window_seconds(extractor.audio_length) / 2 + _CONTEXT_MARGIN_SECONDS
         span: dict[str, Any] = {
@@ -370,7 +419,11 @@ class CavMaeSyncProcessor(SavedWithCode, ProcessorMixin):
             "end": end,
         }
         rules: dict[str, Any] = {"missing": missing, "damaged": damaged}
-        track: dict[str, Any] = {"sampling_rate": extractor.sampling_rate, "channel": extractor.channel}
+        track: dict[str, Any] = {
+            "sampling_rate": extractor.sampling_rate,
+            "channel": extractor.channel,
+            "audio_track": hearing.audio_track,
+        }
         if audio is None:
             chunks = iter_media(
                 video, context=context, want_audio=want_audio, want_video=want_video, **span, **track, **rules
@@ -383,7 +436,7 @@ class CavMaeSyncProcessor(SavedWithCode, ProcessorMixin):
                 self._check_rate(sampling_rate, [audio])
                 heard = iter_media(audio, context=context, want_video=False, **span, **track, **rules)
             else:
-                waveform = self._one_waveform(audio, sampling_rate)
+                waveform = hearing._one_waveform(audio, sampling_rate)
                 heard = iter_waveform(waveform, extractor.sampling_rate, context=context, **span)
             chunks = with_audio_of(iter_media(video, context=0.0, want_audio=False, **span, **rules), heard)
 
@@ -471,6 +524,7 @@ class CavMaeSyncProcessor(SavedWithCode, ProcessorMixin):
         both: dict[str, Any] = {
             "sampling_rate": extractor.sampling_rate,
             "channel": extractor.channel,
+            "audio_track": self.audio_track,
             "start": clip.start,
             "end": clip.end,
             "missing": settings.missing,
