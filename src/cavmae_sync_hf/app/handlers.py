@@ -139,6 +139,7 @@ class RequestHandler:
             note = f"{clip.seconds:.1f} s. Your upload is removed already; its copy goes when you leave."
             if name != self._name_of(upload):
                 note += " Only a part of its name is shown."
+            note = " ".join([note, *facts["remarks"]])
             view = {"url": url, "title": name, "note": note, "bytes": clip.path.stat().st_size}
             return {"turn": session.turn, "clip": view}
         except AppError as error:

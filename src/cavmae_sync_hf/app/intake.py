@@ -19,7 +19,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from ..model.errors_cavmae_sync import CavMaeSyncError, MediaError
+from ..model.errors_cavmae_sync import CavMaeSyncError, MediaError, collected_remarks
 
 # Shorter side of the copy. The largest model sees 224 lines, so this costs it nothing.
 LINES = 480
@@ -268,18 +268,23 @@ def do_job(job: dict[str, Any], progress: Progress | None = None) -> dict[str, A
         job: `source`, `target`, `name` for messages, `kind`, and the limits `max_seconds` and `max_pixels`.
         progress: Called with the seconds that are done, of how many.
 
+    Returns:
+        The facts, and `remarks`, sentences about the file for the one who sent it.
+
     Raises:
         MediaError: The file cannot be used.
     """
     target = Path(job["target"])
-    with _Upload(job["source"], job["name"]) as source:
+    with _Upload(job["source"], job["name"]) as source, collected_remarks() as remarks:
         if job["kind"] == "image":
-            return copy_image(source, target, max_pixels=job["max_pixels"])
-        if job["kind"] == "audio":
-            return copy_audio(source, target, max_seconds=job["max_seconds"])
-        return copy_video(
-            source, target, max_seconds=job["max_seconds"], max_pixels=job["max_pixels"], progress=progress
-        )
+            facts = copy_image(source, target, max_pixels=job["max_pixels"])
+        elif job["kind"] == "audio":
+            facts = copy_audio(source, target, max_seconds=job["max_seconds"])
+        else:
+            facts = copy_video(
+                source, target, max_seconds=job["max_seconds"], max_pixels=job["max_pixels"], progress=progress
+            )
+    return facts | {"remarks": [remark.message for remark in remarks]}
 
 
 def main() -> None:

@@ -48,7 +48,8 @@ def main() -> NoReturn:
     """Run the command line and exit: 0 when all went well, 1 for an error, 2 for wrong arguments, 130 for Ctrl-C."""
     terminal.accept_all_names()
     try:
-        result = app(standalone_mode=False, prog_name="cavmae-sync")
+        with terminal.media_warnings():
+            result = app(standalone_mode=False, prog_name="cavmae-sync")
     except Exception as error:
         sys.exit(terminal.report(error))
     sys.exit(result if isinstance(result, int) else 0)

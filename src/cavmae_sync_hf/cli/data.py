@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from . import terminal
-from .options import Media, Split, settings
+from .options import AudioTrack, Media, Split, settings
 
 
 def prepare(
@@ -34,6 +34,7 @@ def prepare(
     jpeg_quality: Annotated[int, typer.Option(help="1 to 100.")] = 95,
     jpeg_chroma: Annotated[Literal["4:4:4", "4:2:2", "4:2:0"], typer.Option(help="Colour resolution.")] = "4:4:4",
     channel: Annotated[Literal["first", "mean"], typer.Option(help="How several channels become one.")] = "first",
+    audio_track: AudioTrack = None,
     sampling_rate: Annotated[int, typer.Option(help="Rate of the audio in Hz, for the spectrogram.")] = 16000,
     num_mel_bins: Annotated[int, typer.Option(help="Mel bins of the spectrogram.")] = 128,
     missing: Annotated[

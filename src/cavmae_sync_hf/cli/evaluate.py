@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 
 from . import terminal
-from .options import AsJson, Device, Media, ModelArgument, Overwrite, Split, settings
+from .options import AsJson, AudioTrack, Channel, Device, Media, ModelArgument, Overwrite, Split, settings
 
 app = typer.Typer(
     name="evaluate",
@@ -44,8 +44,9 @@ def _of_any_set(
 
 
 def _of_all(
-    ids: Ids = None, limit: Limit = None, strict: Strict = False, device: Device = "cpu", batch_size: BatchSize = 8,
-    num_workers: Workers = 0, out: Out = None, overwrite: Overwrite = False, as_json: AsJson = False,
+    ids: Ids = None, limit: Limit = None, strict: Strict = False, channel: Channel = None,
+    audio_track: AudioTrack = None, device: Device = "cpu", batch_size: BatchSize = 8, num_workers: Workers = 0,
+    out: Out = None, overwrite: Overwrite = False, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Options of all evaluations."""
 

@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from ..model.errors_cavmae_sync import DiskError, InferenceError, printable
 from . import terminal
-from .options import AsJson, Damaged, Device, End, Media, Missing, Model, Overwrite, Split, Start
+from .options import AsJson, AudioTrack, Channel, Damaged, Device, End, Media, Missing, Model, Overwrite, Split, Start
 
 if TYPE_CHECKING:
     from ..data.failures import Failure
@@ -46,6 +46,8 @@ def sync(
     ] = None,
     overwrite: Overwrite = False,
     damaged: Damaged = "error",
+    channel: Channel = None,
+    audio_track: AudioTrack = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Moments embedded at a time.")] = 32,
     device: Device = "cpu",
     as_json: AsJson = False,
@@ -71,6 +73,7 @@ def sync(
     pairs, truths = _pairs(videos, audio, labels, in_sync)
     write = None if out is None else _SyncWriter(out, [video for video, _ in pairs], overwrite)
     loaded, processor = load_model(model, device=device, modalities="both")
+    processor = processor.with_audio_choice(channel, audio_track)
     options: dict[str, Any] = {
         "start": start, "end": end, "hop": hop, "max_offset": max_offset, "batch_size": batch_size,
         "damaged": damaged, "fingerprint": model_fingerprint(loaded, processor),
@@ -114,6 +117,8 @@ def localize(
     ] = True,
     frames: Annotated[int, typer.Option(min=1, help="Frames on the contact strip.")] = 12,
     damaged: Damaged = "error",
+    channel: Channel = None,
+    audio_track: AudioTrack = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Moments decoded at a time.")] = 16,
     device: Device = "cpu",
     as_json: AsJson = False,
@@ -130,7 +135,7 @@ def localize(
     with terminal.progress_bar("localizing") as show:
         found = run_localize(
             loaded, processor, video, audio, start=start, end=end, fps=fps, method=method, damaged=damaged,
-            batch_size=batch_size, progress=_seconds(show),
+            channel=channel, audio_track=audio_track, batch_size=batch_size, progress=_seconds(show),
         )  # fmt: skip
     files = _write_localization(found, video, audio, paths, frames=frames, overwrite=overwrite)
     if as_json:
@@ -156,6 +161,8 @@ def classify(
     ] = None,
     missing: Missing = "error",
     damaged: Damaged = "error",
+    channel: Channel = None,
+    audio_track: AudioTrack = None,
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
@@ -174,7 +181,7 @@ def classify(
     def label(number: int, progress: Callable[..., None]) -> Any:
         (result,) = iter_classify(
             loaded, processor, videos[number], modality=modality, top_k=top, hop=hop, moments=moments,
-            missing=missing, damaged=damaged, progress=progress,
+            missing=missing, damaged=damaged, channel=channel, audio_track=audio_track, progress=progress,
         )  # fmt: skip
         return result
 
@@ -230,6 +237,8 @@ def extract(
     ] = "drop",
     missing: Missing = "error",
     damaged: Damaged = "error",
+    channel: Channel = None,
+    audio_track: AudioTrack = None,
     format: Annotated[  # noqa: A002 - the word users look for
         Literal["npy", "parquet"], typer.Option(help="Arrays and a timing table, or Parquet files.")
     ] = "npy",
@@ -263,8 +272,8 @@ def extract(
         summary = extract_to_folder(
             loaded, processor, source, out, format=format, window=window, stride=stride, hop=hop,
             modalities=names or None, layers=numbers, control=control, seed=seed, audio_context=audio_context,
-            partial=partial, missing=missing, damaged=damaged, batch_frames=batch_frames, media=media,
-            split=split, progress=show,
+            partial=partial, missing=missing, damaged=damaged, channel=channel, audio_track=audio_track,
+            batch_frames=batch_frames, media=media, split=split, progress=show,
         )  # fmt: skip
     if as_json:
         terminal.print_json(summary.to_dict())

@@ -6,6 +6,21 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+
+def _audio_track(text: str) -> int | str:
+    """The number of an audio track, or a language."""
+    from ..model.media_selection_cavmae_sync import check_audio_track
+
+    try:
+        value = check_audio_track(int(text) if text.strip().isdigit() else text.strip())
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"{text!r} is no audio track; give its number, from 0, or a language such as de."
+        ) from error
+    assert value is not None
+    return value
+
+
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Folder or Hub name of a model.")]
 Model = Annotated[str, typer.Option("--model", "-m", help="Folder or Hub name of a model.")]
 Device = Annotated[str, typer.Option(help="Where to run the model, such as cpu or cuda.")]
@@ -17,6 +32,18 @@ Damaged = Annotated[
 ]
 Missing = Annotated[
     Literal["error", "mask"], typer.Option(help="Files without audio or without video: refuse, or use the rest.")
+]
+Channel = Annotated[
+    Literal["first", "mean"] | None,
+    typer.Option(help="How several audio channels become one; default: as the model was trained."),
+]
+AudioTrack = Annotated[
+    Any,
+    typer.Option(
+        parser=_audio_track,
+        metavar="N|LANGUAGE",
+        help="Which of several audio tracks: number from 0, or language; default: the one that a player plays.",
+    ),
 ]
 Start = Annotated[float | None, typer.Option(min=0.0, help="Where in the video to start, seconds.")]
 End = Annotated[float | None, typer.Option(min=0.0, help="Where to end, seconds.")]

@@ -8,6 +8,7 @@ import typer
 
 from ..model.errors_cavmae_sync import SearchError, on_command_line, printable
 from . import terminal
+from .options import AudioTrack, Channel
 
 _SIDES = ("auto", "audio", "video", "both")
 
@@ -48,6 +49,8 @@ def index(
     damaged: Annotated[
         Literal["error", "keep"], typer.Option(help="Damaged files are bad, or count as far as they can be decoded.")
     ] = "error",
+    channel: Channel = None,
+    audio_track: AudioTrack = None,
     retry_bad: Annotated[
         bool, typer.Option("--retry-bad", "--retry", help="Try bad files again that have not changed.")
     ] = False,
@@ -78,8 +81,9 @@ def index(
     with terminal.progress_bar("indexing") as show:
         summary = index_videos(
             source, index, loaded, processor, hop=hop, media=media, thumbnails=thumbnails, damaged=damaged,
-            retry_bad=retry_bad, remove_missing=not keep_missing, approximate_from=approximate_from or None,
-            batch_size=batch_size, decoders=decoders, engine=engine, workers=workers, address=address, progress=show,
+            channel=channel, audio_track=audio_track, retry_bad=retry_bad, remove_missing=not keep_missing,
+            approximate_from=approximate_from or None, batch_size=batch_size, decoders=decoders, engine=engine,
+            workers=workers, address=address, progress=show,
         )  # fmt: skip
     if as_json:
         terminal.print_json(summary.to_dict())
@@ -137,6 +141,8 @@ def search(
     exact: Annotated[
         bool | None, typer.Option("--exact/--approximate", help="Compare all moments, or use the approximate index.")
     ] = None,
+    channel: Channel = None,
+    audio_track: AudioTrack = None,
     model: Annotated[str | None, typer.Option(help="The index's model, where it now lies elsewhere.")] = None,
     device: Annotated[str, typer.Option(help="Where to run the model, such as cpu or cuda.")] = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print the hits as JSON.")] = False,
@@ -158,7 +164,7 @@ def search(
     loaded, processor = load_model(name, device=device, modalities="both")
     result = run_search(
         store, query, loaded, processor, by=by, find=find, start=start, end=end, top=top, whole_clips=whole_clips,
-        exact=exact, filters=filters,
+        exact=exact, filters=filters, channel=channel, audio_track=audio_track,
     )  # fmt: skip
     if as_json:
         terminal.print_json(result.to_dict())

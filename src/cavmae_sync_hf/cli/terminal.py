@@ -7,6 +7,7 @@ import os
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -16,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from ..model.errors_cavmae_sync import CavMaeSyncError, on_command_line, printable
+from ..model.errors_cavmae_sync import CavMaeSyncError, MediaWarning, on_command_line, printable
 
 if TYPE_CHECKING:
     from ..data.failures import Failure
@@ -57,8 +58,8 @@ def accept_all_names() -> None:
 
 
 def error_text(error: BaseException) -> str:
-    """What an error says, on one line, its remedies as options of the command line."""
-    text = error.spelled(on_command_line) if isinstance(error, CavMaeSyncError) else str(error)
+    """What an error or a warning says, on one line, its remedies as options of the command line."""
+    text = error.spelled(on_command_line) if isinstance(error, CavMaeSyncError | MediaWarning) else str(error)
     return " ".join(filter(None, map(str.strip, text.splitlines()))) or type(error).__name__
 
 
@@ -104,6 +105,27 @@ def end(left_out: "Sequence[Failure]", done: int, *, total: int = 0, noun: str =
         text += f", {unexpected} of them by an unexpected error"
     errors.print(escape(printable(f"{text}; see {report}" if report else f"{text}.")), highlight=False, soft_wrap=True)
     raise typer.Exit(LEFT_OUT)
+
+
+@contextmanager
+def media_warnings() -> Iterator[None]:
+    """Print `MediaWarning`s on the error stream, each as one line and once, however often a file is read."""
+    usual, told = warnings.showwarning, set()
+
+    def show(message: Any, *rest: Any, **options: Any) -> None:
+        if not isinstance(message, MediaWarning):
+            usual(message, *rest, **options)
+        elif (text := error_text(message)) not in told:
+            told.add(text)
+            errors.print(f"[yellow]Warning:[/yellow] {escape(printable(text))}", highlight=False, soft_wrap=True)
+
+    # Replaced, not recorded, for files are read in threads.
+    warnings.showwarning = show
+    warnings.simplefilter("always", MediaWarning, append=True)
+    try:
+        yield
+    finally:
+        warnings.showwarning = usual
 
 
 def report(error: Exception) -> int:

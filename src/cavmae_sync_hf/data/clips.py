@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..files import StrPath
-from ..model.errors_cavmae_sync import DataError
+from ..model.errors_cavmae_sync import DataError, Hint
 from ..model.feature_extraction_cavmae_sync import CavMaeSyncFeatureExtractor
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from .packing import BadClip, ClipPacker, PrepareOptions
@@ -125,6 +125,12 @@ class ShardClips(ClipSource):
         self.index = read_index(self.folder)
         self.feature_extractor = processor.feature_extractor
         _check_fit(self.index, self.feature_extractor, self.folder)
+        if processor.audio_track not in (None, self.index.audio_track):
+            raise DataError(
+                f"{self.folder}: the shards were prepared with audio_track={self.index.audio_track!r}, not "
+                f"{processor.audio_track!r}; prepare the set again for another choice.",
+                hint=Hint("audio_track", None, "take the shards as they are"),
+            )
         self._bounds = np.cumsum([0] + [shard.clips for shard in self.index.shards])
         # A worker made by a fork shares the maps of its parent, one made otherwise opens its own.
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
@@ -184,6 +190,7 @@ class VideoClips(ClipSource):
             sampling_rate=extractor.sampling_rate,
             num_mel_bins=extractor.num_mel_bins,
             channel=extractor.channel,
+            audio_track=processor.audio_track,
             missing="keep",
             silent="keep",
         )

@@ -29,6 +29,7 @@ from ..model.errors_cavmae_sync import (
 )
 from ..model.feature_extraction_cavmae_sync import CavMaeSyncFeatureExtractor
 from ..model.media_cavmae_sync import SAMPLING_RATE, DecodedMedia, decode_media, probe_media
+from ..model.media_selection_cavmae_sync import check_audio_track
 from . import crashes
 from .failures import file_error
 from .fetching import fault_of_machine, local_file, reading_fault
@@ -61,6 +62,7 @@ class PrepareOptions:
     sampling_rate: int = SAMPLING_RATE
     num_mel_bins: int = 128
     channel: str = "first"
+    audio_track: int | str | None = None
     missing: str = "error"
     silent: str = "error"
     damaged: str = "error"
@@ -78,6 +80,7 @@ class PrepareOptions:
         for name, value, allowed in choices:
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
+        check_audio_track(self.audio_track)
         if not 1 <= self.num_frames <= 100:
             raise ValueError(
                 f"num_frames must be 1 to 100 (frames are numbered with two digits), got {self.num_frames}."
@@ -239,6 +242,7 @@ class ClipPacker:
             alignment=options.alignment,
             sampling_rate=options.sampling_rate,
             channel=options.channel,
+            audio_track=options.audio_track,
             start=start,
             end=end,
             want_audio=with_audio,
@@ -264,6 +268,7 @@ class ClipPacker:
                 file,
                 sampling_rate=options.sampling_rate,
                 channel=options.channel,
+                audio_track=options.audio_track,
                 start=record.start,
                 end=record.end,
                 want_video=False,

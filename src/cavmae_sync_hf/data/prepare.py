@@ -14,6 +14,7 @@ import math
 import os
 import re
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -24,7 +25,7 @@ from typing import Any
 import torch
 
 from ..files import StrPath, locked, remove_partial, usable_cores, whole_file, write_bytes
-from ..model.errors_cavmae_sync import DataError, WorkerError
+from ..model.errors_cavmae_sync import DataError, WorkerError, collected_remarks
 from ..provenance import package_version
 from .engines import DECODER_CRASHES, run_here, run_processes, run_ray
 from .failures import Failure
@@ -134,6 +135,7 @@ def prepare(
     sampling_rate: int = 16000,
     num_mel_bins: int = 128,
     channel: str = "first",
+    audio_track: int | str | None = None,
     missing: str = "error",
     silent: str = "error",
     damaged: str = "error",
@@ -168,6 +170,8 @@ def prepare(
         sampling_rate: Rate of the audio in Hz that the log-mel is computed at.
         num_mel_bins: Mel bins.
         channel: `"first"` (as published) or `"mean"`.
+        audio_track: Which audio track of files that have several: its number, counted from 0, or its language such as
+            `"de"`. Default: the one that a player plays.
         missing: `"error"`: a clip without audio or without video is a bad clip; `"keep"`: it is kept, with
             `has_audio` or `has_video` false, without frames or with a log-mel of no frames.
         silent: `"error"`: a clip whose audio never exceeds -80 dB is a bad clip; `"keep"`: it is kept.
@@ -200,6 +204,7 @@ def prepare(
         sampling_rate=sampling_rate,
         num_mel_bins=num_mel_bins,
         channel=channel,
+        audio_track=audio_track,
         missing=missing,
         silent=silent,
         damaged=damaged,
@@ -300,7 +305,8 @@ class ShardJob:
             skip: Places of clips that must not be touched, and why.
 
         Returns:
-            The shard's note: its checksum, its clips, its bad clips and its share of the set's sums.
+            The shard's note: its checksum, its clips, its bad clips and its share of the set's sums; and `remarks`,
+            the warnings, which are not written down.
 
         Raises:
             WorkerError: The shard cannot be written, or nothing can be read for now; nothing of the shard is left.
@@ -310,7 +316,11 @@ class ShardJob:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            with whole_file(path, workplace=self.notes) as partial, closing(ShardWriter(partial)) as writer:
+            with (
+                collected_remarks() as remarks,
+                whole_file(path, workplace=self.notes) as partial,
+                closing(ShardWriter(partial)) as writer,
+            ):
                 note = self._fill(writer, task, begin or (lambda place: None), skip or {})
             if not note["clips"]:
                 path.unlink()
@@ -322,7 +332,7 @@ class ShardJob:
             ) from error
         finally:
             torch.set_num_threads(threads)
-        return note
+        return note | {"remarks": remarks}
 
     def _fill(
         self, writer: ShardWriter, task: ShardTask, begin: Callable[[int], None], skip: Mapping[int, str]
@@ -513,6 +523,8 @@ def _collect(job: ShardJob, results: Iterator[dict[str, Any]], meter: _ProgressM
     try:
         with closing(results) as notes:  # type: ignore[type-var]
             for note in notes:
+                for remark in note["remarks"]:
+                    warnings.warn(remark, stacklevel=2)
                 meter.add(note)
     except BaseException as error:  # Ctrl-C, too; the workers have ended
         with suppress(OSError):

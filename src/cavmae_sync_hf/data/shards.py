@@ -87,6 +87,7 @@ class ShardIndex:
         versions: Versions of the software that wrote the shards.
         shards: The tar files, in order.
         folder: Where the set lies; not part of the file.
+        audio_track: Which audio track of files was heard, where one was chosen; else not part of the file.
     """
 
     name: str
@@ -111,6 +112,7 @@ class ShardIndex:
     versions: dict[str, str]
     shards: list[ShardInfo]
     folder: str = field(default="", compare=False)
+    audio_track: int | str | None = None
 
     @property
     def paths(self) -> list[str]:
@@ -121,6 +123,8 @@ class ShardIndex:
         """The text of `index.json`."""
         facts = {"format": FORMAT, "format_version": FORMAT_VERSION} | asdict(self)
         del facts["folder"]
+        if self.audio_track is None:
+            del facts["audio_track"]
         facts["label_counts"] = {str(label): count for label, count in sorted(self.label_counts.items())}
         return json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
 

@@ -5,15 +5,16 @@ import copy
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import fsspec
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from ..data import crashes
 from ..data.dataset import CavMaeSyncCollator, CavMaeSyncDataset, InputMaker
@@ -24,7 +25,7 @@ from ..data.tables import LIST_SUFFIXES, Entry, read_list
 from ..files import StrPath
 from ..inference.features import move_inputs
 from ..inference.moments import Progress
-from ..model.errors_cavmae_sync import DataError, EvaluationError, Hint
+from ..model.errors_cavmae_sync import DataError, EvaluationError, Hint, MediaWarning, collected_remarks
 from ..model.modeling_cavmae_sync import CavMaeSyncPreTrainedModel
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from ..syncworld.truth import OPTIONS_NAME
@@ -45,6 +46,9 @@ class RunOptions(TypedDict, total=False):
         split: Split of a list or data set.
         limit: Take so many clips at most, for a try; the result then is not complete.
         strict: Refuse to give metrics where a clip is missing or unusable.
+        channel: `"first"` or `"mean"` of several audio channels; default: the processor's.
+        audio_track: Which audio track of files that have several, by number or language; default: the one that a
+            player plays.
         batch_size: Clips per batch.
         num_workers: Processes that load.
         progress: Called with clips done, their number and a remark.
@@ -57,6 +61,8 @@ class RunOptions(TypedDict, total=False):
     split: str | None
     limit: int | None
     strict: bool
+    channel: Literal["first", "mean"] | None
+    audio_track: int | str | None
     batch_size: int
     num_workers: int
     progress: Progress | None
@@ -119,6 +125,11 @@ class EvaluatedSet:
                 + (f" Of the unusable {first}" if first else "")
             )
 
+    def _heard(self) -> dict[str, Any]:
+        """What was chosen of the audio, for the record."""
+        choice = {"channel": self.processor.feature_extractor.channel, "audio_track": self.processor.audio_track}
+        return {name: value for name, value in choice.items() if self.options.get(name) is not None}
+
     def record(
         self, task: str, metrics: Mapping[str, float | int], *, model: CavMaeSyncPreTrainedModel, **settings: Any
     ) -> dict[str, Any]:
@@ -138,7 +149,7 @@ class EvaluatedSet:
                 "missing": self.missing[:_NAMED],
                 "unusable": [clip.to_dict("id", "reason") for clip in self.unusable[:_NAMED]],
             },
-            settings={"alignment": self.processor.feature_extractor.alignment, **settings},
+            settings={"alignment": self.processor.feature_extractor.alignment} | self._heard() | settings,
             command=self.options.get("command"),
         )
 
@@ -183,7 +194,9 @@ class EvaluationClips(EvaluatedSet):
             num_workers=self.options.get("num_workers", 0),
         )
         done = 0
-        for batch, places, reasons in loader:
+        for batch, places, reasons, remarks in loader:
+            for remark in remarks:
+                warnings.warn(remark, stacklevel=2)
             for _, failure in sorted(reasons.items()):
                 self.leave_out(failure)
             if batch is not None:
@@ -201,11 +214,15 @@ class _MiddleFrame(InputMaker):
         return [count // 2]
 
 
-def fit_processor(processor: CavMaeSyncProcessor, protocol: Protocol) -> CavMaeSyncProcessor:
-    """The processor with a protocol's alignment and number of frames; the given one stays as it is."""
-    fitted = copy.copy(processor)
-    fitted.feature_extractor = copy.copy(processor.feature_extractor)
-    fitted.video_processor = copy.copy(processor.video_processor)
+def fit_processor(
+    processor: CavMaeSyncProcessor, protocol: Protocol, options: RunOptions | None = None
+) -> CavMaeSyncProcessor:
+    """The processor with a protocol's alignment and number of frames and a run's choice of audio; the given one stays
+    as it is."""
+    choice = options or {}
+    fitted = copy.copy(processor.with_audio_choice(choice.get("channel"), choice.get("audio_track")))
+    fitted.feature_extractor = copy.copy(fitted.feature_extractor)
+    fitted.video_processor = copy.copy(fitted.video_processor)
     for part in (fitted.feature_extractor, fitted.video_processor):
         if protocol.alignment is not None:
             part.alignment = protocol.alignment
@@ -230,7 +247,7 @@ def open_evaluation(
             missing.
         EvaluationError: The protocol needs a list of ids and none is given.
     """
-    processor = fit_processor(processor, protocol)
+    processor = fit_processor(processor, protocol, options)
     ids, limit = options.get("ids"), options.get("limit")
     retrieval = protocol if isinstance(protocol, RetrievalProtocol) else None
     if ids is None and retrieval is not None and retrieval.needs_ids:
@@ -362,6 +379,12 @@ class _Samples(Dataset):
         return len(self.numbers)
 
     def __getitem__(self, place: int) -> dict[str, Any]:
+        if get_worker_info() is None:
+            return self._read(place)
+        with collected_remarks() as remarks:  # a worker's own words would reach nobody who knows how to tell them
+            return self._read(place) | {"remarks": remarks}
+
+    def _read(self, place: int) -> dict[str, Any]:
         name = self.ids[place]
         try:
             with crashes.reading(name):
@@ -382,14 +405,17 @@ class _Collate:
     def __init__(self, collator: CavMaeSyncCollator) -> None:
         self.collator = collator
 
-    def __call__(self, samples: list[dict[str, Any]]) -> tuple[dict[str, Any] | None, list[int], dict[int, Failure]]:
+    def __call__(
+        self, samples: list[dict[str, Any]]
+    ) -> tuple[dict[str, Any] | None, list[int], dict[int, Failure], list[MediaWarning]]:
+        remarks = [remark for sample in samples for remark in sample.pop("remarks", ())]
         usable = [sample for sample in samples if "reason" not in sample]
         reasons = {sample["place"]: sample["reason"] for sample in samples if "reason" in sample}
         if not usable:
-            return None, [], reasons
+            return None, [], reasons, remarks
         batch = self.collator(usable)
         batch["labels"] = [sample["labels"] for sample in usable]
-        return batch, [sample["place"] for sample in usable], reasons
+        return batch, [sample["place"] for sample in usable], reasons, remarks
 
 
 def stack_clips(parts: Sequence[Tensor], fill: float | bool = 0) -> Tensor:

@@ -72,7 +72,7 @@ def evaluate_localization(
     if rules.truth == "masks":
         if truth is not None:
             raise EvaluationError(f"The protocol {rules.name} has no use for `truth`; the table names the masks.")
-        return _masks(model, fit_processor(processor, rules), data, rules=rules, options=options)
+        return _masks(model, fit_processor(processor, rules, options), data, rules=rules, options=options)
     clips = open_evaluation(data, processor, rules, options)
     records = find_truth(data, clips.ids, truth)
     if not records:
@@ -332,8 +332,9 @@ def _prompted_map(
     )
     extractor = processor.feature_extractor
     audio = decode_media(
-        prompt.audio, sampling_rate=extractor.sampling_rate, channel=extractor.channel, want_video=False
-    )
+        prompt.audio, sampling_rate=extractor.sampling_rate, channel=extractor.channel,
+        audio_track=processor.audio_track, want_video=False,
+    )  # fmt: skip
     windows = extractor(audio.waveform, sampling_rate=audio.sampling_rate, return_tensors="pt")
     inputs = move_inputs({**windows, **pixels}, mapper.model)
     return mapper.prompted(inputs["input_values"], inputs["padding_mask"], inputs["pixel_values_videos"])

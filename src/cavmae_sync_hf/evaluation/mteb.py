@@ -50,6 +50,9 @@ class MtebEncoder:
             image stands for every moment).
         num_frames: Moments per clip; default: the processor's.
         damaged: `"error"`, or `"keep"` to use what can be decoded of damaged files.
+        channel: `"first"` or `"mean"` of several audio channels; default: the processor's.
+        audio_track: Which audio track of files that have several, by number or language; default: the one that a
+            player plays.
 
     Raises:
         ModelError: There is no such model.
@@ -65,6 +68,8 @@ class MtebEncoder:
         pooling: Literal["mean", "frames"] = "mean",
         num_frames: int | None = None,
         damaged: Literal["error", "keep"] = "error",
+        channel: Literal["first", "mean"] | None = None,
+        audio_track: int | str | None = None,
     ):
         if pooling not in ("mean", "frames"):
             raise ValueError(f'`pooling` is {pooling!r}; use "mean" or "frames".')
@@ -72,6 +77,7 @@ class MtebEncoder:
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model, self.processor = load_model(_at_revision(model_name, revision), device=device)
+        self.processor = self.processor.with_audio_choice(channel, audio_track)
         self.num_frames = num_frames or self.processor.feature_extractor.num_frames
         self.damaged = damaged
         self._meta: Any = None

@@ -89,6 +89,8 @@ def iter_classify(
     moments: bool = False,
     missing: Literal["error", "mask"] = "error",
     damaged: Literal["error", "keep"] = "error",
+    channel: Literal["first", "mean"] | None = None,
+    audio_track: int | str | None = None,
     progress: Progress | None = None,
 ) -> Iterator[ClipLabels]:
     """Classify clips, each by the mean of its moments' scores, as the published evaluation ensembles frames.
@@ -108,6 +110,9 @@ def iter_classify(
         moments: Whether to keep the scores of every moment.
         missing: With both modalities `"error"`, or `"mask"` to go by one track where the other is missing.
         damaged: `"error"`, or `"keep"` to use what can be decoded of a damaged file.
+        channel: `"first"` or `"mean"` of several audio channels; default: the processor's.
+        audio_track: Which audio track of files that have several: its number, counted from 0, or its language such as
+            `"de"`. Default: the one that a player plays.
         progress: Called with the number of clips that are done, of how many (0 where that is not known), and where
             in a long file the work is.
 
@@ -125,6 +130,7 @@ def iter_classify(
     track = check_modality(modality, model.config)
     if hop is not None and not hop > 0:
         raise InferenceError(f"`hop` is {hop!r}; it must be a number of seconds above 0.")
+    processor = processor.with_audio_choice(channel, audio_track)
     several = isinstance(clips, Iterable) and not hasattr(clips, "ndim") and not hasattr(clips, "keys")
     listed = clips if several and not (is_media_source(clips) or isinstance(clips, ClipInput)) else [clips]
     total = len(listed) if hasattr(listed, "__len__") else 0
@@ -172,6 +178,7 @@ def _read(
     span = MediaSpan(source, start=given.options.get("start"), end=given.options.get("end"))
     options |= {"want_audio": modality != "video", "want_video": modality != "audio"}
     hop = HOP_SECONDS if hop is None else hop
+    processor = processor.with_audio_choice(audio_track=given.options.get("audio_track"))
     for inputs in read_moments(processor, span, hop=hop, device=device, **options):
         wanted = [pair for pair, track in zip(INPUTS, ("audio", "video"), strict=True) if modality in ("both", track)]
         chosen = {name: inputs[name] for pair in wanted for name in pair if name in inputs}

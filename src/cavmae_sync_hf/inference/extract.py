@@ -115,6 +115,8 @@ def extract_features(
     partial: Literal["drop", "keep"] = "drop",
     missing: Literal["error", "mask"] = "error",
     damaged: Literal["error", "keep"] = "error",
+    channel: Literal["first", "mean"] | None = None,
+    audio_track: int | str | None = None,
     batch_frames: int = 16,
     media: StrPath | None = None,
     split: str | None = None,
@@ -146,6 +148,9 @@ def extract_features(
             there.
         missing: `"error"`, or `"mask"`: NaN where a video lacks the audio or the frames.
         damaged: `"error"`, or `"keep"`: what can be decoded of a damaged video counts.
+        channel: `"first"` or `"mean"` of several audio channels; default: the processor's.
+        audio_track: Which audio track of files that have several: its number, counted from 0, or its language such as
+            `"de"`. Default: the one that a player plays.
         batch_frames: Moments decoded and encoded at a time.
         media: Folder of the files that a list names.
         split: Split of a list or data set.
@@ -165,7 +170,7 @@ def extract_features(
     job = _Job(
         model, processor, source, window=window, stride=stride, hop=hop, modalities=modalities, layers=layers,
         control=control, seed=seed, audio_context=audio_context, partial=partial, missing=missing, damaged=damaged,
-        batch_frames=batch_frames, media=media, split=split, sound=sound,
+        channel=channel, audio_track=audio_track, batch_frames=batch_frames, media=media, split=split, sound=sound,
     )  # fmt: skip
     rows: list[WindowRow] = []
     result = WindowFeatures({}, [], pairing=job.deal(progress))
@@ -220,7 +225,7 @@ def extract_to_folder(
     folder = check_folder(out)
     job = _Job(model, processor, source, **settings)
     store = FeatureFolder(
-        folder, format, videos=job.videos, sizes=job.sizes, model=model_fingerprint(model, processor),
+        folder, format, videos=job.videos, sizes=job.sizes, model=model_fingerprint(model, job.processor),
         settings=job.settings(), lines=job.clips.lines(), digest=job.clips.digest(),
     )  # fmt: skip
     store.work.mkdir(parents=True, exist_ok=True)
@@ -283,6 +288,8 @@ class _Job:
         partial: Literal["drop", "keep"] = "drop",
         missing: Literal["error", "mask"] = "error",
         damaged: Literal["error", "keep"] = "error",
+        channel: Literal["first", "mean"] | None = None,
+        audio_track: int | str | None = None,
         batch_frames: int = 16,
         media: StrPath | None = None,
         split: str | None = None,
@@ -303,6 +310,7 @@ class _Job:
             damaged=damaged,
             batch_frames=batch_frames,
         )
+        processor = processor.with_audio_choice(channel, audio_track)
         self.audio_seconds = window_seconds(processor.feature_extractor.audio_length)
         self.plan.heard(self.audio_seconds)
         if control not in (None, "scramble"):
@@ -359,6 +367,7 @@ class _Job:
             "partial": plan.partial,
             "missing": plan.missing,
             "damaged": plan.damaged,
+            "audio_track": self.processor.audio_track,
             "control": self.control,
             "seed": self.seed if self.control else None,
             "features": {feature.name: feature.describe() for feature in plan.features},

@@ -95,6 +95,7 @@ class LocalizationResult:
         channel: Which channel of the audio was heard.
         span: Where in the video this starts and ends, seconds, as it was asked for.
         remarks: What a reader should know.
+        audio_track: Which audio track was heard; `None` for the one that a player plays.
     """
 
     source: str
@@ -115,6 +116,7 @@ class LocalizationResult:
     channel: str
     span: tuple[float | None, float | None]
     remarks: list[str] = field(default_factory=list)
+    audio_track: int | str | None = None
 
     @property
     def region(self) -> tuple[float, float, float, float]:
@@ -214,6 +216,8 @@ def localize(
     stride: int | None = None,
     batch_size: int = 16,
     damaged: Literal["error", "keep"] = "error",
+    channel: Literal["first", "mean"] | None = None,
+    audio_track: int | str | None = None,
     fingerprint: str | None = None,
     progress: Progress | None = None,
 ) -> LocalizationResult:
@@ -236,6 +240,9 @@ def localize(
         stride: Patches from one place that is tried to the next; see `occlusion_maps`.
         batch_size: Moments decoded at a time.
         damaged: `"keep"` uses what can be decoded of truncated and corrupt files.
+        channel: `"first"` or `"mean"` of several audio channels; default: the processor's.
+        audio_track: Which audio track of files that have several: its number, counted from 0, or its language such as
+            `"de"`. Default: the one that a player plays.
         fingerprint: `model_fingerprint` of model and processor where it is known, to spare computing it again.
         progress: Called with seconds done and seconds in all (0 where unknown).
 
@@ -252,6 +259,7 @@ def localize(
     if not (math.isfinite(fps) and fps > 0 and batch_size >= 1):
         raise InferenceError(f"fps is {fps} and batch_size {batch_size}; both must be above 0.")
     base = cast(CavMaeSyncModel, model.base_model)
+    processor = processor.with_audio_choice(channel, audio_track)
     mapper = _Mapper(base, processor, method=method, block=block, stride=stride)
     parts: list[dict[str, np.ndarray]] = []
     canvas = _Canvas(start or 0.0)
@@ -270,6 +278,8 @@ def localize(
     if not values["present"].any():
         raise InferenceError(f"{source}: no moment has both audio and video; name another span or video.")
     settings = {**mapper.settings(), "model": (fingerprint or model_fingerprint(base, processor))[:16]}
+    if processor.audio_track is not None:
+        settings["audio_track"] = processor.audio_track
     return LocalizationResult(
         source=source,
         audio_source=None if audio is None else source_name(audio),
@@ -282,6 +292,7 @@ def localize(
         method=method,
         settings=settings,
         channel=processor.feature_extractor.channel,
+        audio_track=processor.audio_track,
         span=(start, end),
         remarks=_remarks(values, method),
     )

@@ -175,6 +175,8 @@ def measure_sync(
     batch_size: int = 32,
     matrix_limit: int = 600,
     damaged: Literal["error", "keep"] = "error",
+    channel: Literal["first", "mean"] | None = None,
+    audio_track: int | str | None = None,
     fingerprint: str | None = None,
     progress: Progress | None = None,
 ) -> SyncResult:
@@ -196,6 +198,9 @@ def measure_sync(
         batch_size: Moments decoded and embedded at a time.
         matrix_limit: Moments of the whole matrix at most; videos with more give every second, fourth... of theirs.
         damaged: `"keep"` uses what can be decoded of truncated and corrupt files.
+        channel: `"first"` or `"mean"` of several audio channels; default: the processor's.
+        audio_track: Which audio track of files that have several: its number, counted from 0, or its language such as
+            `"de"`. Default: the one that a player plays.
         fingerprint: `model_fingerprint` of model and processor where it is known, to spare computing it again.
         progress: Called with seconds done and seconds in all (0 where unknown).
 
@@ -209,6 +214,7 @@ def measure_sync(
     span = MediaSpan(video, audio=audio, sampling_rate=sampling_rate, start=start, end=end)
     options: dict[str, Any] = {"hop": hop, "max_offset": max_offset, "batch_size": batch_size}
     options |= {"matrix_limit": matrix_limit, "damaged": damaged, "fingerprint": fingerprint}
+    options |= {"channel": channel, "audio_track": audio_track}
     (result,) = _measure_each(model, processor, [span], progress=progress, **options)
     return result
 
@@ -263,11 +269,14 @@ def _measure_each(
     batch_size: int = 32,
     matrix_limit: int = 600,
     damaged: str = "error",
+    channel: str | None = None,
+    audio_track: int | str | None = None,
     fingerprint: str | None = None,
     progress: Progress | None = None,
 ) -> Iterator[SyncResult]:
     """The results of videos, several of which are decoded at a time."""
     check_towers(model)
+    processor = processor.with_audio_choice(channel, audio_track)
     if batch_size < 1:
         raise InferenceError(f"batch_size is {batch_size}; embed at least 1 moment at a time.")
     base = cast(CavMaeSyncModel, model.base_model)
@@ -327,6 +336,8 @@ def alignment_protocol(
         "model": (fingerprint or model_fingerprint(model, processor))[:16],
         "package": version,
     }
+    if processor.audio_track is not None:
+        parts["track"] = str(processor.audio_track)
     return f"cavmae-sync-alignment/{PROTOCOL_VERSION};" + ";".join(f"{key}={value}" for key, value in parts.items())
 
 

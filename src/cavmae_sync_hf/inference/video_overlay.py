@@ -135,7 +135,8 @@ def _read(
     """The video's frames at regular times, with its audio."""
     start, end = found.span
     span: dict[str, Any] = {"hop": hop, "num_frames": _FRAMES_AT_A_TIME, "start": start, "end": end}
-    heard: dict[str, Any] = {"sampling_rate": rate, "channel": found.channel, "damaged": "keep"}
+    heard: dict[str, Any] = {"sampling_rate": rate, "damaged": "keep"}
+    heard |= {"channel": found.channel, "audio_track": found.audio_track}
     if audio is None:
         return iter_media(video, context=_CONTEXT_SECONDS, short_side=short_side, **span, **heard)
     frames = iter_media(video, context=0.0, short_side=short_side, want_audio=False, damaged="keep", **span)

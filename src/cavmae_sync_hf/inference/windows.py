@@ -427,6 +427,7 @@ class ScrambledAudio:
     ) -> None:
         self.videos, self.plan, self.seed = list(videos), plan, seed
         # Windows are centred in time whatever the processor's setting, as in a stream.
+        self.audio_track = processor.audio_track
         self.extractor = copy.copy(processor.feature_extractor)
         self.extractor.alignment = "time"
         self.piece = plan.grid.per_window  # moments
@@ -495,7 +496,9 @@ class ScrambledAudio:
             duration = probe_media(media).duration
             if duration is None:
                 hop = self.plan.grid.hop
-                chunks = iter_media(media, hop=hop, want_video=False, missing="mask", damaged="keep")
+                chunks = iter_media(
+                    media, hop=hop, want_video=False, missing="mask", damaged="keep", audio_track=self.audio_track
+                )
                 duration = sum(len(chunk.asked_times) for chunk in chunks) * hop
         except Exception:
             return 0
@@ -520,6 +523,7 @@ class ScrambledAudio:
                 want_video=False,
                 sampling_rate=extractor.sampling_rate,
                 channel=extractor.channel,
+                audio_track=self.audio_track,
                 damaged=self.plan.damaged,
             ).waveform
         if waveform is None or not len(waveform):

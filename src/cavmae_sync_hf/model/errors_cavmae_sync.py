@@ -2,7 +2,9 @@
 """Exceptions of the package, the remedies that they name, and names of files as messages show them."""
 
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,6 +126,30 @@ class MediaWarning(_Told, UserWarning):
         message: As in `CavMaeSyncError`.
         hint: As in `CavMaeSyncError`.
     """
+
+
+@contextmanager
+def collected_remarks() -> Iterator[list[MediaWarning]]:
+    """Collect `MediaWarning`s in a list instead of showing them, each text once, for a worker process to hand on.
+
+    Warnings of other kinds are shown when the block ends.
+    """
+    remarks: dict[str, MediaWarning] = {}
+    found: list[MediaWarning] = []
+    others: list[warnings.WarningMessage] = []
+    try:
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always", MediaWarning)
+            yield found
+            for entry in seen:
+                if isinstance(entry.message, MediaWarning):
+                    remarks.setdefault(str(entry.message), entry.message)
+                else:
+                    others.append(entry)
+            found += remarks.values()
+    finally:
+        for entry in others:
+            warnings.showwarning(entry.message, entry.category, entry.filename, entry.lineno)
 
 
 class MediaError(CavMaeSyncError):
@@ -273,6 +299,7 @@ __all__ = [
     "TrainingError",
     "UnexpectedError",
     "WorkerError",
+    "collected_remarks",
     "in_python",
     "on_command_line",
     "printable",

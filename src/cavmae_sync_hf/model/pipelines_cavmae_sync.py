@@ -16,6 +16,8 @@ from torch import Tensor
 from transformers import Pipeline, PreTrainedModel
 
 from .configuration_cavmae_sync import CavMaeSyncConfig
+from .feature_extraction_cavmae_sync import check_channel
+from .media_selection_cavmae_sync import check_audio_track
 from .pipeline_inputs_cavmae_sync import MODALITIES, check_modality, prepare_clip, read_clip
 from .processing_cavmae_sync import CavMaeSyncProcessor
 
@@ -116,7 +118,9 @@ class _AudioVisualPipeline(Pipeline):
         for name, other in (("missing", "mask"), ("damaged", "keep")):
             if known.get(name, "error") not in ("error", other):
                 raise ValueError(f'`{name}` is {known[name]!r}; it must be "error" or "{other}".')
-        self.processor.with_audio_choice(known.get("channel"), known.get("audio_track"))  # refuses what cannot work
+        check_audio_track(known.get("audio_track"))
+        if known.get("channel") is not None:
+            check_channel(known["channel"])
         return known
 
     def preprocess(self, clip: Any, modality: str | None = None, **options: Any) -> dict[str, Any]:  # type: ignore[override]

@@ -7,11 +7,12 @@ them. So no vectors travel, and an actor that dies leaves nothing but rows that 
 
 import itertools
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from ..model.errors_cavmae_sync import SearchError, WorkerError
+from ..model.errors_cavmae_sync import MediaWarning, SearchError, WorkerError, collected_remarks
 from ..model.modeling_cavmae_sync import CavMaeSyncModel
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from ..provenance import require_package
@@ -41,10 +42,12 @@ class _Embedder:
         self.model: Any = model.to(device).eval()  # type: ignore[arg-type]
         self.processor, self.options = processor, options
 
-    def append(self, clips: list[ClipEntry]) -> list[ClipEntry]:
-        """Embed clips and write their rows; gives what is to be registered."""
-        embedded = embed_clips(self.model, self.processor, clips, self.options)
-        return [entry for group in append_clips(self.store, embedded) for entry in group]
+    def append(self, clips: list[ClipEntry]) -> tuple[list[ClipEntry], list[MediaWarning]]:
+        """Embed clips and write their rows; gives what is to be registered, and what is to be told."""
+        with collected_remarks() as remarks:
+            embedded = embed_clips(self.model, self.processor, clips, self.options)
+            entries = [entry for group in append_clips(self.store, embedded) for entry in group]
+        return entries, remarks
 
 
 def append_with_ray(
@@ -120,7 +123,10 @@ def append_with_ray(
             actor, task = running.pop(done[0])
             idle.append(actor)
             try:
-                yield ray.get(done[0])
+                entries, remarks = ray.get(done[0])
+                for remark in remarks:
+                    warnings.warn(remark, stacklevel=2)
+                yield entries
             except RayActorError:
                 yield from retry_after_death(task, deaths, again)
     except RayError as error:

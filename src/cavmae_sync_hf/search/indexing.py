@@ -123,6 +123,8 @@ def index_videos(
     decoders: int | None = None,
     thumbnails: int = 0,
     damaged: Literal["error", "keep"] = "error",
+    channel: Literal["first", "mean"] | None = None,
+    audio_track: int | str | None = None,
     retry_bad: bool = False,
     remove_missing: bool = True,
     approximate_from: int | None = DEFAULT_THRESHOLD,
@@ -151,6 +153,9 @@ def index_videos(
         decoders: Files decoded at a time; default: one per core, at most 4.
         thumbnails: Longer side of a stored image of each moment, pixels; 0 for none.
         damaged: `"error"`: damaged files are bad. `"keep"`: what can be decoded of them counts.
+        channel: `"first"` or `"mean"` of several audio channels; default: the processor's.
+        audio_track: Which audio track of files that have several: its number, counted from 0, or its language such as
+            `"de"`. Default: the one that a player plays.
         retry_bad: Try files again that were bad before and have not changed.
         remove_missing: Whether clips go whose file is in the source no more.
         approximate_from: Rows from which on an approximate index is built; `None`: never.
@@ -173,6 +178,7 @@ def index_videos(
         raise SearchError(f'engine is {engine!r}; it must be "local" or "ray".')
     records = read_source(source, media=media).records
     base = cast(CavMaeSyncModel, model.base_model)
+    processor = processor.with_audio_choice(channel, audio_track)
     settings = IndexSettings.of(base, processor, hop)
     store = index if isinstance(index, MomentStore) else MomentStore.create(index, settings, storage_options)
     store.settings.check(settings, store.uri, adding=True)

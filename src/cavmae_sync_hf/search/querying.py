@@ -18,10 +18,11 @@ import torch
 from ..inference.features import choose_features, encode_moments
 from ..inference.moments import MediaSpan, embed_moments, source_name
 from ..model.alignment_cavmae_sync import window_seconds
-from ..model.errors_cavmae_sync import QueryError
+from ..model.errors_cavmae_sync import MediaError, QueryError
 from ..model.media_cavmae_sync import probe_media
 from ..model.modeling_cavmae_sync import CavMaeSyncModel
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
+from ..model.video_processing_cavmae_sync import is_media_source
 from .embedding import SILENCE_DB, window_loudness
 
 Side = Literal["audio", "video", "both", "auto"]
@@ -177,6 +178,16 @@ def embed_query(
         name=name, by=by, audio=moments.audio, video=moments.video, audio_present=heard, video_present=has_video,
         start=start or 0.0, seconds=moments.seconds, path=path, content=content,
     )  # fmt: skip
+
+
+def has_several_tracks(query: Any) -> bool:
+    """Whether a query is a file with several audio tracks, of which one is to be chosen."""
+    if not is_media_source(query) or isinstance(query, Mapping) and "array" in query:
+        return False
+    try:
+        return len(probe_media(query).audio_tracks) > 1
+    except MediaError:  # also images; told when it is read
+        return False
 
 
 @dataclass

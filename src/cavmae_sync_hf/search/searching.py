@@ -10,7 +10,7 @@ import fnmatch
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 from transformers import PreTrainedModel
@@ -22,7 +22,7 @@ from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from .alignment import Alignments, align, best_apart
 from .approximate import REFINE, partitions_to_search
 from .embedding import SILENCE_DB
-from .querying import Query, Side, choose_side, embed_query
+from .querying import Query, Side, choose_side, embed_query, has_several_tracks
 from .settings import IndexSettings
 from .store import MomentStore, open_index
 from .tables import ClipEntry, as_matrix, content_of, file_key
@@ -165,6 +165,8 @@ def search(
     whole_clips: bool = False,
     exact: bool | None = None,
     filters: SearchFilters | None = None,
+    channel: Literal["first", "mean"] | None = None,
+    audio_track: int | str | None = None,
 ) -> SearchResult:
     """Find the moments of an index that are most like audio, an image or a moment of a video.
 
@@ -182,6 +184,9 @@ def search(
         whole_clips: Compare whole clips, each by one vector, instead of moments.
         exact: Whether all moments are compared; default: unless there is an approximate index.
         filters: Which moments may be found.
+        channel: `"first"` or `"mean"` of the query's channels; default: as the index was made.
+        audio_track: Which audio track of the query's file, by number or language. Default: of a file with several the
+            one that the index was made of.
 
     Raises:
         MediaError: The query cannot be read.
@@ -193,7 +198,12 @@ def search(
     _check_top(top)
     store = open_index(index)
     base = cast(CavMaeSyncModel, model.base_model)
+    processor = processor.with_audio_choice(store.settings.channel)
     store.settings.check(IndexSettings.of(base, processor, store.settings.hop), store.uri, adding=False)
+    chosen = processor.audio_track if audio_track is None else audio_track
+    if chosen is None and store.settings.audio_track is not None and has_several_tracks(query):
+        chosen = store.settings.audio_track
+    processor = processor.with_audio_choice(channel, chosen)
     embedded = embed_query(
         query, base, processor, hop=store.settings.hop, by=by, start=start, end=end,
         # A quiet query may ask for louder moments.

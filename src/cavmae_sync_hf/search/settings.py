@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from ..model.alignment_cavmae_sync import window_seconds
-from ..model.errors_cavmae_sync import SearchError
+from ..model.errors_cavmae_sync import Hint, SearchError
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from ..provenance import weights_fingerprint
 
@@ -65,6 +65,8 @@ class IndexSettings:
         of_audio, of_frames = processor.feature_extractor.to_dict(), processor.video_processor.to_dict()
         processing = {name: of_audio.get(name) for name in _AUDIO_SETTINGS}
         processing |= {name: of_frames.get(name) for name in _FRAME_SETTINGS}
+        if processor.audio_track is not None:
+            processing["audio_track"] = processor.audio_track
         place = str(model.config._name_or_path or "")
         return cls(
             hop=float(hop),
@@ -74,6 +76,16 @@ class IndexSettings:
             model=os.path.abspath(place) if place and os.path.isdir(place) else place,  # found from any folder
             processing=json.loads(json.dumps(processing)),  # as it is read back: lists, no tuples
         )
+
+    @property
+    def channel(self) -> str:
+        """Which channel of files was heard."""
+        return self.processing.get("channel", "first")
+
+    @property
+    def audio_track(self) -> int | str | None:
+        """Which audio track of files was heard; `None` for the one that a player plays."""
+        return self.processing.get("audio_track")
 
     def to_json(self) -> str:
         """As text, for the tables' own metadata."""
@@ -123,14 +135,17 @@ class IndexSettings:
                 f"whose vectors cannot be compared with those of this one ({other.model or 'of no name'}, weights "
                 f"{other.weights[:12]}). To {purpose} it, use that model, or make another index with this one."
             )
-        different = sorted(name for name in self.processing if other.processing.get(name) != self.processing[name])
+        # A query may be of another audio track than what it is compared with.
+        names = {*self.processing, "audio_track"} if adding else {*self.processing} - {"audio_track"}
+        before, now = self.processing, other.processing
+        different = sorted(name for name in names if now.get(name) != before.get(name))
         if different:
             name = different[0]
-            raise SearchError(
-                f"{index}: was made with other settings of the processor: {name} was {self.processing[name]!r} and is "
-                f"{other.processing.get(name)!r}. To {purpose} it, load the processor it was made with, or make "
-                "another index."
-            )
+            what = f"{index}: was made with other settings: {name} was {before.get(name)!r} and is {now.get(name)!r}."
+            if name in ("channel", "audio_track"):
+                hint = Hint(name, before.get(name), f"{purpose} it")
+                raise SearchError(f"{what} Name another index for another choice.", hint=hint)
+            raise SearchError(f"{what} To {purpose} it, load the processor it was made with, or make another index.")
         if adding and not math.isclose(other.hop, self.hop, rel_tol=1e-9):
             raise SearchError(
                 f"{index}: its moments lie {self.hop:g} s apart, not {other.hop:g} s; add with a hop of {self.hop:g}, "
