@@ -54,7 +54,7 @@ def test_head__is_loaded_where_there_is_one(saved):
         ("empty", {}, "holds no config.json"),
         ("file", {}, "is a file; name the folder"),
         ("other", {}, "holds a model of type 'bert'"),
-        ("unprocessed", {}, "cannot be loaded"),
+        ("unprocessed", {}, "holds no processor_config.json; save a processor"),
     ],
 )
 def test_what_cannot_be_used__is_named_with_a_remedy(name, options, message, saved, tmp_path):

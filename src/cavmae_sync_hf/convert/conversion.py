@@ -37,7 +37,7 @@ from .published import (
     rename_transformers_mae,
     tell_family,
 )
-from .reading import read_checkpoint, shorten, strip_prefixes
+from .reading import not_finite, read_checkpoint, shorten, strip_prefixes
 
 _SIZES = (
     "hidden_size",
@@ -275,12 +275,7 @@ def _to_cav_mae_names(tensors: dict[str, Tensor], overrides: Mapping[str, Any]) 
 
 def _check_values(state_dict: Mapping[str, Tensor]) -> None:
     """Refuse weights that training has destroyed."""
-    # A sum is NaN or infinite where a summand is; a mask of every value would cost a second copy.
-    broken = [
-        name
-        for name, tensor in state_dict.items()
-        if not tensor.is_meta and not tensor.sum(dtype=torch.float64).isfinite()
-    ]
+    broken = not_finite(state_dict)
     if broken:
         raise ModelError(f"{len(broken)} tensors hold NaN or infinite values: {shorten(broken)}; take another file.")
 

@@ -2,20 +2,21 @@
 """Reading of checkpoint files, and refusal of what is none.
 
 What a file is, is told by its first bytes, not by its name: a download that failed often leaves a web page under the
-checkpoint's name.
+checkpoint's name. No code in a file is run.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -24,14 +25,18 @@ from ..model.errors_cavmae_sync import ModelError
 
 # Where training scripts put the weights when they save more than weights.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net")
+# In the order in which transformers looks for them.
 _FOLDER_FILES = (
-    "model.safetensors.index.json",
     "model.safetensors",
-    "pytorch_model.bin.index.json",
+    "model.safetensors.index.json",
     "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
 )
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 _SHOWN_NAMES = 8
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+# Most of it are the names of classes, or of a large model's tensors.
+_MOST_JSON_BYTES = 1 << 26
 
 
 @dataclass
@@ -61,11 +66,11 @@ def read_checkpoint(src: str | os.PathLike) -> Checkpoint:
     if path.is_file():
         return Checkpoint(_read_file(path), {path.name: file_digest(path)})
     tensors: dict[str, Tensor] = {}
-    files = _weight_files(path)
+    files = weight_files(path)
     for file in files:
         tensors |= _read_file(file)
     config_file = path / "config.json"
-    config = _read_json(config_file) if config_file.is_file() else {}
+    config = read_json_object(config_file) if config_file.is_file() else {}
     return Checkpoint(tensors, {file.name: file_digest(file) for file in files}, config)
 
 
@@ -77,7 +82,40 @@ def strip_prefixes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return stripped
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the tensors in a weight file, whose length is checked against what its header promises.
+
+    Raises:
+        ModelError: As of `read_checkpoint`.
+    """
+    if _container(file) == "safetensors":
+        with _damage_told(file), safe_open(file, "pt") as reader:
+            return {name: tuple(reader.get_slice(name).get_shape()) for name in reader.keys()}  # noqa: SIM118
+    return {name: tuple(tensor.shape) for name, tensor in _read_file(file).items()}
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors that hold NaN or infinity; those on the meta device hold nothing.
+
+    One pass over the values: a sum is NaN or infinite where a summand is. It may also overflow, which a second look
+    tells.
+    """
+    return [
+        name
+        for name, tensor in tensors.items()
+        if tensor.dtype in _FLOATS  # those of quantised layers are packed
+        and not tensor.is_meta
+        and not bool(tensor.sum().isfinite())
+        and not bool(tensor.isfinite().all())
+    ]
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of a saved model's weights; all of them are there.
+
+    Raises:
+        ModelError: There are none, or an index names some that are not there, or lie elsewhere.
+    """
     name = next((name for name in _FOLDER_FILES if (folder / name).is_file()), None)
     if name is None:
         found = shorten(sorted(entry.name for entry in folder.iterdir())) or "nothing"
@@ -87,17 +125,29 @@ def _weight_files(folder: Path) -> list[Path]:
         )
     if not name.endswith(".index.json"):
         return [folder / name]
-    shards = sorted(set(_read_json(folder / name).get("weight_map", {}).values()))
+    places = read_json_object(folder / name).get("weight_map")
+    shards = sorted({str(place) for place in places.values()}) if isinstance(places, Mapping) else []
+    foreign = [shard for shard in shards if shard != Path(shard).name or "\\" in shard]
+    if foreign:
+        raise ModelError(f"{name} names files outside of its folder, which are not read: {shorten(foreign)}.")
     missing = [shard for shard in shards if not (folder / shard).is_file()]
     if missing or not shards:
-        raise ModelError(f"{name} names files that are not there: {shorten(missing)}; download the whole folder.")
+        what = shorten(missing) or "none at all"
+        raise ModelError(f"{name} names files that are not there: {what}; download the whole folder.")
     return [folder / shard for shard in shards]
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        ModelError: The file is larger than any such file of a model, or holds something else.
+    """
+    if path.stat().st_size > _MOST_JSON_BYTES:
+        raise ModelError(f"{path.name} has {path.stat().st_size:,} bytes and is no such file of a model; replace it.")
     try:
         contents = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{path.name} is no readable JSON ({error}); download it again.") from error
     if not isinstance(contents, dict):
         raise ModelError(f"{path.name} holds no JSON object; download it again.")
@@ -106,6 +156,15 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _read_file(path: Path) -> dict[str, Tensor]:
     """Tensors of one weight file."""
+    container = _container(path)
+    if container == "safetensors":
+        with _damage_told(path):
+            return load_file(path)
+    return _unwrap(_load_pickled(path, path.stat().st_size, container == "zip"), path.name)
+
+
+def _container(path: Path) -> Literal["safetensors", "zip", "pickle"]:
+    """What a weight file is."""
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(512)
@@ -120,20 +179,27 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     if b"git-lfs" in text[:100]:
         raise ModelError(f"{path.name} is a Git LFS pointer, not the weights; fetch them with `git lfs pull`.")
     # A safetensors file starts with the length of its JSON header, eight bytes, and then the header.
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000:
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ModelError(
-                f"{path.name} ({size:,} bytes) is truncated or damaged safetensors ({error}); download it again."
-            ) from error
-    is_zip = head.startswith(b"PK\x03\x04")
-    if not is_zip and not head.startswith(b"\x80"):
+    if path.suffix == ".safetensors" or (head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000):
+        return "safetensors"
+    if head.startswith(b"PK\x03\x04"):
+        return "zip"
+    if not head.startswith(b"\x80"):
         raise ModelError(
             f"{path.name} ({size:,} bytes) is neither a torch checkpoint nor safetensors; "
             "give the file that the authors publish."
         )
-    return _unwrap(_load_pickled(path, size, is_zip), path.name)
+    return "pickle"
+
+
+@contextlib.contextmanager
+def _damage_told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except SafetensorError as error:
+        raise ModelError(
+            f"{path.name} ({path.stat().st_size:,} bytes) is truncated or damaged safetensors ({error}); download it "
+            "again."
+        ) from error
 
 
 def _load_pickled(path: Path, size: int, is_zip: bool) -> Any:

@@ -11,7 +11,7 @@ import yaml
 from huggingface_hub import EvalResult
 
 from ..files import StrPath
-from ..hub import register_auto_classes
+from ..inference.loading import read_config, read_processor
 from ..model.errors_cavmae_sync import EvaluationError
 from ..model.modeling_cavmae_sync import (
     CavMaeSyncForAudioVisualClassification,
@@ -194,17 +194,9 @@ def card_text(
 
 def _describe(folder: Path) -> tuple[CavMaeSyncPreTrainedModel, CavMaeSyncProcessor]:
     """A model without values, of the class that was saved, and its processor."""
-    from transformers import AutoConfig, AutoProcessor
-
-    for name in ("config.json", "processor_config.json"):
-        if not (folder / name).is_file():
-            raise EvaluationError(f"{folder} holds no {name}; name the folder of a saved model.")
-    register_auto_classes()
-    try:
-        config = AutoConfig.from_pretrained(folder)
-        processor = AutoProcessor.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise EvaluationError(f"{folder}: the model's configuration cannot be read ({error}).") from error
+    if not (folder / "config.json").is_file():
+        raise EvaluationError(f"{folder} holds no config.json; name the folder of a saved model.")
+    config, processor = read_config(str(folder)), read_processor(str(folder))
     kinds = getattr(config, "architectures", None) or [CavMaeSyncModel.__name__]
     if kinds[0] not in _CLASSES:
         raise EvaluationError(f"{folder} holds a {kinds[0]}, which is no model of this package.")

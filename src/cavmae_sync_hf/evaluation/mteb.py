@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..inference.features import move_inputs
+from ..inference.features import move_inputs, not_finite_error
 from ..inference.loading import load_model
 from ..model.errors_cavmae_sync import ModelError
 from ..model.modeling_cavmae_sync import pool_clip
@@ -208,6 +208,8 @@ class MtebEncoder:
             output = self.model(**inputs)
             sides = [embeds for embeds in (output.audio_embeds, output.video_embeds) if embeds is not None]
             vectors = torch.stack([self._pool(embeds.float()) for embeds in sides]).mean(dim=0)
+            if not bool(vectors.isfinite().all()):
+                raise not_finite_error("An embedding", self.model)
             found += list(torch.nn.functional.normalize(vectors, dim=-1).cpu().numpy())
         return found
 

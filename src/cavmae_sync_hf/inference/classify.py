@@ -249,6 +249,8 @@ def _combine(
         if moments:
             here = part.weights > 0
             kept.append(_Part(part.scores[here], part.weights[here], part.spans[here]))
+    if not bool(total.isfinite().all()):
+        raise InferenceError(f"{name}: its scores are NaN or infinite; load the model in float32, or another one.")
     if not weight:
         raise InferenceError(f"{name}: holds no moment of that modality; use another one, or another clip.")
     scores = (total / weight).float()

@@ -103,6 +103,13 @@ class MomentFeatures:
             return self.audio_present & self.video_present
         return self.audio_present if feature.modality == "audio" else self.video_present
 
+    def broken(self, features: Sequence[Feature]) -> Tensor:
+        """Where a feature that is there is NaN or infinite, `(batch, moments)` bool."""
+        broken = torch.zeros_like(self.audio_present)
+        for feature in features:
+            broken |= ~torch.isfinite(self.values[feature.name]).all(dim=-1)
+        return broken
+
 
 def choose_features(
     names: Sequence[str], config: CavMaeSyncConfig | None, layers: Sequence[int] = ()
@@ -166,6 +173,18 @@ def check_towers(model: Embedder) -> None:
     modality = getattr(getattr(model, "config", None), "modality", "multimodal")
     if modality != "multimodal":
         raise InferenceError(f"The model has the {modality} tower alone; comparing audio and video needs both.")
+
+
+def not_finite_error(what: str, model: Embedder) -> InferenceError:
+    """The error that says that a model gave something that is NaN or infinite.
+
+    Args:
+        what: The subject, with where it comes from, such as `"clip.mp4: the embedding at 0:03.5"`.
+        model: What gave it.
+    """
+    dtype = str(getattr(model, "dtype", torch.float32)).removeprefix("torch.")
+    remedy = "the weights or the processor do not fit it" if dtype == "float32" else "load the model in float32"
+    return InferenceError(f"{what} is NaN or infinite, computed in {dtype}; {remedy}.")
 
 
 @contextmanager
@@ -232,7 +251,8 @@ def encode_moments(model: Embedder, inputs: Mapping[str, Any], features: Sequenc
     result = MomentFeatures({}, *(_presence(given, shape, *names) for names in INPUTS))
     for feature in features:
         vectors = values[feature.name].float().cpu().unflatten(0, shape)
-        result.values[feature.name] = vectors * result.present(feature).unsqueeze(-1)
+        # Not a product: what stands in for an absent one may be anything, NaN included.
+        result.values[feature.name] = vectors.masked_fill(~result.present(feature).unsqueeze(-1), 0.0)
     return result
 
 

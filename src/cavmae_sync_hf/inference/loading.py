@@ -1,17 +1,21 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
 """A model folder or Hub name becomes a model and its processor, fit for a use."""
 
+import contextlib
 import os
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, cast, overload
 
 import torch
 
+from ..convert.reading import not_finite, read_json_object, read_shapes, shorten, weight_files
 from ..files import StrPath
 from ..hub import register_auto_classes
-from ..model.configuration_cavmae_sync import CavMaeSyncConfig
+from ..model.configuration_cavmae_sync import CONFIG_VALUES, CavMaeSyncConfig
 from ..model.errors_cavmae_sync import ModelError
+from ..model.feature_extraction_cavmae_sync import FEATURE_VALUES, CavMaeSyncFeatureExtractor
 from ..model.modeling_cavmae_sync import (
     CavMaeSyncForAudioVisualClassification,
     CavMaeSyncForPreTraining,
@@ -19,6 +23,31 @@ from ..model.modeling_cavmae_sync import (
     CavMaeSyncPreTrainedModel,
 )
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
+from ..model.values_cavmae_sync import Allowed, check_values, choice, optional, shown
+from ..model.video_processing_cavmae_sync import VIDEO_VALUES, CavMaeSyncVideoProcessor
+
+_KERNEL = optional(
+    Allowed("the name of one of transformers' own", lambda value: isinstance(value, str) and value.isidentifier())
+)
+# What transformers would do with the others of a file's values comes later, and in its own words.
+_CONFIG_FILE_VALUES = CONFIG_VALUES | {
+    "dtype": optional(choice("float32", "bfloat16", "float16", "float64")),
+    "torch_dtype": optional(choice("float32", "bfloat16", "float16", "float64")),
+    # An address would have transformers fetch code from the Hub and run it.
+    "attn_implementation": _KERNEL,
+    "_attn_implementation": _KERNEL,
+    "experts_implementation": _KERNEL,
+    "_experts_implementation": _KERNEL,
+}
+# File, the part of it, and what its settings may be; transformers takes the parts from files of their own as well.
+_PROCESSOR_FILES = (
+    ("processor_config.json", "feature_extractor", FEATURE_VALUES),
+    ("processor_config.json", "video_processor", VIDEO_VALUES),
+    ("preprocessor_config.json", "", FEATURE_VALUES),
+    ("video_preprocessor_config.json", "", VIDEO_VALUES),
+)
+_LAYERS = ("num_modality_layers", "num_joint_layers", "num_contrastive_head_layers")
+_LONGEST_REASON = 300
 
 _CLASSES: dict[str, Any] = {
     "embedding": CavMaeSyncModel,
@@ -84,20 +113,13 @@ def load_model(
     name = os.fspath(name)
     if name == "example" and not Path(name).exists():
         name = str(example_model())
-    _check_name(name)
-    from transformers import AutoConfig, AutoProcessor
     from transformers.utils import logging
 
     register_auto_classes()
     logging.disable_progress_bar()
-    try:
-        config = AutoConfig.from_pretrained(name)
-    except OSError as error:
-        if Path(name).is_dir():
-            raise ModelError(f"{name}: config.json cannot be read ({error}); save the model anew.") from error
-        raise ModelError(f"There is no folder {name}, and the Hub gives no model of this name: {error}") from error
-    if config.model_type != CavMaeSyncConfig.model_type:
-        raise ModelError(f"{name} holds a model of type {config.model_type!r}, not {CavMaeSyncConfig.model_type!r}.")
+    config = read_config(name)
+    if modalities == "both" and config.modality != "multimodal":
+        raise ModelError(f"{name} has the {config.modality} tower alone; this compares audio and video.")
     kinds = config.architectures or []
     if use != "embedding" and _CLASSES[use].__name__ not in kinds:
         remedy = "training/run_classification.py fine-tunes one" if use == "classification" else "name another"
@@ -105,14 +127,228 @@ def load_model(
             f"{name} was saved as {', '.join(kinds) or 'a bare model'}, without the {use} head that this needs; "
             f"{remedy}."
         )
-    if modalities == "both" and config.modality != "multimodal":
-        raise ModelError(f"{name} has the {config.modality} tower alone; this compares audio and video.")
-    try:
-        model = _CLASSES[use].from_pretrained(name, dtype=dtype)
-        processor = AutoProcessor.from_pretrained(name)
-    except OSError as error:
-        raise ModelError(f"{name}: cannot be loaded ({error})") from error
+    check_weight_files(name, _CLASSES[use], config)
+    processor = read_processor(name)
+    with _reasons_told(name):
+        model, report = _CLASSES[use].from_pretrained(name, dtype=dtype, output_loading_info=True)
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ModelError(f"{name}: the weights lack {shorten(missing, 3)}; save the model anew.")
+    check_finite(model, name)
     return model.to(device).eval(), processor
+
+
+def read_config(name: str) -> CavMaeSyncConfig:
+    """The configuration of a saved model, whose values are checked before anything is made of them.
+
+    Raises:
+        ModelError: There is no such model, it is of another kind, or a value is not allowed; the file is named.
+    """
+    from transformers import AutoConfig
+
+    file, values = _read_config_file(name)
+    kind = values.get("model_type")
+    if kind != CavMaeSyncConfig.model_type:
+        raise ModelError(f"{name} holds a model of type {shown(kind)}, not {CavMaeSyncConfig.model_type!r}.")
+    with _told(file.parent, file.name):
+        check_values(values, _CONFIG_FILE_VALUES)
+    with _reasons_told(str(file)):
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    assert isinstance(config, CavMaeSyncConfig)
+    return config
+
+
+def saved_model_type(name: str) -> Any:
+    """What a saved model's configuration says that it is.
+
+    Raises:
+        ModelError: There is no such model, or its file cannot be read.
+    """
+    return _read_config_file(name)[1].get("model_type")
+
+
+def _read_config_file(name: str) -> tuple[Path, dict[str, Any]]:
+    """Where a configuration lies, and what it says."""
+    _check_name(name)
+    try:
+        file = _saved_file(name, "config.json")
+    except OSError as error:
+        raise ModelError(f"There is no folder {name}, and the Hub gives no model of this name: {error}") from error
+    with _told(file.parent, file.name):
+        return file, read_json_object(file)
+
+
+def has_processor(name: str) -> bool:
+    """Whether a processor was saved beside a model."""
+    return any(_saved_file(name, file).is_file() for file, _, _ in _PROCESSOR_FILES)
+
+
+def read_processor(name: str) -> CavMaeSyncProcessor:
+    """The processor saved beside a model; code in the folder, or that it names, is not run.
+
+    Raises:
+        ModelError: There is none, or of another kind, or a setting is not allowed; the file is named.
+    """
+    from transformers import AutoProcessor
+
+    if not has_processor(name):
+        raise ModelError(
+            f"{name} holds no processor_config.json; save a processor beside the model, such as "
+            "CavMaeSyncProcessor.from_config(model.config)."
+        )
+    for file_name, part, table in _PROCESSOR_FILES:
+        file = _saved_file(name, file_name)
+        if not file.is_file():
+            continue
+        with _told(file.parent, file_name):
+            values = read_json_object(file)
+            values = values.get(part, {}) if part else values
+            if not isinstance(values, dict):
+                raise ValueError(f"`{part}` is {shown(values)}; it must hold settings by name.")
+            check_values(values, table)
+    with _reasons_told(name):
+        processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
+    parts = (processor, getattr(processor, "feature_extractor", None), getattr(processor, "video_processor", None))
+    for made, kind in zip(
+        parts, (CavMaeSyncProcessor, CavMaeSyncFeatureExtractor, CavMaeSyncVideoProcessor), strict=True
+    ):
+        if not isinstance(made, kind):
+            raise ModelError(
+                f"{name}: its processor files make a {type(made).__name__} in place of a {kind.__name__}; save the "
+                "processor anew."
+            )
+    return cast(CavMaeSyncProcessor, processor)
+
+
+def check_weight_files(
+    name: str, kind: type[CavMaeSyncPreTrainedModel] | None = None, config: CavMaeSyncConfig | None = None
+) -> None:
+    """Refuse weight files of which no model can be made, before it is tried.
+
+    Args:
+        name: Folder or Hub name.
+        kind: With a configuration: the class whose encoder the weights must fit.
+        config: Its sizes.
+
+    Raises:
+        ModelError: A file is missing, truncated, or none, or holds a model of other sizes.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        # Of the Hub's models only what one file holds is looked at; transformers fetches it, as it would anyway.
+        file = _saved_file(name, "model.safetensors")
+        if not file.is_file():
+            return
+        folder = file.parent
+    shapes: dict[str, tuple[int, ...]] = {}
+    with _told(folder):
+        for file in weight_files(folder):
+            shapes |= read_shapes(file)
+        if kind is not None and config is not None and getattr(config, "quantization_config", None) is None:
+            _check_shapes(shapes, kind, config)
+
+
+def check_finite(model: torch.nn.Module, name: str) -> None:
+    """Refuse weights that are NaN or infinite: all they give is so too.
+
+    Args:
+        model: As it was loaded; one pass over its weights.
+        name: What messages call it.
+
+    Raises:
+        ModelError: Names the tensors.
+    """
+    broken = not_finite(dict(model.named_parameters()) | dict(model.named_buffers()))
+    if broken:
+        dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+        raise ModelError(
+            f"{name}: {len(broken)} of its tensors hold NaN or infinite values as {dtype} ({shorten(broken, 3)}); "
+            "take another checkpoint" + (f", or another precision than {dtype}." if dtype != "float32" else ".")
+        )
+
+
+def _check_shapes(
+    shapes: Mapping[str, tuple[int, ...]], kind: type[CavMaeSyncPreTrainedModel], config: CavMaeSyncConfig
+) -> None:
+    """Compare what the weight files hold with what the configuration asks for; heads that are not wanted are left."""
+    prefix = f"{CavMaeSyncPreTrainedModel.base_model_prefix}."
+    encoder = any(name.startswith(prefix) for name in shapes)  # else it was saved alone
+    layers = 1 + max((int(number) for name in shapes for number in re.findall(r"\.(\d+)\.", name)), default=0)
+    for name in _LAYERS:
+        if getattr(config, name) > layers:
+            raise ModelError(
+                f"config.json has `{name}` {getattr(config, name)}, and the weights have {layers} at most."
+            )
+    with torch.device("meta"):
+        wanted = {name: tuple(tensor.shape) for name, tensor in kind(config).state_dict().items()}
+    if kind is CavMaeSyncModel and encoder:
+        shapes = {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
+    missing = [name for name in wanted if name not in shapes]
+    parts = {_part(name, prefix) for name in wanted}
+    extra = [name for name in shapes if name not in wanted and _part(name, prefix) in parts]
+    for names, what in ((missing, "lack"), (extra, "hold, and config.json has no place for,")):
+        if names:
+            raise ModelError(
+                f"the weights {what} {shorten(names, 3)}: they and config.json are not of one model; take both from "
+                "one place."
+            )
+    for name, shape in wanted.items():
+        if shapes[name] != shape:
+            raise ModelError(
+                f"`{name}` has shape {shapes[name]} in the weights, and config.json asks for {shape}: they are not of "
+                "one model; take both from one place."
+            )
+
+
+def _part(name: str, prefix: str) -> str:
+    """What a weight belongs to, such as `audio_tower` or `decoder`."""
+    return name.removeprefix(prefix).partition(".")[0]
+
+
+def _saved_file(name: str, file: str) -> Path:
+    """Where a file of a saved model lies, of a Hub name in the Hub's cache; there may be none.
+
+    Raises:
+        OSError: The Hub gives no such repository.
+    """
+    from transformers.utils import cached_file
+
+    folder = Path(name)
+    if folder.is_dir():
+        return folder / file
+    found = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
+    return folder / file if found is None else Path(found)
+
+
+@contextlib.contextmanager
+def _told(folder: Path, file: str = "") -> Iterator[None]:
+    """Errors about what a file or a folder holds name it."""
+    try:
+        yield
+    except ModelError as error:  # names the file itself
+        raise ModelError(f"{folder}: {error.message}") from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder / file}: {error}") from error
+
+
+@contextlib.contextmanager
+def _reasons_told(name: str) -> Iterator[None]:
+    """Whatever transformers says of a folder, in a sentence: files that others wrote can fail in any way."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)  # it writes whole configurations, and tables of weights, beside its errors
+    try:
+        yield
+    except Exception as error:
+        reason: BaseException = error
+        if type(error).__name__.startswith("Strict") and error.__cause__ is not None:
+            reason = error.__cause__  # a configuration's check
+        words = " ".join(str(reason).split()) or type(reason).__name__
+        shortened = words if len(words) <= _LONGEST_REASON else f"{words[:_LONGEST_REASON]}..."
+        raise ModelError(f"{name}: cannot be loaded ({shortened}).") from error
+    finally:
+        logging.set_verbosity(level)
 
 
 def example_model() -> Path:

@@ -29,8 +29,8 @@ from ..model.modeling_cavmae_sync import CavMaeSyncModel, CavMaeSyncPreTrainedMo
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from ..model.video_processing_cavmae_sync import CavMaeSyncVideoProcessor
 from ..provenance import model_fingerprint
-from .features import check_towers, evaluating, move_inputs
-from .moments import MediaSpan, Progress, read_ahead, read_moments, report_seconds, source_name
+from .features import check_towers, evaluating, move_inputs, not_finite_error
+from .moments import MediaSpan, Progress, format_clock, read_ahead, read_moments, report_seconds, source_name
 
 METHODS = ("occlusion", "cosine")
 DEFAULT_FPS = 5.0
@@ -340,6 +340,9 @@ class _Mapper:
                 stride=self.stride, fill=self.floor,
             )  # fmt: skip
         similarity = output.similarity[0].diagonal().float().masked_fill(~both[0], torch.nan)
+        if not all(bool(values[both].isfinite().all()) for values in (similarity[None], video_maps, audio_maps)):
+            first = format_clock(float(inputs["frame_times"][0, 0]))
+            raise not_finite_error(f"A map of the moments from {first} on", model)
         return {
             "times": inputs["frame_times"][0].numpy(),
             "window_times": inputs["window_times"][0].numpy(),

@@ -30,7 +30,7 @@ from ..model.errors_cavmae_sync import CavMaeSyncError, InferenceError, MediaErr
 from ..model.media_cavmae_sync import probe_media
 from ..model.media_source_cavmae_sync import describe_source
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
-from .features import INPUTS, Embedder, Feature, choose_features, encode_moments
+from .features import INPUTS, Embedder, Feature, choose_features, encode_moments, not_finite_error
 
 # Called with what is done, how much there is (0 where unknown) and, in some places, a remark.
 Progress = Callable[..., None]
@@ -154,8 +154,8 @@ def embed_moments(
     Yields:
         Each source in order with its chunks, in order; what a caller leaves of them is passed over. An error of the
         file comes out of the chunks, after all that could be read, as a `CavMaeSyncError`: whatever else was raised is
-        its cause (see `data.failures.file_error`). So does an error of the model that other files do not raise. Other
-        errors of the model, and those of `sources`, end all.
+        its cause (see `data.failures.file_error`). So do embeddings that are NaN or infinite, and an error of the model
+        that other files do not raise. Other errors of the model, and those of `sources`, end all.
 
     Raises:
         InferenceError: A setting cannot work; raised at once.
@@ -523,7 +523,7 @@ class _Batches:
         for _, alike in itertools.groupby(items, lambda item: _shapes(item[1][0])):
             batch = list(alike)
             try:
-                self._embed([item for _, item in batch])
+                failed |= self._embed(batch)
             except CavMaeSyncError:  # the model is at fault
                 raise
             except Exception as error:
@@ -537,12 +537,12 @@ class _Batches:
     def _apart(self, batch: list[tuple[_Reading[S, Any], Any]], error: Exception) -> dict[int, Exception]:
         """Embed chunks one by one; gives the errors of those that cannot be, by their identity."""
         failed: dict[int, Exception] = {}
-        for _, item in batch:
+        for reading, item in batch:
             if len(batch) == 1:
                 failed[id(item)] = error
                 continue
             try:
-                self._embed([item])
+                failed |= self._embed([(reading, item)])
             except CavMaeSyncError:
                 raise
             except Exception as own:
@@ -551,15 +551,24 @@ class _Batches:
             raise error
         return failed
 
-    def _embed(self, items: list[tuple[dict[str, Tensor], MomentChunk]]) -> None:
-        encoded = encode_moments(self.model, _join_inputs([inputs for inputs, _ in items]), self.features)
+    def _embed(self, batch: list[tuple[_Reading[S, Any], Any]]) -> dict[int, Exception]:
+        """Embed chunks together; gives the errors of those that are not finite, by their identity."""
+        inputs = _join_inputs([inputs for _, (inputs, _) in batch])
+        encoded = encode_moments(self.model, inputs, self.features)
+        broken = encoded.broken(self.features)[0]
+        failed: dict[int, Exception] = {}
         end = 0
-        for _, chunk in items:
+        for reading, item in batch:
+            chunk = item[1]
             start, end = end, end + len(chunk)
             chunk.values = {name: value[0, start:end].numpy() for name, value in encoded.values.items()}
             chunk.audio_present = encoded.audio_present[0, start:end].numpy()
             chunk.video_present = encoded.video_present[0, start:end].numpy()
+            if broken[start:end].any():
+                time = format_clock(float(chunk.times[int(broken[start:end].int().argmax())]))
+                failed[id(item)] = not_finite_error(f"{reading.name}: the embedding at {time}", self.model)
         self.works = True
+        return failed
 
 
 def _shapes(inputs: dict[str, Tensor]) -> dict[str, torch.Size]:

@@ -1,26 +1,61 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
 """Sizes, losses and options of a CAV-MAE Sync model."""
 
-import difflib
 import math
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 
 from .auto_map_cavmae_sync import SavedWithCode, complete_auto_map, complete_pipelines, pipelines_to_load
+from .values_cavmae_sync import Allowed, check_values, choice, flag, number, optional, whole
 
-# Settings that must be at least 1, and those that may also be 0.
-_SIZES = (
-    "hidden_size", "num_attention_heads", "intermediate_size", "image_size", "patch_size", "num_channels",
-    "num_mel_bins", "audio_length", "num_frames", "decoder_hidden_size", "decoder_num_hidden_layers",
-    "decoder_num_attention_heads", "decoder_intermediate_size",
-)  # fmt: skip
-_COUNTS = (
-    "num_modality_layers", "num_joint_layers", "num_register_tokens", "num_contrastive_head_layers",
-    "num_classifier_layers",
-)  # fmt: skip
+# Of every setting of its own, and of the number of labels.
+CONFIG_VALUES: dict[str, Allowed] = {
+    "hidden_size": whole(4, 1 << 14),
+    "num_attention_heads": whole(1, 1 << 10),
+    "intermediate_size": whole(1, 1 << 17),
+    "num_modality_layers": whole(0, 1 << 9),
+    "num_joint_layers": whole(1, 1 << 9),
+    "hidden_act": choice(*ACT2FN),
+    "layer_norm_eps": number(0, 1),
+    "initializer_range": number(0, 1e3),
+    "attention_probs_dropout_prob": number(0, 1, below=True),
+    "position_embedding_type": choice("sincos", "learned"),
+    "image_size": whole(1, 1 << 13),
+    "patch_size": whole(1, 1 << 10),
+    "num_channels": whole(1, 1 << 10),
+    "num_mel_bins": whole(1, 1 << 10),
+    "audio_length": whole(1, 1 << 16),
+    "num_frames": whole(1, 1 << 16),
+    "use_global_tokens": flag(),
+    "num_register_tokens": whole(0, 1 << 12),
+    "num_contrastive_head_layers": whole(0, 1 << 9),
+    "decoder_hidden_size": whole(4, 1 << 14),
+    "decoder_num_hidden_layers": whole(1, 1 << 9),
+    "decoder_num_attention_heads": whole(1, 1 << 10),
+    "decoder_intermediate_size": whole(1, 1 << 17),
+    "audio_mask_ratio": number(0, 1, below=True),
+    "video_mask_ratio": number(0, 1, below=True),
+    "contrastive_mask_ratio": optional(number(0, 1, below=True)),
+    "audio_mask_mode": choice("unstructured", "time", "frequency", "time_frequency"),
+    "norm_pix_loss": flag(),
+    "temperature": number(0, 1e3, above=True),
+    "contrastive_loss_weight": number(0, 1e6),
+    "reconstruction_loss_weight": number(0, 1e6),
+    "distillation_loss_weight": number(0, 1e6),
+    "bidirectional_contrast": flag(),
+    "intra_clip_negatives": flag(),
+    "modality": choice("multimodal", "audio", "video"),
+    "classifier_type": choice("mean_pooling", "frame_attention"),
+    "num_classifier_layers": whole(0, 1 << 9),
+    "deduplicate_windows": flag(),
+    "num_labels": whole(1, 1 << 20),
+}
+# The positions of a grid, patches times width, are made before any weight is read.
+_MOST_POSITIONS = 1 << 28
 
 
 @strict
@@ -227,6 +262,11 @@ class CavMaeSyncConfig(SavedWithCode, PreTrainedConfig):
         return self.image_size // self.patch_size, self.image_size // self.patch_size
 
     def __post_init__(self, **kwargs: Any) -> None:
+        if self.id2label is None and "num_labels" in kwargs:  # a name is made for each of them
+            try:
+                check_values(kwargs, {"num_labels": CONFIG_VALUES["num_labels"]})
+            except ValueError as error:
+                raise StrictDataclassFieldValidationError(field="num_labels", cause=error) from error
         pipelines = pipelines_to_load(kwargs.pop("custom_pipelines", None))
         super().__post_init__(**kwargs, **({"custom_pipelines": pipelines} if pipelines else {}))
 
@@ -243,27 +283,18 @@ class CavMaeSyncConfig(SavedWithCode, PreTrainedConfig):
             else:
                 self.custom_pipelines = own
 
+    def validate_allowed(self) -> None:
+        """Refuse what no setting may be; `validate_architecture` comes after it and may divide by them."""
+        check_values({name: getattr(self, name) for name in CONFIG_VALUES}, CONFIG_VALUES)
+
     def validate_architecture(self) -> None:
-        """Refuse sizes that cannot work, each with what would."""
+        """Refuse sizes that cannot work together, each with what would."""
         super().validate_architecture()
-        for name in _SIZES:
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 1.")
-        for name in _COUNTS:
-            if getattr(self, name) < 0:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be 0 or more.")
         if self.classifier_type == "frame_attention" and self.num_classifier_layers < 1:
             raise ValueError(
                 "`num_classifier_layers` is 0; the class token of a 'frame_attention' head sees the frames in its "
                 "layers, use 1 or more (published: 2)."
             )
-        if not self.num_labels:
-            raise ValueError(f"`num_labels` is {self.num_labels}; a classifier needs at least 1 label.")
-        if self.hidden_act not in ACT2FN:
-            near = difflib.get_close_matches(self.hidden_act, list(ACT2FN), n=3) or ["gelu", "relu", "silu"]
-            raise ValueError(f"`hidden_act` is {self.hidden_act!r}, which transformers does not know; such as {near}.")
-        if self.num_joint_layers < 1:
-            raise ValueError("`num_joint_layers` is 0; the two modalities meet in the joint layers, use 1 or more.")
         for name in ("audio_length", "num_mel_bins", "image_size"):
             _require_multiple(name, getattr(self, name), "patch_size", self.patch_size)
         for width, heads in (
@@ -276,9 +307,17 @@ class CavMaeSyncConfig(SavedWithCode, PreTrainedConfig):
                     f"`{width}` is {getattr(self, width)}; the 2-D sine-cosine positions need a multiple of 4, "
                     f"such as {max(4, getattr(self, width) // 4 * 4)}."
                 )
+        for name, grid in (("audio_length", self.audio_grid), ("image_size", self.video_grid)):
+            positions = math.prod(grid) * self.hidden_size
+            if positions > _MOST_POSITIONS:
+                fit = _MOST_POSITIONS // self.hidden_size
+                raise ValueError(
+                    f"`{name}` is {getattr(self, name)} with `patch_size` {self.patch_size}, which makes "
+                    f"{math.prod(grid):,} patches; at most {fit:,} of width {self.hidden_size:,} fit: use larger ones."
+                )
 
     def validate_objectives(self) -> None:
-        """Refuse mask ratios, weights and temperatures that leave nothing to see or to learn."""
+        """Refuse mask ratios that leave nothing to see."""
         fewest = min(self.audio_grid, self.video_grid, key=math.prod)
         for name, (rows, columns) in (
             ("audio_mask_ratio", self.audio_grid),
@@ -288,20 +327,11 @@ class CavMaeSyncConfig(SavedWithCode, PreTrainedConfig):
             ratio, patches = getattr(self, name), rows * columns
             if ratio is None:
                 continue
-            if not 0 <= ratio < 1 or int(patches * (1 - ratio)) < 1:
+            if int(patches * (1 - ratio)) < 1:
                 raise ValueError(
                     f"`{name}` is {ratio}; of {patches} patches at least one must stay visible: "
                     f"use a value from 0 to {1 - 1 / patches:.4g}."
                 )
-        if self.temperature <= 0:
-            raise ValueError(f"`temperature` is {self.temperature}; it must be above 0 (published: 0.05).")
-        for name in ("contrastive_loss_weight", "reconstruction_loss_weight", "distillation_loss_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; use 0 to leave that loss out, or more.")
-        if not 0 <= self.attention_probs_dropout_prob < 1:
-            raise ValueError(
-                f"`attention_probs_dropout_prob` is {self.attention_probs_dropout_prob}; use 0 or more, below 1."
-            )
 
 
 def _require_multiple(name: str, value: int, divisor_name: str, divisor: int) -> None:

@@ -31,6 +31,7 @@ from .alignment_cavmae_sync import (
 )
 from .auto_map_cavmae_sync import SavedWithCode, complete_auto_map
 from .media_cavmae_sync import resample
+from .values_cavmae_sync import Allowed, check_values, choice, flag, number, optional, whole
 
 logger = logging.get_logger(__name__)
 
@@ -47,6 +48,28 @@ REFERENCE_PADDING = 0.0
 _CPU_BLOCK, _DEVICE_BLOCK = 1024, 1 << 17
 # Float samples are meant to lie in [-1, 1]; far above that they are integers in disguise.
 _LARGEST_SAMPLE = 64.0
+_HIGHEST_RATE = 384_000
+# Of every setting.
+FEATURE_VALUES: dict[str, Allowed] = {
+    "feature_size": whole(1, 1),
+    "sampling_rate": Allowed(
+        f"a multiple of {FRAMES_PER_SECOND} Hz from {2 * FRAMES_PER_SECOND} to {_HIGHEST_RATE}, since the hop is "
+        f"1/{FRAMES_PER_SECOND} s (published: 16000)",
+        lambda rate: whole(2 * FRAMES_PER_SECOND, _HIGHEST_RATE)(rate) and rate % FRAMES_PER_SECOND == 0,
+    ),
+    "padding_value": number(-1e6, 1e6),
+    "padding_side": choice("left", "right"),
+    "return_attention_mask": optional(flag()),
+    "num_frames": whole(1, 1 << 16),
+    "audio_length": whole(1, 1 << 16),
+    "num_mel_bins": whole(1, 1 << 10),
+    "alignment": choice("time", "reference"),
+    "channel": choice("first", "mean"),
+    "mean": number(-1e6, 1e6),
+    "std": number(0, 1e6, above=True),
+    "reference_length": whole(1, 1 << 20),
+    "min_window_coverage": number(0, 1, below=True),
+}
 # Arguments that transformers hands to every feature extractor and that have no meaning for fixed-size windows.
 IGNORED_ARGUMENTS = frozenset(
     {"padding", "max_length", "truncation", "pad_to_multiple_of", "return_attention_mask", "padding_side"}
@@ -118,30 +141,20 @@ class CavMaeSyncFeatureExtractor(SavedWithCode, SequenceFeatureExtractor):
         **kwargs: Any,
     ) -> None:
         super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
-        for name, value in (
-            ("num_frames", num_frames),
-            ("audio_length", audio_length),
-            ("num_mel_bins", num_mel_bins),
-            ("reference_length", reference_length),
-        ):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"`{name}` is {value!r}; it must be a whole number of at least 1.")
-        if sampling_rate < 2 * FRAMES_PER_SECOND or sampling_rate % FRAMES_PER_SECOND:
-            raise ValueError(
-                f"`sampling_rate` is {sampling_rate}; it must be a multiple of {FRAMES_PER_SECOND} Hz, since the hop "
-                f"is 1/{FRAMES_PER_SECOND} s. The published models use 16000."
-            )
-        if std <= 0:
-            raise ValueError(f"`std` is {std}; it must be positive. The published value is 4.4849.")
-        if not 0.0 <= min_window_coverage < 1.0:
-            raise ValueError(f"`min_window_coverage` is {min_window_coverage}; it must lie in [0, 1).")
+        given: dict[str, Any] = {
+            "feature_size": feature_size, "sampling_rate": sampling_rate, "padding_value": padding_value,
+            "num_frames": num_frames, "audio_length": audio_length, "num_mel_bins": num_mel_bins,
+            "alignment": alignment, "channel": channel, "mean": mean, "std": std,
+            "reference_length": reference_length, "min_window_coverage": min_window_coverage,
+        }  # fmt: skip
+        check_values(given | kwargs, FEATURE_VALUES)
         # Written into the saved settings, and completed where those of an earlier version are loaded.
         self.auto_map = complete_auto_map(getattr(self, "auto_map", None))
         self.num_frames = num_frames
         self.audio_length = audio_length
         self.num_mel_bins = num_mel_bins
         self.alignment = alignment
-        self.channel = check_channel(channel)
+        self.channel = channel
         self.mean = mean
         self.std = std
         self.reference_length = reference_length

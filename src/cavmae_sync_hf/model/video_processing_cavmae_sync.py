@@ -34,7 +34,25 @@ from .auto_map_cavmae_sync import SavedWithCode, complete_auto_map
 from .feature_extraction_cavmae_sync import stack_padded, to_batch
 from .media_cavmae_sync import decode_media
 from .resize_cavmae_sync import resize_crop_exact
+from .values_cavmae_sync import Allowed, check_values, choice, flag, number, optional, per_channel, sizes, whole
 
+# Of every setting that is saved or may be.
+VIDEO_VALUES: dict[str, Allowed] = {
+    "size": optional(sizes(("shortest_edge",), ("height", "width"), most=1 << 13)),
+    "crop_size": optional(sizes(("height", "width"), most=1 << 13)),
+    "default_to_square": optional(flag()),
+    "resample": optional(choice(*range(6), *(item.name.lower() for item in PILImageResampling))),
+    "rescale_factor": number(0, 1e6, above=True),
+    "image_mean": optional(per_channel(number(-1e6, 1e6))),
+    "image_std": optional(per_channel(number(0, 1e6, above=True))),
+    "num_frames": whole(1, 1 << 16),
+    "alignment": choice("time", "reference"),
+    **dict.fromkeys(
+        ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb", "do_sample_frames", "do_pad",
+         "exact_resize", "return_metadata"),
+        optional(flag()),
+    ),
+}  # fmt: skip
 # Grey, RGB, RGB with alpha.
 _CHANNELS = (1, 3, 4)
 
@@ -107,7 +125,7 @@ class CavMaeSyncVideoProcessor(SavedWithCode, BaseVideoProcessor):
         super().__init__(**kwargs)  # type: ignore[misc]
         # Written into the saved settings, and completed where those of an earlier version are loaded.
         self.auto_map = complete_auto_map(getattr(self, "auto_map", None))
-        check_alignment(self.alignment)
+        check_values(self.to_dict(), VIDEO_VALUES)
 
     def fetch_videos(self, video_url_or_urls: Any, sample_indices_fn: Any = None) -> Any:
         """Decode a file, or a list of files, with the processor's `num_frames` and `alignment`.

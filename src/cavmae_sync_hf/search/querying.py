@@ -15,7 +15,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 
-from ..inference.features import choose_features, encode_moments
+from ..inference.features import choose_features, encode_moments, not_finite_error
 from ..inference.moments import MediaSpan, embed_moments, source_name
 from ..model.alignment_cavmae_sync import window_seconds
 from ..model.errors_cavmae_sync import MediaError, QueryError
@@ -153,7 +153,11 @@ def embed_query(
         frames = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
         device = None if model.device.type == "cpu" else model.device
         inputs = processor.video_processor([frames], do_sample_frames=False, return_tensors="pt", device=device)
-        vector = encode_moments(model, inputs, choose_features(("v",), model.config)).values["v"][0].numpy()
+        features = choose_features(("v",), model.config)
+        encoded = encode_moments(model, inputs, features)
+        if encoded.broken(features).any():
+            raise QueryError(not_finite_error(f"{name}: the embedding", model).message)
+        vector = encoded.values["v"][0].numpy()
         there = np.ones(1, bool)
         return Query(
             name=name, by="video", audio=np.zeros_like(vector), video=vector, audio_present=~there,

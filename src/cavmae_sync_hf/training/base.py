@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from huggingface_hub import EvalResult
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import Trainer, TrainerCallback
@@ -31,6 +32,7 @@ from transformers.utils import logging
 from ..data.augmentation import make_generator
 from ..data.streaming import CavMaeSyncStreamingDataset, StreamingLoader
 from ..files import write_json, write_text
+from ..inference.loading import check_finite
 from ..model.configuration_cavmae_sync import CavMaeSyncConfig
 from ..model.distributed_cavmae_sync import world_size
 from ..model.errors_cavmae_sync import Hint, NonFiniteLossError, TrainingError
@@ -207,7 +209,8 @@ class CavMaeSyncBaseTrainer(Trainer):
         """Train; see Trainer. `resume_from_checkpoint=True` takes the newest whole checkpoint of `output_dir`.
 
         Raises:
-            TrainingError: There is no whole checkpoint to go on from.
+            TrainingError: There is no whole checkpoint to go on from, or its weights are damaged.
+            ModelError: The checkpoint's weights are not finite.
             NonFiniteLossError: A loss was NaN or infinite; no weight was changed by it.
         """
         if resume_from_checkpoint is True:
@@ -227,6 +230,16 @@ class CavMaeSyncBaseTrainer(Trainer):
             self._meter.peak_tflops = measure_peak(self.args.device, dtype)
         with self._signals.listening():
             return super().train(self._resume_from, *args, **kwargs)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Trainer's, which takes whatever a checkpoint holds; here weights that are not finite are refused."""
+        try:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        except SafetensorError as error:
+            raise TrainingError(
+                f"{resume_from_checkpoint}: its weights are truncated or damaged ({error}); resume from another one."
+            ) from error
+        check_finite(self.model if model is None else model, str(resume_from_checkpoint))
 
     # Data
 

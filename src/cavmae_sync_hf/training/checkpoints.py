@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ..convert.reading import not_finite
 from ..files import StrPath, whole_folder
 from ..model.errors_cavmae_sync import AlreadyExistsError, Hint, TrainingError, printable
 from .arguments import RunArguments
@@ -202,6 +203,8 @@ def _mean(name: str, tensors: list[Tensor], folders: Sequence[StrPath]) -> Tenso
                 f"{folder}: `{name}` has shape {tuple(tensor.shape)}, in {folders[0]} {tuple(first.shape)}; average "
                 "checkpoints of one model."
             )
+        if not_finite({name: tensor}):
+            raise TrainingError(f"{folder}: `{name}` holds NaN or infinite values; leave this checkpoint out.")
         if not first.is_floating_point() and not torch.equal(tensor, first):
             raise TrainingError(f"{folder}: `{name}` holds other numbers than in {folders[0]} and has no mean.")
     if not first.is_floating_point():

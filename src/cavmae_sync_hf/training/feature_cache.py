@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from torch.utils.data import DataLoader, Subset
 
 from ..data.dataset import CavMaeSyncCollator, CavMaeSyncDataset
 from ..files import StrPath, whole_file, write_json
-from ..inference.features import Feature, choose_features, encode_moments
+from ..inference.features import Feature, choose_features, encode_moments, not_finite_error
 from ..model.errors_cavmae_sync import Hint, TrainingError
 from ..model.modeling_cavmae_sync import CavMaeSyncModel
 from ..provenance import model_fingerprint
@@ -106,8 +107,14 @@ def _clip_means(
         collate_fn=CavMaeSyncCollator(processor),
         num_workers=num_workers,
     )
+    done = 0
     for batch in loader:
         encoded = encode_moments(model, batch, features)
+        broken = encoded.broken(features).any(dim=1)
+        if broken.any():
+            clip = dataset.clip_ids()[clips[done + int(broken.int().argmax())]]
+            raise TrainingError(not_finite_error(f"Clip {clip}: a feature", model).message)
+        done += len(broken)
         means = {}
         for feature in features:
             counts = encoded.present(feature).sum(dim=1, keepdim=True)
@@ -115,6 +122,14 @@ def _clip_means(
             means[feature.name] = (sums / counts).float().numpy()  # 0 / 0 is NaN
         for place in range(len(batch["input_values"])):
             yield {name: values[place] for name, values in means.items()}
+
+
+def _checked(path: Path, rows: np.ndarray) -> np.ndarray:
+    """Features `(clips, hidden)`, each there or, as NaN throughout, absent."""
+    finite = np.isfinite(rows)
+    if not (finite.all(axis=1) | np.isnan(rows).all(axis=1)).all():
+        raise ValueError("it holds NaN or infinite values")
+    return rows
 
 
 class _Cache:
@@ -197,8 +212,8 @@ class _Cache:
             try:
                 with np.load(path) as values:
                     for name, rows in columns.items():
-                        rows.append(values[name])
-            except (OSError, ValueError, KeyError) as error:
+                        rows.append(_checked(path, values[name]))
+            except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as error:
                 raise TrainingError(f"{path}: cannot be read ({error}); delete it and run again.") from error
         return {name: np.concatenate(rows) for name, rows in columns.items()}
 

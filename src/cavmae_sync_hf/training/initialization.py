@@ -7,7 +7,6 @@ need the processor and the head needs the classes: `starting_point` finds the co
 """
 
 import copy
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,14 @@ from ..convert import Conversion, Family, convert_file
 from ..data.dataset import CavMaeSyncDataset
 from ..data.streaming import CavMaeSyncStreamingDataset
 from ..data.tables import read_vocabulary
+from ..inference.loading import (
+    check_finite,
+    check_weight_files,
+    has_processor,
+    read_config,
+    read_processor,
+    saved_model_type,
+)
 from ..model.configuration_cavmae_sync import CavMaeSyncConfig
 from ..model.errors_cavmae_sync import Hint, TrainingError
 from ..model.modeling_cavmae_sync import (
@@ -67,7 +74,10 @@ def build_for_pretraining(
             None, config=conversion.config, state_dict=conversion.state_dict, **extra
         )
     else:
+        read_config(source)
+        check_weight_files(source)
         model = CavMaeSyncForPreTraining.from_pretrained(source, **changes, **extra)
+        check_finite(model, source)
         processor = _saved_processor(source, settings)
         if processor is not None:
             return model, processor
@@ -126,7 +136,7 @@ def starting_point(arguments: ClassificationModelArguments) -> StartingPoint:
     elif _is_foreign(source):
         start = _from_foreign(source, changes, settings, arguments.family)
     else:
-        known = CavMaeSyncConfig.from_pretrained(source)
+        known = read_config(source)
         config = _changed(known, changes)
         processor = _saved_processor(source, settings)
         if processor is None:
@@ -261,10 +271,7 @@ def _is_foreign(source: str) -> bool:
     path = Path(source).expanduser()
     if path.is_file():
         return True
-    config = path / "config.json"
-    if not config.is_file():
-        return False
-    return json.loads(config.read_text(encoding="utf-8")).get("model_type") != CavMaeSyncConfig.model_type
+    return (path / "config.json").is_file() and saved_model_type(str(path)) != CavMaeSyncConfig.model_type
 
 
 def _convert(source: str, changes: Mapping[str, Any], family: str) -> tuple[Conversion, str]:
@@ -300,10 +307,9 @@ def _from_foreign(source: str, changes: dict[str, Any], settings: dict[str, Any]
 
 def _saved_processor(source: str, settings: Mapping[str, Any]) -> CavMaeSyncProcessor | None:
     """The processor saved with a model, with the settings that were named; `None` where there is none."""
-    try:
-        processor = CavMaeSyncProcessor.from_pretrained(source)
-    except OSError:
+    if not has_processor(source):
         return None
+    processor = read_processor(source)
     for name, value in settings.items():
         if not hasattr(processor.feature_extractor, name):
             raise TrainingError(f"`processor` has `{name}`, which the feature extractor does not know.")
@@ -333,7 +339,9 @@ def _same_classes(first: CavMaeSyncConfig, second: CavMaeSyncConfig) -> bool:
 
 def _load(kind: Any, source: str) -> dict[str, Tensor]:
     """Weights of one of this package's models, as a model of its own configuration; none of them made up."""
+    check_weight_files(source)
     model, report = kind.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+    check_finite(model, source)
     weights: dict[str, Tensor] = model.state_dict()
     return {name: tensor for name, tensor in weights.items() if name not in report["missing_keys"]}
 
