@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..convert.reading import not_finite, shorten
 from ..files import StrPath, file_digest, whole_folder, write_json
 from ..model.errors_cavmae_sync import ExportError, Hint
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
@@ -82,6 +83,9 @@ def export_model(
     _check_target(target, overwrite)
     if format == "onnx":
         require_onnx("onnx", "onnxscript", "onnxruntime")
+    broken = not_finite(dict(model.named_parameters()))
+    if broken:
+        raise ExportError(f"The model's weights hold NaN or infinite values ({shorten(broken, 3)}); take another one.")
     towers = make_towers(model.eval())
     config = towers[0].encoder.config
     description: dict[str, Any] = {

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..files import StrPath
+from ..inference.loading import read_processor
 from ..model.errors_cavmae_sync import ExportError
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from .folder import DESCRIPTION, FORMAT, FORMAT_VERSION
@@ -57,17 +58,39 @@ class ExportedModel:
         for modality, entry in self.description["towers"].items():
             if precision == "int8" and "int8" not in entry:
                 raise ExportError(f"{self.folder} holds no 8-bit towers; export the model with 8-bit weights as well.")
-            path = self.folder / (entry["int8"]["file"] if precision == "int8" else entry["file"])
+            path = self._file(entry["int8"] if precision == "int8" else entry)
+            try:
+                self._towers[modality] = load_tower(path, threads, providers)
+            except ImportError:
+                raise
+            except Exception as error:  # the libraries have errors of their own for what is no such file
+                reason = " ".join(str(error).split())[:300]
+                raise ExportError(f"{path} cannot be loaded ({reason}); export the model anew.") from error
+        self._processor: CavMaeSyncProcessor | None = None
+
+    def _file(self, entry: dict[str, Any]) -> Path:
+        """A tower's file, as the description has it."""
+        for name, size in (("file", "bytes"), ("data_file", "data_bytes")):
+            file = entry.get(name)
+            if file is None and name == "data_file":
+                continue
+            if not isinstance(file, str) or file != Path(file).name or "\\" in file:
+                raise ExportError(f"{self.folder / DESCRIPTION} names {file!r}; an export's files lie beside it.")
+            path = self.folder / file
             if not path.is_file():
                 raise ExportError(f"{path} is missing, though {DESCRIPTION} names it; export the model anew.")
-            self._towers[modality] = load_tower(path, threads, providers)
-        self._processor: CavMaeSyncProcessor | None = None
+            if path.stat().st_size != entry.get(size, path.stat().st_size):
+                raise ExportError(
+                    f"{path} has {path.stat().st_size:,} bytes, and {DESCRIPTION} says {entry.get(size)}; copy or "
+                    "export it anew."
+                )
+        return self.folder / str(entry["file"])
 
     @property
     def processor(self) -> CavMaeSyncProcessor:
         """The processor that makes the inputs."""
         if self._processor is None:
-            self._processor = CavMaeSyncProcessor.from_pretrained(self.folder)
+            self._processor = read_processor(str(self.folder))
         return self._processor
 
     def __call__(
@@ -128,7 +151,14 @@ class ExportedModel:
                 f"`{entry['inputs'][0]['name']}` has shape {array.shape}; this export takes ({expected})."
             )
         names = [output["name"] for output in entry["outputs"]][: 2 if patches else 1]
-        return dict(zip(names, self._towers[modality](names, array), strict=True))
+        found = dict(zip(names, self._towers[modality](names, array), strict=True))
+        for name, output in found.items():
+            if not np.isfinite(output).all():
+                raise ExportError(
+                    f"The {modality} tower of {self.folder} gives `{name}` that are NaN or infinite: its weights or "
+                    "the inputs are; export a working model."
+                )
+        return found
 
 
 def _read_description(folder: Path) -> dict[str, Any]:
@@ -147,4 +177,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
             f"{folder} was written in version {found.get('format_version')} of the format, this reads version "
             f"{FORMAT_VERSION}; export the model anew."
         )
+    towers = found.get("towers")
+    if not isinstance(towers, dict) or not all(isinstance(entry, dict) for entry in towers.values()):
+        raise ExportError(f"{folder / DESCRIPTION} does not say which towers there are; export the model anew.")
     return found

@@ -154,7 +154,7 @@ def embed_moments(
     Yields:
         Each source in order with its chunks, in order; what a caller leaves of them is passed over. An error of the
         file comes out of the chunks, after all that could be read, as a `CavMaeSyncError`: whatever else was raised is
-        its cause (see `data.failures.file_error`). So do embeddings that are NaN or infinite, and an error of the model
+        its cause (see `data.failures.file_error`). So do embeddings that are not finite, and an error of the model
         that other files do not raise. Other errors of the model, and those of `sources`, end all.
 
     Raises:

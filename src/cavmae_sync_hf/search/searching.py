@@ -265,7 +265,7 @@ def search_clips(
     for place, (asked, stored) in enumerate(comparison.pairs):
         mean = query.vectors(asked)[query.present].mean(axis=0)
         keys, vectors = store.clip_vectors(stored)
-        cosines = _finite(vectors @ (mean / max(1e-12, float(np.linalg.norm(mean)))))
+        cosines = _cosines(vectors, mean / max(1e-12, float(np.linalg.norm(mean))))
         previous = scores
         scores = {
             key: float(cosine) + previous.get(key, 0.0)
@@ -400,13 +400,15 @@ def _similarity(query: Query, comparison: _Comparison, rows: Any) -> np.ndarray:
     for asked, stored in comparison.pairs:
         vectors, places = as_matrix(rows[stored], query.audio.shape[1])
         cosines = np.full_like(total, np.nan)
-        cosines[:, places] = _finite(query.vectors(asked) @ vectors.T)
+        cosines[:, places] = _cosines(query.vectors(asked), vectors)
         total += cosines
     return total / len(comparison.pairs)
 
 
-def _finite(cosines: np.ndarray) -> np.ndarray:
-    """Cosines of what is there, which an index of a broken model, or a damaged one, does not give."""
+def _cosines(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Products of vectors that are there; an index of a broken model, or a damaged one, gives none."""
+    with np.errstate(invalid="ignore"):
+        cosines = first @ second.T
     if not np.isfinite(cosines).all():
         raise SearchError("The index or the query holds vectors that are NaN or infinite; make the index anew.")
     return cosines
