@@ -1,8 +1,12 @@
 """What may be opened: paths, addresses, bytes and file objects; playlists and what is no media file are refused."""
 
+import bz2
 import errno
+import gzip
 import io
+import lzma
 import os
+import pickle
 import socket
 
 import av
@@ -97,10 +101,24 @@ def test_decode_media__http_transfer_that_breaks_off(index_at_the_end):
         (b"", "empty"),
         (b"\x00" * 5000, "zero bytes"),
         (b"just some words\n" * 50, "is text"),
-        (b"<!DOCTYPE html><html>404</html>", "is text"),
+        (b"<!DOCTYPE html><html>404</html>", "web page"),
+        (("just some words\n" * 9).encode("utf-16"), "is text"),
+        (b"  \n<HTML><body>502 Bad Gateway</body></HTML>", "web page"),
         (b"\x89PNG\r\n\x1a\n" + bytes(range(256)), "PNG image"),
         (b"\xff\xd8\xff\xe0" + bytes(range(256)), "JPEG image"),
-        (b"PK\x03\x04" + bytes(range(256)), "ZIP archive"),
+        (b"\x00\x00\x00\x18ftypheic" + bytes(200), "HEIF"),
+        (b"PK\x03\x04" + bytes(range(256)), "ZIP archive.*unpack"),
+        (gzip.compress(b"a video"), "gzip archive"),
+        (bz2.compress(b"a video"), "bzip2 archive"),
+        (lzma.compress(b"a video"), "xz archive"),
+        (b"(\xb5/\xfd" + bytes(range(256)), "Zstandard archive"),
+        (b"7z\xbc\xaf'\x1c" + bytes(range(256)), "7z archive"),
+        (b"Rar!\x1a\x07\x01\x00" + bytes(range(256)), "RAR archive"),
+        (b"clip.mp4".ljust(257, b"\x00") + b"ustar\x0000" + bytes(248), "TAR archive"),
+        (b"SQLite format 3\x00" + bytes(range(256)), "SQLite"),
+        (b"\x7fELF\x02\x01\x01" + bytes(range(256)), "a program"),
+        (b"MZ" + bytes(126) + b"PE\x00\x00" + bytes(range(256)), "a program"),
+        (pickle.dumps({"a": np.arange(20)}), "pickle"),
         (np.random.default_rng(0).bytes(20000), "not a media file"),
     ],
 )
@@ -118,6 +136,7 @@ def test_decode_media__what_is_no_media_file_is_named(tmp_path, data, reason):
     [
         "#EXTM3U\n#EXT-X-VERSION:3\n#EXTINF:4,\n{clip}\n#EXT-X-ENDLIST\n",
         "\ufeff\n#EXTM3U\n{clip}\n",
+        "utf-16:#EXTM3U\n{clip}\n",
         "ffconcat version 1.0\nfile {clip}\n",
         "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\nm=video 1 RTP/AVP 96\r\n",
         "<?xml version='1.0'?>\n<MPD xmlns='urn:mpeg:dash:schema:mpd:2011'></MPD>",
@@ -125,7 +144,8 @@ def test_decode_media__what_is_no_media_file_is_named(tmp_path, data, reason):
 )
 def test_decode_media__playlists_are_never_followed(folder, clip, text, monkeypatch):
     path = folder / "posing.mp4"
-    path.write_text(text.format(clip=clip))
+    encoding, text = ("utf-16", text[7:]) if text.startswith("utf-16:") else ("utf-8", text)
+    path.write_text(text.format(clip=clip), encoding=encoding)
     monkeypatch.setattr(av, "open", lambda *a, **k: pytest.fail("FFmpeg was given a playlist"))
     with pytest.raises(MediaError, match="posing.mp4.*playlist"):
         decode_media(path)

@@ -552,8 +552,8 @@ class _Clip(Reading):
         """The result on the clock of the span."""
         request, name = self.request, self.reader.name
         present = {"video": self.has_video, "audio": self.waveform is not None and self.waveform.numel() > 0}
-        for kind, wanted in (("video", request.want_video), ("audio", request.want_audio)):
-            if wanted and not present[kind] and (request.missing == "error" or not any(present.values())):
+        for kind, wanted in (("video", self.reader.video), ("audio", self.reader.audio)):
+            if wanted is not None and not present[kind] and (request.missing == "error" or not any(present.values())):
                 raise MissingTrackError(
                     f"{name}: nothing could be decoded from its {kind} track in this span; the track is empty, "
                     "damaged or ends earlier.",

@@ -15,6 +15,7 @@ import tempfile
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from .errors_cavmae_sync import MediaError, MediaNotFoundError, printable
@@ -61,19 +62,43 @@ _PLAYLIST_STARTS = (
 )
 _PLAYLIST_TAGS = (b"<mpd", b"<smil", b"<asx", b"<playlist")
 _PNG = b"\x89PNG\r\n\x1a\n"
-_OTHER_FILES = (
+_IMAGES = (
     (_PNG, "a PNG image"),
     (b"\xff\xd8\xff", "a JPEG image"),
     (b"BM", "a BMP image"),
     (b"II*\x00", "a TIFF image"),
     (b"MM\x00*", "a TIFF image"),
-    (b"PK\x03\x04", "a ZIP archive"),
-    (b"\x1f\x8b", "a gzip archive"),
-    (b"%PDF", "a PDF document"),
-    (b"\x93NUMPY", "a NumPy array file"),
+    (b"8BPS", "a Photoshop image"),
 )
 # Says in a PNG file that it is animated, before its first image.
 _ANIMATION_CHUNK = b"acTL"
+_ARCHIVES = (
+    (b"PK\x03\x04", "a ZIP archive or an office document"),
+    (b"PK\x05\x06", "a ZIP archive"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"BZh", "a bzip2 archive"),
+    (b"\xfd7zXZ\x00", "an xz archive"),
+    (b"(\xb5/\xfd", "a Zstandard archive"),
+    (b'\x04"M\x18', "an LZ4 archive"),
+    (b"7z\xbc\xaf'\x1c", "a 7z archive"),
+    (b"Rar!\x1a\x07", "a RAR archive"),
+)
+_OTHER_FILES = (
+    (b"%PDF", "a PDF document"),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an office document"),
+    (b"\x93NUMPY", "a NumPy array file"),
+    (b"SQLite format 3\x00", "a SQLite database"),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+    (b"PAR1", "a Parquet table"),
+    (b"ARROW1", "an Arrow table"),
+    (b"\x7fELF", "a program"),
+    (b"\xcf\xfa\xed\xfe", "a program"),
+    (b"\xca\xfe\xba\xbe", "a program"),
+    *((bytes([0x80, protocol]), "a Python pickle") for protocol in range(2, 6)),
+)
+# Major brands of ISO files (bytes 4 to 12) that hold still images.
+_IMAGE_BRANDS = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypavif")
+_TAR_MARK = slice(257, 262)
 
 
 def require_av() -> None:
@@ -95,6 +120,7 @@ class MediaSource:
         name: For messages.
         is_broadcast: Whether it is read as it comes from a server that can neither go back nor says how long it is, so
             that opening it again may give something else.
+        has_frame_count: For MP3: whether it begins with the number of its frames, so that its length is no estimate.
 
     Raises:
         MediaError: The source is not something that can be a media file.
@@ -234,24 +260,26 @@ class MediaSource:
 
     def _sniff(self, head: bytes) -> None:
         self._is_mp4 = head[4:8] == b"ftyp"
+        self._promised_bytes = _promised_bytes(head)
+        self.has_frame_count = any(mark in head for mark in (b"Xing", b"Info", b"VBRI"))
         if not head:
             raise MediaError(f"{self.name}: is empty (0 bytes); fetch or record it again.")
         if not head.strip(b"\x00"):
             raise MediaError(f"{self.name}: begins with nothing but zero bytes and is corrupt; fetch it again.")
-        start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+        text = _as_text(head)
+        start = (head if text is None else text.encode()).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
         tagged = start.startswith((b"<?xml", b"<!--")) and any(tag in start for tag in _PLAYLIST_TAGS)
         if tagged or start.startswith(_PLAYLIST_STARTS):
             raise MediaError(
                 f"{self.name}: is a playlist that points at other files, not a media file; it is never followed. "
                 "Pass the media file itself."
             )
-        for magic, kind in _OTHER_FILES:
-            if head.startswith(magic) and not (magic == _PNG and _ANIMATION_CHUNK in head):
-                raise MediaError(f"{self.name}: is {kind}, not a video; images are passed as arrays, decoded.")
-        if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-            raise MediaError(f"{self.name}: is a WebP image, not a video; images are passed as arrays, decoded.")
-        if _looks_like_text(head):
+        if text is not None and start.startswith((b"<!doctype html", b"<html")):
+            raise MediaError(f"{self.name}: is a web page, not a media file; pass the address of the file itself.")
+        if text is not None:
             raise MediaError(f"{self.name}: is text, not a media file; it begins with {head[:40]!r}.")
+        for kind, remedy in _posing_as_media(head):
+            raise MediaError(f"{self.name}: is {kind}, not a video{remedy}.")
 
     def open(self, *, beside: bool = False) -> Any:
         """Open the container with FFmpeg; the caller closes it.
@@ -281,6 +309,17 @@ class MediaSource:
         container.flags &= ~av.container.Flags.gen_pts.value
         self._is_unlisted = container.format.name in _UNLISTED_CONTAINERS
         return container
+
+    @property
+    def missing_bytes(self) -> int:
+        """How many bytes of a file whose first bytes say its size are not there."""
+        if self._promised_bytes is None or self._protocols.startswith("http"):
+            return 0
+        if isinstance(self._target, str):
+            size = os.path.getsize(self._target.removeprefix("file:"))
+        else:
+            size = _View(self._target).seek(0, os.SEEK_END)
+        return max(0, self._promised_bytes - size)
 
     def look_further(self) -> bool:
         """Let FFmpeg look further into the file for tracks from now on; gives whether it may find more then."""
@@ -363,16 +402,46 @@ def describe_source(source: Any) -> str:
     return printable(name) if isinstance(name, str) and name else f"<{type(source).__name__}>"
 
 
-def _looks_like_text(head: bytes) -> bool:
-    if b"\x00" in head:
-        return False
+def _promised_bytes(head: bytes) -> int | None:
+    """The size that a RIFF file (AVI, WAV) says it has; `None` for others and where it was not known while writing."""
+    size = int.from_bytes(head[4:8], "little")
+    # Padding at the end and an odd last chunk make no difference.
+    return size if head[:4] == b"RIFF" and size < 0x7F000000 else None
+
+
+def _posing_as_media(head: bytes) -> Iterator[tuple[str, str]]:
+    """What a file is that is no media file, and what to do, by its first bytes."""
+    for kinds, remedy in (
+        (_IMAGES, "; images are passed as arrays, decoded"),
+        (_ARCHIVES, "; unpack it and pass the media file in it"),
+        (_OTHER_FILES, ""),
+    ):
+        for magic, kind in kinds:
+            if head.startswith(magic) and not (magic == _PNG and _ANIMATION_CHUNK in head):
+                yield kind, remedy
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        yield "a WebP image", "; images are passed as arrays, decoded"
+    if head[4:12] in _IMAGE_BRANDS:
+        yield "a HEIF or AVIF image", "; images are passed as arrays, decoded"
+    if head[_TAR_MARK] == b"ustar":
+        yield "a TAR archive", "; unpack it and pass the media file in it"
+    if head[:2] == b"MZ" and b"PE\x00\x00" in head:
+        yield "a program", ""
+
+
+def _as_text(head: bytes) -> str | None:
+    """The beginning of a file as text, `None` when it is none."""
+    encoding = "utf-16" if head.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8"
+    if encoding == "utf-8" and b"\x00" in head:
+        return None
     try:
-        text = head.decode("utf-8")
+        text = head.decode(encoding)
     except UnicodeDecodeError as error:
         if error.start < len(head) - 4:  # a character cut in two by the end of the sample is no proof
-            return False
-        text = head[: error.start].decode("utf-8")
-    return bool(text) and all(character.isprintable() or character in "\t\r\n\f" for character in text)
+            return None
+        text = head[: error.start].decode(encoding)
+    text = text.removeprefix("\ufeff")
+    return text if text and all(character.isprintable() or character in "\t\r\n\f" for character in text) else None
 
 
 __all__ = ["CONTAINER_FORMATS", "MediaSource", "describe_source", "require_av"]

@@ -39,14 +39,21 @@ INTERLEAVE_SECONDS = 10.0
 INTERLEAVE_BYTES = 1 << 26
 # A file with an exact header that ends earlier than it says by more than this is truncated.
 TRUNCATION_TOLERANCE = 0.25
-# Share of packets that may fail to decode before a file counts as corrupt (cut recordings begin with a few).
+# Share of packets that may fail to decode before a file counts as corrupt (cut recordings begin with a few), and share
+# of a file that may be missing in its middle.
 MAX_BAD_PACKET_SHARE = 0.02
+# Where all tracks of a video are silent for longer, something is missing.
+HOLE_SECONDS = 0.25
+# Video of fewer frames per second consists of pauses.
+_STEADY_FRAME_RATE = 5.0
 # For files that do not say their frame rate.
 DEFAULT_FRAME_RATE = 25.0
 # No encoder is so late; a track that starts further below zero has a clock that does.
 MAX_ENCODER_DELAY = 1.0
 # FFmpeg's mark for containers whose clocks may jump or start anew (AVFMT_TS_DISCONT).
 _MAY_RESTART = 0x0200
+# Containers whose headers are written from the tracks themselves.
+_EXACT_CONTAINERS = frozenset({"mov", "matroska", "avi", "flv", "ogg", "flac", "mp3"})
 # Containers whose headers say nothing of the length; FFmpeg takes it for size divided by bit rate.
 _ESTIMATED_CONTAINERS = frozenset({"mp3", "aac", "ac3", "eac3", "dts", "amr"})
 
@@ -151,7 +158,9 @@ class Track:
         end: When the latest of its packets ends, seconds.
         first_time: Time of the first frame that was decoded, `None` before.
         is_over: Whether it has ended, or the end of the span was passed.
+        has_ended: Whether it has ended.
         num_demuxed: Packets that were read of it.
+        gaps: From when to when it had no packets though it went on, seconds, in decoding order.
     """
 
     def __init__(self, stream: Any, origin: float, is_wanted: bool) -> None:
@@ -171,8 +180,10 @@ class Track:
         self.declared_end = math.inf if end is None else (self.time(end) or 0.0)
         self.end = 0.0
         self.first_time: float | None = None
-        self.is_over = False
+        self.is_over = self.has_ended = False
         self.num_demuxed = 0
+        self.gaps: list[tuple[float, float]] = []
+        self._reached = math.inf
         self.waiting: deque[TimedPacket] = deque()  # demuxed while packets of the other track were asked for
         self.waiting_bytes = 0
         self.own_packets: Iterator[TimedPacket] | None = None  # of a demuxer of its own
@@ -180,6 +191,15 @@ class Track:
     def time(self, ticks: int | None) -> float | None:
         """Seconds from the start of the file, `None` when the file does not say."""
         return None if ticks is None else ticks * self._numerator / self._denominator - self.origin
+
+    def note(self, packet: "TimedPacket") -> None:
+        """Take note of where a packet lies, before it is decoded."""
+        self.end = max(self.end, packet.end)
+        begin = packet.position
+        if begin is not None:
+            if begin - self._reached > HOLE_SECONDS:
+                self.gaps.append((self._reached, begin))
+            self._reached = begin + self.seconds(packet.data.duration)
 
     def seconds(self, ticks: int | None) -> float:
         """How long a packet or a frame lasts: its own ticks, or one frame where it does not say."""
@@ -540,10 +560,10 @@ class MediaReader:
 
     def _count(self, packet: TimedPacket) -> TimedPacket:
         if packet.data is None:
-            packet.track.is_over = True
+            packet.track.is_over = packet.track.has_ended = True
         else:
             self.num_packets += 1
-            packet.track.end = max(packet.track.end, packet.end)
+            packet.track.note(packet)
         return packet
 
     def decode(self, packet: TimedPacket) -> list[Any]:
@@ -561,29 +581,63 @@ class MediaReader:
         """Refuse a file that was found to be cut short or corrupt on the way to `end`, seconds.
 
         Raises:
-            MediaError: Reading broke off, too many packets could not be decoded, or the file is truncated.
+            MediaError: Reading broke off, too many packets could not be decoded, too much is missing in the middle, or
+                the file is truncated.
         """
-        measured, declared = self.measured_duration, self.declared_duration
+        measured, promised = self.measured_duration, self._promised_end
         problem = None
         wild = next((clock.wild for clock in self._clocks if clock.wild is not None), None)
+        holes = [(first, last) for first, last in self._holes() if first < end]
+        missing_bytes = self._source.missing_bytes if all(track.has_ended for track in self.tracks) else 0
         if self.broken_off is not None:
             problem = f"reading breaks off at {measured:.2f} s ({self.broken_off})"
         elif wild is not None and wild[0] < end:
             problem = f"its clock jumps from {wild[0]:.2f} s to {wild[1]:.2f} s, the file is corrupt"
         elif self.num_bad_packets > max(1, MAX_BAD_PACKET_SHARE * self.num_packets):
             problem = f"{self.num_bad_packets} of {self.num_packets} packets cannot be decoded, the file is corrupt"
-        elif measured < min(declared or 0.0, end) - TRUNCATION_TOLERANCE and self._declares_exactly():
-            problem = f"is truncated, it ends after {measured:.2f} s of the {declared:.2f} s its header promises"
+        elif measured < min(promised, end) - TRUNCATION_TOLERANCE:
+            problem = f"is truncated, it ends after {measured:.2f} s of the {promised:.2f} s its header promises"
+        elif missing_bytes:
+            problem = f"is truncated, {missing_bytes} bytes that its header promises are missing"
+        elif sum(last - first for first, last in holes) > MAX_BAD_PACKET_SHARE * measured:
+            first, last = holes[0]
+            problem = f"nothing is there from {first:.2f} s to {last:.2f} s, the file is corrupt"
         if problem is not None:
             hint = Hint("damaged", "keep", "use what can be decoded")
             raise MediaError(f"{self.name}: {problem}; fetch it again.", hint=hint) from self.last_error
 
-    def _declares_exactly(self) -> bool:
-        """Whether the header of this kind of container is written from the tracks themselves, not estimated."""
-        name = self.container.format.name
+    @property
+    def _promised_end(self) -> float:
+        """Where the file ends at the earliest as its header has it, seconds; 0 where that is only an estimate."""
+        name = self.container.format.name.split(",")[0]
         complete = all(track.stream.duration for track in self.tracks)
         alone = len(self.tracks) == len(self.container.streams)
-        return (name.startswith("mov") and complete) or (name.startswith("matroska") and alone)
+        if name not in _EXACT_CONTAINERS or not (alone if name == "matroska" else complete or name == "flv"):
+            return 0.0
+        if name == "mp3" and not self._source.has_frame_count:
+            return 0.0
+        if name == "avi":  # the length of the audio depends on a bit rate that many get wrong
+            return min(track.declared_end for track in self.tracks)
+        if name == "mov":
+            # Whether a length counts from the first sample or from the clock's zero differs with edit lists.
+            return max(track.stream.duration * float(track.stream.time_base) for track in self.tracks) - self.origin
+        return self.declared_duration or 0.0
+
+    def _holes(self) -> list[tuple[float, float]]:
+        """From when to when nothing was there, seconds, though there should have been."""
+        name = self.container.format.name.split(",")[0]
+        if name == "mov":
+            return []  # has an index: what is lost cannot be decoded, and pauses are meant
+        if len(self.tracks) == 1:
+            # Alone, sound of other containers may pause, and so may video.
+            return self.tracks[0].gaps if name in ("ogg", "flac") else []
+        video, audio = sorted(self.tracks, key=lambda track: track.kind != "video")
+        if not 0 < video.end * _STEADY_FRAME_RATE < video.num_demuxed:
+            return []
+        if name == "mpeg":  # its tracks lie seconds apart in the file, so that each lacks another part
+            return video.gaps if audio.gaps else []
+        overlaps = ((max(a, c), min(b, d)) for a, b in video.gaps for c, d in audio.gaps)
+        return [(first, last) for first, last in overlaps if last - first > HOLE_SECONDS]
 
     def close(self) -> None:
         """Close the file."""
