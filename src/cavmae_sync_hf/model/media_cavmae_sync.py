@@ -21,19 +21,10 @@ from .errors_cavmae_sync import Hint, MediaError, MissingTrackError
 from .media_clock_cavmae_sync import LONGEST_PAUSE_SECONDS
 from .media_decoders_cavmae_sync import FramePicker, IndexPicker, Pick, TimeGrid, VideoDecoder
 from .media_images_cavmae_sync import FrameConverter
+from .media_request_cavmae_sync import POST_ROLL_SECONDS, SAMPLING_RATE, MediaRequest, as_seconds
 from .media_selection_cavmae_sync import AudioTrack, list_audio_tracks
 from .media_source_cavmae_sync import MediaSource, require_av
-from .media_tracks_cavmae_sync import (
-    DEFAULT_FRAME_RATE,
-    POST_ROLL_SECONDS,
-    SAMPLING_RATE,
-    TRUNCATION_TOLERANCE,
-    MediaReader,
-    MediaRequest,
-    TimedPacket,
-    Track,
-    as_seconds,
-)
+from .media_tracks_cavmae_sync import DEFAULT_FRAME_RATE, TRUNCATION_TOLERANCE, MediaReader, TimedPacket, Track
 from .media_waveform_cavmae_sync import WaveformBuilder, checked_waveform, resample_with_ffmpeg
 
 try:

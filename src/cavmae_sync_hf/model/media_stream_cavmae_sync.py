@@ -18,8 +18,9 @@ from .alignment_cavmae_sync import HELD_FRAME_SECONDS, TIME_TOLERANCE, shown_tim
 from .errors_cavmae_sync import MediaError
 from .media_cavmae_sync import Reading, read_media
 from .media_decoders_cavmae_sync import FramePicker, Pick, TimeGrid
+from .media_request_cavmae_sync import SAMPLING_RATE, MediaRequest, as_seconds
 from .media_source_cavmae_sync import MediaSource
-from .media_tracks_cavmae_sync import SAMPLING_RATE, MediaReader, MediaRequest, TimedPacket, Track, as_seconds
+from .media_tracks_cavmae_sync import MediaReader, TimedPacket, Track
 from .media_waveform_cavmae_sync import checked_waveform
 
 # A frame's own time lies at most so far before the centre of its step (see `shown_time`).

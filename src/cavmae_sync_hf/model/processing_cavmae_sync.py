@@ -36,9 +36,9 @@ from .feature_extraction_cavmae_sync import (
     to_batch,
 )
 from .media_cavmae_sync import decode_media
+from .media_request_cavmae_sync import as_seconds
 from .media_selection_cavmae_sync import check_audio_track
 from .media_stream_cavmae_sync import DUB_CONTEXT_SECONDS, MediaChunk, iter_media, iter_waveform, with_audio_of
-from .media_tracks_cavmae_sync import as_seconds
 from .video_processing_cavmae_sync import (
     CavMaeSyncVideoProcessor,
     is_media_source,
