@@ -32,7 +32,7 @@ define bootstrap
 		$(1)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv; }
 endef
 
-.PHONY: help env env-latest test test-pinned test-latest test-common test-corpus lint format demo constraints clean
+.PHONY: help env env-latest test test-pinned test-latest test-common test-corpus test-fuzz lint format demo constraints clean
 
 help: ## show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '%-14s %s\n' "$$name" "$$text"; done
@@ -83,6 +83,9 @@ test-corpus: $(STAMP) ## the files of a folder, MEDIA=folder, against FFmpeg's c
 	@test -n "$(MEDIA)" || { echo "Say which folder: make test-corpus MEDIA=folder" >&2; exit 1; }
 	$(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python --constraint constraints.txt imageio-ffmpeg
 	CAVMAE_SYNC_MEDIA="$(abspath $(MEDIA))" $(VENV)/bin/python -m pytest $(PYTEST_ARGS) -m corpus tests/corpus
+
+test-fuzz: $(STAMP) ## some thousand damaged files in bounded processes (options: make test-fuzz ARGS="--seed 1")
+	$(VENV)/bin/python tests/fuzz/damage.py $(ARGS)
 
 lint: $(STAMP) ## ruff (lint and format) and mypy
 	$(VENV)/bin/ruff check

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # the command runs without p
 from cavmae_sync_hf.model.errors_cavmae_sync import MediaError
 from cavmae_sync_hf.model.media_cavmae_sync import decode_media, probe_media
 from cavmae_sync_hf.model.media_stream_cavmae_sync import iter_media
-from corpus.ffmpeg_cli import RATE, SIDE, Played, find_ffmpeg, play, to_grey
+from corpus.ffmpeg_cli import RATE, Played, find_ffmpeg, play, shrink, to_grey
 from helpers.bounded import BoundedCalls, Outcome
 
 NUM_FRAMES = 16
@@ -67,8 +67,7 @@ def read(path: str) -> dict[str, Any]:
         found |= {"read": True, "duration": media.duration, "stream": _stream_difference(path, media, damaged)}
         found |= dict.fromkeys(("frames", "asked", "times", "waveform"))
         if media.frames is not None:
-            grey = torch.from_numpy(to_grey(media.frames.permute(0, 2, 3, 1).numpy()))
-            found["frames"] = torch.nn.functional.interpolate(grey[:, None], size=SIDE, mode="area")[:, 0].numpy()
+            found["frames"] = shrink(to_grey(media.frames.permute(0, 2, 3, 1).numpy()))
             found["asked"], found["times"] = media.asked_times.numpy(), media.frame_times.numpy()
         if media.waveform is not None:
             found["waveform"] = media.waveform.numpy()

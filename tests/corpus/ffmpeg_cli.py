@@ -25,6 +25,7 @@ LONGEST = 6 * 3600.0
 # Formats that name other files, or hold one image or text: no media of their own.
 _NO_MEDIA = re.compile(r"^(hls|dash|concat|sdp|rtsp|image2|tty|lavfi|.*_pipe)(,|$)")
 _STREAM = re.compile(r"Stream #0:(\d+)\S*: (Video|Audio): (.*)")
+_FAILED = re.compile(r"Decode error rate [\d.]+ exceeds maximum")
 _COMPLAINT = re.compile(r"\[(?:error|fatal|panic)\]\s*(.*)")
 _INPUT = re.compile(r"Input #0, (\S+), from")
 _START = re.compile(r"Duration: \S+, start: (-?[\d.]+)")
@@ -89,7 +90,9 @@ def play(ffmpeg: str, path: Path) -> Played:
         played.refused = "has neither audio nor video"
         return played
     with tempfile.TemporaryDirectory() as folder:
-        scale = f"scale={SIDE}:{SIDE}:flags=area+accurate_rnd+full_chroma_int"
+        # Small frames are enlarged first, so that what follows is a box filter for all.
+        enlarge = f"scale=w='iw*if(lt(iw,{SIDE}),{SIDE},1)':h='ih*if(lt(ih,{SIDE}),{SIDE},1)':flags=neighbor"
+        scale = f"{enlarge},scale={SIDE}:{SIDE}:flags=area+accurate_rnd+full_chroma_int"
         filters = {
             "video": ["-an", "-fps_mode", "passthrough", "-enc_time_base", "1:1000000", "-c:v", "rawvideo", "-vf"]
             + [f"format=rgb24,{scale}"],
@@ -111,6 +114,9 @@ def play(ffmpeg: str, path: Path) -> Played:
             played.complaints = _COMPLAINT.findall(log)
             start = _START.search(log)
             played.start = float(start[1]) if start else 0.0
+            if _FAILED.search(log):
+                played.refused = "most packets cannot be decoded"
+                break
             if "video" in attempt:
                 _take_video(played, Path(folder))
             if "audio" in attempt:
@@ -188,3 +194,16 @@ def _take_audio(played: Played, folder: Path, ffmpeg: str) -> None:
 def to_grey(images: np.ndarray) -> np.ndarray:
     """Grey values of RGB images `(..., 3)`, with the weights of BT.601."""
     return images.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+
+
+def shrink(images: np.ndarray) -> np.ndarray:
+    """Means over equal boxes of images `(num_images, height, width)`: `(num_images, SIDE, SIDE)`."""
+    rows, columns = (_boxes(size) for size in images.shape[1:])
+    return rows @ images @ columns.T
+
+
+def _boxes(size: int) -> np.ndarray:
+    """The share of each of `size` pixels in each of `SIDE` boxes, `(SIDE, size)`."""
+    edges = np.arange(SIDE + 1)[:, None] * size / SIDE
+    reach = np.clip(edges - np.arange(size), 0, 1)  # how much of each pixel lies before each edge
+    return (np.diff(reach, axis=0) * SIDE / size).astype(np.float32)
