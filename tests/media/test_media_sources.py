@@ -18,7 +18,7 @@ from cavmae_sync_hf import MediaError, MediaNotFoundError
 from cavmae_sync_hf.model import media_source_cavmae_sync
 from cavmae_sync_hf.model.media_cavmae_sync import decode_media, probe_media
 from cavmae_sync_hf.model.media_stream_cavmae_sync import iter_media
-from helpers.clips import joined, noise, numbers, serve, write_clip
+from helpers.clips import RATE, joined, noise, numbers, serve, write_clip
 
 
 class _Pipe(io.RawIOBase):
@@ -129,6 +129,34 @@ def test_decode_media__what_is_no_media_file_is_named(tmp_path, data, reason):
         decode_media(path)
     with pytest.raises(MediaError, match=reason):
         decode_media(data)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "options"),
+    [
+        ("latm", {"audio_codec": "aac"}),
+        ("voc", {"audio_codec": "pcm_u8"}),
+        ("sox", {"audio_codec": "pcm_s32le"}),
+        ("ircam", {"audio_codec": "pcm_s16le"}),
+        ("g722", {"audio_codec": "g722", "rate": 16000}),
+        ("swf", {"video_codec": "flv", "audio_codec": "libmp3lame", "rate": 44100}),
+        ("h263", {"video_codec": "h263", "size": (176, 144)}),
+    ],
+)
+def test_decode_media__bare_streams_and_old_containers_are_read(tmp_path, suffix, options):
+    has = {kind: f"{kind}_codec" in options for kind in ("audio", "video")}
+    audio = noise(1.0, options.get("rate", RATE), channels=1) if has["audio"] else False
+    path = write_clip(tmp_path / f"clip.{suffix}", seconds=1.0, video=has["video"], audio=audio, **options)
+    media = decode_media(path, num_frames=4, missing="mask")
+    assert {"audio": media.waveform is not None, "video": media.frames is not None} == has
+    assert media.duration == pytest.approx(1.0, abs=0.2)
+
+
+def test_container_formats__are_known_to_ffmpeg_and_name_no_other_files():
+    known = {name for form in av.formats_available for name in form.split(",")}
+    names = set(media_source_cavmae_sync.CONTAINER_FORMATS.split(","))
+    assert names <= known
+    assert not names & {"hls", "dash", "concat", "sdp", "rtsp", "rtp", "image2", "lavfi", "data", "imf"}
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,9 @@ except ImportError:
 # ...
 CONTAINER_FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,live_flv,mpegts,mpeg,mpegvideo,asf,ogg,wav,w64,mp3,flac,aac,ac3,eac3,"
-    "dts,aiff,au,caf,amr,gif,apng,mxf,nut,h264,hevc,m4v,av1,obu,ivf,rm,dv,wtv,yuv4mpegpipe,ape,tta,wv"
+    "dts,aiff,au,caf,amr,gif,apng,mxf,nut,h264,hevc,m4v,av1,obu,ivf,rm,dv,wtv,yuv4mpegpipe,ape,tta,wv,"
+    "loas,mlp,truehd,dtshd,iamf,h261,h263,vc1,vvc,mjpeg,dirac,cavsvideo,dnxhd,swf,nsv,nuv,pva,ty,amrnb,amrwb,"
+    "voc,sox,ircam,nistsphere,g722,g723_1,gsm,ilbc,qcp,oma,mpc,mpc8,tak,shn,dsf,xwma,aea,spdif,qoa"
 )
 SNIFF_BYTES = 4096
 HTTP_TIMEOUT_SECONDS = 30.0

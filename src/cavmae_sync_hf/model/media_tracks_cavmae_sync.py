@@ -60,7 +60,7 @@ class Track:
 
     Attributes:
         kind: `"audio"` or `"video"`.
-        is_bare: Whether it lies in the file without a container, which would have a clock.
+        is_bare: Whether it is video that lies in the file without a container, which would have a clock.
         is_reordered: Whether frames are shown in another order than they are decoded in.
         start: When it starts, as the header has it, seconds.
         declared_end: When it ends, as the header has it, infinite where that does not say.
@@ -77,7 +77,9 @@ class Track:
         self.kind: str = stream.type
         # PyAV makes a new Fraction at each look at a time base, which would cost as much as demuxing.
         self._numerator, self._denominator = stream.time_base.numerator, stream.time_base.denominator
-        self.is_bare = bool(stream.container.format.flags & av.format.Flags.no_timestamps.value)
+        # Audio's packets tell how long they last.
+        has_clock = not stream.container.format.flags & av.format.Flags.no_timestamps.value
+        self.is_bare = self.kind == "video" and not has_clock
         self.is_reordered = self.kind == "video" and bool(stream.codec_context.has_b_frames)
         self.frame_rate: float | None = None
         if self.kind == "video":
