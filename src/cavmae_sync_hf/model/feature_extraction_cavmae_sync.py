@@ -30,7 +30,8 @@ from .alignment_cavmae_sync import (
     window_times,
 )
 from .auto_map_cavmae_sync import SavedWithCode, complete_auto_map
-from .media_cavmae_sync import resample
+from .media_cavmae_sync import decode_media, resample
+from .media_source_cavmae_sync import decoder_kind
 from .values_cavmae_sync import Allowed, check_values, choice, flag, number, optional, whole
 
 logger = logging.get_logger(__name__)
@@ -212,8 +213,9 @@ class CavMaeSyncFeatureExtractor(SavedWithCode, SequenceFeatureExtractor):
                 list of clips, each `(num_samples,)` or `(channels, num_samples)` or None for a clip without audio
                 (all its windows are marked absent); a 2-D array `(batch, num_samples)`; or a 3-D array
                 `(batch, channels, num_samples)`. So an array of two rows is two clips: the two channels of one clip
-                are given as `[array]`. Instead of an array also `{"array": ..., "sampling_rate": ...}`, as `datasets`
-                decodes audio. Floats lie in [-1, 1]; int16, int32 and uint8 samples are scaled.
+                are given as `[array]`. Instead of an array also `{"array": ..., "sampling_rate": ...}` or a decoder
+                of torchcodec, as `datasets` hands out audio. Floats lie in [-1, 1]; int16, int32 and uint8 samples are
+                scaled.
             sampling_rate: Rate of the samples in Hz. Required, unless each clip brings its own; other rates than the
                 extractor's are resampled.
             frame_times: Times of the video frames in seconds, `(num_frames,)` for one clip, one such row per clip for
@@ -247,6 +249,11 @@ class CavMaeSyncFeatureExtractor(SavedWithCode, SequenceFeatureExtractor):
         waveforms: list[Tensor | None] = []
         for position, clip in enumerate(clips):
             name = f"Clip {position}"
+            if decoder_kind(clip):
+                media = decode_media(
+                    clip, sampling_rate=self.sampling_rate, channel=self.channel, want_video=False, name=name
+                )
+                clip = {"array": media.waveform, "sampling_rate": self.sampling_rate}
             samples, rate = samples_and_rate(clip, sampling_rate, name)
             waveform = None
             if samples is not None:
@@ -538,7 +545,7 @@ def split_waveforms(audio: Any) -> tuple[list[Any], bool]:
                 f"Got text ({str(value)[:80]!r}) where a waveform belongs. To read a file use the processor, "
                 "`processor(videos=path)`, or decode it first."
             )
-    if isinstance(audio, Mapping):
+    if isinstance(audio, Mapping) or decoder_kind(audio):
         return [audio], False
     if isinstance(audio, (np.ndarray, Tensor)):
         shape = tuple(audio.shape)

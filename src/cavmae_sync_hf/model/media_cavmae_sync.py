@@ -21,9 +21,10 @@ from .errors_cavmae_sync import Hint, MediaError, MissingTrackError
 from .media_clock_cavmae_sync import LONGEST_PAUSE_SECONDS
 from .media_decoders_cavmae_sync import FramePicker, IndexPicker, Pick, TimeGrid, VideoDecoder
 from .media_images_cavmae_sync import FrameConverter
+from .media_objects_cavmae_sync import DecoderObject, decode_object
 from .media_request_cavmae_sync import POST_ROLL_SECONDS, SAMPLING_RATE, MediaRequest, as_seconds
 from .media_selection_cavmae_sync import AudioTrack, list_audio_tracks
-from .media_source_cavmae_sync import MediaSource, require_av
+from .media_source_cavmae_sync import MediaSource, decoder_kind, encoded_source, require_av
 from .media_tracks_cavmae_sync import DEFAULT_FRAME_RATE, TRUNCATION_TOLERANCE, MediaReader, TimedPacket, Track
 from .media_waveform_cavmae_sync import WaveformBuilder, checked_waveform, resample_with_ffmpeg
 
@@ -123,7 +124,8 @@ def decode_media(
     """Decode frames and audio of one file in one pass.
 
     Args:
-        source: Path, address, bytes, binary file object, or a mapping with `bytes` or `path`.
+        source: Path, address, bytes, binary file object, a mapping with `bytes` or `path`, or a decoder object of
+            torchcodec. One of a data set's column stands for its file; another one has its own track alone.
         num_frames: Number of frames to pick.
         alignment: `"time"`: frame i is on screen at `(i + 0.5) * duration / num_frames`, the centres of equal spans.
             `"reference"`: frame number `int(i * min(N, 10 * fps) / num_frames)` of the N frames, as the published
@@ -168,6 +170,8 @@ def decode_media(
         short_side=short_side,
         threads=threads,
     )
+    if decoder_kind(source) and encoded_source(source) is None:
+        return DecodedMedia(**decode_object(source, request, name))
     with MediaSource(source, name) as media:
         clip = _read_clip(media, request)
         known: dict[str, Any] = {}
@@ -194,6 +198,8 @@ def probe_media(source: Any, name: str | None = None) -> MediaInfo:
     Raises:
         MediaError: The file cannot be opened.
     """
+    if decoder_kind(source) and encoded_source(source) is None:
+        return MediaInfo(**DecoderObject(source, name).facts())
     with MediaSource(source, name) as media, MediaReader(media, MediaRequest(missing="mask")) as reader:
         video = reader.video.stream if reader.video is not None else None
         audio = reader.audio.stream if reader.audio is not None else None

@@ -6,6 +6,7 @@ streams to FFmpeg, but no tracks; a track for people who cannot see or hear, or 
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,12 +98,15 @@ def _three_letters(code: str) -> str:
     return _THREE_LETTERS.get(first, first)
 
 
-def select_streams(container: Any, audio_track: int | str | None = None) -> dict[str, Any]:
+def select_streams(
+    container: Any, audio_track: int | str | None = None, meant: Mapping[str, int] | None = None
+) -> dict[str, Any]:
     """The video stream and the audio stream of an open container that are its tracks.
 
     Args:
         container: PyAV's.
         audio_track: Number or language of the audio track; default: the one that a player plays.
+        meant: Number among all streams of the video or the audio stream, where the source says it.
 
     Returns:
         The streams by `"video"` and `"audio"`, as far as there are such.
@@ -119,6 +123,11 @@ def select_streams(container: Any, audio_track: int | str | None = None) -> dict
         audio = [stream for stream in asked if _is_usable(stream)]
     if audio:
         found["audio"] = audio[0]
+    for kind, index in (meant or {}).items():
+        stream = container.streams[index] if index < len(container.streams) else None
+        is_chosen = kind == "audio" and audio_track is not None
+        if stream is not None and stream.type == kind and _is_usable(stream) and not is_chosen:
+            found[kind] = stream
     return found
 
 

@@ -114,12 +114,13 @@ class MediaSource:
 
     Args:
         source: Path (`str` or `os.PathLike`), `file://`, `http(s)://` or any address fsspec knows, `bytes`, a binary
-            file object (left open, read from its beginning), or a mapping with `bytes` or `path` as `datasets` hands
-            out.
+            file object (left open, read from its beginning), or a mapping with `bytes` or `path` or a decoder object
+            of torchcodec as `datasets` hands them out.
         name: What messages call it; default: its path or address.
 
     Attributes:
         name: For messages.
+        streams: Numbers of the video and the audio stream in the file, where the source says which are meant.
         is_broadcast: Whether it is read as it comes from a server that can neither go back nor says how long it is, so
             that opening it again may give something else.
         has_frame_count: For MP3: whether it begins with the number of its frames, so that its length is no estimate.
@@ -130,6 +131,11 @@ class MediaSource:
 
     def __init__(self, source: Any, name: str | None = None) -> None:
         self.name = name or describe_source(source)
+        self.streams: dict[str, int] = {}
+        encoded = encoded_source(source)
+        if encoded is not None:
+            self.streams = {str(decoder_kind(source)): source.stream_index}
+            source = encoded
         self.is_broadcast = False
         self._target: str | BinaryIO
         self._owned: list[Any] = []
@@ -390,8 +396,23 @@ class NamedPath(os.PathLike[str]):
         return self.path
 
 
+def decoder_kind(value: Any) -> str | None:
+    """`"video"` or `"audio"` for a decoder object of torchcodec, by its methods; `None` for anything else."""
+    if hasattr(value, "get_frames_played_at"):
+        return "video"
+    return "audio" if hasattr(value, "get_all_samples") else None
+
+
+def encoded_source(value: Any) -> dict[str, Any] | None:
+    """The `bytes` and `path` that a decoder object reads, which `datasets` notes on it; `None` where nothing does."""
+    encoded = getattr(value, "_hf_encoded", None) if decoder_kind(value) else None
+    known = isinstance(encoded, dict) and any(encoded.get(key) is not None for key in ("bytes", "path"))
+    return encoded if known else None
+
+
 def describe_source(source: Any) -> str:
     """Name a media source for messages, without its contents."""
+    source = encoded_source(source) or source
     if isinstance(source, NamedPath):
         return source.name
     if isinstance(source, dict):
@@ -446,4 +467,4 @@ def _as_text(head: bytes) -> str | None:
     return text if text and all(character.isprintable() or character in "\t\r\n\f" for character in text) else None
 
 
-__all__ = ["CONTAINER_FORMATS", "MediaSource", "describe_source", "require_av"]
+__all__ = ["CONTAINER_FORMATS", "MediaSource", "decoder_kind", "describe_source", "encoded_source", "require_av"]

@@ -18,8 +18,9 @@ from .alignment_cavmae_sync import HELD_FRAME_SECONDS, TIME_TOLERANCE, shown_tim
 from .errors_cavmae_sync import MediaError
 from .media_cavmae_sync import Reading, read_media
 from .media_decoders_cavmae_sync import FramePicker, Pick, TimeGrid
+from .media_objects_cavmae_sync import DecoderObject, iter_object
 from .media_request_cavmae_sync import SAMPLING_RATE, MediaRequest, as_seconds
-from .media_source_cavmae_sync import MediaSource
+from .media_source_cavmae_sync import MediaSource, decoder_kind, encoded_source
 from .media_tracks_cavmae_sync import MediaReader, TimedPacket, Track
 from .media_waveform_cavmae_sync import checked_waveform
 
@@ -123,10 +124,37 @@ def iter_media(
         short_side=short_side,
         threads=threads,
     )
+    if decoder_kind(source) and encoded_source(source) is None:
+        yield from _object_chunks(source, request, hop, context)
+        return
     with MediaSource(source) as media:
         for stream in read_media(media, request, lambda reader: _Stream(reader, request, hop, context)):
             while stream.is_ready():
                 yield stream.chunk()
+
+
+def _object_chunks(source: Any, request: MediaRequest, hop: float, context: float) -> Iterator[MediaChunk]:
+    """`iter_media` of a decoder object that does not say what it reads."""
+    reader = DecoderObject(source)
+    reader.check(request)
+    if reader.kind == "audio":
+        end = None if request.end == math.inf else request.end
+        yield from iter_waveform(
+            reader.waveform(request.sampling_rate, request.channel), request.sampling_rate, hop=hop,
+            num_frames=request.num_frames, context=context, start=request.start, end=end, name=reader.name,
+        )  # fmt: skip
+        return
+    for asked, shown, images in iter_object(reader, request, hop):
+        yield MediaChunk(
+            frames=images,
+            frame_times=torch.tensor(shown, dtype=torch.float64),
+            asked_times=torch.tensor(asked, dtype=torch.float64),
+            waveform=None,
+            waveform_start=0,
+            sampling_rate=request.sampling_rate,
+            start=request.start,
+            source=reader.name,
+        )
 
 
 class _Stream(Reading):

@@ -241,14 +241,14 @@ class MediaReader:
 
     def _select_streams(self, request: MediaRequest) -> dict[str, Any]:
         audio_track = request.audio_track if request.want_audio else None
-        streams = select_streams(self.container, audio_track)
+        streams = select_streams(self.container, audio_track, self._source.streams)
         wanted = [kind for kind, want in (("audio", request.want_audio), ("video", request.want_video)) if want]
         is_whole = all(kind in streams and is_described(streams[kind]) for kind in wanted)
         if not is_whole and self._source.look_further():
             # A track may begin only behind what FFmpeg has looked at.
             self.container.close()
             self.container = self._containers[0] = self._source.open()
-            streams = select_streams(self.container, audio_track)
+            streams = select_streams(self.container, audio_track, self._source.streams)
         return streams
 
     def _find_tracks(self, streams: dict[str, Any], request: MediaRequest) -> None:

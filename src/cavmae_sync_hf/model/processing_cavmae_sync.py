@@ -238,11 +238,12 @@ class CavMaeSyncProcessor(SavedWithCode, ProcessorMixin):
         """Prepare one clip or a batch.
 
         Args:
-            videos: A file (path, address, bytes, file object) whose two tracks are decoded in one pass, or decoded
-                frames (array, tensor or list of images), or a list of either.
+            videos: A file (path, address, bytes, file object, or what a `Video()` column of `datasets` hands out)
+                whose two tracks are decoded in one pass, or decoded frames (array, tensor or list of images), or a
+                list of either.
             audio: Waveforms or files of their own, one per video; then the videos' own audio is not read. An array of
-                two rows is two clips; `[array]` is one clip of two channels. `datasets`' `{"array": ...,
-                "sampling_rate": ...}` is taken as well.
+                two rows is two clips; `[array]` is one clip of two channels. `{"array": ..., "sampling_rate": ...}`
+                and what an `Audio()` column of `datasets` hands out are taken as well.
             text: Not taken; there is no text side.
             images: Not taken; pass images as `videos`.
             sampling_rate: Rate in Hz of waveforms in `audio`; required with them. Files say theirs themselves.

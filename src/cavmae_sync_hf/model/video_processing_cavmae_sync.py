@@ -33,6 +33,7 @@ from .alignment_cavmae_sync import center_crop_window, center_times, check_align
 from .auto_map_cavmae_sync import SavedWithCode, complete_auto_map
 from .feature_extraction_cavmae_sync import stack_padded, to_batch
 from .media_cavmae_sync import decode_media
+from .media_source_cavmae_sync import decoder_kind
 from .resize_cavmae_sync import resize_crop_exact
 from .values_cavmae_sync import Allowed, check_values, choice, flag, number, optional, per_channel, sizes, whole
 
@@ -367,10 +368,13 @@ def pad_clips(pixels: Sequence[Tensor], longest: int = 0) -> dict[str, Tensor]:
 
 
 def is_media_source(clip: Any) -> bool:
-    """Whether a clip is something to decode: path, URL, bytes, file object, or a mapping with `bytes` or `path`.
+    """Whether a clip is something to decode: path, URL, bytes, file object, a mapping with `bytes` or `path`, or a
+    decoder object of torchcodec.
 
     A mapping with an `array` is decoded already, as `datasets` hands out audio.
     """
+    if decoder_kind(clip):
+        return True
     if isinstance(clip, Mapping):
         return clip.get("array") is None
     return isinstance(clip, (str, bytes, bytearray, os.PathLike)) or (
