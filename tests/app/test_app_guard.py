@@ -132,10 +132,10 @@ def test_copy__a_process_that_takes_too_long_is_ended(tmp_path, video, processes
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the bound on memory needs /proc")
-def test_copy__a_process_that_takes_too_much_memory_is_ended(tmp_path, video):
-    # Where the shortage strikes inside FFmpeg, it may call the data invalid instead.
-    with pytest.raises(AppError, match="needs more memory than is allowed|nothing could be decoded"):
-        copy_safely(video, tmp_path / "copy.mp4", "video", Limits(decode_memory=1 << 20))
+@pytest.mark.parametrize("megabytes", [0.0625, 2, 23])  # in opening, in decoding and in encoding
+def test_copy__a_process_that_takes_too_much_memory_is_ended(tmp_path, video, megabytes):
+    with pytest.raises(AppError, match=r"video.mp4: decoding needs more memory than is allowed here"):
+        copy_safely(video, tmp_path / "copy.mp4", "video", Limits(decode_memory=round(megabytes * 2**20)))
 
     assert list(tmp_path.iterdir()) == []
 

@@ -8,6 +8,7 @@ time or disk, and that knows nothing of the server's environment: a hole in a de
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -23,6 +24,8 @@ from ..model.media_source_cavmae_sync import MediaSource
 from .workspace import Limits
 
 Kind = Literal["video", "audio", "image"]
+
+logger = logging.getLogger(__name__)
 
 _NAME_LENGTH = 80
 # These two join or part letters, in Persian and in scripts of India.
@@ -160,6 +163,8 @@ def _run(job: dict[str, Any], seconds: float, progress: Callable[[float, float],
             process.stdout.close()
     if "result" in last:
         return last["result"]
+    if "details" in last:
+        logger.warning("An upload could not be decoded: %s", last["details"])
     raise AppError(_reason(job["name"], last, process.returncode, seconds=seconds, late=late.is_set()))
 
 

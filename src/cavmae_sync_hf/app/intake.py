@@ -30,6 +30,9 @@ USUAL_FRAME_RATE = 25.0
 _CHUNK = 8
 _AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 _WAV_RATE = 16000
+# With less memory left than this at the worst moment, what failed may have failed for want of it: FFmpeg and its
+# encoders often call the data or the options wrong instead.
+_TIGHT_BYTES = 256 << 20
 # A clip as long as is allowed may end a little later, by the last packet of its audio.
 _GRACE_SECONDS = 0.5
 
@@ -303,14 +306,27 @@ def main() -> None:
     try:
         result = do_job(job, lambda done, total: tell(done=done, total=total))
         tell(result=result)
-    except (ValueError, MemoryError, RuntimeError, OSError) as error:
-        if _is_scarcity(error):
+    except Exception as error:
+        if _is_scarcity(error) or _least_room() < _TIGHT_BYTES:
             tell(failed="memory")
         elif isinstance(error, ValueError):
             # Without remedies that are arguments: the page has no place to set them.
             tell(error=error.message if isinstance(error, CavMaeSyncError) else str(error))
         else:
-            tell(failed="unknown")
+            tell(failed="unknown", details=f"{type(error).__name__}: {error}")
+
+
+def _least_room() -> float:
+    """Bytes of address space that were left when the process was largest; infinite where that is unknown."""
+    try:
+        import resource
+
+        most = resource.getrlimit(resource.RLIMIT_AS)[0]
+        facts = Path("/proc/self/status").read_text(encoding="ascii")
+        peak = next(int(line.split()[1]) for line in facts.splitlines() if line.startswith("VmPeak:"))
+    except (ImportError, AttributeError, OSError, ValueError, StopIteration):
+        return math.inf
+    return math.inf if most == resource.RLIM_INFINITY else most - 1024 * peak
 
 
 def _is_scarcity(error: BaseException | None) -> bool:
