@@ -73,7 +73,7 @@ def copy_video(
         if progress is not None:
             progress(done, info.duration or 0.0)
 
-    return _rewrite(source, target, info, show)
+    return _rewrite(source, target, info, show, max_pixels=max_pixels)
 
 
 def cut(source: Any, target: Path, start: float, end: float) -> dict[str, Any]:
@@ -93,15 +93,15 @@ def cut(source: Any, target: Path, start: float, end: float) -> dict[str, Any]:
     return _rewrite(source, target, probe_media(source), lambda done: None, start=start, end=end)
 
 
-def _rewrite(source: Any, target: Path, info: Any, show: Callable[[float], None], **span: Any) -> dict[str, Any]:
-    """Decode a file chunk by chunk and write it anew."""
+def _rewrite(source: Any, target: Path, info: Any, show: Callable[[float], None], **options: Any) -> dict[str, Any]:
+    """Decode a file chunk by chunk, with these options of `iter_media`, and write it anew."""
     from ..model.media_stream_cavmae_sync import iter_media
 
     rate = Fraction(min(info.frame_rate or USUAL_FRAME_RATE, MAX_FRAME_RATE)).limit_denominator(1001)
     audio_rate = info.sampling_rate if info.sampling_rate in _AAC_RATES else _AAC_RATES[-1]
     writer: _Writer | None = None
     for chunk in iter_media(
-        source, hop=float(1 / rate), num_frames=_CHUNK, context=1.0, sampling_rate=audio_rate, threads=1, **span
+        source, hop=float(1 / rate), num_frames=_CHUNK, context=1.0, sampling_rate=audio_rate, threads=1, **options
     ):
         show(float(chunk.asked_times[-1]))
         assert chunk.frames is not None  # a file without video is an error of `iter_media`
@@ -298,6 +298,7 @@ def main() -> None:
     from ..model import media_cavmae_sync, media_stream_cavmae_sync  # noqa: F401
 
     torch.set_num_threads(1)
+    reserve = bytearray(8 << 20)  # given back to tell of a shortage
     limit_resources(job["memory"], job["cpu_seconds"], job["file_bytes"])
 
     def tell(**message: Any) -> None:
@@ -307,13 +308,18 @@ def main() -> None:
         result = do_job(job, lambda done, total: tell(done=done, total=total))
         tell(result=result)
     except Exception as error:
-        if _is_scarcity(error) or _least_room() < _TIGHT_BYTES:
-            tell(failed="memory")
-        elif isinstance(error, ValueError):
-            # Without remedies that are arguments: the page has no place to set them.
-            tell(error=error.message if isinstance(error, CavMaeSyncError) else str(error))
-        else:
-            tell(failed="unknown", details=f"{type(error).__name__}: {error}")
+        del reserve
+        tell(**describe_failure(error))
+
+
+def describe_failure(error: Exception) -> dict[str, Any]:
+    """What to tell of an error: a sentence for the visitor, or which kind it is and details for the operator."""
+    if _is_scarcity(error) or _least_room() < _TIGHT_BYTES:
+        return {"failed": "memory"}
+    if isinstance(error, ValueError):
+        # Without remedies that are arguments: the page has no place to set them.
+        return {"error": error.message if isinstance(error, CavMaeSyncError) else str(error)}
+    return {"failed": "unknown", "details": f"{type(error).__name__}: {error}"}
 
 
 def _least_room() -> float:

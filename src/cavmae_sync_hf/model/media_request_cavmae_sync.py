@@ -39,6 +39,7 @@ class MediaRequest:
     missing: str = "error"
     damaged: str = "error"
     short_side: int | None = None
+    max_pixels: int | None = None
     threads: int = 0
 
     def __post_init__(self) -> None:

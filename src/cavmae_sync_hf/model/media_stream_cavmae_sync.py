@@ -73,6 +73,7 @@ def iter_media(
     missing: str = "error",
     damaged: str = "error",
     short_side: int | None = None,
+    max_pixels: int | None = None,
     threads: int = 0,
 ) -> Iterator[MediaChunk]:
     """Read frames at regular times, with the audio around them, in constant memory.
@@ -97,6 +98,7 @@ def iter_media(
         damaged: `"error"`: a truncated or corrupt file ends in an error, after all that could be decoded has been
             handed out. `"keep"`: it ends there without one.
         short_side: Scale frames to this shorter side while converting; `None` keeps their size.
+        max_pixels: Largest frame that is accepted, width times height, wherever in the file it comes; `None` for any.
         threads: Threads of the video decoder, 0 for as many as there are cores.
 
     Yields:
@@ -122,6 +124,7 @@ def iter_media(
         missing=missing,
         damaged=damaged,
         short_side=short_side,
+        max_pixels=max_pixels,
         threads=threads,
     )
     if decoder_kind(source) and encoded_source(source) is None:

@@ -220,6 +220,7 @@ class MediaReader:
     def __init__(self, source: MediaSource, request: MediaRequest) -> None:
         self.name = source.name
         self._source = source
+        self._max_pixels = request.max_pixels
         _FORK_GUARD.note_reader()
         self.container = source.open()
         self._containers = [self.container]
@@ -478,15 +479,31 @@ class MediaReader:
         return packet
 
     def decode(self, packet: TimedPacket) -> list[Any]:
-        """Decode a packet, or what the decoder still holds of a track; damaged ones are counted and give nothing."""
+        """Decode a packet, or what the decoder still holds of a track; damaged ones are counted and give nothing.
+
+        Raises:
+            MediaError: A frame is larger than the request allows.
+            MemoryError: There is no memory for it, which is no damage.
+        """
         try:
-            return packet.track.stream.codec_context.decode(packet.data)
+            frames = packet.track.stream.codec_context.decode(packet.data)
         except EOFError:
             return []
+        except MemoryError:
+            raise
         except Exception as error:  # FFmpeg's, and PyAV's own of many types for values that it does not know
             self.last_error = error
             self.num_bad_packets += packet.data is not None
             return []
+        most = self._max_pixels
+        if most is not None and packet.track.kind == "video":
+            for frame in frames:  # what the header says may change on the way
+                if frame.width * frame.height > most:
+                    raise MediaError(
+                        f"{self.name}: a frame in it is {frame.width} by {frame.height}, and at most {most / 1e6:.1f} "
+                        "million pixels are taken; scale it down."
+                    )
+        return frames
 
     def check_damage(self, end: float) -> None:
         """Refuse a file that was found to be cut short or corrupt on the way to `end`, seconds.
