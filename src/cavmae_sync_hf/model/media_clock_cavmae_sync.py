@@ -174,7 +174,8 @@ class Clock:
         if self.may_restart:
             is_wrong = not -BACKWARD_SECONDS < seconds < JUMP_SECONDS
         else:
-            is_wrong = abs(seconds) > LONGEST_PAUSE_SECONDS
+            is_beyond = packet.pts / pace.ticks_per_second > self.end + JUMP_SECONDS
+            is_wrong = abs(seconds) > (JUMP_SECONDS if is_beyond else LONGEST_PAUSE_SECONDS)
         if is_wrong:
             packet.pts = None if pace.delay is None else packet.dts + pace.delay
         else:

@@ -225,11 +225,14 @@ class MediaSource:
     def _look(self) -> None:
         """Read the first bytes and refuse what is no media file."""
         if not isinstance(self._target, str):
-            self._target.seek(0)
-            head = self._target.read(SNIFF_BYTES)
+            try:
+                self._target.seek(0)
+                head = self._target.read(SNIFF_BYTES)
+                self._target.seek(0)
+            except Exception as error:  # file objects raise what they like
+                raise MediaError(f"{self.name}: cannot be read ({error}); check where it comes from.") from error
             if isinstance(head, str):
                 raise MediaError(f"{self.name}: the file is open in text mode; open it with mode 'rb'.")
-            self._target.seek(0)
             self._sniff(bytes(head))
             return
         try:
@@ -307,7 +310,9 @@ class MediaSource:
         timeout = HTTP_TIMEOUT_SECONDS if self._protocols.startswith("http") else None
         try:
             container = av.open(target, mode="r", options=options, metadata_errors="ignore", timeout=timeout)
-        except (av.error.FFmpegError, OSError, ValueError) as error:
+        except Exception as error:  # FFmpeg's, PyAV's own of many types, and those of the file object read from
+            if not isinstance(error, av.error.FFmpegError):
+                raise MediaError(f"{self.name}: cannot be read ({error}); check where it comes from.") from error
             if self._is_mp4:
                 reason = "its index is missing or damaged: the file is truncated, corrupt or still being written"
             else:
