@@ -12,6 +12,7 @@ import secrets
 import shutil
 import tempfile
 import unicodedata
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -22,12 +23,14 @@ from filelock import FileLock, Timeout
 from .model.errors_cavmae_sync import AlreadyExistsError, CavMaeSyncError, DiskError, Hint, LockedError, printable
 
 __all__ = [
+    "check_array_size",
     "StrPath",
     "check_free",
     "disk_fault",
     "file_digest",
     "file_stem",
     "locked",
+    "parse_json",
     "plain",
     "remove_partial",
     "usable_cores",
@@ -282,6 +285,48 @@ def write_json(path: StrPath, values: Any, *, indent: int | None = 2, overwrite:
     """Write JSON, whole or not at all; values are made `plain` first."""
     text = json.dumps(plain(values), indent=indent, ensure_ascii=False, allow_nan=False)
     return write_text(path, text + "\n", overwrite=overwrite)
+
+
+def check_array_size(path: StrPath, most: int) -> None:
+    """Refuse an NPY or NPZ file whose arrays would take more memory than expected: a small ZIP may hold much.
+
+    Args:
+        path: The file; only the arrays' headers are read.
+        most: Bytes that all arrays together may have.
+
+    Raises:
+        ValueError: They have more, or are no plain arrays.
+    """
+    with contextlib.ExitStack() as stack:
+        file: Any = stack.enter_context(open(path, "rb"))
+        parts = [file]
+        if zipfile.is_zipfile(file):
+            archive = stack.enter_context(zipfile.ZipFile(file))
+            parts = [stack.enter_context(archive.open(name)) for name in archive.namelist()]
+        else:
+            file.seek(0)
+        total = sum(map(_array_bytes, parts))
+    if total > most:
+        raise ValueError(f"its arrays have {total:,} bytes, and at most {most:,} are expected")
+
+
+def _array_bytes(file: Any) -> int:
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects, and reading those could run code")
+    return math.prod(shape) * dtype.itemsize
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What JSON says; `json.JSONDecodeError` also where it is nested too deeply or holds endless numbers."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except (RecursionError, ValueError) as error:
+        raise json.JSONDecodeError(str(error), "", 0) from error
 
 
 def plain(value: Any) -> Any:

@@ -1,7 +1,6 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
 """Registration with transformers' auto classes and pipelines, saved folders, and uploads to the Hub."""
 
-import json
 import tempfile
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from transformers import (
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .files import StrPath, whole_folder
+from .files import StrPath, parse_json, whole_folder
 from .model import auto_classes_cavmae_sync
 from .model.auto_classes_cavmae_sync import (
     CavMaeSyncConfig,
@@ -194,7 +193,7 @@ def _check_target(target: Path, overwrite: bool) -> None:
         return
     foreign = [entry.name for entry in entries if entry.is_dir() or not any(map(entry.match, _OWN_FILES))]
     try:
-        model_type = json.loads((target / "config.json").read_text(encoding="utf-8")).get("model_type")
+        model_type = parse_json((target / "config.json").read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError, AttributeError):
         model_type = None
     if foreign or model_type != CavMaeSyncConfig.model_type:

@@ -20,6 +20,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..files import parse_json
 from ..model.errors_cavmae_sync import AppError
 from .access import Access
 from .workspace import Limits, Upload, Workspace
@@ -176,7 +177,7 @@ class Gate:
     async def _ask(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
         """Let a visitor's request through, with no other files than uploads, which become the visitor's."""
         try:
-            request = json.loads(body)
+            request = parse_json(body)
             visitor = request["session_hash"]
             if not isinstance(visitor, str) or not _SESSION.fullmatch(visitor):
                 raise ValueError("no session")

@@ -1,13 +1,13 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
 """Subcommands that make, check, export and describe a model folder."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
 
+from ..files import parse_json
 from ..model.errors_cavmae_sync import EvaluationError, on_command_line
 from . import terminal
 from .options import AsJson, Device, ModelArgument, OutFile, Overwrite
@@ -143,7 +143,7 @@ def _parse_settings(settings: list[str]) -> dict[str, Any]:
         if not separator or not key.strip():
             raise typer.BadParameter(f"{setting!r} is not KEY=VALUE, such as --set num_attention_heads=12.")
         try:
-            parsed[key.strip()] = json.loads(value)
+            parsed[key.strip()] = parse_json(value)
         except ValueError:
             literal = {"true": True, "false": False, "none": None}
             parsed[key.strip()] = literal.get(value.strip().lower(), value)

@@ -7,7 +7,6 @@ checkpoint's name. No code in a file is run.
 
 import argparse
 import contextlib
-import json
 import os
 import pickle
 from collections.abc import Iterator, Mapping
@@ -20,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..files import file_digest
+from ..files import file_digest, parse_json
 from ..model.errors_cavmae_sync import ModelError
 
 # Where training scripts put the weights when they save more than weights.
@@ -146,7 +145,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     if path.stat().st_size > _MOST_JSON_BYTES:
         raise ModelError(f"{path.name} has {path.stat().st_size:,} bytes and is no such file of a model; replace it.")
     try:
-        contents = json.loads(path.read_text(encoding="utf-8"))
+        contents = parse_json(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path.name} is no readable JSON ({error}); download it again.") from error
     if not isinstance(contents, dict):

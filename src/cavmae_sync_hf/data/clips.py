@@ -4,7 +4,6 @@
 `open_clips` tells the two apart. Both give a `LoadedClip` and decode the frames that are asked for only.
 """
 
-import json
 import mmap
 import os
 import shutil
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..files import StrPath
+from ..files import StrPath, parse_json
 from ..model.errors_cavmae_sync import DataError, Hint
 from ..model.feature_extraction_cavmae_sync import CavMaeSyncFeatureExtractor
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
@@ -304,7 +303,7 @@ def _read_shard_clip(
     """Read one clip of a shard, with the chosen frames only."""
     key, places = shard.members(number)
     try:
-        info = json.loads(shard.content(places["json"]))
+        info = parse_json(shard.content(places["json"]))
         jpegs = sorted(name for name in places if name.startswith("frame_"))
         times = [float(time) for time in info["frame_times"]] or extractor.default_frame_times(info["duration"])
         if jpegs and len(jpegs) != len(times):
@@ -321,7 +320,7 @@ def _read_shard_clip(
             labels=[int(label) for label in info["labels"]],
             duration=float(info["duration"]),
         )
-    except (KeyError, OSError, ValueError) as error:
+    except (KeyError, TypeError, OSError, ValueError, EOFError, MemoryError) as error:
         raise DataError(f"{shard.path}: clip {key} cannot be read ({error!r}); prepare the set again.") from error
 
 

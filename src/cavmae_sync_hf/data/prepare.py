@@ -9,7 +9,6 @@ of processes nor interruptions leave a trace in the result.
 import csv
 import gzip
 import io
-import json
 import math
 import os
 import re
@@ -24,7 +23,7 @@ from typing import Any
 
 import torch
 
-from ..files import StrPath, locked, remove_partial, usable_cores, whole_file, write_bytes
+from ..files import StrPath, locked, parse_json, remove_partial, usable_cores, whole_file, write_bytes
 from ..model.errors_cavmae_sync import DataError, WorkerError, collected_remarks
 from ..provenance import package_version
 from .engines import DECODER_CRASHES, run_here, run_processes, run_ray
@@ -441,7 +440,7 @@ def _claim(folder: Path, clips: ClipList, settings: dict[str, Any]) -> None:
         _remove_partial(notes)
     job: dict[str, Any] = {"options": settings, "versions": _versions(), "clips": len(clips), "digest": clips.digest()}
     try:
-        before = json.loads((notes / _JOB_NAME).read_text(encoding="utf-8"))
+        before = parse_json((notes / _JOB_NAME).read_text(encoding="utf-8"))
     except FileNotFoundError:
         lines = "".join(f"{line}\n" for line in clips.lines()).encode()
         with _writable(folder):
@@ -477,7 +476,7 @@ def _note_path(notes: Path, task: ShardTask) -> Path:
 
 def _is_whole(folder: Path, notes: Path, task: ShardTask) -> bool:
     try:
-        note = json.loads(_note_path(notes, task).read_text(encoding="utf-8"))
+        note = parse_json(_note_path(notes, task).read_text(encoding="utf-8"))
         if any(bad.get("again") for bad in note["bad"]):
             return False
         return note["file"] is None or (folder / note["file"]).stat().st_size == note["bytes"]
@@ -551,7 +550,7 @@ def _finish(
     rows.writeheader()
     first_bad = ""
     for task in tasks:
-        note = json.loads(_note_path(job.notes, task).read_text(encoding="utf-8"))
+        note = parse_json(_note_path(job.notes, task).read_text(encoding="utf-8"))
         for bad in note["bad"]:
             first_bad = first_bad or bad["message"]
             reasons[bad["reason"]] += 1

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..files import StrPath
+from ..files import StrPath, parse_json
 from ..model.errors_cavmae_sync import DataError
 
 FORMAT = "cavmae-sync-shards"
@@ -157,8 +157,11 @@ def decode_jpeg(data: bytes) -> torch.Tensor:
     """A JPEG as `(3, height, width)` uint8 RGB, a view of `(height, width, 3)` memory."""
     # torchvision's decoder gives the same pixels in three quarters of the time, but takes a truncated image for a
     # whole one and is deprecated from 0.29 on.
-    with Image.open(io.BytesIO(data)) as image:
-        pixels = np.array(image.convert("RGB"))
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+            pixels = np.array(image.convert("RGB"))
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"an image is far too large ({error})") from error
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
@@ -267,7 +270,7 @@ def read_shard(path: StrPath | BinaryIO) -> Iterator[ShardClip]:
                 key, members[extension] = stem, content.read() if content is not None else b""
             if members:
                 yield decode_clip(key, members)
-        except (tarfile.TarError, KeyError) as error:
+        except (tarfile.TarError, KeyError, ValueError, EOFError, MemoryError) as error:
             raise DataError(f"{path}: is not a whole shard ({error}); prepare it again.") from error
 
 
@@ -275,7 +278,7 @@ def decode_clip(key: str, members: dict[str, bytes]) -> ShardClip:
     """A clip from its members, by extension (`"json"`, `"log_mel.npy"`, `"frame_00.jpg"`, ...)."""
     jpegs = [members[name] for name in sorted(members) if name.startswith("frame_")]
     log_mel = np.load(io.BytesIO(members["log_mel.npy"]), allow_pickle=False)
-    return ShardClip(key, json.loads(members["json"]), jpegs, log_mel)
+    return ShardClip(key, parse_json(members["json"]), jpegs, log_mel)
 
 
 def read_index(folder: StrPath) -> ShardIndex:
@@ -291,7 +294,7 @@ def read_index(folder: StrPath) -> ShardIndex:
     address = _join(folder, INDEX_NAME)
     try:
         with fsspec.open(address, "r", encoding="utf-8") as file:
-            facts = json.load(file)
+            facts = parse_json(file.read())
     except FileNotFoundError as error:
         raise DataError(
             f"{folder} holds no finished set of shards (no {INDEX_NAME}); make one with `cavmae-sync prepare`, or run "
@@ -306,16 +309,22 @@ def read_index(folder: StrPath) -> ShardIndex:
         raise DataError(
             f"{address}: has format version {version}, this package reads {FORMAT_VERSION}; prepare it again."
         )
-    facts["label_counts"] = {int(label): count for label, count in facts["label_counts"].items()}
-    facts["shards"] = [ShardInfo(**shard) for shard in facts["shards"]]
-    return ShardIndex(**facts, folder=folder)
+    try:
+        facts["label_counts"] = {int(label): count for label, count in facts["label_counts"].items()}
+        facts["shards"] = [ShardInfo(**shard) for shard in facts["shards"]]
+        foreign = [shard.file for shard in facts["shards"] if re.search(r"[/\\]|^\.\.$", shard.file)]
+        if foreign:
+            raise ValueError(f"it names {foreign[0]!r}, and shards lie beside it")
+        return ShardIndex(**facts, folder=folder)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{address}: does not describe shards ({error}); prepare the set again.") from error
 
 
 def read_clip_table(folder: StrPath) -> list[dict[str, Any]]:
     """Read `clips.jsonl`: per clip its `key`, `id`, `labels`, `duration`, and where it lies: `shard`, `offset`,
     `size`."""
     with fsspec.open(_join(os.fspath(folder), CLIPS_NAME), "r", encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+        return [parse_json(line) for line in file]
 
 
 def check_shards(folder: StrPath) -> list[str]:

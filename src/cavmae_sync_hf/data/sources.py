@@ -17,7 +17,7 @@ from typing import Any
 
 import fsspec
 
-from ..files import StrPath
+from ..files import StrPath, parse_json
 from ..model.errors_cavmae_sync import DataError, printable
 from ..syncworld.truth import OPTIONS_NAME as WORLD_OPTIONS
 from ..syncworld.voices import CLASS_NAMES
@@ -497,7 +497,7 @@ def _join(folder: str, path: str) -> str:
 
 def describe_difference(old: Sequence[str], new: Sequence[str]) -> str:
     """How two lists of clips (as `ClipList.lines` gives them) differ, in a few words."""
-    before, after = ({json.loads(line)["id"]: line for line in lines} for lines in (old, new))
+    before, after = ({parse_json(line)["id"]: line for line in lines} for lines in (old, new))
     parts = []
     for what, ids in (
         ("new", [clip_id for clip_id in after if clip_id not in before]),

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any
 
-from ..files import StrPath
+from ..files import StrPath, parse_json
 from ..model.errors_cavmae_sync import DataError
 
 MEDIA_SUFFIXES = frozenset(
@@ -127,7 +127,7 @@ def _each_once(vocabulary: Vocabulary, name: str) -> Vocabulary:
 
 def _parse_vocabulary(text: str, path: str) -> Vocabulary:
     if path.lower().endswith(".json"):
-        value = json.loads(text)
+        value = parse_json(text)
         if isinstance(value, list):
             return Vocabulary([str(name) for name in value])
         if isinstance(value, dict) and value:
@@ -262,13 +262,13 @@ def read_list(system: Any, path: str, split: str | None = None) -> list[Entry]:
         if suffix in (".csv", ".tsv"):
             return _csv_entries(text, path, "\t" if suffix == ".tsv" else ",", split)
         if suffix == ".json":
-            value = json.loads(text)
+            value = parse_json(text)
             if isinstance(value, dict) and isinstance(value.get("data"), list):
                 value = value["data"]
             if not isinstance(value, list):
                 raise DataError(f'{path}: a JSON list of clips is a list, or a mapping with the key "data".')
         else:
-            value = [json.loads(line) for line in text.split("\n") if line.strip()]
+            value = [parse_json(line) for line in text.split("\n") if line.strip()]
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is not UTF-8 text ({error}).") from error
     except json.JSONDecodeError as error:
@@ -427,7 +427,7 @@ def _labels(value: Any) -> list[Any]:
         text = value.strip()
         if text.startswith("["):
             try:
-                return _labels(json.loads(text))
+                return _labels(parse_json(text))
             except json.JSONDecodeError:
                 return [text]
         return [text] if text else []

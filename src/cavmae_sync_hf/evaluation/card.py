@@ -89,7 +89,7 @@ def read_details(path: StrPath) -> CardDetails:
     """
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise EvaluationError(f"{path}: the details cannot be read ({error}).") from error
     known = {item.name for item in fields(CardDetails)} - {"results"}
     if not isinstance(values, dict):

@@ -317,8 +317,8 @@ def _prompted_map(
         try:
             with Image.open(prompt.image) as still:
                 image = tvF.pil_to_tensor(still.convert("RGB"))[None]
-        except OSError as error:
-            if error.errno is not None:  # it is not there, or the disk fails
+        except (OSError, Image.DecompressionBombError) as error:
+            if isinstance(error, OSError) and error.errno is not None:  # it is not there, or the disk fails
                 raise
             raise MediaError(f"{prompt.image}: is no image, or is damaged; fetch it again.") from error
     height, width = image.shape[-2:]

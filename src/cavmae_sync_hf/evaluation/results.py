@@ -1,13 +1,12 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
 """Results files: what a metric was measured on, and how, so that it can be checked and measured again."""
 
-import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ..files import StrPath, check_free, plain, write_json
+from ..files import StrPath, check_free, parse_json, plain, write_json
 from ..model.errors_cavmae_sync import EvaluationError
 from ..model.modeling_cavmae_sync import CavMaeSyncPreTrainedModel
 from ..provenance import checkpoint_record, software_versions
@@ -113,7 +112,7 @@ def read_results(path: StrPath) -> dict[str, Any]:
         EvaluationError: There is no such file, or it holds no results.
     """
     try:
-        record = json.loads(Path(path).read_text(encoding="utf-8"))
+        record = parse_json(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise EvaluationError(f"{path}: cannot be read ({error.strerror or error}); name a results file.") from error
     except ValueError as error:

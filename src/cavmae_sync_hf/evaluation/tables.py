@@ -3,6 +3,7 @@
 
 import csv
 import json
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,12 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 
-from ..files import StrPath
+from ..files import StrPath, check_array_size, parse_json
 from ..model.alignment_cavmae_sync import resized_size
 from ..model.errors_cavmae_sync import EvaluationError
 
 _COLUMNS = ("video_id", "label", "modality")
+_MOST_MASK_BYTES = 1 << 31
 _META = ("background_music", "static_image", "voice_over")
 _REQUIRED = ("audio", "mask")
 _IMAGES = ("image", "video")
@@ -191,10 +193,10 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
         if suffix in (".csv", ".tsv"):
             rows: Any = list(csv.DictReader(text.splitlines(), delimiter="\t" if suffix == ".tsv" else ","))
         elif suffix == ".json":
-            rows = json.loads(text)
+            rows = parse_json(text)
             rows = rows.get("data", rows) if isinstance(rows, dict) else rows
         elif suffix in (".jsonl", ".ndjson"):
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+            rows = [parse_json(line) for line in text.splitlines() if line.strip()]
         else:
             raise EvaluationError(f"{path}: is no table; name a CSV, TSV, JSON or JSON lines file.")
     except (OSError, UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
@@ -218,6 +220,7 @@ def read_mask(path: StrPath, value: int | None = None) -> np.ndarray:
     suffix = Path(path).suffix.lower()
     try:
         if suffix in (".npy", ".npz"):
+            check_array_size(path, _MOST_MASK_BYTES)
             loaded: Any = np.load(path, allow_pickle=False)
             if suffix == ".npz":
                 with loaded:
@@ -233,7 +236,7 @@ def read_mask(path: StrPath, value: int | None = None) -> np.ndarray:
                 pixels = np.array(image)
     except FileNotFoundError as error:
         raise EvaluationError(f"{path}: no such mask; correct the table.") from error
-    except (OSError, UnidentifiedImageError, EOFError) as error:
+    except (OSError, EOFError, zipfile.BadZipFile, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise EvaluationError(f"{path}: the mask cannot be read ({error}); fetch or write it again.") from error
     except EvaluationError:
         raise

@@ -1,7 +1,6 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
 """A folder of exported towers that are known to compute what the model computes."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..convert.reading import not_finite, shorten
-from ..files import StrPath, file_digest, whole_folder, write_json
+from ..files import StrPath, file_digest, parse_json, whole_folder, write_json
 from ..model.errors_cavmae_sync import ExportError, Hint
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from ..provenance import checkpoint_record, software_versions
@@ -223,7 +222,7 @@ def _check_target(target: Path, overwrite: bool) -> None:
     if not target.is_dir():
         raise ExportError(f"{target} is a file; name a folder to export to.")
     try:
-        own = json.loads((target / DESCRIPTION).read_text(encoding="utf-8")).get("format") == FORMAT
+        own = parse_json((target / DESCRIPTION).read_text(encoding="utf-8")).get("format") == FORMAT
     except (OSError, ValueError, AttributeError):
         own = False
     foreign = [entry.name for entry in target.iterdir() if entry.is_dir() or not any(map(entry.match, _OWN_FILES))]

@@ -1,13 +1,12 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
 """A model of exported towers: it embeds audio windows and frames as the model it was made from does."""
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from ..files import StrPath
+from ..files import StrPath, parse_json
 from ..inference.loading import read_processor
 from ..model.errors_cavmae_sync import ExportError
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
@@ -163,7 +162,7 @@ class ExportedModel:
 
 def _read_description(folder: Path) -> dict[str, Any]:
     try:
-        found = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        found = parse_json((folder / DESCRIPTION).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ExportError(
             f"{folder} holds no {DESCRIPTION}; name a folder that `cavmae-sync export` wrote."

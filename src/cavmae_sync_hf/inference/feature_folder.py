@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from ..data.sources import describe_difference
-from ..files import StrPath, whole_file, write_bytes
+from ..files import StrPath, parse_json, whole_file, write_bytes
 from ..model.errors_cavmae_sync import CavMaeSyncError, InferenceError
 from .moments import MediaSpan
 from .windows import WindowRow
@@ -282,7 +282,7 @@ class FeatureFolder:
             row = 0
             for number in numbers:
                 with open(_part_folder(self.work, number) / "timing.jsonl", encoding="utf-8") as lines:
-                    for facts in map(json.loads, lines):
+                    for facts in map(parse_json, lines):
                         writer.writerow([row, *(_cell(facts[name]) for name in columns)])
                         row += 1
 
@@ -466,6 +466,6 @@ def _cell(value: Any) -> str:
 def _read_json(path: Path) -> dict[str, Any] | None:
     """A JSON object, `None` where there is none that can be read."""
     with suppress(OSError, ValueError):
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_text(encoding="utf-8"))
         return value if isinstance(value, dict) else None
     return None

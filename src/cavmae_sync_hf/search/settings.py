@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from ..files import parse_json
 from ..model.alignment_cavmae_sync import window_seconds
 from ..model.errors_cavmae_sync import Hint, SearchError
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
@@ -74,7 +75,7 @@ class IndexSettings:
             window_seconds=window_seconds(processor.feature_extractor.audio_length),
             weights=weights_fingerprint(model),
             model=os.path.abspath(place) if place and os.path.isdir(place) else place,  # found from any folder
-            processing=json.loads(json.dumps(processing)),  # as it is read back: lists, no tuples
+            processing=parse_json(json.dumps(processing)),  # as it is read back: lists, no tuples
         )
 
     @property
@@ -103,7 +104,7 @@ class IndexSettings:
             SearchError: The text is none, or of another version of this package.
         """
         try:
-            values = json.loads(text)
+            values = parse_json(text)
             version = values["format"]
         except (ValueError, TypeError, KeyError) as error:
             raise SearchError(f"{index}: its settings cannot be read; make the index anew.") from error

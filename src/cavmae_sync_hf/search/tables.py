@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..files import file_digest
+from ..files import file_digest, parse_json
 from ..model.errors_cavmae_sync import CavMaeSyncError, Hint, MediaError, UnexpectedError, printable
 
 # Of a writer elsewhere nobody can tell whether it lives; so long after it began, its rows are swept away.
@@ -194,7 +194,7 @@ def as_entry(row: dict[str, Any]) -> ClipEntry:
     """Back from a row of `clips`, which may lack the vectors."""
     raw = row.pop("raw_path")
     if row["problem"].startswith(_AS_JSON):
-        problem = json.loads(row["problem"])
+        problem = parse_json(row["problem"])
         row["problem"], row["hints"] = problem["message"], tuple(Hint(**hint) for hint in problem["hints"])
         row["place"] = problem.get("place")
     return replace(ClipEntry(**row), path=row["path"] if raw is None else os.fsdecode(raw))

@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from ..files import StrPath, locked, remove_partial, usable_cores, whole_file, write_json, write_text
+from ..files import StrPath, locked, parse_json, remove_partial, usable_cores, whole_file, write_json, write_text
 from ..model.errors_cavmae_sync import DataError, WorkerError
 from .render import av, write_clip
 from .scene import MAX_SOUNDING, TRAIN_SPLIT, WorldOptions, sample_scene, sounding_class_sets
@@ -179,7 +179,7 @@ def _claim_folder(folder: Path, options: WorldOptions, clips: int) -> None:
         write_json(path, wanted, indent=1)
         return
     try:
-        present = json.loads(path.read_text(encoding="utf-8"))
+        present = parse_json(path.read_text(encoding="utf-8"))
         before = present["options"]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} does not describe a SyncWorld split ({error!r}); name another folder.") from error
@@ -300,7 +300,7 @@ def _card(world: Path) -> str:
     """The world's README, which is also its dataset card."""
     rows, files = [], []
     for path in sorted(world.glob(f"*/{OPTIONS_NAME}")):
-        o = WorldOptions.from_dict(json.loads(path.read_text(encoding="utf-8"))["options"])
+        o = WorldOptions.from_dict(parse_json(path.read_text(encoding="utf-8"))["options"])
         count = sum(1 for _ in path.parent.glob("[0-9]*.json"))
         size = f"{o.width}x{o.height}"
         rows.append(f"| {o.split} | {count} | {o.preset} | {o.seed} | {size} | {o.fps} | {o.duration:g} |")

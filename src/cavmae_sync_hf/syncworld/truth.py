@@ -5,7 +5,6 @@ There is one record per clip, as a JSON file beside the clip and as a row of the
 half-open `[x0, y0, x1, y1]` in pixels of the clip's own frames and hold the body without its glow; times are seconds.
 """
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..files import StrPath
+from ..files import StrPath, parse_json
 from ..model.alignment_cavmae_sync import center_times, frame_at
 from ..model.errors_cavmae_sync import DataError
 from .scene import NUM_FRAME_TIMES, Animation, Event, Scene, WorldObject, WorldOptions
@@ -168,7 +167,7 @@ def read_truth(folder: StrPath, split: str | None = None) -> Iterator[dict[str, 
         remedy = f"its splits are {', '.join(splits)}: name one" if splits else "make a split with make_world"
         raise ValueError(f"No SyncWorld clips in {root}; {remedy}.")
     for file in files:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = parse_json(file.read_text(encoding="utf-8"))
         yield {**record, "path": str(root / record["file_name"])}
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
+from ..files import parse_json
 from ..model.errors_cavmae_sync import TrainingError
 
 # Models or labels that a probe is fitted to for comparison.
@@ -294,7 +295,7 @@ def read_recipe(path: str | Path, kinds: Sequence[type]) -> dict[str, Any]:
     """
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise TrainingError(f"{path}: cannot be read as a YAML recipe ({error}).") from error
     if not isinstance(values, dict):
         raise TrainingError(f"{path}: a recipe is a YAML mapping of settings, this is a {type(values).__name__}.")
@@ -327,7 +328,7 @@ def _mapping(name: str, value: Any) -> dict[str, Any] | None:
     """A mapping given as such or as JSON."""
     if isinstance(value, str):
         try:
-            value = json.loads(value)
+            value = parse_json(value)
         except json.JSONDecodeError as error:
             raise TrainingError(f"`{name}` is {value!r}, which is no JSON ({error}).") from error
     if value is not None and not isinstance(value, dict):

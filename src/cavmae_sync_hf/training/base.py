@@ -31,7 +31,7 @@ from transformers.utils import logging
 
 from ..data.augmentation import make_generator
 from ..data.streaming import CavMaeSyncStreamingDataset, StreamingLoader
-from ..files import write_json, write_text
+from ..files import parse_json, write_json, write_text
 from ..inference.loading import check_finite
 from ..model.configuration_cavmae_sync import CavMaeSyncConfig
 from ..model.distributed_cavmae_sync import world_size
@@ -267,7 +267,7 @@ class CavMaeSyncBaseTrainer(Trainer):
         )
         state = Path(self._resume_from or "") / _DATA_STATE
         if self._resume_from and state.is_file():
-            self._loader.load_state_dict(json.loads(state.read_text(encoding="utf-8")))
+            self._loader.load_state_dict(parse_json(state.read_text(encoding="utf-8")))
         return self._loader
 
     def _run_epoch(self, *, epoch: int, train_dataloader: DataLoader, **kwargs: Any) -> None:  # type: ignore[override]

@@ -1,7 +1,6 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
 """Checkpoints of a run: the newest whole one, those of epochs, and the mean of several as one model."""
 
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -16,7 +15,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..convert.reading import not_finite
-from ..files import StrPath, whole_folder
+from ..files import StrPath, parse_json, whole_folder
 from ..model.errors_cavmae_sync import AlreadyExistsError, Hint, TrainingError, printable
 from .arguments import RunArguments
 
@@ -39,7 +38,7 @@ def last_checkpoint(folder: StrPath | None) -> Path | None:
     for path in Path(folder or ".").glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         number = path.name.rpartition("-")[2]
         try:
-            json.loads((path / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+            parse_json((path / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
         if number.isdigit():
@@ -98,7 +97,7 @@ def checkpoints_of_epochs(output_dir: StrPath, first: int, last: int) -> list[Pa
     found: dict[int, Path] = {}
     for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         try:
-            epoch = float(json.loads((folder / TRAINER_STATE_NAME).read_text(encoding="utf-8"))["epoch"])
+            epoch = float(parse_json((folder / TRAINER_STATE_NAME).read_text(encoding="utf-8"))["epoch"])
         except (OSError, ValueError, KeyError):
             continue  # begun and not finished
         if abs(epoch - round(epoch)) < 1e-6:
@@ -181,7 +180,7 @@ def _open(folder: Path, stack: ExitStack) -> dict[str, Any]:
     """Name of each weight -> the open file that holds it."""
     try:
         if (folder / _INDEX).is_file():
-            places = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"]
+            places = parse_json((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"]
             files = {file: stack.enter_context(safe_open(folder / file, "pt")) for file in set(places.values())}
             return {name: files[file] for name, file in places.items()}
         reader = stack.enter_context(safe_open(folder / _WEIGHTS, "pt"))

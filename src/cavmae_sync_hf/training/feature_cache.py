@@ -19,13 +19,15 @@ import numpy as np
 from torch.utils.data import DataLoader, Subset
 
 from ..data.dataset import CavMaeSyncCollator, CavMaeSyncDataset
-from ..files import StrPath, whole_file, write_json
+from ..files import StrPath, check_array_size, parse_json, whole_file, write_json
 from ..inference.features import Feature, choose_features, encode_moments, not_finite_error
 from ..model.errors_cavmae_sync import Hint, TrainingError
 from ..model.modeling_cavmae_sync import CavMaeSyncModel
 from ..provenance import model_fingerprint
 
 CLIPS_PER_PART = 256
+# Vectors of the widest models in float32, of every layer of the deepest ones.
+_MOST_PART_BYTES = 1 << 32
 
 _INDEX_NAME = "index.json"
 _FORMAT, _FORMAT_VERSION = "cavmae-sync-clip-features", 1
@@ -152,7 +154,7 @@ class _Cache:
             raise TrainingError(f"{self.folder}: is a file; name a folder for the cache.")
         index: dict[str, Any] | None = None
         with contextlib.suppress(OSError, ValueError):
-            found = json.loads((self.folder / _INDEX_NAME).read_text(encoding="utf-8"))
+            found = parse_json((self.folder / _INDEX_NAME).read_text(encoding="utf-8"))
             if isinstance(found, dict) and found.get("identity", {}).get("format") == _FORMAT:
                 index = found
         if index is None and self.folder.is_dir() and any(self.folder.iterdir()):
@@ -210,6 +212,7 @@ class _Cache:
         for part in range(-(-self.count // CLIPS_PER_PART)):
             path = self._part(part)
             try:
+                check_array_size(path, _MOST_PART_BYTES)
                 with np.load(path) as values:
                     for name, rows in columns.items():
                         rows.append(_checked(path, values[name]))
