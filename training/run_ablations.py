@@ -58,11 +58,18 @@ def train(plan: dict[str, Any], name: str, seed: int, threads: int) -> str | Non
     began = time.perf_counter()
     with open(folder / "log.txt", "w", encoding="utf-8") as log:
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-        code = subprocess.run(words, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False).returncode
+        with subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, env=environment) as process:
+            running.add(process)
+            code = process.wait()
+        running.discard(process)
     print(
         f"{time.perf_counter() - began:6.0f} s  {name}, seed {seed}" + (f": exit {code}" if code else ""), flush=True
     )
     return f"{name}, seed {seed}: exit {code}, see {folder / 'log.txt'}" if code else None
+
+
+# Trainings that run now.
+running: set[subprocess.Popen] = set()
 
 
 def table(plan: dict[str, Any], names: list[str]) -> tuple[str, dict[str, Any]]:
@@ -94,7 +101,13 @@ def main() -> int:
     # The first run makes the world, which the others must not do at the same time.
     failed += filter(None, [train(plan, *runs[0], threads)])
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        failed += filter(None, pool.map(lambda run: train(plan, *run, threads), [] if failed else runs[1:]))
+        try:
+            failed += filter(None, pool.map(lambda run: train(plan, *run, threads), [] if failed else runs[1:]))
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(running):  # each saves a checkpoint
+                process.terminate()
+            raise
     text, metrics = table(plan, names)
     folder = Path(plan["output_dir"])
     (folder / "table.md").write_text(text, encoding="utf-8")
@@ -104,4 +117,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from cavmae_sync_command import run_script
+
+    run_script(main, "Finished runs are kept; run the same command again to go on.")

@@ -67,4 +67,6 @@ def main(words: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from cavmae_sync_command import run_script
+
+    run_script(main, "Whole checkpoints in output_dir are kept; --resume_from_checkpoint auto goes on from the last.")

@@ -60,4 +60,6 @@ def main(words: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from cavmae_sync_command import run_script
+
+    run_script(main, "Features that were cached are kept; run the same command again.")

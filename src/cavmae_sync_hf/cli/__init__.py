@@ -5,11 +5,15 @@ Every subcommand is one function, in the file of its subject, that parses, calls
 takes long to import is imported inside it, so that `cavmae-sync --help` answers at once.
 """
 
+import signal
 import sys
 from typing import Annotated, NoReturn
 
 import typer
 
+from cavmae_sync_command import interruptible, report_interrupt
+
+from ..model.errors_cavmae_sync import printable
 from . import data, evaluate, inference, model, page, search, terminal
 
 app = typer.Typer(
@@ -21,6 +25,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+_INTERRUPTED = 128 + signal.SIGINT
 _MAKING = "Models and data"
 _USING = "Using a model"
 
@@ -45,14 +50,24 @@ app.add_typer(evaluate.app, rich_help_panel=_USING)
 
 
 def main() -> NoReturn:
-    """Run the command line and exit: 0 when all went well, 1 for an error, 2 for wrong arguments, 130 for Ctrl-C."""
+    """Run the command line and exit.
+
+    The exit code is 0 when all went well; 1 for an error, and when some of several files were left out; 2 for wrong
+    arguments; 130 for Ctrl-C and 143 for SIGTERM.
+    """
     terminal.accept_all_names()
-    try:
-        with terminal.media_warnings():
-            result = app(standalone_mode=False, prog_name="cavmae-sync")
-    except Exception as error:
-        sys.exit(terminal.report(error))
-    sys.exit(result if isinstance(result, int) else 0)
+    terminal.kept = terminal.NOTHING_KEPT
+    with interruptible() as received:
+        try:
+            with terminal.media_warnings():
+                code = app(standalone_mode=False, prog_name="cavmae-sync")
+        except KeyboardInterrupt:
+            code = _INTERRUPTED
+        except Exception as error:
+            sys.exit(terminal.report(error))
+        if code == _INTERRUPTED:  # as typer gives it, too
+            code = report_interrupt(signal.SIGTERM in received, printable(terminal.kept))
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 def _show_version(wanted: bool) -> None:

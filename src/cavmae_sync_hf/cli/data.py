@@ -59,6 +59,7 @@ def prepare(
     from ..data.shards import BAD_CLIPS_NAME
 
     options = settings(context) | {"short_side": short_side or None}
+    terminal.kept = f"Finished shards in {out} are kept; run the same command again to go on."
     with terminal.progress_bar("preparing") as show:
         summary = run_prepare(
             **options, progress=lambda at: show(at.done, at.total, f"{at.bad} bad" if at.bad else "")
@@ -102,6 +103,7 @@ def world(
     page, sheet = out / f"{split}.html", out / f"{split}.png"
     if preview:
         check_free(page, sheet, overwrite=overwrite)  # before the work, not after it
+    terminal.kept = f"Finished clips in {out} are kept; run the same command again to go on."
     with terminal.progress_bar("making") as show:
         summary = make_world(**options, progress=show)
     rate = f", {summary.clips_per_second:.1f} clips/s" if summary.made else ", all there already"

@@ -182,6 +182,7 @@ def _evaluate(context: typer.Context, evaluate: Callable[..., dict[str, Any]], *
     loaded, processor = load_model(model, device=device, **wanted)
     options = settings(context, "model", "data", "device", "out", "overwrite", "as_json")
     command = shlex.join(["cavmae-sync", *sys.argv[1:]])
+    terminal.kept = "No results were written; run the command again."
     with terminal.progress_bar("evaluating") as show:
         record = evaluate(loaded, processor, data, **options, progress=show, command=command)
     # First, so that hours of work can be read where the file cannot be written.

@@ -71,6 +71,8 @@ def sync(
     from ..provenance import model_fingerprint
 
     pairs, truths = _pairs(videos, audio, labels, in_sync)
+    if out is not None:
+        terminal.kept = f"Files of finished videos in {out} are kept; run the command again for the others."
     write = None if out is None else _SyncWriter(out, [video for video, _ in pairs], overwrite)
     loaded, processor = load_model(model, device=device, modalities="both")
     processor = processor.with_audio_choice(channel, audio_track)
@@ -132,6 +134,7 @@ def localize(
     paths = _localization_paths(video, out, draw_video)
     check_free(*paths.values(), overwrite=overwrite)  # before the work, not after it
     loaded, processor = load_model(model, device=device, modalities="both")
+    terminal.kept = f"Files that lie in {out} are whole; run the command again to have all of them."
     with terminal.progress_bar("localizing") as show:
         found = run_localize(
             loaded, processor, video, audio, start=start, end=end, fps=fps, method=method, damaged=damaged,
@@ -268,6 +271,7 @@ def extract(
     from ..inference.loading import load_model
 
     loaded, processor = load_model(model, device=device, dtype=getattr(torch, dtype))
+    terminal.kept = f"Finished videos in {out} are kept; run the same command again to go on."
     with terminal.progress_bar("extracting") as show:
         summary = extract_to_folder(
             loaded, processor, source, out, format=format, window=window, stride=stride, hop=hop,

@@ -28,6 +28,7 @@ def convert(
     overrides = _parse_settings(settings or [])
     from ..convert import convert_checkpoint
 
+    terminal.kept = f"{destination} is as it was before; run the command again."
     report = convert_checkpoint(source, destination, config_overrides=overrides or None)
     terminal.say(report.spelled(on_command_line))
 
@@ -69,6 +70,7 @@ def export(
     from ..inference.loading import load_model
 
     loaded, processor = load_model(model)
+    terminal.kept = f"{out} is as it was before; run the command again."
     with terminal.progress_bar("exporting", unit="steps") as show:
         found = export_model(loaded, processor, out, format=format, int8=int8, overwrite=overwrite, progress=show)
     if as_json:

@@ -78,6 +78,7 @@ def index(
     from ..search import index_videos
 
     loaded, processor = load_model(model, device=device, modalities="both")
+    terminal.kept = f"All but the last seconds of {index} is kept; run the same command again to go on."
     with terminal.progress_bar("indexing") as show:
         summary = index_videos(
             source, index, loaded, processor, hop=hop, media=media, thumbnails=thumbnails, damaged=damaged,

@@ -33,6 +33,10 @@ LEFT_OUT = 1
 # Of these files so many are named.
 _MOST_NAMED = 20
 
+NOTHING_KEPT = "Nothing was written; run the command again."
+# What an interruption says: what is kept, and how to go on. Set by subcommands.
+kept = NOTHING_KEPT
+
 # Set by `--traceback` before a subcommand runs.
 show_tracebacks = False
 
@@ -130,7 +134,7 @@ def media_warnings() -> Iterator[None]:
 
 def report(error: Exception) -> int:
     """Print an exception as one message and give the exit code."""
-    if isinstance(error, typer.Exit):  # also Ctrl-C, as 130
+    if isinstance(error, typer.Exit):
         return error.exit_code
     if isinstance(error, typer.Abort):
         errors.print("Aborted.")

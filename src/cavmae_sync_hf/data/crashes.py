@@ -7,6 +7,7 @@ one at a time and leaves out the one of which that dies again.
 """
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -42,7 +43,7 @@ class CrashWatch:
 
     def _note(self, what: str, name: str) -> None:
         # One write, which no other thread's comes between and which is there when the process is not.
-        os.write(self.descriptor, f"{what}{name!r}\n".encode(errors="backslashreplace"))
+        os.write(self.descriptor, f"{what}{name!r}\n".encode())
 
 
 _watch: CrashWatch | None = None
@@ -73,9 +74,13 @@ def reading(name: str) -> Iterator[None]:
         yield
 
 
-def open_readings(notes: str) -> list[str]:
-    """The names, as `repr` writes them, of what was being read when the notes end, in the order of their beginning."""
-    counts: dict[str, int] = {}
-    for line in notes.splitlines():
-        counts[line[1:]] = counts.get(line[1:], 0) + (1 if line[0] == BEGUN else -1)
-    return [name for name, count in counts.items() if count > 0]
+def open_readings(notes: str) -> set[str]:
+    """The names, as `repr` writes them, of what was being read when the notes end."""
+    begun = Counter(line[1:] for line in notes.split("\n") if line[:1] == BEGUN)
+    begun.subtract(line[1:] for line in notes.split("\n") if line[:1] == ENDED)
+    return set(+begun)
+
+
+def ended_readings(notes: str) -> set[str]:
+    """The names, as `repr` writes them, of what was read to its end."""
+    return {line[1:] for line in notes.split("\n") if line[:1] == ENDED}

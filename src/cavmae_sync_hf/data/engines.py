@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -164,6 +165,18 @@ class _Deaths:
             raise WorkerError(f"Worker processes die of one clip after the other, the last time by {cause}{memory}.")
 
 
+def _start_server() -> None:
+    """Start the process that workers are forked from, deaf to Ctrl-C from the first; it takes seconds to import."""
+    if threading.current_thread() is not threading.main_thread():
+        forkserver.ensure_running()
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which the process inherits
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 class _Worker:
     """A process of this machine and its task."""
 
@@ -173,6 +186,7 @@ class _Worker:
         context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
         if "forkserver" in methods:
             context.set_forkserver_preload(_PRELOAD)
+            _start_server()
         self.connection, other = context.Pipe()
         self.process = context.Process(target=_serve, args=(other, function, stalled_after), daemon=True)
         self.process.start()
