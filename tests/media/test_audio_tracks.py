@@ -111,11 +111,13 @@ def test_decode_media__an_audio_track_that_is_not_there(film, read, audio_track)
     assert '0 (eng, "Stereo", aac, 2 channels, default), 1 (ger, "Hörfassung", aac, 1 channel), 2 (deu, flac' in text
 
 
-def test_decode_media__an_audio_track_that_is_not_there_is_masked(film):
-    media = decode_media(film, audio_track="fr", missing="mask", num_frames=2)
-    assert media.waveform is None and len(media.frames) == 2
+def test_decode_media__a_file_of_other_audio_tracks_is_not_masked(film, folder):
+    # Silence would be taken for what was asked for.
     with pytest.raises(MissingTrackError, match="'fr'"):
-        decode_media(film, audio_track="fr", missing="mask", want_video=False)
+        decode_media(film, audio_track="fr", missing="mask", num_frames=2)
+    mute = write_clip(folder / "without_audio.mp4", seconds=1, audio=False)
+    media = decode_media(mute, audio_track="fr", missing="mask", num_frames=2)
+    assert media.waveform is None and len(media.frames) == 2
 
 
 def test_decode_media__frames_alone_heed_no_audio_track(film):

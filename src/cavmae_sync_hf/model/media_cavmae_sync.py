@@ -134,7 +134,8 @@ def decode_media(
         sampling_rate: Rate of the waveform, Hz.
         channel: `"first"` (as published) or `"mean"` of all channels, chosen before resampling.
         audio_track: Which audio track, where a file has several: its number among them, counted from 0, or its
-            language (`"de"`, `"deu"`). Default: the one that a player plays.
+            language (`"de"`, `"deu"`). Default: the one that a player plays. A file that has others, but not that one,
+            is an error whatever `missing` says.
         start: Start of the segment in the file, seconds.
         end: End of the segment in the file, seconds.
         want_audio: Whether audio is decoded.

@@ -255,8 +255,15 @@ class MediaReader:
     def _find_tracks(self, streams: dict[str, Any], request: MediaRequest) -> None:
         wanted = {"audio": request.want_audio, "video": request.want_video}
         absent = [kind for kind, want in wanted.items() if want and kind not in streams]
+        if "audio" in absent and request.audio_track is not None:
+            self._refuse_choice(request.audio_track)
         if absent and (request.missing == "error" or len(absent) == sum(wanted.values())):
-            raise self._missing(absent[0], streams, request.audio_track)
+            has = " and ".join(streams) or "neither audio nor video"
+            message = f"{self.name}: has no {absent[0]} track (it has {has}); "
+            if not streams:
+                raise MissingTrackError(f"{message}it cannot be used.", absent[0])
+            hint = Hint("missing", "mask", "go on without it")
+            raise MissingTrackError(f"{message}give the {absent[0]} separately.", absent[0], hint=hint)
         starts = [
             stream.start_time * stream.time_base.numerator / stream.time_base.denominator
             for stream in streams.values()
@@ -272,20 +279,15 @@ class MediaReader:
         self.audio = found.get("audio") if wanted["audio"] else None
         self.video = found.get("video") if wanted["video"] else None
 
-    def _missing(self, kind: str, streams: dict[str, Any], audio_track: int | str | None) -> MissingTrackError:
-        hint = Hint("missing", "mask", "go on without it")
-        audio_tracks = list_audio_tracks(self.container)
-        if kind == "audio" and audio_track is not None and audio_tracks:
-            message = (
+    def _refuse_choice(self, audio_track: int | str) -> None:
+        """Name the audio tracks of a file that has some, but not the one that was asked for."""
+        there = list_audio_tracks(self.container)
+        if there:
+            raise MissingTrackError(
                 f"{self.name}: has no audio track {audio_track!r} that can be decoded; it has "
-                f"{', '.join(map(str, audio_tracks))}. Choose one by its number or its language."
+                f"{', '.join(map(str, there))}. Choose one by its number or its language.",
+                "audio",
             )
-            return MissingTrackError(message, kind, hint=hint)
-        has = " and ".join(streams) or "neither audio nor video"
-        message = f"{self.name}: has no {kind} track (it has {has}); "
-        if not streams:
-            return MissingTrackError(f"{message}it cannot be used.", kind)
-        return MissingTrackError(f"{message}give the {kind} separately.", kind, hint=hint)
 
     @property
     def declared_duration(self) -> float | None:
