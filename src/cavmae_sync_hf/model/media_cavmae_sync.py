@@ -42,7 +42,8 @@ class DecodedMedia:
     """Both tracks of a clip, or of a segment of it, on one clock whose zero is the start of the clip or segment.
 
     Attributes:
-        frames: `(num_frames, 3, height, width)` uint8 RGB, upright as shown; `None` without video.
+        frames: `(num_frames, 3, height, width)` uint8 RGB, upright as shown, with square pixels (see
+            `FrameConverter`); `None` without video.
         frame_times: `(num_frames,)` float64, when each frame appeared on screen in seconds (the asked time for a
             frame that stays for more than a second); `None` without video.
         asked_times: `(num_frames,)` float64, the times asked for, in seconds; `None` without video.
@@ -295,7 +296,8 @@ class Reading(ABC):
                 reader, picker, start=request.start, end=request.end, skip=skip, keep_times=keep_times
             )
             self.tracks.append(self.video.track)
-        self.convert = FrameConverter(reader.name, request.short_side)
+        pixel_aspect = 1.0 if reader.video is None else reader.video.pixel_aspect
+        self.convert = FrameConverter(reader.name, request.short_side, pixel_aspect)
 
     def take(self, packet: TimedPacket) -> None:
         """Decode a packet."""

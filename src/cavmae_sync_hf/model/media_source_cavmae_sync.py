@@ -39,6 +39,9 @@ CONTAINER_FORMATS = (
     "loas,mlp,truehd,dtshd,iamf,h261,h263,vc1,vvc,mjpeg,dirac,cavsvideo,dnxhd,swf,nsv,nuv,pva,ty,amrnb,amrwb,"
     "voc,sox,ircam,nistsphere,g722,g723_1,gsm,ilbc,qcp,oma,mpc,mpc8,tak,shn,dsf,xwma,aea,spdif,qoa"
 )
+# The largest frame that is decoded: 8192 x 8192. Levels of H.264, HEVC and AV1 allow half of it at most, and a file of
+# some kilobytes can ask for any size.
+MAX_FRAME_PIXELS = 1 << 26
 SNIFF_BYTES = 4096
 HTTP_TIMEOUT_SECONDS = 30.0
 # Containers without a list of tracks: FFmpeg looks for them in the first seconds, and further where one is lacking.
@@ -140,7 +143,7 @@ class MediaSource:
         self._target: str | BinaryIO
         self._owned: list[Any] = []
         self._protocols = "none"
-        self._options = {"format_whitelist": CONTAINER_FORMATS}
+        self._options = {"format_whitelist": CONTAINER_FORMATS, "max_pixels": str(MAX_FRAME_PIXELS)}
         self._is_unlisted = False
         if isinstance(source, dict):
             keys = [key for key in ("bytes", "path") if source.get(key) is not None]

@@ -18,7 +18,7 @@ from .errors_cavmae_sync import Hint, MediaError, MissingTrackError
 from .media_clock_cavmae_sync import Clock
 from .media_request_cavmae_sync import MediaRequest
 from .media_selection_cavmae_sync import is_described, list_audio_tracks, select_streams
-from .media_source_cavmae_sync import MediaSource
+from .media_source_cavmae_sync import MAX_FRAME_PIXELS, MediaSource
 
 try:
     import av
@@ -62,6 +62,8 @@ class Track:
         kind: `"audio"` or `"video"`.
         is_bare: Whether it is video that lies in the file without a container, which would have a clock.
         is_reordered: Whether frames are shown in another order than they are decoded in.
+        frame_rate: Frames per second, `None` where the file does not say.
+        pixel_aspect: Width of a pixel by its height.
         start: When it starts, as the header has it, seconds.
         declared_end: When it ends, as the header has it, infinite where that does not say.
         end: When the latest of its packets ends, seconds.
@@ -82,7 +84,9 @@ class Track:
         self.is_bare = self.kind == "video" and not has_clock
         self.is_reordered = self.kind == "video" and bool(stream.codec_context.has_b_frames)
         self.frame_rate: float | None = None
+        self.pixel_aspect = 1.0
         if self.kind == "video":
+            self.pixel_aspect = float(stream.sample_aspect_ratio or 1.0)
             # The average is over what a container says; of a bare stream FFmpeg takes it to be 25.
             rate = stream.guessed_rate if self.is_bare else stream.average_rate or stream.guessed_rate
             self.frame_rate = float(rate) if rate else None
@@ -220,18 +224,22 @@ class MediaReader:
     def __init__(self, source: MediaSource, request: MediaRequest) -> None:
         self.name = source.name
         self._source = source
-        self._max_pixels = request.max_pixels
+        self._max_pixels = min(request.max_pixels or MAX_FRAME_PIXELS, MAX_FRAME_PIXELS)
         _FORK_GUARD.note_reader()
         self.container = source.open()
         self._containers = [self.container]
         try:
             self._find_tracks(self._select_streams(request), request)
+            if self.video is not None:
+                self._check_size(self.video.stream)
         except BaseException:
             self.close()
             raise
         if self.video is not None:
             self.video.stream.thread_type = "AUTO"
             self.video.stream.codec_context.thread_count = request.threads
+            # Larger frames than this are refused before there is memory for them.
+            self.video.stream.codec_context.options = {"max_pixels": str(MAX_FRAME_PIXELS)}
         self.sought: float | None = None
         self._clocks: list[Clock] = []
         self._packets = self.packets(self.container, self.tracks)
@@ -497,15 +505,19 @@ class MediaReader:
             self.last_error = error
             self.num_bad_packets += packet.data is not None
             return []
-        most = self._max_pixels
-        if most is not None and packet.track.kind == "video":
+        if packet.track.kind == "video":
             for frame in frames:  # what the header says may change on the way
-                if frame.width * frame.height > most:
-                    raise MediaError(
-                        f"{self.name}: a frame in it is {frame.width} by {frame.height}, and at most {most / 1e6:.1f} "
-                        "million pixels are taken; scale it down."
-                    )
+                self._check_size(frame)
         return frames
+
+    def _check_size(self, frame: Any) -> None:
+        """Refuse a frame, or a stream by its header, that is too large."""
+        most = self._max_pixels
+        if frame.width * frame.height > most:
+            raise MediaError(
+                f"{self.name}: a frame in it is {frame.width} by {frame.height}, and at most {most / 1e6:.1f} "
+                "million pixels are taken; scale it down."
+            )
 
     def check_damage(self, end: float) -> None:
         """Refuse a file that was found to be cut short or corrupt on the way to `end`, seconds.
