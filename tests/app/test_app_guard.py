@@ -16,7 +16,7 @@ from cavmae_sync_hf.app import guard, intake
 from cavmae_sync_hf.app.guard import copy_safely, display_name
 from cavmae_sync_hf.app.workspace import Limits
 from cavmae_sync_hf.model.media_cavmae_sync import decode_media
-from helpers.clips import onset, tone, write_clip
+from helpers.clips import noise, onset, tone, write_clip
 from helpers.little_app import PLAYLIST, RATE, make_video, watch_processes
 
 
@@ -266,3 +266,13 @@ def test_copy_image__is_upright_and_small_and_hostile_ones_are_refused(tmp_path)
     (tmp_path / "b.png").write_bytes(b"\x89PNG\r\n\x1a\nnonsense")
     with open(tmp_path / "b.png", "rb") as source, pytest.raises(MediaError, match="not an image that can be read"):
         intake.copy_image(source, tmp_path / "copy.png", max_pixels=10**7)
+
+
+@pytest.mark.parametrize("kind", ["video", "audio"])
+def test_copy__tells_of_a_silent_first_channel(tmp_path, kind):
+    samples = np.stack([np.zeros(48000, np.float32), noise(1.0, channels=1)[0]])
+    upload = write_clip(tmp_path / "camera.mp4", seconds=1, audio=samples)
+    target = tmp_path / ("copy.mp4" if kind == "video" else "copy.wav")
+    (remark,) = copy_safely(upload, target, kind, Limits())["remarks"]
+    assert remark.startswith("camera.mp4: the first channel") and "channel=" not in remark
+    assert str(tmp_path) not in remark

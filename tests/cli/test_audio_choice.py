@@ -244,6 +244,28 @@ def test_warnings__are_one_line_a_file(run, models, videos, made, tmp_path, odd,
     assert "MediaWarning" not in errors and ".py" not in errors and "silent" not in printed
 
 
+@pytest.mark.parametrize("command", ["prepare", "evaluate", "extract"])
+def test_warnings__of_a_real_file_come_out_of_workers(run, models, tmp_path, command):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    samples = np.stack([np.zeros(48000, np.float32), noise(1.0, channels=1)[0]])
+    for number in range(2):
+        audio = {"audio": samples, "channels": 2, "codec": "flac"}
+        write_audio_tracks(folder / f"{number}.mkv", [audio])
+    words = arguments(command, models, folder, tmp_path / "out", tmp_path)
+    workers = {"prepare": ["--workers", 2, "--silent", "keep"], "evaluate": ["--num-workers", 2]}.get(command, [])
+    code, _, errors = run(*words, *workers)
+    assert code == 0, errors
+    told = sorted(line for line in errors.splitlines() if "is silent" in line)
+    assert len(told) == 2 and all(f"{number}.mkv" in line for number, line in enumerate(told))
+    assert all(
+        line.startswith("Warning: ") and line.endswith("Add --channel mean to hear all channels.") for line in told
+    )
+    assert "MediaWarning" not in errors
+    code, _, errors = run(*arguments(command, models, folder, tmp_path / "again", tmp_path), "--channel", "mean")
+    assert code == 0 and "is silent" not in errors
+
+
 def test_warnings__in_python_name_the_argument(models, videos, odd):
     model, processor = load_model(models["both"])
     with pytest.warns(MediaWarning, match=r"0.mkv: its first channel is silent. Pass channel='mean' to hear all"):

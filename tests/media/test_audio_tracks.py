@@ -1,5 +1,6 @@
 """Of several tracks of a kind, the one that a player plays is read, or the audio track that was asked for."""
 
+import warnings
 from fractions import Fraction
 
 import av
@@ -7,7 +8,8 @@ import numpy as np
 import pytest
 from av.stream import Disposition
 
-from cavmae_sync_hf import MissingTrackError
+from cavmae_sync_hf import MediaWarning, MissingTrackError
+from cavmae_sync_hf.model.feature_extraction_cavmae_sync import load_waveform
 from cavmae_sync_hf.model.media_cavmae_sync import decode_media, probe_media
 from cavmae_sync_hf.model.media_selection_cavmae_sync import same_language
 from cavmae_sync_hf.model.media_stream_cavmae_sync import iter_media
@@ -266,3 +268,50 @@ def test_decode_media__a_file_of_data_alone_has_neither(folder):
     for read in (decode_media, probe_media, lambda source: list(iter_media(source, missing="mask"))):
         with pytest.raises(MissingTrackError, match="neither audio nor video"):
             read(path)
+
+
+def one_sided(silent: int, loud: float = 0.3, hiss: float = 0.0, channels: int = 2) -> np.ndarray:
+    """A second of tones, but for one channel with at most noise of this peak."""
+    samples = tone(1.0, channels=channels) / 0.3 * loud
+    samples[silent] = hiss * np.sin(np.arange(samples.shape[1]) / 9)
+    return samples
+
+
+@pytest.mark.parametrize(
+    ("samples", "is_told"),
+    [
+        (one_sided(0), True),
+        (one_sided(0, hiss=0.0005), True),
+        (one_sided(0, channels=6), True),
+        (one_sided(1), False),
+        (one_sided(0, hiss=0.01), False),
+        (one_sided(0, loud=0.01), False),
+        (np.zeros((2, 48000), np.float32), False),
+        (tone(1.0), False),
+        (one_sided(0)[:1], False),
+    ],
+)
+@pytest.mark.parametrize(
+    ("suffix", "codec"), [("wav", "pcm_s16le"), ("wav", "pcm_u8"), ("mkv", "aac"), ("mkv", "flac")]
+)
+def test_decode_media__a_silent_first_channel_beside_a_loud_one_is_told(folder, suffix, codec, samples, is_told):
+    if codec == "pcm_u8" and 0 < np.abs(samples[0]).max() < 0.005:
+        pytest.skip("8 bits do not hold so little")
+    path = write_clip(folder / f"sides_{codec}.{suffix}", video=False, audio=samples, audio_codec=codec)
+    readers = (
+        lambda channel: decode_media(path, want_video=False, channel=channel),
+        lambda channel: list(iter_media(path, want_video=False, hop=0.25, channel=channel)),
+        lambda channel: load_waveform(samples, 48000, to_rate=16000, channel=channel, name=str(path)),
+    )
+    for read in readers:
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            read("first")
+            read("mean")
+        told = [entry.message for entry in seen if isinstance(entry.message, MediaWarning)]
+        assert len(told) == is_told
+        if told:
+            assert (
+                str(told[0]).startswith(f"{path}: the first channel of its audio") and told[0].hints[0].value == "mean"
+            )
+            assert str(told[0]).endswith("Pass channel='mean' to hear all channels.")

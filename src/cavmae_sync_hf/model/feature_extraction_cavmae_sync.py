@@ -32,6 +32,7 @@ from .alignment_cavmae_sync import (
 from .auto_map_cavmae_sync import SavedWithCode, complete_auto_map
 from .media_cavmae_sync import decode_media, resample
 from .media_source_cavmae_sync import decoder_kind
+from .media_waveform_cavmae_sync import is_one_sided, warn_of_silence
 from .values_cavmae_sync import Allowed, check_values, choice, flag, number, optional, whole
 
 logger = logging.get_logger(__name__)
@@ -643,6 +644,8 @@ def load_waveform(
     if waveform.ndim == 2:
         if waveform.shape[0] > waveform.shape[1]:
             raise _channels_last(name, waveform.shape, "channels")
+        if channel == "first" and is_one_sided(waveform):
+            warn_of_silence(name)
         waveform = waveform[0] if channel == "first" else waveform.mean(dim=0)
     if waveform.numel() == 0:
         raise ValueError(f"{name} is an empty waveform; pass None for a clip without audio.")

@@ -26,7 +26,7 @@ from .media_request_cavmae_sync import POST_ROLL_SECONDS, SAMPLING_RATE, MediaRe
 from .media_selection_cavmae_sync import AudioTrack, list_audio_tracks
 from .media_source_cavmae_sync import MediaSource, decoder_kind, encoded_source, require_av
 from .media_tracks_cavmae_sync import DEFAULT_FRAME_RATE, TRUNCATION_TOLERANCE, MediaReader, TimedPacket, Track
-from .media_waveform_cavmae_sync import WaveformBuilder, checked_waveform, resample_with_ffmpeg
+from .media_waveform_cavmae_sync import WaveformBuilder, checked_waveform, resample_with_ffmpeg, warn_of_silence
 
 try:
     import soxr
@@ -133,7 +133,8 @@ def decode_media(
             preparation has it, at time number / fps.
         frame_times: Seconds from the start of the clip or segment; replaces `num_frames` and `alignment`.
         sampling_rate: Rate of the waveform, Hz.
-        channel: `"first"` (as published) or `"mean"` of all channels, chosen before resampling.
+        channel: `"first"` (as published) or `"mean"` of all channels, chosen before resampling. A first channel that
+            is silent beside one that is not gives a `MediaWarning`.
         audio_track: Which audio track, where a file has several: its number among them, counted from 0, or its
             language (`"de"`, `"deu"`). Default: the one that a player plays. A file that has others, but not that one,
             is an error whatever `missing` says.
@@ -406,6 +407,8 @@ def read_media(
             if is_late:
                 continue
             reading.finish()
+            if reading.audio is not None and reading.audio.is_one_sided:
+                warn_of_silence(reader.name)
             yield reading
             if request.damaged == "error":
                 reader.check_damage(request.end)

@@ -18,7 +18,7 @@ from .errors_cavmae_sync import Hint, MediaError, MissingTrackError
 from .media_request_cavmae_sync import MediaRequest
 from .media_source_cavmae_sync import decoder_kind, describe_source
 from .media_tracks_cavmae_sync import DEFAULT_FRAME_RATE, TRUNCATION_TOLERANCE
-from .media_waveform_cavmae_sync import checked_waveform, resample_with_ffmpeg
+from .media_waveform_cavmae_sync import checked_waveform, is_one_sided, resample_with_ffmpeg, warn_of_silence
 
 
 class DecoderObject:
@@ -119,6 +119,8 @@ class DecoderObject:
         """Its samples as one channel at a rate in Hz, `(num_samples,)`, sample 0 at time 0 of the track."""
         found = self._ask(self.given.get_all_samples)
         data = found.data.detach().cpu().to(torch.float32)
+        if channel == "first" and is_one_sided(data):
+            warn_of_silence(self.name)
         samples = (data[0] if channel == "first" else data.mean(dim=0)).numpy()
         if int(found.sample_rate) != rate:
             samples = resample_with_ffmpeg(samples, int(found.sample_rate), rate)

@@ -2,12 +2,13 @@
 """Decoded audio becomes a waveform: laid on the file's clock, one channel, resampled."""
 
 import math
+import warnings
 from typing import Any
 
 import numpy as np
 import torch
 
-from .errors_cavmae_sync import MediaError
+from .errors_cavmae_sync import Hint, MediaError, MediaWarning
 
 try:
     import av
@@ -17,6 +18,9 @@ except ImportError:
 
 # Containers with millisecond clocks (Matroska, FLV) jitter by 1 ms; a larger gap in the audio is a real one.
 GAP_TOLERANCE_SECONDS = 0.010
+# A first channel that never reaches -60 dB of full scale is silent, and one that reaches -30 dB beside it is not.
+SILENT_PEAK = 1e-3
+LOUD_PEAK = 0.03
 _SAMPLE_SCALES = {"u8": 128.0, "s16": 2.0**15, "s32": 2.0**31, "s64": 2.0**63, "flt": 1.0, "dbl": 1.0}
 
 
@@ -36,6 +40,7 @@ class WaveformBuilder:
         self.source_rate = 0
         self.num_samples = 0  # of the result so far
         self.num_silent = 0  # how many of them fill gaps
+        self._peaks = [0.0, 0.0]  # of the first channel, and of all others while that is silent
         self._resampler: _MonoResampler | None = None
         self._block: list[np.ndarray] = []
         self._block_samples = 0
@@ -53,6 +58,11 @@ class WaveformBuilder:
         if time is not None and time > self.end:
             return finished
         samples = mono_samples(frame, self.channel)
+        if self._peaks[0] < SILENT_PEAK and self.channel == "first" and frame.layout.nb_channels > 1:
+            self._peaks[0] = max(self._peaks[0], float(np.abs(samples).max(initial=0.0)))
+            if self._peaks[0] < SILENT_PEAK:
+                others = _samples_of(frame, slice(1, None))
+                self._peaks[1] = max(self._peaks[1], float(np.abs(others).max(initial=0.0)))
         if time is not None:
             gap = round((time - self._origin) * self.source_rate) - self._position
             if gap > 0 and (self._position == 0 or gap > GAP_TOLERANCE_SECONDS * self.source_rate):
@@ -64,6 +74,11 @@ class WaveformBuilder:
         if self._block_samples >= self.source_rate:  # a second at a time keeps the calls few
             finished += self._resample_block()
         return finished
+
+    @property
+    def is_one_sided(self) -> bool:
+        """Whether the first channel, which is heard, was silent so far, and another one was not."""
+        return self._peaks[0] < SILENT_PEAK and self._peaks[1] > LOUD_PEAK
 
     def flush(self) -> list[np.ndarray]:
         """No more frames at this rate: return what is left."""
@@ -144,13 +159,31 @@ def mono_samples(frame: Any, channel: str) -> np.ndarray:
     """One channel of a decoded audio frame as float32 in [-1, 1], shape `(num_samples,)`."""
     if channel == "first" and frame.format.is_planar and frame.format.name == "fltp":
         return np.frombuffer(frame.planes[0], dtype=np.float32, count=frame.samples)
+    if channel == "first":
+        return _samples_of(frame, slice(1))[0].astype(np.float32)
+    return _samples_of(frame, slice(None)).mean(axis=0).astype(np.float32)
+
+
+def _samples_of(frame: Any, which: slice) -> np.ndarray:
+    """Some channels of a decoded audio frame as float64 in [-1, 1], shape `(channels, num_samples)`."""
     array = frame.to_ndarray()
-    channels = array if frame.format.is_planar else array.reshape(frame.samples, -1).T  # (channels, num_samples)
-    scale = _SAMPLE_SCALES[frame.format.packed.name]
-    samples = channels[0].astype(np.float64) if channel == "first" else channels.astype(np.float64).mean(axis=0)
+    channels = (array if frame.format.is_planar else array.reshape(frame.samples, -1).T)[which].astype(np.float64)
     if frame.format.packed.name == "u8":
-        samples = samples - 128.0
-    return (samples / scale).astype(np.float32)
+        channels = channels - 128.0
+    return channels / _SAMPLE_SCALES[frame.format.packed.name]
+
+
+def is_one_sided(channels: torch.Tensor) -> bool:
+    """Whether the first of several channels `(channels, num_samples)` in [-1, 1] is silent, and another one is not."""
+    if len(channels) < 2 or not channels.shape[1] or float(channels[0].abs().max()) >= SILENT_PEAK:
+        return False
+    return float(channels[1:].abs().max()) > LOUD_PEAK
+
+
+def warn_of_silence(name: str) -> None:
+    """Say that the first channel of something is silent, beside another that is not."""
+    message = f"{name}: the first channel of its audio, which is the one heard, is silent, and another one is not."
+    warnings.warn(MediaWarning(message, hint=Hint("channel", "mean", "hear all channels")), stacklevel=2)
 
 
 def checked_waveform(samples: np.ndarray, name: str) -> torch.Tensor:
