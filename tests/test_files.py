@@ -184,7 +184,7 @@ def test_full_disk__of_a_folder_leaves_the_earlier_one(tmp_path):
     target = tmp_path / "model"
     with whole_folder(target) as folder:
         (folder / "old").touch()
-    words = r"model: cannot be written \(No space left on device; 10 bytes written"
+    words = r"model/new: cannot be written \(No space left on device; 10 bytes written"
     with pytest.raises(DiskError, match=words), whole_folder(target) as folder:
         (folder / "new").write_bytes(bytes(10))
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import tempfile
 import unicodedata
 import zipfile
@@ -35,6 +36,7 @@ __all__ = [
     "remove_partial",
     "usable_cores",
     "whole_file",
+    "whole_files",
     "whole_folder",
     "write_bytes",
     "write_json",
@@ -50,6 +52,7 @@ _MOST_STEM_BYTES = 160
 _RESERVED_BY_WINDOWS = re.compile(r"(?:con|prn|aux|nul|(?:com|lpt)[0-9¹²³])(?=\.|$)", re.IGNORECASE)
 _PARTIAL = ".partial-"
 _WRITING_FAILED = "writing failed"
+_NEXT_TO_NOTHING = 1 << 16
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 # What libraries say that keep the system's own words to themselves.
@@ -130,7 +133,7 @@ def writing(path: StrPath, *, partial: StrPath | None = None, size: int | None =
             reason = error.strerror
         if reason is None:
             raise
-        raise DiskError(_disk_text(Path(path), Path(partial or path), reason, size)) from error
+        raise DiskError(_disk_text(Path(path), Path(partial) if partial else None, reason, size)) from error
 
 
 def _is_refusal(reason: str | None) -> bool:
@@ -147,16 +150,24 @@ def _is_of(error: BaseException, places: list[Path]) -> bool:
     return any(named == place or named in place.parents or place in named.parents for place in places)
 
 
-def _disk_text(path: Path, partial: Path, reason: str, size: int | None) -> str:
+def _disk_text(path: Path, partial: Path | None, reason: str, size: int | None) -> str:
     if reason not in {_WRITING_FAILED, *map(os.strerror, _FULL)}:
         return f"{_shown(path)}: cannot be written ({reason}); mend the access, or name another place."
+    place, amounts = path.absolute(), []
     with contextlib.suppress(OSError):
-        written = sum(file.stat().st_size for file in [partial, *partial.rglob("*")] if file.is_file())
-        reason += f"; {_amount(written)} {'' if size is None else f'of {_amount(size)} '}written"
-    existing = next((folder for folder in path.absolute().parents if os.path.isdir(folder)), None)
-    if existing is not None:
-        with contextlib.suppress(OSError):
-            reason += f", {_amount(shutil.disk_usage(existing).free)} free"
+        files = {} if partial is None else {file: file.stat() for file in (partial, *partial.rglob("*"))}
+        files = {file: facts for file, facts in files.items() if stat.S_ISREG(facts.st_mode)}
+        if files:
+            written = _amount(sum(facts.st_size for facts in files.values()))
+            amounts.append(f"{written} {'' if size is None else f'of {_amount(size)} '}written")
+        if partial not in files and files:  # of a folder, the file at which it ended
+            path = path / max(files, key=lambda file: files[file].st_mtime_ns).relative_to(str(partial))
+    with contextlib.suppress(OSError, StopIteration):
+        free = shutil.disk_usage(next(folder for folder in (place, *place.parents) if folder.is_dir())).free
+        amounts.append(f"{_amount(free)} free")
+        if reason == _WRITING_FAILED and free < _NEXT_TO_NOTHING:
+            reason = os.strerror(errno.ENOSPC)
+    reason = "; ".join([reason, ", ".join(amounts)]) if amounts else reason
     return (
         f"{_shown(path)}: cannot be written ({reason}); make room and run the same again. Nothing half-written is "
         "left, and what was finished before is kept."
@@ -257,10 +268,37 @@ def whole_folder(path: StrPath, *, overwrite: bool = True) -> Iterator[Path]:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def whole_files(path: StrPath) -> Iterator[Path]:
+    """Give a temporary folder whose files go into the folder `path`, beside others, when the block succeeds.
+
+    Raises:
+        DiskError: The disk is full, or refuses the files; those of before are as they were.
+    """
+    target = Path(path)
+    with writing(target):
+        target.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=target))
+    try:
+        with writing(target, partial=scratch):
+            yield scratch
+            for file in sorted(scratch.rglob("*")):
+                place = target / file.relative_to(scratch)
+                if file.is_dir():
+                    place.mkdir(exist_ok=True)
+                else:
+                    os.replace(file, place)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
 def remove_partial(folder: StrPath) -> None:
     """Remove what killed runs left of `whole_file` in a folder, which no other run may be writing to."""
     for left_over in Path(folder).glob(f"{_PARTIAL}*"):
-        left_over.unlink(missing_ok=True)
+        if left_over.is_dir():
+            shutil.rmtree(left_over, ignore_errors=True)
+        else:
+            left_over.unlink(missing_ok=True)
 
 
 def write_bytes(path: StrPath, content: bytes, *, workplace: StrPath | None = None, overwrite: bool = True) -> Path:

@@ -188,7 +188,7 @@ def test_prepare__full_disk_names_the_shard_and_leaves_nothing(videos, tmp_path,
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(prepare_module.ShardWriter, "finish", full)
-    with pytest.raises(DataError, match=r"train-00000.tar cannot be written .*No space left"):
+    with pytest.raises(DataError, match=r"train-00000.tar: cannot be written .*No space left"):
         prepare(videos, tmp_path / "out", workers=1)
     assert not list((tmp_path / "out" / ".prepare").glob("*partial-*"))
 

@@ -23,8 +23,8 @@ from typing import Any
 
 import torch
 
-from ..files import StrPath, locked, parse_json, remove_partial, usable_cores, whole_file, write_bytes
-from ..model.errors_cavmae_sync import DataError, WorkerError, collected_remarks
+from ..files import StrPath, locked, parse_json, remove_partial, usable_cores, whole_file, write_bytes, writing
+from ..model.errors_cavmae_sync import DataError, DiskError, WorkerError, collected_remarks
 from ..provenance import package_version
 from .engines import DECODER_CRASHES, run_here, run_processes, run_ray
 from .failures import Failure
@@ -325,6 +325,8 @@ class ShardJob:
                 path.unlink()
                 note["file"] = None
             write_bytes(_note_path(self.notes, task), encode_json(note) + b"\n", workplace=self.notes)
+        except DiskError as error:
+            raise WorkerError(error.message) from error
         except OSError as error:  # clips' own are told apart before
             raise WorkerError(
                 f"The shard {path} cannot be written ({error}); make room or mend the access."
@@ -393,7 +395,10 @@ class ShardJob:
 def _writable(folder: Path) -> Iterator[None]:
     """Name the folder in errors of writing to it."""
     try:
-        yield
+        with writing(folder):
+            yield
+    except DiskError as error:
+        raise DataError(error.message) from error
     except OSError as error:
         raise DataError(f"{folder}: cannot be written ({error}); make room, mend the access or name another.") from (
             error

@@ -2,6 +2,7 @@
 """A folder of exported towers that are known to compute what the model computes."""
 
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -133,7 +134,10 @@ def _write_tower(
         raise ExportError(f"torch cannot trace the {modality} tower: {error}") from error
     entry: dict[str, Any] = {"inputs": _tensor_facts(io, "inputs"), "outputs": _tensor_facts(io, "outputs")}
     if format == "torch":
-        torch.export.save(program, path)
+        # Not into the file itself: where the disk is full, torch's own writer ends the whole process.
+        content = BytesIO()
+        torch.export.save(program, content)
+        path.write_bytes(content.getbuffer())
     else:
         entry["opset"] = write_onnx(program, io, path)
     del program

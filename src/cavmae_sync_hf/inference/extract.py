@@ -23,7 +23,7 @@ from ..data.sources import ClipList, ClipRecord, MediaRows, read_source
 from ..data.tables import LIST_SUFFIXES
 from ..files import StrPath, locked
 from ..model.alignment_cavmae_sync import window_seconds
-from ..model.errors_cavmae_sync import CavMaeSyncError, InferenceError, printable
+from ..model.errors_cavmae_sync import CavMaeSyncError, DiskError, InferenceError, printable
 from ..model.media_cavmae_sync import probe_media
 from ..model.modeling_cavmae_sync import CavMaeSyncModel
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
@@ -240,7 +240,8 @@ def extract_to_folder(
                     store.add(number, made)
                 except _VideoFailure as failure:
                     failure.note(job.videos[number], summary)
-            summary.rows = store.finish(summary.failed, job.facts()) if missing else store.rows()
+            # A run that was stopped while it joined the rows misses no video, and yet is not at its end.
+            summary.rows = store.rows() if store.is_complete else store.finish(summary.failed, job.facts())
             if not summary.failed or not summary.rows:
                 store.leave()
         except BaseException:
@@ -386,6 +387,8 @@ def _reading_errors(rows: Iterator[WindowRow]) -> Iterator[WindowRow]:
             row = next(rows)
         except StopIteration:
             return
+        except DiskError:
+            raise
         except CavMaeSyncError as error:
             raise _VideoFailure(error) from error
         yield row

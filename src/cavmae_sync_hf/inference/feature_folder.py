@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from ..data.sources import describe_difference
-from ..files import StrPath, parse_json, whole_file, write_bytes
+from ..files import StrPath, parse_json, whole_file, write_bytes, writing
 from ..model.errors_cavmae_sync import CavMaeSyncError, InferenceError
 from .moments import MediaSpan
 from .windows import WindowRow
@@ -95,6 +95,7 @@ class FeatureFolder:
     ) -> None:
         self.folder, self.kind, self.videos, self.sizes, self.lines = folder, kind, videos, sizes, lines
         self.work = folder / WORK_NAME
+        self.is_complete = False  # known once `begin` has looked
         self.names: dict[str, str] = {}  # those of the folder's version that differ
         self.identity: dict[str, Any] = {
             "format": FORMAT,
@@ -106,7 +107,7 @@ class FeatureFolder:
         }
 
     def begin(self) -> list[int]:
-        """Look at what is there; returns the numbers of the videos that are missing.
+        """Look at what is there, and whether it is complete; returns the numbers of the videos that are missing.
 
         Raises:
             InferenceError: It belongs to another job.
@@ -123,7 +124,8 @@ class FeatureFolder:
             self._compare(before, (started or {}).get("lines"))
             if before.get("format_version") == 1:
                 self.identity, self.names = before, _OLD_NAMES
-        if finished is not None and finished.get("complete") and self._all_files(finished):
+        self.is_complete = finished is not None and bool(finished.get("complete")) and self._all_files(finished)
+        if self.is_complete:
             return []
         return [number for number in range(len(self.videos)) if not self._is_whole(number)]
 
@@ -155,14 +157,17 @@ class FeatureFolder:
         """Write the rows of a video, and the note that says so; nothing of it stays if the rows end in an error."""
         columns = self._named(_TIMING_COLUMNS)
         part: _Part
-        if self.kind == "npy":
-            part = _NpyPart(self.work, number, self.sizes)
-        else:
-            part = _ParquetPart(self.work, number, self.sizes, self.folder / _parquet_name(number), columns)
+        with writing(self._part(number)):
+            if self.kind == "npy":
+                part = _NpyPart(self.work, number, self.sizes, self._part(number))
+            else:
+                part = _ParquetPart(self.work, number, self.sizes, self._part(number), columns)
         try:
             for row in rows:
-                part.add(WindowRow(row.vectors, self._named(row.facts)))
-            count = part.finish()
+                with writing(part.place, partial=part.partial):
+                    part.add(WindowRow(row.vectors, self._named(row.facts)))
+            with writing(part.place, partial=part.partial):
+                count = part.finish()
         except BaseException:
             part.abandon()
             raise
@@ -247,8 +252,10 @@ class FeatureFolder:
         return all((self.folder / name).is_file() for name in names)
 
     def _is_whole(self, number: int) -> bool:
-        part = _part_folder(self.work, number) if self.kind == "npy" else self.folder / _parquet_name(number)
-        return self._note(number).is_file() and part.exists()
+        return self._note(number).is_file() and self._part(number).exists()
+
+    def _part(self, number: int) -> Path:
+        return _part_folder(self.work, number) if self.kind == "npy" else self.folder / _parquet_name(number)
 
     def _entries(self, done: dict[int, int]) -> list[dict[str, Any]]:
         entries, first = [], 0
@@ -266,7 +273,8 @@ class FeatureFolder:
     def _join_npy(self, numbers: Sequence[int], rows: int) -> None:
         """Make `FEATURE.npy`, `(rows, length)` float32, and `timing.csv` of the parts, in their order."""
         for name, size in self.sizes.items():
-            with whole_file(self.folder / f"{name}.npy", workplace=self.work) as partial, open(partial, "wb") as file:
+            path, length = self.folder / f"{name}.npy", rows * size * 4
+            with whole_file(path, workplace=self.work, size=length) as partial, open(partial, "wb") as file:
                 header = {"descr": "<f4", "fortran_order": False, "shape": (rows, size)}
                 np.lib.format.write_array_header_1_0(file, header)
                 for number in numbers:
@@ -294,10 +302,11 @@ class _Part(ABC):
         work: Folder for what is not finished.
         number: Number of the video.
         sizes: Feature name -> length of its vectors.
+        place: What it becomes.
     """
 
-    def __init__(self, work: Path, number: int, sizes: Mapping[str, int]) -> None:
-        self.work, self.number, self.sizes = work, number, dict(sizes)
+    def __init__(self, work: Path, number: int, sizes: Mapping[str, int], place: Path) -> None:
+        self.work, self.number, self.sizes, self.place = work, number, dict(sizes), place
         self.rows = 0
         self._waiting: list[WindowRow] = []
         self.partial = work / f"{_PARTIAL}{number:06d}-{uuid.uuid4().hex}"
@@ -336,8 +345,8 @@ class _Part(ABC):
 class _NpyPart(_Part):
     """A folder of raw float32 numbers, one file per feature, and the timing as JSON lines, to be joined."""
 
-    def __init__(self, work: Path, number: int, sizes: Mapping[str, int]) -> None:
-        super().__init__(work, number, sizes)
+    def __init__(self, work: Path, number: int, sizes: Mapping[str, int], place: Path) -> None:
+        super().__init__(work, number, sizes, place)
         self.partial.mkdir()
         # Open until the part is whole or abandoned.
         self._files: dict[str, Any] = {name: open(self.partial / f"{name}.f32", "wb") for name in sizes}  # noqa: SIM115
@@ -354,15 +363,15 @@ class _NpyPart(_Part):
             file.flush()
             os.fsync(file.fileno())
             file.close()
-        place = _part_folder(self.work, self.number)
-        if place.exists():  # a kill came between this and the note
-            shutil.rmtree(place)
-        os.replace(self.partial, place)
+        if self.place.exists():  # a kill came between this and the note
+            shutil.rmtree(self.place)
+        os.replace(self.partial, self.place)
 
     def abandon(self) -> None:
         """Remove what is written."""
         for file in (*self._files.values(), self._timing):
-            file.close()
+            with suppress(OSError):  # a full disk takes not even what is still in memory
+                file.close()
         shutil.rmtree(self.partial, ignore_errors=True)
 
 
@@ -372,7 +381,7 @@ class _ParquetPart(_Part):
     def __init__(
         self, work: Path, number: int, sizes: Mapping[str, int], place: Path, columns: Mapping[str, str]
     ) -> None:
-        super().__init__(work, number, sizes)
+        super().__init__(work, number, sizes, place)
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -387,7 +396,7 @@ class _ParquetPart(_Part):
         }
         fields = [pa.field(name, kinds[kind]) for name, kind in columns.items()]
         fields += [pa.field(name, pa.list_(pa.float32(), size)) for name, size in sizes.items()]
-        self.place, self.columns, self.schema = place, list(columns), pa.schema(fields)
+        self.columns, self.schema = list(columns), pa.schema(fields)
         self._writer = pq.ParquetWriter(self.partial, self.schema, compression="zstd")
 
     def _write(self, rows: Sequence[WindowRow]) -> None:
@@ -409,7 +418,8 @@ class _ParquetPart(_Part):
 
     def abandon(self) -> None:
         """Remove what is written."""
-        self._writer.close()
+        with suppress(OSError):
+            self._writer.close()
         self.partial.unlink(missing_ok=True)
 
 

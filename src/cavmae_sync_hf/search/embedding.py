@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from ..data.failures import passes
+from ..files import writing
 from ..inference.moments import MediaSpan, MomentChunk, embed_moments
-from ..model.errors_cavmae_sync import CavMaeSyncError, Hint, MediaError, SearchError, UnexpectedError
+from ..model.errors_cavmae_sync import CavMaeSyncError, DiskError, Hint, MediaError, SearchError, UnexpectedError
 from ..model.media_cavmae_sync import probe_media
 from ..model.media_stream_cavmae_sync import MediaChunk
 from ..model.modeling_cavmae_sync import CavMaeSyncModel
@@ -131,6 +132,9 @@ def embed_clips(
                 rows.add(chunk)
                 if show is not None:
                     show(len(chunk) * options.hop)
+        except DiskError:
+            rows.close()
+            raise
         except CavMaeSyncError as error:
             rows.error = error
         yield rows.finish()
@@ -285,10 +289,11 @@ class _Rows:
     def _write(self, batch: Any) -> None:
         import pyarrow as pa
 
-        if self._writer is None:
-            self._file = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `close`)
-            self._writer = pa.ipc.new_stream(pa.PythonFile(self._file, "w"), batch.schema)
-        self._writer.write_batch(batch)
+        with writing(tempfile.gettempdir()):
+            if self._writer is None:
+                self._file = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `close`)
+                self._writer = pa.ipc.new_stream(pa.PythonFile(self._file, "w"), batch.schema)
+            self._writer.write_batch(batch)
 
     def finish(self) -> EmbeddedClip:
         """The clip, with all its rows."""

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from ..files import StrPath
-from ..model.errors_cavmae_sync import SearchError
+from ..files import StrPath, writing
+from ..model.errors_cavmae_sync import DiskError, SearchError
 from ..provenance import require_package
 from .settings import IndexSettings
 from .tables import (
@@ -509,8 +509,9 @@ def _reading(name: str) -> Iterator[None]:
     import pyarrow as pa
 
     try:
-        yield
-    except (SearchError, ImportError):
+        with writing(name) if "://" not in name else contextlib.nullcontext():
+            yield
+    except (SearchError, DiskError, ImportError):
         raise
     except (RuntimeError, OSError, ValueError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())

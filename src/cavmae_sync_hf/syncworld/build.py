@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import StrPath, locked, parse_json, remove_partial, usable_cores, whole_file, write_json, write_text
-from ..model.errors_cavmae_sync import DataError, WorkerError
+from ..model.errors_cavmae_sync import DataError, DiskError, WorkerError
 from .render import av, write_clip
 from .scene import MAX_SOUNDING, TRAIN_SPLIT, WorldOptions, sample_scene, sounding_class_sets
 from .truth import METADATA_NAME, OPTIONS_NAME, clip_stem, read_truth, truth_record, write_parquet
@@ -239,6 +239,8 @@ def _make_clips(folder: Path, options: WorldOptions, missing: list[int], workers
                         f"A worker died with exit code {process.exitcode} (out of memory, or killed) while making "
                         f"{folder}; the finished clips are kept, run the same command again to continue."
                     ) from error
+                if isinstance(message, DiskError):
+                    raise message
                 if isinstance(message, str):
                     raise WorkerError(f"Making {folder} failed: {message}. The finished clips are kept.")
                 if message is not None:
@@ -282,7 +284,8 @@ def _work(connection: Connection, folder: Path, options: WorldOptions, parent: i
         return
     except Exception as error:
         with contextlib.suppress(OSError):
-            connection.send(f"{type(error).__name__}: {error}")  # exceptions of FFmpeg do not all travel by pipe
+            # Exceptions of FFmpeg do not all travel by pipe.
+            connection.send(error if isinstance(error, DiskError) else f"{type(error).__name__}: {error}")
 
 
 def _finish(folder: Path) -> None:

@@ -25,17 +25,18 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import Trainer, TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, IntervalStrategy, SchedulerType
 from transformers.training_args import OptimizerNames
 from transformers.utils import logging
 
 from ..data.augmentation import make_generator
 from ..data.streaming import CavMaeSyncStreamingDataset, StreamingLoader
-from ..files import parse_json, write_json, write_text
+from ..files import parse_json, whole_files, write_json, write_text, writing
 from ..inference.loading import check_finite
 from ..model.configuration_cavmae_sync import CavMaeSyncConfig
 from ..model.distributed_cavmae_sync import world_size
-from ..model.errors_cavmae_sync import Hint, NonFiniteLossError, TrainingError
+from ..model.errors_cavmae_sync import DiskError, Hint, NonFiniteLossError, TrainingError
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from ..model_card import CardDetails, create_model_card
 from .arguments import RunArguments
@@ -496,9 +497,17 @@ class CavMaeSyncBaseTrainer(Trainer):
         )
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            self.processor.save_pretrained(output_dir or str(self.args.output_dir))
+        if not self.args.should_save:
+            super()._save(output_dir, state_dict)
+            return
+        target = Path(output_dir or str(self.args.output_dir))
+        with whole_files(target) as folder:
+            super()._save(str(folder), state_dict)
+            self.processor.save_pretrained(folder)
+            written = {path.name for path in folder.iterdir()}
+        for path in target.glob("model*.safetensors*"):  # of an earlier model in more or fewer files
+            if path.name not in written:
+                path.unlink()
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write the card of the model as it is, with the last evaluation's metrics, to `output_dir/README.md`.
@@ -528,11 +537,26 @@ class CavMaeSyncBaseTrainer(Trainer):
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
+    @contextlib.contextmanager
+    def _whole_checkpoint(self, trial: Any) -> Iterator[Path]:
+        """Give the folder of a checkpoint, which goes when it cannot be written to its end."""
+        folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        try:
+            with writing(folder, partial=folder):
+                yield self._checkpoint_folder(trial)
+        except BaseException as error:
+            if self.args.should_save and not (folder / TRAINER_STATE_NAME).exists():
+                shutil.rmtree(folder, ignore_errors=True)
+            if isinstance(error, DiskError) and (kept := last_checkpoint(self.args.output_dir)):
+                raise DiskError(error.message, hint=Hint("resume_from_checkpoint", str(kept), "go on")) from error
+            raise
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        if self._loader is not None and self.args.should_save:
-            # Before the trainer's state, whose file says that a checkpoint is whole.
-            write_text(self._checkpoint_folder(trial) / _DATA_STATE, json.dumps(self._loader.state_dict()))
-        super()._save_checkpoint(model, trial)
+        with self._whole_checkpoint(trial) as folder:
+            if self._loader is not None and self.args.should_save:
+                # Before the trainer's state, whose file says that a checkpoint is whole.
+                write_text(folder / _DATA_STATE, json.dumps(self._loader.state_dict()))
+            super()._save_checkpoint(model, trial)
         self._meter.restart()
 
 

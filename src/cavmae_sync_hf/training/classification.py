@@ -20,6 +20,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from ..data.augmentation import AugmentationOptions
 from ..data.dataset import CavMaeSyncCollator, ClassBalancedSampler
 from ..data.streaming import CavMaeSyncStreamingDataset
+from ..files import whole_files
 from ..metrics import compute
 from ..model.configuration_cavmae_sync import CavMaeSyncConfig
 from ..model.errors_cavmae_sync import TrainingError
@@ -246,10 +247,11 @@ class CavMaeSyncClassificationTrainer(CavMaeSyncBaseTrainer):
         if not is_lora(self.model) or target != Path(str(self.args.output_dir)):
             super()._save(output_dir, state_dict)
         elif self.args.should_save:
-            self.model.save_pretrained(target / _ADAPTER, state_dict=state_dict)
-            merged_copy(self.model).save_pretrained(target)
-            self.processor.save_pretrained(target)
-            torch.save(self.args, target / TRAINING_ARGS_NAME)
+            with whole_files(target) as folder:
+                self.model.save_pretrained(folder / _ADAPTER, state_dict=state_dict)
+                merged_copy(self.model).save_pretrained(folder)
+                self.processor.save_pretrained(folder)
+                torch.save(self.args, folder / TRAINING_ARGS_NAME)
 
 
 def _keep_predictions(output: Any, inputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:

@@ -252,10 +252,11 @@ class CavMaeSyncTrainer(CavMaeSyncBaseTrainer):
         return self._teacher
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        if self._teacher is not None and self.args.should_save:
-            # Before the trainer's state, whose file says that a checkpoint is whole.
-            self._teacher.save(self._checkpoint_folder(trial))
-        super()._save_checkpoint(model, trial)
+        with self._whole_checkpoint(trial) as folder:
+            if self._teacher is not None and self.args.should_save:
+                # Before the trainer's state, whose file says that a checkpoint is whole.
+                self._teacher.save(folder)
+            super()._save_checkpoint(model, trial)
 
     # Evaluation
 
