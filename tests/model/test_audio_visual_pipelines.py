@@ -17,6 +17,7 @@ from cavmae_sync_hf import (
     CavMaeSyncModel,
     CavMaeSyncProcessor,
     MissingTrackError,
+    ModelError,
     decode_media,
 )
 from cavmae_sync_hf.metrics import clip_similarity
@@ -51,6 +52,16 @@ def clips(tmp_path_factory) -> list[str]:
 @pytest.fixture(scope="module")
 def waveforms() -> list[np.ndarray]:
     return [noise(seconds, rate=RATE, channels=1, seed=9)[0] * seconds for seconds in (2.0, 1.0, 0.2)]
+
+
+@pytest.mark.parametrize("task", CUSTOM_PIPELINES)
+def test_outputs__that_are_not_finite_are_refused(processor, clips, task):
+    broken = make_classifier()
+    with torch.no_grad():
+        next(broken.model.joint_layers.parameters())[0] = torch.nan
+    own = pipeline(task, model=broken, processor=processor)
+    with pytest.raises(ModelError, match="are NaN or infinite, computed in float32"):
+        own(clips[0], candidates=clips[:2], by="audio") if task == "audio-visual-retrieval" else own(clips[0])
 
 
 # Which code runs

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import Pipeline, PreTrainedModel
 
 from .configuration_cavmae_sync import CavMaeSyncConfig
+from .errors_cavmae_sync import ModelError
 from .feature_extraction_cavmae_sync import check_channel
 from .media_selection_cavmae_sync import check_audio_track
 from .pipeline_inputs_cavmae_sync import MODALITIES, check_modality, prepare_clip, read_clip
@@ -74,6 +75,17 @@ def check_classifier(config: CavMaeSyncConfig, name: str) -> None:
             f"{name or 'The model'} was saved as {', '.join(kinds)}, without a classification head; name a fine-tuned "
             f"{_CLASSIFIER}, or save the model that you have just tuned before you use it here."
         )
+
+
+def _finite(values: Tensor, what: str) -> Tensor:
+    """What a model gives, unless it is NaN or infinite."""
+    if not bool(torch.isfinite(values).all()):
+        dtype = str(values.dtype).removeprefix("torch.")
+        raise ModelError(
+            f"The model gives {what} that are NaN or infinite, computed in {dtype}; load it in float32, or take "
+            "another one."
+        )
+    return values
 
 
 class _AudioVisualPipeline(Pipeline):
@@ -195,7 +207,7 @@ class CavMaeSyncClassificationPipeline(_AudioVisualPipeline):
         return self._clip_options(options), {}, after
 
     def _forward(self, inputs: dict[str, Any], **_: Any) -> dict[str, Tensor]:  # type: ignore[override]
-        return {"logits": self.model(**self._encode(inputs)).logits}
+        return {"logits": _finite(self.model(**self._encode(inputs)).logits, "scores")}
 
     def postprocess(  # type: ignore[override]
         self, outputs: dict[str, Tensor], top_k: int | None = 5, function_to_apply: str | None = None
@@ -223,7 +235,7 @@ class _EmbeddingPipeline(_AudioVisualPipeline):
             embeds = encoded.get(f"{modality}_embeds")
             if embeds is None:
                 embeds = inputs[values].new_zeros(*inputs[values].shape[:2], self.config.hidden_size)
-            result[f"{modality}_embeds"] = embeds
+            result[f"{modality}_embeds"] = _finite(embeds, f"{modality} embeddings")
             result[mask] = inputs[mask]
             if patches and encoded.get(f"{modality}_patch_embeds") is not None:
                 result[f"{modality}_patch_embeds"] = encoded[f"{modality}_patch_embeds"]
