@@ -13,6 +13,7 @@ from cavmae_sync_hf import MediaError, MissingTrackError
 from cavmae_sync_hf.model.media_cavmae_sync import decode_media, probe_media
 from cavmae_sync_hf.model.media_stream_cavmae_sync import iter_media
 from cavmae_sync_hf.model.modeling_cavmae_sync import CavMaeSyncModel
+from cavmae_sync_hf.model.pipeline_inputs_cavmae_sync import prepare_clip
 from cavmae_sync_hf.model.pipelines_cavmae_sync import CavMaeSyncFeatureExtractionPipeline
 from helpers.clips import loudest_frequency, noise, numbers, tone, write_audio_tracks, write_clip
 from helpers.tiny import tiny_config
@@ -207,14 +208,32 @@ def test_call__frames_of_one_object_with_the_samples_of_another(path, processor)
 
 def test_decode_media__an_object_lacks_the_other_track(path, processor):
     with pytest.raises(MissingTrackError, match="decoder of video that does not say.*give the audio") as caught:
-        processor(videos=VideoObject(path))
+        decode_media(VideoObject(path))
     assert caught.value.track == "audio" and "missing='mask'" in str(caught.value)
+    with pytest.raises(MissingTrackError, match="decoder of video"):
+        processor(videos=[VideoObject(path), str(path)])
     with pytest.raises(MissingTrackError, match="decoder of audio"):
         processor(videos=AudioObject(np.zeros((1, 800), np.float32), 8000))
     with pytest.raises(MediaError, match="does not lie in its 2 s"):
         decode_media(VideoObject(path), want_audio=False, start=3.0)
     with pytest.raises(MediaError, match="asked for at 9.000 s"):
         decode_media(VideoObject(path), want_audio=False, frame_times=[9.0])
+
+
+def test_call__an_object_without_audio_is_a_video_as_frames_are(folder, path, processor):
+    mute = write_clip(folder / "mute.mp4", seconds=SECONDS, audio=False)
+    own = VideoObject(mute, {"path": str(mute), "bytes": None})
+    for video in (own, VideoObject(path)):
+        output = processor(videos=video, return_tensors="pt")
+        assert set(output) == {"pixel_values_videos"}
+        expected = processor(videos=str(path), return_tensors="pt")["pixel_values_videos"]
+        assert (output["pixel_values_videos"] - expected).abs().mean() < 0.05
+        masked = processor(videos=video, missing="mask", return_tensors="pt")
+        assert not masked["padding_mask"].any()
+        with pytest.raises(MissingTrackError, match="has no audio"):
+            prepare_clip(processor, video, "both")
+        assert not prepare_clip(processor, video, "both", missing="mask")["padding_mask"].any()
+        assert prepare_clip(processor, video, "video").keys() >= {"pixel_values_videos", "padding_mask_videos"}
 
 
 def test_decode_media__an_object_that_fails_is_a_media_error(path):

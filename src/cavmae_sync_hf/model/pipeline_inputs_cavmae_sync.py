@@ -202,6 +202,8 @@ def prepare_clip(
         ("audio", "input_values", "padding_mask"),
         ("video", "pixel_values_videos", "padding_mask_videos"),
     ):
+        if track in tracks and values not in inputs:  # a decoder object whose file has no audio
+            raise MissingTrackError(f"{given.name} has no {track}.", track, hint=other[track])
         if track in tracks:
             result[values] = inputs[values]
             present = inputs.get(mask)

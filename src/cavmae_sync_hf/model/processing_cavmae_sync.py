@@ -35,9 +35,10 @@ from .feature_extraction_cavmae_sync import (
     stack_padded,
     to_batch,
 )
-from .media_cavmae_sync import decode_media
+from .media_cavmae_sync import decode_media, probe_media
 from .media_request_cavmae_sync import as_seconds
 from .media_selection_cavmae_sync import check_audio_track
+from .media_source_cavmae_sync import decoder_kind
 from .media_stream_cavmae_sync import DUB_CONTEXT_SECONDS, MediaChunk, iter_media, iter_waveform, with_audio_of
 from .video_processing_cavmae_sync import (
     CavMaeSyncVideoProcessor,
@@ -240,7 +241,7 @@ class CavMaeSyncProcessor(SavedWithCode, ProcessorMixin):
         Args:
             videos: A file (path, address, bytes, file object, or what a `Video()` column of `datasets` hands out)
                 whose two tracks are decoded in one pass, or decoded frames (array, tensor or list of images), or a
-                list of either.
+                list of either. A decoder object whose file has no audio counts as frames.
             audio: Waveforms or files of their own, one per video; then the videos' own audio is not read. An array of
                 two rows is two clips; `[array]` is one clip of two channels. `{"array": ..., "sampling_rate": ...}`
                 and what an `Audio()` column of `datasets` hands out are taken as well.
@@ -294,7 +295,7 @@ class CavMaeSyncProcessor(SavedWithCode, ProcessorMixin):
             raise ValueError(f"sampling_rate is {sampling_rate} and, in `audio_kwargs`, {rate}; give one of them.")
         rate = sampling_rate if rate is None else rate
         clips = _pair_clips(videos, audio)
-        own_audio = audio is None and any(is_media_source(clip.video) for clip in clips)
+        own_audio = audio is None and any(_brings_audio(clip.video, missing) for clip in clips)
         _set_times(clips, frame_times, num_frames=num_frames, fps=fps, do_sample_frames=do_sample_frames)
         decoded = [clip.is_decoded for clip in clips]
         files = [is_media_source(clip.video) or is_media_source(clip.audio) for clip in clips]
@@ -656,6 +657,14 @@ def _pair_clips(videos: Any, audio: Any) -> list[_Clip]:
     count = len(shown if shown is not None else heard or [])
     pairs = zip(shown or [None] * count, heard or [None] * count, strict=True)
     return [_Clip(position, f"Clip {position}", *pair) for position, pair in enumerate(pairs)]
+
+
+def _brings_audio(video: Any, missing: str) -> bool:
+    """Whether the audio is expected of what was given as a video."""
+    if missing == "error" and decoder_kind(video) == "video":
+        # It is a video like decoded frames, and brings audio where its file has some.
+        return probe_media(video).has_audio
+    return is_media_source(video)
 
 
 def _check_tracks(clips: list[_Clip], *, with_video: bool, with_audio: bool, own_audio: bool) -> None:
