@@ -2,9 +2,13 @@
 
 import csv
 import json
+import os
+import random
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +135,66 @@ def test_folder__goes_on_after_a_kill_in_the_middle_of_a_video(saved, videos, tm
     assert json.loads((out / "manifest.json").read_text()) == json.loads((whole / "manifest.json").read_text())
     for name, values in read_features(whole).items():
         np.testing.assert_allclose(read_features(out)[name], values, atol=1e-6)
+
+
+# Files that get their names in turn: the job, of each of three videos its rows and their note, then what is joined.
+MOMENTS = {"job": 1, "rows": 2, "note": 3, "last note": 7, "joining": 8, "table": 9, "manifest": 10}
+
+
+def killed_at(moment: int, before: bool, work: Callable[[], object]) -> int:
+    """How a process of its own ends that does some work and kills itself when it gives a file its name."""
+    child = os.fork()
+    if child:
+        return os.waitpid(child, 0)[1]
+    rename, count = os.replace, 0
+
+    def replace(old, new):
+        nonlocal count
+        count += 1
+        if count == moment and before:
+            os.kill(os.getpid(), signal.SIGKILL)
+        rename(old, new)
+        if count == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    os.replace = replace
+    work()
+    os._exit(0)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+@pytest.mark.parametrize("moment", MOMENTS.values(), ids=MOMENTS)
+def test_folder__killed_where_a_file_gets_its_name_goes_on_to_the_same_bytes(tiny, videos, tmp_path, moment, before):
+    def work(out: Path = tmp_path / "out"):
+        return extract_to_folder(*tiny, videos, out, window=2, stride=2, modalities=["a"])
+
+    status = killed_at(moment, before, work)
+
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+    resumed, whole = work(), work(tmp_path / "whole")
+    assert resumed.rows == whole.rows and contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("seed", range(20))
+def test_folder__killed_at_any_time_goes_on_to_the_same_bytes(tiny, videos, tmp_path, seed):
+    def work(out: Path = tmp_path / "out"):
+        return extract_to_folder(*tiny, videos, out, window=0.5, stride=0.25, hop=0.25)
+
+    began = time.perf_counter()
+    work(tmp_path / "whole")
+    child = os.fork()
+    if not child:
+        work()
+        os._exit(0)
+    time.sleep(random.Random(seed).uniform(0, time.perf_counter() - began))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+
+    work()
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 @pytest.mark.parametrize(

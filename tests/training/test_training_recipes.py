@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForPreTraining
 
-from cavmae_sync_hf import TrainingError
+from cavmae_sync_hf import AlreadyExistsError, TrainingError
 from cavmae_sync_hf.model.modeling_cavmae_sync import CavMaeSyncForPreTraining
 from cavmae_sync_hf.model.processing_cavmae_sync import CavMaeSyncProcessor
 from cavmae_sync_hf.training import (
@@ -18,6 +18,7 @@ from cavmae_sync_hf.training import (
     PretrainingArguments,
     augmentation_options,
     build_for_pretraining,
+    check_output,
     make_syncworld,
     parse_arguments,
 )
@@ -84,6 +85,40 @@ def test_script__resumes_from_its_last_checkpoint_if_there_is_one(script, world,
     assert state["global_step"] == 4
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-4"]
     assert "eval_semantic_audio_to_video_r1" in capsys.readouterr().out
+
+
+def test_script__replaces_an_earlier_run_only_when_asked(script, world, tmp_path):
+    recipe = TRAINING / "recipes" / "pretraining" / "syncworld_tiny.yaml"
+    assert run(script, recipe, tmp_path, world, "--save_steps", "1", "--plots", "true") == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    words = r"earlier run .checkpoint-2.*resume_from_checkpoint=.auto.*overwrite=True"
+    with pytest.raises(AlreadyExistsError, match=words):
+        run(script, recipe, tmp_path, world)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert run(script, recipe, tmp_path, world, "--overwrite", "--save_strategy", "no", "--seed", "5") == 0
+    assert (tmp_path / "model.safetensors").read_bytes() != before[tmp_path / "model.safetensors"]
+    assert not list(tmp_path.glob("checkpoint-*"))  # which a later run would go on from
+
+
+@pytest.mark.parametrize("left", ["model.safetensors", "metrics.json", "plots/step_000001_x.png"])
+def test_check_output__tells_an_earlier_run_by_what_it_left(tmp_path, left):
+    settings = PretrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    (tmp_path / "world").mkdir()
+    assert check_output(settings) is None
+    (tmp_path / left).parent.mkdir(exist_ok=True)
+    (tmp_path / left).touch()
+
+    with pytest.raises(AlreadyExistsError, match=f"earlier run .{Path(left).name}.*Pass overwrite=True to start anew"):
+        check_output(settings)
+    settings.resume_from_checkpoint = "auto"  # one that was stopped before its first checkpoint has plots alone
+    if "plots" in left:
+        assert check_output(settings) is None
+    else:
+        with pytest.raises(AlreadyExistsError, match="earlier run"):
+            check_output(settings)
+    settings.overwrite = True
+    assert check_output(settings) is None
 
 
 def test_script__help_does_not_wait_for_torch(script, capsys, monkeypatch):

@@ -5,6 +5,7 @@
 wait in a file.
 """
 
+import contextlib
 import io
 import tempfile
 import time
@@ -344,7 +345,8 @@ class _Rows:
         """Free memory and file."""
         self._block = {}
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # a full disk takes not even what is still in memory
+                self._file.close()
 
 
 def _empty_block(hidden: int) -> dict[str, Any]:
