@@ -66,19 +66,47 @@ class _Pace:
         delay: From decoding to presentation of its last packet, ticks.
     """
 
-    __slots__ = ("delay", "last", "next", "seconds", "section", "ticks_per_second")
+    __slots__ = (
+        *("delay", "last", "next", "seconds", "section", "ticks_per_second"),
+        *("_ahead", "_behind", "_duration", "_earliest", "_latest", "_longest_delay", "_step"),
+    )
 
     def __init__(self, ticks_per_second: float, seconds: Callable[[int | None], float]) -> None:
         self.ticks_per_second, self.seconds = ticks_per_second, seconds
         self.section: _Section | None = None
         self.last = self.next = 0.0
         self.delay: int | None = None
+        self._duration: int | None = -1  # of the last packet, ticks
+        self._step = self._ahead = 0.0
+        self._behind, self._longest_delay = BACKWARD_SECONDS * ticks_per_second, JUMP_SECONDS * ticks_per_second
+        self._earliest, self._latest = math.inf, -math.inf  # what needs no closer look, ticks
+
+    def is_usual(self, ticks: int | None, shown: int | None) -> bool:
+        """Whether a packet with these decoding and presentation times runs on, as most do; takes the latter."""
+        if ticks is None or not self._earliest < ticks < self._latest:
+            return False
+        if shown is not None:
+            if not -self._behind < shown - ticks < self._longest_delay:
+                return False
+            self.delay = shown - ticks
+        return True
 
     def is_before(self, packet: Any) -> bool:
         """Whether a packet comes much later than it was expected."""
         if self.section is None or packet.dts is None:
             return False
         return packet.dts / self.ticks_per_second - self.next > _LATE_SECONDS
+
+    def go_on(self, ticks: int, packet: Any) -> float:
+        """Take the decoding time of the last packet; gives it in seconds."""
+        duration = packet.duration
+        if duration != self._duration:
+            self._duration, self._step = duration, self.seconds(duration)
+            self._ahead = (self._step + _LATE_SECONDS) * self.ticks_per_second
+        self.last = time = ticks / self.ticks_per_second
+        self.next = time + self._step
+        self._earliest, self._latest = ticks - self._behind, ticks + self._ahead
+        return time
 
 
 class Clock:
@@ -128,7 +156,18 @@ class Clock:
                     self._compare(pace, late, packet)
                     self._straighten(pace, late)
                     yield track, late
-            if pace.is_before(packet):
+            ticks = packet.dts
+            if pace.is_usual(ticks, packet.pts):
+                section = pace.section
+                assert section is not None
+                time = pace.go_on(ticks, packet)
+                if time > section.high:
+                    section.high = time
+                self._reached = time + section.offset
+                if section.offset:
+                    self._move(pace, section, packet)
+                yield track, packet
+            elif pace.is_before(packet):
                 waiting[track] = packet
             else:
                 self._straighten(pace, packet)
@@ -153,16 +192,19 @@ class Clock:
         if ticks is None and not self.may_restart:
             ticks = shown  # only looked at for whether it is too late, so that the order of frames does not matter
         if ticks is not None:
-            self._follow(pace, ticks / pace.ticks_per_second, pace.seconds(packet.duration))
+            self._follow(pace, ticks, packet)
             if shown is not None:
                 self._check_order(pace, packet, shown - ticks)
-        section = pace.section
-        if section is not None and section.offset:
-            shift = round(section.offset * pace.ticks_per_second)
-            if packet.dts is not None:
-                packet.dts += shift
-            if packet.pts is not None:
-                packet.pts += shift
+        if pace.section is not None and pace.section.offset:
+            self._move(pace, pace.section, packet)
+
+    @staticmethod
+    def _move(pace: _Pace, section: _Section, packet: Any) -> None:
+        shift = round(section.offset * pace.ticks_per_second)
+        if packet.dts is not None:
+            packet.dts += shift
+        if packet.pts is not None:
+            packet.pts += shift
 
     def _check_order(self, pace: _Pace, packet: Any, delay: int) -> None:
         """Correct a presentation time, in place, that cannot belong to the decoding time.
@@ -181,9 +223,9 @@ class Clock:
         else:
             pace.delay = delay
 
-    def _follow(self, pace: _Pace, time: float, duration: float) -> None:
+    def _follow(self, pace: _Pace, ticks: int, packet: Any) -> None:
         """Find the section of a packet and go there with its track."""
-        section = pace.section
+        section, time = pace.section, ticks / pace.ticks_per_second
         if section is None:
             section = pace.section = self._first_section(time)
             pace.last = pace.next = time
@@ -196,7 +238,7 @@ class Clock:
         elif time < section.low:
             section.low = time
         if self.may_restart or time >= pace.last:
-            pace.last, pace.next = time, time + duration
+            pace.go_on(ticks, packet)
         self._reached = time + section.offset
 
     def _first_section(self, time: float) -> _Section:
