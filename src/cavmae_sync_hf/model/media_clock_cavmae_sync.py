@@ -7,8 +7,9 @@ before, begins a new section of the file, which is moved so that it goes on wher
 line follows the same rule (`ts_discontinuity_detect`). A section belongs to all tracks, and each track enters it with
 the first of its packets that lies in it, so that tracks that stood together stay together, whichever came first.
 
-In all other containers a clock counts as right, pauses of any length included, until a packet lies far ahead of its
-track and beyond what the header allows: its time is not believed, and the file counts as damaged.
+In all other containers a clock counts as right, pauses of hours included, until a packet lies far ahead of its track
+and beyond what the header allows, or by more than anybody would wait: its time is not believed, and the file counts as
+damaged.
 """
 
 import math
@@ -21,6 +22,8 @@ JUMP_SECONDS = 10.0
 BACKWARD_SECONDS = 0.1
 # Where the header does not say how long a file is, no pause is longer than this; nor do clocks of tracks differ by it.
 LONGEST_PAUSE_SECONDS = 3600.0
+# Nobody waits longer for the next frame or sound, whatever the header says; times of damaged files may.
+LONGEST_WAIT_SECONDS = 6 * 3600.0
 # A packet that is later than expected by more is looked at closely.
 _LATE_SECONDS = 0.5
 # A packet that comes so near to what was expected continues a section.
@@ -101,6 +104,8 @@ class _Pace:
         """Take the decoding time of the last packet; gives it in seconds."""
         duration = packet.duration
         if duration != self._duration:
+            if self.seconds(duration) > LONGEST_WAIT_SECONDS:  # as long as the one before
+                packet.duration = duration = max(0, self._duration or 0)
             self._duration, self._step = duration, self.seconds(duration)
             self._ahead = (self._step + _LATE_SECONDS) * self.ticks_per_second
         self.last = time = ticks / self.ticks_per_second
@@ -116,14 +121,17 @@ class Clock:
         may_restart: Whether the container's clock may be discontinuous.
         origin: The file's zero on its own clock, seconds.
         end: Where the header says that the file ends, on the same clock; infinite where it does not say.
+        is_start: Whether the pass begins where the file does.
 
     Attributes:
         wild: Where the clock could not be believed: the time there and the one that the file has, seconds from the
             origin; `None` where it could.
     """
 
-    def __init__(self, *, may_restart: bool, origin: float = 0.0, end: float = math.inf) -> None:
-        self.may_restart, self.origin, self.end = may_restart, origin, end
+    def __init__(
+        self, *, may_restart: bool, origin: float = 0.0, end: float = math.inf, is_start: bool = True
+    ) -> None:
+        self.may_restart, self.origin, self.end, self.is_start = may_restart, origin, end, is_start
         self.wild: tuple[float, float] | None = None
         self._sections: list[_Section] = []
         self._paces: dict[_Ticking, _Pace] = {}
@@ -243,16 +251,19 @@ class Clock:
 
     def _first_section(self, time: float) -> _Section:
         """The section in which a track begins."""
+        ahead = time - self.origin
+        if not self.may_restart and self.is_start and ahead > LONGEST_WAIT_SECONDS:
+            self.wild = self.wild or (0.0, ahead)
+            return self._open(-ahead, time)
         if not self._sections:
-            is_far = self.may_restart and time - self.origin > LONGEST_PAUSE_SECONDS
-            return self._open(self.origin - time if is_far else 0.0, time)
+            return self._open(-ahead if self.may_restart and ahead > LONGEST_PAUSE_SECONDS else 0.0, time)
         newest = self._sections[-1]
         if abs(time - newest.high) <= _BESIDE_SECONDS:
             return newest
         for section in self._sections:  # tracks may stand one behind the other: the others may be far ahead
             if section.low - LONGEST_PAUSE_SECONDS <= time <= section.high + LONGEST_PAUSE_SECONDS:
                 return section
-        return self._open(self._reached - time, time) if self.may_restart else self._sections[0]
+        return self._open(self._reached - time, time) if self.may_restart else self._open(0.0, time)
 
     def _section_of(self, pace: _Pace, own: _Section, time: float) -> _Section:
         """The section of a packet that is late or lies behind the last one of its track.
@@ -272,11 +283,13 @@ class Clock:
         nearest = min(others, key=lambda section: abs(late(section)), default=own)
         if abs(late(nearest)) < min(_CONTINUES_SECONDS, abs(ahead)):
             return nearest
-        if self.may_restart:
+        if own.offset and not self.may_restart:
+            is_jump = time < pace.last - BACKWARD_SECONDS or ahead > JUMP_SECONDS  # it was wild anyhow
+        elif self.may_restart:
             # A pause of one track alone is no jump: the others have come that far meanwhile.
             is_jump = time < pace.last - BACKWARD_SECONDS or time - max(pace.next, own.high) > JUMP_SECONDS
         elif self.end < math.inf:
-            is_jump = ahead > JUMP_SECONDS and time > self.end + JUMP_SECONDS
+            is_jump = ahead > LONGEST_WAIT_SECONDS or (ahead > JUMP_SECONDS and time > self.end + JUMP_SECONDS)
         else:
             is_jump = ahead > LONGEST_PAUSE_SECONDS
         if not is_jump:

@@ -114,7 +114,7 @@ class Track:
         if begin is not None:
             if begin - self._reached > HOLE_SECONDS:
                 self.gaps.append((self._reached, begin))
-            self._reached = begin + self.seconds(packet.data.duration)
+            self._reached = begin + packet.duration
 
     def seconds(self, ticks: int | None) -> float:
         """How long a packet or a frame lasts: its own ticks, or one frame where it does not say."""
@@ -139,12 +139,14 @@ class TimedPacket(NamedTuple):
         time: When its frame is shown or heard, seconds; `None` where the file does not say.
         decode_time: When it is decoded, seconds; of a packet without any time, when the one before it has ended, and
             `None` where that is not known.
+        duration: How long it lasts, seconds.
     """
 
     track: Track
     data: Any = None
     time: float | None = None
     decode_time: float | None = None
+    duration: float = 0.0
 
     @property
     def size(self) -> int:
@@ -166,7 +168,7 @@ class TimedPacket(NamedTuple):
         begin = self.decode_time if self.time is None else self.time
         if begin is None or self.data.is_discard:
             return 0.0
-        end = begin + self.track.seconds(self.data.duration)
+        end = begin + self.duration
         if self.track.is_reordered and begin < self.track.declared_end < end:
             return self.track.declared_end  # mp4 says how long until the next packet is decoded, not shown
         return end
@@ -353,7 +355,8 @@ class MediaReader:
         declared = self.declared_duration
         is_known = declared is not None and not self._is_fragmented
         end = self.origin + declared if is_known and declared is not None else math.inf
-        return Clock(may_restart=self.may_restart and self.sought is None, origin=self.origin, end=end)
+        is_start = self.sought is None
+        return Clock(may_restart=self.may_restart and is_start, origin=self.origin, end=end, is_start=is_start)
 
     @property
     def _is_fragmented(self) -> bool:
@@ -409,8 +412,9 @@ class MediaReader:
             if time is None and decode_time is None:
                 decode_time = ends[track]
             begin = time if decode_time is None else decode_time
-            ends[track] = None if begin is None else begin + track.seconds(packet.duration)
-            yield TimedPacket(track, packet, time, decode_time)
+            duration = track.seconds(packet.duration)
+            ends[track] = None if begin is None else begin + duration
+            yield TimedPacket(track, packet, time, decode_time, duration)
 
     def _raw_packets(self, container: Any) -> Iterator[tuple[Track, Any]]:
         by_index = {track.stream.index: track for track in self.tracks}
