@@ -1,6 +1,7 @@
 """The loop over moments of media: what it gives, in which order, and that it stops and stays small."""
 
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from cavmae_sync_hf import CavMaeSyncModel, CavMaeSyncProcessor, InferenceError, MediaError
+from cavmae_sync_hf import CavMaeSyncModel, CavMaeSyncProcessor, InferenceError, MediaError, UnexpectedError
+from cavmae_sync_hf.inference import moments
 from cavmae_sync_hf.inference.features import choose_features, encode_moments
 from cavmae_sync_hf.inference.moments import MediaSpan, embed_moments, format_clock, read_ahead, read_moments
 from helpers.clips import noise, write_clip
@@ -289,3 +291,65 @@ def test_clock(seconds, digits, text):
 def test_clips__of_a_folder_are_paths_too(tiny, spans):
     span = MediaSpan(Path(spans[1].media), end=0.5)
     assert len(collect(embed_moments(*tiny, [span], ("v",), hop=HOP))[0][1]["v"]) == 2
+
+
+def test_read_ahead__gives_up_a_file_that_never_comes(monkeypatch):
+    monkeypatch.setattr(moments, "STALLED_SECONDS", 0.3)
+    never = threading.Event()
+
+    def read(source):
+        yield source
+        if source == "stalled.mp4":
+            never.wait(60)  # as for a disk that does not answer
+        if source == "slow.mp4":
+            end = time.monotonic() + 1.0
+            while time.monotonic() < end:
+                pass
+        yield source
+
+    found, errors = [], []
+    for source, items in read_ahead(["a.mp4", "stalled.mp4", "slow.mp4", "b.mp4"], read, decoders=1):
+        try:
+            found += items
+        except MediaError as error:
+            errors.append((source, str(error)))
+    never.set()
+
+    # What has come of it counts; one that works is waited for.
+    assert found == ["a.mp4", "a.mp4", "stalled.mp4", "slow.mp4", "slow.mp4", "b.mp4", "b.mp4"]
+    assert [name for name, _ in errors] == ["stalled.mp4"] and "nothing came of it for 0.3 s" in errors[0][1]
+
+
+@pytest.mark.parametrize("batch_size", [1, 64])
+def test_error_of_the_model_at_one_file__costs_that_file(tiny, spans, monkeypatch, batch_size):
+    def mark(span, inputs, first):
+        if span is spans[1]:
+            inputs["pixel_values_videos"][:] = 123.0
+
+    def fail(model, inputs, features):
+        if bool((inputs["pixel_values_videos"] == 123.0).any()):
+            raise RuntimeError("shapes do not fit")
+        return encode_moments(model, inputs, features)
+
+    monkeypatch.setattr(moments, "encode_moments", fail)
+    good, bad = [], []
+    options = {"hop": HOP, "batch_size": batch_size, "missing": "mask", "prepare": mark}
+    for span, chunks in embed_moments(*tiny, spans, **options):
+        try:
+            list(chunks)
+            good.append(span.name)
+        except UnexpectedError as error:
+            bad.append(str(error))
+
+    assert good == ["0.mp4", "2.mp4", "3.mp4"]
+    assert len(bad) == 1 and "1.mp4: RuntimeError: shapes do not fit at test_moments.py" in bad[0]
+
+
+def test_error_of_the_model_at_all_files__ends_all(tiny, spans, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no kernel for this device")
+
+    monkeypatch.setattr(moments, "encode_moments", fail)
+    with pytest.raises(RuntimeError, match="no kernel"):
+        for _, chunks in embed_moments(*tiny, spans, hop=HOP, missing="mask"):
+            list(chunks)

@@ -43,6 +43,20 @@ _RAY_RETRIES = 2
 _PRELOAD = ["cavmae_sync_hf.data.prepare"]
 
 
+@contextlib.contextmanager
+def worker_deaths() -> Iterator[None]:
+    """The death of a loader's worker process, for which torch has no error of its own, as a `WorkerError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise WorkerError(
+            f"A process that loads clips died ({' '.join(str(error).split())}); memory may have run out, or a decoder "
+            "crashed: use fewer of them, or none to see of which clip."
+        ) from error
+
+
 def run_here(
     function: Callable[..., Any], tasks: Sequence[Any], progress: Callable[[int], None] | None = None
 ) -> Iterator[Any]:

@@ -5,6 +5,8 @@ import copy
 import hashlib
 import json
 import os
+import signal
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,10 +16,11 @@ from typing import Any, Literal, TypedDict
 import fsspec
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, Subset, get_worker_info
 
 from ..data import crashes
 from ..data.dataset import CavMaeSyncCollator, CavMaeSyncDataset, InputMaker
+from ..data.engines import worker_deaths
 from ..data.failures import Failure
 from ..data.shards import INDEX_NAME
 from ..data.sources import read_source
@@ -25,13 +28,23 @@ from ..data.tables import LIST_SUFFIXES, Entry, read_list
 from ..files import StrPath
 from ..inference.features import move_inputs
 from ..inference.moments import Progress
-from ..model.errors_cavmae_sync import DataError, EvaluationError, Hint, MediaWarning, collected_remarks
+from ..model.errors_cavmae_sync import (
+    DataError,
+    EvaluationError,
+    Hint,
+    MediaWarning,
+    UnexpectedError,
+    WorkerError,
+    collected_remarks,
+)
 from ..model.modeling_cavmae_sync import CavMaeSyncPreTrainedModel
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from ..syncworld.truth import OPTIONS_NAME
 from .protocols import Protocol, RetrievalProtocol
 from .results import make_record
 
+# So many deaths of processes, and no batch in between: it is not the clips.
+_MOST_DEATHS = 20
 # Of missing and unusable clips so many are named in a results file.
 _NAMED = 100
 
@@ -187,14 +200,11 @@ class EvaluationClips(EvaluatedSet):
         size = self.options.get("batch_size", 8)
         if size < 1:
             raise EvaluationError(f"`batch_size` is {size}; it must be at least 1.")
-        loader = DataLoader(
-            _Samples(self, needs),
-            batch_size=size,
-            collate_fn=_Collate(CavMaeSyncCollator(self.processor)),
-            num_workers=self.options.get("num_workers", 0),
-        )
+        samples = _Samples(self, needs)
+        collate = _Collate(CavMaeSyncCollator(self.processor))
+        loaded = _load(samples, collate, batch_size=size, num_workers=self.options.get("num_workers", 0))
         done = 0
-        for batch, places, reasons, remarks in loader:
+        for batch, places, reasons, remarks in loaded:
             for remark in remarks:
                 warnings.warn(remark, stacklevel=2)
             for _, failure in sorted(reasons.items()):
@@ -368,21 +378,89 @@ def _names(entry: Entry) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
+def _load(samples: "_Samples", collate: "_Collate", *, batch_size: int, num_workers: int) -> Iterator[tuple[Any, ...]]:
+    """Batches of all samples in their order; a sample of which worker processes die is left out.
+
+    Where a worker dies, what was being read is read again by a single one, which tells whose fault it was.
+
+    Raises:
+        WorkerError: Workers die of no sample, or of one after the other.
+    """
+    begin, alone_until, died_in_a_row = 0, 0, 0
+    while begin < len(samples):
+        alone = begin < alone_until
+        workers = min(1, num_workers) if alone else num_workers
+        samples.being_read = torch.full((max(1, workers),), -1).share_memory_() if workers else None
+        numbers = range(begin, min(alone_until, len(samples)) if alone else len(samples))
+        loader = DataLoader(Subset(samples, numbers), batch_size=batch_size, collate_fn=collate, num_workers=workers)
+        try:
+            for loaded in _deaths_in_turn(loader):
+                begin = min(begin + batch_size, numbers.stop)
+                died_in_a_row = 0
+                yield loaded
+        except WorkerError as error:
+            suspects = [] if samples.being_read is None else [int(at) for at in samples.being_read if at >= 0]
+            died_in_a_row += 1
+            if not suspects or died_in_a_row > _MOST_DEATHS:
+                raise
+            if alone:
+                name = samples.ids[suspects[0]]
+                reason = f"{name}: the process that read it died, twice ({error.__cause__})."
+                samples.fatal[suspects[0]] = UnexpectedError(" ".join(reason.split()))
+            alone_until = max(alone_until, max(suspects) + 1)
+
+
+def _deaths_in_turn(loader: DataLoader) -> Iterator[Any]:
+    """What a loader gives; the death of a worker is a `WorkerError`, and comes when the next batch is asked for."""
+    if not loader.num_workers:
+        yield from loader
+        return
+    # torch would raise it wherever the program is then, also in the midst of the model.
+    listens = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGCHLD) if listens else None
+    batches: Any = None
+    try:
+        with worker_deaths():
+            batches = iter(loader)
+            if listens:
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            yield from batches
+    finally:
+        # Before torch listens again: it would hear the end of the other workers.
+        if batches is not None:
+            batches._shutdown_workers()
+        if listens:
+            signal.signal(signal.SIGCHLD, before)
+
+
 class _Samples(Dataset):
-    """The samples of an evaluation; one that cannot be read is a `Failure` instead."""
+    """The samples of an evaluation; one that cannot be read is a `Failure` instead.
+
+    Attributes:
+        being_read: The place that each worker process reads, -1 for none; in shared memory.
+        fatal: Places that must not be read, and why.
+    """
 
     def __init__(self, clips: EvaluationClips, needs: Sequence[str]) -> None:
         self.dataset, self.numbers, self.ids, self.needs = clips.dataset, clips.numbers, clips.ids, needs
         self.of_shards = clips.kind == "shards"
+        self.being_read: Tensor | None = None
+        self.fatal: dict[int, UnexpectedError] = {}
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def __getitem__(self, place: int) -> dict[str, Any]:
-        if get_worker_info() is None:
+        worker = get_worker_info()
+        if place in self.fatal:
+            return {"place": place, "reason": Failure.of(self.ids[place], self.fatal[place])}
+        if worker is None or self.being_read is None:
             return self._read(place)
+        self.being_read[worker.id] = place
         with collected_remarks() as remarks:  # a worker's own words would reach nobody who knows how to tell them
-            return self._read(place) | {"remarks": remarks}
+            sample = self._read(place) | {"remarks": remarks}
+        self.being_read[worker.id] = -1
+        return sample
 
     def _read(self, place: int) -> dict[str, Any]:
         name = self.ids[place]

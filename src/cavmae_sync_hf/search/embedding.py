@@ -133,7 +133,7 @@ def embed_clips(
                 rows.add(chunk)
                 if show is not None:
                     show(len(chunk) * options.hop)
-        except DiskError:
+        except DiskError:  # of this machine, and no file's fault
             rows.close()
             raise
         except CavMaeSyncError as error:

@@ -31,6 +31,7 @@ from transformers.training_args import OptimizerNames
 from transformers.utils import logging
 
 from ..data.augmentation import make_generator
+from ..data.engines import worker_deaths
 from ..data.streaming import CavMaeSyncStreamingDataset, StreamingLoader
 from ..files import parse_json, whole_files, write_json, write_text, writing
 from ..inference.loading import check_finite
@@ -229,7 +230,7 @@ class CavMaeSyncBaseTrainer(Trainer):
             half = {"bf16": torch.bfloat16, "fp16": torch.float16}
             dtype = half.get(self.accelerator.mixed_precision, torch.float32)
             self._meter.peak_tflops = measure_peak(self.args.device, dtype)
-        with self._signals.listening():
+        with self._signals.listening(), worker_deaths():
             return super().train(self._resume_from, *args, **kwargs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
+from ..data.engines import worker_deaths
 from ..metrics import (
     clip_similarity,
     compute,
@@ -49,6 +50,7 @@ class Embeddings:
         return self.audio @ self.video.transpose(1, 2)
 
 
+@worker_deaths()
 @torch.no_grad()
 def map_clips(
     model: Callable[..., Any],

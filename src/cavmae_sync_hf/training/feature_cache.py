@@ -19,6 +19,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Subset
 
 from ..data.dataset import CavMaeSyncCollator, CavMaeSyncDataset
+from ..data.engines import worker_deaths
 from ..files import StrPath, check_array_size, parse_json, whole_file, write_json
 from ..inference.features import Feature, choose_features, encode_moments, not_finite_error
 from ..model.errors_cavmae_sync import Hint, TrainingError
@@ -33,6 +34,7 @@ _INDEX_NAME = "index.json"
 _FORMAT, _FORMAT_VERSION = "cavmae-sync-clip-features", 1
 
 
+@worker_deaths()
 def cached_features(
     model: CavMaeSyncModel,
     dataset: CavMaeSyncDataset,
