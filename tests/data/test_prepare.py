@@ -18,6 +18,7 @@ from cavmae_sync_hf.data.shards import check_shards, read_clip_table, read_index
 from cavmae_sync_hf.model.errors_cavmae_sync import LockedError
 from cavmae_sync_hf.model.media_cavmae_sync import decode_media
 from helpers.clips import corrupt, noise, numbered_frame, read_number, truncate, write_clip
+from helpers.columns import datasets_with_columns
 
 # Log-mel values lie within (-16, 16), where neighbouring float16 numbers are at most 2**-7 apart, and are divided by
 # 4.4849: half of that is 8.71e-4. The rest is for sums in another order.
@@ -388,7 +389,7 @@ def test_prepare__too_long_clips_are_left_out(videos, tmp_path):
 
 
 def test_prepare__rows_of_a_data_set(videos, tmp_path):
-    datasets = pytest.importorskip("datasets")
+    datasets = datasets_with_columns(decoders=False)
     features = datasets.Features(
         {"video": datasets.Video(decode=False), "label": datasets.ClassLabel(names=["quiet", "loud"])}
     )

@@ -211,7 +211,13 @@ def write_clip(
 
 
 def write_audio_tracks(
-    path: Path | str, tracks: Sequence[dict], *, seconds: float = 1.0, video: bool = True, rate: int = RATE
+    path: Path | str,
+    tracks: Sequence[dict],
+    *,
+    seconds: float = 1.0,
+    video: bool = True,
+    rate: int = RATE,
+    container_options: dict[str, str] | None = None,
 ) -> Path:
     """Write a clip with several audio tracks, track k a tone of `300 * (k + 1)` Hz, and return its path.
 
@@ -222,8 +228,9 @@ def write_audio_tracks(
         seconds: Length.
         video: Whether there is a video track, too.
         rate: Sampling rate, Hz.
+        container_options: Options of the muxer.
     """
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options=dict(container_options or {})) as container:
         packets = []
         if video:
             stream = container.add_stream("libx264", rate=25)

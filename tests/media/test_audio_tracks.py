@@ -1,5 +1,7 @@
 """Of several tracks of a kind, the one that a player plays is read, or the audio track that was asked for."""
 
+import itertools
+import struct
 import warnings
 from fractions import Fraction
 
@@ -315,3 +317,36 @@ def test_decode_media__a_silent_first_channel_beside_a_loud_one_is_told(folder, 
                 str(told[0]).startswith(f"{path}: the first channel of its audio") and told[0].hints[0].value == "mean"
             )
             assert str(told[0]).endswith("Pass channel='mean' to hear all channels.")
+
+
+def joined_programs(path, *programs):
+    """A transport stream of several programs, each a list of `write_audio_tracks` and whether it has a video."""
+    packets, entries = [], b""
+    for number, (tracks, video) in enumerate(programs, start=1):
+        part = path.with_name(f"{path.stem}{number}.ts")
+        options = {"mpegts_start_pid": str(256 * number), "mpegts_pmt_start_pid": str(32 + number)}
+        write_audio_tracks(part, tracks, video=video, container_options=options | {"mpegts_service_id": str(number)})
+        data = part.read_bytes()
+        packets.append([data[first : first + 188] for first in range(0, len(data), 188)])
+        entries += struct.pack(">HH", number, 0xE000 | 32 + number)
+    section = b"\x00" + struct.pack(">H", 0xB000 | len(entries) + 9) + b"\x00\x01\xc1\x00\x00" + entries
+    checksum = 0xFFFFFFFF  # CRC-32 of MPEG-2 systems
+    for byte in section:
+        checksum ^= byte << 24
+        for _ in range(8):
+            checksum = (checksum << 1 ^ (0x04C11DB7 if checksum >> 31 else 0)) & 0xFFFFFFFF
+    table = (b"\x47\x40\x00\x10\x00" + section + struct.pack(">I", checksum)).ljust(188, b"\xff")
+    others = [[packet for packet in part if (packet[1] & 0x1F) << 8 | packet[2]] for part in packets]
+    mixed = [packet for row in itertools.zip_longest(*others) for packet in row if packet is not None]
+    path.write_bytes(table + b"".join(mixed))
+    return path
+
+
+@pytest.mark.parametrize("first", ["radio", "television"])
+def test_decode_media__hears_the_program_that_it_shows(folder, first):
+    radio = ([{"audio": tone(1.0, 48000, 1500, 1)}], False)
+    television = ([{"audio": tone(1.0, 48000, 600, 1)}, {"audio": tone(1.0, 48000, 900, 2)[:1]}], True)
+    programs = (radio, television) if first == "radio" else (television, radio)
+    path = joined_programs(folder / f"{first}.ts", *programs)
+    assert len(probe_media(path).audio_tracks) == 3
+    assert loudest_frequency(decode_media(path, num_frames=2).waveform) == pytest.approx(600, abs=3)

@@ -16,6 +16,7 @@ from cavmae_sync_hf.model.modeling_cavmae_sync import CavMaeSyncModel
 from cavmae_sync_hf.model.pipeline_inputs_cavmae_sync import prepare_clip
 from cavmae_sync_hf.model.pipelines_cavmae_sync import CavMaeSyncFeatureExtractionPipeline
 from helpers.clips import loudest_frequency, noise, numbers, tone, write_audio_tracks, write_clip
+from helpers.columns import datasets_with_columns
 from helpers.tiny import tiny_config
 from helpers.tiny_shards import tiny_processor
 
@@ -268,12 +269,7 @@ def test_objects_of_columns__mean_the_stream_that_they_were_made_for(folder):
 
 @pytest.fixture(scope="module")
 def datasets():
-    module = pytest.importorskip("datasets")
-    try:
-        import torchcodec  # noqa: F401
-    except (ImportError, RuntimeError, OSError) as error:  # it needs FFmpeg's libraries, which its wheel lacks
-        pytest.skip(f"torchcodec does not load: {str(error).strip().splitlines()[0]}")
-    return module
+    return datasets_with_columns(decoders=True)
 
 
 @pytest.fixture(scope="module")

@@ -174,11 +174,13 @@ def _ranked(container: Any, kind: str, video: Any = None) -> list[Any]:
     special |= kinds.karaoke | kinds.lyrics | kinds.dependent | kinds.timed_thumbnails | kinds.still_image
     streams = [stream for stream in getattr(container.streams, kind) if _is_usable(stream)]
     several = len(streams) > 1
-    # Only transport streams hold several programs, which do not belong together.
+    best = container.streams.best
+    # Only transport streams hold several programs, which do not belong together. FFmpeg's best stream for another one
+    # is of the same program.
     programs = several and video is not None and container.format.name == "mpegts"
 
     def rank(stream: Any) -> tuple[bool, ...]:
-        apart = programs and container.streams.best("video", stream).index != video.index
+        apart = programs and best(kind, stream).index != best(kind, video).index
         # The tracks of mp4 files tell how many frames they have; a video of one frame is no more than an image.
         is_empty = any(other.frames for other in streams) and stream.frames <= (kind == "video")
         is_other = kinds.default not in stream.disposition
