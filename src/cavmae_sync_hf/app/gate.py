@@ -198,20 +198,14 @@ class Gate:
         body = json.dumps(request).encode()
         headers = [item for item in scope["headers"] if item[0] not in (b"content-length", b"transfer-encoding")]
         headers.append((b"content-length", str(len(body)).encode()))
-        status = 500
 
-        async def note_status(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self.app({**scope, "headers": headers}, _replay(body, receive), note_status)
-        finally:
-            if status != 200:  # nothing will come of its files
+        async def remove_unused(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] != 200:  # nothing will come of them
                 for file in files:
                     self.workspace.remove_upload(file["path"])
+            await send(message)
+
+        await self.app({**scope, "headers": headers}, _replay(body, receive), remove_unused)
 
     # --- uploads -------------------------------------------------------------------------------------------------
 
