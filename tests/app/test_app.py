@@ -202,7 +202,7 @@ def test_take__a_bad_upload_is_removed_and_named(handler, tmp_path):
 def test_take__stops_when_the_visitor_chooses_another_clip(handler, video, monkeypatch):
     upload, processes = send(handler.workspace, video), watch_processes(monkeypatch)
 
-    assert handler.take("visitor", upload, lambda *_: handler.pick("visitor", 1)) == {}
+    assert handler.take("visitor", upload, progress=lambda *_: handler.pick("visitor", 1)) == {}
     assert [process.returncode is not None for process in processes] == [True]
     assert list(handler.workspace.uploads.iterdir()) == []
 

@@ -14,9 +14,11 @@ from PIL import Image
 from cavmae_sync_hf import AppError, MediaError
 from cavmae_sync_hf.app import guard, intake
 from cavmae_sync_hf.app.guard import copy_safely, display_name
+from cavmae_sync_hf.app.spelling import AUDIO_CHOICES, on_page
 from cavmae_sync_hf.app.workspace import Limits
+from cavmae_sync_hf.model.errors_cavmae_sync import Hint
 from cavmae_sync_hf.model.media_cavmae_sync import decode_media
-from helpers.clips import noise, onset, tone, write_clip
+from helpers.clips import loudest_frequency, noise, onset, tone, write_audio_tracks, write_clip
 from helpers.little_app import PLAYLIST, RATE, make_video, watch_processes
 
 
@@ -268,11 +270,53 @@ def test_copy_image__is_upright_and_small_and_hostile_ones_are_refused(tmp_path)
         intake.copy_image(source, tmp_path / "copy.png", max_pixels=10**7)
 
 
+# --- what is told of a good file ---------------------------------------------------------------------------------
+
+
+def copied(path: Path, **audio) -> tuple[list[str], float]:
+    """The remarks about a video, and the frequency that is heard in its copy."""
+    copy = path.with_name("copy.mp4")
+    job = {"source": str(path), "target": str(copy), "name": "a.mp4", "kind": "video", "audio": audio}
+    facts = intake.do_job(job | {"max_seconds": 60, "max_pixels": 10**6})
+    return facts["remarks"], loudest_frequency(decode_media(copy).waveform.numpy())
+
+
+def test_remarks__several_audio_tracks_can_be_chosen_from(tmp_path):
+    path = write_audio_tracks(tmp_path / "clip.mkv", [{"language": "deu"}, {"language": "eng"}, {}])
+    one = write_audio_tracks(tmp_path / "one.mkv", [{"language": "deu"}])
+
+    remarks, frequency = copied(path)
+    assert frequency == pytest.approx(300, abs=5) and remarks == [
+        "It has 3 audio tracks, and number 1 is heard. Choose “Audio track 2” at “Audio of your file” and send it "
+        "again to hear another."
+    ]
+    assert copied(path, **AUDIO_CHOICES["Audio track 3"]) == ([], pytest.approx(900, abs=5))
+    assert copied(one) == ([], pytest.approx(300, abs=5))
+    with pytest.raises(MediaError, match="audio track"):
+        copied(one, **AUDIO_CHOICES["Audio track 2"])
+
+
 @pytest.mark.parametrize("kind", ["video", "audio"])
-def test_copy__tells_of_a_silent_first_channel(tmp_path, kind):
-    samples = np.stack([np.zeros(48000, np.float32), noise(1.0, channels=1)[0]])
-    upload = write_clip(tmp_path / "camera.mp4", seconds=1, audio=samples)
-    target = tmp_path / ("copy.mp4" if kind == "video" else "copy.wav")
-    (remark,) = copy_safely(upload, target, kind, Limits())["remarks"]
-    assert remark.startswith("camera.mp4: the first channel") and "channel=" not in remark
-    assert str(tmp_path) not in remark
+def test_remarks__of_the_engine_are_told_in_the_words_of_the_page(tmp_path, kind):
+    clip = write_clip(tmp_path / "stored.mp4", audio=np.stack([0 * noise(2.0)[0], noise(2.0)[0]]))
+    job = {"source": str(clip), "target": str(tmp_path / "copy.mp4"), "name": "camera.mp4", "kind": kind, "audio": {}}
+
+    (remark,) = intake.do_job(job | {"max_seconds": 60, "max_pixels": 10**6})["remarks"]
+
+    assert remark.startswith("The first channel") and "channel=" not in remark and str(tmp_path) not in remark
+    assert "Choose “All channels mixed” at “Audio of your file” and send it again" in remark
+    assert copied(clip, channel="mean")[0] == []
+
+
+@pytest.mark.parametrize(
+    ("hint", "words"),
+    [
+        (Hint("channel", "mean"), "choose “All channels mixed” at “Audio of your file” and send it again"),
+        (Hint("audio_track", 0), "choose “Audio track 1” at “Audio of your file” and send it again"),
+        (Hint("audio_track", 7), None),
+        (Hint("audio_track", "deu"), None),
+        (Hint("damaged", "keep"), None),
+    ],
+)
+def test_remedies__are_told_where_the_page_has_them(hint, words):
+    assert on_page(hint) == words

@@ -461,10 +461,11 @@ def test_sentences__name_no_place_on_the_server(page, visitor, video, monkeypatc
         assert str(page.workspace.root) not in answer.text
 
 
-def test_server__stops_work_for_those_who_leave(page, visitor, video):
+def test_server__keeps_nothing_of_those_who_leave(page, visitor, video):
+    before = page.workspace.used()
     sent = visitor.upload(video).json()[0]
     assert visitor.ask("take", {"path": sent, "meta": {"_type": "gradio.FileData"}}).status_code == 200
     with visitor.client.stream("GET", f"/gradio_api/heartbeat/{visitor.session}") as heart:
         next(heart.iter_lines())
 
-    wait_until(lambda: visitor.session not in page.workspace._sessions and not kept_uploads(page))
+    wait_until(lambda: page.workspace.used() == before and not kept_uploads(page))

@@ -55,9 +55,9 @@ def decode_here(patch: pytest.MonkeyPatch) -> None:
 
     def run(job, seconds, progress):
         try:
-            return intake.do_job(job, progress)
+            return json.loads(json.dumps(intake.do_job(job, progress)))
         except ValueError as error:
-            raise AppError(str(error)) from error
+            raise AppError(intake.describe_failure(error)["error"]) from error
 
     patch.setattr(guard, "_run", run)
 
@@ -82,6 +82,8 @@ class Visitor:
 
     def ask(self, function: str, *data, way: str = "/gradio_api/queue/join") -> httpx.Response:
         """Ask for something; the answer to a good request tells its number."""
+        if function == "take" and len(data) == 1:
+            data = (*data, "As it plays")
         body = {"data": list(data), "fn_index": self.functions[function], "session_hash": self.session}
         return self.client.post(way, json=body)
 

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from ..model.errors_cavmae_sync import AppError, MediaError
 from ..model.media_source_cavmae_sync import MediaSource
+from .spelling import on_page
 from .workspace import Limits
 
 Kind = Literal["video", "audio", "image"]
@@ -57,6 +58,7 @@ def copy_safely(
     limits: Limits,
     *,
     name: str | None = None,
+    audio: dict[str, Any] | None = None,
     progress: Callable[[float, float], None] | None = None,
 ) -> dict[str, Any]:
     """Decode an upload in a process of its own and write what is in it anew.
@@ -68,10 +70,11 @@ def copy_safely(
         kind: What is wanted of it.
         limits: How large and long it may be, and how much decoding it may take.
         name: What to call it in messages.
+        audio: What of a video's audio to take, as for `intake.copy_video`.
         progress: Called with the seconds that are done, of how many; what it raises ends the process.
 
     Returns:
-        Facts of the copy, such as `duration`, `width` and `height`.
+        Facts of the copy, such as `duration`, `width` and `height`, and `remarks` about the file.
 
     Raises:
         AppError: The file cannot be used; the message is for the one who sent it.
@@ -87,6 +90,7 @@ def copy_safely(
         "target": os.fspath(partial),
         "name": name,
         "kind": kind,
+        "audio": audio,
         "max_seconds": limits.seconds,
         "max_pixels": limits.pixels,
         "memory": limits.decode_memory,
@@ -120,7 +124,7 @@ def _look(upload: Path, name: str) -> None:
         with MediaSource(upload, name):
             pass
     except MediaError as error:
-        raise AppError(error.message) from error
+        raise AppError(error.spelled(on_page)) from error
 
 
 def _run(job: dict[str, Any], seconds: float, progress: Callable[[float, float], None] | None) -> dict[str, Any]:

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..files import file_stem, whole_file, write_json
-from ..model.errors_cavmae_sync import AppError, CavMaeSyncError, QueryError, SearchError
+from ..model.errors_cavmae_sync import AppError, CavMaeSyncError, DiskError, QueryError, SearchError
 from ..model.media_source_cavmae_sync import NamedPath
 from ..provenance import package_version
 from .demo_clips import DemoClips
 from .engine import Engine
 from .guard import copy_safely, display_name
+from .spelling import AUDIO_CHOICES, on_page
 from .views import labels_view, places_view, sync_view
 from .workspace import Limits, Session, Workspace
 
@@ -111,8 +112,15 @@ class RequestHandler:
         view = {"url": url, "title": chosen.title, "note": chosen.text, "number": number}
         return {"turn": session.turn, "clip": view | {"bytes": chosen.video.stat().st_size}}
 
-    def take(self, visitor: str, upload: Any, progress: Progress | None = None) -> View:
-        """Take an uploaded video: copy it safely and remove it, whatever comes of it."""
+    def take(self, visitor: str, upload: Any, audio: Any = None, progress: Progress | None = None) -> View:
+        """Take an uploaded video: copy it safely and remove it, whatever comes of it.
+
+        Args:
+            visitor: Who sent it.
+            upload: Where it lies.
+            audio: What to listen to, one of `AUDIO_CHOICES`.
+            progress: Called with the seconds that are done, and of how many.
+        """
         if not upload:
             return {}
         name = display_name(self._name_of(upload))
@@ -129,7 +137,8 @@ class RequestHandler:
 
             show(0.0, 0.0)
             with self.workspace.room(self.limits.copy_bytes):
-                facts = copy_safely(upload, incoming, "video", self.limits, name=name, progress=show)
+                choice = AUDIO_CHOICES.get(audio) if isinstance(audio, str) else None
+                facts = copy_safely(upload, incoming, "video", self.limits, name=name, audio=choice, progress=show)
                 _check_turn(session, turn)
             session.begin()
             clip = Clip(session.path("clip.mp4"), name, file_stem(name, set()), facts["duration"])
@@ -282,7 +291,9 @@ class RequestHandler:
                 target.unlink(missing_ok=True)
         except Superseded:
             return {}
-        except (ValueError, ImportError) as error:
+        except (CavMaeSyncError, ImportError) as error:
+            if isinstance(error, DiskError):
+                return self._broken() | {"turn": turn}
             return _message(_spelled(error)) | {"turn": turn}
         except Exception:
             return self._broken() | {"turn": turn}
@@ -394,7 +405,9 @@ class RequestHandler:
                 return {"turn": session.turn} | work(session, clip, tell)
         except Superseded:
             return {}
-        except (ValueError, ImportError) as error:
+        except (CavMaeSyncError, ImportError) as error:
+            if isinstance(error, DiskError):
+                return self._broken() | {"turn": session.turn}
             return _message(_spelled(error)) | {"turn": session.turn}
         except Exception:
             if turn != session.turn:  # the visitor has gone, and the folder with them
@@ -448,8 +461,8 @@ def _message(text: str) -> View:
 
 
 def _spelled(error: Exception) -> str:
-    """A message without remedies that are arguments: the page has no place to set them."""
-    return error.message if isinstance(error, CavMaeSyncError) else str(error)
+    """A message with the remedies that the page has."""
+    return error.spelled(on_page) if isinstance(error, CavMaeSyncError) else str(error)
 
 
 def _download(session: Session, path: Path, save_as: str, what: str) -> dict[str, Any]:

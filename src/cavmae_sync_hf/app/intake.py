@@ -14,12 +14,14 @@ import json
 import math
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from ..model.errors_cavmae_sync import CavMaeSyncError, MediaError, collected_remarks
+from ..model.errors_cavmae_sync import CavMaeSyncError, Hint, MediaError, MediaWarning, collected_remarks
+from .spelling import on_page
 
 # Shorter side of the copy. The largest model sees 224 lines, so this costs it nothing.
 LINES = 480
@@ -48,7 +50,13 @@ class _Upload(io.FileIO):
 
 
 def copy_video(
-    source: Any, target: Path, *, max_seconds: float, max_pixels: int, progress: Progress | None = None
+    source: Any,
+    target: Path,
+    *,
+    max_seconds: float,
+    max_pixels: int,
+    progress: Progress | None = None,
+    audio: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write the video and audio of a file into a plain mp4 file, on the same clock.
 
@@ -58,6 +66,7 @@ def copy_video(
         max_seconds: Longest clip that is accepted.
         max_pixels: Largest frame that is accepted.
         progress: Called with the seconds that are done, and of how many.
+        audio: What of its audio to take: `channel` and `audio_track` of `iter_media`.
 
     Returns:
         `duration`, `frame_rate`, `width` and `height` of the copy.
@@ -73,7 +82,13 @@ def copy_video(
         if progress is not None:
             progress(done, info.duration or 0.0)
 
-    return _rewrite(source, target, info, show, max_pixels=max_pixels)
+    audio = audio or {}
+    if len(info.audio_tracks) > 1 and "audio_track" not in audio:
+        number = next((track.number for track in info.audio_tracks if track.is_default), 0)
+        other = next(track.number for track in info.audio_tracks if track.number != number)
+        told = f"{source.name}: it has {len(info.audio_tracks)} audio tracks, and number {number + 1} is heard."
+        warnings.warn(MediaWarning(told, hint=Hint("audio_track", other, "hear another")), stacklevel=2)
+    return _rewrite(source, target, info, show, max_pixels=max_pixels, **audio)
 
 
 def cut(source: Any, target: Path, start: float, end: float) -> dict[str, Any]:
@@ -147,7 +162,9 @@ def copy_image(source: Any, target: Path, *, max_pixels: int) -> dict[str, Any]:
             if opened.width * opened.height > max_pixels:
                 raise _too_large(source.name, opened.width, opened.height, max_pixels)
             image = ImageOps.exif_transpose(opened).convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, MediaError):
+            raise
         raise MediaError(f"{source.name}: is not an image that can be read; save it as PNG or JPEG.") from error
     height, width = _fit(image.height, image.width)
     image.resize((width, height), Image.Resampling.BICUBIC).save(target, format="PNG")
@@ -268,7 +285,8 @@ def do_job(job: dict[str, Any], progress: Progress | None = None) -> dict[str, A
     """Make the copy that a job of `guard.copy_safely` asks for; returns its facts.
 
     Args:
-        job: `source`, `target`, `name` for messages, `kind`, and the limits `max_seconds` and `max_pixels`.
+        job: `source`, `target`, `name` for messages, `kind`, the limits `max_seconds` and `max_pixels`, and of a video
+            `audio`.
         progress: Called with the seconds that are done, of how many.
 
     Returns:
@@ -284,10 +302,10 @@ def do_job(job: dict[str, Any], progress: Progress | None = None) -> dict[str, A
         elif job["kind"] == "audio":
             facts = copy_audio(source, target, max_seconds=job["max_seconds"])
         else:
-            facts = copy_video(
-                source, target, max_seconds=job["max_seconds"], max_pixels=job["max_pixels"], progress=progress
-            )
-    return facts | {"remarks": [remark.message for remark in remarks]}
+            limits = {name: job[name] for name in ("max_seconds", "max_pixels")}
+            facts = copy_video(source, target, **limits, progress=progress, audio=job["audio"])
+    told = [remark.spelled(on_page).removeprefix(f"{job['name']}: ") for remark in remarks]
+    return facts | {"remarks": [text[:1].upper() + text[1:] for text in told]}
 
 
 def main() -> None:
@@ -316,9 +334,8 @@ def describe_failure(error: Exception) -> dict[str, Any]:
     """What to tell of an error: a sentence for the visitor, or which kind it is and details for the operator."""
     if _is_scarcity(error) or _least_room() < _TIGHT_BYTES:
         return {"failed": "memory"}
-    if isinstance(error, ValueError):
-        # Without remedies that are arguments: the page has no place to set them.
-        return {"error": error.message if isinstance(error, CavMaeSyncError) else str(error)}
+    if isinstance(error, CavMaeSyncError):
+        return {"error": error.spelled(on_page)}
     return {"failed": "unknown", "details": f"{type(error).__name__}: {error}"}
 
 

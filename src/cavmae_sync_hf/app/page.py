@@ -15,6 +15,7 @@ from .demo_clips import DemoClips, default_folder, make_demo_clips
 from .engine import Engine
 from .handlers import SEARCHES, RequestHandler
 from .server import Page
+from .spelling import AUDIO_CHOICES, AUDIO_LABEL
 from .workspace import Limits, Workspace
 
 VIDEO_TYPES = ["video", ".mkv", ".mov", ".avi", ".ts", ".mts", ".m2ts", ".mxf", ".wmv", ".flv", ".mpg", ".webm"]
@@ -114,7 +115,10 @@ class _Layout:
                 self.upload = gr.File(
                     label=f"Video, up to {limits.megabytes:g} MB and {limits.seconds:g} s",
                     file_types=VIDEO_TYPES,
-                    height=190,
+                    height=130,
+                )
+                self.audio_choice = gr.Dropdown(
+                    list(AUDIO_CHOICES), value=next(iter(AUDIO_CHOICES)), label=AUDIO_LABEL
                 )
         self.status = _part("status")
         with gr.Row(elem_classes="cs-promises-block"):
@@ -169,12 +173,13 @@ class _Layout:
         def pick(event: gr.EventData, request: gr.Request) -> Any:
             return handler.pick(_visitor(request), (getattr(event, "_data", None) or {}).get("clip"))
 
-        def take(upload: Any, request: gr.Request, progress: Any = gr.Progress()) -> Any:  # noqa: B008
-            return handler.take(_visitor(request), upload, _reporter(progress, "reading the clip")), None
+        def take(upload: Any, audio: str, request: gr.Request, progress: Any = gr.Progress()) -> Any:  # noqa: B008
+            show = _reporter(progress, "reading the clip")
+            return handler.take(_visitor(request), upload, audio, progress=show), None
 
         picked = self.cards.click(pick, None, views["clip"], **quick)
         sent = self.upload.upload(
-            take, self.upload, [views["clip"], self.upload],
+            take, [self.upload, self.audio_choice], [views["clip"], self.upload],
             concurrency_id="uploads", concurrency_limit=2, show_progress_on=self.status, api_visibility="private",
         )  # fmt: skip
         for start in (picked, sent):
