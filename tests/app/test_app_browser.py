@@ -14,7 +14,7 @@ import pytest
 from cavmae_sync_hf.app import demo_clips
 from cavmae_sync_hf.app.engine import Engine
 from cavmae_sync_hf.app.workspace import Limits
-from helpers.clips import clicks, write_clip
+from helpers.clips import clicks, write_audio_tracks, write_clip
 
 pytest.importorskip("gradio")
 pytest.importorskip("lancedb")
@@ -225,6 +225,11 @@ def test_upload__bad_ones_are_refused_with_a_reason_and_removed(visit, app, tmp_
     visit.page.get_by_role("button", name="Close").click()
     assert visit.page.locator(".cs-error").count() == 0
 
+    (tmp_path / "<img src=x onerror=window.harmed=1>.txt").write_text("hello", encoding="utf-8")
+    visit.send(tmp_path / "<img src=x onerror=window.harmed=1>.txt")
+    visit.page.wait_for_selector("text=Invalid file type")
+    assert visit.page.evaluate("window.harmed") is None
+
     (tmp_path / "large.mp4").write_bytes(bytes(1_100_000))
     visit.send(tmp_path / "large.mp4")
     visit.page.wait_for_selector("text=exceed the maximum allowed size")
@@ -241,6 +246,17 @@ def test_upload__a_good_one_is_shown_under_its_name_as_text(visit, app, tmp_path
     assert visit.page.evaluate("window.harmed") is None
     assert visit.page.locator(".cs-title img").count() == 0
     assert kept_uploads(app) == []
+
+
+def test_upload__its_audio_track_can_be_chosen(visit, tmp_path):
+    clip = write_audio_tracks(tmp_path / "tracks.mkv", [{"language": "deu"}, {"language": "eng"}], seconds=4.0)
+
+    visit.send(clip)
+    visit.page.wait_for_selector("text=It has 2 audio tracks, and number 1 is heard. Choose “Audio track 2” at")
+    visit.page.get_by_label("Audio of your file").click()
+    visit.page.get_by_role("option", name="Audio track 2").click()
+    visit.send(clip)
+    visit.page.wait_for_function("cavmaeSync.state.clip && !cavmaeSync.state.clip.note.includes('audio tracks')")
 
 
 def test_page__had_no_errors_and_loaded_nothing_from_elsewhere(visit):

@@ -115,7 +115,7 @@ class _Layout:
                 self.upload = gr.File(
                     label=f"Video, up to {limits.megabytes:g} MB and {limits.seconds:g} s",
                     file_types=VIDEO_TYPES,
-                    height=130,
+                    height=150,
                 )
                 self.audio_choice = gr.Dropdown(
                     list(AUDIO_CHOICES), value=next(iter(AUDIO_CHOICES)), label=AUDIO_LABEL
