@@ -227,8 +227,10 @@ def test_upload__bad_ones_are_refused_with_a_reason_and_removed(visit, app, tmp_
 
     (tmp_path / "<img src=x onerror=window.harmed=1>.txt").write_text("hello", encoding="utf-8")
     visit.send(tmp_path / "<img src=x onerror=window.harmed=1>.txt")
-    visit.page.wait_for_selector("text=Invalid file type")
+    visit.page.wait_for_selector("text=<img src=x onerror=window.harmed=1>.txt: is text")
     assert visit.page.evaluate("window.harmed") is None
+    visit.page.click(".cs-upload button")
+    assert "video/*" in visit.page.get_attribute(".cs-upload input[type=file]", "accept")
 
     (tmp_path / "large.mp4").write_bytes(bytes(1_100_000))
     visit.send(tmp_path / "large.mp4")

@@ -120,6 +120,7 @@ def test_visitor__may_send_a_clip_again_and_measures_it(page, visitor, video):
         ("..\\..\\x.mp4", "x.mp4"), (".mp4", ".mp4"), ("a/b.mp4", "b.mp4"), ("con.mp4", "con.mp4"),
         ("日本 Überschrift.mp4", "日本 Überschrift.mp4"), ("a\r\nb\u202e.mp4", "ab.mp4"), ("\"'.mp4", "\"'.mp4"),
         ("<img src=x onerror=alert(1)>.mp4", "<img src=x onerror=alert(1)>.mp4"), ("clip.MP4", "clip.MP4"),
+        ("clip.txt", "clip.txt"), ("clip", "clip"), ("a.mp4.", "a.mp4."), ("..", "your file"), ("<b>.exe", "<b>.exe"),
         ("x" * 3000 + ".mp4", "x" * 64 + "…" + "x" * 11 + ".mp4"),
     ],
 )  # fmt: skip
@@ -132,31 +133,23 @@ def test_names__of_any_kind_are_taken_and_shown_as_far_as_they_can_be(page, visi
     assert saved.startswith("attachment; filename*=UTF-8''") and saved.isascii() and "<" not in saved
 
 
-@pytest.mark.parametrize(
-    ("name", "called"),
-    [
-        ("clip.txt", "clip.txt"),
-        ("clip", "clip"),
-        ("..", "your file"),
-        ("<b>.exe", "&lt;b&gt;.exe"),
-        ("a.mp4.", "a.mp4."),
-    ],
-)
-def test_names__with_an_ending_of_another_kind_get_a_sentence(page, visitor, video, name, called):
-    view = visitor.send(video, name)
-
-    assert view["error"].startswith(f"{called}: files with such an ending are not taken here.")
-    assert kept_uploads(page) == []
-
-
-def test_names__that_are_missing_get_a_sentence(page, visitor, video):
+def test_names__that_are_missing_are_no_matter(page, visitor, video):
     form = b'--b\r\nContent-Disposition: form-data; name="files"; filename=""\r\n\r\n' + video + b"\r\n--b--\r\n"
     headers = {"Content-Type": "multipart/form-data; boundary=b"}
 
     sent = visitor.client.post(UPLOAD, content=form, headers=headers)
     joined = visitor.ask("take", {"path": sent.json()[0], "meta": {"_type": "gradio.FileData"}})
 
-    assert "your file: files with such an ending" in visitor.wait(joined.json()["event_id"])["error"]
+    assert visitor.wait(joined.json()["event_id"])["data"][0]["clip"]["title"] == "your file"
+
+
+def test_requests__that_gradio_cannot_read_get_a_sentence_and_leave_no_upload(page, visitor, video):
+    for arguments in (["no such choice"], [{"no": "choice"}], [1.5]):
+        sent = visitor.upload(video).json()[0]
+        asked = visitor.ask("take", {"path": sent, "meta": {"_type": "gradio.FileData"}}, *arguments)
+        output = visitor.wait(asked.json()["event_id"])
+        assert output["error"] == "The request cannot be read; load the page again."
+    assert kept_uploads(page) == []
 
 
 # --- bounds ------------------------------------------------------------------------------------------------------

@@ -18,10 +18,6 @@ from .server import Page
 from .spelling import AUDIO_CHOICES, AUDIO_LABEL
 from .workspace import Limits, Workspace
 
-VIDEO_TYPES = ["video", ".mkv", ".mov", ".avi", ".ts", ".mts", ".m2ts", ".mxf", ".wmv", ".flv", ".mpg", ".webm"]
-AUDIO_TYPES = ["audio", ".flac", ".ogg", ".opus", ".m4a"]
-IMAGE_TYPES = [".png", ".jpg", ".jpeg", ".webp", ".bmp"]
-
 _INTRO = """
 <div class="cs-intro">
 <h1>Which sound belongs to which moment?</h1>
@@ -114,7 +110,7 @@ class _Layout:
                 gr.HTML('<div class="cs-heading">Or send your own</div>')
                 self.upload = gr.File(
                     label=f"Video, up to {limits.megabytes:g} MB and {limits.seconds:g} s",
-                    file_types=VIDEO_TYPES,
+                    elem_classes="cs-video-file",
                     height=150,
                 )
                 self.audio_choice = gr.Dropdown(
@@ -147,8 +143,8 @@ class _Layout:
             self.find = gr.Button("Search with the moment in the player", variant="primary")
             with gr.Accordion("Search with audio or an image of your own", open=False):
                 with gr.Row():
-                    self.audio = gr.File(label="Audio file", file_types=AUDIO_TYPES, height=120)
-                    self.image = gr.File(label="Image", file_types=IMAGE_TYPES, height=120)
+                    self.audio = gr.File(label="Audio file", elem_classes="cs-audio-file", height=120)
+                    self.image = gr.File(label="Image", elem_classes="cs-image-file", height=120)
                 self.voice = gr.Audio(label="Microphone", sources=["microphone"], type="filepath")
             _part("hits")
         with gr.Tab("Labels"):

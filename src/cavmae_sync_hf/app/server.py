@@ -3,7 +3,6 @@
 
 import asyncio
 import contextlib
-import html
 import logging
 import os
 import signal
@@ -20,8 +19,7 @@ from starlette.routing import Route
 
 from .access import Access
 from .gate import Gate
-from .guard import display_name
-from .workspace import FILES_ROUTE, Upload, Workspace
+from .workspace import FILES_ROUTE, Workspace
 
 _UPLOAD_FOLDER = "GRADIO_TEMP_DIR"
 _FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif"]
@@ -119,25 +117,14 @@ class Page(gr.Blocks):
         Raises:
             gr.Error: The request cannot be used; its uploads are removed.
         """
-        sent = [upload for value in inputs if (upload := self._sent_as(value)) is not None]
         try:
             return await super().preprocess_data(block_fn, inputs, *arguments, **options)
         except Exception as error:
-            for upload in sent:
-                self.workspace.remove_upload(upload.path)
-            if sent and isinstance(error, gr.Error):  # it has an ending that this part of the page does not take
-                # Gradio shows messages as HTML.
-                name = html.escape(display_name(sent[0].name))
-                raise gr.Error(
-                    f"{name}: files with such an ending are not taken here. Send a file whose name ends as its kind "
-                    "is usually called, such as mp4, wav or png.",
-                    print_exception=False,
-                ) from error
-            logger.exception("A request cannot be read.")
+            for value in inputs:
+                if isinstance(value, dict) and "path" in value:
+                    self.workspace.remove_upload(value["path"])
+            logger.warning("A request cannot be read.", exc_info=error)
             raise gr.Error("The request cannot be read; load the page again.", print_exception=False) from error
-
-    def _sent_as(self, value: Any) -> Upload | None:
-        return self.workspace.upload(value["path"]) if isinstance(value, dict) and "path" in value else None
 
     @contextlib.asynccontextmanager
     async def _serve(self, app: Any) -> AsyncIterator[None]:

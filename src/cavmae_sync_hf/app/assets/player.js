@@ -578,5 +578,18 @@
     drawAll();
   }
 
+  /* What a press on an upload offers to choose from. Whatever is dropped there is looked at by the server, which tells
+   * by its content what it is; Gradio's own check would go by the name, and show that as HTML. */
+  const OFFERED = {
+    "cs-video-file": "video/*,.mkv,.mov,.avi,.ts,.mts,.m2ts,.mxf,.wmv,.flv,.mpg,.webm",
+    "cs-audio-file": "audio/*,.flac,.ogg,.opus,.m4a",
+    "cs-image-file": ".png,.jpg,.jpeg,.webp,.bmp",
+  };
+  document.addEventListener("click", () => {
+    for (const [place, kinds] of Object.entries(OFFERED)) {
+      for (const input of document.querySelectorAll(`.${place} input[type=file]`)) input.accept = kinds;
+    }
+  }, true);
+
   window.cavmaeSync = { mount, show, time: () => state.time, turn: () => state.turn, state };
 })();
