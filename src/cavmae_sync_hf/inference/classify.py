@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..model.configuration_cavmae_sync import CavMaeSyncConfig
-from ..model.errors_cavmae_sync import Hint, InferenceError
+from ..model.errors_cavmae_sync import CavMaeSyncError, Hint, InferenceError
 from ..model.media_cavmae_sync import probe_media
 from ..model.modeling_cavmae_sync import CavMaeSyncForAudioVisualClassification
 from ..model.pipeline_inputs_cavmae_sync import ClipInput, check_modality, prepare_clip, read_clip
@@ -18,7 +18,7 @@ from ..model.pipelines_cavmae_sync import activation_for, apply_activation, chec
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from ..model.video_processing_cavmae_sync import is_media_source
 from .features import INPUTS, move_inputs
-from .moments import MediaSpan, Progress, read_ahead, read_moments
+from .moments import MediaSpan, OnError, Progress, read_ahead, read_moments, source_name
 
 # Classifiers are trained on clips of about 10 s. Files up to this length are taken whole, as there.
 WHOLE_SECONDS = 12.0
@@ -92,6 +92,7 @@ def iter_classify(
     channel: Literal["first", "mean"] | None = None,
     audio_track: int | str | None = None,
     progress: Progress | None = None,
+    on_error: OnError | None = None,
 ) -> Iterator[ClipLabels]:
     """Classify clips, each by the mean of its moments' scores, as the published evaluation ensembles frames.
 
@@ -115,13 +116,16 @@ def iter_classify(
             `"de"`. Default: the one that a player plays.
         progress: Called with the number of clips that are done, of how many (0 where that is not known), and where
             in a long file the work is.
+        on_error: Called with the name and the error of each clip that cannot be used; the others go on. Default: its
+            error is raised.
 
     Yields:
-        One result per clip, in order.
+        One result per clip that can be used, in order.
 
     Raises:
         InferenceError: The model has no classification head or not that modality, or an option cannot work.
-        MediaError: A clip cannot be used; it is named. Results before it have been handed out.
+        MediaError: A clip cannot be used, and there is no `on_error`; it is named. Results before it have been handed
+            out.
     """
     if not hasattr(model, "head"):
         raise InferenceError(f"A {type(model).__name__} has no classification head; load a fine-tuned classifier.")
@@ -139,17 +143,28 @@ def iter_classify(
         _read, processor, modality=track, hop=hop, num_frames=num_frames, missing=missing, damaged=damaged,
         device=None if model.device.type == "cpu" else model.device,
     )  # fmt: skip
-    for done, (_, items) in enumerate(read_ahead(listed, read)):
-        name = cast(ClipInput, next(items)).name
-        show(done, total, name)
+    for done, (clip, items) in enumerate(read_ahead(listed, read)):
 
-        def scored(items: Iterator[Any] = items, name: str = name, done: int = done) -> Iterator[_Part]:
+        def labelled(items: Iterator[Any] = items, done: int = done) -> ClipLabels:
+            name = cast(ClipInput, next(items)).name
+            show(done, total, name)
+            parts = scored(items, name, done)
+            return _combine(name, parts, model.config, top_k=top_k, moments=moments)
+
+        def scored(items: Iterator[Any], name: str, done: int) -> Iterator[_Part]:
             for inputs, times, step, streamed in items:
                 if streamed:
                     show(done, total, f"{name}: {times[-1]:.0f} s")
                 yield _score(model, inputs, times, step)
 
-        yield _combine(name, scored(), model.config, top_k=top_k, moments=moments)
+        try:
+            result = labelled()
+        except CavMaeSyncError as error:
+            if on_error is None:
+                raise
+            on_error(source_name(clip), error)
+        else:
+            yield result
         show(done + 1, total, "")
 
 

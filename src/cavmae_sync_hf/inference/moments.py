@@ -34,6 +34,8 @@ from .features import INPUTS, Embedder, Feature, choose_features, encode_moments
 
 # Called with what is done, how much there is (0 where unknown) and, in some places, a remark.
 Progress = Callable[..., None]
+# Called with a file's name and its error.
+OnError = Callable[[str, CavMaeSyncError], None]
 
 # Chunks of a file that wait for the model; each holds a few moments' pixels and spectrograms.
 _CHUNKS_AHEAD = 2

@@ -17,12 +17,12 @@ import numpy as np
 from ..files import StrPath, plain, whole_file
 from ..metrics.synchrony import QUANTILES, alignment_test, sync_detection
 from ..model.alignment_cavmae_sync import window_seconds
-from ..model.errors_cavmae_sync import InferenceError
+from ..model.errors_cavmae_sync import CavMaeSyncError, InferenceError
 from ..model.modeling_cavmae_sync import CavMaeSyncModel, CavMaeSyncPreTrainedModel
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from ..provenance import model_fingerprint
 from .features import check_towers, evaluating
-from .moments import MediaSpan, Progress, embed_moments, report_seconds, source_name
+from .moments import MediaSpan, OnError, Progress, embed_moments, report_seconds, source_name
 from .sync_band import Band, Outline, band_contrast, find_offset, shift_test
 
 PROTOCOL_VERSION = 1
@@ -227,6 +227,7 @@ def score_alignment(
     hop: float = DEFAULT_HOP,
     max_offset: float = DEFAULT_MAX_OFFSET,
     progress: Progress | None = None,
+    on_error: OnError | None = None,
     **options: Any,
 ) -> AlignmentScores:
     """The alignment score of a set of videos, such as generated ones or videos with generated audio.
@@ -238,10 +239,12 @@ def score_alignment(
         hop: Seconds between moments.
         max_offset: Seconds within which the contrast compares.
         progress: Called with videos done and videos in all.
+        on_error: Called with the name and the error of each video that cannot be used; it is then left out of the
+            score. Default: its error is raised.
         options: More arguments of `measure_sync`.
 
     Raises:
-        InferenceError: There are no videos, or one cannot be measured.
+        InferenceError: There are no videos, or one cannot be measured, or none can.
         MediaError: A video cannot be read.
     """
     pairs = [video if isinstance(video, tuple) else (video, None) for video in videos]
@@ -250,10 +253,13 @@ def score_alignment(
     where = {name: options.pop(name, None) for name in ("sampling_rate", "start", "end")}
     spans = [MediaSpan(video, audio=audio, **where) for video, audio in pairs]
     results: list[SyncResult] = []
-    for result in _measure_each(model, processor, spans, hop=hop, max_offset=max_offset, **options):
+    options |= {"hop": hop, "max_offset": max_offset, "on_error": on_error}
+    for result in _measure_each(model, processor, spans, **options):
         if progress is not None:
             progress(len(results), len(pairs))
         results.append(result)
+    if not results:
+        raise InferenceError(f"None of {len(pairs)} videos can be measured.")
     if progress is not None:
         progress(len(pairs), len(pairs))
     return join_scores(results)
@@ -273,6 +279,7 @@ def _measure_each(
     audio_track: int | str | None = None,
     fingerprint: str | None = None,
     progress: Progress | None = None,
+    on_error: OnError | None = None,
 ) -> Iterator[SyncResult]:
     """The results of videos, several of which are decoded at a time."""
     check_towers(model)
@@ -286,20 +293,27 @@ def _measure_each(
         # Batches do not reach over videos, so that a video's values do not depend on others.
         groups = embed_moments(base, processor, spans, hop=hop, num_frames=batch_size, batch_size=1, damaged=damaged)
         for span, chunks in groups:
-            gathered = _Gathered(settings, matrix_limit)
-            show = report_seconds(progress, span)
-            for chunk in chunks:
-                audio, video = (
-                    np.where(present[:, None], chunk.values[name], np.float32(np.nan))
-                    for name, present in (("a", chunk.audio_present), ("v", chunk.video_present))
-                )
-                gathered.add(chunk.times, audio, video)
-                show(float(chunk.times[-1]))
-            audio_source = None if span.audio is None else source_name(span.audio)
             protocol = protocol or alignment_protocol(
                 base, processor, hop=hop, max_offset=settings.max_offset, fingerprint=fingerprint
             )
-            yield _assemble(gathered, source_name(span.media), audio_source, protocol)
+            gathered = _Gathered(settings, matrix_limit)
+            try:
+                show = report_seconds(progress, span)
+                for chunk in chunks:
+                    audio, video = (
+                        np.where(present[:, None], chunk.values[name], np.float32(np.nan))
+                        for name, present in (("a", chunk.audio_present), ("v", chunk.video_present))
+                    )
+                    gathered.add(chunk.times, audio, video)
+                    show(float(chunk.times[-1]))
+                audio_source = None if span.audio is None else source_name(span.audio)
+                result = _assemble(gathered, source_name(span.media), audio_source, protocol)
+            except CavMaeSyncError as error:
+                if on_error is None:
+                    raise
+                on_error(source_name(span.media), error)
+            else:
+                yield result
 
 
 def alignment_protocol(
