@@ -95,7 +95,7 @@ def save_for_hub(
     target = Path(directory).expanduser()
     _check_pair(model, processor)
     _check_target(target, overwrite)
-    with whole_folder(target) as folder:
+    with whole_folder(target, overwrite=overwrite) as folder:
         # A weight-conversion mapping, where one is registered, must not turn our names into the published ones.
         model.save_pretrained(folder, save_original_format=False)
         # safetensors makes its files private; others may read these as they may read the configuration.

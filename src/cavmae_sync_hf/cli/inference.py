@@ -507,9 +507,10 @@ def _show_labels(result: "ClipLabels", moments: bool) -> None:
     count = f"{result.num_moments} moment{'s' if result.num_moments != 1 else ''}"
     terminal.console.print(f"[bold]{escape(printable(result.clip))}[/bold]  {count}", highlight=False, soft_wrap=True)
     table = Table.grid(padding=(0, 1))
+    full, empty = "█·" if terminal.console.encoding.startswith("utf") else "#."
     for entry in result.labels:
         filled = round(max(0.0, min(1.0, entry["score"])) * _BAR_WIDTH)
-        bar = f"[cyan]{'█' * filled}[/cyan][dim]{'·' * (_BAR_WIDTH - filled)}[/dim]"
+        bar = f"[cyan]{full * filled}[/cyan][dim]{empty * (_BAR_WIDTH - filled)}[/dim]"
         table.add_row("", f"{entry['score']:.3f}", bar, escape(str(entry["label"])))
     terminal.console.print(table, highlight=False)
     if moments:

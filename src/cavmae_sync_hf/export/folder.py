@@ -108,7 +108,7 @@ def export_model(
             progress(done, steps, what)
         done += 1
 
-    with whole_folder(target) as folder:
+    with whole_folder(target, overwrite=overwrite) as folder:
         for tower in towers:
             description["towers"][tower.io.modality] = _write_tower(tower, folder, format, int8=int8, begin=begin)
         processor.save_pretrained(folder)
