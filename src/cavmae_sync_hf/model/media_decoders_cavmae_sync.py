@@ -227,7 +227,8 @@ class PacketAdvisor:
 
     def meet(self, time: float, frame: Any) -> None:
         """Compare with the packets a frame that the decoder gives, in the order in which they are shown."""
-        self.is_right &= not frame.interlaced_frame  # the next one may come in two packets
+        # The next frame may come in two packets; and what stands for lost frames depends on those that were decoded.
+        self.is_right &= not (frame.interlaced_frame or frame.is_corrupt)
         passed = bisect.bisect_left(self._due, time - TIME_TOLERANCE)
         # Decoders leave out what is shown before the first key frame and needs frames before that.
         self.is_right &= not passed or not self._num_met
@@ -361,7 +362,11 @@ class VideoDecoder:
             self._skipping = not wanted
             self._codec.skip_frame = "NONREF" if self._skipping else "DEFAULT"
             self.skipped |= self._skipping
-        yield from self._take(self.reader.decode(packet))
+        num_bad = self.reader.num_bad_packets
+        frames = self.reader.decode(packet)
+        if self.advisor is not None:
+            self.advisor.is_right &= num_bad == self.reader.num_bad_packets
+        yield from self._take(frames)
 
     def _take(self, frames: list[Any]) -> Iterator[Pick]:
         for frame in frames:

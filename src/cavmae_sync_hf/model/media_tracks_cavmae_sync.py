@@ -118,8 +118,10 @@ class Track:
 
     def seconds(self, ticks: int | None) -> float:
         """How long a packet or a frame lasts: its own ticks, or one frame where it does not say."""
-        if self.is_bare:  # FFmpeg does not know; and a packet may hold one field of a frame
-            return max(self.frame_seconds, (ticks or 0) * self._numerator / self._denominator)
+        if self.is_bare:
+            # FFmpeg may not know, and a packet may hold one field of a frame; but a frame may last for three fields.
+            fields = round((ticks or 0) * self._numerator / self._denominator / self.frame_seconds * 2)
+            return max(2, fields) / 2 * self.frame_seconds
         if ticks:
             return ticks * self._numerator / self._denominator
         return self.frame_seconds if self.kind == "video" else 0.0
