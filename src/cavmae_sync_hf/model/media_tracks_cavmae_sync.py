@@ -38,6 +38,8 @@ MAX_BAD_PACKET_SHARE = 0.02
 HOLE_SECONDS = 0.25
 # Video of fewer frames per second consists of pauses.
 _STEADY_FRAME_RATE = 5.0
+# No audio has more samples a second than the fastest kind of DSD; a resampler for any rate would take any memory.
+MAX_AUDIO_RATE = 1 << 22
 # For files that do not say their frame rate.
 DEFAULT_FRAME_RATE = 25.0
 # No encoder is so late; a track that starts further below zero has a clock that does.
@@ -498,7 +500,7 @@ class MediaReader:
         """Decode a packet, or what the decoder still holds of a track; damaged ones are counted and give nothing.
 
         Raises:
-            MediaError: A frame is larger than the request allows.
+            MediaError: A frame is larger than the request allows, or audio faster than any is.
             MemoryError: There is no memory for it, which is no damage.
         """
         try:
@@ -511,9 +513,14 @@ class MediaReader:
             self.last_error = error
             self.num_bad_packets += packet.data is not None
             return []
-        if packet.track.kind == "video":
-            for frame in frames:  # what the header says may change on the way
+        for frame in frames:  # what the header says may change on the way
+            if packet.track.kind == "video":
                 self._check_size(frame)
+            elif frame.sample_rate > MAX_AUDIO_RATE:
+                raise MediaError(
+                    f"{self.name}: its audio claims {frame.sample_rate} samples a second, and at most "
+                    f"{MAX_AUDIO_RATE} are taken; the file is corrupt."
+                )
         return frames
 
     def _check_size(self, frame: Any) -> None:

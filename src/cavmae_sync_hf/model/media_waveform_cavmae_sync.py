@@ -12,6 +12,7 @@ from .errors_cavmae_sync import Hint, MediaError, MediaWarning
 
 try:
     import av
+    import av.audio.plane
     import av.audio.resampler
 except ImportError:
     av = None  # type: ignore[assignment]
@@ -21,7 +22,15 @@ GAP_TOLERANCE_SECONDS = 0.010
 # A first channel that never reaches -60 dB of full scale is silent, and one that reaches -30 dB beside it is not.
 SILENT_PEAK = 1e-3
 LOUD_PEAK = 0.03
-_SAMPLE_SCALES = {"u8": 128.0, "s16": 2.0**15, "s32": 2.0**31, "s64": 2.0**63, "flt": 1.0, "dbl": 1.0}
+# Of each packed format: the type of its samples and the value of full scale.
+_SAMPLES: dict[str, tuple[str, float]] = {
+    "u8": ("u1", 128.0),
+    "s16": ("i2", 2.0**15),
+    "s32": ("i4", 2.0**31),
+    "s64": ("i8", 2.0**63),
+    "flt": ("f4", 1.0),
+    "dbl": ("f8", 1.0),
+}
 
 
 class WaveformBuilder:
@@ -50,6 +59,8 @@ class WaveformBuilder:
     def push(self, frame: Any, time: float | None) -> list[np.ndarray]:
         """Take a decoded frame that starts at `time` (`None`: right after the last); return finished pieces."""
         finished: list[np.ndarray] = []
+        if not frame.samples or not frame.sample_rate:
+            return finished
         if frame.sample_rate != self.source_rate:
             finished = self.flush()
             self.source_rate = frame.sample_rate
@@ -157,8 +168,8 @@ def resample_with_ffmpeg(samples: np.ndarray, from_rate: int, to_rate: int) -> n
 
 def mono_samples(frame: Any, channel: str) -> np.ndarray:
     """One channel of a decoded audio frame as float32 in [-1, 1], shape `(num_samples,)`."""
-    if channel == "first" and frame.format.is_planar and frame.format.name == "fltp":
-        return np.frombuffer(frame.planes[0], dtype=np.float32, count=frame.samples)
+    if channel == "first" and frame.format.name == "fltp":
+        return _plane(frame, 0, "f4", frame.samples)
     if channel == "first":
         return _samples_of(frame, slice(1))[0].astype(np.float32)
     return _samples_of(frame, slice(None)).mean(axis=0).astype(np.float32)
@@ -166,11 +177,28 @@ def mono_samples(frame: Any, channel: str) -> np.ndarray:
 
 def _samples_of(frame: Any, which: slice) -> np.ndarray:
     """Some channels of a decoded audio frame as float64 in [-1, 1], shape `(channels, num_samples)`."""
-    array = frame.to_ndarray()
-    channels = (array if frame.format.is_planar else array.reshape(frame.samples, -1).T)[which].astype(np.float64)
-    if frame.format.packed.name == "u8":
-        channels = channels - 128.0
-    return channels / _SAMPLE_SCALES[frame.format.packed.name]
+    sample_format = frame.format.packed.name
+    dtype, scale = _SAMPLES[sample_format]
+    count, num_channels = frame.samples, frame.layout.nb_channels
+    if frame.format.is_planar:
+        planes = [_plane(frame, index, dtype, count) for index in range(*which.indices(num_channels))]
+        channels = np.stack(planes).astype(np.float64)
+    else:
+        packed = _plane(frame, 0, dtype, count * num_channels)
+        channels = packed.reshape(count, num_channels).T[which].astype(np.float64)
+    if sample_format == "u8":
+        channels -= 128.0
+    return channels / scale
+
+
+def _plane(frame: Any, index: int, dtype: str, count: int) -> np.ndarray:
+    """The samples of one plane of a frame.
+
+    Not from PyAV's `frame.planes`, which looks for the end of a list that has none where there are eight planes or
+    more, and reads from wherever what stands behind it points.
+    """
+    plane: Any = av.audio.plane.AudioPlane(frame, index)
+    return np.frombuffer(plane, dtype=dtype, count=count)
 
 
 def is_one_sided(channels: torch.Tensor) -> bool:
