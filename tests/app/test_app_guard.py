@@ -1,9 +1,12 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
 """Strangers' files on the web page: what is refused, what is decoded and how, and that all of it is removed."""
 
+import struct
 import subprocess
 import sys
 import time
+import wave
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -268,6 +271,56 @@ def test_copy_image__is_upright_and_small_and_hostile_ones_are_refused(tmp_path)
     (tmp_path / "b.png").write_bytes(b"\x89PNG\r\n\x1a\nnonsense")
     with open(tmp_path / "b.png", "rb") as source, pytest.raises(MediaError, match="not an image that can be read"):
         intake.copy_image(source, tmp_path / "copy.png", max_pixels=10**7)
+
+
+def bomb(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
+    """A black PNG of few bytes, with more chunks in it."""
+    rows = zlib.compress(bytes((width + 7) // 8 + 1) * height, 9)
+    head = (b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0))
+    parts = (head, *chunks, (b"IDAT", rows), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in parts
+    )
+
+
+MUCH = zlib.compress(bytes(80_000_000), 9)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (bomb(5000, 5000), "its frame is 5000 by 5000"),
+        (bomb(20_000, 20_000), "has more than the 9.4 million pixels"),
+        (bomb(10, 10, (b"zTXt", b"k\0\0" + MUCH)), "is not an image that can be read"),
+        (bomb(10, 10, (b"iTXt", b"k\0\1\0\0\0" + MUCH)), "is not an image that can be read"),
+    ],
+    ids=["large", "enormous", "text", "international"],
+)
+def test_copy_image__what_unpacks_without_bounds_is_refused(tmp_path, content, words):
+    (tmp_path / "a.png").write_bytes(content)
+
+    with open(tmp_path / "a.png", "rb") as source, pytest.raises(MediaError, match=words):
+        intake.copy_image(source, tmp_path / "copy.png", max_pixels=Limits().pixels)
+    assert not (tmp_path / "copy.png").exists()
+
+
+@pytest.mark.parametrize("declared", [2.0, 1e5])
+def test_copy_audio__is_bounded_whatever_the_header_says(tmp_path, declared):
+    with wave.open(str(tmp_path / "a.wav"), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(1)
+        file.setframerate(4000)
+        file.writeframes(b"\x80" * 4000 * 600)
+    content = bytearray((tmp_path / "a.wav").read_bytes())
+    content[40:44] = struct.pack("<I", int(4000 * declared))
+    (tmp_path / "a.wav").write_bytes(content)
+    target = tmp_path / "copy.wav"
+
+    with open(tmp_path / "a.wav", "rb") as source:
+        try:
+            assert intake.copy_audio(source, target, max_seconds=60)["duration"] <= 61
+        except MediaError as error:
+            assert "at most 60 s are taken" in str(error) and not target.exists()
 
 
 # --- what is told of a good file ---------------------------------------------------------------------------------

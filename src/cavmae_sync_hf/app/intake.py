@@ -162,9 +162,12 @@ def copy_image(source: Any, target: Path, *, max_pixels: int) -> dict[str, Any]:
             if opened.width * opened.height > max_pixels:
                 raise _too_large(source.name, opened.width, opened.height, max_pixels)
             image = ImageOps.exif_transpose(opened).convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, MediaError):
-            raise
+    except MediaError:
+        raise
+    except Image.DecompressionBombError as error:
+        most = f"{max_pixels / 1e6:.1f} million pixels"
+        raise MediaError(f"{source.name}: has more than the {most} that are taken here; scale it down.") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise MediaError(f"{source.name}: is not an image that can be read; save it as PNG or JPEG.") from error
     height, width = _fit(image.height, image.width)
     image.resize((width, height), Image.Resampling.BICUBIC).save(target, format="PNG")
