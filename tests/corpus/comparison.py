@@ -8,6 +8,7 @@ prints one line for each file: right, wrong, refused by both, refused by us alon
 import argparse
 import collections
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -219,20 +220,22 @@ def media_files(places: list[str]) -> list[Path]:
     return files
 
 
-def compare(files: list[Path], ffmpeg: str) -> dict[Path, Verdict]:
+def compare(files: list[Path], ffmpeg: str) -> Iterator[tuple[Path, Verdict]]:
     """The verdict about each file; ours is read in a process of its own for each, within time and memory."""
-    verdicts = {}
     for path in files:
         with BoundedCalls(read, SECONDS, MEMORY) as bounded:
-            verdicts[path] = judge(bounded(str(path)), play(ffmpeg, path))
-    return verdicts
+            yield path, judge(bounded(str(path)), play(ffmpeg, path))
 
 
-def table(verdicts: dict[Path, Verdict]) -> str:
-    """One line for each file that is not simply right or refused by both, then all, then totals."""
-    lines = [f"{verdict.kind:20} {path.name}  {verdict.reason}" for path, verdict in verdicts.items()]
-    counts = collections.Counter(verdict.kind for verdict in verdicts.values())
-    return "\n".join([*sorted(lines), ", ".join(f"{kind}: {count}" for kind, count in sorted(counts.items()))])
+def line(path: Path, verdict: Verdict) -> str:
+    """A line of the table."""
+    return f"{verdict.kind:20} {path.name}  {verdict.reason}".rstrip()
+
+
+def totals(verdicts: Iterable[Verdict]) -> str:
+    """How many files there are of each kind."""
+    counts = collections.Counter(verdict.kind for verdict in verdicts)
+    return ", ".join(f"{kind}: {count}" for kind, count in sorted(counts.items()))
 
 
 if __name__ == "__main__":
@@ -241,6 +244,9 @@ if __name__ == "__main__":
     command = find_ffmpeg()
     if command is None:
         parser.error("FFmpeg is needed: pip install imageio-ffmpeg, or set CAVMAE_SYNC_FFMPEG")
-    found = compare(media_files(parser.parse_args().places), command)
-    print(table(found))
-    sys.exit(any(verdict.kind in FAILURES for verdict in found.values()))
+    found = []
+    for path, verdict in compare(media_files(parser.parse_args().places), command):
+        print(line(path, verdict), flush=True)
+        found.append(verdict)
+    print(totals(found))
+    sys.exit(any(verdict.kind in FAILURES for verdict in found))

@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 
-from corpus.comparison import FAILURES, NUM_FRAMES, compare, judge, media_files, table
+from corpus.comparison import FAILURES, NUM_FRAMES, compare, judge, line, media_files, totals
 from corpus.ffmpeg_cli import RATE, SIDE, Played, find_ffmpeg
 from helpers.bounded import BoundedCalls, Outcome
 
@@ -18,12 +18,14 @@ def test_folder__reads_what_ffmpeg_plays(capsys):
         pytest.skip("CAVMAE_SYNC_MEDIA names no folder of media files")
     if ffmpeg is None:
         pytest.skip("there is no FFmpeg: pip install imageio-ffmpeg, or set CAVMAE_SYNC_FFMPEG")
-    verdicts = compare(media_files([place]), ffmpeg)
+    verdicts = {}
     with capsys.disabled():
-        print("\n" + table(verdicts))
+        for path, verdict in compare(media_files([place]), ffmpeg):
+            print(line(path, verdict), flush=True)
+            verdicts[path] = verdict
+        print(totals(verdicts.values()))
     assert verdicts, f"there is no file in {place}"
-    failed = {str(path): verdict for path, verdict in verdicts.items() if verdict.kind in FAILURES}
-    assert not failed
+    assert not {str(path): verdict for path, verdict in verdicts.items() if verdict.kind in FAILURES}
 
 
 def scene(shift: float = 0.0) -> Played:
