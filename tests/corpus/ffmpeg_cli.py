@@ -155,13 +155,14 @@ def _written(folder: Path, kind: str) -> tuple[np.ndarray, np.ndarray, float]:
 def _take_video(played: Played, folder: Path) -> None:
     data, table, tick = _written(folder, "video")
     count = min(len(data) // (SIDE * SIDE * 3), len(table))
-    times, lengths = table[:count, 0] * tick, table[:count, 1] * tick
-    if count and times.max() > LONGEST:
+    known = table[:count, 0] * tick > -LONGEST  # frames without a time are shown at no time
+    times, lengths = table[:count][known, 0] * tick, table[:count][known, 1] * tick
+    if len(times) and times.max() > LONGEST:
         played.refused = f"its clock jumps to {times.max():.0f} s"
         return
     order = np.argsort(times, kind="stable")
     images = data[: count * SIDE * SIDE * 3].reshape(count, SIDE, SIDE, 3)
-    played.frames, played.times = to_grey(images)[order], times[order]
+    played.frames, played.times = to_grey(images[known])[order], times[order]
     played.ends = np.append(played.times[1:], played.times[-1:] + lengths[order][-1:])
 
 
@@ -172,7 +173,7 @@ def _take_audio(played: Played, folder: Path, ffmpeg: str) -> None:
     for place, _, size in table.tolist():
         piece = samples[first : first + size // 4]
         first += size // 4
-        if pieces and abs(place - end) <= GAP_SECONDS * rate:
+        if (pieces and abs(place - end) <= GAP_SECONDS * rate) or place * tick < -LONGEST:
             place = end
         lost += max(0, end - place)
         pieces.append((max(place, end), piece[max(0, end - place) :]))  # what was heard already is not heard again
