@@ -152,6 +152,13 @@ def test_decode_media__bare_streams_and_old_containers_are_read(tmp_path, suffix
     assert media.duration == pytest.approx(1.0, abs=0.2)
 
 
+def test_decode_media__padding_before_the_first_packet(tmp_path):
+    clip = write_clip(tmp_path / "clip.mpg", video_codec="mpeg2video", audio_codec="mp2", seconds=1.0)
+    padded = tmp_path / "padded.mpg"
+    padded.write_bytes(bytes(6000) + clip.read_bytes())
+    assert torch.equal(decode_media(padded, num_frames=4).frames, decode_media(clip, num_frames=4).frames)
+
+
 def test_container_formats__are_known_to_ffmpeg_and_name_no_other_files():
     known = {name for form in av.formats_available for name in form.split(",")}
     names = set(media_source_cavmae_sync.CONTAINER_FORMATS.split(","))
@@ -182,9 +189,7 @@ def test_decode_media__playlists_are_never_followed(folder, clip, text, monkeypa
 def test_media_source__ffmpeg_itself_may_not_follow_references(folder, clip, monkeypatch):
     path = folder / "concat.txt"
     path.write_text(f"ffconcat version 1.0\nfile {clip}\n")
-    monkeypatch.setattr(
-        media_source_cavmae_sync.MediaSource, "_sniff", lambda self, head: setattr(self, "_is_mp4", False)
-    )
+    monkeypatch.setattr(media_source_cavmae_sync.MediaSource, "_sniff", lambda self, head: None)
     with pytest.raises(MediaError, match="concat.txt"):
         decode_media(path)
     with pytest.raises(MediaNotFoundError):

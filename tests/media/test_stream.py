@@ -1,9 +1,10 @@
 """`iter_media`: the frames and the audio of `decode_media`, piece by piece, in constant memory."""
 
+import av
 import pytest
 import torch
 
-from cavmae_sync_hf import MediaError
+from cavmae_sync_hf import MediaError, MissingTrackError
 from cavmae_sync_hf.model.media_cavmae_sync import decode_media
 from cavmae_sync_hf.model.media_stream_cavmae_sync import iter_media
 from cavmae_sync_hf.model.media_tracks_cavmae_sync import INTERLEAVE_SECONDS, MediaReader
@@ -84,3 +85,26 @@ def test_iter_media__video_that_pauses_for_long_goes_on(folder):
     chunks = list(iter_media(path, hop=1.0, num_frames=4, context=1.0))
     frames, _ = joined(chunks)
     assert frames == on_screen(times, [k + 0.5 for k in range(len(frames))]) and len(frames) == 32
+
+
+@pytest.mark.parametrize("kind", ["audio", "video"])
+def test_iter_media__track_that_gives_nothing(folder, kind):
+    whole, path = write_clip(folder / "whole.mkv", audio=noise(2)), folder / f"no-{kind}.mkv"
+    with av.open(str(whole)) as given, av.open(str(path), "w") as made:
+        streams = {stream.index: made.add_stream_from_template(stream) for stream in given.streams}
+        for packet in given.demux():
+            if packet.dts is not None:
+                bad = av.Packet(bytes(packet.size)) if packet.stream.type == kind else packet
+                bad.pts, bad.dts, bad.time_base = packet.pts, packet.dts, packet.time_base
+                bad.stream = streams[packet.stream.index]
+                made.mux(bad)
+    options = {"damaged": "keep", "want_audio": True, "want_video": True}
+    for read in (decode_media, lambda *a, **k: list(iter_media(*a, hop=0.25, **k))):
+        with pytest.raises(MissingTrackError, match=f"no-{kind}.mkv: nothing could be decoded from its {kind} track"):
+            read(path, **options)
+    media = decode_media(path, num_frames=8, missing="mask", **options)
+    chunks = list(iter_media(path, hop=0.25, num_frames=3, missing="mask", **options))
+    assert (media.frames is None, media.waveform is None) == (kind == "video", kind == "audio")
+    assert sum(len(chunk.frame_times) for chunk in chunks) == 8
+    for chunk in chunks:
+        assert (chunk.frames is None, chunk.waveform is None) == (kind == "video", kind == "audio")

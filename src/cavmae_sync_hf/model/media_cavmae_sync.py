@@ -336,6 +336,15 @@ class Reading(ABC):
             for track in self.tracks
         )
 
+    def lost_track(self, kind: str) -> MissingTrackError:
+        """That a track gave nothing."""
+        return MissingTrackError(
+            f"{self.reader.name}: nothing could be decoded from its {kind} track in this span; the track is empty, "
+            "damaged or ends earlier.",
+            kind,
+            hint=Hint("missing", "mask", "go on without it"),
+        )
+
     @abstractmethod
     def finish(self) -> None:
         """No more packets come."""
@@ -557,12 +566,7 @@ class _Clip(Reading):
         present = {"video": self.has_video, "audio": self.waveform is not None and self.waveform.numel() > 0}
         for kind, wanted in (("video", self.reader.video), ("audio", self.reader.audio)):
             if wanted is not None and not present[kind] and (request.missing == "error" or not any(present.values())):
-                raise MissingTrackError(
-                    f"{name}: nothing could be decoded from its {kind} track in this span; the track is empty, "
-                    "damaged or ends earlier.",
-                    kind,
-                    hint=Hint("missing", "mask", "go on without it"),
-                ) from self.reader.last_error
+                raise self.lost_track(kind) from self.reader.last_error
         is_right = abs(self.true_end - self.clip_end) <= DURATION_TOLERANCE
         media = DecodedMedia(
             frames=None,

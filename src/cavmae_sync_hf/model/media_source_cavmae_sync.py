@@ -140,6 +140,7 @@ class MediaSource:
             self.streams = {str(decoder_kind(source)): source.stream_index}
             source = encoded
         self.is_broadcast = False
+        self._is_mp4 = self._is_blank = False
         self._target: str | BinaryIO
         self._owned: list[Any] = []
         self._protocols = "none"
@@ -278,8 +279,7 @@ class MediaSource:
         self.has_frame_count = any(mark in head for mark in (b"Xing", b"Info", b"VBRI"))
         if not head:
             raise MediaError(f"{self.name}: is empty (0 bytes); fetch or record it again.")
-        if not head.strip(b"\x00"):
-            raise MediaError(f"{self.name}: begins with nothing but zero bytes and is corrupt; fetch it again.")
+        self._is_blank = not head.strip(b"\x00")  # padding, or a file whose bytes were never written
         text = _as_text(head)
         start = (head if text is None else text.encode()).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
         tagged = start.startswith((b"<?xml", b"<!--")) and any(tag in start for tag in _PLAYLIST_TAGS)
@@ -316,7 +316,9 @@ class MediaSource:
         except Exception as error:  # FFmpeg's, PyAV's own of many types, and those of the file object read from
             if not isinstance(error, av.error.FFmpegError):
                 raise MediaError(f"{self.name}: cannot be read ({error}); check where it comes from.") from error
-            if self._is_mp4:
+            if self._is_blank:
+                reason = "it begins with nothing but zero bytes and is corrupt"
+            elif self._is_mp4:
                 reason = "its index is missing or damaged: the file is truncated, corrupt or still being written"
             else:
                 reason = f"it is not a media file that can be read, or it is corrupt ({error})"

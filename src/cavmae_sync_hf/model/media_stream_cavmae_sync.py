@@ -204,7 +204,19 @@ class _Stream(Reading):
             self._find_lacks()
         return not self.lacks and self.next + self.request.num_frames <= self.grid.count
 
+    def _leave_out(self) -> None:
+        """Go on without a track that gave nothing, if that is allowed."""
+        for track in [track for track in self.tracks if track.is_over and track.first_time is None]:
+            if self.request.missing == "error" or len(self.tracks) == 1:
+                raise self.lost_track(track.kind) from self.reader.last_error
+            self.tracks.remove(track)
+            if track.kind == "video":
+                self.video = None
+            else:
+                self.audio = None
+
     def _find_lacks(self) -> None:
+        self._leave_out()
         if self.audio is not None and self.video is not None and self.video.track.is_over:
             last_frame = self.video.picker.last
             # The last frame stays on screen as long as there is audio: how long makes no difference by now.
@@ -289,9 +301,8 @@ class _Stream(Reading):
         self.total = self.grid.count_before(clip_end)
         if self.video is not None:
             self.add_frames(self.video.finish(clip_end))
-            if all(track.first_time is None for track in self.tracks):
-                message = f"{reader.name}: nothing could be decoded; the file is damaged or ends earlier."
-                raise MediaError(message) from reader.last_error
+        self._leave_out()
+        if self.video is not None:
             self.total = self.next + len(self.pending)
         if not self.total:
             raise MediaError(
