@@ -104,6 +104,7 @@ _OTHER_FILES = (
 # Major brands of ISO files (bytes 4 to 12) that hold still images.
 _IMAGE_BRANDS = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypavif")
 _TAR_MARK = slice(257, 262)
+_BLANK = "it begins with nothing but zero bytes and is corrupt"
 
 
 def require_av() -> None:
@@ -212,6 +213,8 @@ class MediaSource:
             if isinstance(head, str):
                 raise MediaError(f"{self.name}: the file is open in text mode; open it with mode 'rb'.")
             self._sniff(bytes(head))  # before all the rest is read, which may be without end
+            if self._is_blank:
+                raise MediaError(f"{self.name}: {_BLANK}; fetch it again.")
             handle = self._spool(handle, bytes(head), MOST_UNKNOWN_BYTES)
         self._target = handle
 
@@ -317,7 +320,7 @@ class MediaSource:
             if not isinstance(error, av.error.FFmpegError):
                 raise MediaError(f"{self.name}: cannot be read ({error}); check where it comes from.") from error
             if self._is_blank:
-                reason = "it begins with nothing but zero bytes and is corrupt"
+                reason = _BLANK
             elif self._is_mp4:
                 reason = "its index is missing or damaged: the file is truncated, corrupt or still being written"
             else:
