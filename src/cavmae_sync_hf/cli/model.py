@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.markup import escape
 
-from ..files import parse_json
 from ..model.errors_cavmae_sync import EvaluationError, on_command_line
 from . import terminal
 from .options import AsJson, Device, ModelArgument, OutFile, Overwrite
@@ -139,6 +138,8 @@ def _print_selfcheck(result: "SelfCheckResult") -> None:
 
 def _parse_settings(settings: list[str]) -> dict[str, Any]:
     """`KEY=VALUE` texts as a dictionary; values are JSON where they can be (`8`, `0.5`, `true`), else text."""
+    from ..files import parse_json
+
     parsed: dict[str, Any] = {}
     for setting in settings:
         key, separator, value = setting.partition("=")

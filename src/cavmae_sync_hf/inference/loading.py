@@ -171,7 +171,7 @@ def _read_config_file(name: str) -> tuple[Path, dict[str, Any]]:
     """Where a configuration lies, and what it says."""
     _check_name(name)
     try:
-        file = _saved_file(name, "config.json")
+        file = _saved_file(name, "config.json", needed=True)
     except OSError as error:
         raise ModelError(f"There is no folder {name}, and the Hub gives no model of this name: {error}") from error
     with _told(file.parent, file.name):
@@ -305,18 +305,23 @@ def _part(name: str, prefix: str) -> str:
     return name.removeprefix(prefix).partition(".")[0]
 
 
-def _saved_file(name: str, file: str) -> Path:
-    """Where a file of a saved model lies, of a Hub name in the Hub's cache; there may be none.
+def _saved_file(name: str, file: str, needed: bool = False) -> Path:
+    """Where a file of a saved model lies, of a Hub name in the Hub's cache; there may be none unless it is needed.
 
     Raises:
-        OSError: The Hub gives no such repository.
+        OSError: The Hub gives no such repository, or not the file that is needed.
     """
     from transformers.utils import cached_file
 
     folder = Path(name)
     if folder.is_dir():
         return folder / file
-    found = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
+    found = cached_file(
+        name,
+        file,
+        _raise_exceptions_for_missing_entries=needed,
+        _raise_exceptions_for_connection_errors=needed,
+    )
     return folder / file if found is None else Path(found)
 
 
