@@ -425,6 +425,8 @@ def _deaths_in_turn(loader: DataLoader) -> Iterator[Any]:
             if listens:
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             yield from batches
+    except (ConnectionError, EOFError, FileNotFoundError) as error:  # what it had ready went with it
+        raise WorkerError("A process that loads clips died before its batch was fetched.") from error
     finally:
         # Before torch listens again: it would hear the end of the other workers.
         if batches is not None:
