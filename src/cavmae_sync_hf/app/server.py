@@ -78,7 +78,7 @@ class Page(gr.Blocks):
             "ssr_mode": False,
             "enable_monitoring": False,
             "share": False,
-            "state_session_capacity": 1000,
+            "state_session_capacity": 256,
             "app_kwargs": {
                 "lifespan": self._serve,
                 "routes": [Route(f"/{FILES_ROUTE}/{{token}}/{{name}}", self._hand_out)],
