@@ -501,7 +501,7 @@ class _Clip(Reading):
     def add_audio(self, pieces: list[np.ndarray]) -> None:
         self.pieces += pieces
         assert self.audio is not None
-        if self.audio.num_silent > LONGEST_PAUSE_SECONDS * self.audio.rate:
+        if pieces and self.audio.num_silent > LONGEST_PAUSE_SECONDS * self.audio.rate:
             raise MediaError(
                 f"{self.reader.name}: its audio pauses for {self.audio.num_silent / self.audio.rate:.0f} s up to "
                 f"{self.audio.begin + self.audio.num_samples / self.audio.rate:.0f} s, so long that its clock may be "

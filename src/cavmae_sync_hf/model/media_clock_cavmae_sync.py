@@ -84,15 +84,17 @@ class _Pace:
         self._behind, self._longest_delay = BACKWARD_SECONDS * ticks_per_second, JUMP_SECONDS * ticks_per_second
         self._earliest, self._latest = math.inf, -math.inf  # what needs no closer look, ticks
 
-    def is_usual(self, ticks: int | None, shown: int | None) -> bool:
-        """Whether a packet with these decoding and presentation times runs on, as most do; takes the latter."""
+    def run_on(self, packet: Any) -> float | None:
+        """Take the next packet if it runs on, as most do; gives its decoding time in seconds, otherwise `None`."""
+        ticks = packet.dts
         if ticks is None or not self._earliest < ticks < self._latest:
-            return False
+            return None
+        shown = packet.pts
         if shown is not None:
             if not -self._behind < shown - ticks < self._longest_delay:
-                return False
+                return None
             self.delay = shown - ticks
-        return True
+        return self.go_on(ticks, packet)
 
     def is_before(self, packet: Any) -> bool:
         """Whether a packet comes much later than it was expected."""
@@ -164,11 +166,10 @@ class Clock:
                     self._compare(pace, late, packet)
                     self._straighten(pace, late)
                     yield track, late
-            ticks = packet.dts
-            if pace.is_usual(ticks, packet.pts):
+            time = pace.run_on(packet)
+            if time is not None:
                 section = pace.section
                 assert section is not None
-                time = pace.go_on(ticks, packet)
                 if time > section.high:
                     section.high = time
                 self._reached = time + section.offset

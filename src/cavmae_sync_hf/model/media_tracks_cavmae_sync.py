@@ -111,8 +111,9 @@ class Track:
 
     def note(self, packet: "TimedPacket") -> None:
         """Take note of where a packet lies, before it is decoded."""
-        self.end = max(self.end, packet.end)
-        begin = packet.position
+        end, begin = packet.end, packet.position
+        if end > self.end:
+            self.end = end
         if begin is not None:
             if begin - self._reached > HOLE_SECONDS:
                 self.gaps.append((self._reached, begin))
