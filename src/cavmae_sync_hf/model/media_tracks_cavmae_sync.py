@@ -44,6 +44,8 @@ MAX_AUDIO_RATE = 1 << 22
 DEFAULT_FRAME_RATE = 25.0
 # No encoder is so late; a track that starts further below zero has a clock that does.
 MAX_ENCODER_DELAY = 1.0
+# Video starts with one frame, or with a few that come before it on screen.
+_SAME_START_SECONDS = 0.5
 # FFmpeg's mark for containers whose clocks may jump or start anew (AVFMT_TS_DISCONT).
 _MAY_RESTART = 0x0200
 # Containers whose headers are written from the tracks themselves.
@@ -207,6 +209,20 @@ class _ForkGuard:
 _FORK_GUARD = _ForkGuard()
 
 
+class _Scan(NamedTuple):
+    """What is known of a file that was demuxed to its end.
+
+    Attributes:
+        end: When the latest packet ends, seconds.
+        is_straight: Whether the file's clock ran on to it.
+        second_start: The earliest time behind its beginning from which video can be decoded, seconds.
+    """
+
+    end: float
+    is_straight: bool
+    second_start: float
+
+
 class MediaReader:
     """One pass over one open file.
 
@@ -333,7 +349,7 @@ class MediaReader:
         """
         is_estimate = self.may_restart or self.container.format.name in _ESTIMATED_CONTAINERS
         if is_estimate and not self._source.is_broadcast:
-            return self._scan[0] or self.declared_duration
+            return self._scan.end or self.declared_duration
         return self.declared_duration
 
     def scan_duration(self) -> float:
@@ -342,19 +358,23 @@ class MediaReader:
         Raises:
             MediaError: There is nothing in it.
         """
-        end = self._scan[0]
+        end = self._scan.end
         if not end:
             raise MediaError(f"{self.name}: holds no media data; it is truncated or corrupt, fetch it again.")
         return end
 
     @functools.cached_property
-    def _scan(self) -> tuple[float, bool]:
-        """The end of the latest packet, seconds, and whether the file's clock ran on to it."""
+    def _scan(self) -> _Scan:
         clock, state = self._new_clock(), (self.broken_off, self.last_error)
+        end, second_start = 0.0, math.inf
         with self._source.open(beside=True) as container:
-            end = max((packet.end for packet in self._demux(container, clock)), default=0.0)
+            for packet in self._demux(container, clock):
+                end = max(end, packet.end)
+                is_start = packet.track.kind == "video" and packet.data.is_keyframe
+                if is_start and packet.position is not None and packet.position > _SAME_START_SECONDS:
+                    second_start = min(second_start, packet.position)
         self.broken_off, self.last_error = state  # this pass may end before, and then tells of it itself
-        return end, clock.is_straight
+        return _Scan(end, clock.is_straight, second_start)
 
     def _new_clock(self) -> Clock:
         declared = self.declared_duration
@@ -374,8 +394,11 @@ class MediaReader:
         Where the file's clock does not run on, its times do not say where that is, and the file is read from its
         beginning.
         """
-        if self.may_restart and (self._source.is_broadcast or not self._scan[1]):
-            return
+        if self.may_restart:
+            if self._source.is_broadcast or not self._scan.is_straight:
+                return
+            if self.video is not None and self._scan.second_start > time:
+                return  # nothing to be gained
         self.sought = time
         self._go_to_start(self.container)
 
