@@ -347,8 +347,8 @@ def corrupt(path: Path, destination: Path, begin: float = 0.3, end: float = 0.8,
 class _Files(http.server.SimpleHTTPRequestHandler):
     """The files of a folder; byte ranges are answered or ignored, as `ranges` says."""
 
-    def __init__(self, *args, ranges: bool, stop_after: int | None, **kwargs) -> None:
-        self.ranges, self.stop_after = ranges, stop_after
+    def __init__(self, *args, ranges: bool, stop_after: int | None, times: float, **kwargs) -> None:
+        self.ranges, self.stop_after, self.times = ranges, stop_after, times
         super().__init__(*args, **kwargs)
 
     def log_message(self, *args) -> None:
@@ -357,6 +357,15 @@ class _Files(http.server.SimpleHTTPRequestHandler):
     def do_GET(self) -> None:
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         path = Path(self.translate_path(self.path))
+        if self.times and path.is_file():
+            self.send_response(200)
+            self.end_headers()
+            sent = 0
+            with contextlib.suppress(ConnectionError):
+                while sent < self.times:
+                    self.wfile.write(path.read_bytes())
+                    sent += 1
+            return
         if not path.is_file() or (not (asked and self.ranges) and self.stop_after is None):
             with contextlib.suppress(ConnectionError):  # the other side may have seen enough
                 super().do_GET()
@@ -376,15 +385,17 @@ class _Files(http.server.SimpleHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def serve(folder: Path, ranges: bool = False, stop_after: int | None = None) -> Iterator[str]:
+def serve(folder: Path, ranges: bool = False, stop_after: int | None = None, broadcast: float = 0) -> Iterator[str]:
     """Serve a folder on this machine; gives the address without a slash at its end.
 
     Args:
         folder: What to serve.
         ranges: Whether the server knows byte ranges.
         stop_after: Break every reply off after this many bytes.
+        broadcast: Neither answer ranges nor say how long a reply is, and send the file so often, perhaps without end.
     """
-    handler = functools.partial(_Files, directory=str(folder), ranges=ranges, stop_after=stop_after)
+    options = {"ranges": ranges, "stop_after": stop_after, "times": broadcast}
+    handler = functools.partial(_Files, directory=str(folder), **options)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:

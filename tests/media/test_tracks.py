@@ -1,5 +1,8 @@
 """Where tracks stand in a file, and where their clocks start, changes neither frames nor audio."""
 
+import math
+import subprocess
+import sys
 from fractions import Fraction
 
 import av
@@ -11,7 +14,7 @@ from cavmae_sync_hf import MediaError
 from cavmae_sync_hf.model.media_cavmae_sync import decode_media, probe_media
 from cavmae_sync_hf.model.media_stream_cavmae_sync import iter_media
 from cavmae_sync_hf.model.media_tracks_cavmae_sync import INTERLEAVE_SECONDS, MediaReader
-from helpers.clips import joined, noise, numbered_frame, numbers, on_screen, write_clip
+from helpers.clips import joined, noise, numbered_frame, numbers, on_screen, serve, write_clip
 
 RATE = 16000
 
@@ -175,3 +178,74 @@ def test_decode_media__streams_that_appear_in_a_damaged_file(folder, damaged):
         except MediaError:
             outcomes.add("refused")
     assert outcomes == ({"decoded"} if damaged == "keep" else {"decoded", "refused"})
+
+
+@pytest.mark.parametrize("apart", [None, "video", "audio"])
+def test_decode_media__a_broadcast_is_read_as_it_comes(folder, apart):
+    # Neither ranges nor a length: FFmpeg cannot go back in it, and opening it again may give something else.
+    path = write_clip(
+        folder / f"broadcast_{apart}.ts", seconds=14, fps=5, audio=noise(14, RATE), rate=RATE, apart=apart
+    )
+    expected = decode_media(path, num_frames=5)
+    with serve(folder, broadcast=1) as address:
+        source = f"{address}/{path.name}"
+        found = decode_media(source, num_frames=5)
+        chunks = list(iter_media(source, hop=1.0, num_frames=4))
+        span = decode_media(source, start=2.0, end=4.0, num_frames=4)
+    if apart != "video":
+        assert_same_clip(found, expected)
+    # Nobody can look at the end of it for where its audio starts: the zero of the clock may be that of the video.
+    assert np.abs(np.array(numbers(found)) - numbers(expected)).max() <= 1
+    assert found.duration == pytest.approx(expected.duration, abs=0.1)
+    assert np.abs(np.array(joined(chunks)[0]) - [5 * k + 2 for k in range(14)]).max() <= 1
+    assert all(len(chunk.waveform) >= 3 * RATE and chunk.waveform.abs().max() > 0.2 for chunk in chunks)
+    assert np.abs(np.array(numbers(span)) - [11, 13, 16, 18]).max() <= 1 and len(span.waveform) == 2 * RATE
+
+
+def test_decode_media__a_broadcast_without_end(folder):
+    path = write_clip(folder / "endless.ts", seconds=2, audio=noise(2))
+    with serve(folder, broadcast=math.inf) as address:
+        media = decode_media(f"{address}/{path.name}", start=1.0, end=5.0, num_frames=4)
+        assert media.duration == 4.0 and len(media.waveform) == 4 * RATE
+        chunks = iter_media(f"{address}/{path.name}", hop=1.0, num_frames=2)
+        assert [len(next(chunks).frame_times) for _ in range(5)] == [2] * 5
+        chunks.close()
+
+
+_PEAK = """
+import resource, sys
+from cavmae_sync_hf.model.media_stream_cavmae_sync import iter_media
+def peak(path):
+    for chunk in iter_media(path, hop=1.0, num_frames=4, threads=1):
+        pass
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+small = peak(sys.argv[1])
+print(peak(sys.argv[2]) - small)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("apart", [None, "video", "audio"])
+def test_iter_media__memory_does_not_grow_with_the_file(folder, apart):
+    noises = np.random.default_rng(0).integers(0, 255, (10, 120, 160, 3), dtype=np.uint8)
+
+    def write(name, seconds):
+        return write_clip(
+            folder / name,
+            seconds=seconds,
+            fps=10,
+            size=(160, 120),
+            video_codec="ffv1",
+            frame=lambda number, _: noises[number % 10],
+            audio=noise(seconds, RATE),
+            rate=RATE,
+            audio_codec="pcm_s16le",
+            apart=apart,
+        )
+
+    small, large = write("peak_small.mkv", 20), write("peak_large.mkv", 400)
+    assert large.stat().st_size > 100 << 20
+    told = subprocess.run(
+        [sys.executable, "-c", _PEAK, str(small), str(large)], capture_output=True, text=True, check=True
+    )
+    assert int(told.stdout) < 80  # MiB; packets that wait are at most 64

@@ -449,7 +449,10 @@ class _Clip(Reading):
         if duration is None:
             # The whole is measured while it is read, but where a span lies must be known before.
             is_span = request.start > 0 or request.end < math.inf
-            duration = (reader.known_duration if is_span else reader.declared_duration) or reader.scan_duration()
+            duration = reader.known_duration if is_span else reader.declared_duration
+            if reader.is_broadcast and request.end < math.inf:
+                duration = request.end  # it may never end
+            duration = duration or reader.scan_duration()
             if request.start >= duration:  # headers err
                 duration = max(duration, reader.scan_duration())
         if request.start >= duration:

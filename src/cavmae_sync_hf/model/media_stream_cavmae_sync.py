@@ -82,6 +82,9 @@ def iter_media(
     frames. Over a clip of `n * hop` seconds these are the frames of `decode_media(..., num_frames=n)`, and the
     waveforms are slices of its waveform. The length of the file need not be known.
 
+    What is held is the next chunk and what waits for it: packets of at most 10 s or 64 MB, for tracks that lie further
+    apart in the file are read by a demuxer each. Silence of hours takes no memory.
+
     Args:
         source: As for `decode_media`.
         hop: Seconds from one frame to the next.

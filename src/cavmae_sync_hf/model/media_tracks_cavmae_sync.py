@@ -6,6 +6,7 @@ distance.
 """
 
 import contextlib
+import errno
 import functools
 import gc
 import math
@@ -337,6 +338,11 @@ class MediaReader:
         return duration if duration > 0 else None
 
     @property
+    def is_broadcast(self) -> bool:
+        """Whether the file is read as it comes and may never end."""
+        return self._source.is_broadcast
+
+    @property
     def measured_duration(self) -> float:
         """The longer of the ends of both tracks, as far as they were demuxed."""
         return max((track.end for track in self.tracks), default=0.0)
@@ -454,6 +460,8 @@ class MediaReader:
                 # PyAV ends with an IndexError where streams that the header does not name were found on the way.
                 break
             except Exception as error:  # FFmpeg's, PyAV's own of many types, and those of the file object read from
+                if self.is_broadcast and getattr(error, "errno", None) == errno.EIO:
+                    break  # the connection was closed, which is the only way to end where no length was told
                 self.broken_off, self.last_error = str(error) or type(error).__name__, error
                 break
             # Empty packets are PyAV's way to say that a track has ended. FFmpeg gives some in the middle of files,
