@@ -157,7 +157,9 @@ def test_interrupt__exits_with_130(run, monkeypatch):
 
     monkeypatch.setattr("cavmae_sync_hf.convert.convert_checkpoint", interrupt)
 
-    assert run("convert", "a", "b")[0] == 130
+    code, _, err = run("convert", "a", "b")
+
+    assert code == 130 and err == "Interrupted. b is as it was before; run the command again.\n"
 
 
 def test_convert__passes_settings_on_and_shows_the_report(run, monkeypatch):

@@ -221,3 +221,23 @@ def test_killed_parent__takes_its_child_with_it(videos, model, tmp_path):
     process.wait(60)
 
     wait_until(lambda: not group_members(process.pid))
+
+
+@pytest.mark.parametrize(("number", "code", "word"), [("SIGINT", 130, "Interrupted"), ("SIGTERM", 143, "Terminated")])
+def test_script__ends_with_one_line_however_often_it_is_interrupted(tmp_path, number, code, word):
+    script = (
+        "import time\nfrom cavmae_sync_command import run_script\n"
+        "def run():\n    print('at work', flush=True)\n    time.sleep(60)\n"
+        "run_script(run, 'Checkpoints are kept.')\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": SOURCE},
+    )  # fmt: skip
+    assert process.stdout.readline() == "at work\n"
+
+    for _ in range(3):
+        process.send_signal(getattr(signal, number))
+    _, errors = process.communicate(timeout=60)
+
+    assert process.returncode == code and errors == f"{word}. Checkpoints are kept.\n"
