@@ -175,10 +175,10 @@ def _take_audio(played: Played, folder: Path, ffmpeg: str) -> None:
         first += size // 4
         if (pieces and abs(place - end) <= GAP_SECONDS * rate) or place * tick < -LONGEST:
             place = end
-        lost += max(0, end - place)
+        lost += min(len(piece), max(0, end - place))
         pieces.append((max(place, end), piece[max(0, end - place) :]))  # what was heard already is not heard again
         end = pieces[-1][0] + len(pieces[-1][1])
-    if lost > 0.5 * len(samples):  # times that stand still are no clock: in a row, as FFmpeg writes them
+    if lost > 0.6 * len(samples):  # times that stand still are no clock: in a row, as FFmpeg writes them
         place = pieces[0][0]
         pieces, end = [(place, samples)], place + len(samples)
     if end > LONGEST * rate:
