@@ -130,3 +130,21 @@ def test_waveform_builder__gaps_are_silence_and_jitter_is_not():
     pieces += builder.push(frame(1600), 0.301)  # 100 ms missing
     wave = np.concatenate(pieces + builder.flush())
     assert np.flatnonzero(wave == 0).tolist() == [*range(16), *range(16 + 3200, 16 + 4800)]
+
+
+@pytest.mark.parametrize("faster", [3, 100])
+def test_decode_media__audio_whose_clock_creeps_is_heard_in_a_row(folder, faster):
+    path = write_clip(folder / "right.avi", video_codec="mpeg4", audio_codec="mp2", audio=tone(2))
+    data = bytearray(path.read_bytes())
+    rate = data.index(b"auds") + 24  # dwRate of the stream's header: packets a second
+    data[rate : rate + 4] = (int.from_bytes(data[rate : rate + 4], "little") * faster).to_bytes(4, "little")
+    wrong = folder / f"wrong{faster}.avi"
+    wrong.write_bytes(data)
+    due = decode_media(path, num_frames=4)
+    for waveform in (
+        decode_media(wrong, num_frames=4).waveform,
+        next(iter_media(wrong, hop=0.5, num_frames=4)).waveform,
+    ):
+        size = min(len(waveform), len(due.waveform))
+        assert size > 1.9 * 16000
+        torch.testing.assert_close(waveform[:size], due.waveform[:size])

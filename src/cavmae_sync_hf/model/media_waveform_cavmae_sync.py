@@ -55,6 +55,7 @@ class WaveformBuilder:
         self._block_samples = 0
         self._origin = begin  # time of the first sample at the present source rate
         self._position = 0  # source samples laid since then
+        self._last_time: float | None = None  # of the last frame
 
     def push(self, frame: Any, time: float | None) -> list[np.ndarray]:
         """Take a decoded frame that starts at `time` (`None`: right after the last); return finished pieces."""
@@ -75,10 +76,18 @@ class WaveformBuilder:
                 others = _samples_of(frame, slice(1, None))
                 self._peaks[1] = max(self._peaks[1], float(np.abs(others).max(initial=0.0)))
         if time is not None:
+            # A clock that goes on by a fraction of what is heard meanwhile (AVI with a wrong rate) is none.
+            step = math.inf if self._last_time is None else (time - self._last_time) * self.source_rate
+            is_creeping = 0 < step < 0.5 * frame.samples
+            self._last_time = time
             gap = round((time - self._origin) * self.source_rate) - self._position
             if gap > 0 and (self._position == 0 or gap > GAP_TOLERANCE_SECONDS * self.source_rate):
                 finished += self._add_silence(gap)
-            elif gap < 0 and (self._position == 0 or -gap > GAP_TOLERANCE_SECONDS * self.source_rate):
+            elif (
+                gap < 0
+                and not is_creeping
+                and (self._position == 0 or -gap > GAP_TOLERANCE_SECONDS * self.source_rate)
+            ):
                 samples = samples[-gap:]
         if len(samples):
             self._add(samples)
