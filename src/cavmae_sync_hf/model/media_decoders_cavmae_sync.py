@@ -145,35 +145,44 @@ class FrameClock:
     Args:
         reader: The open file.
         track: Its video track.
-
-    Attributes:
-        end: When the last frame ends, seconds, `None` before the first.
     """
 
     def __init__(self, reader: MediaReader, track: Track) -> None:
         self.reader, self.track = reader, track
-        self._last = [-math.inf, -math.inf]  # presentation and decoding time
-        self._faults = [0, 0]  # how often each went backwards or stood still
-        self.end: float | None = None
+        self._shown = self._decoded = -math.inf  # the last presentation and decoding time
+        self._shown_faults = self._decoded_faults = 0  # how often each went backwards or stood still
+        self._time: float | None = None  # of the last frame
+        self._ticks = 0  # its length
+
+    @property
+    def end(self) -> float | None:
+        """When the last frame ends, seconds, `None` before the first."""
+        return None if self._time is None else self._time + self.track.seconds(self._ticks)
 
     def __call__(self, frame: Any) -> float | None:
         """The time of the next frame, seconds; `None` where nothing says it, right behind a seek."""
-        shown, decoded = (None if self.track.is_bare else self.track.time(at) for at in (frame.pts, frame.dts))
-        for place, (own, other) in enumerate(((shown, decoded), (decoded, shown))):
-            if own is not None:
-                self._faults[place] += own <= self._last[place]
-                self._last[place] = own
-            elif other is not None:
-                self._last[place] = other
+        shown = decoded = None
+        if not self.track.is_bare:
+            shown, decoded = self.track.time(frame.pts), self.track.time(frame.dts)
         time = shown
-        if decoded is not None and (shown is None or self._faults[0] > self._faults[1]):
-            time = decoded
+        if shown is not None:
+            self._shown_faults += shown <= self._shown
+            self._shown = shown
+        elif decoded is not None:
+            time = self._shown = decoded
+        if decoded is not None:
+            self._decoded_faults += decoded <= self._decoded
+            self._decoded = decoded
+            if self._shown_faults > self._decoded_faults:
+                time = decoded
+        elif shown is not None:
+            self._decoded = shown
         if time is None:
             time = self.end
         if time is None and (self.track.is_bare or self.reader.sought is None):
             time = 0.0
         if time is not None:
-            self.end = time + self.track.seconds(frame.duration)
+            self._time, self._ticks = time, frame.duration
         return time
 
 
@@ -228,7 +237,10 @@ class PacketAdvisor:
     def meet(self, time: float, frame: Any) -> None:
         """Compare with the packets a frame that the decoder gives, in the order in which they are shown."""
         # The next frame may come in two packets; and what stands for lost frames depends on those that were decoded.
-        self.is_right &= not (frame.interlaced_frame or frame.is_corrupt)
+        if frame.interlaced_frame or frame.is_corrupt:
+            self.is_right = False
+        if not self._due:
+            return
         passed = bisect.bisect_left(self._due, time - TIME_TOLERANCE)
         # Decoders leave out what is shown before the first key frame and needs frames before that.
         self.is_right &= not passed or not self._num_met

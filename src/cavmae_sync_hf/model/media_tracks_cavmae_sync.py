@@ -104,6 +104,7 @@ class Track:
         self.num_demuxed = 0
         self.gaps: list[tuple[float, float]] = []
         self._reached = math.inf
+        self._lasting: tuple[int | None, float] = -1, 0.0  # ticks of the last packet that was asked for, and seconds
         self.waiting: deque[TimedPacket] = deque()  # demuxed while packets of the other track were asked for
         self.waiting_bytes = 0
         self.own_packets: Iterator[TimedPacket] | None = None  # of a demuxer of its own
@@ -124,13 +125,16 @@ class Track:
 
     def seconds(self, ticks: int | None) -> float:
         """How long a packet or a frame lasts: its own ticks, or one frame where it does not say."""
+        if ticks == self._lasting[0]:  # most of them last equally long
+            return self._lasting[1]
+        seconds = ticks * self._numerator / self._denominator if ticks else 0.0
         if self.is_bare:
             # FFmpeg may not know, and a packet may hold one field of a frame; but a frame may last for three fields.
-            fields = round((ticks or 0) * self._numerator / self._denominator / self.frame_seconds * 2)
-            return max(2, fields) / 2 * self.frame_seconds
-        if ticks:
-            return ticks * self._numerator / self._denominator
-        return self.frame_seconds if self.kind == "video" else 0.0
+            seconds = max(2, round(seconds / self.frame_seconds * 2)) / 2 * self.frame_seconds
+        elif not ticks and self.kind == "video":
+            seconds = self.frame_seconds
+        self._lasting = ticks, seconds
+        return seconds
 
     @property
     def frame_seconds(self) -> float:
@@ -148,6 +152,7 @@ class TimedPacket(NamedTuple):
         decode_time: When it is decoded, seconds; of a packet without any time, when the one before it has ended, and
             `None` where that is not known.
         duration: How long it lasts, seconds.
+        position: Where in the order of the file it lies, seconds; `None` where the file does not say.
     """
 
     track: Track
@@ -155,20 +160,12 @@ class TimedPacket(NamedTuple):
     time: float | None = None
     decode_time: float | None = None
     duration: float = 0.0
+    position: float | None = None
 
     @property
     def size(self) -> int:
         """Bytes."""
         return 0 if self.data is None else self.data.size
-
-    @property
-    def position(self) -> float | None:
-        """Where in the order of the file it lies, seconds; `None` where the file does not say."""
-        if self.track.is_bare:
-            return None
-        if self.decode_time is None and not self.track.is_reordered:
-            return self.time
-        return self.decode_time
 
     @property
     def end(self) -> float:
@@ -440,15 +437,18 @@ class MediaReader:
         is_start_known = self.sought is None or any(track.is_bare for track in self.tracks)
         ends: dict[Track, float | None] = dict.fromkeys(self.tracks, 0.0 if is_start_known else None)
         for track, packet in clock.straightened(self._raw_packets(container)):
-            time, decode_time = None, None
+            time, decode_time, duration = None, None, track.seconds(packet.duration)
             if not track.is_bare:
-                time, decode_time = track.time(packet.pts), track.time(packet.dts)
+                shown, decoded = packet.pts, packet.dts
+                time = track.time(shown)
+                decode_time = time if shown == decoded else track.time(decoded)
             if time is None and decode_time is None:
                 decode_time = ends[track]
             begin = time if decode_time is None else decode_time
-            duration = track.seconds(packet.duration)
             ends[track] = None if begin is None else begin + duration
-            yield TimedPacket(track, packet, time, decode_time, duration)
+            # Of a frame that is shown in another order, only when it is decoded tells where in the file it lies.
+            position = decode_time if track.is_reordered else begin
+            yield TimedPacket(track, packet, time, decode_time, duration, None if track.is_bare else position)
 
     def _raw_packets(self, container: Any) -> Iterator[tuple[Track, Any]]:
         by_index = {track.stream.index: track for track in self.tracks}
