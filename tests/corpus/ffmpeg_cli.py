@@ -169,18 +169,17 @@ def _take_video(played: Played, folder: Path) -> None:
 def _take_audio(played: Played, folder: Path, ffmpeg: str) -> None:
     data, table, tick = _written(folder, "audio")
     samples, rate = data.view(np.float32), round(1 / tick)
-    pieces, first, end, lost = [], 0, 0, 0  # (place, samples)
+    # Times that go on by a fraction of what is heard meanwhile are no clock: in a row, as FFmpeg writes the samples.
+    steps = np.diff(table[:, 0]) / np.maximum(1, table[:-1, 2] // 4)
+    is_clock = len(steps) < 2 or np.quantile(steps, 0.75) > 0.5
+    pieces, first, end = [], 0, 0  # (place, samples)
     for place, _, size in table.tolist():
         piece = samples[first : first + size // 4]
         first += size // 4
-        if (pieces and abs(place - end) <= GAP_SECONDS * rate) or place * tick < -LONGEST:
+        if (pieces and not is_clock) or (pieces and abs(place - end) <= GAP_SECONDS * rate) or place * tick < -LONGEST:
             place = end
-        lost += min(len(piece), max(0, end - place))
         pieces.append((max(place, end), piece[max(0, end - place) :]))  # what was heard already is not heard again
         end = pieces[-1][0] + len(pieces[-1][1])
-    if lost > 0.6 * len(samples):  # times that stand still are no clock: in a row, as FFmpeg writes them
-        place = pieces[0][0]
-        pieces, end = [(place, samples)], place + len(samples)
     if end > LONGEST * rate:
         played.refused = f"its clock jumps to {end / rate:.0f} s"
         return
