@@ -132,19 +132,21 @@ def test_waveform_builder__gaps_are_silence_and_jitter_is_not():
     assert np.flatnonzero(wave == 0).tolist() == [*range(16), *range(16 + 3200, 16 + 4800)]
 
 
+@pytest.mark.parametrize("video", [True, False])
 @pytest.mark.parametrize("faster", [3, 100])
-def test_decode_media__audio_whose_clock_creeps_is_heard_in_a_row(folder, faster):
-    path = write_clip(folder / "right.avi", video_codec="mpeg4", audio_codec="mp2", audio=tone(2))
+def test_decode_media__audio_whose_clock_creeps_is_heard_in_a_row(folder, faster, video):
+    path = write_clip(folder / f"right{video}.avi", video=video, video_codec="mpeg4", audio_codec="mp2", audio=tone(2))
     data = bytearray(path.read_bytes())
     rate = data.index(b"auds") + 24  # dwRate of the stream's header: packets a second
     data[rate : rate + 4] = (int.from_bytes(data[rate : rate + 4], "little") * faster).to_bytes(4, "little")
-    wrong = folder / f"wrong{faster}.avi"
+    wrong = folder / f"wrong{faster}{video}.avi"
     wrong.write_bytes(data)
-    due = decode_media(path, num_frames=4)
-    for waveform in (
-        decode_media(wrong, num_frames=4).waveform,
-        next(iter_media(wrong, hop=0.5, num_frames=4)).waveform,
-    ):
+    due = decode_media(path, num_frames=4, missing="mask")
+    media = decode_media(wrong, num_frames=4, missing="mask")
+    assert media.duration == pytest.approx(2.0, abs=0.06)
+    chunks = list(iter_media(wrong, hop=0.5, num_frames=4, missing="mask"))
+    assert sum(len(chunk.frame_times) for chunk in chunks) == 4
+    for waveform in (media.waveform, chunks[0].waveform):
         size = min(len(waveform), len(due.waveform))
         assert size > 1.9 * 16000
         torch.testing.assert_close(waveform[:size], due.waveform[:size])

@@ -187,6 +187,8 @@ def decode_media(
             known |= found
             again = _read_clip(media, request, seek=clip.reader.sought is not None, with_audio=False, **known)
             again.waveform, again.facts = clip.waveform, clip.facts
+            for track, before in zip(again.reader.tracks, clip.reader.tracks, strict=True):
+                track.end = max(track.end, before.end)
             clip = again
         return clip.assembled()
 
@@ -315,6 +317,11 @@ class Reading(ABC):
             self.add_audio(self.audio.push(frame, time))
         if packet.data is None:
             self.add_audio(self.audio.flush())
+            heard_to = self.audio.begin + self.audio.num_samples / self.audio.rate
+            if (
+                heard_to > packet.track.end + 2 * DURATION_TOLERANCE
+            ):  # packets that say too little of how long they last
+                packet.track.end = heard_to
 
     @property
     def wanted(self) -> Track | None:
