@@ -14,7 +14,7 @@ from cavmae_sync_hf import MediaError
 from cavmae_sync_hf.model.media_cavmae_sync import decode_media, probe_media
 from cavmae_sync_hf.model.media_stream_cavmae_sync import iter_media
 from cavmae_sync_hf.model.media_tracks_cavmae_sync import INTERLEAVE_SECONDS, MediaReader
-from helpers.clips import joined, noise, numbered_frame, numbers, on_screen, serve, write_clip
+from helpers.clips import joined, noise, numbered_frame, numbers, on_screen, serve, tone, write_clip
 
 RATE = 16000
 
@@ -249,3 +249,33 @@ def test_iter_media__memory_does_not_grow_with_the_file(folder, apart):
         [sys.executable, "-c", _PEAK, str(small), str(large)], capture_output=True, text=True, check=True
     )
     assert int(told.stdout) < 80  # MiB; packets that wait are at most 64
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mov"])
+def test_decode_media__file_begins_where_its_first_track_does_whichever_that_is(folder, suffix):
+    """As FFmpeg's command line has it: a second audio track from 0 on, all else from 0.6 s on."""
+    late = write_clip(folder / f"late.{suffix}", video_start=0.6, audio_start=0.6, audio=noise(2))
+    early = write_clip(folder / f"early.{suffix}", video=False, audio=tone(2))
+    path = folder / f"three.{suffix}"
+    with av.open(str(late)) as first, av.open(str(early)) as second, av.open(str(path), "w") as made:
+        packets = []
+        for given, disposition in ((first, av.stream.Disposition.default), (second, av.stream.Disposition(0))):
+            streams = [made.add_stream_from_template(stream) for stream in given.streams]
+            for packet in given.demux():
+                if packet.dts is not None:
+                    packet.stream = streams[packet.stream.index]
+                    packets.append(packet)
+            streams[-1].disposition = disposition
+        made.mux(sorted(packets, key=lambda packet: packet.dts * packet.time_base))
+    media = decode_media(path, frame_times=[0.0, 0.58, 0.62, 1.0], audio_track=0)
+    assert numbers(media) == [0, 0, 0, 10]
+    assert media.duration == pytest.approx(2.6, abs=0.05)
+    assert not media.waveform[: round(0.55 * 16000)].any() and media.waveform[round(0.65 * 16000)] != 0
+
+
+def test_decode_media__flv_without_a_length_that_starts_late_is_whole(folder):
+    path = folder / "live.flv"
+    write_clip(path, video_start=5.0, audio_start=5.0, container_options={"flvflags": "no_duration_filesize"})
+    media = decode_media(path, num_frames=4)
+    assert media.duration == pytest.approx(2.0, abs=0.1)
+    assert numbers(media) == pytest.approx([6, 18, 31, 43], abs=1)  # the audio begins 21 ms earlier

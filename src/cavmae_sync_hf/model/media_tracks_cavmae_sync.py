@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from .alignment_cavmae_sync import TIME_TOLERANCE
 from .errors_cavmae_sync import Hint, MediaError, MissingTrackError
 from .media_clock_cavmae_sync import Clock
 from .media_request_cavmae_sync import MediaRequest
@@ -300,6 +301,9 @@ class MediaReader:
         ]
         self.origin = min(starts, default=0.0)
         self.may_restart = bool(self.container.format.flags & _MAY_RESTART)
+        whole = self.container.start_time
+        if whole is not None and not self.may_restart and whole / 1e6 < self.origin - TIME_TOLERANCE:
+            self.origin = whole / 1e6  # another track, chapters for one, begins earlier: the file begins there
         if self.origin >= -MAX_ENCODER_DELAY and not self.may_restart:
             # Negative starts are encoder delay that the decoder drops; a positive common start is only an offset.
             self.origin = max(0.0, self.origin)
@@ -608,7 +612,9 @@ class MediaReader:
         if name == "mov":
             # Whether a length counts from the first sample or from the clock's zero differs with edit lists.
             return max(track.stream.duration * float(track.stream.time_base) for track in self.tracks) - self.origin
-        return self.declared_duration or 0.0
+        declared = self.declared_duration or 0.0
+        # Where FLV has no length, FFmpeg gives the time of the last packet, which counts from the clock's own zero.
+        return declared - max(0.0, self.origin) if name == "flv" else declared
 
     def _holes(self) -> list[tuple[float, float]]:
         """From when to when nothing was there, seconds, though there should have been."""
