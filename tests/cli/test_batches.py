@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -139,11 +140,12 @@ def test_file_that_changes_under_the_run__costs_that_file(
 ):
     folder = shutil.copytree(videos, tmp_path / "videos")
     change, words = HAPPENINGS[happening]
-    real, todo = MediaSource.__init__, [folder / BAD]
+    real, todo, lock = MediaSource.__init__, [folder / BAD], threading.Lock()
 
     def change_and_init(self, source, name=None):
-        if BAD in str(source) and todo:
-            change(todo.pop())
+        with lock:  # another thread opens the file before the change or after it
+            if BAD in str(source) and todo:
+                change(todo.pop())
         real(self, source, name)
 
     monkeypatch.setattr(MediaSource, "__init__", change_and_init)
