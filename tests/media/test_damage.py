@@ -138,3 +138,11 @@ def test_decode_media__errors_of_reading_are_errors_of_the_file(clip, error, aft
 
     with pytest.raises(MediaError, match="clip: .*(of its own|truncated)"):
         decode_media(Failing(clip.read_bytes()))
+
+
+def test_decode_media__encrypted_files_are_named(folder):
+    keys = {"encryption_scheme": "cenc-aes-ctr", "encryption_key": "76" * 16, "encryption_kid": "a7" * 16}
+    path = write_clip(folder / "locked.mp4", container_options=keys)
+    for read in (decode_media, lambda path: list(iter_media(path))):
+        with pytest.raises(MediaError, match="locked.mp4: .*is encrypted; decrypt it first."):
+            read(path)

@@ -345,9 +345,9 @@ class Reading(ABC):
 
     def lost_track(self, kind: str) -> MissingTrackError:
         """That a track gave nothing."""
+        reason = "encrypted; decrypt it first" if self.reader.is_encrypted else "empty, damaged or ends earlier"
         return MissingTrackError(
-            f"{self.reader.name}: nothing could be decoded from its {kind} track in this span; the track is empty, "
-            "damaged or ends earlier.",
+            f"{self.reader.name}: nothing could be decoded from its {kind} track in this span; the track is {reason}.",
             kind,
             hint=Hint("missing", "mask", "go on without it"),
         )

@@ -235,6 +235,7 @@ class MediaReader:
         tracks: Both, wanted or not.
         num_packets: Packets taken so far.
         num_bad_packets: How many of them could not be decoded.
+        is_encrypted: Whether some of these are encrypted.
         broken_off: Why reading ended before the end of the file, `None` where it did not.
         last_error: Why demuxing or decoding failed the last time.
         sought: Where it was told to start, seconds; `None` for its beginning.
@@ -267,6 +268,7 @@ class MediaReader:
         self._packets = self.packets(self.container, self.tracks)
         self.num_packets = 0
         self.num_bad_packets = 0
+        self.is_encrypted = False
         self.last_error: Exception | None = None
         self.broken_off: str | None = None
 
@@ -547,7 +549,9 @@ class MediaReader:
             raise
         except Exception as error:  # FFmpeg's, and PyAV's own of many types for values that it does not know
             self.last_error = error
-            self.num_bad_packets += packet.data is not None
+            if packet.data is not None:
+                self.num_bad_packets += 1
+                self.is_encrypted |= packet.data.has_sidedata("encryption_info")
             return []
         for frame in frames:  # what the header says may change on the way
             if packet.track.kind == "video":
@@ -585,6 +589,8 @@ class MediaReader:
         elif wild is not None and wild[0] < end:
             problem = f"its clock jumps from {wild[0]:.2f} s to {wild[1]:.2f} s, the file is corrupt"
         elif self.num_bad_packets > max(1, MAX_BAD_PACKET_SHARE * self.num_packets):
+            if self.is_encrypted:
+                raise MediaError(f"{self.name}: is encrypted; decrypt it first.") from self.last_error
             problem = f"{self.num_bad_packets} of {self.num_packets} packets cannot be decoded, the file is corrupt"
         elif measured < min(promised, end) - TRUNCATION_TOLERANCE:
             problem = f"is truncated, it ends after {measured:.2f} s of the {promised:.2f} s its header promises"
