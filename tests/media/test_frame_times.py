@@ -72,6 +72,40 @@ def test_decode_media__bare_av1(folder):
     assert_plays(path, [k / 25 for k in range(50)], duration=2.0)
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("h264.mpg", {"video_options": B_FRAMES}),  # a time in each block of 2 KB, not for each packet
+        ("mpeg2.mpg", {"video_codec": "mpeg2video", "video_options": {"bf": "2"}}),
+        ("mpeg2.vob", {"video_codec": "mpeg2video", "video_options": {"bf": "2"}}),
+        ("h264.nut", {"video_options": B_FRAMES}),
+    ],
+)
+def test_decode_media__program_streams_and_packets_without_times(folder, name, options):
+    assert_plays(write_clip(folder / name, seconds=3, audio=False, **options), [k / 25 for k in range(75)])
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_decode_media__times_of_decoding_given_for_those_of_presentation(folder, suffix):
+    whole = write_clip(folder / "ordered.mp4", seconds=3, audio=False, video_options=B_FRAMES, gop=30)
+    path = folder / f"permuted.{suffix}"
+    with av.open(str(whole)) as source, av.open(str(path), "w") as container:
+        stream = container.add_stream_from_template(source.streams.video[0])
+        for place, packet in enumerate(packet for packet in source.demux(video=0) if packet.size):
+            packet.stream, packet.time_base = stream, Fraction(1, 1000)
+            packet.pts = packet.dts = 40 * place
+            container.mux(packet)
+    counted = decode_media(path, num_frames=6, alignment="reference", want_audio=False)
+    assert numbers(counted) == [int(i * 75 / 6) for i in range(6)]
+    # Late by the two frames that the decoder holds, and a bit more until the order is found to be wrong.
+    asked = [0.5 + 0.1 * k for k in range(20)]
+    lag = [
+        int(25 * at + 1e-6) - number
+        for at, number in zip(asked, numbers(decode_media(path, frame_times=asked, want_audio=False)), strict=True)
+    ]
+    assert set(lag) <= {0, 1, 2}
+
+
 @pytest.mark.parametrize("progressive", [(), range(6), range(10, 20)])
 @pytest.mark.parametrize("suffix", ["h264", "ts", "mkv"])
 def test_decode_media__frames_that_are_coded_as_two_fields(folder, suffix, progressive):
