@@ -8,6 +8,7 @@ prints one line for each file: right, wrong, refused by both, refused by us alon
 import argparse
 import collections
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,6 +58,7 @@ def read(path: str) -> dict[str, Any]:
         `damaged="keep"`: `frames` as of `Played`, `asked` and `times` in seconds, `waveform`, `duration`, and
         `stream`, what `iter_media` gives differently.
     """
+    warnings.simplefilter("ignore")
     found: dict[str, Any] = {"refused": "", "read": False}
     for damaged in ("error", "keep"):
         try:

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import resource
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 # The fork server imports these once; its children start in milliseconds.
-_PRELOAD = ["cavmae_sync_hf.model.media_stream_cavmae_sync"]
+PRELOAD = ("cavmae_sync_hf.model.media_stream_cavmae_sync",)
 
 
 @dataclass
@@ -44,7 +45,7 @@ class BoundedCalls:
     def __init__(self, function: Callable[..., Any], seconds: float, memory: int) -> None:
         self.function, self.seconds, self.memory = function, seconds, memory
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(_PRELOAD)
+        self._context.set_forkserver_preload(list(PRELOAD))
         self._process = self._pipe = None
 
     def __call__(self, *arguments: Any) -> Outcome:
@@ -93,9 +94,8 @@ def _status(name: str) -> int:
 
 
 def _serve(pipe: Any, function: Callable[..., Any], memory: int) -> None:
-    import torch
-
-    torch.set_num_threads(1)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
     if hasattr(resource, "RLIMIT_AS") and _status("VmSize"):
         # What is reserved is more than what is used: threads of decoders reserve stacks and arenas of 64 MiB each.
         limit = _status("VmSize") + 2 * memory + (4 << 30)
