@@ -169,14 +169,14 @@ def _take_video(played: Played, folder: Path) -> None:
 def _take_audio(played: Played, folder: Path, ffmpeg: str) -> None:
     data, table, tick = _written(folder, "audio")
     samples, rate = data.view(np.float32), round(1 / tick)
-    # Times that go on by a fraction of what is heard meanwhile are no clock: in a row, as FFmpeg writes the samples.
-    steps = np.diff(table[:, 0]) / np.maximum(1, table[:-1, 2] // 4)
-    is_clock = len(steps) < 2 or np.quantile(steps, 0.75) > 0.5
-    pieces, first, end = [], 0, 0  # (place, samples)
+    pieces, first, end, last = [], 0, 0, -np.inf  # (place, samples)
     for place, _, size in table.tolist():
         piece = samples[first : first + size // 4]
         first += size // 4
-        if (pieces and not is_clock) or (pieces and abs(place - end) <= GAP_SECONDS * rate) or place * tick < -LONGEST:
+        # A clock that goes on by a part of what is heard meanwhile is none: in a row, as FFmpeg writes the samples.
+        # (It puts times that went back one tick behind the last.)
+        creeps, last = 2 < place - last < 0.75 * len(piece), place
+        if pieces and (creeps or abs(place - end) <= GAP_SECONDS * rate) or place * tick < -LONGEST:
             place = end
         pieces.append((max(place, end), piece[max(0, end - place) :]))  # what was heard already is not heard again
         end = pieces[-1][0] + len(pieces[-1][1])

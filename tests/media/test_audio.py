@@ -150,3 +150,19 @@ def test_decode_media__audio_whose_clock_creeps_is_heard_in_a_row(folder, faster
         size = min(len(waveform), len(due.waveform))
         assert size > 1.9 * 16000
         torch.testing.assert_close(waveform[:size], due.waveform[:size])
+
+
+@pytest.mark.parametrize("rates", [(44100, 22050), (48000, 32000)])
+def test_decode_media__rate_that_falls_in_audio_without_a_container(folder, rates):
+    parts = [
+        write_clip(folder / f"part{rate}.aac", video=False, audio=tone(1, rate, channels=1), rate=rate)
+        for rate in rates
+    ]
+    path = folder / f"rates{rates[0]}.aac"
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    media = decode_media(path, missing="mask")
+    assert media.duration == pytest.approx(2.0, abs=0.3)  # padded to whole frames at either end
+    for start in (0.3, 1.4):
+        part = media.waveform[round(start * 16000) :][:4096].numpy()
+        assert np.abs(np.fft.rfft(part * np.hanning(4096))).argmax() * 16000 / 4096 == pytest.approx(440, abs=4)
+        assert np.abs(part).max() == pytest.approx(0.3, abs=0.03)

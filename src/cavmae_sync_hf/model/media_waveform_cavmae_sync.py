@@ -76,9 +76,10 @@ class WaveformBuilder:
                 others = _samples_of(frame, slice(1, None))
                 self._peaks[1] = max(self._peaks[1], float(np.abs(others).max(initial=0.0)))
         if time is not None:
-            # A clock that goes on by a fraction of what is heard meanwhile (AVI with a wrong rate) is none.
+            # A clock that goes on by a part of what is heard meanwhile is none (AVI with a wrong rate, AAC without a
+            # container whose rate falls: its packets are timed by the first rate).
             step = math.inf if self._last_time is None else (time - self._last_time) * self.source_rate
-            is_creeping = 0 < step < 0.5 * frame.samples
+            is_creeping = 0 < step < 0.75 * frame.samples
             self._last_time = time
             gap = round((time - self._origin) * self.source_rate) - self._position
             if gap > 0 and (self._position == 0 or gap > GAP_TOLERANCE_SECONDS * self.source_rate):
