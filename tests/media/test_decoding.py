@@ -261,3 +261,12 @@ def test_probe_media__reads_the_header(clip):
     info = probe_media(clip)
     assert (info.duration, info.frame_rate, info.height, info.width) == (pytest.approx(4.0), 25.0, 48, 64)
     assert (info.has_audio, info.has_video, info.sampling_rate, info.channels) == (True, True, 48000, 2)
+
+
+def test_decode_media__reference_frames_of_a_span_behind_the_end_of_the_video(folder):
+    path = write_clip(folder / "short_video.mp4", seconds=1, audio=noise(3))
+    span = {"start": 1.5, "end": 2.5, "num_frames": 4, "alignment": "reference"}
+    with pytest.raises(MissingTrackError, match="nothing could be decoded from its video track in this span"):
+        decode_media(path, **span)
+    media = decode_media(path, **span, missing="mask")
+    assert media.frames is None and len(media.waveform) == 16000

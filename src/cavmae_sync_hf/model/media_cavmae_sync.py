@@ -539,8 +539,8 @@ class _Clip(Reading):
 
     @property
     def has_video(self) -> bool:
-        """Whether a frame could be decoded."""
-        return self.video is not None and self.video.track.first_time is not None
+        """Whether a frame of the span could be decoded."""
+        return self.images is not None
 
     @property
     def true_end(self) -> float:
