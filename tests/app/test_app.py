@@ -14,7 +14,7 @@ from cavmae_sync_hf import SearchError
 from cavmae_sync_hf.app import demo_clips
 from cavmae_sync_hf.app.engine import Engine
 from cavmae_sync_hf.app.handlers import SEARCHES, RequestHandler
-from cavmae_sync_hf.app.views import bytes_view, verdict
+from cavmae_sync_hf.app.views import bytes_view
 from cavmae_sync_hf.app.workspace import Limits, Workspace
 from cavmae_sync_hf.model.media_cavmae_sync import decode_media
 from helpers.little_app import PLAYLIST, decode_here, make_video, send, watch_processes
@@ -81,7 +81,8 @@ def test_demo_clips__are_made_once(demo, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("number", "kind", "offset"), [(0, "step", 0.0), (1, "late", demo_clips.LATE_SECONDS), (2, "unsure", None)]
+    ("number", "kind", "offset"),
+    [(0, "in-sync", 0.0), (1, "late", demo_clips.LATE_SECONDS), (2, "does-not-fit", None)],
 )
 def test_measure__says_of_the_demo_clips_what_was_done_to_them(handler, number, kind, offset):
     picked = handler.pick("visitor", number)
@@ -381,20 +382,3 @@ def test_command__bad_inputs_are_named(run, arguments, code, words):
 
     found, printed, errors = run("app", *arguments)
     assert found == code and words in printed + errors
-
-
-def test_verdict__of_early_audio():
-    from types import SimpleNamespace
-
-    curve = np.array([0.1, np.nan])
-    result = SimpleNamespace(
-        offset=-0.5, confidence=0.9, hop=0.1, resolution=0.1, max_offset=2.0, offset_scores=curve
-    )  # fmt: skip
-
-    assert verdict(result) == {
-        "kind": "early",
-        "headline": "The audio is 0.5 s early",
-        "detail": "It would fit the video if it came 0.50 s later. 90% of random draws of the clip's pieces agree.",
-    }
-    result.offset_scores = -curve  # the best of all offsets fits worse than chance
-    assert verdict(result)["kind"] == "unsure"

@@ -14,9 +14,6 @@ from ..inference.classify import ClipLabels
 from ..inference.localize import LocalizationResult
 from ..inference.sync import SyncResult
 
-# An offset that fewer random draws agree on than this is not called one.
-LEAST_CONFIDENCE = 0.5
-
 
 def bytes_view(values: np.ndarray, low: float | None = None, high: float | None = None) -> dict[str, Any]:
     """An array as bytes: `shape`, `low`, `high` and `data`."""
@@ -30,41 +27,9 @@ def bytes_view(values: np.ndarray, low: float | None = None, high: float | None 
     return {"shape": list(values.shape), "low": low, "high": high, "data": data}
 
 
-def is_clear(result: SyncResult) -> bool:
-    """Whether the best offset is one: draws of the clip's pieces agree on it, and it fits better than chance."""
-    scores = np.asarray(result.offset_scores)
-    above_chance = bool((scores[np.isfinite(scores)] > 0).any())
-    return result.offset is not None and result.confidence >= LEAST_CONFIDENCE and above_chance
-
-
-def verdict(result: SyncResult) -> dict[str, str]:
-    """Whether audio and video are in step, for the page: `kind`, `headline` and `detail`."""
-    if result.offset is None or not is_clear(result):
-        return {
-            "kind": "unsure",
-            "headline": "No offset fits",
-            "detail": f"Within {result.max_offset:g} s, no way of moving the audio makes it clearly fit the video. "
-            "They may not belong together, they may hardly change, or the model may not know such things.",
-        }
-    sure = f"{result.confidence:.0%} of random draws of the clip's pieces agree."
-    fine = max(result.hop, result.resolution)
-    if abs(result.offset) <= fine:
-        return {
-            "kind": "step",
-            "headline": "In step",
-            "detail": f"Audio and video fit best as they are, to within {fine:.2g} s. {sure}",
-        }
-    late = result.offset > 0
-    return {
-        "kind": "late" if late else "early",
-        "headline": f"The audio is {abs(result.offset):.1f} s {'late' if late else 'early'}",
-        "detail": f"It would fit the video if it came {abs(result.offset):.2f} s {'earlier' if late else 'later'}. "
-        f"{sure}",
-    }
-
-
 def sync_view(result: SyncResult) -> dict[str, Any]:
     """What the matrix, the timeline and the offset curve show."""
+    verdict = result.verdict
     facts = [
         [
             "Similarity",
@@ -77,7 +42,11 @@ def sync_view(result: SyncResult) -> dict[str, Any]:
     if shift is not None:
         facts.append(["Chance", f"{shift:.1%}", "share of turns of the audio track that fit as well as the true one"])
     return {
-        "verdict": verdict(result),
+        "verdict": {
+            "kind": verdict.kind.replace(" ", "-"),
+            "headline": verdict.headline[0].upper() + verdict.headline[1:],
+            "detail": verdict.reason,
+        },
         "facts": facts,
         "remarks": list(result.remarks),
         "times": _rounded(result.times, 3),
@@ -88,7 +57,7 @@ def sync_view(result: SyncResult) -> dict[str, Any]:
         "matrix_times": _rounded(result.matrix_times, 3),
         "offset": result.offset,
         "interval": list(result.interval) if result.interval is not None else None,
-        "clear": is_clear(result),
+        "clear": verdict.fits,
         "offsets": _rounded(result.offsets, 3),
         "offset_scores": _rounded(result.offset_scores, 4),
     }

@@ -427,11 +427,14 @@ def _show_sync(results: "list[SyncResult]", summary: dict[str, Any]) -> None:
     if results:
         names = ("late by", "confidence", "similarity", "lead", "z", "shift p")
         table = Table(
-            Column("video", overflow="fold"), *(Column(name, no_wrap=True, justify="right") for name in names)
+            Column("verdict"),
+            Column("video", overflow="fold"),
+            *(Column(name, no_wrap=True, justify="right") for name in names),
         )
         for result in results:
             lead, z, turned = result.lead, result.test["z_score"], result.test["shift_p_value"]
             table.add_row(
+                str(result.verdict),
                 escape(_name(result)),
                 "-" if result.offset is None else f"{round(result.offset, 2) + 0.0:+.2f} s",
                 "-" if result.offset is None else f"{result.confidence:.0%}",
@@ -446,7 +449,7 @@ def _show_sync(results: "list[SyncResult]", summary: dict[str, Any]) -> None:
             "sync. Shift p: share of shifts that fit as well."
         )
     for result in results:
-        for remark in result.remarks:
+        for remark in (result.verdict.reason, *result.remarks):
             terminal.say(f"- {_name(result)}: {remark}")
     alignment = summary.get("alignment")
     if alignment:

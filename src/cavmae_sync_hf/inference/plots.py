@@ -316,7 +316,7 @@ def draw_timeline(
     name = _names(result)
     font = title_font(name, _TITLE_POINTS * _DOTS_PER_INCH / 72)
     # Below the name, which is drawn apart: matplotlib takes one font for it and gives boxes for signs that it lacks.
-    verdict = _verdict(result) if font is None else f" \n{_verdict(result)}"
+    verdict = f"{result.verdict}; mean similarity {result.similarity:.3f}" if font is None else f" \n{_verdict(result)}"
     figure.suptitle(verdict, x=0.01, y=0.99, ha="left", va="top", fontsize=_TITLE_POINTS)
     canvas.draw()
     image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
@@ -409,17 +409,6 @@ def _names(result: SyncResult) -> str:
     return name
 
 
-def _verdict(result: SyncResult) -> str:
-    score = f"mean similarity {result.similarity:.3f}"
-    if result.offset is None:
-        return f"offset cannot be told; {score}"
-    side = "late" if result.offset > 0 else "early"
-    words = f"audio {abs(result.offset):.2f} s {side}" if abs(result.offset) >= result.hop / 2 else "audio in step"
-    if result.confidence < 0.5:
-        words = f"offset uncertain, best guess: {words}"
-    return f"{words} (to {result.resolution:.2g} s, confidence {result.confidence:.0%}); {score}"
-
-
 def _draw_matrix(figure: Any, axis: Any, result: SyncResult) -> None:
     times, reach = result.matrix_times, result.max_offset
     half = (times[-1] - times[0]) / max(1, len(times) - 1) / 2
@@ -428,8 +417,8 @@ def _draw_matrix(figure: Any, axis: Any, result: SyncResult) -> None:
     axis.plot([low, high], [low, high], color="white", linewidth=0.8, linestyle=":")
     for offset in (-reach, reach):
         axis.plot([low, high], [low + offset, high + offset], color="white", linewidth=0.4, linestyle="--")
-    if result.offset is not None and abs(result.offset) >= result.hop / 2:
-        axis.plot([low, high], [low + result.offset, high + result.offset], color=_ACCENT, linewidth=1)
+    if (late := result.verdict.offset) is not None and abs(late) >= result.hop / 2:
+        axis.plot([low, high], [low + late, high + late], color=_ACCENT, linewidth=1)
     axis.set(xlim=(low, high), ylim=(low, high), xlabel="frame at, s", ylabel="audio at, s", title="similarity")
     figure.colorbar(image, ax=axis, shrink=0.9)
 

@@ -24,6 +24,7 @@ from ..provenance import model_fingerprint
 from .features import check_towers, evaluating
 from .moments import MediaSpan, OnError, Progress, embed_moments, report_seconds, source_name
 from .sync_band import Band, Outline, band_contrast, find_offset, shift_test
+from .verdict import SyncVerdict, give_verdict
 
 PROTOCOL_VERSION = 1
 DEFAULT_HOP = 0.1
@@ -72,6 +73,7 @@ class SyncResult:
             fair to moments that lie close together, of `shifts`.
         hop, max_offset, window: Seconds.
         protocol: How all this was measured: the same string means comparable values.
+        unchanging: `"audio"`, `"video"` or both, where all moments are the same to the model.
         remarks: What a reader of the values should know.
     """
 
@@ -101,7 +103,21 @@ class SyncResult:
     max_offset: float
     window: float
     protocol: str
+    unchanging: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+
+    @property
+    def verdict(self) -> SyncVerdict:
+        """Whether audio and video fit in time, in words that every surface uses."""
+        return give_verdict(
+            offset=self.offset,
+            confidence=self.confidence,
+            resolution=self.resolution,
+            offsets=self.offsets,
+            offset_scores=self.offset_scores,
+            max_offset=self.max_offset,
+            unchanging=self.unchanging,
+        )
 
     @property
     def alignment_score(self) -> float:
@@ -125,7 +141,9 @@ class SyncResult:
         if not series:
             left_out |= {"times", "scores", "contrast"}
         values = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in left_out}
-        return _rounded(plain(values | {"moments": len(self.times), "alignment_score": self.similarity}))
+        verdict = {"kind": self.verdict.kind, "headline": self.verdict.headline, "reason": self.verdict.reason}
+        counts = {"moments": len(self.times), "alignment_score": self.similarity}
+        return _rounded(plain({"verdict": verdict} | values | counts))
 
     def save_arrays(self, path: StrPath, *, overwrite: bool = False) -> None:
         """Write series, band and matrix as a NumPy archive; `overwrite` replaces an earlier one."""
@@ -545,8 +563,9 @@ def _assemble(gathered: _Gathered, source: str, audio_source: str | None, protoc
         max_offset=settings.max_offset,
         window=window,
         protocol=protocol,
+        unchanging=constant,
     )
-    result.remarks = _remarks(result, gathered, constant=constant, at_edge=found.at_edge, length=length)
+    result.remarks = _remarks(result, gathered, length=length)
     return result
 
 
@@ -573,42 +592,25 @@ def _test(outline: Outline, window: float, hop: float) -> dict[str, float | int 
     }
 
 
-def _remarks(
-    result: SyncResult, gathered: _Gathered, *, constant: list[str], at_edge: bool, length: float
-) -> list[str]:
-    """What a reader should know before believing the values."""
+def _remarks(result: SyncResult, gathered: _Gathered, *, length: float) -> list[str]:
+    """What a reader should know beside the verdict before believing the values."""
     remarks = []
     absent = int((~np.isfinite(result.scores)).sum())
     if absent:
         remarks.append(f"{absent} of {len(result.times)} moments lack audio or video and do not count.")
     for name in ("audio", "video"):
-        if name in constant:
-            words = "silent, or one steady tone" if name == "audio" else "a still"
-            remarks.append(f"The {name} does not change for this model ({words}): no offset can be told.")
-        elif gathered.sameness(name) > _NEARLY_CONSTANT:
+        if name not in result.unchanging and gathered.sameness(name) > _NEARLY_CONSTANT:
             remarks.append(f"The {name} hardly changes for this model; the values mean little.")
-    if not constant:
-        remarks += _offset_remarks(result, at_edge, length)
+    if result.offset is not None:
+        tried = float(np.abs(result.offsets).max())
+        if tried < result.max_offset - result.hop / 2:
+            remarks.append(f"These {length:g} s are long enough for offsets up to {tried:g} s only.")
+        if result.resolution > result.hop:
+            remarks.append(
+                f"There is a frame every {result.resolution:.3g} s only; the hop of {result.hop:g} s is finer."
+            )
     if result.window > length / 2:
         remarks.append(f"A window of {result.window:g} s is more than half of these {length:g} s.")
-    return remarks
-
-
-def _offset_remarks(result: SyncResult, at_edge: bool, length: float) -> list[str]:
-    if result.offset is None:
-        return [f"{length:g} s are too short to try offsets in steps of {result.hop:g} s."]
-    remarks = []
-    tried = float(np.abs(result.offsets).max())
-    if tried < result.max_offset - result.hop / 2:
-        remarks.append(f"These {length:g} s are long enough for offsets up to {tried:g} s only.")
-    if at_edge:
-        remarks.append(f"The best offset is the largest one tried ({tried:g} s); the true one may lie beyond.")
-    if result.confidence < 0.5:
-        remarks.append("The offset is a guess: most draws of the video's pieces give another one.")
-    if result.resolution > result.hop:
-        remarks.append(
-            f"There is a frame every {result.resolution:.3g} s only; the hop of {result.hop:g} s is finer than that."
-        )
     return remarks
 
 

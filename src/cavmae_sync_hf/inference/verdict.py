@@ -1,6 +1,7 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""The verdict on whether the audio of a video fits its frames in time: one for Python, command line, plots and page."""
+"""The verdict on whether audio and frames of a video fit in time: one for Python, command line, plots and page."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -51,7 +52,7 @@ def give_verdict(
     offsets: np.ndarray,
     offset_scores: np.ndarray,
     max_offset: float,
-    unchanging: tuple[str, ...] = (),
+    unchanging: Sequence[str] = (),
 ) -> SyncVerdict:
     """The verdict that an offset curve allows.
 
