@@ -75,7 +75,8 @@ def main() -> None:
     right, wrong, unsure = (sum(counts[kind, word] for kind in kinds) for word in ("right", "wrong", "cannot tell"))
     print(
         f"{right / (right + wrong):.1%} of {right + wrong} verdicts are right; "
-        f"{unsure / (right + wrong + unsure):.1%} cannot tell; always the same verdict would be right 25.0% of the time"
+        f"{unsure / (right + wrong + unsure):.1%} cannot tell; "
+        "one verdict for all would be right 25.0% of the time"
     )
 
 
