@@ -99,6 +99,9 @@ format: $(STAMP) ## let ruff fix what it can and format
 demo: $(STAMP) ## run training/demo.py (options: make demo ARGS="...")
 	$(VENV)/bin/python training/demo.py $(ARGS)
 
+docs: $(STAMP) ## build the documentation into docs/_build/html
+	$(VENV)/bin/python -m sphinx --fail-on-warning --quiet --builder html docs docs/_build/html
+
 # Keeps every version that still fits and adds what is missing; UPGRADE=1 moves all of them to the newest that fit.
 constraints: ## refresh constraints.txt from pyproject.toml (UPGRADE=1: to the newest versions)
 	$(call bootstrap,$(VENV))
@@ -107,5 +110,5 @@ constraints: ## refresh constraints.txt from pyproject.toml (UPGRADE=1: to the n
 		$(if $(UPGRADE),--upgrade) --output-file constraints.txt pyproject.toml
 
 clean: ## remove environments, caches and builds
-	rm -rf $(VENV) $(LATEST) .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) $(LATEST) .mypy_cache .pytest_cache .ruff_cache build dist docs/_build
 	find src tests training -name __pycache__ -type d -prune -exec rm -rf {} +

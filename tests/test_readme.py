@@ -1,4 +1,4 @@
-"""The README's Python is run as it stands, in one folder, one block after the other."""
+"""The Python of README and documentation is run as it stands, each page in a folder and with names of its own."""
 
 import re
 import wave
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import cavmae_sync_hf
 from cavmae_sync_hf import (
     CavMaeSyncForAudioVisualClassification,
     CavMaeSyncModel,
@@ -17,36 +18,75 @@ from cavmae_sync_hf.export import export_model
 from helpers.clips import noise, write_clip
 from helpers.tiny import tiny_config
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "model_cards" / "README.md"]
 
 
-def python_blocks() -> list[str]:
-    return re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
-@pytest.mark.timeout(600)  # exports and imports much
-def test_readme__python_runs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory) -> Path:
+    """A folder with the files that the pages name."""
+    folder = tmp_path_factory.mktemp("pages")
     config = tiny_config(num_frames=16)
     processor = CavMaeSyncProcessor.from_config(config)
-    save_for_hub(CavMaeSyncModel(config), processor, "my-cav-mae-sync")
-    save_for_hub(CavMaeSyncForAudioVisualClassification(config), processor, "my-classifier")
-    export_model(CavMaeSyncModel(config), processor, "exported", int8=True)
+    save_for_hub(CavMaeSyncModel(config), processor, folder / "my-model")
+    save_for_hub(CavMaeSyncForAudioVisualClassification(config), processor, folder / "my-classifier")
+    export_model(CavMaeSyncModel(config), processor, folder / "exported", int8=True)
     for name in ("clip", "rain"):
-        write_clip(tmp_path / f"{name}.mp4", seconds=3, audio=noise(3))
-    with wave.open("bark.wav", "wb") as sound:
+        write_clip(folder / f"{name}.mp4", seconds=3, audio=noise(3))
+    with wave.open(str(folder / "bark.wav"), "wb") as sound:
         sound.setparams((1, 2, 16000, 0, "NONE", ""))
         sound.writeframes((noise(2, rate=16000, channels=1) * 32767).astype("<i2").tobytes())
-    Image.new("RGB", (64, 48), "red").save("street.jpg")
-    names: dict = {}
-    for block in python_blocks():
-        exec(compile(block, str(README), "exec"), names)
-    assert names["output"].similarity.shape == (1, 16, 16)
-    assert names["batch"]["input_values"].shape == (2, 1, 48, 16)
-    assert names["audio_embeds"].shape == (1, 32) and names["scores"].ndim == 2
+    Image.new("RGB", (64, 48), "red").save(folder / "street.jpg")
+    return folder
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"make ([a-z-]+)", README.read_text(encoding="utf-8")))))
-def test_readme__make_targets_exist(target):
-    makefile = (README.parent / "Makefile").read_text(encoding="utf-8")
-    assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE)
+@pytest.mark.timeout(600)  # some export and import much
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.stem)
+def test_page__python_runs(desk, monkeypatch, page):
+    monkeypatch.chdir(desk)
+    names: dict = {"__name__": "page"}
+
+    for block in blocks(page, "python"):
+        exec(compile(block, str(page), "exec"), names)
+
+
+def test_readme__fits_one_sitting():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 200
+
+
+@pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: page.name)
+def test_page__links_lead_somewhere(page):
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+    anchors = {
+        re.sub(r"[^\w\- ]", "", line.lstrip("# ").lower()).replace(" ", "-")
+        for line in text.splitlines()
+        if line.startswith("#")
+    }
+    for link in links:
+        target, _, anchor = link.partition("#")
+        if target:
+            assert (page.parent / target).exists(), link
+        else:
+            assert anchor in anchors, link
+
+
+@pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: page.name)
+def test_page__make_targets_exist(page):
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in set(re.findall(r"`?make ([a-z-]+)[`\s]", "".join(blocks(page, "bash")))):
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+def test_api_page__has_every_public_name():
+    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    errors = set(cavmae_sync_hf.model.errors_cavmae_sync.__all__)
+
+    missing = [name for name in cavmae_sync_hf.__all__ if name not in errors and not re.search(rf"\b{name}\b", text)]
+
+    assert missing == [] and "errors_cavmae_sync" in text
