@@ -316,7 +316,8 @@ def draw_timeline(
     name = _names(result)
     font = title_font(name, _TITLE_POINTS * _DOTS_PER_INCH / 72)
     # Below the name, which is drawn apart: matplotlib takes one font for it and gives boxes for signs that it lacks.
-    verdict = f"{result.verdict}; mean similarity {result.similarity:.3f}" if font is None else f" \n{_verdict(result)}"
+    verdict = f"{result.verdict}; mean similarity {result.similarity:.3f}"
+    verdict = verdict if font is None else f" \n{verdict}"
     figure.suptitle(verdict, x=0.01, y=0.99, ha="left", va="top", fontsize=_TITLE_POINTS)
     canvas.draw()
     image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
