@@ -35,6 +35,7 @@ __all__ = [
     "plain",
     "remove_partial",
     "usable_cores",
+    "user_cache",
     "whole_file",
     "whole_files",
     "whole_folder",
@@ -454,6 +455,13 @@ def _may_stay(sign: str) -> bool:
 def _folded(stem: str) -> str:
     """A name as file systems compare it that tell neither case nor forms of a letter apart."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFD", stem).casefold())
+
+
+def user_cache() -> Path:
+    """The user's folder for what this package can make or fetch again; `CAVMAE_SYNC_CACHE` names another."""
+    own = os.environ.get("CAVMAE_SYNC_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or os.path.join("~", ".cache")
+    return Path(own).expanduser() if own else Path(base).expanduser() / "cavmae-sync-hf"
 
 
 def usable_cores() -> int:

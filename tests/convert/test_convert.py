@@ -29,6 +29,7 @@ from helpers.published_tensors import (
     normal,
     published_decoder,
     published_encoder,
+    sync_classifier,
 )
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -50,13 +51,6 @@ def test_contrastive_heads__run_with_their_plain_norms():
             values = apply_layer(tensors, f"constrative_head_{head}.{index}", values)
         token = apply_norm(tensors, f"norm_{modality}", values)[:, 0]
         assert_close(ours[:, 0], F.normalize(token, dim=-1))
-
-
-def sync_classifier(width: int) -> dict[str, Tensor]:
-    tensors = published_encoder() | {"cls_cls_token": normal(1, 1, width)}
-    for index in range(2):
-        tensors |= layer(f"classifier_layers.{index}", width)
-    return tensors | module("classifier_norm", width) | module("classifier_head", 5, width)
 
 
 def apply_sync_head(tensors: dict[str, Tensor], frames: Tensor) -> Tensor:

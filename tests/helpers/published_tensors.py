@@ -54,6 +54,14 @@ def published_encoder(registers: int = 2, cls: bool = True, joint: int = 1) -> d
     return tensors
 
 
+def sync_classifier(width: int) -> dict[str, Tensor]:
+    """An encoder with a frame-attention head; twice as wide as the encoder for both modalities."""
+    tensors = published_encoder() | {"cls_cls_token": normal(1, 1, width)}
+    for index in range(2):
+        tensors |= layer(f"classifier_layers.{index}", width)
+    return tensors | module("classifier_norm", width) | module("classifier_head", 5, width)
+
+
 def published_decoder() -> dict[str, Tensor]:
     tensors = module("decoder_embed", 8, WIDTH) | {"mask_token": normal(1, 1, 8)}
     for modality, values, grid in (("a", PATCH**2, (2, 3)), ("v", 3 * PATCH**2, (4, 4))):

@@ -6,7 +6,6 @@ step, in others audio and video were moved apart on purpose, so that a visitor c
 """
 
 import dataclasses
-import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..files import locked, whole_file
+from ..files import locked, user_cache, whole_file
 from ..syncworld.render import encode_clip, render_frames, render_waveform
 from ..syncworld.scene import Scene, WorldOptions, sample_scene
 
@@ -59,9 +58,8 @@ class DemoClips:
 
 def default_folder() -> Path:
     """Where the clips are kept from one start to the next: the user's cache, or else a temporary folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or os.path.join("~", ".cache")
-    folder = Path(base).expanduser() / "cavmae-sync-hf" / f"demo-clips-{VERSION}"
     try:
+        folder = user_cache() / f"demo-clips-{VERSION}"
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return folder

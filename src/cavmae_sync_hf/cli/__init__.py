@@ -30,6 +30,7 @@ _MAKING = "Models and data"
 _USING = "Using a model"
 
 for _command, _panel in (
+    (model.published, _MAKING),
     (model.convert, _MAKING),
     (model.selfcheck, _MAKING),
     (model.card, _MAKING),

@@ -12,12 +12,21 @@ from . import terminal
 from .options import AsJson, Device, ModelArgument, OutFile, Overwrite
 
 if TYPE_CHECKING:
+    from ..convert import ConversionReport
     from ..selfcheck import SelfCheckResult
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="Published checkpoint file, or a ViT-MAE folder.")],
-    destination: Annotated[Path, typer.Argument(metavar="DST", help="New folder to write the model to.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SRC", help="Checkpoint file, a ViT-MAE folder, or a name that `cavmae-sync published` lists."
+        ),
+    ],
+    destination: Annotated[
+        Path | None,
+        typer.Argument(metavar="DST", help="New folder to write the model to; for a name by default the cache."),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Configuration value that tensor shapes do not tell."),
@@ -25,11 +34,43 @@ def convert(
 ) -> None:
     """Turn a published checkpoint into a folder that transformers loads."""
     overrides = _parse_settings(settings or [])
-    from ..convert import convert_checkpoint
+    from ..convert import convert_checkpoint, convert_published, find_published
 
-    terminal.kept = f"{destination} is as it was before; run the command again."
-    report = convert_checkpoint(source, destination, config_overrides=overrides or None)
-    terminal.say(report.spelled(on_command_line))
+    target = destination if destination is not None else "the cache"
+    terminal.kept = f"{target} is as it was before; run the command again."
+    if Path(source).exists() or "/" in source or source.endswith((".pth", ".bin", ".safetensors")):
+        if destination is None:
+            raise typer.BadParameter("a file needs DST, the folder to write the model to.", param_hint="DST")
+        report: ConversionReport | None = convert_checkpoint(source, destination, config_overrides=overrides or None)
+    else:
+        weights = find_published(source)
+        terminal.say(f"{weights.name} ({weights.paper}): {weights.what}. {weights.metric}".rstrip(". ") + ".")
+        with terminal.progress_bar("fetching", unit="MB") as show:
+            folder, report = convert_published(
+                source, destination, config_overrides=overrides, progress=lambda at, of: show(at >> 20, of >> 20)
+            )
+        if report is None:
+            terminal.say(f"Converted before: {folder}")
+    if report is not None:
+        terminal.say(report.spelled(on_command_line))
+
+
+def published(as_json: AsJson = False) -> None:
+    """List the checkpoints that the methods' authors published; `convert NAME` makes a folder of one."""
+    from ..convert import published_weights
+
+    found = published_weights()
+    if as_json:
+        terminal.print_json([weights.to_dict() for weights in found])
+        return
+    from rich.table import Column, Table
+
+    table = Table(Column("name", no_wrap=True), "paper", "what it is", "authors' figure")
+    for weights in found:
+        table.add_row(weights.name, weights.paper, weights.what, weights.metric or "-")
+    terminal.console.print(table)
+    licences = sorted({weights.licence for weights in found})
+    terminal.say(f"Licence: {'; '.join(licences)}. Links, sizes and checksums: --json.")
 
 
 def selfcheck(

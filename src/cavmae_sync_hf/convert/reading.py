@@ -162,8 +162,12 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     return _unwrap(_load_pickled(path, path.stat().st_size, container == "zip"), path.name)
 
 
-def _container(path: Path) -> Literal["safetensors", "zip", "pickle"]:
-    """What a weight file is."""
+def check_head(path: Path) -> bytes:
+    """The first bytes of a weight file.
+
+    Raises:
+        ModelError: It is empty, or a web page or a pointer took its place.
+    """
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(512)
@@ -177,6 +181,12 @@ def _container(path: Path) -> Literal["safetensors", "zip", "pickle"]:
         )
     if b"git-lfs" in text[:100]:
         raise ModelError(f"{path.name} is a Git LFS pointer, not the weights; fetch them with `git lfs pull`.")
+    return head
+
+
+def _container(path: Path) -> Literal["safetensors", "zip", "pickle"]:
+    """What a weight file is."""
+    head, size = check_head(path), path.stat().st_size
     # A safetensors file starts with the length of its JSON header, eight bytes, and then the header.
     if path.suffix == ".safetensors" or (head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000):
         return "safetensors"

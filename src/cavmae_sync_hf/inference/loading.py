@@ -10,6 +10,7 @@ from typing import Any, Literal, cast, overload
 
 import torch
 
+from ..convert.catalogue import PUBLISHED, convert_published
 from ..convert.reading import not_finite, read_json_object, read_shapes, shorten, weight_files
 from ..files import StrPath
 from ..hub import register_auto_classes
@@ -100,8 +101,9 @@ def load_model(
     """A model in evaluation mode, and its processor, from a folder or the Hub.
 
     Args:
-        name: Folder of a saved model, Hub repository as `OWNER/NAME`, or `example` for the small model that comes with
-            the package (see `example_model`).
+        name: Folder of a saved model, Hub repository as `OWNER/NAME`, `published:NAME` for weights of the methods'
+            authors (`cavmae_sync_hf.convert.published_weights` lists them; fetched and converted once), or `example`
+            for the small model that comes with the package (see `example_model`).
         use: `"embedding"` loads the encoder of any checkpoint; the other two need a checkpoint that has that head.
         device: Where the model goes.
         dtype: Of its weights.
@@ -113,6 +115,10 @@ def load_model(
     name = os.fspath(name)
     if name == "example" and not Path(name).exists():
         name = str(example_model())
+    elif name.startswith(PUBLISHED):
+        name = str(convert_published(name)[0])
+    _check_name(name)
+    from transformers import AutoConfig, AutoProcessor
     from transformers.utils import logging
 
     register_auto_classes()
