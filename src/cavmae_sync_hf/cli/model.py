@@ -63,12 +63,10 @@ def published(as_json: AsJson = False) -> None:
     if as_json:
         terminal.print_json([weights.to_dict() for weights in found])
         return
-    from rich.table import Column, Table
-
-    table = Table(Column("name", no_wrap=True), "paper", "what it is", "authors' figure")
     for weights in found:
-        table.add_row(weights.name, weights.paper, weights.what, weights.metric or "-")
-    terminal.console.print(table)
+        figure = f"; {weights.metric}" if weights.metric else ""
+        terminal.console.print(f"[bold]{escape(weights.name)}[/bold]  {escape(weights.paper)}", highlight=False)
+        terminal.console.print(f"  {escape(weights.what + figure)}", highlight=False)
     licences = sorted({weights.licence for weights in found})
     terminal.say(f"Licence: {'; '.join(licences)}. Links, sizes and checksums: --json.")
 
