@@ -118,7 +118,6 @@ def load_model(
     elif name.startswith(PUBLISHED):
         name = str(convert_published(name)[0])
     _check_name(name)
-    from transformers import AutoConfig, AutoProcessor
     from transformers.utils import logging
 
     register_auto_classes()
