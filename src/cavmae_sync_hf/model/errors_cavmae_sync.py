@@ -130,7 +130,7 @@ class MediaWarning(_Told, UserWarning):
 
 @contextmanager
 def collected_remarks() -> Iterator[list[MediaWarning]]:
-    """Collect `MediaWarning`s in a list instead of showing them, each text once, for a worker process to hand on.
+    """Collect each `MediaWarning` in a list instead of showing them, each text once, for a worker process to hand on.
 
     Warnings of other kinds are shown when the block ends.
     """
