@@ -131,7 +131,7 @@ def test_clip__shows_results_that_follow_the_player(visit):
     page = visit.page
     visit.choose(1)
 
-    assert page.inner_text(".cs-headline") == "The audio is 0.8 s late"
+    assert page.inner_text(".cs-headline") == "Audio late by 0.81 s"
     for canvas in (".cs-timeline", ".cs-at-matrix canvas", ".cs-at-offset canvas"):
         assert page.evaluate(DRAWN, canvas), canvas
 

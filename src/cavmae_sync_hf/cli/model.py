@@ -34,14 +34,16 @@ def convert(
 ) -> None:
     """Turn a published checkpoint into a folder that transformers loads."""
     overrides = _parse_settings(settings or [])
-    from ..convert import convert_checkpoint, convert_published, find_published
+    from ..convert import convert_checkpoint, convert_published, find_published, is_published
 
     target = destination if destination is not None else "the cache"
     terminal.kept = f"{target} is as it was before; run the command again."
-    if Path(source).exists() or "/" in source or source.endswith((".pth", ".bin", ".safetensors")):
-        if destination is None:
-            raise typer.BadParameter("a file needs DST, the folder to write the model to.", param_hint="DST")
-        report: ConversionReport | None = convert_checkpoint(source, destination, config_overrides=overrides or None)
+    if destination is None and Path(source).exists():
+        raise typer.BadParameter("a file needs DST, the folder to write the model to.", param_hint="DST")
+    if destination is not None and (Path(source).exists() or not is_published(source)):
+        report: ConversionReport | None = convert_checkpoint(
+            Path(source), destination, config_overrides=overrides or None
+        )
     else:
         weights = find_published(source)
         terminal.say(f"{weights.name} ({weights.paper}): {weights.what}. {weights.metric}".rstrip(". ") + ".")

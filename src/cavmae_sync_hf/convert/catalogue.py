@@ -28,6 +28,7 @@ __all__ = [
     "convert_published",
     "fetch_published",
     "find_published",
+    "is_published",
     "published_weights",
 ]
 
@@ -87,6 +88,11 @@ def published_weights() -> list[PublishedWeights]:
     except (OSError, ValueError, TypeError, KeyError) as error:
         fields = ", ".join(PublishedWeights.__dataclass_fields__)
         raise ModelError(f"{table}: is no table of published weights ({error}); its columns are {fields}.") from error
+
+
+def is_published(name: str) -> bool:
+    """Whether a text is the name of a published checkpoint, or says that it is one by `published:`."""
+    return name.startswith(PUBLISHED) or any(weights.name == name for weights in published_weights())
 
 
 def find_published(name: str) -> PublishedWeights:
