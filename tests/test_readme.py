@@ -23,6 +23,23 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 DOCUMENTS = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "model_cards" / "README.md"]
 
 
+# What the code of a page leaves behind: an expression, and what the page says of it.
+PROMISED = {
+    "README": ("(*output.audio_embeds.shape[:2], *output.similarity.shape)", (2, 16, 2, 16, 16)),
+    "preprocess": ("output.similarity.shape, audio_embeds.ndim, scores.ndim", ((1, 16, 16), 2, 2)),
+    "data": ("len(batch['input_values'])", 2),
+    "sync": ("len(result.times) == len(result.scores) and str(result.verdict) != ''", True),
+    "localize": ("len(found.video_maps) == len(found.peaks())", True),
+    "features": ("len(found.timing) == len(found.features['av'])", True),
+    "evaluate": ("record['counts']['clips_seen']", 1),
+    "checkpoints": ("type(model).__name__", "CavMaeSyncModel"),
+    "hub_and_trainer": ("type(processor).__name__", "CavMaeSyncProcessor"),
+    "pipelines": ("features['similarity'].shape[-2:]", (16, 16)),
+    "export": ("type(exported).__name__", "ExportedModel"),
+    "web_page": ("hasattr(page, 'launch')", True),
+}
+
+
 def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
 
@@ -53,6 +70,9 @@ def test_page__python_runs(desk, monkeypatch, page):
 
     for block in blocks(page, "python"):
         exec(compile(block, str(page), "exec"), names)
+
+    what, expected = PROMISED[page.stem]
+    assert eval(what, names) == expected
 
 
 def test_readme__fits_one_sitting():

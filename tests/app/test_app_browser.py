@@ -260,6 +260,8 @@ def test_upload__its_audio_track_can_be_chosen(visit, tmp_path):
     visit.send(clip)
     visit.page.wait_for_function("cavmaeSync.state.clip && !cavmaeSync.state.clip.note.includes('audio tracks')")
 
+    assert visit.page.locator("text=It has 2 audio tracks").count() == 0 and visit.errors == []
+
 
 def test_page__had_no_errors_and_loaded_nothing_from_elsewhere(visit):
     assert visit.errors == [] and visit.elsewhere == []

@@ -214,6 +214,8 @@ def test_upload__broken_off_leaves_nothing(page, video):
         wait_until(lambda: kept_uploads(page))
     wait_until(lambda: not kept_uploads(page) and page.workspace._reserved == 0)
 
+    assert kept_uploads(page) == []
+
 
 def wait_until(condition, seconds: float = 20.0) -> None:
     end = time.monotonic() + seconds

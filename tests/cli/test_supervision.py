@@ -219,8 +219,9 @@ def test_killed_parent__takes_its_child_with_it(videos, model, tmp_path):
 
     process.kill()
     process.wait(60)
-
     wait_until(lambda: not group_members(process.pid))
+
+    assert process.returncode == -signal.SIGKILL and not group_members(process.pid)
 
 
 @pytest.mark.parametrize(("number", "code", "word"), [("SIGINT", 130, "Interrupted"), ("SIGTERM", 143, "Terminated")])
