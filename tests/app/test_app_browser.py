@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from cavmae_sync_hf.app import demo_clips
-from cavmae_sync_hf.app.engine import Engine
 from cavmae_sync_hf.app.workspace import Limits
 from helpers.clips import clicks, write_audio_tracks, write_clip
 
@@ -40,18 +39,9 @@ DRAWN = """selector => {
 
 
 @pytest.fixture(scope="module")
-def app(tmp_path_factory):
-    from cavmae_sync_hf.app import build_app
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo_clips, "LIBRARY_CLIPS", 1)
-        patch.setattr(demo_clips, "SIDE", 96)
-        patch.setattr(Engine, "map_plan", lambda self, seconds: {"fps": 2.0, "method": "cosine"})
-        page = build_app(demo_folder=tmp_path_factory.mktemp("demo"), limits=Limits(megabytes=1.0, seconds=20.0))
-        page.launch(prevent_thread_lock=True, quiet=True)
+def app(serve):
+    with serve(limits=Limits(megabytes=1.0, seconds=20.0)) as page:
         yield page
-        page.close(verbose=False)
-    assert not page.workspace.root.exists()
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,7 @@ import pytest
 
 pytest.importorskip("gradio")
 
-from cavmae_sync_hf.app import Limits, demo_clips, gate, guard, handlers
-from cavmae_sync_hf.app.engine import Engine
+from cavmae_sync_hf.app import Limits, gate, guard, handlers
 from helpers.little_app import PLAYLIST, Visitor, decode_here, make_video
 
 LIMITS = Limits(megabytes=1.0, seconds=20.0, uploads=8, waiting=4)
@@ -21,20 +20,9 @@ JOIN, UPLOAD = "/gradio_api/queue/join", "/gradio_api/upload"
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory):
-    from cavmae_sync_hf.app import build_app
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo_clips, "LIBRARY_CLIPS", 1)
-        patch.setattr(demo_clips, "SIDE", 96)
-        patch.setattr(Engine, "map_plan", lambda self, seconds: {"fps": 2.0, "method": "cosine"})
-        decode_here(patch)
-        page = build_app(
-            demo_folder=tmp_path_factory.mktemp("demo"), limits=LIMITS, allow_hosts=["page.example", ".lab.example"]
-        )
-        page.launch(prevent_thread_lock=True, quiet=True)
+def page(serve):
+    with serve(decode_here, limits=LIMITS, allow_hosts=["page.example", ".lab.example"]) as page:
         yield page
-        page.close(verbose=False)
 
 
 @pytest.fixture

@@ -10,14 +10,11 @@ import pytest
 from cavmae_sync_hf import CavMaeSyncProcessor, MediaWarning, SearchError, index_videos, measure_sync, search
 from cavmae_sync_hf.data.dataset import CavMaeSyncDataset
 from cavmae_sync_hf.data.shards import read_index
-from cavmae_sync_hf.hub import save_for_hub
 from cavmae_sync_hf.inference.loading import load_model
 from cavmae_sync_hf.model.errors_cavmae_sync import Hint
 from cavmae_sync_hf.model.media_source_cavmae_sync import MediaSource
-from cavmae_sync_hf.model.modeling_cavmae_sync import CavMaeSyncForPreTraining
 from cavmae_sync_hf.search import MomentStore
 from cavmae_sync_hf.search.settings import IndexSettings
-from helpers.classifiers import make_classifier
 from helpers.clips import noise, tone, write_audio_tracks
 from helpers.tiny import tiny_config
 
@@ -45,16 +42,6 @@ def videos(tmp_path_factory) -> dict[str, Path]:
         write_audio_tracks(folders["both"] / f"{number}.mkv", tracks)
         write_audio_tracks(folders["german"] / f"{number}.mkv", tracks[1:])
     return folders
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("models")
-    classifier, both = make_classifier(), CavMaeSyncForPreTraining(tiny_config())
-    return {
-        name: save_for_hub(model, CavMaeSyncProcessor.from_config(model.config), folder / name)
-        for name, model in (("classifier", classifier), ("both", both))
-    }
 
 
 @pytest.fixture(scope="module")

@@ -10,14 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from cavmae_sync_hf import CavMaeSyncProcessor
-from cavmae_sync_hf.hub import save_for_hub
 from cavmae_sync_hf.model.errors_cavmae_sync import CavMaeSyncError, MediaError, UnexpectedError
 from cavmae_sync_hf.model.media_source_cavmae_sync import MediaSource
-from cavmae_sync_hf.model.modeling_cavmae_sync import CavMaeSyncForPreTraining
-from helpers.classifiers import make_classifier
 from helpers.clips import noise, write_clip
-from helpers.tiny import tiny_config
 
 BAD = "1_bad.mp4"
 
@@ -48,16 +43,6 @@ def videos(tmp_path_factory) -> Path:
     for number, name in enumerate(("0.mp4", BAD, "2.mp4", "3.mp4")):
         write_clip(folder / name, seconds=1, audio=noise(1.0, seed=number))
     return folder
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("models")
-    classifier, both = make_classifier(), CavMaeSyncForPreTraining(tiny_config())
-    return {
-        name: save_for_hub(model, CavMaeSyncProcessor.from_config(model.config), folder / name)
-        for name, model in (("classifier", classifier), ("both", both))
-    }
 
 
 def arguments(command: str, models: dict[str, Path], videos: Path, out: Path) -> list[object]:

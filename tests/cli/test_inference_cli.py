@@ -12,7 +12,7 @@ from PIL import Image
 from cavmae_sync_hf import CavMaeSyncModel, CavMaeSyncProcessor, save_for_hub
 from cavmae_sync_hf.model.media_cavmae_sync import probe_media
 from helpers.clips import write_clip
-from helpers.rule_models import RATE, SECONDS, ramp_pair, ramp_video, rising_tone
+from helpers.rule_models import RATE, SECONDS, ramp_video, rising_tone
 from helpers.tiny import tiny_config
 
 
@@ -25,14 +25,6 @@ def save(config, folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> Path:
     return save(tiny_config(), tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest.fixture
-def telling(monkeypatch):
-    """The commands load the model that knows the answer."""
-    pair = ramp_pair()
-    monkeypatch.setattr("cavmae_sync_hf.inference.loading.load_model", lambda *_, **__: pair)
-    return "the ramp model"
 
 
 @pytest.fixture(scope="module")

@@ -17,20 +17,12 @@ from cavmae_sync_hf import CavMaeSyncModel, save_for_hub
 from cavmae_sync_hf.cli import terminal
 from cavmae_sync_hf.model.errors_cavmae_sync import MediaError, printable
 from helpers.clips import noise, write_clip
-from helpers.rule_models import ramp_pair, ramp_video
+from helpers.rule_models import ramp_video
 from helpers.tiny import tiny_config
 from helpers.tiny_shards import tiny_processor, write_shards
 
 NAMES = ("日本.mp4", "Überschrift.mp4", "U\u0308berschrift.mp4", "مرحبا.mp4", "👩‍🚀.mp4", "CON.mp4", "-rf.mp4",
          "a\nb\x1b[31m.mp4", os.fsdecode(b"caf\xe9.mp4"))  # fmt: skip
-
-
-@pytest.fixture
-def telling(monkeypatch):
-    """The commands load a model that knows the answer."""
-    pair = ramp_pair()
-    monkeypatch.setattr("cavmae_sync_hf.inference.loading.load_model", lambda *_, **__: pair)
-    return "the ramp model"
 
 
 @pytest.fixture(scope="module")

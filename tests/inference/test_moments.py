@@ -9,22 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from cavmae_sync_hf import CavMaeSyncModel, CavMaeSyncProcessor, InferenceError, MediaError, UnexpectedError
+from cavmae_sync_hf import InferenceError, MediaError, UnexpectedError
 from cavmae_sync_hf.inference import moments
 from cavmae_sync_hf.inference.features import choose_features, encode_moments
 from cavmae_sync_hf.inference.moments import MediaSpan, embed_moments, format_clock, read_ahead, read_moments
 from helpers.clips import noise, write_clip
-from helpers.tiny import tiny_config
 
 HOP = 0.25
 SECONDS = (3.0, 0.5, 2.0, 1.0)
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    torch.manual_seed(0)
-    model = CavMaeSyncModel(tiny_config()).eval()
-    return model, CavMaeSyncProcessor.from_config(model.config)
 
 
 @pytest.fixture(scope="module")
