@@ -425,28 +425,22 @@ def _show_sync(results: "list[SyncResult]", summary: dict[str, Any]) -> None:
     from rich.table import Column, Table
 
     if results:
-        names = ("late by", "confidence", "similarity", "lead", "z", "shift p")
         table = Table(
-            Column("verdict"),
+            Column("verdict", no_wrap=True),
             Column("video", overflow="fold"),
-            *(Column(name, no_wrap=True, justify="right") for name in names),
+            *(Column(name, no_wrap=True, justify="right") for name in ("confidence", "similarity", "lead")),
         )
         for result in results:
-            lead, z, turned = result.lead, result.test["z_score"], result.test["shift_p_value"]
             table.add_row(
                 str(result.verdict),
                 escape(_name(result)),
-                "-" if result.offset is None else f"{round(result.offset, 2) + 0.0:+.2f} s",
-                "-" if result.offset is None else f"{result.confidence:.0%}",
+                f"{result.confidence:.0%}" if result.verdict.fits else "-",
                 f"{result.similarity:.3f}",
-                "-" if lead is None else f"{lead:+.2f}",
-                "-" if z is None else f"{z:.1f}",
-                "-" if turned is None else f"{turned:.3f}",
+                "-" if result.lead is None else f"{result.lead:+.2f}",
             )
         terminal.console.print(table)
         terminal.say(
-            f"Late by: below 0 the audio is early; in steps of {results[0].hop:g} s, interpolated. Lead: above 0 in "
-            "sync. Shift p: share of shifts that fit as well."
+            "Confidence: share of draws of the video's pieces with that offset. All values: --json, or --out."
         )
     for result in results:
         for remark in (result.verdict.reason, *result.remarks):

@@ -428,8 +428,10 @@ def _draw_curve(axis: Any, result: SyncResult) -> None:
     axis.axvline(0, color=_FAINT, linewidth=0.8)
     axis.axhline(0, color=_FAINT, linewidth=0.8)
     axis.plot(result.offsets, result.offset_scores, color=_LINE, marker=".", markersize=4, linewidth=1.2)
-    if result.offset is not None:
-        axis.axvline(result.offset, color=_ACCENT, linewidth=1.2, label=f"best: {result.offset:+.2f} s")
+    if result.verdict.offset is not None:
+        axis.axvline(
+            result.verdict.offset, color=_ACCENT, linewidth=1.2, label=f"best: {result.verdict.offset:+.2f} s"
+        )
         if result.interval is not None:
             axis.axvspan(*result.interval, color=_ACCENT, alpha=0.15, linewidth=0, label="90 % of draws")
         axis.legend(loc="best", fontsize=8, edgecolor="none", framealpha=0.9)
