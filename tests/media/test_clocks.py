@@ -241,6 +241,19 @@ def test_decode_media__a_jump_that_nobody_would_wait_for_is_named(tmp_path, form
     assert np.abs(np.array(numbers(media)) - np.arange(2, 40, 5)).max() <= 1
 
 
+@pytest.mark.parametrize("damaged", ["error", "keep"])
+def test_rate__that_lets_each_frame_stay_for_hours_is_not_believed(tmp_path, damaged):
+    path = write_clip(tmp_path / "slow.avi", seconds=2, video_codec="mpeg4")
+    data = bytearray(path.read_bytes())
+    place = data.index(b"vids") + 20  # scale and rate of the stream header
+    data[place : place + 8] = (20_000).to_bytes(4, "little") + (1).to_bytes(4, "little")
+    path.write_bytes(data)
+
+    for read in (decode_media, lambda source, **options: list(iter_media(source, **options))):
+        with pytest.raises(MediaError, match=r"slow.avi: .* bytes in all are said to last for \d+\.\d hours"):
+            read(path, want_audio=False, damaged=damaged)
+
+
 @pytest.mark.parametrize("rates", [(48000, 16000), (44100, 16000), (16000, 16000), (22050, 48000)])
 def test_waveform_builder__long_silence_is_that_of_the_resampler(rates):
     def frame(samples, rate):

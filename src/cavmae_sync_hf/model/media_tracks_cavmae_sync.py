@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from .alignment_cavmae_sync import TIME_TOLERANCE
 from .errors_cavmae_sync import Hint, MediaError, MissingTrackError
-from .media_clock_cavmae_sync import Clock
+from .media_clock_cavmae_sync import LONGEST_WAIT_SECONDS, Clock
 from .media_request_cavmae_sync import MediaRequest
 from .media_selection_cavmae_sync import is_described, list_audio_tracks, select_streams
 from .media_source_cavmae_sync import MAX_FRAME_PIXELS, MediaSource
@@ -36,6 +36,8 @@ TRUNCATION_TOLERANCE = 0.25
 # Share of packets that may fail to decode before a file counts as corrupt (cut recordings begin with a few), and share
 # of a file that may be missing in its middle.
 MAX_BAD_PACKET_SHARE = 0.02
+# What lasts for hours has more than this: frames that do not change take ten bytes each.
+LEAST_BYTES_PER_SECOND = 1.0
 # Where all tracks of a video are silent for longer, something is missing.
 HOLE_SECONDS = 0.25
 # Video of fewer frames per second consists of pauses.
@@ -266,7 +268,7 @@ class MediaReader:
         self.sought: float | None = None
         self._clocks: list[Clock] = []
         self._packets = self.packets(self.container, self.tracks)
-        self.num_packets = 0
+        self.num_packets = self._num_bytes = 0
         self.num_bad_packets = 0
         self.is_encrypted = False
         self.last_error: Exception | None = None
@@ -531,8 +533,20 @@ class MediaReader:
             packet.track.is_over = packet.track.has_ended = True
         else:
             self.num_packets += 1
+            self._num_bytes += packet.data.size
             packet.track.note(packet)
+            if packet.position is not None and packet.position > LONGEST_WAIT_SECONDS:
+                self._check_rate(packet.position)
         return packet
+
+    def _check_rate(self, position: float) -> None:
+        """Refuse a clock that next to nothing stands behind: damaged headers let a frame stay for hours."""
+        seconds = position - (self.sought or 0.0)
+        if self._num_bytes < LEAST_BYTES_PER_SECOND * seconds:
+            raise MediaError(
+                f"{self.name}: {self.num_packets} packets of {self._num_bytes} bytes in all are said to last for "
+                f"{seconds / 3600:.1f} hours; its header is damaged, fetch the file again."
+            )
 
     def decode(self, packet: TimedPacket) -> list[Any]:
         """Decode a packet, or what the decoder still holds of a track; damaged ones are counted and give nothing.
