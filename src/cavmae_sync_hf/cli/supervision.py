@@ -28,8 +28,8 @@ _MOST_IN_VAIN = 20
 # Alone or not, a file with which so many processes died is left out.
 _MOST_DEATHS = 4
 _PR_SET_PDEATHSIG = 1
-# Written as the last by a child that ends by itself.
-_FAREWELL = "."
+# The last note of a child that ends by itself.
+_BY_ITSELF = "."
 
 
 def run_supervised(run: Callable[[], Any], words: list[str]) -> None:
@@ -51,7 +51,7 @@ def run_supervised(run: Callable[[], Any], words: list[str]) -> None:
             status = _run_child(run, notes, watch)
             notes.seek(0)
             told = notes.read().decode(errors="replace")
-            if told.endswith(f"{_FAREWELL}\n"):
+            if told.endswith(f"{_BY_ITSELF}\n"):
                 sys.exit(os.waitstatus_to_exitcode(status))
             code = os.waitstatus_to_exitcode(status)
             if not history.add(told, _cause(code)):
@@ -90,7 +90,7 @@ def _run_child(run: Callable[[], Any], notes: IO[bytes], watch: CrashWatch) -> i
     try:
         run()
     finally:
-        os.write(notes.fileno(), f"{_FAREWELL}\n".encode())
+        os.write(notes.fileno(), f"{_BY_ITSELF}\n".encode())
     os._exit(0)
 
 

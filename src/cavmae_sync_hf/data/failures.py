@@ -57,8 +57,9 @@ class Failure:
         reason = printable(" ".join(known.spelled(spell).splitlines()))
         if name not in reason:
             reason = f"{name}: {reason}"
-        unexpected = isinstance(known, UnexpectedError)
-        return cls(name, reason, unexpected, known.place if isinstance(known, UnexpectedError) else "")
+        if isinstance(known, UnexpectedError):
+            return cls(name, reason, unexpected=True, place=known.place)
+        return cls(name, reason)
 
     def to_dict(self, name: str = "file", reason: str = "error") -> dict[str, Any]:
         """As JSON has it, with these names of the first two fields; where it came from only if it was unexpected."""
