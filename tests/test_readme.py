@@ -110,3 +110,8 @@ def test_api_page__has_every_public_name():
     missing = [name for name in cavmae_sync_hf.__all__ if name not in errors and not re.search(rf"\b{name}\b", text)]
 
     assert missing == [] and "errors_cavmae_sync" in text
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.parent.name == "docs"], ids=lambda page: page.stem)
+def test_page__is_not_named_like_one_that_sphinx_makes(page):
+    assert page.stem not in ("search", "genindex", "py-modindex", "modindex")
