@@ -32,7 +32,7 @@ define bootstrap
 		$(1)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv; }
 endef
 
-.PHONY: help env env-latest test test-pinned test-latest test-common test-corpus test-fuzz lint format demo constraints clean
+.PHONY: help env env-latest test test-pinned test-latest test-common test-corpus test-fuzz lint format demo docs constraints clean
 
 help: ## show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '%-14s %s\n' "$$name" "$$text"; done

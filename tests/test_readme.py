@@ -103,6 +103,12 @@ def test_page__make_targets_exist(page):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
 
 
+def test_makefile__no_target_is_taken_for_a_folder():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    phony = set(re.search(r"^\.PHONY: (.*)$", makefile, flags=re.MULTILINE)[1].split())
+    assert phony >= set(re.findall(r"^([a-z-]+):.* ## ", makefile, flags=re.MULTILINE))
+
+
 def test_api_page__has_every_public_name():
     text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     errors = set(cavmae_sync_hf.model.errors_cavmae_sync.__all__)
