@@ -181,7 +181,7 @@ def test_take__uses_a_copy_and_removes_the_upload(handler, video):
 
     assert "error" not in view and not upload.exists() and list(handler.workspace.uploads.iterdir()) == []
     assert view["clip"]["title"] == "<b>my & clip<_b>.mp4"
-    assert "<" not in view["clip"]["url"] and "my" not in view["clip"]["url"]
+    assert "<" not in view["clip"]["url"] and "my & clip" not in view["clip"]["url"]
     copy = handler.workspace.session("visitor").state["clip"].path
     assert copy.exists() and handler.workspace.root in copy.parents
     assert "sync" in handler.measure("visitor", view["turn"])
