@@ -12,7 +12,7 @@ import torch
 from cavmae_sync_hf import InferenceError, MediaError, UnexpectedError
 from cavmae_sync_hf.inference import moments
 from cavmae_sync_hf.inference.features import choose_features, encode_moments
-from cavmae_sync_hf.inference.moments import MediaSpan, embed_moments, format_clock, read_ahead, read_moments
+from cavmae_sync_hf.inference.moments import MediaSpan, embed_moments, read_ahead, read_moments
 from helpers.clips import noise, write_clip
 
 HOP = 0.25
@@ -262,22 +262,6 @@ def test_inputs__are_read_without_what_is_not_wanted(tiny, spans):
     (inputs,) = read_moments(processor, spans[1], hop=HOP, want_audio=False)
     assert not inputs["padding_mask"].any() and "media" not in inputs
     assert inputs["frame_times"].shape == (1, 2)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "digits", "text"),
-    [
-        (0.0, 1, "0:00.0"),
-        (9.96, 1, "0:10.0"),
-        (59.96, 1, "1:00.0"),
-        (3723.44, 1, "1:02:03.4"),
-        (3599.99, 1, "1:00:00.0"),
-        (65.4, 0, "1:05"),
-        (3725.0, 0, "1:02:05"),
-    ],
-)
-def test_clock(seconds, digits, text):
-    assert format_clock(seconds, digits) == text
 
 
 def test_clips__of_a_folder_are_paths_too(tiny, spans):

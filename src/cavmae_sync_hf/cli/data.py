@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from . import terminal
-from .options import AudioTrack, Media, Split, settings
+from .options import AudioTrack, Media, Split, settings, time_option
 
 
 def prepare(
@@ -42,7 +42,7 @@ def prepare(
     ] = "error",
     silent: Annotated[Literal["error", "keep"], typer.Option(help="Clips with a silent audio track.")] = "error",
     damaged: Annotated[Literal["error", "keep"], typer.Option(help="Truncated and corrupt files.")] = "error",
-    max_seconds: Annotated[float, typer.Option(help="Longer clips are bad clips.")] = 600.0,
+    max_seconds: Annotated[float, time_option("Longer clips are bad clips.")] = 600.0,
     clips_per_shard: Annotated[int | None, typer.Option(help="Default: 256, less for small sets.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; default: one per core.")] = None,
     engine: Annotated[
@@ -81,7 +81,7 @@ def world(
     ] = "mixed",
     size: Annotated[str, typer.Option(help="Side of the frame, or WIDTHxHEIGHT, pixels.")] = "96",
     fps: Annotated[int, typer.Option(help="Frames per second.")] = 10,
-    seconds: Annotated[float, typer.Option(help="Length of a clip.")] = 10.0,
+    seconds: Annotated[float, time_option("Length of a clip.")] = 10.0,
     echo: Annotated[float, typer.Option(help="Strength of the room's echo, 0 to 1.")] = 0.0,
     noise_db: Annotated[float, typer.Option(help="Background noise, dB relative to full scale.")] = -55.0,
     overlap: Annotated[float, typer.Option(help="Chance that a sound begins before the previous one ends.")] = 0.0,

@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 
 from . import terminal
-from .options import AsJson, AudioTrack, Channel, Device, Media, ModelArgument, Overwrite, Split, settings
+from .options import AsJson, AudioTrack, Channel, Device, Media, ModelArgument, Overwrite, Split, settings, time_option
 
 app = typer.Typer(
     name="evaluate",
@@ -135,7 +135,7 @@ def sync(
     model: ModelArgument,
     data: Data,
     protocol: Protocol = "shifted",
-    min_shift: Annotated[float | None, typer.Option(help="Smallest shift in seconds, instead of 2.")] = None,
+    min_shift: Annotated[float | None, time_option("Smallest shift, instead of 2 s.")] = None,
     positive: Annotated[
         str | None, typer.Option(metavar="LABEL", help="Label of clips in sync (protocol labelled).")
     ] = None,

@@ -11,7 +11,21 @@ from rich.markup import escape
 
 from ..model.errors_cavmae_sync import DiskError, InferenceError, printable
 from . import terminal
-from .options import AsJson, AudioTrack, Channel, Damaged, Device, End, Media, Missing, Model, Overwrite, Split, Start
+from .options import (
+    AsJson,
+    AudioTrack,
+    Channel,
+    Damaged,
+    Device,
+    End,
+    Media,
+    Missing,
+    Model,
+    Overwrite,
+    Split,
+    Start,
+    time_option,
+)
 
 if TYPE_CHECKING:
     from ..data.failures import Failure
@@ -39,8 +53,8 @@ def sync(
     ] = None,
     start: Start = None,
     end: End = None,
-    hop: Annotated[float, typer.Option(help="Seconds between moments, and between the offsets tried.")] = 0.1,
-    max_offset: Annotated[float, typer.Option(help="Largest offset tried both ways, seconds.")] = 2.0,
+    hop: Annotated[float, time_option("From one moment to the next, and from one offset tried to the next.")] = 0.1,
+    max_offset: Annotated[float, time_option("Largest offset tried both ways.")] = 2.0,
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Write a timeline image, JSON and arrays per video.")
     ] = None,
@@ -160,7 +174,7 @@ def classify(
     moments: Annotated[bool, typer.Option("--moments", help="Also say when: the labels along each file.")] = False,
     hop: Annotated[
         float | None,
-        typer.Option(help="Seconds between moments; default: as in training up to 12 s, 0.625 in longer files."),
+        time_option("From one moment to the next; default: as in training up to 12 s, 0.625 s in longer files."),
     ] = None,
     missing: Missing = "error",
     damaged: Damaged = "error",
@@ -209,11 +223,11 @@ def extract(
     more: Annotated[list[str] | None, typer.Argument(metavar="MORE", hidden=True)] = None,
     *,
     model: Model,
-    window: Annotated[float, typer.Option(help="Length of a window, seconds.")] = 5.0,
-    stride: Annotated[float, typer.Option(help="From the start of a window to that of the next, seconds.")] = 1.0,
+    window: Annotated[float, time_option("Length of a window.")] = 5.0,
+    stride: Annotated[float, time_option("From the start of a window to that of the next.")] = 1.0,
     hop: Annotated[
         float | None,
-        typer.Option(help="From one moment to the next, seconds; divides the stride. Default: 0.625 or less."),
+        time_option("From one moment to the next; divides the stride. Default: 0.625 s or less."),
     ] = None,
     modalities: Annotated[
         list[str] | None,
@@ -499,7 +513,7 @@ def _show_labels(result: "ClipLabels", moments: bool) -> None:
     """A clip's labels with bars, and when they apply."""
     from rich.table import Table
 
-    from ..inference.moments import format_clock
+    from ..data.clock import format_clock
 
     count = f"{result.num_moments} moment{'s' if result.num_moments != 1 else ''}"
     terminal.console.print(f"[bold]{escape(printable(result.clip))}[/bold]  {count}", highlight=False, soft_wrap=True)

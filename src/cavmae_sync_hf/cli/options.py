@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from ..data.clock import parse_clock
+
 
 def _audio_track(text: str) -> int | str:
     """The number of an audio track, or a language."""
@@ -19,6 +21,19 @@ def _audio_track(text: str) -> int | str:
         ) from error
     assert value is not None
     return value
+
+
+def _time(text: Any) -> float:
+    """Seconds of a time in any of its spellings; defaults come as numbers."""
+    try:
+        return parse_clock(text) if isinstance(text, str) else float(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def time_option(help: str, *names: str) -> Any:  # noqa: A002 - as typer calls it
+    """An option that takes a time or a length of time: `80`, `80.5`, `1:20` or `1:02:03.5`."""
+    return typer.Option(*names, parser=_time, metavar="TIME", help=help)
 
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Folder or Hub name of a model.")]
@@ -45,8 +60,8 @@ AudioTrack = Annotated[
         help="Which of several audio tracks: number from 0, or language; default: the one that a player plays.",
     ),
 ]
-Start = Annotated[float | None, typer.Option(min=0.0, help="Where in the video to start, seconds.")]
-End = Annotated[float | None, typer.Option(min=0.0, help="Where to end, seconds.")]
+Start = Annotated[float | None, time_option("Where in the video to start, such as 80.5 or 1:20.")]
+End = Annotated[float | None, time_option("Where to end.")]
 Engine = Annotated[Literal["local", "ray"], typer.Option(help="This machine, or a Ray cluster.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace earlier results of the same names.")]
 OutFile = Annotated[Path | None, typer.Option("--out", metavar="FILE", help="File to write.")]

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from . import terminal
-from .options import Device
+from .options import Device, time_option
 
 
 def app(
@@ -36,7 +36,7 @@ def app(
         ),
     ] = None,
     max_megabytes: Annotated[float, typer.Option(help="Largest upload, in megabytes.")] = 100.0,
-    max_seconds: Annotated[float, typer.Option(help="Longest clip that is taken, in seconds.")] = 60.0,
+    max_seconds: Annotated[float, time_option("Longest clip that is taken.")] = 60.0,
     max_disk: Annotated[
         float | None,
         typer.Option(help="Room for the files of all visitors, in megabytes; default: 2000, more for large uploads."),

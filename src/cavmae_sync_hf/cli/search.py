@@ -1,24 +1,15 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
 """The subcommands that make an index of moments, search it, and say what it holds."""
 
-import re
 from typing import Annotated, Any, Literal
 
 import typer
 
 from ..model.errors_cavmae_sync import SearchError, on_command_line, printable
 from . import terminal
-from .options import AudioTrack, Channel
+from .options import AudioTrack, Channel, time_option
 
 _SIDES = ("auto", "audio", "video", "both")
-
-
-def _seconds(text: str) -> float:
-    """Seconds, also written as MINUTES:SECONDS or HOURS:MINUTES:SECONDS."""
-    found = re.fullmatch(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d*)?|\.\d+)", text.strip())
-    if not found:
-        raise typer.BadParameter(f"{text!r} is no time; write seconds such as 83.5, or 1:23.5.")
-    return 3600 * int(found[1] or 0) + 60 * int(found[2] or 0) + float(found[3])
 
 
 def _side(text: str) -> str:
@@ -41,7 +32,7 @@ def index(
         str, typer.Argument(metavar="INDEX", help="Folder or address (s3://...) of the index: new, or to be updated.")
     ],
     model: Annotated[str, typer.Option(help="Folder or Hub name of a model.")],
-    hop: Annotated[float, typer.Option(help="Seconds from one moment to the next.")] = 0.5,
+    hop: Annotated[float, time_option("From one moment to the next.")] = 0.5,
     media: Annotated[str | None, typer.Option(help="Folder of the files that a list names.")] = None,
     thumbnails: Annotated[
         int, typer.Option(help="Keep an image of each moment, so many pixels long (such as 160); 0: none.")
@@ -101,9 +92,9 @@ def search(
     query: Annotated[str, typer.Argument(metavar="QUERY", help="File or address of audio, a video or an image.")],
     start: Annotated[
         float | None,
-        typer.Option(parser=_seconds, metavar="TIME", help="Where the moment of QUERY starts, seconds or M:SS."),
+        time_option("Where the moment of QUERY starts, such as 80.5 or 1:20."),
     ] = None,
-    end: Annotated[float | None, typer.Option(parser=_seconds, metavar="TIME", help="Where it ends.")] = None,
+    end: Annotated[float | None, time_option("Where it ends.")] = None,
     by: Annotated[
         Any,
         typer.Option(parser=_side, metavar=f"[{'|'.join(_SIDES)}]", help="What of QUERY counts; auto: all there is."),
@@ -125,18 +116,18 @@ def search(
     files: Annotated[str | None, typer.Option(help="Search only paths like this pattern, such as '*/news/*'.")] = None,
     after: Annotated[
         float | None,
-        typer.Option(parser=_seconds, metavar="TIME", help="Leave out moments that begin earlier in their files."),
+        time_option("Leave out moments that begin earlier in their files."),
     ] = None,
     before: Annotated[
         float | None,
-        typer.Option(parser=_seconds, metavar="TIME", help="Leave out moments that end later in their files."),
+        time_option("Leave out moments that end later in their files."),
     ] = None,
     min_loudness: Annotated[
         float | None,
         typer.Option(help="Leave out quieter moments, dB; default: silent ones (-60) where audio is compared."),
     ] = None,
     min_gap: Annotated[
-        float | None, typer.Option(help="Seconds that moments of one file lie apart; default: so that none overlap.")
+        float | None, time_option("How far moments of one file lie apart; default: so that none overlap.")
     ] = None,
     per_file: Annotated[int | None, typer.Option(min=1, help="Moments of one file, at most.")] = None,
     exact: Annotated[
@@ -180,7 +171,7 @@ def index_info(
     as_json: Annotated[bool, typer.Option("--json", help="Print all as JSON.")] = False,
 ) -> None:
     """Say what an index holds, and whether it is whole."""
-    from ..inference.moments import format_clock
+    from ..data.clock import format_clock
     from ..search import MomentStore, index_status
 
     store = MomentStore.open(index)
@@ -219,7 +210,7 @@ def _print_hits(result: Any) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from ..inference.moments import format_clock
+    from ..data.clock import format_clock
 
     span = f"{format_clock(result.query_start)} to {format_clock(result.query_start + result.query_seconds)}"
     how = "every moment compared" if result.exact else "by the approximate index"

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..files import StrPath, parse_json
 from ..model.errors_cavmae_sync import DataError
+from .clock import parse_clock
 
 MEDIA_SUFFIXES = frozenset(
     (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv", ".asf")
@@ -405,7 +406,7 @@ def _text(value: Any) -> str | None:
 
 def _as_seconds(value: Any) -> float | None:
     try:
-        number = float(value)
+        number = parse_clock(value) if isinstance(value, str) and ":" in value else float(value)
     except (TypeError, ValueError):
         return None
     return number if math.isfinite(number) else None
@@ -416,7 +417,7 @@ def _seconds(value: Any, place: str) -> float | None:
         return None
     seconds = _as_seconds(value)
     if seconds is None or seconds < 0:
-        raise DataError(f"{place} {value!r}; times are seconds, such as 12.5.")
+        raise DataError(f"{place} {value!r}; times are seconds, such as 80.5, or 1:20.")
     return seconds
 
 

@@ -17,6 +17,7 @@ from typing import Any, Literal, NoReturn
 
 import numpy as np
 
+from ..data.clock import format_clock
 from ..data.failures import Failure, file_error
 from ..data.packing import BadClip, is_cut
 from ..data.sources import ClipList, ClipRecord, MediaRows, read_source
@@ -30,7 +31,7 @@ from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from ..provenance import model_fingerprint, require_package, software_versions
 from .feature_folder import FeatureFolder, check_folder, nothing_came
 from .features import choose_features
-from .moments import MediaSpan, Progress, format_clock
+from .moments import MediaSpan, Progress
 from .windows import Plan, ScrambledAudio, WindowGrid, WindowRow, iter_windows
 
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ..data import crashes
+from ..data.clock import format_clock
 from ..data.failures import file_error
 from ..files import usable_cores
 from ..model.errors_cavmae_sync import CavMaeSyncError, InferenceError, MediaError, printable
@@ -273,14 +274,6 @@ def report_seconds(progress: Progress | None, span: MediaSpan) -> Callable[[floa
         progress(min(done, total) if total else done, total)
 
     return show
-
-
-def format_clock(seconds: float, digits: int = 1) -> str:
-    """A time as people write it, `1:02:03.4`: hours where there are any, minutes, seconds with `digits` decimals."""
-    minutes, rest = divmod(round(seconds, digits), 60)
-    hours, minutes = divmod(int(minutes), 60)
-    clock = f"{hours}:{minutes:02d}" if hours else f"{minutes}"
-    return f"{clock}:{rest:0{digits + 3 if digits else 2}.{digits}f}"
 
 
 class _Begin:
