@@ -8,10 +8,13 @@ import shutil
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from cavmae_sync_hf.model.errors_cavmae_sync import CavMaeSyncError, MediaError, UnexpectedError
 from cavmae_sync_hf.model.media_source_cavmae_sync import MediaSource
+from cavmae_sync_hf.model.modeling_cavmae_sync import CavMaeSyncModel
 from helpers.clips import noise, write_clip
 
 BAD = "1_bad.mp4"
@@ -89,6 +92,45 @@ def test_failure_of_one_file__costs_that_file(run, models, videos, tmp_path, fai
     assert "3 " in last and " done, 1 left out" in last
     assert ("1 of them by an unexpected error" in last) == unexpected
     assert (" at test_batches.py:" in named[0] and " open_or_fail" in named[0]) == unexpected
+
+
+@pytest.fixture(scope="module")
+def with_white(videos, tmp_path_factory) -> Path:
+    """The same with a white video before them."""
+    folder = shutil.copytree(videos, tmp_path_factory.mktemp("white") / "videos")
+    write_clip(
+        folder / "0_white.mp4", seconds=1, audio=noise(1.0), frame=lambda *_: np.full((48, 64, 3), 255, np.uint8)
+    )
+    return folder
+
+
+@pytest.mark.parametrize("outcome", ["error", "nan"])
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [(command, ()) for command in COMMANDS[1:]] + [("evaluate", ("--batch-size", 1)), ("index", ("--batch-size", 1))],
+)
+def test_failure_of_the_model_at_one_file__costs_that_file(
+    run, models, with_white, tmp_path, monkeypatch, command, options, outcome
+):
+    real = CavMaeSyncModel.check_inputs
+
+    def check_inputs(self, pixel_values_videos, *others, **more):
+        white = (pixel_values_videos > 1.9).flatten(2).all(dim=2)
+        if outcome == "error" and white.any():
+            raise RuntimeError("no kernel for white")
+        broken = pixel_values_videos.masked_fill(white[:, :, None, None, None], torch.nan)
+        return real(self, broken, *others, **more)
+
+    monkeypatch.setattr(CavMaeSyncModel, "check_inputs", check_inputs)
+
+    code, _, err = run(*arguments(command, models, with_white, tmp_path / "out"), *options)
+
+    named = [line for line in err.splitlines() if line.startswith("Left out:")]
+    words = {"error": "RuntimeError: no kernel for white at test_batches.py", "nan": "NaN or infinite"}[outcome]
+    assert code == 1 and len(named) == 1 and "0_white" in named[0] and words in named[0], err
+    last = err.splitlines()[-1]
+    assert "4 " in last and " done, 1 left out" in last
+    assert ("1 of them by an unexpected error" in last) == (outcome == "error")
 
 
 def _truncate(path: Path) -> None:

@@ -527,6 +527,22 @@ def test_evaluation__ends_where_nothing_can_be_used(model, processor, tmp_path):
         evaluate_retrieval(model, processor, folder)
 
 
+def test_evaluation__ends_where_the_model_raises_of_every_clip(processor, tmp_path):
+    class Broken(Oracle):
+        def forward(self, **_):
+            raise RuntimeError("no kernel for this device")
+
+    few = write_shards(tmp_path / "few", [3])
+    with pytest.raises(EvaluationError, match="none of the 3 clips can be used; .* no kernel .* at test_evaluate.py"):
+        evaluate_retrieval(Broken(), processor, few)
+    told = []
+    with pytest.raises(RuntimeError, match="no kernel"):  # instead of reading all
+        evaluate_retrieval(
+            Broken(), processor, write_shards(tmp_path / "many", [30]), progress=lambda done, *_: told.append(done)
+        )
+    assert told == [8, 16]
+
+
 def test_record__can_be_checked_and_read_again(model, processor, shards, tmp_path):
     folder = save_for_hub(model, processor, tmp_path / "model")
     loaded, own = load_model(folder)

@@ -6,15 +6,17 @@ from typing import Any, Unpack
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..data.failures import Failure
 from ..data.tables import read_vocabulary
 from ..files import StrPath
+from ..inference.features import not_finite_error
 from ..metrics import compute, vggsounder_metrics
 from ..model.errors_cavmae_sync import EvaluationError, Hint
 from ..model.modeling_cavmae_sync import CavMaeSyncForAudioVisualClassification
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
-from .clips import EvaluationClips, RunOptions, open_evaluation
+from .clips import ClipFacts, EvaluationClips, RunOptions, open_evaluation
 from .protocols import CLASSIFICATION_PROTOCOLS, ClassificationProtocol, find_protocol, modify
 from .tables import Annotations, read_annotations
 
@@ -150,20 +152,29 @@ def score_clips(
         Logits per input, `(clips, classes)` float64; places of the clips in `clips.ids`; their label numbers.
 
     Raises:
-        EvaluationError: As `EvaluationClips.batches`.
+        EvaluationError: As `EvaluationClips.each_batch`.
     """
     keys = {"audio": ("input_values", "padding_mask"), "video": ("pixel_values_videos", "padding_mask_videos")}
     # With both as input, a clip that lacks one is classified by the model's missing-modality path.
     needs = sorted({need for name in inputs if name != "av" for need in _NEEDS[name]})
+
+    def score(batch: dict[str, Tensor], _facts: ClipFacts) -> dict[str, np.ndarray]:
+        found = {}
+        for name in inputs:
+            given = {key: batch[key] for need in _NEEDS[name] for key in keys[need] if key in batch}
+            found[name] = model(**given).logits.double().cpu().numpy()
+            if not np.isfinite(found[name]).all():
+                raise not_finite_error("a score", model)
+        return found
+
     scores: dict[str, list[np.ndarray]] = {name: [] for name in inputs}
     places: list[int] = []
     labels: list[list[int]] = []
-    for batch, about in clips.batches(model, needs):
+    for found, facts in clips.each_batch(model, score, needs):
         for name in inputs:
-            given = {key: batch[key] for need in _NEEDS[name] for key in keys[need] if key in batch}
-            scores[name].append(model(**given).logits.double().cpu().numpy())
-        places += about["places"]
-        labels += about["labels"]
+            scores[name].append(found[name])
+        places += facts.places
+        labels += facts.labels
     return {name: np.concatenate(rows) for name, rows in scores.items()}, places, labels
 
 

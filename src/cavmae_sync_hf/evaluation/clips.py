@@ -7,11 +7,12 @@ import json
 import os
 import signal
 import threading
+import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, TypeVar
 
 import fsspec
 import torch
@@ -45,8 +46,13 @@ from .results import make_record
 
 # So many deaths of processes, and no batch in between: it is not the clips.
 _MOST_DEATHS = 20
+# Clips in a row of which the model raised an error: it is not the clips.
+_MOST_IN_A_ROW = 20
 # Of missing and unusable clips so many are named in a results file.
 _NAMED = 100
+
+
+T = TypeVar("T")
 
 
 class RunOptions(TypedDict, total=False):
@@ -167,6 +173,25 @@ class EvaluatedSet:
         )
 
 
+@dataclass
+class ClipFacts:
+    """What is known of the clips of a batch, beside the model's inputs.
+
+    Attributes:
+        places: Places of the clips in `EvaluatedSet.ids`.
+        labels: Label numbers of each.
+        frame_times: `(clips, frames)` seconds.
+    """
+
+    places: list[int]
+    labels: list[list[int]]
+    frame_times: Tensor
+
+    def alone(self, row: int) -> "ClipFacts":
+        """Those of one of them."""
+        return ClipFacts([self.places[row]], [self.labels[row]], self.frame_times[row : row + 1])
+
+
 @dataclass(kw_only=True)
 class EvaluationClips(EvaluatedSet):
     """The clips of an evaluation, prepared for the model.
@@ -181,21 +206,29 @@ class EvaluationClips(EvaluatedSet):
     numbers: list[int]
     label_names: list[str] | None
 
-    def batches(
-        self, model: CavMaeSyncPreTrainedModel, needs: Sequence[str] = ("audio", "video")
-    ) -> Iterator[tuple[dict[str, Tensor], dict[str, Any]]]:
-        """Read the clips and give the model's inputs, batch by batch; what cannot be used goes to `unusable`.
+    def each_batch(
+        self,
+        model: CavMaeSyncPreTrainedModel,
+        compute: Callable[[dict[str, Tensor], ClipFacts], T],
+        needs: Sequence[str] = ("audio", "video"),
+    ) -> Iterator[tuple[T, ClipFacts]]:
+        """Read the clips and compute something of the model's inputs, batch by batch.
+
+        What cannot be used goes to `unusable`: clips that cannot be read, and clips of which `compute` raises an error
+        also where it is given them alone.
 
         Args:
             model: Tells device and precision.
+            compute: Called with the model's inputs of some clips, and what the model does not take of them. Called
+                again for each clip of a batch where it raises an error; must leave nothing behind then.
             needs: What a clip must have: `"audio"`, `"video"`.
 
         Yields:
-            Inputs of the model, and what it does not take: `places` (of the clips in `ids`), `labels` (per clip) and
-            `frame_times`.
+            What `compute` gave, and of which clips.
 
         Raises:
             EvaluationError: As `check`, after the last batch.
+            Exception: What `compute` raised of many clips, one after the other: it is not the clips'.
         """
         size = self.options.get("batch_size", 8)
         if size < 1:
@@ -203,15 +236,35 @@ class EvaluationClips(EvaluatedSet):
         samples = _Samples(self, needs)
         collate = _Collate(CavMaeSyncCollator(self.processor))
         loaded = _load(samples, collate, batch_size=size, num_workers=self.options.get("num_workers", 0))
-        done = 0
+        done = failed_in_a_row = 0
         for batch, places, reasons, remarks in loaded:
             for remark in remarks:
                 warnings.warn(remark, stacklevel=2)
             for _, failure in sorted(reasons.items()):
                 self.leave_out(failure)
+            waiting: list[tuple[dict[str, Tensor], ClipFacts]] = []
             if batch is not None:
-                about = {"places": places, "labels": batch["labels"], "frame_times": batch["frame_times"]}
-                yield move_inputs(batch, model), about
+                facts = ClipFacts(places, batch["labels"], batch["frame_times"])
+                waiting.append((move_inputs(batch, model), facts))
+            while waiting:
+                inputs, facts = waiting.pop(0)
+                try:
+                    found = compute(inputs, facts)
+                except Exception as error:
+                    traceback.clear_frames(error.__traceback__)  # which may hold much memory
+                    if len(facts.places) > 1:
+                        waiting = [
+                            ({name: values[row : row + 1] for name, values in inputs.items()}, facts.alone(row))
+                            for row in range(len(facts.places))
+                        ]
+                        continue
+                    failed_in_a_row += 1
+                    if failed_in_a_row == _MOST_IN_A_ROW:
+                        raise
+                    self.leave_out(Failure.of(self.ids[facts.places[0]], error))
+                else:
+                    failed_in_a_row = 0
+                    yield found, facts
             done += len(places) + len(reasons)
             self.report(done)
         self.check()

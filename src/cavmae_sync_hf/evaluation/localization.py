@@ -7,7 +7,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from ..data.failures import Failure
 from ..data.tables import MEDIA_SUFFIXES
 from ..files import StrPath
-from ..inference.features import move_inputs
+from ..inference.features import move_inputs, not_finite_error
 from ..inference.localize import occlusion_maps
 from ..metrics import boxes_in_view, compute, patch_maps, pointing_accuracy
 from ..metrics.localization import time_pointing_accuracy, upsample_maps
@@ -30,7 +30,7 @@ from ..model.media_cavmae_sync import decode_media
 from ..model.modeling_cavmae_sync import CavMaeSyncModel
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from ..syncworld import find_truth, sounding_boxes
-from .clips import EvaluatedSet, RunOptions, fit_processor, open_evaluation
+from .clips import ClipFacts, EvaluatedSet, RunOptions, fit_processor, open_evaluation
 from .protocols import LOCALIZATION_PROTOCOLS, LocalizationProtocol, find_protocol, modify
 from .tables import Prompt, mask_in_view, read_mask, read_prompts
 
@@ -82,9 +82,13 @@ def evaluate_localization(
             hint=Hint("truth", "FOLDER", "name the split of these shards"),
         )
     collector = _Collector(model, clips.processor, rules)
+
+    def collect(inputs: dict[str, Tensor], facts: ClipFacts) -> None:
+        collector.add([records[place] for place in facts.places], facts.frame_times, inputs)
+
     with torch.no_grad():
-        for inputs, about in clips.batches(model):
-            collector.add([records[place] for place in about["places"]], about["frame_times"], inputs)
+        for _ in clips.each_batch(model, collect):
+            pass
     return clips.record("localization", collector.metrics(), model=model, view=model.config.image_size)
 
 
@@ -114,7 +118,10 @@ class _Collector:
         self.earlier: deque[Tensor] = deque(maxlen=_CONTROL_DISTANCE)
 
     def add(self, records: Sequence[Mapping[str, Any]], times: Tensor, inputs: Mapping[str, Tensor]) -> None:
-        """A batch of clips: truth records, frame times `(clips, frames)` and the model's inputs."""
+        """A batch of clips: truth records, frame times `(clips, frames)` and the model's inputs.
+
+        Nothing of it is kept where it raises an error.
+        """
         heard = inputs["padding_mask"]
         wanted = heard & inputs.get("padding_mask_videos", heard)
         boxes = []
@@ -124,7 +131,12 @@ class _Collector:
             boxes.append([boxes_in_view(own, size, self.side, self.edge) for own in given])
             # The maps of moments without a box serve nothing, and may be costly.
             wanted[row] &= torch.tensor([len(own) > 0 for own in boxes[row]], device=wanted.device)
-        maps = self.mapper(inputs, wanted, self._other_audio)
+        earlier = self.earlier.copy()
+        maps = self.mapper(inputs, wanted, partial(self._other_audio, earlier))
+        for found in (maps.own, maps.time):
+            if not torch.isfinite(found[wanted.cpu()]).all():
+                raise not_finite_error("a map", self.mapper.model)
+        self.earlier = earlier
         for row, record in enumerate(records):
             kept = wanted[row].nonzero()[:, 0].tolist()
             own_boxes = [boxes[row][k] for k in kept]
@@ -139,15 +151,17 @@ class _Collector:
             times_of_windows = window_times(self.extractor.window_starts(moments), self.extractor.audio_length)
             self.window_times += [list(times_of_windows[k]) for k in kept]
 
-    def _other_audio(self, embeds: Tensor) -> tuple[Tensor, list[bool]]:
-        """For every clip of a batch an earlier one's audio `(clips, frames, hidden)`, and whether there is one."""
+    @staticmethod
+    def _other_audio(earlier: deque[Tensor], embeds: Tensor) -> tuple[Tensor, list[bool]]:
+        """For every clip of a batch an earlier one's audio `(clips, frames, hidden)`, and whether there is one; the
+        batch joins the earlier ones."""
         others, known = torch.zeros_like(embeds), []
         for row, own in enumerate(embeds):
-            there = len(self.earlier) == _CONTROL_DISTANCE and self.earlier[0].shape == own.shape
+            there = len(earlier) == _CONTROL_DISTANCE and earlier[0].shape == own.shape
             if there:
-                others[row] = self.earlier[0]
+                others[row] = earlier[0]
             known.append(there)
-            self.earlier.append(own)
+            earlier.append(own)
         return others, known
 
     def metrics(self) -> dict[str, float | int]:

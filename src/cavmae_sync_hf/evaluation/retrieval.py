@@ -7,10 +7,11 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
+from ..inference.features import not_finite_error
 from ..metrics import compute
 from ..model.modeling_cavmae_sync import CavMaeSyncModel
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
-from .clips import EvaluationClips, RunOptions, open_evaluation, stack_clips
+from .clips import ClipFacts, EvaluationClips, RunOptions, open_evaluation, stack_clips
 from .protocols import RETRIEVAL_PROTOCOLS, RetrievalProtocol, find_protocol, modify
 
 
@@ -45,22 +46,32 @@ def embed_clips(model: CavMaeSyncModel, clips: EvaluationClips) -> ClipEmbedding
     """Embed the clips that have both audio and frames; the others go to `clips.unusable`.
 
     Raises:
-        EvaluationError: As `EvaluationClips.batches`.
+        EvaluationError: As `EvaluationClips.each_batch`.
     """
-    names = ("audio", "video", "audio_mask", "video_mask", "frame_times")
-    parts: dict[str, list[Tensor]] = {name: [] for name in names}
+
+    def embed(inputs: dict[str, Tensor], facts: ClipFacts) -> dict[str, Tensor]:
+        output = model(**inputs)
+        mask = inputs["padding_mask"].cpu()
+        found = {
+            "audio": output.audio_embeds.float().cpu(),
+            "video": output.video_embeds.float().cpu(),
+            "audio_mask": mask,
+            "video_mask": inputs.get("padding_mask_videos", torch.ones_like(mask)).cpu(),
+            "frame_times": facts.frame_times.float(),
+        }
+        for side in ("audio", "video"):
+            if not torch.isfinite(found[side][found[f"{side}_mask"].bool()]).all():
+                raise not_finite_error("an embedding", model)
+        return found
+
+    parts: dict[str, list[Tensor]] = {}
     places: list[int] = []
     labels: list[list[int]] = []
-    for inputs, about in clips.batches(model):
-        output = model(**inputs)
-        mask = inputs["padding_mask"]
-        parts["audio"].append(output.audio_embeds.float().cpu())
-        parts["video"].append(output.video_embeds.float().cpu())
-        parts["audio_mask"].append(mask.cpu())
-        parts["video_mask"].append(inputs.get("padding_mask_videos", torch.ones_like(mask)).cpu())
-        parts["frame_times"].append(about["frame_times"].float())
-        places += about["places"]
-        labels += about["labels"]
+    for found, facts in clips.each_batch(model, embed):
+        for name, values in found.items():
+            parts.setdefault(name, []).append(values)
+        places += facts.places
+        labels += facts.labels
     joined = {name: stack_clips(values) for name, values in parts.items()}
     return ClipEmbeddings(**joined, places=places, labels=labels)
 

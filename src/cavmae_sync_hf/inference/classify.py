@@ -9,8 +9,9 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
+from ..data.failures import file_error
 from ..model.configuration_cavmae_sync import CavMaeSyncConfig
-from ..model.errors_cavmae_sync import CavMaeSyncError, Hint, InferenceError
+from ..model.errors_cavmae_sync import Hint, InferenceError
 from ..model.media_cavmae_sync import probe_media
 from ..model.modeling_cavmae_sync import CavMaeSyncForAudioVisualClassification
 from ..model.pipeline_inputs_cavmae_sync import ClipInput, check_modality, prepare_clip, read_clip
@@ -159,10 +160,10 @@ def iter_classify(
 
         try:
             result = labelled()
-        except CavMaeSyncError as error:
+        except Exception as error:  # of the clip, or of the model at it
             if on_error is None:
                 raise
-            on_error(source_name(clip), error)
+            on_error(source_name(clip), file_error(error, source_name(clip)))
         else:
             yield result
         show(done + 1, total, "")

@@ -13,6 +13,7 @@ import os
 import queue
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -45,6 +46,8 @@ _MOST_DECODERS = 4
 # down; one that decodes slowly works.
 STALLED_SECONDS = 120.0
 _WORK_SECONDS = 0.001
+# So many chunks that the model could not embed, and none that it could: it is not the files'.
+_MOST_IN_VAIN = 20
 # How long the end waits for a thread to notice it.
 _PATIENCE_SECONDS = 10.0
 
@@ -157,8 +160,8 @@ def embed_moments(
     Yields:
         Each source in order with its chunks, in order; what a caller leaves of them is passed over. An error of the
         file comes out of the chunks, after all that could be read, as a `CavMaeSyncError`: whatever else was raised is
-        its cause (see `data.failures.file_error`). So do embeddings that are not finite, and an error of the model
-        that other files do not raise. Other errors of the model, and those of `sources`, end all.
+        its cause (see `data.failures.file_error`). So do embeddings that are not finite, and an error of the model.
+        Where the model can embed nothing at all, its first error ends all; errors of `sources` do, too.
 
     Raises:
         InferenceError: A setting cannot work; raised at once.
@@ -498,18 +501,16 @@ def _embedded(events: _Events[S], model: Embedder, features: Sequence[Feature], 
                 yield from embed(waiting)
                 waiting, moments = [], 0
         yield from embed(waiting)
+        embed.end()
 
 
 class _Batches:
-    """Embeds chunks together, and apart where together they raise an error, to find whose it is.
-
-    Attributes:
-        works: Whether the model has embedded anything.
-    """
+    """Embeds chunks together, and apart where together they raise an error, to find whose it is."""
 
     def __init__(self, model: Embedder, features: Sequence[Feature]) -> None:
         self.model, self.features = model, features
-        self.works = False
+        self._works = False
+        self._in_vain: list[Exception] = []  # as long as nothing works
 
     def __call__(self, waiting: list[tuple[_Reading[S, Any], Any]]) -> _Events[S]:
         """The events with their chunks embedded."""
@@ -517,34 +518,31 @@ class _Batches:
         failed: dict[int, Exception] = {}
         for _, alike in itertools.groupby(items, lambda item: _shapes(item[1][0])):
             batch = list(alike)
-            try:
-                failed |= self._embed(batch)
-            except CavMaeSyncError:  # the model is at fault
-                raise
-            except Exception as error:
-                failed |= self._apart(batch, error)
+            if len(batch) > 1:
+                try:
+                    failed |= self._embed(batch)
+                    continue
+                except Exception as error:
+                    traceback.clear_frames(error.__traceback__)  # which may hold much memory
+            for one in batch:
+                try:
+                    failed |= self._embed([one])
+                except Exception as error:
+                    traceback.clear_frames(error.__traceback__)
+                    failed[id(one[1])] = error
+                    self._in_vain += [] if self._works else [error]
+                    if len(self._in_vain) == _MOST_IN_VAIN:
+                        self.end()
         for reading, item in waiting:
             if id(item) in failed:
                 yield reading, _Failed(file_error(failed[id(item)], reading.name))
             else:
                 yield reading, item[1] if isinstance(item, tuple) else item
 
-    def _apart(self, batch: list[tuple[_Reading[S, Any], Any]], error: Exception) -> dict[int, Exception]:
-        """Embed chunks one by one; gives the errors of those that cannot be, by their identity."""
-        failed: dict[int, Exception] = {}
-        for reading, item in batch:
-            if len(batch) == 1:
-                failed[id(item)] = error
-                continue
-            try:
-                failed |= self._embed([(reading, item)])
-            except CavMaeSyncError:
-                raise
-            except Exception as own:
-                failed[id(item)] = own
-        if not self.works:  # not of anything so far: that is not the files'
-            raise error
-        return failed
+    def end(self) -> None:
+        """Raise the first error of a model that could embed nothing."""
+        if self._in_vain and not self._works:
+            raise self._in_vain[0]
 
     def _embed(self, batch: list[tuple[_Reading[S, Any], Any]]) -> dict[int, Exception]:
         """Embed chunks together; gives the errors of those that are not finite, by their identity."""
@@ -562,7 +560,7 @@ class _Batches:
             if broken[start:end].any():
                 time = format_clock(float(chunk.times[int(broken[start:end].int().argmax())]))
                 failed[id(item)] = not_finite_error(f"{reading.name}: the embedding at {time}", self.model)
-        self.works = True
+        self._works = True
         return failed
 
 
