@@ -2,8 +2,10 @@
 """Files written whole, locked, hashed and named, and the cores that work on them."""
 
 import contextlib
+import csv
 import errno
 import hashlib
+import io
 import json
 import math
 import os
@@ -14,7 +16,7 @@ import stat
 import tempfile
 import unicodedata
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -40,6 +42,7 @@ __all__ = [
     "whole_files",
     "whole_folder",
     "write_bytes",
+    "write_csv",
     "write_json",
     "write_text",
     "writing",
@@ -324,6 +327,26 @@ def write_json(path: StrPath, values: Any, *, indent: int | None = 2, overwrite:
     """Write JSON, whole or not at all; values are made `plain` first."""
     text = json.dumps(plain(values), indent=indent, ensure_ascii=False, allow_nan=False)
     return write_text(path, text + "\n", overwrite=overwrite)
+
+
+def write_csv(
+    path: StrPath, rows: Sequence[Mapping[str, Any]], *, columns: Sequence[str] = (), overwrite: bool = True
+) -> Path:
+    """Write a table as UTF-8 CSV, whole or not at all: names on one line each, nothing for what is missing.
+
+    Args:
+        path: The file.
+        rows: Its rows by the names of the columns; a column that a row lacks stays empty.
+        columns: Columns that come first, in any case.
+        overwrite: Whether an earlier file is replaced.
+    """
+    text = io.StringIO()
+    columns = list(dict.fromkeys([*columns, *(name for row in rows for name in row)]))
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({name: printable(value) if isinstance(value, str) else value for name, value in row.items()})
+    return write_text(path, text.getvalue(), overwrite=overwrite)
 
 
 def check_array_size(path: StrPath, most: int) -> None:

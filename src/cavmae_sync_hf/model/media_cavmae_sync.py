@@ -88,6 +88,7 @@ class MediaInfo:
         container: FFmpeg's name of the container.
         source: Name of the file.
         audio_tracks: All audio tracks, in order. What is said of the audio above is said of the default one.
+        timecode: Time code of the first frame, such as `10:00:00:00`, empty where the file has none.
     """
 
     duration: float | None
@@ -101,6 +102,7 @@ class MediaInfo:
     container: str
     source: str
     audio_tracks: tuple[AudioTrack, ...] = ()
+    timecode: str = ""
 
 
 def decode_media(
@@ -220,7 +222,14 @@ def probe_media(source: Any, name: str | None = None) -> MediaInfo:
             container=reader.container.format.name,
             source=media.name,
             audio_tracks=list_audio_tracks(reader.container),
+            timecode=_timecode(reader.container),
         )
+
+
+def _timecode(container: Any) -> str:
+    """Time code of the first frame: cameras and MXF write it into the header, or into a track of its own."""
+    tables = [container.metadata, *(stream.metadata for stream in container.streams)]
+    return next((table["timecode"] for table in tables if table.get("timecode")), "")
 
 
 def resample(waveform: torch.Tensor | np.ndarray, from_rate: int, to_rate: int) -> torch.Tensor:

@@ -9,15 +9,18 @@ import sys
 from types import ModuleType
 from typing import Any
 
+from .cutting import CutClip, cut_hits
 from .indexing import IndexSummary, index_status, index_videos
 from .querying import Query, embed_query
 from .searching import Hit, SearchFilters, SearchResult, search, search_clips, search_moments
 from .settings import IndexSettings
 from .store import MomentStore
 from .tables import ClipEntry
+from .writing import write_hits
 
 __all__ = [
     "ClipEntry",
+    "CutClip",
     "Hit",
     "IndexSettings",
     "IndexSummary",
@@ -25,12 +28,14 @@ __all__ = [
     "Query",
     "SearchFilters",
     "SearchResult",
+    "cut_hits",
     "embed_query",
     "index_status",
     "index_videos",
     "search",
     "search_clips",
     "search_moments",
+    "write_hits",
 ]
 
 
