@@ -9,8 +9,9 @@ import cavmae_sync_hf
 ROOT = Path(cavmae_sync_hf.__file__).parent
 # From bottom to top; rooms of one layer do not import each other. `model` travels with weights and imports nothing.
 LAYERS: tuple[set[str], ...] = (
-    {"model"}, {"files"}, {"provenance"}, {"metrics", "syncworld"}, {"data"}, {"model_card"}, {"hub", "selfcheck"},
-    {"convert"}, {"inference"}, {"evaluation", "search", "export"}, {"training"}, {"app"}, {"cli"},
+    {"model"}, {"files"}, {"provenance", "names"}, {"metrics", "syncworld"}, {"data"}, {"model_card"},
+    {"hub", "selfcheck"}, {"convert"}, {"inference"}, {"evaluation", "search", "export"}, {"training"}, {"app"},
+    {"cli"},
 )  # fmt: skip
 
 

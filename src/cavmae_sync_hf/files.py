@@ -36,6 +36,7 @@ __all__ = [
     "parse_json",
     "plain",
     "remove_partial",
+    "taken",
     "usable_cores",
     "user_cache",
     "whole_file",
@@ -77,10 +78,11 @@ def check_free(*paths: StrPath, overwrite: bool = False) -> None:
         if os.path.isdir(path):
             raise AlreadyExistsError(f"{_shown(path)} is a folder; name a file.")
         if not overwrite and os.path.lexists(path):
-            raise _taken(path)
+            raise taken(path)
 
 
-def _taken(path: Path) -> AlreadyExistsError:
+def taken(path: Path) -> AlreadyExistsError:
+    """The error of a place where there is something already."""
     return AlreadyExistsError(
         f"{_shown(path)} is there already and is not replaced; name another place.",
         hint=Hint("overwrite", True, "replace it"),
@@ -225,7 +227,7 @@ def _give_name(partial: Path, target: Path, overwrite: bool) -> None:
     try:
         os.link(partial, target)  # which fails where there is such a name, whoever made it a moment ago
     except FileExistsError as error:
-        raise _taken(target) from error
+        raise taken(target) from error
     except OSError:  # a file system without such links
         check_free(target)
         os.replace(partial, target)
@@ -265,7 +267,7 @@ def whole_folder(path: StrPath, *, overwrite: bool = True) -> Iterator[Path]:
                 if previous.exists():
                     previous.rename(target)
                 if not overwrite and target.exists():
-                    raise _taken(target) from error
+                    raise taken(target) from error
                 raise
     finally:
         if scratch is not None:

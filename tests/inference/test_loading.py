@@ -12,7 +12,8 @@ from cavmae_sync_hf import (
     CavMaeSyncProcessor,
     ModelError,
 )
-from cavmae_sync_hf.inference.loading import example_model, load_model
+from cavmae_sync_hf.inference.loading import load_model
+from cavmae_sync_hf.names import example_model
 from cavmae_sync_hf.syncworld import make_world
 from helpers.tiny import tiny_config
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from ..inference.loading import example_model, load_model
+from ..inference.loading import load_model
 from ..model.errors_cavmae_sync import ModelError
+from ..names import EXAMPLE
 from .demo_clips import DemoClips
 
 # How the sources of audio are looked for, best first: maps a second, and patches from one place tried to the next.
@@ -34,7 +35,7 @@ class Engine:
     Args:
         model: Folder or Hub name; `None` for the model that comes with the package.
         index: Folder or address of an index; `None` to make one of the demo clips at first use.
-        device: Where the model runs.
+        device: Where the model runs; `"auto"`: CUDA or MPS where this machine has one, else the CPU.
 
     Raises:
         ModelError: There is no such model, or it has one tower alone.
@@ -46,11 +47,11 @@ class Engine:
         model: str | os.PathLike[str] | None = None,
         *,
         index: str | None = None,
-        device: str | torch.device = "cpu",
+        device: str | torch.device = "auto",
     ) -> None:
-        name = os.fspath(model) if model is not None else os.fspath(example_model())
-        self.is_example = model is None or name == "example"
-        self.name = "example" if self.is_example else name
+        name = os.fspath(model) if model is not None else EXAMPLE
+        self.is_example = model is None or name == EXAMPLE
+        self.name = EXAMPLE if self.is_example else name
         self.model, self.processor = load_model(name, device=device, modalities="both")
         self.index = index
         self._store: Any = None

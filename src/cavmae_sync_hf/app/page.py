@@ -59,7 +59,7 @@ def build_app(
     model: str | os.PathLike[str] | None = None,
     *,
     index: str | None = None,
-    device: str | torch.device = "cpu",
+    device: str | torch.device = "auto",
     limits: Limits | None = None,
     demo_folder: str | os.PathLike[str] | None = None,
     allow_hosts: Iterable[str] = (),
@@ -71,7 +71,7 @@ def build_app(
         model: Folder or Hub name; `None` for the small model that comes with the package.
         index: Folder or address of an index that `cavmae-sync index` made with this model; `None` for one of the demo
             clips, made when it is first searched.
-        device: Where the model runs.
+        device: Where the model runs; `"auto"`: CUDA or MPS where this machine has one, else the CPU.
         limits: How much visitors may ask for.
         demo_folder: Where the demo clips are kept; default: the user's cache.
         allow_hosts: Names that the page is served under, beside those of this machine, such as that of a proxy before

@@ -14,39 +14,35 @@ import typer
 from cavmae_sync_command import interruptible, report_interrupt
 
 from ..model.errors_cavmae_sync import printable
-from . import data, evaluate, inference, model, page, search, terminal
+from . import commands, completion, data, evaluate, inference, model, page, search, terminal
+from .kinds import Needs
 
-app = typer.Typer(
-    name="cavmae-sync",
-    help="CAV-MAE and CAV-MAE Sync: which sound belongs to which moment of a video.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = commands.group("cavmae-sync", "CAV-MAE and CAV-MAE Sync: which sound belongs to which moment of a video.")
 
 _INTERRUPTED = 128 + signal.SIGINT
 _MAKING = "Models and data"
 _USING = "Using a model"
+_SEARCH = Needs("search", "Search")
 
-for _command, _panel in (
+for _command, _panel, *_needs in (
+    (inference.sync, _USING),
+    (inference.localize, _USING),
+    (search.index, _USING, _SEARCH),
+    (search.search, _USING, _SEARCH),
+    (search.index_info, _USING, _SEARCH),
+    (inference.classify, _USING),
+    (inference.extract, _USING),
+    (page.app, _USING, Needs("app", "The web page")),
     (model.published, _MAKING),
     (model.convert, _MAKING),
     (model.selfcheck, _MAKING),
     (model.card, _MAKING),
     (data.prepare, _MAKING),
-    (data.world, _MAKING),
+    (data.world, _MAKING, Needs("parquet", "A SyncWorld")),
     (model.export, _MAKING),
-    (inference.classify, _USING),
-    (inference.sync, _USING),
-    (inference.localize, _USING),
-    (inference.extract, _USING),
-    (search.index, _USING),
-    (search.search, _USING),
-    (search.index_info, _USING),
-    (page.app, _USING),
+    (completion.completion, "This command line"),
 ):
-    app.command(rich_help_panel=_panel)(_command)
+    commands.add(app, _command, *_needs, panel=_panel)
 app.add_typer(evaluate.app, rich_help_panel=_USING)
 
 
@@ -60,6 +56,7 @@ def main() -> NoReturn:
     terminal.kept = terminal.NOTHING_KEPT
     with interruptible() as received:
         try:
+            completion.register_shells()
             with terminal.media_warnings():
                 code = app(standalone_mode=False, prog_name="cavmae-sync")
         except KeyboardInterrupt:

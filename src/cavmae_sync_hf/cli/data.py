@@ -8,19 +8,30 @@ from typing import Annotated, Literal
 import typer
 
 from . import terminal
-from .options import AudioTrack, Media, Split, settings, time_option
+from .kinds import FileIn, FolderOut, SourceIn
+from .options import AudioTrack, Engine, Media, Split, settings, time_option
 
 
 def prepare(
     context: typer.Context,
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder, pattern, list, address or data set name.")],
+    source: Annotated[
+        str,
+        typer.Argument(metavar="SOURCE", help="Folder, pattern, list, address, or data set OWNER/NAME of the Hub."),
+        SourceIn(),
+    ],
     # Text: a Path would make the folder "s3:" of an address, which is to be refused.
     out: Annotated[
-        str, typer.Argument(metavar="OUT", help="Folder for the shards: new, or begun by the same command.")
+        str,
+        typer.Argument(metavar="OUT", help="Folder for the shards: new, or begun by the same command."),
+        FolderOut(),
     ],
     name: Annotated[str, typer.Option(help="Name of the set; shards are called NAME-00000.tar.")] = "train",
     media: Media = None,
-    labels: Annotated[Path | None, typer.Option(help="File of label names: lines, JSON, or AudioSet's CSV.")] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="File of label names: lines, JSON, or AudioSet's CSV."),
+        FileIn(),
+    ] = None,
     split: Split = None,
     folder_labels: Annotated[bool, typer.Option("--folder-labels", help="Label files by their folders.")] = False,
     cut: Annotated[
@@ -45,15 +56,17 @@ def prepare(
     max_seconds: Annotated[float, time_option("Longer clips are bad clips.")] = 600.0,
     clips_per_shard: Annotated[int | None, typer.Option(help="Default: 256, less for small sets.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; default: one per core.")] = None,
-    engine: Annotated[
-        Literal["local", "ray"], typer.Option(help="This machine's processes, or a Ray cluster.")
-    ] = "local",
+    engine: Engine = "local",
     ray_address: Annotated[str | None, typer.Option(help="Of the cluster; default: RAY_ADDRESS.")] = None,
 ) -> None:
     """Turn a collection of videos into shards for training; run it again to continue after an interruption.
 
     Clips that cannot be used are left out, named and listed in bad_clips.csv; the exit code is then 1. Those that
     could not be read for now, as the network or the disk failed, are tried again by the next run.
+
+    Examples:
+        cavmae-sync prepare videos/ shards/ --labels classes.csv
+        cavmae-sync prepare 's3://bucket/videos/*.mp4' shards/ --name test
     """
     from ..data.prepare import prepare as run_prepare
     from ..data.shards import BAD_CLIPS_NAME
@@ -71,7 +84,9 @@ def prepare(
 
 def world(
     context: typer.Context,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the world; splits are folders in it.")],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Folder for the world; splits are folders in it."), FolderOut()
+    ],
     clips: Annotated[int, typer.Option(help="Clips of the split.")] = 1000,
     seed: Annotated[int, typer.Option(help="Another seed gives another world.")] = 0,
     split: Annotated[str, typer.Option(help="Name of the split.")] = "train",
@@ -95,7 +110,12 @@ def world(
         bool, typer.Option("--overwrite", help="Replace an earlier page and image; clips are never replaced.")
     ] = False,
 ) -> None:
-    """Make SyncWorld: short videos in which who sounds, when and where is known."""
+    """Make SyncWorld: short videos in which who sounds, when and where is known.
+
+    Examples:
+        cavmae-sync world world --clips 20
+        cavmae-sync world world --clips 100 --split test --seed 1 --preview
+    """
     options = settings(context, "preview", "overwrite") | {"size": _height_and_width(size)}
     from ..files import check_free
     from ..syncworld import contact_sheet, make_world, preview_page

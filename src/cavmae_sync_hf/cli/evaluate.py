@@ -12,19 +12,24 @@ import typer
 from rich.markup import escape
 
 from . import terminal
+from .commands import add, group
+from .kinds import FileIn, FileOut, FolderIn, Needs, SourceIn
 from .options import AsJson, AudioTrack, Channel, Device, Media, ModelArgument, Overwrite, Split, settings, time_option
 
-app = typer.Typer(
-    name="evaluate",
-    help="Score a model on shards, videos or SyncWorld, under a protocol that the result names.",
-    no_args_is_help=True,
-    add_completion=False,
-)
+app = group("evaluate", "Score a model on shards, videos or SyncWorld, under a protocol that the result names.")
 
-Data = Annotated[str, typer.Argument(metavar="DATA", help="Folder of shards or videos, SyncWorld split, or list.")]
-Out = Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write the results to this JSON file.")]
-Ids = Annotated[str | None, typer.Option(metavar="FILE", help="The protocol's list of clips: ids, CSV or JSON.")]
-Labels = Annotated[str | None, typer.Option(metavar="FILE", help="Label names of the data, in order.")]
+Data = Annotated[
+    str, typer.Argument(metavar="DATA", help="Folder of shards or videos, SyncWorld split, or list."), SourceIn()
+]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="FILE", help="Write the results to this JSON file."),
+    FileOut((".json",)),
+]
+Ids = Annotated[
+    str | None, typer.Option(metavar="FILE", help="The protocol's list of clips: ids, CSV or JSON."), FileIn()
+]
+Labels = Annotated[str | None, typer.Option(metavar="FILE", help="Label names of the data, in order."), FileIn()]
 Limit = Annotated[int | None, typer.Option(min=1, help="Take so many clips at most, for a try.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Give no metrics where a clip is missing or unusable.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Clips per batch.")]
@@ -45,7 +50,7 @@ def _of_any_set(
 
 def _of_all(
     ids: Ids = None, limit: Limit = None, strict: Strict = False, channel: Channel = None,
-    audio_track: AudioTrack = None, device: Device = "cpu", batch_size: BatchSize = 8, num_workers: Workers = 0,
+    audio_track: AudioTrack = None, device: Device = "auto", batch_size: BatchSize = 8, num_workers: Workers = 0,
     out: Out = None, overwrite: Overwrite = False, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Options of all evaluations."""
@@ -65,7 +70,6 @@ def _with_options(*shared: Callable[..., None]) -> Callable[[Callable[..., None]
     return add
 
 
-@app.command()
 @_with_options(_of_any_set, _of_all)
 def retrieval(
     context: typer.Context,
@@ -77,13 +81,16 @@ def retrieval(
     ] = None,
     **_: Any,
 ) -> None:
-    """Retrieval: audio finds its video, and video its audio."""
+    """Retrieval: audio finds its video, and video its audio.
+
+    Examples:
+        cavmae-sync evaluate retrieval my-model shards/ --out results.json
+    """
     from ..evaluation import evaluate_retrieval
 
     _evaluate(context, evaluate_retrieval, modalities="both")
 
 
-@app.command()
 @_with_options(_of_any_set, _of_all)
 def classification(
     context: typer.Context,
@@ -93,42 +100,53 @@ def classification(
     inputs: Annotated[
         str | None, typer.Option(metavar="av,a,v", help="What the model is given, in turn, instead of the protocol's.")
     ] = None,
-    annotations: Annotated[str | None, typer.Option(metavar="FILE", help="VGGSounder's table of labels.")] = None,
+    annotations: Annotated[
+        str | None, typer.Option(metavar="FILE", help="VGGSounder's table of labels."), FileIn()
+    ] = None,
     class_names: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="Names of the model's classes, where its configuration has none."),
+        FileIn(),
     ] = None,
     **_: Any,
 ) -> None:
-    """Classification: a fine-tuned model labels clips."""
+    """Classification: a fine-tuned model labels clips.
+
+    Examples:
+        cavmae-sync evaluate classification my-classifier shards/ --inputs av,a,v
+    """
     from ..evaluation import evaluate_classification
 
     context.params["inputs"] = None if inputs is None else [name.strip() for name in inputs.split(",") if name.strip()]
     _evaluate(context, evaluate_classification, use="classification")
 
 
-@app.command()
 @_with_options(_of_all)
 def localization(
     context: typer.Context,
     model: ModelArgument,
-    data: Annotated[str, typer.Argument(metavar="DATA", help="SyncWorld split, shards of one, or a table of masks.")],
+    data: Annotated[
+        str, typer.Argument(metavar="DATA", help="SyncWorld split, shards of one, or a table of masks."), SourceIn()
+    ],
     protocol: Protocol = "syncworld",
     maps: Annotated[
         str | None, typer.Option(help="occlusion (slow) or cosine (fast), instead of the protocol's.")
     ] = None,
     truth: Annotated[
-        str | None, typer.Option(metavar="FOLDER", help="SyncWorld split of shards that lie elsewhere.")
+        str | None, typer.Option(metavar="FOLDER", help="SyncWorld split of shards that lie elsewhere."), FolderIn()
     ] = None,
     **_: Any,
 ) -> None:
-    """Localization: maxima of the maps against boxes or masks of what sounds."""
+    """Localization: maxima of the maps against boxes or masks of what sounds.
+
+    Examples:
+        cavmae-sync evaluate localization example world/test
+    """
     from ..evaluation import evaluate_localization
 
     _evaluate(context, evaluate_localization, modalities="both")
 
 
-@app.command()
 @_with_options(_of_any_set, _of_all)
 def sync(
     context: typer.Context,
@@ -144,26 +162,28 @@ def sync(
     ] = None,
     **_: Any,
 ) -> None:
-    """Synchrony: true alignment against shifted audio, or clips in sync against others."""
+    """Synchrony: true alignment against shifted audio, or clips in sync against others.
+
+    Examples:
+        cavmae-sync evaluate sync my-model shards/
+    """
     from ..evaluation import evaluate_sync
 
     _evaluate(context, evaluate_sync, modalities="both")
 
 
-@app.command()
 def protocols(as_json: AsJson = False) -> None:
     """List the protocols, with their versions."""
     from ..evaluation import PROTOCOLS
 
     if as_json:
-        known = {task: [rules.to_dict() for rules in group.values()] for task, group in PROTOCOLS.items()}
-        terminal.print_json(known)
+        terminal.print_json({task: [rules.to_dict() for rules in of.values()] for task, of in PROTOCOLS.items()})
         return
     from rich.table import Table
 
     table = Table("task", "protocol", "version", "what", show_lines=False)
-    for task, group in PROTOCOLS.items():
-        for rules in group.values():
+    for task, known in PROTOCOLS.items():
+        for rules in known.values():
             table.add_row(task, rules.name, rules.version, escape(rules.summary))
     terminal.console.print(table)
 
@@ -172,7 +192,7 @@ def _evaluate(context: typer.Context, evaluate: Callable[..., dict[str, Any]], *
     """Load, run, write and show."""
     model, data, device, out = (context.params[name] for name in ("model", "data", "device", "out"))
     overwrite = context.params["overwrite"]
-    terminal.check_device(device)
+    device = terminal.choose_device(device)
     from ..data.failures import Failure
     from ..evaluation.results import check_target, write_results
     from ..inference.loading import load_model
@@ -240,3 +260,11 @@ def _number(value: float | int | None) -> str:
     if value is None:
         return "-"
     return str(value) if isinstance(value, int) else f"{value:.4f}"
+
+
+_METRICS = Needs("evaluation", "This evaluation", packages=("scikit-learn",))
+add(app, retrieval)
+add(app, classification, _METRICS)
+add(app, localization, _METRICS)
+add(app, sync, _METRICS)
+add(app, protocols)

@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from ..model.errors_cavmae_sync import DiskError, InferenceError, printable
 from . import terminal
+from .kinds import FileIn, FolderOut, MediaIn, Needs, SourceIn
 from .options import (
     AsJson,
     AudioTrack,
@@ -37,16 +38,21 @@ _BAR_WIDTH = 24
 
 
 def sync(
-    videos: Annotated[list[str] | None, typer.Argument(metavar="VIDEO...", help="Video files or addresses.")] = None,
+    videos: Annotated[
+        list[str] | None, typer.Argument(metavar="VIDEO...", help="Video files or addresses."), MediaIn()
+    ] = None,
     *,
     model: Model,
     audio: Annotated[
         list[str] | None,
         typer.Option(metavar="FILE", help="Another audio track; one for each video, in their order."),
+        MediaIn(),
     ] = None,
     labels: Annotated[
         Path | None,
         typer.Option(metavar="LIST", help="Instead of videos a list with columns path, label and, if need be, audio."),
+        FileIn(),
+        Needs("evaluation", "Scoring against labels", packages=("scikit-learn",)),
     ] = None,
     in_sync: Annotated[
         list[str] | None, typer.Option(metavar="LABEL", help="Label of videos in sync; default: 1, true, sync, real.")
@@ -56,20 +62,27 @@ def sync(
     hop: Annotated[float, time_option("From one moment to the next, and from one offset tried to the next.")] = 0.1,
     max_offset: Annotated[float, time_option("Largest offset tried both ways.")] = 2.0,
     out: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Write a timeline image, JSON and arrays per video.")
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Write a timeline image, JSON and arrays per video."),
+        FolderOut(),
+        Needs("plots", "The timeline"),
     ] = None,
     overwrite: Overwrite = False,
     damaged: Damaged = "error",
     channel: Channel = None,
     audio_track: AudioTrack = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Moments embedded at a time.")] = 32,
-    device: Device = "cpu",
+    device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Measure how well audio and video fit in time: scores per moment, and by how much the audio is late.
 
     Several videos are also scored as a set. With --labels, AUC and equal-error rate tell how well the scores separate
     videos in sync from others. Files that cannot be used are named, the others are measured; the exit code is then 1.
+
+    Examples:
+        cavmae-sync sync video.mp4 --model example
+        cavmae-sync sync video.mp4 --audio dub.wav --model my-model --out found
     """
     if bool(videos) == (labels is not None):
         raise typer.BadParameter("Name videos, or a list of them with --labels; one of the two.")
@@ -79,7 +92,7 @@ def sync(
         )
     if in_sync and labels is None:
         raise typer.BadParameter("--in-sync goes with --labels.")
-    terminal.check_device(device)
+    device = terminal.choose_device(device)
     from ..inference.loading import load_model
     from ..inference.sync import measure_sync
     from ..provenance import model_fingerprint
@@ -115,12 +128,19 @@ def sync(
 
 
 def localize(
-    video: Annotated[str, typer.Argument(metavar="VIDEO", help="Video file or address.")],
+    video: Annotated[str, typer.Argument(metavar="VIDEO", help="Video file or address."), MediaIn()],
     *,
     model: Model,
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for images, video, JSON and maps.")],
+    out: Annotated[
+        Path,
+        typer.Option(metavar="FOLDER", help="Folder for images, video, JSON and maps."),
+        FolderOut(),
+        Needs("plots", "Drawing"),
+    ],
     overwrite: Overwrite = False,
-    audio: Annotated[str | None, typer.Option(metavar="FILE", help="Another audio track for the video.")] = None,
+    audio: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Another audio track for the video."), MediaIn()
+    ] = None,
     start: Start = None,
     end: End = None,
     fps: Annotated[float, typer.Option(help="Moments per second for which maps are made.")] = 5.0,
@@ -136,11 +156,15 @@ def localize(
     channel: Channel = None,
     audio_track: AudioTrack = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Moments decoded at a time.")] = 16,
-    device: Device = "cpu",
+    device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Find where in the frame the source of the audio is, and which part of the spectrogram belongs to the frame."""
-    terminal.check_device(device)
+    """Find where in the frame the source of the audio is, and which part of the spectrogram belongs to the frame.
+
+    Examples:
+        cavmae-sync localize video.mp4 --model example --out places
+    """
+    device = terminal.choose_device(device)
     from ..files import check_free
     from ..inference.loading import load_model
     from ..inference.localize import localize as run_localize
@@ -164,7 +188,9 @@ def localize(
 
 
 def classify(
-    videos: Annotated[list[str], typer.Argument(metavar="VIDEO...", help="Video or audio files, or addresses.")],
+    videos: Annotated[
+        list[str], typer.Argument(metavar="VIDEO...", help="Video or audio files, or addresses."), MediaIn()
+    ],
     model: Model,
     top: Annotated[int, typer.Option(min=1, help="How many labels to show.")] = 5,
     modality: Annotated[
@@ -180,14 +206,17 @@ def classify(
     damaged: Damaged = "error",
     channel: Channel = None,
     audio_track: AudioTrack = None,
-    device: Device = "cpu",
+    device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Label videos: labels and scores of a fine-tuned model, over all moments of each file.
 
     Files that cannot be used are named, the others are classified; the exit code is then 1.
+
+    Examples:
+        cavmae-sync classify video.mp4 --model my-classifier --moments
     """
-    terminal.check_device(device)
+    device = terminal.choose_device(device)
     from ..inference.classify import iter_classify
     from ..inference.loading import load_model
     from ..model.pipeline_inputs_cavmae_sync import check_modality
@@ -215,10 +244,12 @@ def classify(
 
 def extract(
     source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="Video file, folder, pattern, list or data set name.")
+        str,
+        typer.Argument(metavar="SOURCE", help="Video file, folder, pattern, list, or data set OWNER/NAME of the Hub."),
+        SourceIn(),
     ],
     # Text: a Path would make the folder "s3:" of an address, which is to be refused.
-    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder: new, or begun by the same command.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder: new, or begun by the same command."), FolderOut()],
     # What is left of `--modalities a v av` and `--layers 3 6` after their first values.
     more: Annotated[list[str] | None, typer.Argument(metavar="MORE", hidden=True)] = None,
     *,
@@ -257,12 +288,14 @@ def extract(
     channel: Channel = None,
     audio_track: AudioTrack = None,
     format: Annotated[  # noqa: A002 - the word users look for
-        Literal["npy", "parquet"], typer.Option(help="Arrays and a timing table, or Parquet files.")
+        Literal["npy", "parquet"],
+        typer.Option(help="Arrays and a timing table, or Parquet files."),
+        Needs("parquet", "Parquet", value="parquet"),
     ] = "npy",
     media: Media = None,
     split: Split = None,
     batch_frames: Annotated[int, typer.Option(min=1, help="Moments decoded and encoded at a time.")] = 16,
-    device: Device = "cpu",
+    device: Device = "auto",
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"], typer.Option(help="Of the model's weights; features are float32.")
     ] = "float32",
@@ -273,8 +306,11 @@ def extract(
     The feature of a window is the mean over the moments inside it, half a second or so apart; the model hears a few
     seconds around each. Videos are read once, in constant memory. A run that is killed goes on when it is started
     again. Videos that cannot be used are listed and left out; the exit code is then 1.
+
+    Examples:
+        cavmae-sync extract videos/ features --model my-model --window 5 --stride 1
     """
-    terminal.check_device(device)
+    device = terminal.choose_device(device)
     if sound is not None:
         terminal.errors.print(f"Note: --sound is now called --audio-context; taken as --audio-context {sound}.")
         audio_context = sound

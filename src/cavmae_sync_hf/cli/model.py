@@ -1,45 +1,75 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
 """Subcommands that make, check, export and describe a model folder."""
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
 
-from ..model.errors_cavmae_sync import EvaluationError, on_command_line
+from ..model.errors_cavmae_sync import EvaluationError, ModelError, on_command_line
+from ..names import find_published, is_published, nothing_at, published_weights
 from . import terminal
-from .options import AsJson, Device, ModelArgument, OutFile, Overwrite
+from .completion import model_names
+from .kinds import FileIn, FileOut, FolderOut, Kind, MediaIn, ModelName, Needs
+from .options import MODEL_HELP, AsJson, Device, ModelArgument, Overwrite
 
 if TYPE_CHECKING:
     from ..convert import ConversionReport
     from ..selfcheck import SelfCheckResult
 
 
+class CheckpointIn(Kind):
+    """A file or folder to convert, or the name of published weights."""
+
+    def check(self, value: str, values: Mapping[str, Any]) -> None:
+        if os.path.exists(value) or is_published(value):
+            return
+        if os.path.splitext(value)[1] or os.path.dirname(value):
+            raise ModelError(nothing_at(value))
+        find_published(value)
+
+
+def checkpoint_names(incomplete: str) -> list[str]:
+    """Names of published weights that begin so."""
+    return [weights.name for weights in published_weights() if weights.name.startswith(incomplete)]
+
+
 def convert(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="SRC", help="Checkpoint file, a ViT-MAE folder, or a name that `cavmae-sync published` lists."
+            metavar="SRC",
+            help="Checkpoint file, a ViT-MAE folder, or a name that `cavmae-sync published` lists.",
+            autocompletion=checkpoint_names,
         ),
+        CheckpointIn(),
     ],
     destination: Annotated[
         Path | None,
         typer.Argument(metavar="DST", help="New folder to write the model to; for a name by default the cache."),
+        FolderOut(new=True),
     ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Configuration value that tensor shapes do not tell."),
     ] = None,
 ) -> None:
-    """Turn a published checkpoint into a folder that transformers loads."""
+    """Turn a published checkpoint into a folder that transformers loads.
+
+    Examples:
+        cavmae-sync convert cav-mae-sync my-model
+        cavmae-sync convert audio_model.25.pth my-model
+    """
     overrides = _parse_settings(settings or [])
-    from ..convert import convert_checkpoint, convert_published, find_published, is_published
+    if destination is None and Path(source).exists():
+        raise typer.BadParameter("a file needs DST, the folder to write the model to.", param_hint="DST")
+    from ..convert import convert_checkpoint, convert_published
 
     target = destination if destination is not None else "the cache"
     terminal.kept = f"{target} is as it was before; run the command again."
-    if destination is None and Path(source).exists():
-        raise typer.BadParameter("a file needs DST, the folder to write the model to.", param_hint="DST")
     if destination is not None and (Path(source).exists() or not is_published(source)):
         report: ConversionReport | None = convert_checkpoint(
             Path(source), destination, config_overrides=overrides or None
@@ -59,8 +89,6 @@ def convert(
 
 def published(as_json: AsJson = False) -> None:
     """List the checkpoints that the methods' authors published; `convert NAME` makes a folder of one."""
-    from ..convert import published_weights
-
     found = published_weights()
     if as_json:
         terminal.print_json([weights.to_dict() for weights in found])
@@ -75,13 +103,19 @@ def published(as_json: AsJson = False) -> None:
 
 def selfcheck(
     model: ModelArgument,
-    clips: Annotated[list[str], typer.Argument(metavar="CLIPS...", help="Video files or URLs with audio.")],
-    device: Device = "cpu",
+    clips: Annotated[
+        list[str], typer.Argument(metavar="CLIPS...", help="Video files or addresses, with audio."), MediaIn()
+    ],
+    device: Device = "auto",
     min_margin: Annotated[float, typer.Option(help="How far true pairs must score above shuffled ones.")] = 0.0,
     as_json: AsJson = False,
 ) -> None:
-    """Check that audio scores higher with its own frame than with others; exit code 1 when it does not."""
-    terminal.check_device(device)
+    """Check that audio scores higher with its own frame than with others; exit code 1 when it does not.
+
+    Examples:
+        cavmae-sync selfcheck my-model a.mp4 b.mp4 c.mp4
+    """
+    device = terminal.choose_device(device)
     from ..inference.loading import load_model
     from ..selfcheck import selfcheck as run_selfcheck
 
@@ -97,15 +131,21 @@ def selfcheck(
 
 def export(
     model: ModelArgument,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder to write to.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder to write to."), FolderOut(new=True)],
     format: Annotated[
-        Literal["onnx", "torch"], typer.Option(help="For ONNX Runtime, or as torch.export programs.")
+        Literal["onnx", "torch"],
+        typer.Option(help="For ONNX Runtime, or as torch.export programs."),
+        Needs("export", "Writing ONNX files", value="onnx"),
     ] = "onnx",
     int8: Annotated[bool, typer.Option("--int8", help="Also write ONNX towers with 8-bit weights.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier export wrote.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write the towers for ONNX Runtime or torch.export, checked against the model, with the processor beside them."""
+    """Write the towers for ONNX Runtime or torch.export, checked against the model, with the processor beside them.
+
+    Examples:
+        cavmae-sync export my-model towers --int8
+    """
     from ..export import export_model
     from ..inference.loading import load_model
 
@@ -120,20 +160,32 @@ def export(
 
 
 def card(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a saved model.")],
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help=MODEL_HELP, autocompletion=model_names),
+        ModelName(loaded=False),
+    ],
     results: Annotated[
         list[Path] | None,
         typer.Option("--results", metavar="FILE", help="Results of `evaluate` on this model; repeat for more."),
+        FileIn(),
     ] = None,
     details: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="YAML of what neither model nor results tell: licence, training."),
+        FileIn(),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name in the card and its snippet; default: the folder's.")] = None,
-    out: OutFile = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write it to this file, such as README.md."), FileOut()
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Fill a model's card from its configuration, results files and details."""
+    """Fill a model's card from its configuration, results files and details.
+
+    Examples:
+        cavmae-sync card my-model --results results.json --out my-model/README.md
+    """
     from dataclasses import replace
 
     from ..evaluation.card import card_text, read_details

@@ -1,12 +1,15 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
 """Arguments and options that several subcommands share."""
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from ..data.clock import parse_clock
+from .completion import model_names
+from .kinds import FolderIn, ModelName, Needs
+
+MODEL_HELP = "Folder of a model, example, published:NAME, or OWNER/NAME on the Hub."
 
 
 def _audio_track(text: str) -> int | str:
@@ -36,11 +39,22 @@ def time_option(help: str, *names: str) -> Any:  # noqa: A002 - as typer calls i
     return typer.Option(*names, parser=_time, metavar="TIME", help=help)
 
 
-ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Folder or Hub name of a model.")]
-Model = Annotated[str, typer.Option("--model", "-m", help="Folder or Hub name of a model.")]
-Device = Annotated[str, typer.Option(help="Where to run the model, such as cpu or cuda.")]
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help=MODEL_HELP, autocompletion=model_names), ModelName()
+]
+Model = Annotated[
+    str, typer.Option("--model", "-m", metavar="MODEL", help=MODEL_HELP, autocompletion=model_names), ModelName()
+]
+Device = Annotated[
+    str,
+    typer.Option(
+        metavar="DEVICE", help="Where to run the model: cpu, cuda, cuda:1, mps; auto takes cuda or mps if there is."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]
-Media = Annotated[str | None, typer.Option(help="Folder of the files that a list names.")]
+Media = Annotated[
+    str | None, typer.Option(metavar="FOLDER", help="Folder of the files that a list names."), FolderIn()
+]
 Split = Annotated[str | None, typer.Option(help="Split of a list or data set.")]
 Damaged = Annotated[
     Literal["error", "keep"], typer.Option(help="Truncated and corrupt files: refuse, or use what is there.")
@@ -62,9 +76,12 @@ AudioTrack = Annotated[
 ]
 Start = Annotated[float | None, time_option("Where in the video to start, such as 80.5 or 1:20.")]
 End = Annotated[float | None, time_option("Where to end.")]
-Engine = Annotated[Literal["local", "ray"], typer.Option(help="This machine, or a Ray cluster.")]
+Engine = Annotated[
+    Literal["local", "ray"],
+    typer.Option(help="This machine, or a Ray cluster."),
+    Needs("ray", "The engine ray", value="ray"),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace earlier results of the same names.")]
-OutFile = Annotated[Path | None, typer.Option("--out", metavar="FILE", help="File to write.")]
 
 
 def settings(context: typer.Context, *without: str) -> dict[str, Any]:

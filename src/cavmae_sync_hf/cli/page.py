@@ -6,19 +6,31 @@ from typing import Annotated
 import typer
 
 from . import terminal
+from .completion import model_names
+from .kinds import FolderIn, ModelName
 from .options import Device, time_option
 
 
 def app(
     model: Annotated[
         str | None,
-        typer.Option("--model", "-m", help="Folder or Hub name of a model; default: the small one in the package."),
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="MODEL",
+            help="Folder of a model, published:NAME, or OWNER/NAME on the Hub; default: example, the small one in the "
+            "package.",
+            autocompletion=model_names,
+        ),
+        ModelName(unnamed="example"),
     ] = None,
     index: Annotated[
         str | None,
         typer.Option(
-            help="Index to search, made by `cavmae-sync index` with this model; default: one of the demo clips."
+            metavar="INDEX",
+            help="Index to search, made by `cavmae-sync index` with this model; default: one of the demo clips.",
         ),
+        FolderIn(),
     ] = None,
     host: Annotated[
         str, typer.Option(help="Address to listen at; 127.0.0.1 is this machine alone, 0.0.0.0 everybody.")
@@ -41,18 +53,22 @@ def app(
         float | None,
         typer.Option(help="Room for the files of all visitors, in megabytes; default: 2000, more for large uploads."),
     ] = None,
-    device: Device = "cpu",
+    device: Device = "auto",
 ) -> None:
     """Serve a web page that shows synchrony, sources of the audio and similar moments of a clip.
 
     It works with made demo clips at once. Uploads are limited, decoded in a process of their own, and removed.
+
+    Examples:
+        cavmae-sync app
+        cavmae-sync app --model my-model --index my.index --port 8000
     """
     for name, value in (
         ("--max-megabytes", max_megabytes), ("--max-seconds", max_seconds), ("--max-disk", max_disk)
     ):  # fmt: skip
         if value is not None and not value > 0:
             raise typer.BadParameter(f"{value:g} leaves nothing to take; give a number above 0.", param_hint=name)
-    terminal.check_device(device)
+    device = terminal.choose_device(device)
     from ..app import Limits, build_app
 
     try:

@@ -7,7 +7,9 @@ import typer
 
 from ..model.errors_cavmae_sync import SearchError, on_command_line, printable
 from . import terminal
-from .options import AudioTrack, Channel, time_option
+from .completion import model_names
+from .kinds import FolderIn, FolderOut, MediaIn, ModelName, SourceIn
+from .options import AudioTrack, Channel, Device, Engine, Media, Model, time_option
 
 _SIDES = ("auto", "audio", "video", "both")
 
@@ -26,14 +28,18 @@ def _side(text: str) -> str:
 
 def index(
     source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="Folder, pattern, list of files or segments, or one video.")
+        str,
+        typer.Argument(metavar="SOURCE", help="Folder, pattern, list of files or segments, or one video."),
+        SourceIn(),
     ],
     index: Annotated[
-        str, typer.Argument(metavar="INDEX", help="Folder or address (s3://...) of the index: new, or to be updated.")
+        str,
+        typer.Argument(metavar="INDEX", help="Folder or address (s3://...) of the index: new, or to be updated."),
+        FolderOut(),
     ],
-    model: Annotated[str, typer.Option(help="Folder or Hub name of a model.")],
+    model: Model,
     hop: Annotated[float, time_option("From one moment to the next.")] = 0.5,
-    media: Annotated[str | None, typer.Option(help="Folder of the files that a list names.")] = None,
+    media: Media = None,
     thumbnails: Annotated[
         int, typer.Option(help="Keep an image of each moment, so many pixels long (such as 160); 0: none.")
     ] = 0,
@@ -53,18 +59,21 @@ def index(
     ] = 100_000,
     batch_size: Annotated[int, typer.Option(help="Moments that the model is given at a time.")] = 64,
     decoders: Annotated[int | None, typer.Option(help="Files decoded at a time; default: one per core, to 4.")] = None,
-    engine: Annotated[Literal["local", "ray"], typer.Option(help="Embed here, or over a Ray cluster.")] = "local",
+    engine: Engine = "local",
     workers: Annotated[int | None, typer.Option(help="With Ray: processes that hold the model.")] = None,
     address: Annotated[str | None, typer.Option(help="Of the cluster; default: RAY_ADDRESS, else one here.")] = None,
-    device: Annotated[str, typer.Option(help="Where to run the model, such as cpu or cuda.")] = "cpu",
+    device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Index the moments of videos, or bring an index up to date with them, so that they can be searched.
 
     Only new and changed files are read; clips of files that are gone go, too. Stopped runs can be run again; several
     may write to one index. Files that cannot be used are named and listed; the exit code is then 1.
+
+    Examples:
+        cavmae-sync index videos/ my.index --model example
     """
-    terminal.check_device(device)
+    device = terminal.choose_device(device)
     from ..inference.loading import load_model
     from ..search import index_videos
 
@@ -88,8 +97,10 @@ def index(
 
 
 def search(
-    index: Annotated[str, typer.Argument(metavar="INDEX", help="Folder or address of an index.")],
-    query: Annotated[str, typer.Argument(metavar="QUERY", help="File or address of audio, a video or an image.")],
+    index: Annotated[str, typer.Argument(metavar="INDEX", help="Folder or address of an index."), FolderIn()],
+    query: Annotated[
+        str, typer.Argument(metavar="QUERY", help="File or address of audio, a video or an image."), MediaIn()
+    ],
     start: Annotated[
         float | None,
         time_option("Where the moment of QUERY starts, such as 80.5 or 1:20."),
@@ -135,12 +146,27 @@ def search(
     ] = None,
     channel: Channel = None,
     audio_track: AudioTrack = None,
-    model: Annotated[str | None, typer.Option(help="The index's model, where it now lies elsewhere.")] = None,
-    device: Annotated[str, typer.Option(help="Where to run the model, such as cpu or cuda.")] = "cpu",
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="MODEL",
+            help="The index's model, where it now lies elsewhere.",
+            autocompletion=model_names,
+        ),
+        ModelName(unnamed="of the index"),
+    ] = None,
+    device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the hits as JSON.")] = False,
 ) -> None:
-    """Find the moments of an index that are most like audio, an image or a moment of a video."""
-    terminal.check_device(device)
+    """Find the moments of an index that are most like audio, an image or a moment of a video.
+
+    Examples:
+        cavmae-sync search my.index bark.wav
+        cavmae-sync search my.index video.mp4 --start 1:20 --end 1:24 --top 5
+    """
+    device = terminal.choose_device(device)
     from ..inference.loading import load_model
     from ..search import MomentStore, SearchFilters
     from ..search import search as run_search
@@ -165,12 +191,16 @@ def search(
 
 
 def index_info(
-    index: Annotated[str, typer.Argument(metavar="INDEX", help="Folder or address of an index.")],
+    index: Annotated[str, typer.Argument(metavar="INDEX", help="Folder or address of an index."), FolderIn()],
     files: Annotated[bool, typer.Option("--files", help="List the clips, and why bad files are bad.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Read every row and say whether all is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print all as JSON.")] = False,
 ) -> None:
-    """Say what an index holds, and whether it is whole."""
+    """Say what an index holds, and whether it is whole.
+
+    Examples:
+        cavmae-sync index-info my.index --files
+    """
     from ..data.clock import format_clock
     from ..search import MomentStore, index_status
 

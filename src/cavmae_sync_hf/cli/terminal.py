@@ -140,6 +140,10 @@ def report(error: Exception) -> int:
         errors.print("Aborted.")
         return 1
     if hasattr(error, "show") and hasattr(error, "exit_code"):  # wrong usage: typer has its own words
+        near = getattr(error, "possibilities", None)
+        if near:
+            error.message = f"{getattr(error, 'message', '')}. Did you mean {' or '.join(sorted(near))}?"  # type: ignore[attr-defined]
+            error.possibilities = None  # type: ignore[attr-defined]
         error.show()
         return int(error.exit_code)
     if isinstance(error, BrokenPipeError):
@@ -211,10 +215,24 @@ def _plain_progress(what: str, unit: str) -> Callable[..., None]:
     return show
 
 
-def check_device(device: str) -> None:
-    """Refuse a device that torch does not know, or that this machine does not have, before anything is loaded."""
+def note(text: str) -> None:
+    """Print a line on the error stream that is no error."""
+    errors.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def choose_device(device: str) -> str:
+    """The device to run on, of `auto` the best that there is, which is told.
+
+    One that torch does not know, or that this machine does not have, is refused before anything is loaded.
+    """
     import torch
 
+    from ..inference.loading import choose_device as choose
+
+    if device == "auto":
+        device = str(choose())
+        note(f"running on {device}")
+        return device
     try:
         torch.device(device)
     except RuntimeError as error:
@@ -224,3 +242,4 @@ def check_device(device: str) -> None:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().partition("\n")[0].rstrip(".")
         raise typer.BadParameter(f"{device!r} cannot be used on this machine ({reason}); use cpu.") from error
+    return device

@@ -1,115 +1,26 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""The authors' published weights by name: what there is, and fetching and converting one into a cache.
+"""Fetching the authors' published weights and converting them into a cache, which `CAVMAE_SYNC_CACHE` moves."""
 
-`published_weights.csv` lists them. A table of one's own, such as of a mirror, is named by the environment variable
-`CAVMAE_SYNC_PUBLISHED`; `CAVMAE_SYNC_CACHE` moves the cache.
-"""
-
-import csv
-import difflib
 import http.client
 import os
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ..files import StrPath, file_digest, locked, user_cache
 from ..model.errors_cavmae_sync import ModelError
+from ..names import PublishedWeights, find_published
 from .conversion import ConversionReport, convert_checkpoint
 from .reading import check_head
 
-__all__ = [
-    "PUBLISHED",
-    "PublishedWeights",
-    "convert_published",
-    "fetch_published",
-    "find_published",
-    "is_published",
-    "published_weights",
-]
+__all__ = ["convert_published", "fetch_published"]
 
-PUBLISHED = "published:"
-_TABLE = Path(__file__).with_name("published_weights.csv")
 _BLOCK = 1 << 20
 _TIMEOUT_SECONDS = 30.0
 _LOCK_PATIENCE_SECONDS = 3600.0
-
-
-@dataclass(frozen=True)
-class PublishedWeights:
-    """A checkpoint that its authors published.
-
-    Attributes:
-        name: By which it is asked for.
-        file: The authors' name of the file, empty where they give none.
-        paper: Where it is described.
-        kind: `"pretrained"` or `"fine-tuned"`.
-        modality: `"audio"` or `"video"` for classifiers of one modality, which the tensors do not tell; else empty.
-        what: Data and settings of its training.
-        metric: The authors' figure, empty where they give none.
-        licence: What its authors say of its use.
-        bytes: Size of the file, 0 where unknown.
-        sha256: SHA-256 of the file or its beginning, empty where unknown.
-        link: Where its authors have it.
-    """
-
-    name: str
-    file: str
-    paper: str
-    kind: str
-    modality: str
-    what: str
-    metric: str
-    licence: str
-    bytes: int
-    sha256: str
-    link: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
-        return asdict(self)
-
-
-def published_weights() -> list[PublishedWeights]:
-    """All published checkpoints.
-
-    Raises:
-        ModelError: The table that `CAVMAE_SYNC_PUBLISHED` names cannot be read.
-    """
-    table = Path(os.environ.get("CAVMAE_SYNC_PUBLISHED") or _TABLE)
-    try:
-        with open(table, encoding="utf-8", newline="") as file:
-            rows: list[dict[str, Any]] = list(csv.DictReader(file))
-        return [PublishedWeights(**row | {"bytes": int(row["bytes"] or 0)}) for row in rows]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        fields = ", ".join(PublishedWeights.__dataclass_fields__)
-        raise ModelError(f"{table}: is no table of published weights ({error}); its columns are {fields}.") from error
-
-
-def is_published(name: str) -> bool:
-    """Whether a text is the name of a published checkpoint, or says that it is one by `published:`."""
-    return name.startswith(PUBLISHED) or any(weights.name == name for weights in published_weights())
-
-
-def find_published(name: str) -> PublishedWeights:
-    """The published checkpoint of a name, with or without `published:` before it.
-
-    Raises:
-        ModelError: There is none; the message names the nearest.
-    """
-    name = name.removeprefix(PUBLISHED)
-    known = {weights.name: weights for weights in published_weights()}
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or list(known)[:3]
-        raise ModelError(
-            f"{name!r} is none of the {len(known)} published checkpoints; near are {', '.join(near)} "
-            "(`cavmae-sync published` lists all)."
-        )
-    return known[name]
 
 
 def fetch_published(

@@ -19,6 +19,7 @@ import fsspec
 
 from ..files import StrPath, parse_json
 from ..model.errors_cavmae_sync import DataError, printable
+from ..names import nothing_at
 from ..syncworld.truth import OPTIONS_NAME as WORLD_OPTIONS
 from ..syncworld.voices import CLASS_NAMES
 from .tables import (
@@ -27,6 +28,7 @@ from .tables import (
     Entry,
     Vocabulary,
     entries_from_rows,
+    is_data_set_name,
     number_labels,
     observed_vocabulary,
     read_list,
@@ -35,7 +37,6 @@ from .tables import (
 
 # Tables beside the files that give their labels, as `datasets`' video folders have them.
 _FOLDER_TABLES = ("metadata.parquet", "metadata.jsonl", "metadata.csv")
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ def read_source(
             - a list: CSV, TSV, Parquet, JSON or JSON lines with columns such as `path`, `id`, `start`, `end`,
               `labels`, `audio`; AudioSet's and VGGSound's own CSV files; JSON as the published training code reads it;
             - any of these at an fsspec address (`s3://`, `hf://`, `file://`, ...);
-            - the name of a data set for `datasets.load_dataset`, or a loaded `datasets.Dataset`;
+            - a data set of the Hub, `owner/name`, for `datasets.load_dataset`, or a loaded `datasets.Dataset`;
             - a sequence of paths or of mappings with the columns of a list.
         media: Folder of the files that a list names; default: the list's own folder.
         labels: Label names in order, or a file of them (text lines, JSON, or a CSV table of index, mid and display
@@ -222,10 +223,10 @@ def _from_address(
     remote = "://" in source
     pattern = any(mark in source for mark in "*?[") and not os.path.exists(source)
     if not remote and not pattern and not os.path.exists(source):
-        if _HUB_NAME.fullmatch(source) and not source.endswith((*LIST_SUFFIXES, *MEDIA_SUFFIXES)):
+        if is_data_set_name(source):
             _refuse_unused(f"{source}: a data set", media=media, folder_labels=folder_labels or None)
             return _from_dataset(_load_dataset(source, split), vocabulary)
-        raise DataError(f"{source}: no such file or folder; check the path.")
+        raise DataError(nothing_at(source))
     try:
         system, root = fsspec.url_to_fs(source if remote else os.path.abspath(source))
     except (ValueError, ImportError) as error:  # a protocol that nobody knows, or whose package is not installed

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..files import StrPath, parse_json
 from ..model.errors_cavmae_sync import DataError
+from ..names import hub_name
 from .clock import parse_clock
 
 MEDIA_SUFFIXES = frozenset(
@@ -38,6 +39,11 @@ _VGGSOUND_SECONDS = 10.0
 # What stands for a number; tables whose column has empty cells come with "1.0" for 1.
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?")
 _WITH_NAMES = "give the label names in order (option `labels`)"
+
+
+def is_data_set_name(source: str) -> bool:
+    """Whether a source that is no place on this machine may be a data set of the Hub: `owner/name`, and no file."""
+    return hub_name(source) and not source.lower().endswith((*LIST_SUFFIXES, *MEDIA_SUFFIXES))
 
 
 @dataclass

@@ -10,7 +10,7 @@ from typing import Any, Literal, cast, overload
 
 import torch
 
-from ..convert.catalogue import PUBLISHED, convert_published
+from ..convert.catalogue import convert_published
 from ..convert.reading import not_finite, read_json_object, read_shapes, shorten, weight_files
 from ..files import StrPath
 from ..hub import register_auto_classes
@@ -26,6 +26,7 @@ from ..model.modeling_cavmae_sync import (
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from ..model.values_cavmae_sync import Allowed, check_values, choice, optional, shown
 from ..model.video_processing_cavmae_sync import VIDEO_VALUES, CavMaeSyncVideoProcessor
+from ..names import EXAMPLE, HUB, PUBLISHED, check_model_name, example_model
 
 _KERNEL = optional(
     Allowed("the name of one of transformers' own", lambda value: isinstance(value, str) and value.isidentifier())
@@ -101,23 +102,20 @@ def load_model(
     """A model in evaluation mode, and its processor, from a folder or the Hub.
 
     Args:
-        name: Folder of a saved model, Hub repository as `OWNER/NAME`, `published:NAME` for weights of the methods'
-            authors (`cavmae_sync_hf.convert.published_weights` lists them; fetched and converted once), or `example`
-            for the small model that comes with the package (see `example_model`).
+        name: Folder of a saved model, Hub repository as `OWNER/NAME` or `hf://OWNER/NAME`, `published:NAME` for
+            weights of the methods' authors (`cavmae_sync_hf.convert.published_weights` lists them; fetched and
+            converted once), or `example` for the small model that comes with the package. The Hub is asked for nothing
+            else.
         use: `"embedding"` loads the encoder of any checkpoint; the other two need a checkpoint that has that head.
-        device: Where the model goes.
+        device: Where the model goes, `"auto"` for the first of CUDA, MPS and CPU that this machine has; inputs that
+            you hand to it yourself have to go there, too.
         dtype: Of its weights.
         modalities: `"both"` refuses models of one tower, for uses that compare audio and video.
 
     Raises:
         ModelError: There is no such model, it is of another kind, or lacks what the use needs.
     """
-    name = os.fspath(name)
-    if name == "example" and not Path(name).exists():
-        name = str(example_model())
-    elif name.startswith(PUBLISHED):
-        name = str(convert_published(name)[0])
-    _check_name(name)
+    name = saved_model(name)
     from transformers.utils import logging
 
     register_auto_classes()
@@ -140,7 +138,31 @@ def load_model(
     if missing:
         raise ModelError(f"{name}: the weights lack {shorten(missing, 3)}; save the model anew.")
     check_finite(model, name)
-    return model.to(device).eval(), processor
+    return model.to(choose_device(device)).eval(), processor
+
+
+def choose_device(device: str | torch.device = "auto") -> torch.device:
+    """The device of a name; of `"auto"` the first of CUDA, MPS and CPU that this machine has."""
+    if device != "auto":
+        return torch.device(device)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def saved_model(name: StrPath) -> str:
+    """What transformers loads by a model's name: a folder, which published weights are converted into, or a Hub name.
+
+    Raises:
+        ModelError: As `check_model_name` and `convert_published`.
+    """
+    name = os.fspath(name)
+    check_model_name(name)
+    if Path(name).is_dir():
+        return name
+    if name == EXAMPLE:
+        return str(example_model())
+    return str(convert_published(name)[0]) if name.startswith(PUBLISHED) else name.removeprefix(HUB)
 
 
 def read_config(name: str) -> CavMaeSyncConfig:
@@ -151,6 +173,7 @@ def read_config(name: str) -> CavMaeSyncConfig:
     """
     from transformers import AutoConfig
 
+    name = saved_model(name)
     file, values = _read_config_file(name)
     kind = values.get("model_type")
     if kind != CavMaeSyncConfig.model_type:
@@ -174,7 +197,7 @@ def saved_model_type(name: str) -> Any:
 
 def _read_config_file(name: str) -> tuple[Path, dict[str, Any]]:
     """Where a configuration lies, and what it says."""
-    _check_name(name)
+    name = saved_model(name)
     try:
         file = _saved_file(name, "config.json", needed=True)
     except OSError as error:
@@ -359,26 +382,3 @@ def _reasons_told(name: str) -> Iterator[None]:
         raise ModelError(f"{name}: cannot be loaded ({shortened}).") from error
     finally:
         logging.set_verbosity(level)
-
-
-def example_model() -> Path:
-    """Folder of the small model that comes with the package, to try everything with.
-
-    Trained on SyncWorld by `training/recipes/pretraining/syncworld_tiny.yaml`: it knows that world, and nothing of the
-    real one.
-    """
-    return Path(__file__).parents[1] / "example"
-
-
-def _check_name(name: str) -> None:
-    """Refuse what can be neither a folder with a model nor a repository on the Hub, without asking the Hub."""
-    path = Path(name)
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ModelError(f"{name} holds no config.json; name a folder that holds a saved model.")
-    elif path.exists():
-        raise ModelError(f"{name} is a file; name the folder of a saved model (`cavmae-sync convert` makes one).")
-    elif not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
-        raise ModelError(
-            f"{name} is not a folder; name one that holds a saved model, or a Hub repository as OWNER/NAME."
-        )
