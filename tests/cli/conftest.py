@@ -29,4 +29,4 @@ def telling(monkeypatch) -> str:
     """The commands load the model that knows the answer."""
     pair = ramp_pair()
     monkeypatch.setattr("cavmae_sync_hf.inference.loading.load_model", lambda *_, **__: pair)
-    return "the ramp model"
+    return "example"

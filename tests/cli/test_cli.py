@@ -102,10 +102,10 @@ def test_import__registers_in_a_script_of_the_same_name_and_in_worker_processes(
     [
         (["nonsense"], "nonsense"),
         (["convert"], "SRC"),
-        (["convert", "a", "b", "--set", "heads"], "KEY=VALUE"),
+        (["convert", __file__, "b", "--set", "heads"], "KEY=VALUE"),
         (["selfcheck", "model", "clip", "--min-margin", "much"], "--min-margin"),
-        (["selfcheck", "model", "clip", "--device", "foo"], "'foo' is no device"),
-        (["selfcheck", "model", "clip", "--device", "meta"], "'meta' cannot be used on this machine"),
+        (["selfcheck", "example", __file__, "--device", "foo"], "'foo' is no device"),
+        (["selfcheck", "example", __file__, "--device", "meta"], "'meta' cannot be used on this machine"),
     ],
 )
 def test_wrong_usage__exits_with_2(run, arguments, words):
@@ -133,7 +133,7 @@ def test_error__becomes_one_message(run, monkeypatch, error, words):
 
     monkeypatch.setattr("cavmae_sync_hf.convert.convert_checkpoint", fail)
 
-    code, out, err = run("convert", "a", "b")
+    code, out, err = run("convert", __file__, "b")
 
     assert code == 1 and out == ""
     assert words in err and len(err.splitlines()) == 1
@@ -144,7 +144,7 @@ def test_error__is_shown_in_full_on_request(monkeypatch):
         raise KeyError("name")
 
     monkeypatch.setattr("cavmae_sync_hf.convert.convert_checkpoint", fail)
-    monkeypatch.setattr(sys, "argv", ["cavmae-sync", "--traceback", "convert", "a", "b"])
+    monkeypatch.setattr(sys, "argv", ["cavmae-sync", "--traceback", "convert", __file__, "b"])
     monkeypatch.setattr(cli.terminal, "show_tracebacks", False)
 
     with pytest.raises(KeyError):
@@ -157,7 +157,7 @@ def test_interrupt__exits_with_130(run, monkeypatch):
 
     monkeypatch.setattr("cavmae_sync_hf.convert.convert_checkpoint", interrupt)
 
-    code, _, err = run("convert", "a", "b")
+    code, _, err = run("convert", __file__, "b")
 
     assert code == 130 and err == "Interrupted. b is as it was before; run the command again.\n"
 
@@ -172,10 +172,10 @@ def test_convert__passes_settings_on_and_shows_the_report(run, monkeypatch):
     monkeypatch.setattr("cavmae_sync_hf.convert.convert_checkpoint", record)
     settings = ["num_attention_heads=6", "norm_pix_loss=False", "temperature=0.1", "modality=audio", "id2label=null"]
 
-    code, out, _ = run("convert", "a.pth", "b", *[part for setting in settings for part in ("--set", setting)])
+    code, out, _ = run("convert", __file__, "b", *[part for setting in settings for part in ("--set", setting)])
 
     assert code == 0 and "Family:      [CAV-MAE Sync]" in out
-    assert seen["source"] == Path("a.pth") and seen["destination"] == Path("b")
+    assert seen["source"] == Path(__file__) and seen["destination"] == Path("b")
     assert seen["overrides"] == {
         "num_attention_heads": 6,
         "norm_pix_loss": False,
@@ -208,7 +208,7 @@ def test_convert__report_names_options_of_the_command(run, monkeypatch):
     report = ConversionReport("CAV-MAE classifier", "CavMaeSyncModel", tiny_config(), hints=[hint])
     monkeypatch.setattr("cavmae_sync_hf.convert.convert_checkpoint", lambda *_, **__: report)
 
-    _, out, _ = run("convert", "a", "b")
+    _, out, _ = run("convert", __file__, "b")
 
     assert "Option:      Add --set modality=audio to convert one of audio alone." in out
     assert "Pass config_overrides={'modality': 'audio'} to convert one of audio alone." in str(report)
@@ -243,7 +243,7 @@ def test_selfcheck__bare_name_file_and_other_folder_are_told_apart_without_the_h
     (tmp_path / "model.pth").write_bytes(b"weights")
 
     for name, words in (
-        ("nofolder", "nofolder is not a folder; name one that holds a saved model, or a Hub repository as OWNER/NAME"),
+        ("nofolder", "nofolder is not a folder. Name one that holds a saved model, example, published:NAME, or a Hub"),
         ("no/such/folder", "no/such/folder is not a folder"),
         ("empty", "empty holds no config.json"),
         ("model.pth", "model.pth is a file; name the folder"),
@@ -253,7 +253,7 @@ def test_selfcheck__bare_name_file_and_other_folder_are_told_apart_without_the_h
 
 
 def test_selfcheck__hub_name_that_cannot_be_fetched(run):
-    code, _, err = run("selfcheck", "owner/name", "clip.mp4")
+    code, _, err = run("selfcheck", "owner/name", __file__)
 
     assert code == 1 and "There is no folder owner/name, and the Hub gives no model of this name" in err
 
@@ -261,7 +261,7 @@ def test_selfcheck__hub_name_that_cannot_be_fetched(run):
 def test_selfcheck__another_kind_of_model_is_refused(run, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
 
-    code, _, err = run("selfcheck", tmp_path, "clip.mp4")
+    code, _, err = run("selfcheck", tmp_path, __file__)
 
     assert code == 1 and "'bert'" in err
 

@@ -143,7 +143,7 @@ def test_classification__by_labels_and_by_annotations(run, classifier, shards, t
         (("retrieval", "nowhere", "{shards}"), "nowhere is not a folder"),
         (("retrieval", "{saved}", "nowhere/"), "nowhere/: no such file or folder"),
         (("retrieval", "{saved}", "{empty}"), "holds no clips"),
-        (("retrieval", "{saved}", "{shards}", "--ids", "none.txt"), "none.txt: no such file; name the list of ids"),
+        (("retrieval", "{saved}", "{shards}", "--ids", "none.txt"), "none.txt: no such file; check the path."),
         (("retrieval", "{saved}", "{shards}", "--ids", "{ids}"), "None of the 1 ids of the list is in"),
         (
             ("retrieval", "{saved}", "{shards}", "--protocol", "mine"),
@@ -155,7 +155,7 @@ def test_classification__by_labels_and_by_annotations(run, classifier, shards, t
         ),
         (("retrieval", "{saved}", "{shards}", "--strategy", "best"), "`strategy` is 'best'; choose one of"),
         (("retrieval", "{saved}", "{shards}", "--strict"), "1 of 7 clips are missing or unusable (clip-2)"),
-        (("retrieval", "{saved}", "{shards}", "--media", "x"), "shards have no use for the option `media`"),
+        (("retrieval", "{saved}", "{shards}", "--media", "{empty}"), "shards have no use for the option `media`"),
         (("retrieval", "{saved}", "{shards}", "--out", "{empty}"), "is a folder; name the file to write"),
         (("classification", "{saved}", "{shards}"), "without the classification head"),
         (

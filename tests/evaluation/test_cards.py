@@ -135,6 +135,7 @@ def test_card__says_what_was_measured_and_how(run, saved, measured, tmp_path):
     details = tmp_path / "details.yaml"
     details.write_text("license: apache-2.0\ndatasets:\n  - owner/data\ntraining: Not at all.\n")
     target = tmp_path / "deep" / "README.md"
+    target.parent.mkdir()
 
     code, out, _ = run(saved, "--results", measured, "--details", details, "--name", "owner/name", "--out", target)
 
@@ -185,15 +186,15 @@ def test_card__refuses_results_of_other_weights(run, saved, measured, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("{tmp}/none",), "holds no config.json; name the folder of a saved model"),
-        (("{saved}", "--results", "{tmp}/none.json"), "none.json: cannot be read"),
+        (("{tmp}/none",), "none is not a folder. Name one that holds a saved model"),
+        (("{saved}", "--results", "{tmp}/none.json"), "none.json: no such file"),
         (("{saved}", "--results", "{saved}/config.json"), "config.json: holds no results"),
-        (("{saved}", "--details", "{tmp}/none.yaml"), "none.yaml: the details cannot be read"),
+        (("{saved}", "--details", "{tmp}/none.yaml"), "none.yaml: no such file"),
         (("{saved}", "--details", "{tmp}/unknown.yaml"), "has the field 'licence'; the fields are"),
         (("{saved}", "--details", "{tmp}/wrong.yaml"), "`tags` is a list"),
         (("{saved}", "--details", "{tmp}/number.yaml"), "`license` is 2; it is a text"),
         (("{saved}", "--out", "{tmp}"), "is a folder; name the file to write"),
-        (("{saved}", "--out", "{tmp}/unknown.yaml"), "is no model card, so it is not replaced"),
+        (("{saved}", "--out", "{tmp}/unknown.yaml"), "exists and is no model card, so it is not replaced"),
     ],
 )
 def test_card__explains_what_it_cannot_do(run, saved, tmp_path, arguments, words):

@@ -51,7 +51,7 @@ def test_head__is_loaded_where_there_is_one(saved):
     [
         ("pretraining", {"use": "classification"}, "without the classification head.*run_classification.py"),
         ("audio", {"modalities": "both"}, "has the audio tower alone"),
-        ("nowhere", {}, "is not a folder; name one that holds a saved model"),
+        ("nowhere", {}, "is not a folder. Name one that holds a saved model"),
         ("empty", {}, "holds no config.json"),
         ("file", {}, "is a file; name the folder"),
         ("other", {}, "holds a model of type 'bert'"),

@@ -24,7 +24,7 @@ Data = Annotated[
 Out = Annotated[
     Path | None,
     typer.Option("--out", metavar="FILE", help="Write the results to this JSON file."),
-    FileOut((".json",)),
+    FileOut((".json", ""), what="results file", marker='"cavmae-sync-results"'),
 ]
 Ids = Annotated[
     str | None, typer.Option(metavar="FILE", help="The protocol's list of clips: ids, CSV or JSON."), FileIn()
@@ -194,11 +194,9 @@ def _evaluate(context: typer.Context, evaluate: Callable[..., dict[str, Any]], *
     overwrite = context.params["overwrite"]
     device = terminal.choose_device(device)
     from ..data.failures import Failure
-    from ..evaluation.results import check_target, write_results
+    from ..evaluation.results import write_results
     from ..inference.loading import load_model
 
-    if out is not None:
-        check_target(out, overwrite=overwrite)  # before the work, not after it
     loaded, processor = load_model(model, device=device, **wanted)
     options = settings(context, "model", "data", "device", "out", "overwrite", "as_json")
     command = shlex.join(["cavmae-sync", *sys.argv[1:]])

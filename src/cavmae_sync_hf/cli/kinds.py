@@ -135,15 +135,29 @@ class FileIn(Kind):
 
 @dataclass(frozen=True)
 class FolderIn(Kind):
-    """A folder to read, or an address."""
+    """A folder to read, or an address.
+
+    Attributes:
+        what: What it is.
+        holds: What lies in every folder of this kind.
+        remedy: How one is made, where that helps; a sentence.
+    """
+
+    what: str = "folder"
+    holds: str = ""
+    remedy: str = ""
 
     def check(self, value: Any, values: Mapping[str, Any]) -> None:
         from ..names import nothing_at
 
         path = os.fspath(value)
-        if "://" not in path and not os.path.isdir(path):
-            what = f"{printable(path)}: is a file; name a folder." if os.path.exists(path) else None
-            raise DataError(what or nothing_at(path, "folder"))
+        if "://" in path:
+            return
+        if not os.path.isdir(path):
+            found = f"{printable(path)}: is a file; name a folder." if os.path.exists(path) else ""
+            raise DataError(f"{found or nothing_at(path, self.what)} {self.remedy}".strip())
+        if self.holds and not os.path.exists(os.path.join(path, self.holds)):
+            raise DataError(f"{printable(path)}: holds no {self.what}. {self.remedy}".strip())
 
 
 @dataclass(frozen=True)
@@ -197,10 +211,14 @@ class FileOut(Kind):
     """A file to write, in a folder that is there; an earlier one is not replaced without `--overwrite`.
 
     Attributes:
-        suffixes: What its name may end in, which decides its format; default: anything.
+        suffixes: What its name may end in, which decides its format; empty for none; default: anything.
+        what: What is written, where nothing else is ever replaced by it.
+        marker: What every such file says.
     """
 
     suffixes: tuple[str, ...] = ()
+    what: str = ""
+    marker: str = ""
 
     def check(self, value: Any, values: Mapping[str, Any]) -> None:
         from ..files import check_free
@@ -208,8 +226,14 @@ class FileOut(Kind):
 
         path = Path(value)
         if self.suffixes and path.suffix.lower() not in self.suffixes and not path.is_dir():
-            known = " or ".join(self.suffixes)
+            known = " or ".join(filter(None, self.suffixes))
             raise DataError(f"{printable(str(path))}: the name of a file to write ends in {known} here.")
+        if path.is_dir():
+            raise AlreadyExistsError(f"{printable(str(path))} is a folder; name the file to write.")
+        if self.what and path.is_file() and self.marker not in path.read_text("utf-8", errors="replace"):
+            raise AlreadyExistsError(
+                f"{printable(str(path))} exists and is no {self.what}, so it is not replaced; name another file."
+            )
         check_free(path, overwrite=bool(values.get("overwrite")))
         if not path.parent.is_dir():
             raise DataError(nothing_at(str(path.parent), "folder"))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.markup import escape
 
-from ..model.errors_cavmae_sync import EvaluationError, ModelError, on_command_line
+from ..model.errors_cavmae_sync import ModelError, on_command_line
 from ..names import find_published, is_published, nothing_at, published_weights
 from . import terminal
 from .completion import model_names
@@ -177,7 +177,9 @@ def card(
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name in the card and its snippet; default: the folder's.")] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="Write it to this file, such as README.md."), FileOut()
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Write it to this file, such as README.md."),
+        FileOut(what="model card", marker="library_name: transformers"),
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -192,8 +194,6 @@ def card(
     from ..files import write_text
     from ..model_card import CardDetails
 
-    if out is not None:
-        _check_card(out, overwrite)
     known = read_details(details) if details is not None else CardDetails()
     text = card_text(model, results or [], known if name is None else replace(known, name=name))
     if out is None:
@@ -201,17 +201,6 @@ def card(
         return
     write_text(out, text.rstrip("\n") + "\n", overwrite=overwrite)
     terminal.say(f"written to {out}")
-
-
-def _check_card(out: Path, overwrite: bool) -> None:
-    """Refuse to replace a file, and anything but a model's card in any case."""
-    from ..files import check_free
-
-    if out.is_dir():
-        raise EvaluationError(f"{out} is a folder; name the file to write, such as {out / 'README.md'}.")
-    if out.exists() and "library_name: transformers" not in out.read_text(encoding="utf-8", errors="replace"):
-        raise EvaluationError(f"{out} exists and is no model card, so it is not replaced; name another file.")
-    check_free(out, overwrite=overwrite)
 
 
 def _print_selfcheck(result: "SelfCheckResult") -> None:

@@ -11,6 +11,7 @@ from .completion import model_names
 from .kinds import FolderIn, FolderOut, MediaIn, ModelName, SourceIn
 from .options import AudioTrack, Channel, Device, Engine, Media, Model, time_option
 
+_INDEX = FolderIn("index", holds="moments.lance", remedy="`cavmae-sync index SOURCE INDEX` makes one.")
 _SIDES = ("auto", "audio", "video", "both")
 
 
@@ -97,7 +98,7 @@ def index(
 
 
 def search(
-    index: Annotated[str, typer.Argument(metavar="INDEX", help="Folder or address of an index."), FolderIn()],
+    index: Annotated[str, typer.Argument(metavar="INDEX", help="Folder or address of an index."), _INDEX],
     query: Annotated[
         str, typer.Argument(metavar="QUERY", help="File or address of audio, a video or an image."), MediaIn()
     ],
@@ -191,7 +192,7 @@ def search(
 
 
 def index_info(
-    index: Annotated[str, typer.Argument(metavar="INDEX", help="Folder or address of an index."), FolderIn()],
+    index: Annotated[str, typer.Argument(metavar="INDEX", help="Folder or address of an index."), _INDEX],
     files: Annotated[bool, typer.Option("--files", help="List the clips, and why bad files are bad.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Read every row and say whether all is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print all as JSON.")] = False,

@@ -1,6 +1,7 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
 """The card of a model, filled from results files and from a file of what only people know."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import yaml
 from huggingface_hub import EvalResult
 
 from ..files import StrPath
-from ..inference.loading import read_config, read_processor
+from ..inference.loading import model_folder, read_config, read_processor
 from ..model.errors_cavmae_sync import EvaluationError
 from ..model.modeling_cavmae_sync import (
     CavMaeSyncForAudioVisualClassification,
@@ -21,6 +22,7 @@ from ..model.modeling_cavmae_sync import (
 )
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from ..model_card import CardDetails, create_model_card
+from ..names import HUB, PUBLISHED
 from ..provenance import folder_digest
 from .results import read_results
 
@@ -156,11 +158,11 @@ def card_text(
     results: Sequence[StrPath] = (),
     details: CardDetails | None = None,
 ) -> str:
-    """The card of a model folder, filled from results files.
+    """The card of a model, filled from results files.
 
     Args:
-        model: Folder with a model's `config.json` and `processor_config.json`. Its weights are not loaded; where there
-            are none, `details.weights_sha256` says which they are.
+        model: Folder with a model's `config.json` and `processor_config.json`, or another name that `load_model`
+            takes. Its weights are not loaded; where a folder has none, `details.weights_sha256` says which they are.
         results: Files that `cavmae-sync evaluate` wrote for these weights.
         details: What the model and the results do not tell.
 
@@ -171,7 +173,8 @@ def card_text(
         EvaluationError: The folder holds no model, or a results file was measured on other weights.
         EvaluationError: A results file cannot be read.
     """
-    folder = Path(model)
+    name = os.fspath(model)
+    folder = model_folder(name)
     described, processor = _describe(folder)
     details = details or CardDetails()
     records = [read_results(path) for path in results]
@@ -188,14 +191,12 @@ def card_text(
         details,
         results=[*details.results, *metrics],
         evaluations=[*lines, *details.evaluations],
-    ).named(folder.resolve().name)
+    ).named(folder.resolve().name if Path(name).is_dir() else name.removeprefix(PUBLISHED).removeprefix(HUB))
     return str(create_model_card(described, processor, details))
 
 
 def _describe(folder: Path) -> tuple[CavMaeSyncPreTrainedModel, CavMaeSyncProcessor]:
     """A model without values, of the class that was saved, and its processor."""
-    if not (folder / "config.json").is_file():
-        raise EvaluationError(f"{folder} holds no config.json; name the folder of a saved model.")
     config, processor = read_config(str(folder)), read_processor(str(folder))
     kinds = getattr(config, "architectures", None) or [CavMaeSyncModel.__name__]
     if kinds[0] not in _CLASSES:

@@ -165,6 +165,23 @@ def saved_model(name: StrPath) -> str:
     return str(convert_published(name)[0]) if name.startswith(PUBLISHED) else name.removeprefix(HUB)
 
 
+def model_folder(name: StrPath) -> Path:
+    """The folder of a saved model by any of its names; of the Hub's, one in its cache with all files of the model.
+
+    Raises:
+        ModelError: As `saved_model`, or the Hub gives no such model.
+    """
+    place = saved_model(name)
+    if Path(place).is_dir():
+        return Path(place)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(place, allow_patterns=["*.json", "model*.safetensors"]))
+    except OSError as error:
+        raise ModelError(f"The Hub gives no model {place}: {error}") from error
+
+
 def read_config(name: str) -> CavMaeSyncConfig:
     """The configuration of a saved model, whose values are checked before anything is made of them.
 
