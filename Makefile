@@ -12,6 +12,9 @@ LATEST := .venv-latest
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 PYTEST_ARGS ?=
+# Tests run in as many processes as there are cores, at most 4; `make test WORKERS=0` runs them in one.
+WORKERS ?= logical
+IN_PARALLEL := -n $(WORKERS) --maxprocesses 4 --dist worksteal
 # What the second leg runs; `make test LATEST_TESTS=` leaves that leg out.
 LATEST_TESTS ?= tests
 
@@ -60,13 +63,13 @@ $(LATEST_STAMP): | pyproject.toml constraints.txt
 test: lint test-pinned $(if $(strip $(LATEST_TESTS)),test-latest) ## lint, types, tests on pinned and on newest versions
 
 test-pinned: $(STAMP) ## the tests on the versions in constraints.txt
-	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest $(IN_PARALLEL) $(PYTEST_ARGS)
 
 test-latest: $(LATEST_STAMP) ## the tests on today's newest torch and torchvision, without torchaudio
 	@$(LATEST)/bin/python -c 'import importlib.util, torch, torchvision; \
 		assert importlib.util.find_spec("torchaudio") is None, "torchaudio is installed in $(LATEST)"; \
 		print("newest: torch", torch.__version__, "torchvision", torchvision.__version__)'
-	$(LATEST)/bin/python -m pytest -o cache_dir=$(LATEST)/.pytest_cache $(PYTEST_ARGS) $(LATEST_TESTS)
+	$(LATEST)/bin/python -m pytest -o cache_dir=$(LATEST)/.pytest_cache $(IN_PARALLEL) $(PYTEST_ARGS) $(LATEST_TESTS)
 
 # Their tests are not in the wheel; the source distribution is fetched into the environment once.
 test-common: $(STAMP) ## transformers' own common tests over our classes

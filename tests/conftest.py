@@ -1,18 +1,25 @@
 """Settings shared by all tests: no network, one seed, few threads."""
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
 
 # Before anything imports huggingface_hub: a test that reaches for the network must fail at once.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# The tensors are tiny: threads that wait for each other cost up to ten times what they save. So, too, in processes
+# that tests start, of which several run at a time under `-n`.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What a shell starts in its background ignores SIGINT, and so would all processes that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 import torch
 from rich.console import Console
 
-# The tensors are tiny: threads that wait for each other cost up to ten times what they save.
 torch.set_num_threads(1)
 
 
