@@ -21,8 +21,10 @@ from transformers import (
     AutoVideoProcessor,
     BertConfig,
     BertModel,
+    pipeline,
 )
 from transformers.dynamic_module_utils import get_imports, get_relative_import_files, get_relative_imports
+from transformers.pipelines import PIPELINE_REGISTRY
 
 import cavmae_sync_hf
 from cavmae_sync_hf import (
@@ -32,6 +34,7 @@ from cavmae_sync_hf import (
     CavMaeSyncModel,
     CavMaeSyncProcessor,
     CavMaeSyncVideoProcessor,
+    decode_media,
     hub,
 )
 from cavmae_sync_hf.hub import push_to_hub, register_auto_classes, save_for_hub
@@ -478,6 +481,31 @@ def test_model_card__snippet_runs(folder, clip):
     exec(snippet.replace('"tiny-sync"', repr(str(folder))).replace('"clip.mp4"', repr(str(clip))), outputs)  # noqa: S102
 
     assert outputs["outputs"].logits.shape == (1, 5)
+
+
+@pytest.mark.parametrize("modality", ["multimodal", "audio", "video"])
+@pytest.mark.parametrize(
+    "model_class", [CavMaeSyncModel, CavMaeSyncForPreTraining, CavMaeSyncForAudioVisualClassification]
+)
+def test_model_card__names_pipelines_that_run(model_class, modality, processor, clip, tmp_path):
+    if model_class is CavMaeSyncForPreTraining and modality != "multimodal":
+        pytest.skip("it needs both modalities")
+    folder = save_for_hub(model_class(tiny_config(modality=modality)), processor, tmp_path / "model")
+    data = ModelCard.load(folder / "README.md").data
+    tasks = {task for task in [data.pipeline_tag, *data.tags] if task in PIPELINE_REGISTRY.supported_tasks}
+
+    waveform = decode_media(clip, want_video=False).waveform.numpy()
+    given = {
+        "audio-classification": ((waveform,), {}),
+        "audio-visual-retrieval": ((clip,), {"candidates": [clip], "by": "audio"}),
+    }
+    for task in tasks:
+        arguments, options = given.get(task, ((str(clip),), {}))
+        assert len(pipeline(task, str(folder))(*arguments, **options))
+    assert any(task.startswith("audio-visual-") for task in tasks)
+    named = {"multimodal": "video", "video": "video", "audio": "audio"}[modality] + "-classification"
+    assert data.pipeline_tag == (named if model_class is CavMaeSyncForAudioVisualClassification else None)
+    assert all(f"`{task}`" in (folder / "README.md").read_text() for task in tasks)
 
 
 @pytest.mark.parametrize("modality", ["multimodal", "audio", "video"])

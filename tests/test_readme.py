@@ -33,7 +33,7 @@ PROMISED = {
     "features": ("len(found.timing) == len(found.features['av'])", True),
     "evaluate": ("record['counts']['clips_seen']", 1),
     "checkpoints": ("type(model).__name__", "CavMaeSyncModel"),
-    "hub_and_trainer": ("type(processor).__name__", "CavMaeSyncProcessor"),
+    "hub_and_trainer": ("type(processor).__name__, trainer.state.global_step", ("CavMaeSyncProcessor", 2)),
     "pipelines": ("features['similarity'].shape[-2:]", (16, 16)),
     "export": ("type(exported).__name__", "ExportedModel"),
     "web_page": ("hasattr(page, 'launch')", True),

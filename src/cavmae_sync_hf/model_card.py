@@ -7,6 +7,7 @@ from importlib import resources
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .model.alignment_cavmae_sync import window_seconds
+from .model.auto_map_cavmae_sync import CUSTOM_PIPELINES
 from .model.modeling_cavmae_sync import CavMaeSyncPreTrainedModel
 from .model.processing_cavmae_sync import CavMaeSyncProcessor
 
@@ -116,6 +117,7 @@ def create_model_card(
         summary=details.summary or _summary(model),
         facts=_facts(model) + ([("Weights", f"sha256 `{details.weights_sha256}`")] if details.weights_sha256 else []),
         snippet=usage_snippet(model, name),
+        pipelines=", ".join(f"`{task}`" for task in pipeline_tasks(model)),
         preprocessing=_preprocessing(model, processor),
         intended_use=details.intended_use or _INTENDED_USE,
         limits=details.limits or _LIMITS.format(seconds=window_seconds(processor.feature_extractor.audio_length)),
@@ -155,11 +157,28 @@ with torch.no_grad():
 {shown}"""
 
 
+def pipeline_tasks(model: CavMaeSyncPreTrainedModel) -> list[str]:
+    """Tasks of transformers' `pipeline` that a saved model works with; those of transformers itself come first.
+
+    transformers' `feature-extraction` is none of them, since it feeds text to a tokenizer.
+    """
+    if not _is_classifier(model):
+        pair = ["audio-visual-retrieval"] if model.config.modality == "multimodal" else []
+        return ["audio-visual-feature-extraction", *pair]
+    taken = [f"{modality}-classification" for modality in ("video", "audio")]
+    return [
+        *(task for task in taken if model.config.modality in ("multimodal", task[:5])),
+        "audio-visual-classification",
+    ]
+
+
 def _card_data(model: CavMaeSyncPreTrainedModel, details: CardDetails, name: str) -> ModelCardData:
+    tasks = pipeline_tasks(model)
+    known = [task for task in tasks if task not in CUSTOM_PIPELINES]
     return ModelCardData(
         library_name="transformers",
-        pipeline_tag="video-classification" if _is_classifier(model) else "feature-extraction",
-        tags=["audio-visual", "cav-mae", "cav-mae-sync", "custom_code", *details.tags],
+        pipeline_tag=known[0] if known else None,
+        tags=["audio-visual", "cav-mae", "cav-mae-sync", "custom_code", *tasks[bool(known) :], *details.tags],
         license=details.license,
         license_name=details.license_name,
         license_link=details.license_link,
@@ -223,4 +242,4 @@ def _preprocessing(model: CavMaeSyncPreTrainedModel, processor: CavMaeSyncProces
     )
 
 
-__all__ = ["CardDetails", "create_model_card", "usage_snippet"]
+__all__ = ["CardDetails", "create_model_card", "pipeline_tasks", "usage_snippet"]

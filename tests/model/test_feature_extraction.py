@@ -8,8 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from cavmae_sync_hf import CavMaeSyncForAudioVisualClassification, CavMaeSyncProcessor
 from cavmae_sync_hf.model import feature_extraction_cavmae_sync
 from cavmae_sync_hf.model.feature_extraction_cavmae_sync import SILENCE, CavMaeSyncFeatureExtractor
+from helpers.tiny import tiny_config
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 CASES = {"preprocess_10s": 16, "preprocess_3s": 10}
@@ -378,6 +380,56 @@ def test_unknown_argument__is_an_error_but_the_usual_ones_are_ignored() -> None:
     extractor(noise(1), sampling_rate=RATE, padding=True, truncation=False)
     with pytest.raises(TypeError, match="frame_time"):
         extractor(noise(1), sampling_rate=RATE, frame_time=[0.5])
+
+
+def test_pad__fills_up_clips_with_fewer_windows() -> None:
+    extractor = CavMaeSyncFeatureExtractor(audio_length=96, num_mel_bins=16)
+    clips = [extractor(noise(2), sampling_rate=RATE, num_frames=frames) for frames in (1, 3)]
+    rows = [{name: values[0] for name, values in clip.items()} | {"label": 7} for clip in clips]
+    lists = [
+        {name: getattr(value, "tolist", lambda value=value: value)() for name, value in row.items()} for row in rows
+    ]
+
+    for given in (rows, lists, {name: [row[name] for row in rows] for name in rows[0]}):
+        batch = extractor.pad(given, return_tensors="pt", return_attention_mask=True)
+        assert batch["input_values"].dtype == torch.float32 and batch["label"].tolist() == [7, 7]
+        assert batch["padding_mask"].tolist() == [[True, False, False], [True, True, True]]
+        assert batch["attention_mask"].tolist() == [[1, 0, 0], [1, 1, 1]]
+        for row, values in zip(rows, batch["input_values"], strict=True):
+            np.testing.assert_array_equal(values[: len(row["input_values"])], row["input_values"])
+        assert (batch["input_values"][0, 1:] == extractor.outside_value).all()
+    assert isinstance(extractor.pad(rows)["input_values"], np.ndarray)
+    longer = extractor.pad(rows, padding="max_length", max_length=5, pad_to_multiple_of=4, return_tensors="pt")
+    assert longer["padding_mask"].sum(1).tolist() == [1, 3] and longer["padding_mask"].shape == (2, 8)
+    shorter = extractor.pad(rows, padding="max_length", max_length=2, truncation=True, return_tensors="pt")
+    assert shorter["padding_mask"].tolist() == [[True, False], [True, True]]
+    for options in ({"padding": False}, {"padding": "max_length", "max_length": 2}):
+        with pytest.raises(ValueError, match="1 to 3 windows"):
+            extractor.pad(rows, **options)
+    with pytest.raises(ValueError, match="nothing to pad"):
+        extractor.pad([{"label": 1}])
+
+
+def test_attention_mask__is_the_padding_mask_under_the_name_of_other_extractors() -> None:
+    model = CavMaeSyncForAudioVisualClassification(tiny_config()).eval()
+    extractor = CavMaeSyncProcessor.from_config(model.config).feature_extractor
+    waveforms = [noise(2).numpy(), None]
+    batch = extractor(waveforms, sampling_rate=RATE, return_tensors="pt", padding=True, return_attention_mask=True)
+    assert batch["attention_mask"].dtype == torch.int64
+    assert torch.equal(batch["attention_mask"].bool(), batch["padding_mask"]) and not batch["padding_mask"].all()
+    masked = {"input_values": batch["input_values"], "attention_mask": batch["attention_mask"]}
+
+    with torch.no_grad():
+        expected = model(
+            batch["input_values"].new_zeros(2, 4, 3, 32, 32), batch["input_values"], batch["padding_mask"]
+        )
+        found = model(batch["input_values"].new_zeros(2, 4, 3, 32, 32), **masked)
+        assert torch.equal(model(**batch).logits, model(**masked).logits)
+    assert torch.equal(found.logits, expected.logits)
+    with pytest.raises(ValueError, match="padding_mask_videos"):
+        model(torch.zeros(2, 4, 3, 32, 32), attention_mask=batch["attention_mask"])
+    with pytest.raises(ValueError, match=r"shape \(2, 1\)"):
+        model(input_values=batch["input_values"], attention_mask=batch["attention_mask"][:, :1])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from ..model.batching_cavmae_sync import pad_batch
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from .augmentation import (
     AugmentationOptions,
@@ -337,7 +338,8 @@ class CavMaeSyncCollator:
         """Make a batch.
 
         Args:
-            samples: As `InputMaker.make` gives them.
+            samples: As `InputMaker.make` gives them, or rows of any table: what the processor gave for a clip, and its
+                `label` or `labels`, a number or a list of numbers.
 
         Returns:
             `pixel_values_videos` `(batch, num_frames, 3, height, width)`, `input_values`
@@ -348,54 +350,52 @@ class CavMaeSyncCollator:
         Raises:
             ValueError: A sample has more frames than `num_frames`, or labels that do not fit.
         """
-        count = self._count(samples)
-        fills = {
-            "pixel_values_videos": 0.0,
-            "input_values": self.processor.feature_extractor.outside_value,
-            "padding_mask": False,
-            "padding_mask_videos": False,
-        }
-        if self.with_ids:
-            fills["frame_times"] = 0.0
-        batch: dict[str, Any] = {
-            name: _stack([sample[name] for sample in samples], count, fill) for name, fill in fills.items()
-        }
+        names = ["pixel_values_videos", "input_values", "padding_mask", "padding_mask_videos"]
+        names += ["frame_times"] if self.with_ids else []
+        fills = {"input_values": self.processor.feature_extractor.outside_value}
+        batch: dict[str, Any] = pad_batch(
+            [{name: sample[name] for name in names if name in sample} for sample in samples],
+            fills,
+            count=self._count(samples),
+        )
         if self.problem_type is not None:
             batch["labels"] = self._labels(samples)
         self._mix(batch, samples)
         options = self.augmentation
         if "labels" in batch and options is not None and options.label_smoothing:
             batch["labels"] = smooth_labels(batch["labels"], options.label_smoothing)
-        if bool(batch["padding_mask_videos"].all()):
+        if "padding_mask_videos" in batch and bool(batch["padding_mask_videos"].all()):
             del batch["padding_mask_videos"]
-        if self.with_ids:
+        if self.with_ids and "clip_id" in samples[0]:
             batch["clip_ids"] = [sample["clip_id"] for sample in samples]
         return batch
 
-    def _count(self, samples: Sequence[dict[str, Any]]) -> int:
-        """Frames per clip of the batch."""
-        longest = max(len(sample["padding_mask"]) for sample in samples)
+    def _count(self, samples: Sequence[dict[str, Any]]) -> int | None:
+        """Frames per clip of the batch; `None` for as many as the longest clip has."""
         if self.num_frames is None:
-            return longest
-        if longest > self.num_frames:
-            worst = next(sample["clip_id"] for sample in samples if len(sample["padding_mask"]) > self.num_frames)
-            raise ValueError(
-                f"Clip {worst!r} has {longest} frames, the batch has room for {self.num_frames}; raise the collator's "
-                "`num_frames` or lower the data set's `frames`."
-            )
+            return None
+        for place, sample in enumerate(samples):
+            longest = max(len(sample[name]) for name in ("pixel_values_videos", "input_values") if name in sample)
+            if longest > self.num_frames:
+                raise ValueError(
+                    f"Clip {sample.get('clip_id', place)!r} has {longest} frames, the batch has room for "
+                    f"{self.num_frames}; raise the collator's `num_frames` or lower the data set's `frames`."
+                )
         return self.num_frames
 
     def _labels(self, samples: Sequence[dict[str, Any]]) -> Tensor:
         """Targets: 0/1 floats, or class numbers where nothing softens them."""
         classes = int(self.num_labels or 0)
         targets = torch.zeros(len(samples), classes)
-        for row, sample in zip(targets, samples, strict=True):
-            labels = sample["labels"]
+        for place, (row, sample) in enumerate(zip(targets, samples, strict=True)):
+            given = sample["labels"] if "labels" in sample else sample["label"]
+            labels = [int(label) for label in np.atleast_1d(np.asarray(given))]
+            name = sample.get("clip_id", place)
             if any(not 0 <= label < classes for label in labels):
-                raise ValueError(f"Clip {sample['clip_id']!r} has labels {labels}; `num_labels` is {classes}.")
+                raise ValueError(f"Clip {name!r} has labels {labels}; `num_labels` is {classes}.")
             if self.problem_type == "single_label_classification" and len(set(labels)) != 1:
                 raise ValueError(
-                    f"Clip {sample['clip_id']!r} has labels {labels}; single-label classification needs exactly one. "
+                    f"Clip {name!r} has labels {labels}; single-label classification needs exactly one. "
                     'Use `problem_type="multi_label_classification"`.'
                 )
             row[labels] = 1.0
@@ -416,7 +416,7 @@ class CavMaeSyncCollator:
             return
         names = [name for name in ("pixel_values_videos", "input_values", "labels") if name in batch]
         partners = {name: batch[name].roll(-1, 0) for name in names}
-        masks = torch.stack((batch["padding_mask"], batch["padding_mask_videos"]))
+        masks = torch.stack([batch[name] for name in ("padding_mask", "padding_mask_videos") if name in batch])
         fitting = (masks == masks.roll(-1, 1)).all(dim=2).all(dim=0).tolist()
         for place, sample in enumerate(samples):
             generator = make_generator("mixup", self.seed, sample["epoch"], sample["clip_id"])
@@ -431,13 +431,3 @@ class CavMaeSyncCollator:
                 else:
                     mixed = weight * own + (1.0 - weight) * other
                 batch[name][place] = mixed
-
-
-def _stack(rows: Sequence[Tensor], count: int, fill: float | bool) -> Tensor:
-    """Stack rows along a new first dimension, filling shorter ones to `count`."""
-    if all(len(row) == count for row in rows):
-        return torch.stack(list(rows))
-    stacked = rows[0].new_full((len(rows), count, *rows[0].shape[1:]), fill)
-    for target, row in zip(stacked, rows, strict=True):
-        target[: len(row)] = row
-    return stacked

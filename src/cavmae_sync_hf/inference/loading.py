@@ -197,6 +197,7 @@ def read_config(name: str) -> CavMaeSyncConfig:
         raise ModelError(f"{name} holds a model of type {shown(kind)}, not {CavMaeSyncConfig.model_type!r}.")
     with _told(file.parent, file.name):
         check_values(values, _CONFIG_FILE_VALUES)
+    register_auto_classes()
     with _reasons_told(str(file)):
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     assert isinstance(config, CavMaeSyncConfig)
@@ -251,6 +252,7 @@ def read_processor(name: str) -> CavMaeSyncProcessor:
             if not isinstance(values, dict):
                 raise ValueError(f"`{part}` is {shown(values)}; it must hold settings by name.")
             check_values(values, table)
+    register_auto_classes()
     with _reasons_told(name):
         processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
     parts = (processor, getattr(processor, "feature_extractor", None), getattr(processor, "video_processor", None))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 from transformers.feature_extraction_utils import BatchFeature
-from transformers.utils import TensorType, logging
+from transformers.utils import PaddingStrategy, TensorType, logging
 
 from .alignment_cavmae_sync import (
     FRAMES_PER_SECOND,
@@ -30,6 +30,7 @@ from .alignment_cavmae_sync import (
     window_times,
 )
 from .auto_map_cavmae_sync import SavedWithCode, complete_auto_map
+from .batching_cavmae_sync import holds, pad_batch, stack_all, to_batch
 from .media_cavmae_sync import decode_media, resample
 from .media_source_cavmae_sync import decoder_kind
 from .media_waveform_cavmae_sync import is_one_sided, warn_of_silence
@@ -73,9 +74,7 @@ FEATURE_VALUES: dict[str, Allowed] = {
     "min_window_coverage": number(0, 1, below=True),
 }
 # Arguments that transformers hands to every feature extractor and that have no meaning for fixed-size windows.
-IGNORED_ARGUMENTS = frozenset(
-    {"padding", "max_length", "truncation", "pad_to_multiple_of", "return_attention_mask", "padding_side"}
-)
+IGNORED_ARGUMENTS = frozenset({"padding", "max_length", "truncation", "pad_to_multiple_of", "padding_side"})
 
 
 class AudioWindows(NamedTuple):
@@ -107,7 +106,7 @@ class CavMaeSyncFeatureExtractor(SavedWithCode, SequenceFeatureExtractor):
     Args:
         feature_size: Channels of a waveform after loading; always 1.
         sampling_rate: Rate in Hz that the filter bank runs at; other rates are resampled to it.
-        padding_value: Sample value that pads waveforms in the inherited `pad`.
+        padding_value: As every feature extractor of transformers has it; nothing is padded with it.
         num_frames: Windows per clip where neither `num_frames` nor `frame_times` is given in the call.
         audio_length: Spectrogram frames of 10 ms per window (416 for CAV-MAE Sync, 1024 for plain CAV-MAE).
         num_mel_bins: Mel filters.
@@ -205,6 +204,7 @@ class CavMaeSyncFeatureExtractor(SavedWithCode, SequenceFeatureExtractor):
         return_times: bool = False,
         device: str | torch.device | None = None,
         audio: Any = None,
+        return_attention_mask: bool | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
         """Compute the windows of one clip or of a batch.
@@ -230,6 +230,8 @@ class CavMaeSyncFeatureExtractor(SavedWithCode, SequenceFeatureExtractor):
                 lies inside the clip. Times that fill up clips with fewer frames are NaN.
             device: Where to compute; default: where the waveform is.
             audio: Another name for `raw_speech`.
+            return_attention_mask: Also return `padding_mask` as `attention_mask` in whole numbers; the models take
+                either.
             kwargs: Arguments that transformers hands to every extractor (`padding`, `truncation`, ...) are ignored.
 
         Returns:
@@ -271,7 +273,71 @@ class CavMaeSyncFeatureExtractor(SavedWithCode, SequenceFeatureExtractor):
         for waveform, clip_times in zip(waveforms, times, strict=True):
             part = self.windows(nothing if waveform is None else next(spectrograms), clip_times)
             windows.append(part._replace(mask=torch.zeros_like(part.mask)) if waveform is None else part)
-        return self._batch(windows, times, return_tensors, return_times)
+        data: dict[str, list[Tensor]] = {
+            "input_values": [clip.values for clip in windows],
+            "padding_mask": [clip.mask for clip in windows],
+        }
+        if return_attention_mask:
+            data["attention_mask"] = [mask.long() for mask in data["padding_mask"]]
+        if return_times:
+            data["frame_times"] = [torch.tensor(row, dtype=torch.float64) for row in times]
+            data["window_times"] = [
+                torch.tensor(window_times(clip.starts, self.audio_length), dtype=torch.float64) for clip in windows
+            ]
+            data["window_coverage"] = [clip.coverage for clip in windows]
+        if return_tensors is None:
+            return BatchFeature({name: [value.cpu().numpy() for value in clips] for name, clips in data.items()})
+        return to_batch(stack_all(data, self._fills), return_tensors)
+
+    def pad(
+        self,
+        processed_features: Any,
+        padding: bool | str | PaddingStrategy = True,
+        max_length: int | None = None,
+        truncation: bool = False,
+        pad_to_multiple_of: int | None = None,
+        return_attention_mask: bool | None = None,
+        return_tensors: str | TensorType | None = None,
+    ) -> BatchFeature:
+        """Collect clips into a batch, filling up those with fewer windows or frames, as Trainer's collator asks it.
+
+        Args:
+            processed_features: A list of what a call gave for each clip, or one mapping from names to lists over
+                clips; what the processor gave is taken as well, and other entries, such as labels, are stacked.
+            padding: Windows per clip: `True` or `"longest"`: as many as the longest clip has; `"max_length"`: as many
+                as `max_length` says; `False`: all clips have as many.
+            max_length: See `padding`.
+            truncation: Whether clips with more windows than `max_length` lose their last ones.
+            pad_to_multiple_of: Round the number of windows up to a multiple of this.
+            return_attention_mask: As in a call.
+            return_tensors: `"pt"`, `"np"`, or `None` for what the clips hold.
+
+        Returns:
+            The batch. Windows and frames that fill up a clip are False in `padding_mask` and `padding_mask_videos`.
+
+        Raises:
+            ValueError: The clips cannot be collected.
+        """
+        strategy = self._get_padding_strategies(padding=padding, max_length=max_length)
+        batch = pad_batch(
+            processed_features,
+            self._fills,
+            count=max_length if strategy == PaddingStrategy.MAX_LENGTH else None,
+            most=max_length if truncation else None,
+            multiple=pad_to_multiple_of or 1,
+            equal=strategy == PaddingStrategy.DO_NOT_PAD,
+        )
+        if return_attention_mask and "padding_mask" in batch:
+            batch["attention_mask"] = batch["padding_mask"].long()
+        if return_tensors is None:
+            return_tensors = holds(processed_features)
+        return to_batch(batch, return_tensors)
+
+    @property
+    def _fills(self) -> dict[str, float | bool]:
+        """What fills up each entry of a clip that has fewer windows than others."""
+        nan = math.nan
+        return {"input_values": self.outside_value, "frame_times": nan, "window_times": nan}
 
     def log_mel(self, waveforms: Tensor | Sequence[Tensor]) -> Any:
         """Kaldi's log-mel filter bank, not normalised.
@@ -431,32 +497,6 @@ class CavMaeSyncFeatureExtractor(SavedWithCode, SequenceFeatureExtractor):
             for given, length in zip(durations, lengths, strict=True)
         ]
 
-    def _batch(
-        self,
-        windows: list[AudioWindows],
-        times: list[list[float]],
-        return_tensors: str | TensorType | None,
-        return_times: bool,
-    ) -> BatchFeature:
-        """Collect the clips, filling up those with fewer windows where tensors are asked for."""
-        data: dict[str, list[Tensor]] = {
-            "input_values": [clip.values for clip in windows],
-            "padding_mask": [clip.mask for clip in windows],
-        }
-        if return_times:
-            data["frame_times"] = [torch.tensor(row, dtype=torch.float64) for row in times]
-            data["window_times"] = [
-                torch.tensor(window_times(clip.starts, self.audio_length), dtype=torch.float64) for clip in windows
-            ]
-            data["window_coverage"] = [clip.coverage for clip in windows]
-        if return_tensors is None:
-            return BatchFeature({name: [value.cpu().numpy() for value in clips] for name, clips in data.items()})
-        nan = math.nan
-        fill = {"input_values": self.outside_value, "padding_mask": False, "frame_times": nan, "window_times": nan}
-        longest = max(len(clip.mask) for clip in windows)
-        stacked = {name: stack_padded(clips, longest, fill.get(name, 0.0)) for name, clips in data.items()}
-        return to_batch(stacked, return_tensors)
-
 
 def _kaldi_mel_filters(num_mel_bins: int, fft_length: int, sampling_rate: int) -> Tensor:
     """Kaldi's triangular filters, `(fft_length / 2 + 1, num_mel_bins)` float32.
@@ -481,26 +521,6 @@ def _kaldi_mel_filters(num_mel_bins: int, fft_length: int, sampling_rate: int) -
     falling = (right - position) / (right - centre)
     filters = torch.minimum(rising, falling).clamp_(min=0.0)
     return torch.nn.functional.pad(filters, (0, 0, 0, 1))
-
-
-def stack_padded(clips: Sequence[Tensor], longest: int, fill: float | bool = 0.0) -> Tensor:
-    """Stack clips `(rows_i, ...)` to `(batch, longest, ...)`, filling up shorter ones."""
-    if all(len(clip) == longest for clip in clips):
-        return clips[0].unsqueeze(0) if len(clips) == 1 else torch.stack(list(clips))
-    stacked = clips[0].new_full((len(clips), longest, *clips[0].shape[1:]), fill)
-    for row, clip in zip(stacked, clips, strict=True):
-        row[: len(clip)] = clip
-    return stacked
-
-
-def to_batch(values: Mapping[str, Tensor], return_tensors: str | TensorType | None) -> BatchFeature:
-    """Hand out tensors (`"pt"`), arrays (`"np"`), or a list of arrays per clip (`None`)."""
-    if return_tensors is not None and TensorType(return_tensors) == TensorType.PYTORCH:
-        return BatchFeature(dict(values))
-    arrays: dict[str, Any] = {name: value.cpu().numpy() for name, value in values.items()}
-    if return_tensors is None:
-        return BatchFeature({name: list(array) for name, array in arrays.items()})
-    return BatchFeature(arrays, tensor_type=return_tensors)
 
 
 def check_channel(channel: Any) -> str:
@@ -701,6 +721,4 @@ __all__ = [
     "load_waveform",
     "samples_and_rate",
     "split_waveforms",
-    "stack_padded",
-    "to_batch",
 ]

@@ -36,9 +36,9 @@ logger = logging.get_logger(__name__)
 # What a forward or feature method takes without using it, so that the whole output of a processor or collator, and the
 # arguments of the other classes, can be passed. Anything else is refused: it would be a typing mistake.
 KNOWN_ARGUMENTS = (
-    "pixel_values_videos", "input_values", "padding_mask", "padding_mask_videos", "audio_noise", "video_noise",
-    "labels", "return_loss", "output_attentions", "output_hidden_states", "return_dict", "num_items_in_batch",
-    "frame_times", "window_times", "window_coverage", "frame_indices", "clip_ids",
+    "pixel_values_videos", "input_values", "padding_mask", "padding_mask_videos", "attention_mask", "audio_noise",
+    "video_noise", "labels", "return_loss", "output_attentions", "output_hidden_states", "return_dict",
+    "num_items_in_batch", "frame_times", "window_times", "window_coverage", "frame_indices", "clip_ids",
 )  # fmt: skip
 
 
@@ -57,7 +57,8 @@ _INPUTS = """\
     output_hidden_states (`bool`, *optional*):
         Whether to return the layers' hidden states; `None`: as configured.
     kwargs:
-        What else a processor or collator gives is ignored; unknown names are refused.
+        `attention_mask` is another name for `padding_mask`. What else a processor or collator gives is ignored;
+        unknown names are refused.
 
 Raises:
     ValueError: No input, an input that the model's modality does not have, shapes that do not fit the
@@ -669,27 +670,38 @@ class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
             input_values: As in `forward`.
             padding_mask: As in `forward`.
             padding_mask_videos: As in `forward`.
-            kwargs: Further arguments; unknown ones are refused.
+            kwargs: Further arguments; `attention_mask` as in `forward`, unknown ones are refused.
         """
         for name in kwargs:
             if name not in KNOWN_ARGUMENTS:
                 near = difflib.get_close_matches(name, KNOWN_ARGUMENTS, n=1)
                 raise TypeError(f"Unknown argument `{name}`" + (f"; is `{near[0]}` meant?" if near else "."))
+        attention_mask = kwargs.get("attention_mask")
+        if attention_mask is not None and input_values is None:
+            raise ValueError(
+                "`attention_mask` says which audio windows are present, and there is no audio; absent frames are "
+                "marked in `padding_mask_videos`."
+            )
         images: dict[str, Tensor] = {}
         present: dict[str, Tensor | None] = {}
-        for modality, inputs, mask in (
-            ("audio", input_values, padding_mask),
-            ("video", pixel_values_videos, padding_mask_videos),
+        for modality, inputs, masks in (
+            ("audio", input_values, (padding_mask, attention_mask)),
+            ("video", pixel_values_videos, (padding_mask_videos,)),
         ):
             if inputs is not None:
                 images[modality] = self.as_images(modality, inputs)
                 shape = images[modality].shape[:2]
-                if mask is not None and mask.shape != shape:
-                    raise ValueError(
-                        f"The padding mask has shape {tuple(mask.shape)} for an input of (batch, frames) "
-                        f"{tuple(shape)}; pass one value per window or frame."
-                    )
-                present[modality] = None if mask is None else mask.bool()
+                present[modality] = None
+                for mask in masks:
+                    if mask is None:
+                        continue
+                    if mask.shape != shape:
+                        raise ValueError(
+                            f"The padding mask has shape {tuple(mask.shape)} for an input of (batch, frames) "
+                            f"{tuple(shape)}; pass one value per window or frame."
+                        )
+                    others = present[modality]
+                    present[modality] = mask.bool() if others is None else others & mask.bool()
         if not images:
             raise ValueError("Got neither `pixel_values_videos` nor `input_values`; pass at least one of them.")
         shapes = [values.shape[:2] for values in images.values()]

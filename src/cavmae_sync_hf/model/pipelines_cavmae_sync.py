@@ -100,6 +100,7 @@ class _AudioVisualPipeline(Pipeline):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.tokenizer = None  # the processor's stand-in for one would have a part in making batches
         if self.processor is None:
             raise ValueError(
                 f"The {self.task} pipeline needs the model's processor; pass "

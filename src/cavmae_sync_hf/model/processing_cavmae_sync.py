@@ -12,17 +12,20 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+from transformers import AutoConfig, AutoFeatureExtractor, AutoVideoProcessor
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
-from transformers.utils import TensorType
+from transformers.utils import TensorType, logging
 from transformers.video_utils import VideoMetadata
 
 from .alignment_cavmae_sync import FRAMES_PER_SECOND, window_seconds, window_times
 from .auto_map_cavmae_sync import AUTO_MAP, SavedWithCode
+from .batching_cavmae_sync import stack_padded, to_batch
 from .configuration_cavmae_sync import CavMaeSyncConfig
 from .errors_cavmae_sync import Hint, MissingTrackError
 from .feature_extraction_cavmae_sync import (
@@ -32,8 +35,6 @@ from .feature_extraction_cavmae_sync import (
     load_waveform,
     samples_and_rate,
     split_waveforms,
-    stack_padded,
-    to_batch,
 )
 from .media_cavmae_sync import decode_media, probe_media
 from .media_request_cavmae_sync import as_seconds
@@ -48,12 +49,16 @@ from .video_processing_cavmae_sync import (
     split_frames,
 )
 
+logger = logging.get_logger(__name__)
+
 # Audio beyond half a window that a chunk of a stream needs: the spectrogram's own 25 ms and a margin for rounding.
 _CONTEXT_MARGIN_SECONDS = 0.1
 # Arguments of the call that concern frames and windows alike; one of the two alone would not know of them.
 _SHARED_ARGUMENTS = frozenset(
     ("num_frames", "frame_times", "fps", "video_metadata", "do_sample_frames", "return_tensors", "return_times")
 ) | {"device"}
+# What Trainer asks the tokenizer of a processor for; there is no text side, and so none of them.
+_NO_TOKENS = SimpleNamespace(eos_token_id=None, bos_token_id=None, pad_token_id=None)
 
 
 @dataclass
@@ -142,6 +147,7 @@ class CavMaeSyncProcessor(SavedWithCode, ProcessorMixin):
     feature_extractor: CavMaeSyncFeatureExtractor
     video_processor: CavMaeSyncVideoProcessor
     audio_track: int | str | None = None
+    tokenizer = _NO_TOKENS
 
     def __init__(
         self,
@@ -204,6 +210,35 @@ class CavMaeSyncProcessor(SavedWithCode, ProcessorMixin):
         settings = super().to_dict(*args, **kwargs)
         settings.pop("audio_track", None)
         return settings
+
+    @classmethod
+    def _get_arguments_from_pretrained(
+        cls, pretrained_model_name_or_path: Any, processor_dict: Any = None, **kwargs: Any
+    ) -> list[Any]:
+        """The two parts; one that was not saved is made to fit the model and the other.
+
+        Trainer saves what it is given, `processing_class=feature_extractor` alone or the video processor.
+        """
+        auto: dict[str, Any] = {"feature_extractor": AutoFeatureExtractor, "video_processor": AutoVideoProcessor}
+        parts: dict[str, Any] = {}
+        absent = None
+        for name, auto_class in auto.items():
+            try:
+                parts[name] = auto_class.from_pretrained(pretrained_model_name_or_path, **kwargs)
+            except OSError as error:
+                absent = error
+        if absent is not None:
+            if not parts:
+                raise absent
+            (saved, part), *_ = parts.items()
+            config = AutoConfig.from_pretrained(pretrained_model_name_or_path, **kwargs)
+            config.num_frames = part.num_frames
+            parts = vars(cls.from_config(config, alignment=part.alignment)) | parts
+            logger.warning(
+                f"{pretrained_model_name_or_path} holds a {saved} alone; the rest of the processor has the settings "
+                "that go with the model. Pass `processing_class=processor` to Trainer to save all of it."
+            )
+        return [parts[name] for name in auto]
 
     @property
     def model_input_names(self) -> list[str]:
@@ -494,7 +529,8 @@ class CavMaeSyncProcessor(SavedWithCode, ProcessorMixin):
                     "`videos`."
                 )
         for name, value in kwargs.items():
-            (for_audio if name in IGNORED_ARGUMENTS else for_video)[name] = value
+            audio_alone = name in IGNORED_ARGUMENTS or name == "return_attention_mask"
+            (for_audio if audio_alone else for_video)[name] = value
         typed = self.video_processor.valid_kwargs
         known = (set(typed.__required_keys__) | set(typed.__optional_keys__)) - _SHARED_ARGUMENTS - {"return_metadata"}
         for name in for_video:

@@ -31,7 +31,7 @@ from transformers.video_utils import VideoMetadata
 
 from .alignment_cavmae_sync import center_crop_window, center_times, check_alignment, reference_indices, resized_size
 from .auto_map_cavmae_sync import SavedWithCode, complete_auto_map
-from .feature_extraction_cavmae_sync import stack_padded, to_batch
+from .batching_cavmae_sync import stack_padded, to_batch
 from .media_cavmae_sync import decode_media
 from .media_source_cavmae_sync import decoder_kind
 from .resize_cavmae_sync import resize_crop_exact

@@ -137,7 +137,7 @@ class CavMaeSyncTrainer(CavMaeSyncBaseTrainer):
         "contrastive_loss", "distillation_loss", "audio_reconstruction_loss", "video_reconstruction_loss",
         "contrastive_accuracy",
     )  # fmt: skip
-    card_task = ("feature-extraction", "audio-visual alignment")
+    card_task = ("audio-visual-retrieval", "audio-visual alignment")
     card_metrics = {
         "audio_to_video_r1": "recall at 1, audio to video",
         "video_to_audio_r1": "recall at 1, video to audio",
