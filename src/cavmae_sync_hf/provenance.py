@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # `cavmae-sync --version` does not wait for torch
 __all__ = [
     "checkpoint_record",
     "folder_digest",
+    "install_line",
     "model_fingerprint",
     "package_version",
     "require_package",
@@ -43,6 +44,11 @@ _ARCHITECTURE = (
 _known_fingerprints: weakref.WeakKeyDictionary[Any, tuple[int, str]] = weakref.WeakKeyDictionary()
 
 
+def install_line(extra: str) -> str:
+    """The command that brings an extra, in a clone and beside an installed wheel: pip knows what it has installed."""
+    return f"pip install 'cavmae-sync-hf[{extra}]'"
+
+
 def require_package(name: str, extra: str, purpose: str) -> ModuleType:
     """Import an optional package.
 
@@ -57,9 +63,7 @@ def require_package(name: str, extra: str, purpose: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ImportError(
-            f"{purpose} needs {name.split('.')[0]}: pip install 'cavmae-sync-hf[{extra}]' ({error})."
-        ) from error
+        raise ImportError(f"{purpose} needs {name.split('.')[0]}: {install_line(extra)} ({error}).") from error
 
 
 def package_version() -> str:

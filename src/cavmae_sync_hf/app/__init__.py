@@ -10,6 +10,7 @@ A Space needs three lines in its `app.py`:
 
 from typing import TYPE_CHECKING, Any
 
+from ..provenance import install_line
 from .workspace import Limits
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def build_app(*args: Any, **options: Any) -> "Page":
     try:
         import gradio  # noqa: F401
     except ImportError as error:
-        raise ImportError("The web page needs Gradio: pip install 'cavmae-sync-hf[app]'") from error
+        raise ImportError(f"The web page needs gradio: {install_line('app')}") from error
     from .page import build_app as build
 
     return build(*args, **options)

@@ -16,9 +16,9 @@ def completion(
     """Print the script by which a shell completes subcommands, options and names of models.
 
     Examples:
-        bash: echo 'eval "$(cavmae-sync completion bash)"' >> ~/.bashrc
-        zsh:  echo 'eval "$(cavmae-sync completion zsh)"' >> ~/.zshrc   # after compinit
-        fish: cavmae-sync completion fish > ~/.config/fish/completions/cavmae-sync.fish
+        eval "$(cavmae-sync completion bash)"  # in ~/.bashrc
+        eval "$(cavmae-sync completion zsh)"  # in ~/.zshrc, after compinit
+        cavmae-sync completion fish | source  # in ~/.config/fish/config.fish
     """
     print(get_completion_script(prog_name=_PROGRAM, complete_var=_VARIABLE, shell=shell))
 

@@ -26,6 +26,7 @@ from ..model.errors_cavmae_sync import (
     MediaNotFoundError,
     printable,
 )
+from ..provenance import install_line
 from . import terminal
 
 _DISTRIBUTION = "cavmae-sync-hf"
@@ -69,11 +70,6 @@ class Needs(Kind):
             return
         if lacking:
             raise ImportError(f"{self.purpose} needs {', '.join(lacking)}: {install_line(self.extra)}")
-
-
-def install_line(extra: str) -> str:
-    """The command that brings an extra, in a clone and beside an installed wheel: pip knows what it has installed."""
-    return f"pip install '{_DISTRIBUTION}[{extra}]'"
 
 
 def _lacking(extra: str) -> list[tuple[str, str]]:
@@ -292,6 +288,8 @@ def kinds_of(function: Callable[..., Any]) -> Iterator[tuple[str, Kind]]:
 def prepared(function: Callable[..., Any], *needs: Needs) -> Callable[..., Any]:
     """A subcommand that first looks for what it needs, and then says that it loads its model, where it does.
 
+    Its attribute `needs` has the extras.
+
     Args:
         function: The subcommand.
         needs: Extras that it needs, whatever its arguments.
@@ -313,6 +311,7 @@ def prepared(function: Callable[..., Any], *needs: Needs) -> Callable[..., Any]:
                     terminal.note(f"loading model {printable(shown)} ...")
         return function(*args, **options)
 
+    run.needs = needs  # type: ignore[attr-defined]
     return run
 
 
@@ -326,7 +325,6 @@ __all__ = [
     "ModelName",
     "Needs",
     "SourceIn",
-    "install_line",
     "kinds_of",
     "prepared",
 ]

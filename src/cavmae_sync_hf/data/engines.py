@@ -20,6 +20,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from ..model.errors_cavmae_sync import WorkerError
+from ..provenance import install_line
 from .failures import place_of
 
 # A decoder that dies of a file dies of one of these; the file is left out for good. Anything else (SIGKILL by the
@@ -312,7 +313,7 @@ def run_ray(
         import ray.data
         from ray.exceptions import RayError
     except ImportError as error:
-        raise ImportError('The engine "ray" needs Ray: pip install "ray[data]"') from error
+        raise ImportError(f"The engine ray needs ray: {install_line('ray')}") from error
     started = not ray.is_initialized()
     if started:
         options: dict[str, Any] = {"address": address, "log_to_driver": False}

@@ -16,6 +16,7 @@ from typing import Any
 from ..files import StrPath, parse_json
 from ..model.errors_cavmae_sync import DataError
 from ..names import hub_name
+from ..provenance import install_line
 from .clock import parse_clock
 
 MEDIA_SUFFIXES = frozenset(
@@ -288,7 +289,7 @@ def _parquet_rows(system: Any, path: str) -> list[dict[str, Any]]:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
-        raise DataError(f"{path}: reading Parquet needs pyarrow: pip install pyarrow") from error
+        raise DataError(f"{path}: reading Parquet needs pyarrow: {install_line('parquet')}") from error
     known = {name for names in _COLUMNS.values() for name in names}
     try:
         with system.open(path, "rb") as file:

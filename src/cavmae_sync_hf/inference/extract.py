@@ -222,7 +222,7 @@ def extract_to_folder(
     if format not in ("npy", "parquet"):
         raise InferenceError(f"`format` is {format!r}; it must be 'npy' or 'parquet'.")
     if format == "parquet":
-        require_package("pyarrow.parquet", "training", "Parquet")
+        require_package("pyarrow.parquet", "parquet", "Parquet")
     folder = check_folder(out)
     job = _Job(model, processor, source, **settings)
     store = FeatureFolder(

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont, features
 from ..files import StrPath, check_free, whole_file
 from ..model.errors_cavmae_sync import InferenceError, printable
 from ..model.media_cavmae_sync import decode_media
+from ..provenance import install_line
 from .localize import LocalizationResult
 from .sync import SyncResult
 
@@ -333,7 +334,7 @@ def draw_timeline(
 def require_matplotlib() -> None:
     """Raise an `ImportError` that says what to install when matplotlib is absent."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise ImportError("The timeline needs matplotlib: pip install matplotlib")
+        raise ImportError(f"Drawing needs matplotlib: {install_line('plots')}")
 
 
 def title_font(text: str, size: float, fonts: Sequence[str] | None = None) -> ImageFont.FreeTypeFont | None:

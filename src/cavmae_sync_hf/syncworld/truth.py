@@ -15,6 +15,7 @@ import numpy as np
 from ..files import StrPath, parse_json
 from ..model.alignment_cavmae_sync import center_times, frame_at
 from ..model.errors_cavmae_sync import DataError
+from ..provenance import install_line
 from .scene import NUM_FRAME_TIMES, Animation, Event, Scene, WorldObject, WorldOptions
 from .voices import CLASS_NAMES
 
@@ -137,7 +138,7 @@ def write_parquet(records: Iterable[dict[str, Any]], path: Path) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
-        raise ImportError("Writing SyncWorld's truth needs pyarrow; run `pip install pyarrow`.") from error
+        raise ImportError(f"Writing SyncWorld's truth needs pyarrow: {install_line('parquet')}") from error
     schema = parquet_schema()
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         batch: list[dict[str, Any]] = []
@@ -258,7 +259,7 @@ def load_syncworld(
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
-        raise ImportError("load_syncworld needs the datasets library; run `pip install datasets`.") from error
+        raise ImportError(f"load_syncworld needs datasets: {install_line('training')}") from error
     root = Path(folder)
     found = {path.parent.name: path for path in sorted(root.glob(f"*/{METADATA_NAME}"))}
     if not found:
