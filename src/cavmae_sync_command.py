@@ -27,9 +27,14 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM was received, which interrupts as Ctrl-C does."""
 
 
-def main() -> NoReturn:
-    """Run the command line and exit with its code."""
+def main(*words: str) -> NoReturn:
+    """Run the command line and exit with its code.
+
+    Args:
+        words: Stand before this process's arguments, for scripts that are one command.
+    """
     global defer_registration
+    sys.argv[1:1] = words
     defer_registration = True
     try:
         from cavmae_sync_hf.cli import main as run

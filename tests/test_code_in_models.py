@@ -24,7 +24,7 @@ from cavmae_sync_hf.convert import convert_checkpoint
 from cavmae_sync_hf.evaluation.card import card_text
 from cavmae_sync_hf.evaluation.tables import read_mask
 from cavmae_sync_hf.model.errors_cavmae_sync import CavMaeSyncError, EvaluationError
-from cavmae_sync_hf.training.arguments import ModelArguments
+from cavmae_sync_hf.training import ModelArguments
 from cavmae_sync_hf.training.initialization import build_for_pretraining
 from helpers.pretraining_runs import make_trainer
 from helpers.tiny import tiny_config

@@ -9,7 +9,6 @@ what it hears and sees in one held-out video to `outputs/demo`.
 """
 
 import argparse
-import importlib.util
 import json
 import sys
 import time
@@ -26,12 +25,12 @@ from transformers import AutoModel, AutoProcessor
 from cavmae_sync_hf.files import check_free, whole_file
 from cavmae_sync_hf.inference.localize import localize
 from cavmae_sync_hf.inference.plots import draw_strip
+from cavmae_sync_hf.training.pretrain import pretrain
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
 
-HERE = Path(__file__).parent
-RECIPE = HERE / "recipes" / "pretraining" / "syncworld_tiny.yaml"
+RECIPE = "pretraining/syncworld_tiny"
 # The recipe with fewer clips and steps.
 WORLD = {"train": 1000, "semantic": 100, "temporal": 100, "spatial": 60, "size": 96}
 STEPS = 300
@@ -60,14 +59,11 @@ def parse_arguments() -> argparse.Namespace:
 
 def train_model(arguments: argparse.Namespace) -> Path:
     """Make the world, pretrain on it, and save the model; returns its folder."""
-    spec: Any = importlib.util.spec_from_file_location("run_pretraining", HERE / "run_pretraining.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
     folder = arguments.out / "model"
     world = WORLD | {"folder": str(arguments.out / "world"), "train": arguments.clips}
     words = ["--output_dir", str(folder), "--syncworld", json.dumps(world), "--max_steps", str(arguments.steps)]
     overwrite = ["--overwrite"] if arguments.overwrite else []
-    if script.main([str(RECIPE), *words, "--save_strategy", "no", "--plots", "true", *overwrite]):
+    if pretrain([RECIPE, *words, "--save_strategy", "no", "--plots", "true", *overwrite]):
         sys.exit("The training was stopped.")
     return folder
 

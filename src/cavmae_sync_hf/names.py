@@ -115,8 +115,7 @@ def find_published(name: str) -> PublishedWeights:
 def example_model() -> Path:
     """Folder of the small model that comes with the package, to try everything with.
 
-    Trained on SyncWorld by `training/recipes/pretraining/syncworld_tiny.yaml`: it knows that world, and nothing of the
-    real one.
+    Trained on SyncWorld by the recipe `pretraining/syncworld_tiny`: it knows that world, and nothing of the real one.
     """
     return Path(__file__).with_name("example")
 

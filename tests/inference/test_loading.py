@@ -49,7 +49,7 @@ def test_head__is_loaded_where_there_is_one(saved):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("pretraining", {"use": "classification"}, "without the classification head.*run_classification.py"),
+        ("pretraining", {"use": "classification"}, "without the classification head.*cavmae-sync finetune"),
         ("audio", {"modalities": "both"}, "has the audio tower alone"),
         ("nowhere", {}, "is not a folder. Name one that holds a saved model"),
         ("empty", {}, "holds no config.json"),

@@ -35,7 +35,7 @@ from cavmae_sync_hf.training.probe import (
     run_probe,
     shuffled,
 )
-from helpers.scripts import TRAINING, load_script
+from helpers.scripts import RECIPES
 from helpers.tiny import tiny_config
 from helpers.tiny_shards import tiny_processor, write_shards
 
@@ -464,19 +464,14 @@ def test_run__needs_the_tower_and_labels(shards, held, tmp_path):
         run_probe(arguments(folder, bare, held, tmp_path / "bare_out", features=["a"]))
 
 
-@pytest.fixture(scope="module")
-def script():
-    return load_script("run_probe")
-
-
-@pytest.mark.parametrize("recipe", sorted((TRAINING / "recipes" / "probe").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("recipe", sorted(path.stem for path in (RECIPES / "probe").glob("*.yaml")))
 def test_recipe__is_read(recipe):
-    (settings,) = parse_arguments((ProbeArguments,), [str(recipe), "--seed", "3"])
+    (settings,) = parse_arguments((ProbeArguments,), [recipe, "--seed", "3"], "probe")
 
     assert settings.seed == 3 and settings.problem_type in (SINGLE, MULTI) and len(settings.strengths) > 1
 
 
-def test_script__probes_a_syncworld(script, tmp_path, capsys):
+def test_command__probes_a_syncworld(run, tmp_path):
     torch.manual_seed(0)
     config = tiny_config(num_mel_bins=128, patch_size=16, image_size=48, audio_length=64)
     model = CavMaeSyncModel(config)
@@ -485,15 +480,12 @@ def test_script__probes_a_syncworld(script, tmp_path, capsys):
         "folder": str(tmp_path / "world"), "train": 8, "semantic": 4, "temporal": 0, "size": 48, "seconds": 3.0,
         "workers": 1,
     }  # fmt: skip
-    recipe = TRAINING / "recipes" / "probe" / "syncworld.yaml"
-    code = script.main(
-        [str(recipe), "--model", str(saved), "--output_dir", str(tmp_path / "out"), "--syncworld", json.dumps(world),
-         "--jobs", "1", "--features", "a", "v_patches"]
+    code, out, _ = run(
+        "probe", "syncworld", "--model", saved, "--output_dir", tmp_path / "out", "--syncworld", json.dumps(world),
+        "--jobs", "1", "--features", "a", "v_patches",
     )  # fmt: skip
 
-    out = capsys.readouterr().out
     assert code == 0 and "semantic: 4 clips, 12 classes; chance: mAP" in out
     record = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert [row["set"] for row in record["rows"]] == ["semantic"] * 8
     assert (tmp_path / "out" / "features" / "semantic-random_0" / "index.json").is_file()
-    assert script.main(["--help"]) == 0 and "--baselines" in capsys.readouterr().out

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -18,11 +17,11 @@ from cavmae_sync_hf.training import (
     DataArguments,
     parse_arguments,
 )
-from helpers.scripts import TRAINING, load_script, run_script
+from cavmae_sync_hf.training.finetune import finetune
+from helpers.scripts import RECIPES, run_training
 from helpers.tiny import tiny_config
 
-FOLDER = TRAINING / "recipes" / "classification"
-RECIPES = sorted(FOLDER.glob("*.yaml"))
+NAMES = sorted(path.stem for path in (RECIPES / "classification").glob("*.yaml"))
 KINDS = (ClassificationModelArguments, DataArguments, ClassificationArguments)
 CLASSES = ["bell", "string", "whistle", "hum", "hiss", "bark", "clicks", "siren", "chirp", "buzz", "drum", "bubble"]
 SMALL = {
@@ -49,27 +48,22 @@ def pretrained(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    return load_script("run_classification")
-
-
-def run(script: ModuleType, recipe: Path, out: Path, world: dict[str, Any], *more: str) -> int:
+def finetuned(recipe: str, out: Path, world: dict[str, Any], *more: str) -> int:
     flags = {
         "output_dir": out, "max_steps": 2, "per_device_train_batch_size": 4, "dataloader_num_workers": 0,
         "use_cpu": "true", "disable_tqdm": "true", "eval_strategy": "no", "log_level": "error", "save_strategy": "no",
         "dataloader_pin_memory": "false", "model_config": json.dumps(SMALL), "syncworld": json.dumps(world),
         "average_epochs": 0, "bf16": "false",
     }  # fmt: skip
-    return run_script(script, flags, recipe, *more)
+    return run_training(finetune, flags, recipe, *more)
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_recipe__runs_two_steps_and_saves(recipe, script, world, pretrained, tmp_path, capsys):
-    more = ["--init_from", str(pretrained), "--model_config", "{}"] if recipe.stem == "syncworld" else []
-    if recipe.stem == "vggsound":  # one class a clip, which is not SyncWorld's way
+@pytest.mark.parametrize("recipe", NAMES)
+def test_recipe__runs_two_steps_and_saves(recipe, world, pretrained, tmp_path, capsys):
+    more = ["--init_from", str(pretrained), "--model_config", "{}"] if recipe == "syncworld" else []
+    if recipe == "vggsound":  # one class a clip, which is not SyncWorld's way
         more = ["--problem_type", "multi_label_classification"]
-    assert run(script, recipe, tmp_path, world, *more) == 0
+    assert finetuned(recipe, tmp_path, world, *more) == 0
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert 0 < metrics["eval_semantic_mean_average_precision"] <= 1
     assert "eval_semantic_mean_average_precision" in capsys.readouterr().out
@@ -78,17 +72,17 @@ def test_recipe__runs_two_steps_and_saves(recipe, script, world, pretrained, tmp
     model = AutoModelForVideoClassification.from_pretrained(tmp_path)
     assert list(model.config.id2label.values()) == CLASSES
     assert json.loads((tmp_path / "trainer_state.json").read_text())["global_step"] == 2
-    alignment = "time" if recipe.stem == "syncworld" else "reference"
+    alignment = "time" if recipe == "syncworld" else "reference"
     assert CavMaeSyncProcessor.from_pretrained(tmp_path).feature_extractor.alignment == alignment
 
 
-def test_script__lora_head_over_frames_and_resume(script, world, pretrained, tmp_path):
+def test_script__lora_head_over_frames_and_resume(world, pretrained, tmp_path):
     pytest.importorskip("peft")
     flags = ["--init_from", str(pretrained), "--model_config", "{}", "--classifier", "frame_attention",
              "--frames_per_clip", "4", "--lora_rank", "2", "--lora_targets", "q_proj", "v_proj", "fc1",
              "--save_strategy", "steps", "--save_steps", "2", "--resume_from_checkpoint", "auto"]  # fmt: skip
     for steps in (2, 4):  # the first time there is nothing to go on from
-        assert run(script, FOLDER / "syncworld.yaml", tmp_path, world, *flags, "--max_steps", str(steps)) == 0
+        assert finetuned("syncworld", tmp_path, world, *flags, "--max_steps", str(steps)) == 0
     assert json.loads((tmp_path / "trainer_state.json").read_text())["global_step"] == 4
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
     model, _ = load_model(tmp_path, use="classification")
@@ -97,12 +91,6 @@ def test_script__lora_head_over_frames_and_resume(script, world, pretrained, tmp
         model.model.audio_tower.layers[0].mlp.fc1.parameters(),
         load_model(pretrained)[0].audio_tower.layers[0].mlp.fc1.parameters(), strict=True,
     ))  # fmt: skip
-
-
-def test_script__help_does_not_wait_for_torch(script, capsys, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "transformers.utils", None)
-    assert script.main(["--help"]) == 0
-    assert "--init_from" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -114,7 +102,7 @@ def test_script__help_does_not_wait_for_torch(script, capsys, monkeypatch):
     ],
 )
 def test_published_recipes__are_the_published_values(name, batch, epochs, rate, head, start, averaged, balanced):
-    model, data, settings = parse_arguments(KINDS, [str(FOLDER / f"{name}.yaml"), "--use_cpu", "--bf16", "false"])
+    model, data, settings = parse_arguments(KINDS, [name, "--use_cpu", "--bf16", "false"], "classification")
     assert settings.per_device_train_batch_size * 4 == batch and settings.num_train_epochs == epochs
     assert (settings.learning_rate, settings.head_lr_multiple, settings.weight_decay) == (rate, head, 5e-7)
     assert (settings.adam_beta1, settings.adam_beta2, settings.adam_with_l2) == (0.95, 0.999, True)

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -22,11 +21,12 @@ from cavmae_sync_hf.training import (
     make_syncworld,
     parse_arguments,
 )
+from cavmae_sync_hf.training.pretrain import pretrain
 from helpers.published_tensors import published_decoder, published_encoder
-from helpers.scripts import TRAINING, load_script, run_script
+from helpers.scripts import RECIPES, run_training
 from helpers.tiny import tiny_config
 
-RECIPES = sorted((TRAINING / "recipes" / "pretraining").glob("*.yaml"))
+NAMES = sorted(path.stem for path in (RECIPES / "pretraining").glob("*.yaml"))
 KINDS = (ModelArguments, DataArguments, PretrainingArguments)
 SMALL = {
     "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "num_modality_layers": 1, "image_size": 48,
@@ -43,12 +43,7 @@ def world(tmp_path_factory) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    return load_script("run_pretraining")
-
-
-def run(script: ModuleType, recipe: Path, out: Path, world: dict[str, Any], *more: str) -> int:
+def pretrained(recipe: str, out: Path, world: dict[str, Any], *more: str) -> int:
     flags = {
         "output_dir": out, "max_steps": 2, "per_device_train_batch_size": 4, "dataloader_num_workers": 0,
         "use_cpu": "true", "torch_compile": "false", "disable_tqdm": "true", "eval_strategy": "no",
@@ -56,19 +51,19 @@ def run(script: ModuleType, recipe: Path, out: Path, world: dict[str, Any], *mor
         "dataloader_pin_memory": "false", "model_config": json.dumps(SMALL), "syncworld": json.dumps(world),
         "eval_min_shift": 0.5,
     }  # fmt: skip
-    return run_script(script, flags, recipe, *more)
+    return run_training(pretrain, flags, recipe, *more)
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_recipe__runs_two_steps_and_saves(recipe, script, world, tmp_path):
-    assert run(script, recipe, tmp_path, world) == 0
+@pytest.mark.parametrize("recipe", NAMES)
+def test_recipe__runs_two_steps_and_saves(recipe, world, tmp_path):
+    assert pretrained(recipe, tmp_path, world) == 0
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert 0 <= metrics["eval_semantic_audio_to_video_r1"] <= 1
     assert "eval_temporal_pair_accuracy" in metrics and "eval_semantic_shift_accuracy" in metrics
     card = (tmp_path / "README.md").read_text()
     assert f"{metrics['eval_semantic_audio_to_video_r1']:.4g}" in card and "2 steps with batches of 4 clips" in card
     model = AutoModelForPreTraining.from_pretrained(tmp_path)
-    (recipe_model, _, settings) = parse_arguments(KINDS, [str(recipe), "--use_cpu"])
+    (recipe_model, _, settings) = parse_arguments(KINDS, [recipe, "--use_cpu"], "pretraining")
     for name, value in (recipe_model.model_config or {}).items():
         assert getattr(model.config, name) == SMALL.get(name, value)
     processor = CavMaeSyncProcessor.from_pretrained(tmp_path)
@@ -76,10 +71,9 @@ def test_recipe__runs_two_steps_and_saves(recipe, script, world, tmp_path):
     assert torch.load(tmp_path / "training_args.bin", weights_only=False).learning_rate == settings.learning_rate
 
 
-def test_script__resumes_from_its_last_checkpoint_if_there_is_one(script, world, tmp_path, capsys):
-    recipe = TRAINING / "recipes" / "pretraining" / "syncworld_tiny.yaml"
+def test_script__resumes_from_its_last_checkpoint_if_there_is_one(world, tmp_path, capsys):
     for steps in (2, 4):  # the first time there is nothing to go on from
-        run(script, recipe, tmp_path, world, "--resume_from_checkpoint", "auto", "--save_steps", "2",
+        pretrained("syncworld_tiny", tmp_path, world, "--resume_from_checkpoint", "auto", "--save_steps", "2",
             "--max_steps", str(steps))  # fmt: skip
     state = json.loads((tmp_path / "trainer_state.json").read_text())
     assert state["global_step"] == 4
@@ -87,16 +81,15 @@ def test_script__resumes_from_its_last_checkpoint_if_there_is_one(script, world,
     assert "eval_semantic_audio_to_video_r1" in capsys.readouterr().out
 
 
-def test_script__replaces_an_earlier_run_only_when_asked(script, world, tmp_path):
-    recipe = TRAINING / "recipes" / "pretraining" / "syncworld_tiny.yaml"
-    assert run(script, recipe, tmp_path, world, "--save_steps", "1", "--plots", "true") == 0
+def test_script__replaces_an_earlier_run_only_when_asked(world, tmp_path):
+    assert pretrained("syncworld_tiny", tmp_path, world, "--save_steps", "1", "--plots", "true") == 0
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
     words = r"earlier run .checkpoint-2.*resume_from_checkpoint=.auto.*overwrite=True"
     with pytest.raises(AlreadyExistsError, match=words):
-        run(script, recipe, tmp_path, world)
+        pretrained("syncworld_tiny", tmp_path, world)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-    assert run(script, recipe, tmp_path, world, "--overwrite", "--save_strategy", "no", "--seed", "5") == 0
+    assert pretrained("syncworld_tiny", tmp_path, world, "--overwrite", "--save_strategy", "no", "--seed", "5") == 0
     assert (tmp_path / "model.safetensors").read_bytes() != before[tmp_path / "model.safetensors"]
     assert not list(tmp_path.glob("checkpoint-*"))  # which a later run would go on from
 
@@ -121,19 +114,9 @@ def test_check_output__tells_an_earlier_run_by_what_it_left(tmp_path, left):
     assert check_output(settings) is None
 
 
-def test_script__help_does_not_wait_for_torch(script, capsys, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "transformers.utils", None)
-    assert script.main(["--help"]) == 0
-    assert "--output_dir" in capsys.readouterr().out
-
-
 def test_published_recipes__are_the_published_values():
-    sync_model, sync_data, sync = parse_arguments(
-        KINDS, [str(TRAINING / "recipes" / "pretraining" / "audioset.yaml"), "--use_cpu"]
-    )
-    plain_model, _, plain = parse_arguments(
-        KINDS, [str(TRAINING / "recipes" / "pretraining" / "audioset_cavmae.yaml"), "--use_cpu"]
-    )
+    sync_model, sync_data, sync = parse_arguments(KINDS, ["audioset", "--use_cpu"], "pretraining")
+    plain_model, _, plain = parse_arguments(KINDS, ["audioset_cavmae", "--use_cpu"], "pretraining")
     for settings, batch in ((sync, 512), (plain, 256)):
         assert (settings.learning_rate, settings.weight_decay) == (2e-4, 5e-7)
         assert (settings.adam_beta1, settings.adam_beta2, settings.adam_with_l2) == (0.95, 0.999, True)

@@ -23,12 +23,11 @@ from cavmae_sync_hf.training import (
 )
 from cavmae_sync_hf.training.speed import measure_peak, pretraining_flops_by_part
 from helpers.pretraining_runs import losses, make_trainer
-from helpers.scripts import TRAINING
 from helpers.tiny import TINY, tiny_config
 from helpers.training_ranks import train
 from helpers.two_ranks import run_ranks
 
-BENCHMARKS, RECIPES = TRAINING / "benchmarks", TRAINING / "recipes" / "pretraining"
+BENCHMARKS = Path(__file__).parents[2] / "training" / "benchmarks"
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +161,7 @@ def test_loading_benchmark__states_the_need_from_a_measured_step(monkeypatch, ca
 
 def rates_of(recipe: str, shards: Path, out: Path, steps_per_epoch: int) -> list[float]:
     """The rate at every step of a recipe's run, were an epoch so many steps."""
-    words = [str(RECIPES / recipe), "--use_cpu", "--output_dir", str(out), "--bf16", "false"]
+    words = [f"pretraining/{recipe}", "--use_cpu", "--output_dir", str(out), "--bf16", "false"]
     (*_, settings) = parse_arguments((ModelArguments, DataArguments, PretrainingArguments), words)
     names = ("learning_rate", "num_train_epochs", "warmup_steps", "step_decay", "lr_scheduler_type",
              "lr_scheduler_kwargs", "adam_with_l2", "adam_beta1", "adam_beta2", "weight_decay")  # fmt: skip
@@ -184,7 +183,7 @@ def rates_of(recipe: str, shards: Path, out: Path, steps_per_epoch: int) -> list
 def test_rate__of_cav_mae_falls_as_published(shards, tmp_path):
     """Torch's MultiStepLR, stepped after every epoch with milestones 10, 15, 20, ..., as the authors use it."""
     by_hand = [2e-4] * 10 + [1e-4] * 5 + [5e-5] * 5 + [2.5e-5] * 5
-    ours = rates_of("audioset_cavmae.yaml", shards, tmp_path, steps_per_epoch=7)
+    ours = rates_of("audioset_cavmae", shards, tmp_path, steps_per_epoch=7)
     assert ours == pytest.approx([rate for rate in by_hand for _ in range(7)])
 
     optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], 2e-4)
@@ -199,7 +198,7 @@ def test_rate__of_cav_mae_falls_as_published(shards, tmp_path):
 
 @pytest.mark.parametrize(
     ("recipe", "epochs", "warmup", "peak"),
-    [("audioset.yaml", 25, 0.1, 2e-4), ("vggsound.yaml", 10, 0.05, 5e-5)],
+    [("audioset", 25, 0.1, 2e-4), ("vggsound", 10, 0.05, 5e-5)],
 )
 def test_rate__of_cav_mae_sync_warms_up_and_falls_to_a_tenth(recipe, epochs, warmup, peak, shards, tmp_path):
     rates = rates_of(recipe, shards, tmp_path, steps_per_epoch=40)

@@ -11,8 +11,9 @@ import pytest
 from huggingface_hub import HfApi, ModelCard
 from safetensors.torch import load_file
 
+from cavmae_sync_hf.training.pretrain import pretrain
 from helpers.apart import run_apart
-from helpers.scripts import load_script, run_script
+from helpers.scripts import run_training
 from helpers.tiny import TINY
 from helpers.tiny_shards import write_shards
 
@@ -67,7 +68,7 @@ def run(folder: Path, **flags: Any) -> None:
         "model_config": json.dumps(TINY), "max_steps": 2, "per_device_train_batch_size": 4, "use_cpu": "true",
         "disable_tqdm": "true", "log_level": "error", "dataloader_pin_memory": "false", "eval_min_shift": 0.5,
     } | flags  # fmt: skip
-    assert run_script(load_script("run_pretraining"), flags) == 0
+    assert run_training(pretrain, flags) == 0
 
 
 def files(folder: Path) -> set[str]:

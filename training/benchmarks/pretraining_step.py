@@ -4,7 +4,7 @@
     python training/benchmarks/pretraining_step.py --device cuda --batch-size 64 128 256 --profile
     python training/benchmarks/pretraining_step.py --model-config '{"num_modality_layers": 2}' --variants sdpa
 
-A step is what `run_pretraining.py` makes of a batch in memory: masks drawn, forward pass (under autocast in bfloat16),
+A step is what `cavmae-sync pretrain` makes of a batch in memory: masks drawn, forward pass (in bfloat16: autocast),
 backward pass, norm of the gradients, Adam with float32 weights. Loading is not part of it (see loading.py). The
 variants take turns in one run, so that a busy machine slows all of them alike; each value is the median over the
 rounds. A variant is an attention implementation and what is added to it:

@@ -14,7 +14,7 @@ import typer
 from cavmae_sync_command import interruptible, report_interrupt
 
 from ..model.errors_cavmae_sync import printable
-from . import commands, completion, data, evaluate, inference, model, page, search, terminal
+from . import commands, completion, data, evaluate, inference, model, page, search, terminal, training
 from .kinds import Needs
 
 app = commands.group("cavmae-sync", "CAV-MAE and CAV-MAE Sync: which sound belongs to which moment of a video.")
@@ -23,6 +23,7 @@ _INTERRUPTED = 128 + signal.SIGINT
 _MAKING = "Models and data"
 _USING = "Using a model"
 _SEARCH = Needs("search", "Search")
+_TRAINING = "Training"
 
 for _command, _panel, *_needs in (
     (inference.sync, _USING),
@@ -40,10 +41,12 @@ for _command, _panel, *_needs in (
     (data.prepare, _MAKING),
     (data.world, _MAKING, Needs("parquet", "A SyncWorld")),
     (model.export, _MAKING),
+    (training.recipes, _TRAINING),
     (completion.completion, "This command line"),
 ):
     commands.add(app, _command, *_needs, panel=_panel)
 app.add_typer(evaluate.app, rich_help_panel=_USING)
+training.add_to(app, _TRAINING)
 
 
 def main() -> NoReturn:

@@ -25,7 +25,7 @@ class Command(TyperCommand):
         return _usage(self, ctx)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        _write_parameters(self.get_params(ctx), formatter)
+        write_parameters(self.get_params(ctx), formatter)
 
 
 class Group(TyperGroup):
@@ -35,7 +35,7 @@ class Group(TyperGroup):
         return [*_usage(self, ctx), "COMMAND [ARGS]..."]
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        _write_parameters(self.get_params(ctx), formatter)
+        write_parameters(self.get_params(ctx), formatter)
         panels: dict[str, list[tuple[str, str]]] = {}
         for name in self.list_commands(ctx):
             command = self.get_command(ctx, name)
@@ -80,15 +80,21 @@ def add(app: typer.Typer, function: Callable[..., Any], *needs: Needs, panel: st
         panel: Heading under which the group's help lists it.
     """
     _name_values(function)
-    text, _, examples = (inspect.getdoc(function) or "").partition(_EXAMPLES)
-    lines = [f"  {line.strip()}" for line in examples.splitlines()]
+    text, examples = parts_of_help(function)
     app.command(
         name=function.__name__.strip("_").replace("_", "-"),
         cls=Command,
         help=text,
-        epilog="\n".join(["\b", "Examples:", *lines]) if lines else None,
+        epilog=examples,
         rich_help_panel=panel,
     )(prepared(function, *needs))
+
+
+def parts_of_help(function: Callable[..., Any]) -> tuple[str, str | None]:
+    """What a function's docstring says before and after a line `Examples:`."""
+    text, _, examples = (inspect.getdoc(function) or "").partition(_EXAMPLES)
+    lines = [f"  {line.strip()}" for line in examples.splitlines()]
+    return text, "\n".join(["\b", "Examples:", *lines]) if lines else None
 
 
 def _name_values(function: Callable[..., Any]) -> None:
@@ -115,9 +121,15 @@ def _usage(command: Any, ctx: Any) -> list[str]:
     return pieces
 
 
-def _write_parameters(parameters: Sequence[Any], formatter: Any) -> None:
-    """Arguments and options, with their defaults."""
-    rows: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
+def write_parameters(parameters: Sequence[Any], formatter: Any, options: str = "Options") -> None:
+    """Arguments and options, with their defaults.
+
+    Args:
+        parameters: Of a subcommand.
+        formatter: Takes the help.
+        options: Heading of the options.
+    """
+    rows: dict[str, list[tuple[str, str]]] = {"Arguments": [], options: []}
     for parameter in parameters:
         if getattr(parameter, "hidden", False):
             continue
@@ -137,11 +149,11 @@ def _write_parameters(parameters: Sequence[Any], formatter: Any) -> None:
                 default = parameter.opts[0] if getattr(parameter, "secondary_opts", ()) else ""
             remarks += [f"default: {default:g}" if isinstance(default, float) else f"default: {default}"]
         text = " ".join([parameter.help or "", *(f"[{remark}]" for remark in remarks)]).strip()
-        rows["Arguments" if parameter.param_type_name == "argument" else "Options"].append((names, text))
+        rows["Arguments" if parameter.param_type_name == "argument" else options].append((names, text))
     for heading, entries in rows.items():
         if entries:
             with formatter.section(heading):
                 formatter.write_dl(entries)
 
 
-__all__ = ["Command", "Group", "add", "group"]
+__all__ = ["Command", "Group", "add", "group", "parts_of_help", "write_parameters"]

@@ -125,7 +125,7 @@ def load_model(
         raise ModelError(f"{name} has the {config.modality} tower alone; this compares audio and video.")
     kinds = config.architectures or []
     if use != "embedding" and _CLASSES[use].__name__ not in kinds:
-        remedy = "training/run_classification.py fine-tunes one" if use == "classification" else "name another"
+        remedy = "`cavmae-sync finetune` trains one" if use == "classification" else "name another"
         raise ModelError(
             f"{name} was saved as {', '.join(kinds) or 'a bare model'}, without the {use} head that this needs; "
             f"{remedy}."

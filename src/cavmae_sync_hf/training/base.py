@@ -41,7 +41,7 @@ from ..model.errors_cavmae_sync import DiskError, Hint, NonFiniteLossError, Trai
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from ..model_card import CardDetails, create_model_card
 from .arguments import RunArguments
-from .checkpoints import check_output, last_checkpoint, remove_checkpoints
+from .earlier_run import check_output, last_checkpoint, remove_checkpoints
 from .evaluation import map_clips
 from .freezing import plain_model
 from .sets import INPUT_NAMES, EvaluationSet

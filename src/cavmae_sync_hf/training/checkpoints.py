@@ -1,5 +1,5 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""Checkpoints of a run: the newest whole one, those of epochs, and the mean of several as one model."""
+"""Checkpoints of the epochs of a run, and the mean of several as one model."""
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -11,76 +11,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..convert.reading import not_finite
 from ..files import StrPath, parse_json, whole_folder
-from ..model.errors_cavmae_sync import AlreadyExistsError, Hint, TrainingError, printable
-from .arguments import RunArguments
+from ..model.errors_cavmae_sync import TrainingError
+from .earlier_run import CHECKPOINT, TRAINER_STATE
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 # What belongs to a run and not to the model.
 _RUN_FILES = ("optimizer.*", "scheduler.*", "rng_state*", "trainer_state.json", "training_args.bin", "data_state.json",
               "scaler.pt", "README.md", "model*.safetensors*", "global_step*", "pytorch_model*")  # fmt: skip
-
-# What an earlier run left that a new one would replace.
-_RESULTS, _PLOTS = ("model*.safetensors*", "metrics.json"), "plots/*.png"
-
-
-def last_checkpoint(folder: StrPath | None) -> Path | None:
-    """The newest checkpoint of an output folder that was written to its end; `None` where there is none.
-
-    A run that is killed while it saves leaves a checkpoint without (or with half) the trainer's state, which is
-    written last.
-    """
-    found = []
-    for path in Path(folder or ".").glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        number = path.name.rpartition("-")[2]
-        try:
-            parse_json((path / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if number.isdigit():
-            found.append((int(number), path))
-    return max(found)[1] if found else None
-
-
-def check_output(arguments: RunArguments) -> str | None:
-    """Find out where a run begins, and refuse an output folder whose contents it would replace.
-
-    Args:
-        arguments: Of the run. `resume_from_checkpoint="auto"` stands for the newest whole checkpoint, if there is one.
-
-    Returns:
-        The checkpoint to go on from; `None` where the run starts anew.
-
-    Raises:
-        AlreadyExistsError: The folder holds an earlier run, which is neither resumed nor to be replaced.
-    """
-    folder, resume = Path(str(arguments.output_dir)), arguments.resume_from_checkpoint
-    checkpoint = last_checkpoint(folder)
-    if resume == "auto" and checkpoint is not None:
-        return str(checkpoint)
-    if resume != "auto" and resume is not None:
-        return resume
-    # One that was stopped before its first checkpoint has plots at most, and is begun again.
-    patterns = _RESULTS if resume == "auto" else (*_RESULTS, _PLOTS)
-    kept = checkpoint or next((entry for pattern in patterns for entry in sorted(folder.glob(pattern))), None)
-    if kept is not None and not arguments.overwrite:
-        hints = [Hint("resume_from_checkpoint", "auto", "go on with it")] if checkpoint is not None else []
-        raise AlreadyExistsError(
-            f"{printable(str(folder))}: holds an earlier run ({kept.name}); name another output_dir.",
-            hint=(*hints, Hint("overwrite", True, "start anew and replace it")),
-        )
-    return None
-
-
-def remove_checkpoints(folder: StrPath) -> None:
-    """Remove the checkpoints of an earlier run, which the next run would take for its own."""
-    for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        if path.name.rpartition("-")[2].isdigit():
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def checkpoints_of_epochs(output_dir: StrPath, first: int, last: int) -> list[Path]:
@@ -95,9 +35,9 @@ def checkpoints_of_epochs(output_dir: StrPath, first: int, last: int) -> list[Pa
         TrainingError: There is no checkpoint of one of these epochs.
     """
     found: dict[int, Path] = {}
-    for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+    for folder in Path(output_dir).glob(f"{CHECKPOINT}-*"):
         try:
-            epoch = float(parse_json((folder / TRAINER_STATE_NAME).read_text(encoding="utf-8"))["epoch"])
+            epoch = float(parse_json((folder / TRAINER_STATE).read_text(encoding="utf-8"))["epoch"])
         except (OSError, ValueError, KeyError):
             continue  # begun and not finished
         if abs(epoch - round(epoch)) < 1e-6:

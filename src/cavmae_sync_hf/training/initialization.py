@@ -25,6 +25,7 @@ from ..inference.loading import (
     has_processor,
     read_config,
     read_processor,
+    saved_model,
     saved_model_type,
 )
 from ..model.configuration_cavmae_sync import CavMaeSyncConfig
@@ -35,10 +36,9 @@ from ..model.modeling_cavmae_sync import (
     CavMaeSyncModel,
 )
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
-from .arguments import ModelArguments
-from .classification_arguments import ClassificationModelArguments
 from .freezing import Classifier, add_lora, freeze_idle
 from .sets import EvaluationSet
+from .settings import ClassificationModelArguments, ModelArguments
 
 _CLASSIFIER = CavMaeSyncForAudioVisualClassification.__name__
 
@@ -57,7 +57,7 @@ def build_for_pretraining(
     """
     torch.manual_seed(seed)
     changes, settings = _settings(arguments)
-    source = arguments.init_from
+    source = _place(arguments.init_from)
     extra = _attention(arguments)
     alignment = "time"
     if source is None:
@@ -129,7 +129,7 @@ def starting_point(arguments: ClassificationModelArguments) -> StartingPoint:
         changes["modality"] = arguments.modality
     if arguments.classifier is not None:
         changes["classifier_type"] = arguments.classifier
-    source = arguments.init_from
+    source = _place(arguments.init_from)
     if source is None:
         config = getattr(CavMaeSyncConfig, arguments.family)(**changes)
         start = StartingPoint(config, CavMaeSyncProcessor.from_config(config, **({"alignment": "time"} | settings)))
@@ -264,6 +264,11 @@ def _settings(arguments: ModelArguments) -> tuple[dict[str, Any], dict[str, Any]
 
 def _attention(arguments: ModelArguments) -> dict[str, Any]:
     return {"attn_implementation": arguments.attention} if arguments.attention else {}
+
+
+def _place(source: str | None) -> str | None:
+    """The file or folder of a model by any of its names, or its name on the Hub."""
+    return source if source is None or Path(source).expanduser().is_file() else saved_model(source)
 
 
 def _is_foreign(source: str) -> bool:

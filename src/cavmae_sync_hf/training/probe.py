@@ -27,10 +27,10 @@ from ..model.errors_cavmae_sync import TrainingError
 from ..model.modeling_cavmae_sync import CavMaeSyncModel
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from ..provenance import checkpoint_record, software_versions
-from .arguments import ProbeArguments
 from .feature_cache import cached_features
 from .initialization import LabelSpace, find_labels
 from .sets import EvaluationSet, find_sources
+from .settings import ProbeArguments
 
 SINGLE, MULTI = "single_label_classification", "multi_label_classification"
 
@@ -402,3 +402,9 @@ def probe_metrics(probe: LinearProbe, features: np.ndarray, labels: Sequence[Seq
     """`classification_metrics` of a probe on an evaluation set."""
     truth = multi_hot(labels, len(probe.bias))
     return compute("classification", predictions=probe.scores(features), references=truth.astype(int))
+
+
+if __name__ == "__main__":
+    from cavmae_sync_command import main
+
+    main("probe")

@@ -23,7 +23,7 @@ from ..model.alignment_cavmae_sync import center_times, reference_indices
 from ..model.errors_cavmae_sync import DataError, TrainingError
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from ..syncworld import find_truth, make_world, sounding_boxes, temporal_partners
-from .arguments import DataArguments, ProbeArguments
+from .settings import DataArguments, ProbeArguments
 
 # Inputs of the models by modality: values, and the mask of those that are there.
 _INPUTS = {"video": ("pixel_values_videos", "padding_mask_videos"), "audio": ("input_values", "padding_mask")}
@@ -235,7 +235,7 @@ def find_sources(
     settings: Any = arguments.syncworld
     given: Any = arguments.eval_data
     train, evaluation = arguments.train_data, dict(given or {})
-    if settings:
+    if settings and not (train and evaluation):
         extractor = processor.feature_extractor
         made, made_evaluation = make_syncworld(settings, extractor.num_frames, extractor.alignment, is_main)
         train, evaluation = train or made, evaluation or made_evaluation

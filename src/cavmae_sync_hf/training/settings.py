@@ -1,0 +1,328 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""This package's own settings of trainings and probes, as dataclasses that flags and recipes fill in.
+
+Nothing here loads torch: the command line shows them in its help, and tells a wrong one, before anything is loaded.
+"""
+
+import difflib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ..files import parse_json
+from ..model.errors_cavmae_sync import TrainingError
+
+# Models or labels that a probe is fitted to for comparison.
+BASELINES = ("random_weights", "shuffled_labels")
+
+
+class FlagError(TrainingError):
+    """A flag is unknown, lacks its value, or has one that cannot be used."""
+
+    @classmethod
+    def unknown(cls, word: str, known: Iterable[str]) -> "FlagError":
+        """About a word of the command line that is no flag, with the nearest of the settings' names."""
+        if not word.startswith("-"):
+            return cls(f"{word!r} belongs to no flag; the recipe comes first, before all flags.")
+        flag = word.partition("=")[0]
+        near = difflib.get_close_matches(flag.lstrip("-").replace("-", "_"), known, n=1)
+        return cls(
+            f"{flag} is no flag; " + (f"did you mean --{near[0]}?" if near else "--help-all shows all of them.")
+        )
+
+
+def setting(default: Any, text: str) -> Any:
+    """A field of a dataclass with a line in the help; a list is copied for every object."""
+    help_text = {"help": text.replace("%", "%%")}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=help_text)
+    return field(default=default, metadata=help_text)
+
+
+def mapping(name: str, value: Any) -> dict[str, Any] | None:
+    """A mapping given as such or as JSON.
+
+    Raises:
+        TrainingError: It is neither.
+    """
+    if isinstance(value, str):
+        try:
+            value = parse_json(value)
+        except json.JSONDecodeError as error:
+            raise TrainingError(f"`{name}` is {value!r}, which is no JSON ({error}).") from error
+    if value is not None and not isinstance(value, dict):
+        raise TrainingError(f'`{name}` is {value!r}; it must be a mapping, such as {{"key": value}}.')
+    return value
+
+
+@dataclass
+class ModelArguments:
+    """Which model is trained, and from which weights.
+
+    Attributes:
+        init_from: Where weights come from; `None` draws all of them at random. A folder or Hub name of one of this
+            package's models continues that one. A published `.pth` or safetensors file, an ImageNet MAE file or a
+            ViT-MAE folder is converted on the spot.
+        family: Whose settings `model_config` starts from: `"cav_mae_sync"` (CVPR 2025) or `"cav_mae"` (ICLR 2023).
+            Not used when a model is continued, whose own settings hold.
+        model_config: Settings of `CavMaeSyncConfig` that differ, as a mapping or JSON.
+        processor: Settings of the feature extractor that the model's configuration does not hold (`alignment`,
+            `mean`, `std`, `channel`), as a mapping or JSON. Defaults are those of a continued model, else
+            `alignment="time"`.
+        attention: Implementation of attention, such as `"sdpa"` or `"flash_attention_2"`; default: transformers'
+            choice.
+    """
+
+    init_from: str | None = setting(None, "Model folder or Hub name, published file, MAE file; empty: random weights.")
+    family: Literal["cav_mae_sync", "cav_mae"] = setting("cav_mae_sync", "Whose settings `model_config` starts from.")
+    model_config: dict[str, Any] | str | None = setting(None, "Settings of CavMaeSyncConfig that differ, as JSON.")
+    processor: dict[str, Any] | str | None = setting(
+        None, "Settings of the feature extractor (alignment, mean, std, channel), as JSON."
+    )
+    attention: str | None = setting(None, "Attention implementation, such as sdpa.")
+
+    def __post_init__(self) -> None:
+        self.model_config = mapping("model_config", self.model_config)
+        self.processor = mapping("processor", self.processor)
+
+
+@dataclass
+class ClassificationModelArguments(ModelArguments):
+    """Which classifier is trained, from which weights, and which of them.
+
+    Attributes:
+        init_from: As in `ModelArguments`. A pretrained model gives the encoder; a classifier gives its head as well
+            where it has the same classes and the same kind of head.
+        from_scratch: Take the sizes and the processor of `init_from`, but draw all weights at random, to see what
+            pretraining is worth.
+        modality: What the model sees; `"audio"` and `"video"` leave the other tower out. Default: that of the model
+            that is continued, else both.
+        classifier: `"mean_pooling"` (CAV-MAE: frames are classified one by one and their predictions averaged) or
+            `"frame_attention"` (CAV-MAE Sync: layers that attend over the clip's frames; give `frames_per_clip` as
+            many frames as a clip has). Default: that of the model that is continued, else mean pooling.
+        problem_type: Cross-entropy over classes that exclude each other, or binary cross-entropy of each class.
+            Default: the former where every training clip has exactly one label.
+        class_names: File with the names of the classes (text lines, JSON, or a CSV table of index, mid and display
+            name); default: those stored with the training set.
+        freeze: `"encoder"` trains the head alone.
+        lora_rank: Rank of low-rank changes to the encoder (LoRA), trained instead of its weights; `0`: none. Needs
+            the `lora` extra.
+        lora_alpha: Their scale is this over the rank; `0`: twice the rank.
+        lora_dropout: Dropout on their inputs.
+        lora_targets: Last parts of the names of the linear layers that get them.
+    """
+
+    from_scratch: bool = setting(False, "Take sizes and processor of init_from, and no weights.")
+    modality: Literal["multimodal", "audio", "video"] | None = setting(None, "What the model sees.")
+    classifier: Literal["mean_pooling", "frame_attention"] | None = setting(None, "Which head the model has.")
+    problem_type: Literal["single_label_classification", "multi_label_classification"] | None = setting(
+        None, "Cross-entropy, or binary cross-entropy of each class."
+    )
+    class_names: str | None = setting(None, "File of class names; empty: those stored with the training set.")
+    freeze: Literal["none", "encoder"] = setting("none", "What is not trained.")
+    lora_rank: int = setting(0, "Rank of low-rank changes to the encoder; 0: none.")
+    lora_alpha: float = setting(0.0, "Scale of the changes; 0: twice the rank.")
+    lora_dropout: float = setting(0.0, "Dropout on the inputs of the changes.")
+    lora_targets: list[str] = setting(["q_proj", "v_proj"], "Linear layers that are changed.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.from_scratch and not self.init_from:
+            raise TrainingError(
+                "`from_scratch` takes the sizes of `init_from`, which is empty; name a model or drop it."
+            )
+        if self.lora_rank < 0 or not 0 <= self.lora_dropout < 1:
+            raise TrainingError(
+                f"`lora_rank` is {self.lora_rank} and `lora_dropout` {self.lora_dropout}; use a rank of 0 (none) or "
+                "more, and a dropout of 0 or more, below 1."
+            )
+        if self.lora_rank and self.freeze != "none":
+            raise TrainingError(
+                "`lora_rank` leaves the encoder's own weights as they are already; leave `freeze` out."
+            )
+
+
+@dataclass
+class DataArguments:
+    """What is trained on and evaluated on.
+
+    Attributes:
+        train_data: A folder of shards, a folder or list of video files; see `open_clips`.
+        eval_data: Name -> such a source, as a mapping or JSON; each is evaluated under its name.
+        syncworld: Makes a SyncWorld and its shards before training, where they are not there yet: a mapping with
+            `folder`, `train` (clips), `semantic` and `temporal` (clips of these evaluation sets), and any options of
+            `make_world`. It gives `train_data` and `eval_data`, unless these are set; where both are, it is not made.
+        frames_per_clip: Random frames of a clip in a training sample; 1 as published.
+        augmentation: Name of a preset (`none`, `cavmae_sync`, `cavmae`, `cavmae_classification`), or settings of
+            `AugmentationOptions` as a mapping or JSON.
+        streaming: Read shards in an order that is good to the disk, each process and worker its own part; for sets
+            that no disk cache holds.
+        shuffle_buffer: Clips among which a worker picks the next when streaming.
+        in_memory: Decode all clips once and keep them, training and evaluation, for sets that fit: about 0.7 MB a
+            clip at 96 pixels, 3.3 MB at 256.
+    """
+
+    train_data: str | None = setting(None, "Shards, or a folder or list of videos.")
+    eval_data: dict[str, str] | str | None = setting(None, 'Evaluation sets, as JSON: {"name": "folder"}.')
+    syncworld: dict[str, Any] | str | None = setting(
+        None, "SyncWorld to make first, as JSON: folder, train, semantic, temporal, options."
+    )
+    frames_per_clip: int = setting(1, "Random frames of a clip in a training sample.")
+    augmentation: dict[str, Any] | str | None = setting(
+        None, "Preset (none, cavmae_sync, cavmae) or options, as JSON."
+    )
+    streaming: bool = setting(False, "Read shards in an order that is good to the disk.")
+    shuffle_buffer: int = setting(1000, "Clips among which a streaming worker picks.")
+    in_memory: bool = setting(False, "Decode all clips once and keep them.")
+
+    def __post_init__(self) -> None:
+        self.eval_data = mapping("eval_data", self.eval_data)
+        self.syncworld = mapping("syncworld", self.syncworld)
+        if isinstance(self.augmentation, str) and self.augmentation.lstrip().startswith("{"):
+            self.augmentation = mapping("augmentation", self.augmentation)
+        if self.frames_per_clip < 1:
+            raise TrainingError(f"`frames_per_clip` is {self.frames_per_clip}; it must be at least 1 (published: 1).")
+        if self.streaming and self.in_memory:
+            raise TrainingError("`streaming` and `in_memory` are both on; take one of them.")
+
+
+@dataclass
+class RunSettings:
+    """What every training has beside the settings of transformers' Trainer.
+
+    Attributes:
+        output_dir: Where checkpoints, the final model, its card and `metrics.json` go.
+        resume_from_checkpoint: A checkpoint to go on from; `"auto"`: the newest whole one of `output_dir`, if there is
+            one.
+        overwrite: Start anew in an `output_dir` that holds an earlier run, whose checkpoints go; off: refuse it.
+        adam_with_l2: Adam whose weight decay is part of the gradient (`torch.optim.Adam`), as published, instead of
+            the optimiser named by `optim`.
+        step_decay: The rate is multiplied by `factor` from epoch `start` on, every `every` epochs, after the warm-up;
+            as a mapping or JSON with these keys. Takes the place of `lr_scheduler_type` (published CAV-MAE: 10, 5,
+            0.5).
+        eval_batch_frames: Frames (with their windows) that the model sees at a time in evaluation.
+        peak_tflops: Peak of a device in TFLOP/s at the precision in use, for the utilisation; `0` measures a matrix
+            product on CUDA devices and leaves the utilisation out elsewhere.
+    """
+
+    output_dir: str | None = setting(None, "Where checkpoints, the final model and metrics.json go.")
+    resume_from_checkpoint: str | None = setting(
+        None, "Checkpoint to go on from; auto: the newest whole one of output_dir, if there is one."
+    )
+    overwrite: bool = setting(False, "Replace an earlier run in output_dir.")
+    adam_with_l2: bool = setting(False, "Adam with weight decay in the gradient, as published, instead of `optim`.")
+    step_decay: dict[str, Any] | str | None = setting(
+        None, "Step decay of the rate, as JSON: start, every (epochs), factor."
+    )
+    eval_batch_frames: int = setting(256, "Frames seen at a time in evaluation.")
+    peak_tflops: float = setting(0.0, "Peak TFLOP/s of a device; 0: measure it on CUDA.")
+
+
+@dataclass
+class PretrainingSettings:
+    """What pretraining has beside them.
+
+    Attributes:
+        eval_min_shift: Smallest shift in seconds that the true alignment is compared with in evaluation.
+        plots: Draw reconstructions and similarity matrices into `output_dir/plots` at every evaluation.
+        contrast_chunk_size: Clips of a process that go through the model at a time, for batches that memory does not
+            hold: same losses and gradients, one forward pass of the towers more. Unlike gradient accumulation, which
+            adds up the gradients of batches that contrast each for itself, it makes more negatives. `0`: all at once.
+        teacher_momentum: Momentum of a teacher (TG-DP) that guides the contrastive pass, which
+            `contrastive_mask_ratio` and `distillation_loss_weight` of the model's configuration bring about; `0`: no
+            teacher.
+        pictures: Old name of `plots`, which still works in this version.
+    """
+
+    eval_min_shift: float = setting(2.0, "Smallest shift in the alignment check, seconds.")
+    plots: bool = setting(False, "Draw reconstructions and similarities at evaluations.")
+    contrast_chunk_size: int = setting(0, "Clips at a time of a batch that contrasts as a whole; 0: all.")
+    teacher_momentum: float = setting(0.0, "Momentum of a teacher, such as 0.999; 0: none.")
+    pictures: bool | None = setting(None, "Old name of plots.")
+
+
+@dataclass
+class ClassificationSettings:
+    """What the training of a classifier has beside them.
+
+    Attributes:
+        head_lr_multiple: The head, which starts at random, learns at so many times `learning_rate` (published: 10 to
+            100).
+        balanced_sampling: Draw clips, with replacement, so that rare classes come as often as common ones.
+        average_epochs: First and last epoch whose checkpoints are averaged, weight by weight, into the final model;
+            as two numbers. Needs `save_strategy: epoch` and a `save_total_limit` that keeps them. `0`: none.
+        eval_each_modality: Evaluate a multimodal model with audio alone and with video alone as well.
+    """
+
+    head_lr_multiple: float = setting(1.0, "The head's learning rate over the encoder's.")
+    balanced_sampling: bool = setting(False, "Draw rare classes as often as common ones.")
+    average_epochs: list[int] | None = setting(None, "First and last epoch whose checkpoints are averaged; 0: none.")
+    eval_each_modality: bool = setting(False, "Evaluate with audio alone and video alone, too.")
+
+
+@dataclass
+class ProbeArguments:
+    """What a linear probe is fitted to and evaluated on.
+
+    Attributes:
+        model: Folder or Hub name of a model.
+        output_dir: Where `metrics.json` goes, and the features unless `cache_dir` says otherwise.
+        train_data: A folder of shards, a folder or list of video files; see `open_clips`. With labels.
+        eval_data: Name -> such a source, as a mapping or JSON; each is evaluated under its name.
+        syncworld: Makes a SyncWorld and its shards first, where they are not there yet; as in `DataArguments`.
+        class_names: File with the names of the classes; default: those stored with the training set.
+        problem_type: One softmax, or a regression for each class. Default: the former where every training clip has
+            exactly one label.
+        features: What is probed, each in turn: names of `inference.features` (`a`, `v`, `av`, `a_patches`, ...), or
+            several joined by `+`, such as `a+v`, which are put side by side.
+        baselines: What the metrics are to be compared with, measured in the same way: `random_weights`, the model
+            before any training; `shuffled_labels`, training labels dealt out at random.
+        strengths: Inverse strengths of regularisation (scikit-learn's `C`) to choose from.
+        held_out: Share of the training clips that the choice is made on.
+        max_iterations: Of the optimiser.
+        jobs: Classes fitted side by side; -1: as many as there are cores.
+        cache_dir: Where features are kept, a folder per set; default: `features` in `output_dir`.
+        overwrite: Replace the `metrics.json` of an earlier run, which is refused otherwise.
+        refresh_cache: Throw away features of another model or set, instead of refusing to go on.
+        batch_frames: Frames (with their windows) encoded at a time.
+        num_workers: Processes that load.
+        device: Where the model runs; default: the first GPU if there is one.
+        dtype: Of the model's weights.
+        seed: Seeds the held-out clips and the baselines.
+    """
+
+    model: str | None = setting(None, "Folder or Hub name of a model.")
+    output_dir: str = setting("outputs/probe", "Where metrics.json and the features go.")
+    train_data: str | None = setting(None, "Shards, or a folder or list of videos; labelled.")
+    eval_data: dict[str, str] | str | None = setting(None, 'Evaluation sets, as JSON: {"name": "folder"}.')
+    syncworld: dict[str, Any] | str | None = setting(
+        None, "SyncWorld to make first, as JSON: folder, train, semantic, temporal, options."
+    )
+    class_names: str | None = setting(None, "File of class names.")
+    problem_type: Literal["single_label_classification", "multi_label_classification"] | None = setting(
+        None, "One softmax, or a regression for each class."
+    )
+    features: list[str] = setting(["a", "v", "a+v", "av"], "What is probed; + puts side by side.")
+    baselines: list[str] = setting([], "For comparison: random_weights, shuffled_labels.")
+    strengths: list[float] = setting([0.001, 0.01, 0.1, 1.0, 10.0, 100.0], "Values of C to choose from.")
+    held_out: float = setting(0.2, "Share of the training clips for choosing C.")
+    max_iterations: int = setting(1000, "Of the optimiser.")
+    jobs: int = setting(-1, "Classes fitted side by side; -1: one per core.")
+    cache_dir: str | None = setting(None, "Where features are kept; default: in output_dir.")
+    overwrite: bool = setting(False, "Replace an earlier metrics.json.")
+    refresh_cache: bool = setting(False, "Replace features of another model or set.")
+    batch_frames: int = setting(256, "Frames encoded at a time.")
+    num_workers: int = setting(0, "Processes that load.")
+    device: str | None = setting(None, "Where the model runs, such as cpu or cuda:1.")
+    dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", "Of the model's weights.")
+    seed: int = setting(0, "Seeds the held-out clips and the baselines.")
+
+    def __post_init__(self) -> None:
+        for name in ("eval_data", "syncworld"):
+            setattr(self, name, mapping(name, getattr(self, name)))
+        unknown = sorted(set(self.baselines) - set(BASELINES))
+        if unknown:
+            raise TrainingError(f"`baselines` has {unknown[0]!r}; there are {' and '.join(BASELINES)}.")
+        if not self.features:
+            raise TrainingError("`features` is empty; name what is to be probed, such as a, v and a+v.")
