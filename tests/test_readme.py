@@ -1,10 +1,12 @@
 """The Python of README and documentation is run as it stands, each page in a folder and with names of its own."""
 
 import re
+import shlex
 import wave
 from pathlib import Path
 
 import pytest
+import typer
 from PIL import Image
 
 import cavmae_sync_hf
@@ -14,7 +16,9 @@ from cavmae_sync_hf import (
     CavMaeSyncProcessor,
     save_for_hub,
 )
+from cavmae_sync_hf.cli import app
 from cavmae_sync_hf.export import export_model
+from cavmae_sync_hf.training import list_recipes
 from helpers.clips import noise, write_clip
 from helpers.tiny import tiny_config
 
@@ -101,6 +105,23 @@ def test_page__make_targets_exist(page):
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in set(re.findall(r"`?make ([a-z-]+)[`\s]", "".join(blocks(page, "bash")))):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+@pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: page.name)
+def test_page__commands_options_and_recipes_exist(page):
+    for line in "".join(blocks(page, "bash")).replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        if words[:1] != ["cavmae-sync"]:
+            continue
+        command, rest = typer.main.get_command(app), words[1:]
+        while rest and (inner := getattr(command, "commands", {})):
+            command = inner[rest.pop(0)]
+        options = {"-h", "--help", "--help-all"}.union(
+            *(param.opts + param.secondary_opts for param in command.params)
+        )
+        assert [word for word in rest if re.match("--?[a-z]", word) and word.split("=")[0] not in options] == [], line
+        if command.name in ("pretrain", "finetune", "probe") and not rest[0].endswith(".yaml"):
+            assert any(rest[0] in (name, name.split("/")[1]) for name in list_recipes()), line
 
 
 def test_makefile__no_target_is_taken_for_a_folder():
