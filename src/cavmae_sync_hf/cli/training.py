@@ -20,9 +20,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import typer
 
-from ..files import check_free
 from ..model.errors_cavmae_sync import TrainingError
-from ..training.earlier_run import check_output
 from ..training.recipe import RUN_BY, find_recipe, list_recipes, load_recipe
 from ..training.settings import (
     ClassificationModelArguments,
@@ -180,6 +178,9 @@ def _start(words: list[str], folder: str) -> Iterator[None]:
 
 def _check(words: Sequence[str], folder: str) -> None:
     """Look at recipe, output folder, data, model and packages, without loading anything."""
+    from ..files import check_free
+    from ..training.earlier_run import check_output
+
     recipe, flags, known = {}, list(words), _names(folder)
     if flags and not flags[0].startswith("-"):
         recipe = load_recipe(find_recipe(flags.pop(0), folder), known)

@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..files import parse_json
 from ..model.errors_cavmae_sync import TrainingError
 
 # Models or labels that a probe is fitted to for comparison.
@@ -47,6 +46,8 @@ def mapping(name: str, value: Any) -> dict[str, Any] | None:
         TrainingError: It is neither.
     """
     if isinstance(value, str):
+        from ..files import parse_json  # which loads numpy; the help does without
+
         try:
             value = parse_json(value)
         except json.JSONDecodeError as error:
