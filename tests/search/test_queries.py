@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from cavmae_sync_hf import MediaError, SearchError
+from cavmae_sync_hf.inference.loudness import span_loudness
 from cavmae_sync_hf.search import embed_query, search_moments
-from cavmae_sync_hf.search.embedding import window_loudness
 from cavmae_sync_hf.search.querying import MAX_QUERY_WINDOWS
 from helpers.clips import noise, tone, write_clip
 from helpers.indexes import index_settings, make_store, random_vectors, vector_query
@@ -111,14 +111,14 @@ def test_embed_query__refuses(loaded, video, tmp_path):
             embed_query(query, model, processor, **({"hop": 0.5} | more))
 
 
-def test_window_loudness__is_the_root_mean_square_in_db(loaded, tmp_path):
+def test_loudness__is_the_root_mean_square_in_db(loaded, tmp_path):
     _, processor = loaded
     # A second of silence, then a sine of amplitude 0.3 on both channels, then the end.
     samples = np.concatenate([np.zeros((1, 16000)), tone(2.0, rate=16000, channels=1)], axis=1).astype(np.float32)
     file = write_clip(tmp_path / "s.wav", video=False, audio=samples, rate=16000, audio_codec="pcm_s16le")
     levels = []
     for batch in processor.stream(file, hop=0.25, missing="mask", return_media=True):
-        levels += window_loudness(batch, batch["media"]).tolist()
+        levels += span_loudness(batch["media"], batch["window_times"][0].numpy()).tolist()
 
     assert levels[0] == -120.0
     expected = 20 * np.log10(0.3 / np.sqrt(2))

@@ -20,7 +20,7 @@ from ..data.failures import Failure
 from ..data.tables import MEDIA_SUFFIXES
 from ..files import StrPath
 from ..inference.features import move_inputs, not_finite_error
-from ..inference.localize import occlusion_maps
+from ..inference.occlusion import occlusion_maps
 from ..metrics import boxes_in_view, compute, patch_maps, pointing_accuracy
 from ..metrics.localization import time_pointing_accuracy, upsample_maps
 from ..model.alignment_cavmae_sync import window_times

@@ -12,7 +12,7 @@ patches and points far less well.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -25,21 +25,22 @@ from ..model.alignment_cavmae_sync import FRAMES_PER_SECOND, view_of
 from ..model.errors_cavmae_sync import InferenceError
 from ..model.feature_extraction_cavmae_sync import SILENCE
 from ..model.media_cavmae_sync import decode_media
-from ..model.modeling_cavmae_sync import CavMaeSyncModel, CavMaeSyncPreTrainedModel, select_distinct
+from ..model.modeling_cavmae_sync import CavMaeSyncModel, CavMaeSyncPreTrainedModel
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from ..model.video_processing_cavmae_sync import CavMaeSyncVideoProcessor
 from ..provenance import model_fingerprint
 from .features import check_towers, evaluating, move_inputs, not_finite_error
+from .loudness import SILENCE_DB, span_loudness
 from .moments import MediaSpan, Progress, format_clock, read_ahead, read_moments, report_seconds, source_name
+from .occlusion import default_block, embed_without, occlusion_maps
+from .strength import LEAST_STRENGTH, NEAR_SECONDS, source_strength
 
 METHODS = ("occlusion", "cosine")
 DEFAULT_FPS = 5.0
 # Columns of the stored spectrogram are the highest of so many of its frames: 20 ms, enough for a plot of it.
 _POOLED_FRAMES = 2
-# Grids of more patches are asked at every second patch: the time grows with the square of their number.
-_LARGE_GRID = 100
-_SMALLEST_BLOCK = 3
-_SAMPLES_AT_A_TIME = 128
+# The most heat of a moment that has no source, of 1.
+_WEAK_HEAT = 0.35
 
 
 @dataclass(frozen=True)
@@ -82,16 +83,21 @@ class LocalizationResult:
         window_times: Start and end of each moment's audio window, `(moments, 2)`.
         present: Whether a moment has both audio and video, `(moments,)`; maps of others are 0.
         similarity: Cosine of each moment's audio and frame, `(moments,)`; NaN where one is absent.
+        strength: How far the audio speaks for a source in the frame, nats, `(moments,)`; NaN where one is absent. See
+            `strength.source_strength`.
+        loudness: Of the audio within 0.25 s of each moment, dB of full scale, `(moments,)`.
         video_maps: Where in the frame the sounding object is, `(moments, rows, columns)` float32, top to bottom. By
             occlusion: fall of the cosine; above 0 speaks for the audio.
         audio_maps: When and at which pitch in its window the frame's content is, `(moments, rows, columns)` float32,
             low to high mel and earlier to later.
         spectrogram: Log-mel of the span as the model sees it, `(mel bins, columns)` float16; the columns are
             `spectrogram_step` seconds each, from `spectrogram_start` on.
+        frequencies: Where each mel bin is centred, Hz.
         view: Which part of the frame the maps cover.
         fps: Moments per second.
         method: `"occlusion"` or `"cosine"`.
         settings: What else the maps depend on: the block left out, the model's fingerprint.
+        least_strength: Strength from which on a moment has a source.
         channel: Which channel of the audio was heard.
         span: Where in the video this starts and ends, seconds, as it was asked for.
         remarks: What a reader should know.
@@ -104,9 +110,12 @@ class LocalizationResult:
     window_times: np.ndarray
     present: np.ndarray
     similarity: np.ndarray
+    strength: np.ndarray
+    loudness: np.ndarray
     video_maps: np.ndarray
     audio_maps: np.ndarray
     spectrogram: np.ndarray
+    frequencies: np.ndarray
     spectrogram_start: float
     spectrogram_step: float
     view: View
@@ -115,6 +124,7 @@ class LocalizationResult:
     settings: dict[str, Any]
     channel: str
     span: tuple[float | None, float | None]
+    least_strength: float = LEAST_STRENGTH
     remarks: list[str] = field(default_factory=list)
     audio_track: int | str | None = None
 
@@ -123,17 +133,32 @@ class LocalizationResult:
         """Left, top, right and bottom of what the maps cover, as shares 0 to 1 of the whole frame."""
         return self.view.region
 
-    def peaks(self) -> np.ndarray:
-        """Where each moment's sounding object is, `(moments, 2)`: x, y as shares 0 to 1 of the frame; NaN if absent.
+    @property
+    def silent(self) -> np.ndarray:
+        """Whether nothing is heard around a moment, `(moments,)`."""
+        return self.loudness < SILENCE_DB
 
-        That is the centre of the highest patch.
+    @property
+    def has_source(self) -> np.ndarray:
+        """Whether what is heard at a moment has a source in the frame, `(moments,)`."""
+        return self._heard & (self.strength >= self.least_strength)
+
+    @property
+    def _heard(self) -> np.ndarray:
+        return self.present & ~self.silent
+
+    def peaks(self) -> np.ndarray:
+        """Where each moment's sounding object is, `(moments, 2)`: x, y as shares 0 to 1 of the frame.
+
+        That is the centre of the highest patch; NaN if the moment is silent or absent. It means nothing at moments
+        without a source.
         """
         count, rows, columns = self.video_maps.shape
         best = self.video_maps.reshape(count, -1).argmax(axis=1)
         x0, y0, x1, y1 = self.region
         x = x0 + (best % columns + 0.5) / columns * (x1 - x0)
         y = y0 + (best // columns + 0.5) / rows * (y1 - y0)
-        return np.where(self.present[:, None], np.stack([x, y], axis=1), np.nan)
+        return np.where(self._heard[:, None], np.stack([x, y], axis=1), np.nan)
 
     def boxes(self, threshold: float = 0.5) -> np.ndarray:
         """A box around each moment's highest patch and what hangs together with it, `(moments, 4)`.
@@ -142,43 +167,50 @@ class LocalizationResult:
             threshold: Share of the map's range above which a patch belongs to it.
 
         Returns:
-            `[x0, y0, x1, y1]` in pixels of the whole frame; NaN if absent.
+            `[x0, y0, x1, y1]` in pixels of the whole frame; NaN if the moment is silent or absent.
         """
         rows, columns = self.video_maps.shape[1:]
         x0, y0, x1, y1 = self.view.box
         found = map_boxes(torch.from_numpy(self.video_maps), (rows, columns), threshold).numpy()
         scale = np.array([(x1 - x0) / columns, (y1 - y0) / rows] * 2)
-        return np.where(self.present[:, None], found * scale + np.array([x0, y0] * 2), np.nan)
+        return np.where(self._heard[:, None], found * scale + np.array([x0, y0] * 2), np.nan)
 
     def heat(self, which: Literal["video", "audio"] = "video") -> np.ndarray:
-        """The maps as plots show them, of the maps' shape, -1 to 1: 0 and below is cold, 1 hottest; absent ones 0.
+        """The maps as plots show them, of the maps' shape, -1 to 1: 0 and below is cold, 1 hottest.
 
-        Every moment's peak is hottest, unless it lies below half of what most moments' peaks reach: a moment at which
-        nothing stands out stays cooler.
+        Where there is a source, the peak is hottest, unless it lies below half of what most moments' peaks reach: a
+        moment at which nothing stands out stays cooler. Moments without a source are dimmed to about a third; silent
+        and absent ones are 0.
         """
         maps = self.video_maps if which == "video" else self.audio_maps
         peaks = maps.max(axis=(1, 2))
-        usual = float(np.quantile(peaks[self.present], 0.95)) if self.present.any() else 0.0
+        usual = float(np.quantile(peaks[self._heard], 0.95)) if self._heard.any() else 0.0
         divisors = np.maximum(np.maximum(peaks, usual / 2), 1e-6)
-        heat = np.clip(maps / divisors[:, None, None], -1.0, 1.0)
-        return np.where(self.present[:, None, None], heat, 0.0).astype(np.float32)
+        most = np.where(self.has_source, 1.0, np.where(self._heard, _WEAK_HEAT, 0.0))
+        return (np.clip(maps / divisors[:, None, None], -1.0, 1.0) * most[:, None, None]).astype(np.float32)
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON: peaks and boxes of every moment, without the maps."""
-        moments = [
-            {"time": round(float(time), 4), "similarity": round(float(similarity), 6),
-             "peak": [round(float(value), 4) for value in peak], "box": [round(float(value), 1) for value in box],
-             "fall" if self.method == "occlusion" else "cosine": round(float(grid.max()), 6)}
-            if here else {"time": round(float(time), 4), "similarity": None, "peak": None, "box": None}
-            for time, similarity, peak, box, grid, here in zip(
-                self.times, self.similarity, self.peaks(), self.boxes(), self.video_maps, self.present, strict=True
-            )
-        ]  # fmt: skip
+        measure = "fall" if self.method == "occlusion" else "cosine"
+        moments = []
+        for k, (peak, box) in enumerate(zip(self.peaks(), self.boxes(), strict=True)):
+            here, heard = bool(self.present[k]), bool(self._heard[k])
+            moments.append({
+                "time": round(float(self.times[k]), 4),
+                "source": bool(self.has_source[k]),
+                "silent": bool(self.silent[k]),
+                "strength": round(float(self.strength[k]), 4) if here else None,
+                "similarity": round(float(self.similarity[k]), 6) if here else None,
+                "peak": [round(float(value), 4) for value in peak] if heard else None,
+                "box": [round(float(value), 1) for value in box] if heard else None,
+                measure: round(float(self.video_maps[k].max()), 6) if heard else None,
+            })  # fmt: skip
         return {
             "source": self.source,
             "audio_source": self.audio_source,
             "method": self.method,
             "fps": self.fps,
+            "least_strength": self.least_strength,
             "width": self.view.width,
             "height": self.view.height,
             "view": [round(edge, 1) for edge in self.view.box],
@@ -191,11 +223,11 @@ class LocalizationResult:
 
     def save_arrays(self, path: StrPath, *, overwrite: bool = False) -> None:
         """Write the maps, with times, peaks and the view, as a NumPy archive; `overwrite` replaces an earlier one."""
-        names = ("times", "window_times", "present", "similarity", "video_maps", "audio_maps")
+        numbers = ("times", "window_times", "present", "similarity", "strength", "loudness", "has_source")
         with whole_file(path, overwrite=overwrite) as partial:
             np.savez_compressed(
                 partial,
-                **{name: getattr(self, name) for name in names},
+                **{name: getattr(self, name) for name in (*numbers, "video_maps", "audio_maps")},
                 peaks=self.peaks(),
                 view=np.array(self.view.box),
             )
@@ -214,6 +246,7 @@ def localize(
     method: Literal["occlusion", "cosine"] = "occlusion",
     block: tuple[int, int] | None = None,
     stride: int | None = None,
+    least_strength: float = LEAST_STRENGTH,
     batch_size: int = 16,
     damaged: Literal["error", "keep"] = "error",
     channel: Literal["first", "mean"] | None = None,
@@ -238,6 +271,8 @@ def localize(
         method: `"occlusion"`, which runs the towers once for every patch, or `"cosine"` of the final patches.
         block: Rows and columns of frame patches that are left out together, odd; see `default_block`.
         stride: Patches from one place that is tried to the next; see `occlusion_maps`.
+        least_strength: Nats from which on a moment has a source. The default suits the example model; another model's
+            is found with clips of which it is known.
         batch_size: Moments decoded at a time.
         damaged: `"keep"` uses what can be decoded of truncated and corrupt files.
         channel: `"first"` or `"mean"` of several audio channels; default: the processor's.
@@ -265,25 +300,24 @@ def localize(
     canvas = _Canvas(start or 0.0)
     span = MediaSpan(video, audio=audio, sampling_rate=sampling_rate, start=start, end=end)
     with evaluating(base):
-        read = partial(
-            read_moments, processor, hop=1 / fps, num_frames=batch_size, damaged=damaged, device=base.device
-        )
+        read = partial(_read, processor, hop=1 / fps, num_frames=batch_size, damaged=damaged, device=base.device)
         show = report_seconds(progress, span)
         for inputs in (inputs for _, chunks in read_ahead([span], read) for inputs in chunks):
             parts.append(mapper(inputs))
             canvas.add(inputs["input_values"][0], inputs["window_times"][0])
             show(float(inputs["frame_times"][0, -1]))
-    values = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    values: dict[str, Any] = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     source = source_name(video)
     if not values["present"].any():
         raise InferenceError(f"{source}: no moment has both audio and video; name another span or video.")
     settings = {**mapper.settings(), "model": (fingerprint or model_fingerprint(base, processor))[:16]}
     if processor.audio_track is not None:
         settings["audio_track"] = processor.audio_track
-    return LocalizationResult(
+    found = LocalizationResult(
         source=source,
         audio_source=None if audio is None else source_name(audio),
         **values,
+        frequencies=processor.feature_extractor.mel_frequencies,
         spectrogram=canvas.finish(float(values["times"][-1]) + 0.5 / fps),
         spectrogram_start=start or 0.0,
         spectrogram_step=_POOLED_FRAMES / FRAMES_PER_SECOND,
@@ -294,8 +328,17 @@ def localize(
         channel=processor.feature_extractor.channel,
         audio_track=processor.audio_track,
         span=(start, end),
-        remarks=_remarks(values, method),
+        least_strength=least_strength,
     )
+    found.remarks += _remarks(found)
+    return found
+
+
+def _read(processor: CavMaeSyncProcessor, span: MediaSpan, **options: Any) -> Iterator[dict[str, Any]]:
+    """Inputs of some moments with their `loudness`, without the decoded frames, which are large."""
+    for inputs in read_moments(processor, span, return_media=True, **options):
+        media, times = inputs.pop("media"), inputs["frame_times"][0].numpy()
+        yield inputs | {"loudness": span_loudness(media, times[:, None] + np.array([-NEAR_SECONDS, NEAR_SECONDS]))}
 
 
 class _Mapper:
@@ -314,7 +357,12 @@ class _Mapper:
         extractor = processor.feature_extractor
         self.floor = (SILENCE - extractor.mean) / extractor.std
         self.silent_window = torch.full((1, 1, extractor.audio_length, extractor.num_mel_bins), self.floor)
-        self._silence: Tensor | None = None
+
+    @cached_property
+    def silence(self) -> Tensor:
+        """The embedding of a silent window, `(hidden,)`."""
+        window = self.silent_window.to(self.model.device, self.model.dtype)
+        return self.model.get_audio_features(window).audio_embeds[0, 0]
 
     @torch.no_grad()
     def __call__(self, inputs: dict[str, Tensor]) -> dict[str, np.ndarray]:
@@ -328,19 +376,24 @@ class _Mapper:
             audio_maps = patch_maps(output.video_embeds, output.audio_patch_embeds, model.config.audio_grid)
             video_maps, audio_maps = (maps * both[..., None, None] for maps in (video_maps, audio_maps))
         else:
-            if self._silence is None:
-                window = self.silent_window.to(model.device, model.dtype)
-                self._silence = model.get_audio_features(window).audio_embeds[0, 0]
             video_maps = occlusion_maps(
-                model, "video", moved["pixel_values_videos"], output.audio_embeds - self._silence, present=both,
+                model, "video", moved["pixel_values_videos"], output.audio_embeds - self.silence, present=both,
                 block=self.block, stride=self.stride,
             )  # fmt: skip
             audio_maps = occlusion_maps(
                 model, "audio", moved["input_values"], output.video_embeds, present=both,
                 stride=self.stride, fill=self.floor,
             )  # fmt: skip
+        hidden = embed_without(
+            model, "video", moved["pixel_values_videos"], video_maps.flatten(-2).argmax(-1), block=self.block
+        )
+        strength = source_strength(
+            output.audio_embeds[0], output.video_embeds[0], silence=self.silence, hidden=hidden[0],
+            temperature=model.config.temperature,
+        ).masked_fill(~both[0], torch.nan)  # fmt: skip
         similarity = output.similarity[0].diagonal().float().masked_fill(~both[0], torch.nan)
-        if not all(bool(values[both].isfinite().all()) for values in (similarity[None], video_maps, audio_maps)):
+        made = similarity[None], strength[None], video_maps, audio_maps
+        if not all(bool(values[both].isfinite().all()) for values in made):
             first = format_clock(float(inputs["frame_times"][0, 0]))
             raise not_finite_error(f"A map of the moments from {first} on", model)
         return {
@@ -348,6 +401,8 @@ class _Mapper:
             "window_times": inputs["window_times"][0].numpy(),
             "present": both[0].cpu().numpy(),
             "similarity": similarity.cpu().numpy(),
+            "strength": strength.cpu().numpy(),
+            "loudness": inputs["loudness"],
             "video_maps": video_maps[0].float().cpu().numpy(),
             "audio_maps": audio_maps[0].float().cpu().numpy(),
         }
@@ -395,133 +450,17 @@ def _view(video: Any, time: float, processor: CavMaeSyncProcessor, damaged: str)
     return View.of(media.frames.shape[2], media.frames.shape[3], processor.video_processor)
 
 
-def _remarks(values: dict[str, np.ndarray], method: str) -> list[str]:
+def _remarks(found: LocalizationResult) -> list[str]:
     remarks = []
-    absent = int((~values["present"]).sum())
+    total, absent, silent = len(found.times), int((~found.present).sum()), int((found.present & found.silent).sum())
+    weak = total - absent - silent - int(found.has_source.sum())
     if absent:
-        remarks.append(f"{absent} of {len(values['present'])} moments lack audio or video; their maps are empty.")
-    peaks = values["video_maps"][values["present"]].max(axis=(1, 2))
-    if method == "occlusion" and float(peaks.max()) < 0.01:
-        remarks.append("Leaving out parts of the frame hardly changes how the audio fits; the maps mean little.")
-    return remarks
-
-
-def default_block(grid: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns left out together: about a quarter of each side, odd, at least 3."""
-    rows, columns = (max(_SMALLEST_BLOCK, 2 * round((side / 4 - 1) / 2) + 1) for side in grid)
-    return rows, columns
-
-
-@torch.no_grad()
-def occlusion_maps(
-    model: CavMaeSyncModel,
-    modality: str,
-    inputs: Tensor,
-    queries: Tensor,
-    *,
-    present: Tensor | None = None,
-    block: tuple[int, int] | None = None,
-    stride: int | None = None,
-    fill: float | None = None,
-) -> Tensor:
-    """How far the similarity with a query falls where a part is left out.
-
-    Args:
-        model: A `CavMaeSyncModel` in evaluation mode.
-        modality: Whose parts are left out, `"audio"` or `"video"`.
-        inputs: `input_values` or `pixel_values_videos` of the model.
-        queries: What is compared with, `(batch, frames, hidden)`; embeddings or differences of them.
-        present: False for absent windows or frames, `(batch, frames)`; their maps are 0.
-        block: Rows and columns of patches that are left out together, odd; see `default_block`.
-        stride: Patches from one place that is tried to the next; between them the map is interpolated. Default: 1 for
-            small grids, 2 for others.
-        fill: Value that replaces a part in the input; `None` leaves its tokens out.
-
-    Returns:
-        `(batch, frames, rows, columns)` float32 in units of the cosine: the fall of `embedding . query` when the block
-        around the patch is left out; at the borders the block is cut. Positive where the part speaks for the query.
-    """
-    images = model.as_images(modality, inputs)
-    size = model.config.patch_size
-    grid = (images.shape[-2] // size, images.shape[-1] // size)
-    height, width = block or default_block(grid)
-    step = stride or (1 if grid[0] * grid[1] <= _LARGE_GRID else 2)
-    rows, columns = _places(grid[0], step), _places(grid[1], step)
-    kept = [_without(grid, (row, column), (height, width)) for row in rows for column in columns]
-    encode = partial(_embed_parts, model, modality) if fill is None else partial(_embed_filled, model, modality, fill)
-    distinct, places = select_distinct(images, present, model.config.deduplicate_windows)
-    falls = _embed(model, modality, distinct).unsqueeze(1) - encode(distinct, kept)
-    wanted = queries.flatten(0, 1).to(falls)
-    values = torch.einsum("mph,mh->mp", falls if places is None else falls[places], wanted)
-    maps = values.unflatten(1, (len(rows), len(columns)))
-    maps = _spread(grid[0], rows).to(maps) @ maps @ _spread(grid[1], columns).to(maps).T
-    maps = maps.unflatten(0, queries.shape[:2])
-    return maps if present is None else maps * present[..., None, None].to(maps)
-
-
-def _without(grid: tuple[int, int], patch: tuple[int, int], block: tuple[int, int]) -> Tensor:
-    """Which patches lie outside the block around a patch, bool `(rows, columns)`."""
-    mask = torch.ones(grid, dtype=torch.bool)
-    height, width = block
-    top, left = patch[0] - height // 2, patch[1] - width // 2
-    mask[max(0, top) : top + height, max(0, left) : left + width] = False
-    if not mask.any():
-        raise InferenceError(
-            f"A block of {height} x {width} patches covers the whole grid of {grid[0]} x {grid[1]}; lower `block`."
+        remarks.append(f"{absent} of {total} moments lack audio or video; their maps are empty.")
+    if silent:
+        remarks.append(f"{silent} of {total} moments are silent.")
+    if weak:
+        remarks.append(
+            f"At {weak} of {total} moments the model finds no source in the frame (strength below "
+            f"{found.least_strength:g} nats); their maps mean little and are dimmed."
         )
-    return mask
-
-
-def _embed_parts(model: CavMaeSyncModel, modality: str, images: Tensor, kept: list[Tensor]) -> Tensor:
-    """Embeddings `(samples, parts, hidden)` of images of which each part keeps only some patches."""
-    ids = [mask.flatten().nonzero()[:, 0] for mask in kept]
-    result = images.new_empty(len(images), len(kept), model.config.hidden_size, dtype=torch.float32)
-    # Blocks cut at the border leave more patches: what keeps equally many goes through the tower together.
-    for length in {len(part) for part in ids}:
-        parts = torch.tensor([number for number, part in enumerate(ids) if len(part) == length])
-        chosen = torch.stack([ids[number] for number in parts.tolist()]).to(images.device)
-        for samples, places in _pairs(len(images), len(parts), images.device):
-            result[samples, parts.to(images.device)[places]] = _embed(model, modality, images[samples], chosen[places])
-    return result
-
-
-def _embed_filled(model: CavMaeSyncModel, modality: str, fill: float, images: Tensor, kept: list[Tensor]) -> Tensor:
-    """The same where what is not kept has a value instead."""
-    size = model.config.patch_size
-    masks = torch.stack(kept).to(images.device).repeat_interleave(size, 1).repeat_interleave(size, 2).unsqueeze(1)
-    result = images.new_empty(len(images), len(kept), model.config.hidden_size, dtype=torch.float32)
-    for samples, places in _pairs(len(images), len(kept), images.device):
-        filled = images[samples].masked_fill(~masks[places], fill)
-        result[samples, places] = _embed(model, modality, filled)
-    return result
-
-
-def _pairs(samples: int, parts: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """All pairs of a sample and a part, some at a time."""
-    pairs = torch.cartesian_prod(torch.arange(samples), torch.arange(parts)).view(-1, 2)
-    for some in pairs.split(_SAMPLES_AT_A_TIME):
-        yield some[:, 0].to(device), some[:, 1].to(device)
-
-
-def _embed(model: CavMaeSyncModel, modality: str, images: Tensor, ids_keep: Tensor | None = None) -> Tensor:
-    tokens = model.tower(modality)(images, ids_keep)
-    return model.separate(modality, tokens)[0].float()
-
-
-def _places(count: int, step: int) -> list[int]:
-    """Rows or columns that are tried: the first, every further step, and the last."""
-    return sorted({*range(0, count, step), count - 1})
-
-
-def _spread(count: int, places: list[int]) -> Tensor:
-    """Weights `(count, places)` that interpolate linearly between the places."""
-    weights = torch.zeros(count, len(places))
-    for index in range(count):
-        after = next(number for number, place in enumerate(places) if place >= index)
-        if places[after] == index:
-            weights[index, after] = 1.0
-            continue
-        gap = places[after] - places[after - 1]
-        weights[index, after] = (index - places[after - 1]) / gap
-        weights[index, after - 1] = (places[after] - index) / gap
-    return weights
+    return remarks

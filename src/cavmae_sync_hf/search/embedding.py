@@ -18,6 +18,7 @@ import numpy as np
 
 from ..data.failures import passes
 from ..files import writing
+from ..inference.loudness import SILENCE_DB, span_loudness
 from ..inference.moments import MediaSpan, MomentChunk, embed_moments
 from ..model.errors_cavmae_sync import CavMaeSyncError, DiskError, Hint, MediaError, SearchError, UnexpectedError
 from ..model.media_cavmae_sync import probe_media
@@ -27,10 +28,6 @@ from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from .store import MomentStore
 from .tables import READ_AGAIN, ClipEntry, content_of, moments_schema, new_rows_name, release_names
 
-# Loudness of nothing at all, dB of full scale.
-FLOOR_DB = -120.0
-# Quieter windows count as silent: below a quiet room, above the noise of compressed digital silence.
-SILENCE_DB = -60.0
 # Rows of a clip in memory; more wait in a file.
 _BLOCK_ROWS = 512
 # What is embedded is written after so many rows or seconds: what a killed run loses at most.
@@ -111,7 +108,7 @@ def embed_clips(
 
     def keep(_span: MediaSpan, inputs: dict[str, Any], _first: int) -> dict[str, Any]:
         return {
-            "loudness": window_loudness(inputs, inputs["media"]),
+            "loudness": span_loudness(inputs["media"], inputs["window_times"][0].numpy()),
             "thumbnails": _thumbnails(inputs["media"], options.thumbnails),
         }
 
@@ -165,32 +162,6 @@ def append_clips(store: MomentStore, clips: Iterator[EmbeddedClip]) -> Iterator[
     finally:
         for item in group:
             item.close()
-
-
-def window_loudness(inputs: dict[str, Any], chunk: MediaChunk) -> np.ndarray:
-    """Loudness of each window of a chunk: the root of the mean square of its samples, in dB of full scale.
-
-    A window counts as far as it lies inside the file. (A full-scale sine has -3 dB.)
-
-    Args:
-        inputs: A chunk from `processor.stream`, with `window_times` `(1, windows, 2)` in seconds of the file.
-        chunk: Its decoded frames and audio.
-
-    Returns:
-        float32 `(windows,)`; `FLOOR_DB` where there is no audio.
-    """
-    spans = inputs["window_times"][0].numpy() - chunk.start
-    result = np.full(len(spans), FLOOR_DB, np.float32)
-    if chunk.waveform is None or not len(chunk.waveform):
-        return result
-    energy = np.concatenate(([0.0], np.cumsum(np.square(chunk.waveform.numpy().astype(np.float64)))))
-    places = np.round((spans - chunk.waveform_start) * chunk.sampling_rate).astype(np.int64)
-    first, last = np.clip(places, 0, len(energy) - 1).T
-    inside = last > first
-    power = (energy[last] - energy[first])[inside] / (last - first)[inside]
-    # Differences of sums may end below zero by a rounding error.
-    result[inside] = 10 * np.log10(np.maximum(power, 10 ** (FLOOR_DB / 10)))
-    return result
 
 
 def _thumbnails(chunk: MediaChunk, side: int) -> list[bytes | None]:

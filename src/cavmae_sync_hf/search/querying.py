@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from ..inference.features import choose_features, encode_moments, not_finite_error
+from ..inference.loudness import SILENCE_DB, span_loudness
 from ..inference.moments import MediaSpan, embed_moments, source_name
 from ..model.alignment_cavmae_sync import window_seconds
 from ..model.errors_cavmae_sync import MediaError, QueryError
@@ -23,7 +24,6 @@ from ..model.media_cavmae_sync import probe_media
 from ..model.modeling_cavmae_sync import CavMaeSyncModel
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from ..model.video_processing_cavmae_sync import is_media_source
-from .embedding import SILENCE_DB, window_loudness
 
 Side = Literal["audio", "video", "both", "auto"]
 
@@ -231,7 +231,7 @@ def _embed_media(
     )
     embedded = embed_moments(
         model, processor, [span], hop=step, batch_size=1, decoders=1, missing="mask",
-        prepare=lambda _, inputs, first: (first, window_loudness(inputs, inputs["media"])),
+        prepare=lambda _, inputs, first: (first, span_loudness(inputs["media"], inputs["window_times"][0].numpy())),
     )  # fmt: skip
     parts: list[tuple[np.ndarray, ...]] = []
     count = 0

@@ -16,12 +16,12 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from ..files import StrPath
+from ..inference.loudness import SILENCE_DB
 from ..model.errors_cavmae_sync import QueryError, SearchError
 from ..model.modeling_cavmae_sync import CavMaeSyncModel
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from .alignment import Alignments, align, best_apart
 from .approximate import REFINE, partitions_to_search
-from .embedding import SILENCE_DB
 from .querying import Query, Side, choose_side, embed_query, has_several_tracks
 from .settings import IndexSettings
 from .store import MomentStore, open_index
