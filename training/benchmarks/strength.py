@@ -31,7 +31,7 @@ def heard(record: dict[str, Any], time: float) -> bool:
 
 
 def kind_of(own: bool, shown: bool, audible: bool) -> str:
-    """What a moment is: whose the audio is, whether the frame shows an object that sounds, and whether one is heard."""
+    """What a moment is: whose the audio is, whether the frame shows what sounds, and whether anything is heard."""
     if own:
         return "own, sounds" if shown else "own, at rest"
     if not audible:
