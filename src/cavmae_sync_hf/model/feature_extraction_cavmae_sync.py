@@ -186,8 +186,9 @@ class CavMaeSyncFeatureExtractor(SavedWithCode, SequenceFeatureExtractor):
     @property
     def mel_frequencies(self) -> np.ndarray:
         """Where each mel filter is centred, Hz, `(num_mel_bins,)`: at equal steps of the mel scale from 20 Hz on."""
-        ends = 1127.0 * np.log1p(np.array([LOWEST_HERTZ, self.sampling_rate / 2]) / 700.0)
-        return 700.0 * np.expm1(np.linspace(*ends, self.num_mel_bins + 2)[1:-1] / 1127.0)
+        low, high = 1127.0 * np.log1p(np.array([LOWEST_HERTZ, self.sampling_rate / 2]) / 700.0)
+        centres: np.ndarray = 700.0 * np.expm1(np.linspace(low, high, self.num_mel_bins + 2)[1:-1] / 1127.0)
+        return centres
 
     def spectrogram_length(self, num_samples: int) -> int:
         """Spectrogram frames of a waveform: whole windows only, at least one (short clips are padded with zeros)."""
