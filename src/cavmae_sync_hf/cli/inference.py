@@ -1,5 +1,5 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""Subcommands that say what a model finds in videos: synchrony, sources, labels and features."""
+"""Subcommands that say what a model finds in videos: synchrony, labels and features."""
 
 import re
 from collections.abc import Callable
@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.markup import escape
 
-from ..model.errors_cavmae_sync import DiskError, InferenceError, printable
+from ..model.errors_cavmae_sync import InferenceError, printable
 from . import terminal
-from .kinds import FileIn, FolderOut, MediaIn, Needs, SourceIn
+from .batch import TABLE_SUFFIXES, ResultFiles, ResultsOut, each, find_files, is_table, pair_audio, write_table
+from .kinds import FileIn, FileOut, FolderOut, MediaIn, Needs, SourceIn
 from .options import (
     AsJson,
     AudioTrack,
@@ -31,15 +32,17 @@ from .options import (
 if TYPE_CHECKING:
     from ..data.failures import Failure
     from ..inference.classify import ClipLabels
-    from ..inference.localize import LocalizationResult
     from ..inference.sync import SyncResult
 
 _BAR_WIDTH = 24
+_SYNC_FILES = {"timeline": "sync.png", "values": "sync.json", "arrays": "sync.npz"}
 
 
 def sync(
     videos: Annotated[
-        list[str] | None, typer.Argument(metavar="VIDEO...", help="Video files or addresses."), MediaIn()
+        list[str] | None,
+        typer.Argument(metavar="VIDEO...", help="Video files, folders, patterns or addresses."),
+        MediaIn(folders=True),
     ] = None,
     *,
     model: Model,
@@ -63,9 +66,11 @@ def sync(
     max_offset: Annotated[float, time_option("Largest offset tried both ways.")] = 2.0,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Write a timeline image, JSON and arrays per video."),
-        FolderOut(),
-        Needs("plots", "The timeline"),
+        typer.Option(
+            metavar="FOLDER|FILE",
+            help="Folder for a timeline image, JSON and arrays of each video; or a .csv or .json file for a table.",
+        ),
+        ResultsOut("The timeline"),
     ] = None,
     overwrite: Overwrite = False,
     damaged: Damaged = "error",
@@ -83,24 +88,25 @@ def sync(
     Examples:
         cavmae-sync sync video.mp4 --model example
         cavmae-sync sync video.mp4 --audio dub.wav --model my-model --out found
+        cavmae-sync sync videos/ --model my-model --out offsets.csv
     """
     if bool(videos) == (labels is not None):
         raise typer.BadParameter("Name videos, or a list of them with --labels; one of the two.")
-    if audio and (labels is not None or len(audio) != len(videos or [])):
-        raise typer.BadParameter(
-            f"--audio was given {len(audio)} times for {len(videos or [])} videos; once for each."
-        )
+    if audio and labels is not None:
+        raise typer.BadParameter("--audio goes with videos; a list has a column audio.")
     if in_sync and labels is None:
         raise typer.BadParameter("--in-sync goes with --labels.")
+    pairs, truths, lost = _pairs(videos or [], audio, labels, in_sync)
+    names = [video for video, _ in pairs]
+    files = None
+    if out is not None and not is_table(out):
+        files = ResultFiles(out, names, _SYNC_FILES, overwrite)
+        terminal.kept = f"Files of finished videos in {out} are kept; run the command again for the others."
     device = terminal.choose_device(device)
     from ..inference.loading import load_model
     from ..inference.sync import measure_sync
     from ..provenance import model_fingerprint
 
-    pairs, truths = _pairs(videos, audio, labels, in_sync)
-    if out is not None:
-        terminal.kept = f"Files of finished videos in {out} are kept; run the command again for the others."
-    write = None if out is None else _SyncWriter(out, [video for video, _ in pairs], overwrite)
     loaded, processor = load_model(model, device=device, modalities="both")
     processor = processor.with_audio_choice(channel, audio_track)
     options: dict[str, Any] = {
@@ -109,87 +115,39 @@ def sync(
     }  # fmt: skip
 
     def measure(number: int, progress: Callable[..., None]) -> Any:
-        if write is not None:
-            write.check(number)
-        return measure_sync(loaded, processor, *pairs[number], **options, progress=progress)
+        if files is not None:
+            files.check(number)
+        result = measure_sync(loaded, processor, *pairs[number], **options, progress=progress)
+        if files is not None:
+            _write_sync(result, files.paths[number], overwrite)
+        return result
 
-    done, failed = _each([video for video, _ in pairs], measure, "measuring", write)
-    summary = _summary({number: result for number, (result, _) in done.items()}, truths)
+    done, failed = each(names, measure, "measuring")
+    failed = lost + failed
+    summary = _summary(done, truths)
+    written = {
+        number: [] if files is None else [str(path) for path in files.paths[number].values()] for number in done
+    }
+    failures = [failure.to_dict("video") for failure in failed]
+    entries = [result.to_dict() | {"files": written[number]} for number, result in done.items()]
+    values = {"model": model, "videos": entries, "failed": failures, **summary}
     if as_json:
-        entries = [result.to_dict() | {"files": files} for result, files in done.values()]
-        failures = [failure.to_dict("video") for failure in failed]
-        terminal.print_json({"model": model, "videos": entries, "failed": failures, **summary})
+        terminal.print_json(values)
     else:
-        _show_sync([result for result, _ in done.values()], summary)
-        for _, files in done.values():
-            for file in files:
-                terminal.say(f"wrote {file}")
+        _show_sync(list(done.values()), summary)
+        for path in (path for paths in written.values() for path in paths):
+            terminal.say(f"wrote {path}")
+    if out is not None and files is None:
+        rows = [_sync_row(result) for result in done.values()] + failures
+        write_table(out, rows, values, overwrite=overwrite, as_json=as_json)
     terminal.end(failed, len(done), noun="video")
-
-
-def localize(
-    video: Annotated[str, typer.Argument(metavar="VIDEO", help="Video file or address."), MediaIn()],
-    *,
-    model: Model,
-    out: Annotated[
-        Path,
-        typer.Option(metavar="FOLDER", help="Folder for images, video, JSON and maps."),
-        FolderOut(),
-        Needs("plots", "Drawing"),
-    ],
-    overwrite: Overwrite = False,
-    audio: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Another audio track for the video."), MediaIn()
-    ] = None,
-    start: Start = None,
-    end: End = None,
-    fps: Annotated[float, typer.Option(help="Moments per second for which maps are made.")] = 5.0,
-    method: Annotated[
-        Literal["occlusion", "cosine"],
-        typer.Option(help="Leave out patch after patch, or compare the patches themselves: fast, but points badly."),
-    ] = "occlusion",
-    draw_video: Annotated[
-        bool, typer.Option("--video/--no-video", help="Also write the video with the maps drawn in.")
-    ] = True,
-    frames: Annotated[int, typer.Option(min=1, help="Frames on the contact strip.")] = 12,
-    damaged: Damaged = "error",
-    channel: Channel = None,
-    audio_track: AudioTrack = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Moments decoded at a time.")] = 16,
-    device: Device = "auto",
-    as_json: AsJson = False,
-) -> None:
-    """Find where in the frame the source of the audio is, and which part of the spectrogram belongs to the frame.
-
-    Examples:
-        cavmae-sync localize video.mp4 --model example --out places
-    """
-    device = terminal.choose_device(device)
-    from ..files import check_free
-    from ..inference.loading import load_model
-    from ..inference.localize import localize as run_localize
-
-    paths = _localization_paths(video, out, draw_video)
-    check_free(*paths.values(), overwrite=overwrite)  # before the work, not after it
-    loaded, processor = load_model(model, device=device, modalities="both")
-    terminal.kept = f"Files that lie in {out} are whole; run the command again to have all of them."
-    with terminal.progress_bar("localizing") as show:
-        found = run_localize(
-            loaded, processor, video, audio, start=start, end=end, fps=fps, method=method, damaged=damaged,
-            channel=channel, audio_track=audio_track, batch_size=batch_size, progress=_seconds(show),
-        )  # fmt: skip
-    files = _write_localization(found, video, audio, paths, frames=frames, overwrite=overwrite)
-    if as_json:
-        terminal.print_json({"model": model, **found.to_dict(), "files": files})
-        return
-    _show_localization(found)
-    for file in files.values():
-        terminal.say(f"wrote {file}")
 
 
 def classify(
     videos: Annotated[
-        list[str], typer.Argument(metavar="VIDEO...", help="Video or audio files, or addresses."), MediaIn()
+        list[str],
+        typer.Argument(metavar="VIDEO...", help="Video or audio files, folders of videos, patterns or addresses."),
+        MediaIn(folders=True),
     ],
     model: Model,
     top: Annotated[int, typer.Option(min=1, help="How many labels to show.")] = 5,
@@ -206,6 +164,12 @@ def classify(
     damaged: Damaged = "error",
     channel: Channel = None,
     audio_track: AudioTrack = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also write the labels to a .csv or .json file."),
+        FileOut(TABLE_SUFFIXES),
+    ] = None,
+    overwrite: Overwrite = False,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -216,6 +180,7 @@ def classify(
     Examples:
         cavmae-sync classify video.mp4 --model my-classifier --moments
     """
+    files, lost = find_files(videos)
     device = terminal.choose_device(device)
     from ..inference.classify import iter_classify
     from ..inference.loading import load_model
@@ -226,19 +191,24 @@ def classify(
 
     def label(number: int, progress: Callable[..., None]) -> Any:
         (result,) = iter_classify(
-            loaded, processor, videos[number], modality=modality, top_k=top, hop=hop, moments=moments,
+            loaded, processor, files[number], modality=modality, top_k=top, hop=hop, moments=moments,
             missing=missing, damaged=damaged, channel=channel, audio_track=audio_track, progress=progress,
         )  # fmt: skip
         return result
 
-    done, failed = _each(videos, label, "classifying")
-    found: list[ClipLabels] = [result for result, _ in done.values()]
+    done, failed = each(files, label, "classifying")
+    failed = lost + failed
+    found: list[ClipLabels] = list(done.values())
+    failures = [failure.to_dict("clip") for failure in failed]
+    values = {"model": model, "clips": [result.to_dict() for result in found], "failed": failures}
     if as_json:
-        failures = [failure.to_dict("clip") for failure in failed]
-        terminal.print_json({"model": model, "clips": [result.to_dict() for result in found], "failed": failures})
+        terminal.print_json(values)
     else:
         for result in found:
             _show_labels(result, moments)
+    if out is not None:
+        rows = [row for result in found for row in _label_rows(result)] + failures
+        write_table(out, rows, values, overwrite=overwrite, as_json=as_json)
     terminal.end(failed, len(found), noun="clip")
 
 
@@ -338,117 +308,26 @@ def extract(
 
 
 def _pairs(
-    videos: list[str] | None, audio: list[str] | None, labels: Path | None, in_sync: list[str] | None
-) -> tuple[list[tuple[str, str | None]], list[bool] | None]:
-    """Videos with their audio tracks, and whether each is in sync where that is known."""
-    if labels is None:
-        tracks: list[str | None] = list(audio) if audio else [None] * len(videos or [])
-        return list(zip(videos or [], tracks, strict=True)), None
-    from ..data.sync_list import read_sync_list
+    videos: list[str], audio: list[str] | None, labels: Path | None, in_sync: list[str] | None
+) -> tuple[list[tuple[str, str | None]], list[bool] | None, "list[Failure]"]:
+    """Videos with their audio tracks, whether each is in sync where that is known, and what nothing is found for."""
+    if labels is not None:
+        from ..data.sync_list import read_sync_list
 
-    listed = read_sync_list(labels, in_sync or ())
-    return [(item.video, item.audio) for item in listed], [item.in_sync for item in listed]
-
-
-def _each(
-    names: list[str],
-    measure: Callable[[int, Callable[..., None]], Any],
-    what: str,
-    write: Callable[[int, Any], list[str]] | None = None,
-) -> tuple[dict[int, tuple[Any, list[str]]], list["Failure"]]:
-    """Measure video after video; gives results with the files written, by number, and those that were left out."""
-    done: dict[int, tuple[Any, list[str]]] = {}
-    failed: list[Failure] = []
-    with terminal.progress_bar(what) as show:
-        for number, name in enumerate(names):
-
-            def tell(seconds: int, total: int, remark: str = "", number: int = number) -> None:
-                show(number, len(names), remark or (f"{seconds} of {total} s" if total else f"{seconds} s"))
-
-            try:
-                result = measure(number, tell)
-                done[number] = result, [] if write is None else write(number, result)
-            except DiskError:  # which the next video would meet, too
-                raise
-            except Exception as error:
-                failed += terminal.failures({name: error})
-        show(len(names), len(names))
-    return done, failed
+        listed = read_sync_list(labels, in_sync or ())
+        return [(item.video, item.audio) for item in listed], [item.in_sync for item in listed], []
+    found, lost = find_files(videos)
+    return pair_audio(found, audio), None, lost
 
 
-class _SyncWriter:
-    """Writes timeline, values and arrays of one video after the other into a folder.
-
-    Args:
-        folder: The folder.
-        videos: All of them, whose places decide about names, so that another run gives the same.
-        overwrite: Whether earlier results are replaced.
-    """
-
-    def __init__(self, folder: Path, videos: list[str], overwrite: bool) -> None:
-        from ..files import file_stem, writing
-        from ..inference.plots import require_matplotlib
-
-        # Before the first video is measured, not after it.
-        _check_folder(folder)
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        require_matplotlib()
-        self.overwrite = overwrite
-        taken: set[str] = set()
-        stems = [file_stem(video, taken) for video in videos]
-        self.paths = [[folder / f"{stem}.sync.{suffix}" for suffix in ("png", "json", "npz")] for stem in stems]
-
-    def check(self, number: int) -> None:
-        """Refuse a video whose results are there, before it is measured."""
-        from ..files import check_free
-
-        check_free(*self.paths[number], overwrite=self.overwrite)
-
-    def __call__(self, number: int, result: "SyncResult") -> list[str]:
-        from ..files import write_json
-        from ..inference.plots import draw_timeline
-
-        image, values, arrays = self.paths[number]
-        draw_timeline(result, image, overwrite=self.overwrite)
-        write_json(values, result.to_dict(), overwrite=self.overwrite)
-        result.save_arrays(arrays, overwrite=self.overwrite)
-        return [str(path) for path in self.paths[number]]
-
-
-def _localization_paths(video: str, folder: Path, draw_video: bool) -> dict[str, Path]:
-    """The files to write, by what they are."""
-    from ..files import file_stem
-
-    _check_folder(folder)
-    stem = file_stem(video, set())
-    names = {"frames": "frames.png", "spectrogram": "spectrogram.png", "values": "places.json", "maps": "maps.npz"}
-    names |= {"video": "places.mp4"} if draw_video else {}
-    return {key: folder / f"{stem}.{name}" for key, name in names.items()}
-
-
-def _write_localization(
-    found: "LocalizationResult",
-    video: str,
-    audio: str | None,
-    paths: dict[str, Path],
-    *,
-    frames: int,
-    overwrite: bool,
-) -> dict[str, str]:
-    """Write images, values, maps and, where a path is given for it, the video."""
+def _write_sync(result: "SyncResult", paths: dict[str, Path], overwrite: bool) -> None:
+    """Write timeline, values and arrays of one video."""
     from ..files import write_json
-    from ..inference.plots import draw_spectrogram, draw_strip
-    from ..inference.video_overlay import write_overlay_video
+    from ..inference.plots import draw_timeline
 
-    draw_strip(found, video, paths["frames"], count=frames, overwrite=overwrite)
-    draw_spectrogram(found, paths["spectrogram"], overwrite=overwrite)
-    write_json(paths["values"], found.to_dict(), overwrite=overwrite)
-    found.save_arrays(paths["maps"], overwrite=overwrite)
-    if "video" in paths:
-        with terminal.progress_bar("drawing") as show:
-            write_overlay_video(found, video, paths["video"], audio, overwrite=overwrite, progress=_seconds(show))
-    return {key: str(path) for key, path in paths.items()}
+    draw_timeline(result, paths["timeline"], overwrite=overwrite)
+    write_json(paths["values"], result.to_dict(), overwrite=overwrite)
+    result.save_arrays(paths["arrays"], overwrite=overwrite)
 
 
 def _summary(results: "dict[int, SyncResult]", truths: list[bool] | None) -> dict[str, Any]:
@@ -507,42 +386,20 @@ def _show_sync(results: "list[SyncResult]", summary: dict[str, Any]) -> None:
         terminal.say(f"Protocol: {results[0].protocol}")
 
 
-def _show_localization(found: "LocalizationResult") -> None:
-    from rich.table import Table
-
-    table = Table("time", "similarity", "source at x, y", "box")
-    moments = found.to_dict()["moments"]
-    step = -(-len(moments) // 12)
-    for moment in moments[::step]:
-        if moment["peak"] is None:
-            table.add_row(f"{moment['time']:.2f} s", "-", "-", "-")
-            continue
-        x, y = moment["peak"]
-        box = ", ".join(f"{edge:.0f}" for edge in moment["box"])
-        table.add_row(f"{moment['time']:.2f} s", f"{moment['similarity']:.3f}", f"{x:.0%}, {y:.0%}", box)
-    terminal.console.print(table)
-    for remark in found.remarks:
-        terminal.say(f"- {remark}")
+def _sync_row(result: "SyncResult") -> dict[str, Any]:
+    """A video as a row of a table: its verdict and all values that are one number or word."""
+    row: dict[str, Any] = {"video": result.source, "audio": result.audio_source, "verdict": str(result.verdict)}
+    row["reason"] = result.verdict.reason
+    plain = (str, int, float, type(None))
+    values = result.to_dict(series=False)
+    row |= {name: value for name, value in values.items() if isinstance(value, plain) and not name.endswith("source")}
+    return row | {"remarks": " ".join(result.remarks), "error": None}
 
 
 def _name(result: "SyncResult") -> str:
     """Names of a video and of its audio track, without their folders."""
     sources = [result.source] if result.audio_source is None else [result.source, result.audio_source]
     return " + ".join(printable(source.rstrip("/").rpartition("/")[2] or source) for source in sources)
-
-
-def _seconds(show: Callable[..., None]) -> Callable[..., None]:
-    """Progress of one video."""
-
-    def tell(seconds: int, total: int, _: str = "") -> None:
-        show(0, 1, f"{seconds} of {total} s" if total else f"{seconds} s")
-
-    return tell
-
-
-def _check_folder(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file; name a folder for the results.")
 
 
 def _show_labels(result: "ClipLabels", moments: bool) -> None:
@@ -563,6 +420,17 @@ def _show_labels(result: "ClipLabels", moments: bool) -> None:
     if moments:
         for start, end, label, score in _runs(result):
             terminal.say(f"   {format_clock(start)} - {format_clock(end)}  {label} ({score:.3f})")
+
+
+def _label_rows(result: "ClipLabels") -> list[dict[str, Any]]:
+    """Labels and scores of a clip as rows of a table, and then those of its moments, where they were asked for."""
+    values = result.to_dict()
+    whole = [{"clip": result.clip, "start": None, "end": None, **entry, "error": None} for entry in values["labels"]]
+    return whole + [
+        {"clip": result.clip, "start": moment["start"], "end": moment["end"], **entry, "error": None}
+        for moment in values.get("moments", ())
+        for entry in moment["labels"]
+    ]
 
 
 def _runs(result: "ClipLabels") -> list[tuple[float, float, str, float]]:

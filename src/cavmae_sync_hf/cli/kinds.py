@@ -210,11 +210,13 @@ class FileOut(Kind):
         suffixes: What its name may end in, which decides its format; empty for none; default: anything.
         what: What is written, where nothing else is ever replaced by it.
         marker: What every such file says.
+        beside: The argument of a folder that is made, in which the file may lie.
     """
 
     suffixes: tuple[str, ...] = ()
     what: str = ""
     marker: str = ""
+    beside: str = ""
 
     def check(self, value: Any, values: Mapping[str, Any]) -> None:
         from ..files import check_free
@@ -231,7 +233,8 @@ class FileOut(Kind):
                 f"{printable(str(path))} exists and is no {self.what}, so it is not replaced; name another file."
             )
         check_free(path, overwrite=bool(values.get("overwrite")))
-        if not path.parent.is_dir():
+        made = values.get(self.beside)
+        if not path.parent.is_dir() and not (made and path.absolute().parent == Path(made).absolute()):
             raise DataError(nothing_at(str(path.parent), "folder"))
         _check_writable(path)
 

@@ -1,6 +1,9 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
 """The subcommands that make an index of moments, search it, and say what it holds."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -8,11 +11,23 @@ import typer
 from ..model.errors_cavmae_sync import SearchError, on_command_line, printable
 from . import terminal
 from .completion import model_names
-from .kinds import FolderIn, FolderOut, MediaIn, ModelName, SourceIn
-from .options import AudioTrack, Channel, Device, Engine, Media, Model, time_option
+from .kinds import FileOut, FolderIn, FolderOut, MediaIn, ModelName, Needs, SourceIn
+from .options import AudioTrack, Channel, Device, Engine, Media, Model, Overwrite, time_option
 
 _INDEX = FolderIn("index", holds="moments.lance", remedy="`cavmae-sync index SOURCE INDEX` makes one.")
+# As `search.writing` has them, which would load torch.
+HIT_SUFFIXES = (".csv", ".json", ".html", ".edl", ".otio")
 _SIDES = ("auto", "audio", "video", "both")
+
+
+@dataclass(frozen=True)
+class HitsOut(FileOut):
+    """A file for hits; timelines need an extra."""
+
+    def check(self, value: Any, values: Mapping[str, Any]) -> None:
+        super().check(value, values)
+        if Path(value).suffix.lower() in (".edl", ".otio"):
+            Needs("archive", "A timeline").check()
 
 
 def _side(text: str) -> str:
@@ -158,18 +173,42 @@ def search(
         ),
         ModelName(unnamed="of the index"),
     ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Also write the hits: .csv or .json, a page to look at (.html), or a timeline (.edl, .otio).",
+        ),
+        HitsOut(HIT_SUFFIXES, beside="clips"),
+    ] = None,
+    clips: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Cut the hits into files, copied from the key frame before each."),
+        FolderOut(),
+    ] = None,
+    reencode: Annotated[
+        bool, typer.Option("--reencode", help="With --clips: cut where the hits begin and end, and encode anew.")
+    ] = False,
+    padding: Annotated[float | None, time_option("With --clips: so much more on either side.")] = None,
+    overwrite: Overwrite = False,
     device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the hits as JSON.")] = False,
 ) -> None:
     """Find the moments of an index that are most like audio, an image or a moment of a video.
 
+    Hits whose files are not there any more, or cannot be read, are named and left out of what is cut and drawn; the
+    exit code is then 1.
+
     Examples:
         cavmae-sync search my.index bark.wav
         cavmae-sync search my.index video.mp4 --start 1:20 --end 1:24 --top 5
+        cavmae-sync search my.index bark.wav --clips found --out found/hits.html
     """
+    if clips is None and (reencode or padding is not None):
+        raise typer.BadParameter("--reencode and --padding go with --clips.")
     device = terminal.choose_device(device)
     from ..inference.loading import load_model
-    from ..search import MomentStore, SearchFilters
+    from ..search import CutClip, MomentStore, SearchFilters, cut_hits, write_hits
     from ..search import search as run_search
 
     filters = SearchFilters(
@@ -185,10 +224,40 @@ def search(
         store, query, loaded, processor, by=by, find=find, start=start, end=end, top=top, whole_clips=whole_clips,
         exact=exact, filters=filters, channel=channel, audio_track=audio_track,
     )  # fmt: skip
-    if as_json:
-        terminal.print_json(result.to_dict())
-    else:
+    if not as_json:
         _print_hits(result)
+    lost: dict[str, Exception] = {}
+
+    def lose(name: str, error: Exception) -> None:
+        lost.setdefault(name, error)
+
+    cuts: list[CutClip | None] | None = None
+    if clips is not None:
+        terminal.kept = f"Clips that lie in {clips} are whole; run the command again with --overwrite for all of them."
+        with terminal.progress_bar("cutting") as show:
+            cuts = cut_hits(
+                result, clips, reencode=reencode, padding=padding or 0.0, audio_track=audio_track, overwrite=overwrite,
+                progress=show, on_error=lose,
+            )  # fmt: skip
+    written = []
+    if out is not None:
+        written = write_hits(result, out, clips=cuts, overwrite=overwrite, on_error=lose)
+    failed = terminal.failures(lost)
+    if as_json:
+        told = {} if clips is None else {"clips": [cut and cut.to_dict() for cut in cuts or ()]}
+        terminal.print_json(result.to_dict() | told | {"failed": [failure.to_dict() for failure in failed]})
+    else:
+        early = 0.0
+        for hit, cut in zip(result, cuts or (), strict=cuts is not None):
+            if cut is not None:
+                before = max(0.0, hit.start - (padding or 0.0)) - cut.start
+                early = max(early, before)
+                terminal.say(f"wrote {cut.path}" + (f" (begins {before:.1f} s earlier)" if before >= 0.05 else ""))
+        if early >= 0.05:
+            terminal.say("Copies begin at the key frame before the hit; --reencode cuts at its start.")
+        for path in written:
+            terminal.say(f"wrote {path}")
+    terminal.end(failed, sum(hit.path not in lost for hit in result), noun="hit")
 
 
 def index_info(

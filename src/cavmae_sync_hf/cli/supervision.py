@@ -21,7 +21,7 @@ from typing import IO, Any
 from ..data.crashes import CrashWatch, ended_readings, open_readings, watch_with
 from . import terminal
 
-_BATCHES = frozenset({"prepare", "index", "extract", "evaluate", "sync", "classify"})
+_BATCHES = frozenset({"prepare", "index", "extract", "evaluate", "sync", "localize", "classify"})
 _FORWARDED = ("SIGINT", "SIGTERM", "SIGHUP")
 # So many deaths, and no file read to its end in between: it is not the files.
 _MOST_IN_VAIN = 20
