@@ -86,7 +86,7 @@ def heard(command: str, printed: str, out: Path) -> object:
     if command == "classify":
         return [clip["labels"] for clip in found["clips"]]
     if command == "localize":
-        return [moment["similarity"] for moment in found["moments"]]
+        return [moment["similarity"] for moment in found["videos"][0]["moments"]]
     return [video["scores"] for video in found["videos"]]
 
 

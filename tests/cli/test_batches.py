@@ -1,6 +1,7 @@
 """One bad file never ends a batch: whatever goes wrong with it, it is left out, named and counted."""
 
 import errno
+import itertools
 import json
 import os
 import re
@@ -58,6 +59,7 @@ def arguments(command: str, models: dict[str, Path], videos: Path, out: Path) ->
         "extract": ["extract", videos, out, "--model", both, "--window", 0.5, "--stride", 0.5, "--hop", 0.25],
         "evaluate": ["evaluate", "retrieval", both, videos, "--out", out],
         "sync": ["sync", *each, "--model", both, "--hop", 0.25, "--max-offset", 0.5],
+        "localize": ["localize", *each, "--model", both, "--fps", 4, "--method", "cosine"],
         "classify": ["classify", *each, "--model", classifier],
     }[command]
 
@@ -78,8 +80,10 @@ def fail_on(monkeypatch):
     return install
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("kind", FAILURES)
+@pytest.mark.parametrize(
+    ("command", "kind"),
+    [*itertools.product(COMMANDS, FAILURES), ("localize", "odd"), ("localize", "gone")],
+)
 def test_failure_of_one_file__costs_that_file(run, models, videos, tmp_path, fail_on, command, kind):
     error, words, unexpected = FAILURES[kind]
     fail_on(error)

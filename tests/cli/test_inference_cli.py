@@ -1,5 +1,6 @@
 """`cavmae-sync sync` and `cavmae-sync localize`: what they print and write, and how they refuse."""
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -159,7 +160,7 @@ def test_sync__labels_of_one_kind_give_no_auc(run, telling, videos, tmp_path):
         (["sync", "a.mp4"], "--model"),
         (["sync", __file__, "-m", "example", "--device", "foo"], "'foo' is no device"),
         (["sync", "a.mp4", "-m", "x", "--start", "-1"], "--start"),
-        (["localize", "a.mp4", "-m", "x"], "--out"),
+        (["localize", "-m", "x"], "VIDEO"),
         (["localize", "a.mp4", "-m", "x", "--out", "o", "--method", "guess"], "guess"),
     ],
 )
@@ -204,7 +205,7 @@ def test_localize__writes_everything(run, saved, videos, tmp_path):
 
     suffixes = {"frames.png", "spectrogram.png", "places.json", "maps.npz", "places.mp4"}
     assert code == 0 and {path.name for path in folder.iterdir()} == {f"0.0.{suffix}" for suffix in suffixes}
-    assert out.count("wrote ") == 5 and "0.25 s" in out
+    assert out.count("wrote ") == 5 and "0:00.2" in out
     assert probe_media(folder / "0.0.places.mp4").duration == pytest.approx(2.0, abs=0.06)
     values = json.loads((folder / "0.0.places.json").read_text())
     assert len(values["moments"]) == 4 and values["width"] == 64 and values["method"] == "occlusion"
@@ -218,10 +219,66 @@ def test_localize__as_json_without_the_film(run, saved, videos, tmp_path):
         "--method", "cosine", "--audio", videos[0.5],
     )  # fmt: skip
 
-    values = json.loads(out)
+    (values,) = json.loads(out)["videos"]
     assert code == 0 and len(values["moments"]) == SECONDS and values["method"] == "cosine"
     assert set(values["files"]) == {"frames", "spectrogram", "values", "maps"}
     assert values["audio_source"].endswith("0.5.mp4") and not list(tmp_path.glob("*.mp4"))
+
+
+@pytest.mark.parametrize("command", ["sync", "localize"])
+def test_files_folders_and_patterns__are_all_taken_and_bad_ones_named(run, saved, videos, tmp_path, command):
+    folder = tmp_path / "more"
+    folder.mkdir()
+    for name in ("b.mp4", "日本.mp4"):
+        (folder / name).write_bytes(videos[0.0].read_bytes())
+    (folder / "c.mp4").write_text("text")
+    (tmp_path / "empty").mkdir()
+    named = (videos[0.5], tmp_path / "none.mp4", folder, folder.parent / "*" / "b.mp4", tmp_path / "empty")
+    quick = (
+        "-m",
+        saved,
+        "--end",
+        "0:02",
+        *(("--hop", 0.5) if command == "sync" else ("--fps", 1, "--method", "cosine")),
+    )
+
+    code, out, err = run(command, *named, *quick)
+    as_json = json.loads(run(command, *named, *quick, "--json")[1])
+
+    assert [Path(video["source"]).name for video in as_json["videos"]] == ["0.5.mp4", "b.mp4", "日本.mp4", "b.mp4"]
+    assert sorted(Path(video["video"]).name for video in as_json["failed"]) == ["c.mp4", "empty", "none.mp4"]
+    assert code == 1 and out.count("b.mp4") >= 2 and "日本.mp4" in out
+    assert err.count("Left out:") == 3 and err.splitlines()[-1] == "4 videos done, 3 left out."
+
+
+@pytest.mark.parametrize("command", ["sync", "localize"])
+def test_out__takes_a_table_or_a_folder(run, saved, videos, tmp_path, command, monkeypatch):
+    named = (videos[0.5], videos[0.0], tmp_path / "none.mp4")
+    quick = (
+        "-m",
+        saved,
+        "--end",
+        "0:02",
+        *(("--hop", 0.5) if command == "sync" else ("--fps", 1, "--method", "cosine")),
+    )
+
+    code, out, _ = run(command, *named, *quick, "--out", tmp_path / "found.csv")
+    _, printed, _ = run(command, *named, *quick, "--out", tmp_path / "found.json", "--json")
+
+    with open(tmp_path / "found.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert code == 1 and f"wrote {tmp_path / 'found.csv'}" in out
+    assert [Path(row["video"]).name for row in rows if not row["error"]] == (
+        ["0.5.mp4", "0.0.mp4"] if command == "sync" else ["0.5.mp4"] * 2 + ["0.0.mp4"] * 2
+    )
+    assert "no such file" in rows[-1]["error"]
+    column, least, most = ("similarity", -1, 1) if command == "sync" else ("x", 0, 1)
+    assert all(least <= float(row[column]) <= most for row in rows[:-1])
+    assert json.loads((tmp_path / "found.json").read_text(encoding="utf-8")) == json.loads(printed)
+    before = (tmp_path / "found.csv").read_bytes()
+    monkeypatch.setattr("cavmae_sync_hf.inference.loading.load_model", None)
+    code, _, err = run(command, *named, *quick, "--out", tmp_path / "found.csv")
+    assert code == 1 and "found.csv is there already" in err and (tmp_path / "found.csv").read_bytes() == before
 
 
 def test_localize__mute_films_and_playlists_leave_nothing(run, saved, tmp_path):

@@ -10,6 +10,9 @@ import torch
 from PIL import Image
 
 from cavmae_sync_hf import CavMaeSyncModel, CavMaeSyncProcessor
+from cavmae_sync_hf.cli.search import HIT_SUFFIXES
+from cavmae_sync_hf.model.media_cavmae_sync import probe_media
+from cavmae_sync_hf.search import writing
 from helpers.clips import noise, truncate, write_clip
 from helpers.tiny import tiny_config
 
@@ -149,6 +152,61 @@ def test_search__by_audio_and_by_image_files(run, index, tmp_path):
 
     assert by_image["pairs"] == ["video -> audio"] and by_audio["pairs"] == ["audio -> video"]
     assert by_image["hits"] and by_audio["hits"]
+
+
+def test_search__cuts_and_writes_its_hits(run, index, videos, tmp_path):
+    query = ("search", index, videos / "one.mp4", "--end", "0:00.5", "--by", "audio", "--in", "audio", "--top", 3)
+    folder = tmp_path / "found"
+
+    code, out, err = run(*query, "--clips", folder, "--out", folder / "hits.html")
+
+    assert code == 0, err
+    clips = sorted(path for path in folder.iterdir() if path.suffix == ".mp4")
+    assert len(clips) == 3 and out.count("wrote ") == 4 and f"wrote {folder / 'one_00-00-00.00.mp4'}" in out
+    assert (folder / "hits.html").read_text(encoding="utf-8").count("<video") == 3
+    assert probe_media(folder / "one_00-00-00.00.mp4").duration == pytest.approx(0.5, abs=0.1)
+    code, out, _ = run(*query, "--clips", folder, "--reencode", "--padding", "0.25", "--overwrite", "--json")
+    values = json.loads(out)
+    assert code == 0 and [clip["is_copy"] for clip in values["clips"]] == [False] * 3
+    for hit, clip in zip(values["hits"], values["clips"], strict=True):
+        assert clip["start"] == max(0.0, hit["start"] - 0.25)
+    for suffix in HIT_SUFFIXES[:2]:
+        assert run(*query, "--out", tmp_path / f"hits{suffix}")[0] == 0
+    assert json.loads((tmp_path / "hits.json").read_text())["hits"] == values["hits"]
+    assert (tmp_path / "hits.csv").read_text().count("\n") == 4
+
+
+def test_search__hits_whose_files_are_gone_are_named(run, videos, index, tmp_path):
+    gone = videos / "two.mp4"
+    gone.rename(tmp_path / "two.mp4")
+    try:
+        code, out, err = run(
+            "search", index, videos / "one.mp4", "--end", "0.5", "--in", "audio", "--by", "audio", "--per-file", 1,
+            "--clips", tmp_path / "clips", "--out", tmp_path / "hits.html",
+        )  # fmt: skip
+    finally:
+        (tmp_path / "two.mp4").rename(gone)
+
+    assert code == 1 and str(gone) in out  # the table has it all the same
+    assert err.count(f"{gone}: no such file") == 1 and err.splitlines()[-1] == "3 hits done, 1 left out."
+    assert len(list((tmp_path / "clips").iterdir())) == 3
+    assert (tmp_path / "hits.html").read_text(encoding="utf-8").count("two.mp4: no such file") == 1
+
+
+def test_search__outputs_are_checked_before_the_model_is_loaded(run, index, videos, tmp_path, monkeypatch):
+    monkeypatch.setattr("cavmae_sync_hf.inference.loading.load_model", None)
+    (tmp_path / "hits.html").write_text("mine")
+    for options, code, words in (
+        (("--out", tmp_path / "hits.xml"), 1, "ends in .csv or .json or .html or .edl or .otio"),
+        (("--out", tmp_path / "hits.html"), 1, "is there already"),
+        (("--out", tmp_path / "none" / "hits.csv"), 1, "no such folder"),
+        (("--clips", tmp_path / "hits.html"), 1, "is a file"),
+        (("--reencode",), 2, "go with --clips"),
+        (("--padding", "0:01"), 2, "go with --clips"),
+    ):
+        found = run("search", index, videos / "one.mp4", *options)
+        assert found[0] == code and words in " ".join(found[2].split()), options
+    assert HIT_SUFFIXES == writing.HIT_SUFFIXES and (tmp_path / "hits.html").read_text() == "mine"
 
 
 def test_search__the_model_may_have_moved(run, index, videos, model, other_model, tmp_path):
