@@ -34,6 +34,7 @@ PROMISED = {
     "data": ("len(batch['input_values'])", 2),
     "sync": ("len(result.times) == len(result.scores) and str(result.verdict) != ''", True),
     "localize": ("len(found.video_maps) == len(found.peaks())", True),
+    "search_moments": ("len(hits) == len(clips) > 0 and Path('found/hits.html').stat().st_size > 10_000", True),
     "features": ("len(found.timing) == len(found.features['av'])", True),
     "evaluate": ("record['counts']['clips_seen']", 1),
     "checkpoints": ("type(model).__name__", "CavMaeSyncModel"),
@@ -70,7 +71,7 @@ def desk(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.stem)
 def test_page__python_runs(desk, monkeypatch, page):
     monkeypatch.chdir(desk)
-    names: dict = {"__name__": "page"}
+    names: dict = {"__name__": "page", "Path": Path}
 
     for block in blocks(page, "python"):
         exec(compile(block, str(page), "exec"), names)
