@@ -2,6 +2,8 @@
 
 import importlib.metadata
 import json
+import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +19,9 @@ from helpers.scripts import RECIPES
 from helpers.tiny import tiny_config
 from helpers.tiny_shards import write_shards
 
+ROOT = Path(__file__).parents[2]
 COMMANDS = ("pretrain", "finetune", "probe")
+SCRIPTS = {"run_pretraining.py": "pretrain", "run_classification.py": "finetune", "run_probe.py": "probe"}
 SMALL = [
     "--max_steps", "2", "--per_device_train_batch_size", "4", "--use_cpu", "--disable_tqdm", "true", "--log_level",
     "error", "--dataloader_num_workers", "0", "--save_strategy", "no", "--eval_strategy", "no",
@@ -122,6 +126,36 @@ def test_folder_in_use_and_missing_extra__are_told_first(run, tmp_path, monkeypa
 
 def test_checkpoints__have_the_names_that_trainer_gives():
     assert (earlier_run.CHECKPOINT, earlier_run.TRAINER_STATE) == (PREFIX_CHECKPOINT_DIR, TRAINER_STATE_NAME)
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")  # of runpy, for this process has loaded them
+@pytest.mark.parametrize("started", [*SCRIPTS, *(f"cavmae_sync_hf.training.{command}" for command in COMMANDS)])
+def test_script_and_module__are_the_command(started, capfd, monkeypatch):
+    command = SCRIPTS.get(started, started.rpartition(".")[2])
+    monkeypatch.setattr(sys, "argv", [started, "ablations/syncworld"])
+    with pytest.raises(SystemExit) as end:
+        if started in SCRIPTS:
+            runpy.run_path(str(ROOT / "training" / started), run_name="__main__")
+        else:
+            runpy.run_module(started, run_name="__main__")
+    assert end.value.code == 1 and "ablations/syncworld is a recipe for `python -m" in capfd.readouterr().err
+    assert sys.argv[1] == command
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_torchrun__starts_the_module_on_two_processes(shards, tmp_path):
+    words = ["--nproc_per_node", "2", "-m", "cavmae_sync_hf.training.pretrain", "syncworld_tiny", *SMALL]
+    data = ["--train_data", str(shards), "--eval_data", json.dumps({"held": str(shards)}), "--ddp_backend", "gloo"]
+    sizes = tiny_config().to_diff_dict()
+    model = ["--model_config", json.dumps({key: value for key, value in sizes.items() if key != "model_type"})]
+    ran = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *words, *data, *model, "--output_dir", str(tmp_path / "out")],
+        capture_output=True, text=True, timeout=280, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert ran.stdout.count("eval_held_audio_to_video_r1 ") == 1
+    assert "on 2 processes" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
 
 
 def test_commands__train_and_probe_by_an_edited_recipe(run, shards, tmp_path):

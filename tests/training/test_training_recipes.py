@@ -11,6 +11,7 @@ from transformers import AutoModelForPreTraining
 from cavmae_sync_hf import AlreadyExistsError, TrainingError
 from cavmae_sync_hf.model.modeling_cavmae_sync import CavMaeSyncForPreTraining
 from cavmae_sync_hf.model.processing_cavmae_sync import CavMaeSyncProcessor
+from cavmae_sync_hf.names import example_model
 from cavmae_sync_hf.training import (
     DataArguments,
     ModelArguments,
@@ -181,6 +182,13 @@ def test_init__continues_a_saved_model_with_its_processor(tmp_path):
     assert (processor.feature_extractor.alignment, processor.feature_extractor.mean) == ("reference", -4.0)
     _, changed = build_for_pretraining(ModelArguments(init_from=str(tmp_path), processor={"alignment": "time"}))
     assert (changed.feature_extractor.alignment, changed.video_processor.alignment) == ("time", "time")
+
+
+def test_init__takes_the_example_by_its_name():
+    model, processor = build_for_pretraining(ModelArguments(init_from="example"))
+    saved = CavMaeSyncForPreTraining.from_pretrained(example_model())
+    assert all(torch.equal(value, saved.state_dict()[name]) for name, value in model.state_dict().items())
+    assert processor.feature_extractor.alignment == "time"
 
 
 def test_init__takes_a_published_file(tmp_path):

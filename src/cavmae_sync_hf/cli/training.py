@@ -190,7 +190,7 @@ def _check(words: Sequence[str], folder: str) -> None:
     wrong += [f"--{name}" for name in given if name.removeprefix("no_") not in known]
     if wrong:
         raise FlagError.unknown(wrong[0], known)
-    overwrite = str(settings.get("overwrite", False)).lower() in ("true", "yes", "1", "t", "y")
+    overwrite = _is_on(settings.get("overwrite"))
     if folder == "probe":
         if not settings.get("model"):
             raise TrainingError("There is nothing to probe; name a model by --model.")
@@ -211,7 +211,15 @@ def _check(words: Sequence[str], folder: str) -> None:
         FileIn().check(settings["class_names"], settings)
     packages = ("accelerate", *(["pyarrow"] if world else []), *(["scikit-learn"] if folder != "pretraining" else []))
     Needs("training", "Training", packages=packages).check()
+    if _is_on(settings.get("plots")):
+        Needs("training", "Plots of training", packages=("matplotlib",)).check()
+    if str(settings.get("lora_rank") or 0) != "0":
+        Needs("lora", "Low-rank fine-tuning").check()
     terminal.note("loading ...")
+
+
+def _is_on(value: object) -> bool:
+    return str(value).lower() in ("true", "yes", "1", "t", "y")
 
 
 def _names(folder: str) -> set[str]:

@@ -37,7 +37,7 @@ from ..files import parse_json, whole_files, write_json, write_text, writing
 from ..inference.loading import check_finite
 from ..model.configuration_cavmae_sync import CavMaeSyncConfig
 from ..model.distributed_cavmae_sync import world_size
-from ..model.errors_cavmae_sync import DiskError, Hint, NonFiniteLossError, TrainingError
+from ..model.errors_cavmae_sync import DiskError, Hint, NonFiniteLossError, TrainingError, printable
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from ..model_card import CardDetails, create_model_card
 from .arguments import RunArguments
@@ -608,5 +608,7 @@ def run_to_end(trainer: CavMaeSyncBaseTrainer) -> int:
     trainer.create_model_card()
     trainer.save_model()  # and uploads all of the folder, with --push_to_hub
     trainer.accelerator.wait_for_everyone()  # the first process has more to write
+    if trainer.is_world_process_zero():
+        print(f"Model, card and metrics are in {printable(str(output_dir))}.")
     trainer.end()
     return 0

@@ -62,9 +62,9 @@ class ModelArguments:
     """Which model is trained, and from which weights.
 
     Attributes:
-        init_from: Where weights come from; `None` draws all of them at random. A folder or Hub name of one of this
-            package's models continues that one. A published `.pth` or safetensors file, an ImageNet MAE file or a
-            ViT-MAE folder is converted on the spot.
+        init_from: Where weights come from; `None` draws all of them at random. One of this package's models, by any
+            name that `load_model` takes, is continued. A published `.pth` or safetensors file, an ImageNet MAE file
+            or a ViT-MAE folder is converted on the spot.
         family: Whose settings `model_config` starts from: `"cav_mae_sync"` (CVPR 2025) or `"cav_mae"` (ICLR 2023).
             Not used when a model is continued, whose own settings hold.
         model_config: Settings of `CavMaeSyncConfig` that differ, as a mapping or JSON.
@@ -75,7 +75,9 @@ class ModelArguments:
             choice.
     """
 
-    init_from: str | None = setting(None, "Model folder or Hub name, published file, MAE file; empty: random weights.")
+    init_from: str | None = setting(
+        None, "Model: folder, Hub name, published:NAME, example, published or MAE file; empty: random weights."
+    )
     family: Literal["cav_mae_sync", "cav_mae"] = setting("cav_mae_sync", "Whose settings `model_config` starts from.")
     model_config: dict[str, Any] | str | None = setting(None, "Settings of CavMaeSyncConfig that differ, as JSON.")
     processor: dict[str, Any] | str | None = setting(
@@ -171,7 +173,7 @@ class DataArguments:
     )
     frames_per_clip: int = setting(1, "Random frames of a clip in a training sample.")
     augmentation: dict[str, Any] | str | None = setting(
-        None, "Preset (none, cavmae_sync, cavmae) or options, as JSON."
+        None, "Preset (none, cavmae_sync, cavmae, cavmae_classification) or options, as JSON."
     )
     streaming: bool = setting(False, "Read shards in an order that is good to the disk.")
     shuffle_buffer: int = setting(1000, "Clips among which a streaming worker picks.")
@@ -267,7 +269,7 @@ class ProbeArguments:
     """What a linear probe is fitted to and evaluated on.
 
     Attributes:
-        model: Folder or Hub name of a model.
+        model: Name of a model, as `load_model` takes it.
         output_dir: Where `metrics.json` goes, and the features unless `cache_dir` says otherwise.
         train_data: A folder of shards, a folder or list of video files; see `open_clips`. With labels.
         eval_data: Name -> such a source, as a mapping or JSON; each is evaluated under its name.
@@ -293,7 +295,7 @@ class ProbeArguments:
         seed: Seeds the held-out clips and the baselines.
     """
 
-    model: str | None = setting(None, "Folder or Hub name of a model.")
+    model: str | None = setting(None, "Model: folder, Hub name, published:NAME or example.")
     output_dir: str = setting("outputs/probe", "Where metrics.json and the features go.")
     train_data: str | None = setting(None, "Shards, or a folder or list of videos; labelled.")
     eval_data: dict[str, str] | str | None = setting(None, 'Evaluation sets, as JSON: {"name": "folder"}.')
