@@ -17,7 +17,8 @@ from cavmae_sync_hf.app.handlers import SEARCHES, RequestHandler
 from cavmae_sync_hf.app.views import bytes_view
 from cavmae_sync_hf.app.workspace import Limits, Workspace
 from cavmae_sync_hf.model.media_cavmae_sync import decode_media
-from helpers.little_app import PLAYLIST, decode_here, make_video, send, watch_processes
+from helpers.clips import write_clip
+from helpers.little_app import PLAYLIST, decode_here, make_video, send, watch_processes, write_tone
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +93,9 @@ def test_measure__says_of_the_demo_clips_what_was_done_to_them(handler, number, 
     assert view["sync"]["verdict"]["kind"] == kind
     if offset is not None:
         assert view["sync"]["offset"] == pytest.approx(offset, abs=0.1)
+    assert view["sync"]["verdict"]["advice"] != ""
     json.dumps(view, allow_nan=False)  # what the page is sent
+    assert handler.measure("visitor", picked["turn"]) == {}  # once is enough
 
 
 def fetch(workspace: Workspace, entry: dict) -> bytes:
@@ -124,6 +127,13 @@ def test_results__can_all_be_saved(handler, tmp_path):
     (tmp_path / "video.mp4").write_bytes(files["who-is-it-sources.mp4"])
     assert decode_media(tmp_path / "video.mp4").duration == pytest.approx(10, abs=0.3)
     assert told[-1][0] == pytest.approx(10, abs=1)
+    frames = views[1]["frames"]
+    assert len(frames) == 10 and [frame["time"] for frame in frames] == views[1]["places"]["times"]
+    for frame in frames:
+        _, token, name = frame["url"].split("/")
+        assert handler.workspace.find(token, name)[0].read_bytes().startswith(b"\xff\xd8\xff")
+    rows, columns = views[1]["sound"]["levels"]["shape"]
+    assert rows == 128 and 200 < columns <= 800 and views[1]["sound"]["seconds"] == pytest.approx(10, abs=0.3)
     x0, y0, x1, y1 = views[1]["places"]["region"]
     assert (x0, y0, x1, y1) == (0, 0, 1, 1) and len(views[1]["places"]["maps"]["shape"]) == 3
     json.dumps(views, allow_nan=False)
@@ -140,13 +150,6 @@ def test_steps__of_a_clip_that_is_not_looked_at_any_more_stop(handler):
         handler.pick("visitor", 2)
 
     assert handler.measure("visitor", second, change_clip) == {}
-
-
-def test_steps__are_done_once_for_a_clip(handler):
-    turn = handler.pick("visitor", 0)["turn"]
-
-    assert "sync" in handler.measure("visitor", turn)
-    assert handler.measure("visitor", turn) == {}
 
 
 @pytest.mark.parametrize("number", [-1, 4, None, "0", True, 0.0])
@@ -173,7 +176,8 @@ def test_steps__what_breaks_is_told_without_details(handler, monkeypatch, caplog
     assert "/secret/path" in caplog.text
 
 
-def test_take__uses_a_copy_and_removes_the_upload(handler, video):
+def test_take__uses_a_copy_and_removes_the_upload(handler, video, monkeypatch):
+    decode_here(monkeypatch)
     name = "<b>my & clip</b>.mp4"
     upload = send(handler.workspace, video, name.replace("/", "_"))
 
@@ -182,6 +186,7 @@ def test_take__uses_a_copy_and_removes_the_upload(handler, video):
     assert "error" not in view and not upload.exists() and list(handler.workspace.uploads.iterdir()) == []
     assert view["clip"]["title"] == "<b>my & clip<_b>.mp4"
     assert "<" not in view["clip"]["url"] and "my & clip" not in view["clip"]["url"]
+    assert "small example" in view["clip"]["warning"] and view["clip"]["name"] == "b_my_clip__b.mp4"
     copy = handler.workspace.session("visitor").state["clip"].path
     assert copy.exists() and handler.workspace.root in copy.parents
     assert "sync" in handler.measure("visitor", view["turn"])
@@ -208,6 +213,52 @@ def test_take__stops_when_the_visitor_chooses_another_clip(handler, video, monke
     assert list(handler.workspace.uploads.iterdir()) == []
 
 
+@pytest.mark.parametrize(("sender", "kind"), [("in-sync", "in-sync"), ("who-is-it", "does-not-fit")])
+def test_dub__measures_the_frames_of_the_clip_with_other_audio(handler, demo, monkeypatch, sender, kind):
+    decode_here(monkeypatch)
+    handler.pick("visitor", 0)
+    upload = send(handler.workspace, demo.library / f"{sender}.mp4", "Geräusch.mp4")
+
+    view = handler.dub("visitor", upload)
+    measured = handler.measure("visitor", view["turn"])
+
+    assert view["clip"]["title"] == "in-sync.mp4 with the audio of Geräusch.mp4" and not upload.exists()
+    assert view["clip"]["name"] == "in-sync-with-Geräusch.mp4"
+    assert measured["sync"]["verdict"]["kind"] == kind
+    paths = handler.workspace.session("visitor").state["clip"].path, demo.clips[0].video
+    made, clip = (decode_media(path) for path in paths)
+    assert made.duration == pytest.approx(clip.duration, abs=0.1)
+    assert (made.frames.float() - clip.frames.float()).abs().mean() < 6  # written anew, otherwise the same
+
+
+def test_dub__needs_a_clip_with_frames_and_a_file_with_audio(handler, tmp_path, monkeypatch):
+    decode_here(monkeypatch)
+    upload = send(handler.workspace, write_tone(tmp_path / "tone.wav"))
+    assert "Choose a clip with video first" in handler.dub("visitor", upload)["error"] and not upload.exists()
+
+    handler.pick("visitor", 0)
+    upload = send(handler.workspace, write_clip(tmp_path / "mute.mp4", seconds=1.0, audio=False))
+    view = handler.dub("visitor", upload)
+
+    assert view["error"].startswith("mute.mp4: ") and "audio" in view["error"] and not upload.exists()
+    assert handler.workspace.session("visitor").state["clip"].title == "In sync"
+
+
+def test_audio_alone__is_not_measured_and_searches(handler, tmp_path, monkeypatch):
+    pytest.importorskip("lancedb")
+    decode_here(monkeypatch)
+
+    view = handler.take("visitor", send(handler.workspace, write_tone(tmp_path / "tone.wav")))
+
+    assert view["clip"]["sound"] and view["clip"]["name"] == "tone.wav"
+    turn = view["turn"]
+    assert handler.measure("visitor", turn) == handler.locate("visitor", turn) == {}
+    assert handler.search("visitor", turn, "Frames that fit this audio", 1.0)["hits"]
+    assert "no frames" in handler.search("visitor", turn, "Moments that look the same", 1.0)["error"]
+    again = send(handler.workspace, tmp_path / "tone.wav")
+    assert "Choose a clip with video first" in handler.dub("visitor", again)["error"]
+
+
 def test_search__finds_the_moment_and_plays_it(handler):
     pytest.importorskip("lancedb")
     turn = handler.pick("visitor", 1)["turn"]
@@ -216,10 +267,10 @@ def test_search__finds_the_moment_and_plays_it(handler):
 
     # The clip whose audio was moved has the frames of the one in step.
     best = view["hits"][0]
-    assert best["title"] == "in-step.mp4" and best["score"] > 0.99
+    assert best["title"] == "before-it-was-moved.mp4" and best["score"] > 0.99
     assert best["from"] == best["start"] and best["start"] == pytest.approx(4.0, abs=0.5)
     _, token, name = best["url"].split("/")
-    assert handler.workspace.find(token, name)[0] == handler.demo.library / "in-step.mp4"
+    assert handler.workspace.find(token, name)[0] == handler.demo.library / "before-it-was-moved.mp4"
     saved = json.loads(fetch(handler.workspace, view["downloads"][0]))
     assert [Path(hit["path"]).name for hit in saved["search"]["hits"]] == [
         hit["path"] for hit in saved["search"]["hits"]
@@ -321,7 +372,7 @@ def test_build_app__makes_the_page_of_a_space(demo, monkeypatch):
     page = build_app(demo_folder=demo.library.parent)
 
     config = json.dumps(page.get_config_file())
-    assert "Which sound belongs to which moment?" in config
+    assert "Does the sound belong to the picture?" in config
     # Uploads go where they are removed, all of them.
     assert {block.GRADIO_CACHE for block in page.blocks.values()} == {str(page.workspace.uploads)}
     assert os.environ["GRADIO_TEMP_DIR"] == str(page.workspace.uploads)

@@ -14,6 +14,7 @@ import pytest
 from cavmae_sync_hf.app import demo_clips
 from cavmae_sync_hf.app.workspace import Limits
 from helpers.clips import clicks, write_audio_tracks, write_clip
+from helpers.little_app import decode_here, write_tone
 
 pytest.importorskip("gradio")
 pytest.importorskip("lancedb")
@@ -37,10 +38,16 @@ DRAWN = """selector => {
     return data.some((value, place) => place % 4 === 3 && value > 0);
 }"""
 
+# What can be seen and is smaller than a phone's reader wants.
+SMALL_TEXTS = """[...document.querySelectorAll('.gradio-container *')].filter(one => one.checkVisibility()
+    && [...one.childNodes].some(node => node.nodeType === 3 && node.textContent.trim())
+    && parseFloat(getComputedStyle(one).fontSize) < 13 && one.getBoundingClientRect().height > 1)
+    .map(one => one.textContent.trim().slice(0, 60))"""
+
 
 @pytest.fixture(scope="module")
 def app(serve):
-    with serve(limits=Limits(megabytes=1.0, seconds=20.0)) as page:
+    with serve(decode_here, limits=Limits(megabytes=1.0, seconds=20.0)) as page:
         yield page
 
 
@@ -80,16 +87,20 @@ class Visit:
 
     def choose(self, number: int):
         self.page.click(f"[data-clip='{number}']")
-        self.page.wait_for_selector(".cs-verdict:not([hidden])")
-        self.page.wait_for_function("cavmaeSync.state.places && cavmaeSync.state.images")
+        self.page.wait_for_selector(".cs-verdict:not(.cs-pending)")
+        self.page.wait_for_function("cavmaeSync.state.places && cavmaeSync.state.frames")
         self.page.wait_for_function("document.querySelector('.cs-stage video').readyState >= 2")
 
     def tab(self, name: str):
         self.page.get_by_role("tab", name=name, exact=True).click()
 
     def send(self, path: Path):
-        # The first one on the page; the others lie in a folded part.
         self.page.locator(".cs-upload input[type=file]").set_input_files(path)
+
+    def unfold(self):
+        """Bring the chooser back."""
+        self.page.get_by_role("button", name="Choose another clip").click()
+        self.page.wait_for_selector("[data-clip='0']")
 
     def time(self) -> float:
         return self.page.evaluate("document.querySelector('.cs-stage video').currentTime")
@@ -110,18 +121,55 @@ def visit(browser, app):
 def test_first_screen__says_what_it_does_and_offers_clips(visit):
     text = visit.page.inner_text("body")
 
-    assert "Which sound belongs to which moment?" in text and "Pick a clip" in text and "SyncWorld" in text
+    assert "Does the sound belong to the picture?" in text and "Pick a clip" in text and "drawn clips" in text
     assert visit.page.locator("[data-clip]").count() == 4
     loaded = "[...document.querySelectorAll('[data-clip] img')].every(image => image.naturalWidth > 0)"
     visit.page.wait_for_function(loaded)
-    assert not visit.page.is_visible(".cs-results")
+    assert not visit.page.is_visible(".cs-results") and not visit.page.is_visible(".cs-bar")
+    # Nothing of the pictures is cut off, and they differ.
+    sizes = "[...document.querySelectorAll('[data-clip] img')].map(one => [one.clientWidth, one.clientHeight])"
+    assert all(width == pytest.approx(height, abs=2) for width, height in visit.page.evaluate(sizes))
+    posters = [
+        page_get(visit, link)
+        for link in visit.page.evaluate("[...document.querySelectorAll('[data-clip] img')].map(one => one.src)")
+    ]
+    assert len(set(posters)) == 4
+    links = {link.inner_text(): link.get_attribute("href") for link in visit.page.locator(".cs-links a").all()}
+    assert links.keys() == {"Paper", "Code of its authors", "Model card"}
+    assert b"syncworld" in page_get(visit, visit.app.local_url + links["Model card"]).lower()
+
+
+def page_get(visit, url: str) -> bytes:
+    return fetch(url)[2]
+
+
+def test_clip__folds_the_chooser_away_and_says_the_verdict_above_the_player(visit):
+    page = visit.page
+    page.focus("[data-clip='1']")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".cs-late")
+
+    assert not page.is_visible("[data-clip='0']") and not page.is_visible(".cs-long")
+    assert page.evaluate("document.activeElement.className") == "cs-name"
+    place = {name: page.locator(name).bounding_box() for name in (".cs-verdict", ".cs-stage", "#cs-status")}
+    assert place["#cs-status"]["y"] + place["#cs-status"]["height"] <= place[".cs-verdict"]["y"]
+    assert place[".cs-verdict"]["y"] + place[".cs-verdict"]["height"] <= place[".cs-stage"]["y"]
+    # The note of what is being done lies within the part above, wherever the page is scrolled to.
+    note = page.locator("#cs-status [data-testid=status-tracker]").first
+    assert note.evaluate("note => getComputedStyle(note).position") == "absolute"
+    visit.unfold()
+    assert page.evaluate("document.activeElement.dataset.clip") == "1"
+    page.get_by_role("button", name="Keep this clip").click()
+    assert not page.is_visible("[data-clip='0']")
+    visit.unfold()
 
 
 def test_clip__shows_results_that_follow_the_player(visit):
     page = visit.page
     visit.choose(1)
 
-    assert page.inner_text(".cs-headline") == "Audio late by 0.81 s"
+    assert page.inner_text(".cs-headline").startswith("Audio late by 0.")
+    assert "earlier would mend it" in page.inner_text(".cs-advice") and "nats" not in page.inner_text("body")
     for canvas in (".cs-timeline", ".cs-at-matrix canvas", ".cs-at-offset canvas"):
         assert page.evaluate(DRAWN, canvas), canvas
 
@@ -160,10 +208,17 @@ def test_clip__source_of_the_audio_lights_up_on_request(visit):
     page.wait_for_function(lit)
 
     visit.tab("Where?")
-    page.wait_for_function(
-        "[...document.querySelectorAll('.cs-at-images img')].every(image => image.naturalWidth > 0)"
-    )
-    assert page.locator(".cs-at-images img").count() == 2
+    frames = page.locator(".cs-frame")
+    page.wait_for_function("[...document.querySelectorAll('.cs-frame img')].every(image => image.naturalWidth > 0)")
+    time = page.evaluate("cavmaeSync.state.frames[7].time")
+    frames.nth(7).press("Enter")
+    page.wait_for_function(f"Math.abs(cavmaeSync.time() - {time}) < 0.05")
+    assert frames.count() == 12 and frames.nth(7).get_attribute("class") == "cs-frame cs-now"
+    assert float(frames.nth(7).locator("span").evaluate("text => parseFloat(getComputedStyle(text).fontSize)")) >= 13
+    assert page.evaluate(DRAWN, ".cs-spectrogram")
+    box = page.locator(".cs-spectrogram").bounding_box()
+    page.locator(".cs-spectrogram").click(position={"x": box["width"] * 0.25, "y": 60})
+    page.wait_for_function("cavmaeSync.time() > 1 && cavmaeSync.time() < 3.5")
 
 
 def test_search__finds_moments_that_play(visit):
@@ -174,11 +229,18 @@ def test_search__finds_moments_that_play(visit):
     page.get_by_role("button", name="Search with the moment").click()
     page.wait_for_selector(".cs-hits li")
 
-    assert page.inner_text(".cs-hits li:first-child .cs-hit-name") == "in-step.mp4"
+    assert page.inner_text(".cs-hits li:first-child .cs-hit-name") == "before-it-was-moved.mp4"
     video = "document.querySelector('.cs-hits video')"
     page.wait_for_function(f"{video}.readyState >= 1")
     assert page.evaluate(f"{video}.currentTime") == pytest.approx(4.0, abs=0.6)
     assert page.evaluate(f"{video}.src").split("#t=")[1].startswith("4")
+    width, height = page.evaluate(f"[{video}.clientWidth, {video}.clientHeight]")
+    assert width == pytest.approx(height, abs=2)  # as the clip is: no bars
+    page.evaluate(f"{video}.muted = true")
+    page.locator(".cs-play").first.press("Enter")
+    page.wait_for_function(f"!{video}.paused")
+    page.locator(".cs-play").first.press("Enter")
+    page.wait_for_function(f"{video}.paused")
 
 
 def test_results__are_saved_under_their_names(visit, tmp_path):
@@ -205,13 +267,14 @@ def test_labels__without_a_head_are_explained(visit):
     assert "no classification head" in visit.page.inner_text(".tabitem:visible")
 
 
-def test_upload__bad_ones_are_refused_with_a_reason_and_removed(visit, app, tmp_path):
+def test_upload__bad_ones_are_refused_with_a_reason_and_removed(visit, app, tmp_path, monkeypatch):
+    visit.unfold()
     (tmp_path / "video.mp4").write_text("#EXTM3U\n/etc/passwd\n", encoding="utf-8")
     visit.send(tmp_path / "video.mp4")
     visit.page.wait_for_selector(".cs-error")
     assert "video.mp4: is a playlist that points at other files" in visit.page.inner_text(".cs-error")
     assert kept_uploads(app) == []
-    assert visit.page.inner_text(".cs-title") == "Audio moved"  # the clip from before is still there
+    assert visit.page.inner_text(".cs-title") == "Audio late"  # the clip from before is still there
     visit.page.get_by_role("button", name="Close").click()
     assert visit.page.locator(".cs-error").count() == 0
 
@@ -224,7 +287,16 @@ def test_upload__bad_ones_are_refused_with_a_reason_and_removed(visit, app, tmp_
 
     (tmp_path / "large.mp4").write_bytes(bytes(1_100_000))
     visit.send(tmp_path / "large.mp4")
-    visit.page.wait_for_selector("text=exceed the maximum allowed size")
+    visit.page.wait_for_selector("text=large.mp4: is 1.1 MB large, and at most 1 MB are taken here.")
+
+    # What the server says, where it does not take a file; the box goes on as if nothing had been.
+    with monkeypatch.context() as patch:
+        patch.setattr(type(app.workspace), "_free", lambda self: 10)
+        write_tone(tmp_path / "tone.wav")
+        visit.send(tmp_path / "tone.wav")
+        visit.page.wait_for_selector("text=There is no room for more files here just now")
+    assert visit.page.locator(".cs-upload .error:visible").count() == 0
+    visit.errors.clear()  # the browser notes the answer as an error, which it is
 
 
 def test_upload__a_good_one_is_shown_under_its_name_as_text(visit, app, tmp_path):
@@ -233,6 +305,7 @@ def test_upload__a_good_one_is_shown_under_its_name_as_text(visit, app, tmp_path
 
     visit.send(video)
     visit.page.wait_for_function("cavmaeSync.state.sync && cavmaeSync.state.clip.number === undefined")
+    assert "small example" in visit.page.inner_text(".cs-warning")
 
     assert "a" in visit.page.inner_text(".cs-title") and ".mp4" in visit.page.inner_text(".cs-title")
     assert visit.page.evaluate("window.harmed") is None
@@ -240,11 +313,34 @@ def test_upload__a_good_one_is_shown_under_its_name_as_text(visit, app, tmp_path
     assert kept_uploads(app) == []
 
 
+def test_upload__audio_goes_to_the_frames_of_a_clip_or_searches_alone(visit, app, tmp_path):
+    page, tone = visit.page, write_tone(tmp_path / "Ton 日本.wav")
+    page.get_by_role("button", name="Try other audio with this video").click()
+    page.locator(".cs-dub input[type=file]").set_input_files(tone)
+    page.wait_for_function("cavmaeSync.state.clip.title.includes('with the audio of Ton 日本.wav')")
+    page.wait_for_selector(".cs-verdict:not(.cs-pending)")
+    visit.unfold()
+    visit.send(tone)
+    page.wait_for_function("cavmaeSync.state.clip.sound")
+
+    assert page.inner_text(".cs-headline") == "Audio alone" and not page.is_visible(".cs-dub")
+    page.get_by_label("Frames that fit this audio").check()  # the tab is open
+    page.get_by_role("button", name="Search with the moment").click()
+    page.wait_for_selector(".cs-hits li")
+    visit.tab("In sync?")
+    assert "no video to compare" in page.inner_text(".cs-at-matrix")
+    visit.tab("Save")
+    assert page.locator(".cs-downloads a").first.inner_text() == "Ton_日本.wav"
+    assert kept_uploads(app) == []
+
+
 def test_upload__its_audio_track_can_be_chosen(visit, tmp_path):
+    visit.unfold()
     clip = write_audio_tracks(tmp_path / "tracks.mkv", [{"language": "deu"}, {"language": "eng"}], seconds=4.0)
 
     visit.send(clip)
     visit.page.wait_for_selector("text=It has 2 audio tracks, and number 1 is heard. Choose “Audio track 2” at")
+    visit.unfold()
     visit.page.get_by_label("Audio of your file").click()
     visit.page.get_by_role("option", name="Audio track 2").click()
     visit.send(clip)
@@ -261,12 +357,13 @@ def test_page__fits_a_phone(browser, app):
     visit = Visit(browser, app, viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
     fits = "document.documentElement.scrollWidth <= 390 && window.innerWidth === 390"
     try:
-        assert visit.page.evaluate(fits)
+        assert visit.page.evaluate(fits) and visit.page.evaluate(SMALL_TEXTS) == []
         visit.choose(0)
-        for name in ("In step?", "Where?", "Similar", "Labels", "Save"):
+        for name in ("In sync?", "Where?", "Similar", "Labels", "Save"):
             visit.tab(name)
             visit.page.wait_for_timeout(100)
             assert visit.page.evaluate(fits), name
+            assert visit.page.evaluate(SMALL_TEXTS) == [], name
         assert visit.errors == [] and visit.elsewhere == []
     finally:
         visit.context.close()
@@ -308,14 +405,14 @@ def test_server__hands_out_nothing_but_what_it_should(app, tmp_path):
         "gradio_api/file=/etc/passwd",
         f"gradio_api/file={app.workspace.root}/.in-use",
         "cavmae-files/shared/..%2f.in-use",
-        "cavmae-files/wrong/in-step.jpg",
+        "cavmae-files/wrong/in-sync.jpg",
         "docs",
         "openapi.json",
     ):
         status, _, content = fetch(base + path)
         assert status in (403, 404), path
         assert b"hush" not in content and b"root:" not in content
-    status, headers, content = fetch(base + "cavmae-files/shared/in-step.jpg", Range="bytes=0-9")
+    status, headers, content = fetch(base + "cavmae-files/shared/in-sync.jpg", Range="bytes=0-9")
     assert status == 206 and len(content) == 10 and headers["x-content-type-options"] == "nosniff"
 
 

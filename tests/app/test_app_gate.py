@@ -11,6 +11,7 @@ pytest.importorskip("gradio")
 from starlette.responses import JSONResponse
 
 from cavmae_sync_hf.app.access import Access
+from cavmae_sync_hf.app import gate
 from cavmae_sync_hf.app.gate import Gate
 from cavmae_sync_hf.app.workspace import Limits, Workspace
 
@@ -82,7 +83,9 @@ def test_requests__more_than_may_wait_are_refused_and_those_of_others_are_not(wo
         assert ask(workspace, "POST", "/gradio_api/queue/join", json=body, **counted).status_code == status
 
 
-def test_upload_progress__of_nothing_ends(workspace):
+def test_upload_progress__of_nothing_ends(workspace, monkeypatch):
+    monkeypatch.setattr(gate, "_UNHEARD_SECONDS", 0.1)
+
     answer = ask(workspace, "GET", "/gradio_api/upload_progress?upload_id=abc")
 
     assert answer.text == 'data: {"msg": "done"}\n\n'

@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("gradio")
 
 from cavmae_sync_hf.app import Limits, gate, guard, handlers
-from helpers.little_app import PLAYLIST, Visitor, decode_here, make_video
+from helpers.little_app import PLAYLIST, Visitor, decode_here, make_video, write_tone
 
 LIMITS = Limits(megabytes=1.0, seconds=20.0, uploads=8, waiting=4)
 JOIN, UPLOAD = "/gradio_api/queue/join", "/gradio_api/upload"
@@ -290,13 +290,99 @@ def test_requests__that_are_too_large_or_too_deep_or_nonsense_get_a_sentence(vis
         assert answer.status_code == status and answer.json()["detail"].endswith("."), content[:60]
 
 
+# --- programs ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def client(page):
+    gradio_client = pytest.importorskip("gradio_client")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NO_PROXY", "127.0.0.1")
+        client = gradio_client.Client(page.local_url, verbose=False, analytics_enabled=False)
+        yield client
+        client.close()
+
+
+@pytest.fixture
+def clip(tmp_path, video):
+    path = tmp_path / "Früh übt sich.mp4"
+    path.write_bytes(video)
+    return path
+
+
+def test_programs__get_the_verdict_of_a_video_and_of_other_audio(page, client, clip, tmp_path):
+    from gradio_client import handle_file
+
+    alone = client.predict(video=handle_file(str(clip)), api_name="/sync")
+    tone = write_tone(tmp_path / "tone.wav")
+    dubbed = client.predict(handle_file(str(clip)), handle_file(str(tone)), api_name="/sync")
+
+    assert alone["verdict"].keys() == {"kind", "headline", "reason"} and alone["model"] == "example"
+    assert (alone["source"], alone["audio_source"]) == ("Früh übt sich.mp4", None)
+    assert dubbed["audio_source"] == "tone.wav" and dubbed["scores"] != alone["scores"]
+    assert str(page.workspace.root) not in json.dumps([alone, dubbed]) and kept_uploads(page) == []
+
+
+def test_programs__get_places_and_moments(page, client, clip, tmp_path):
+    pytest.importorskip("lancedb")
+    from gradio_client import handle_file
+
+    places = client.predict(handle_file(str(clip)), api_name="/localize")
+    found = client.predict(handle_file(str(write_tone(tmp_path / "a.wav"))), start=0, end=1, api_name="/search")
+    by_frame = client.predict(handle_file(str(clip)), by="video", find="audio", api_name="/search")
+
+    assert len(places["moments"]) == 4 and (places["width"], places["height"]) == (64, 48)
+    for result, by in ((found, "audio"), (by_frame, "video")):
+        assert result["hits"] and result["by"] == by
+        assert all(hit["file"].endswith(".mp4") and "/" not in hit["file"] for hit in result["hits"])
+    assert kept_uploads(page) == []
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "content", "options", "words"),
+    [
+        ("/sync", b"hello", {}, "a.mp4: is text"),
+        ("/localize", PLAYLIST.encode(), {}, "is a playlist"),
+        ("/sync", bytes(1_100_000), {}, "exceeds the maximum file size"),  # which the client itself looks at
+        ("/search", "video", {"by": "nonsense"}, "cannot be read"),
+        ("/search", "tone", {"by": "video"}, "search by audio"),
+        ("/search", "tone", {"start": 99.0}, "a.wav"),
+        ("/sync", "tone", {}, "has no video"),
+        ("/sync", None, {}, "No file came"),
+    ],
+)
+def test_programs__are_told_in_a_sentence_what_cannot_be(
+    page, client, video, tmp_path, endpoint, content, options, words
+):
+    from gradio_client import handle_file
+
+    path = tmp_path / ("a.wav" if content == "tone" else "a.mp4")
+    if content == "tone":
+        write_tone(path)
+    else:
+        path.write_bytes(video if content == "video" else content or b"")
+
+    with pytest.raises(Exception, match=words):  # `AppError` of the client, or its own `ValueError`
+        client.predict(None if content is None else handle_file(str(path)), api_name=endpoint, **options)
+    assert kept_uploads(page) == []
+
+
+def test_programs__are_offered_what_is_meant_for_them_and_are_bounded_like_visitors(page, client, visitor, video):
+    offered = client.view_api(print_info=False, return_format="dict")
+    assert set(offered["named_endpoints"]) == {"/sync", "/localize", "/search"} and not offered["unnamed_endpoints"]
+
+    assert visitor.ask("sync", {"path": "/etc/passwd"}, None).status_code == 400
+    assert Visitor(page, Host="evil.example").ask("sync", None, None).status_code == 403
+    assert visitor.upload(bytes(1_100_000)).status_code == 413
+
+
 # --- whence requests come ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "path",
     ["/", "/config", "/gradio_api/info", "/gradio_api/queue/data?session_hash=a", "/gradio_api/heartbeat/a",
-     "/cavmae-files/shared/in-step.jpg", "/nowhere"],
+     "/cavmae-files/shared/in-sync.jpg", "/nowhere"],
 )  # fmt: skip
 @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "POST"])
 def test_hosts__that_are_not_ours_reach_nothing(visitor, method, path):

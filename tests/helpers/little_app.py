@@ -4,6 +4,7 @@
 import json
 import secrets
 import subprocess
+import wave
 from pathlib import Path
 
 import httpx
@@ -21,6 +22,18 @@ PLAYLIST = "#EXTM3U\n#EXTINF:10,\nfile:///etc/passwd\n"
 def make_video(path: Path) -> Path:
     """Two seconds; at 0 and 1 s a flash and a click."""
     return write_clip(path, frame=_flash, audio=clicks([0.0, 1.0], 2.0, RATE), rate=RATE)
+
+
+def write_tone(path: Path, seconds: float = 3.0) -> Path:
+    """A WAV file of a tone that comes and goes."""
+    times = np.arange(round(seconds * 16000)) / 16000
+    samples = 0.3 * np.sin(2 * np.pi * 440 * times) * (times % 1.0 < 0.5)
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16000)
+        file.writeframes((samples * 32767).astype("<i2").tobytes())
+    return path
 
 
 def _flash(number: int, time: float, size=(64, 48)) -> np.ndarray:

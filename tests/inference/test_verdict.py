@@ -21,7 +21,7 @@ def verdict_of(best: float = 0.0, top: float = 0.5, **changes):
 @pytest.mark.parametrize(
     ("verdict", "kind", "headline", "reason"),
     [
-        (verdict_of(), "in sync", "in sync", "90% of random draws"),
+        (verdict_of(), "in sync", "in sync", "90% of random selections"),
         (verdict_of(0.1), "in sync", "in sync", "To within 0.1 s"),
         (verdict_of(0.3), "late", "audio late by 0.30 s", "To within 0.1 s"),
         (verdict_of(-0.3), "early", "audio early by 0.30 s", "To within 0.1 s"),
@@ -29,7 +29,7 @@ def verdict_of(best: float = 0.0, top: float = 0.5, **changes):
         (verdict_of(0.5, top=FITS_NOT - 0.01), "does not fit", "audio does not fit", "At no offset"),
         (verdict_of(top=FITS - 0.01), "cannot tell", "cannot tell", "hardly better than chance"),
         (verdict_of(0.5), "cannot tell", "cannot tell", "at the edge of what was searched (+0.5 s)"),
-        (verdict_of(confidence=0.4), "cannot tell", "cannot tell", "only 40% of random draws"),
+        (verdict_of(confidence=0.4), "cannot tell", "cannot tell", "only 40% of random selections"),
         (verdict_of(offset=None), "cannot tell", "cannot tell", "too short"),
         (verdict_of(unchanging=["audio"]), "cannot tell", "cannot tell", "silent or one steady sound"),
         (verdict_of(unchanging=["audio", "video"]), "cannot tell", "cannot tell", "and the video is a still"),

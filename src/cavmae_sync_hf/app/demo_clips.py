@@ -19,10 +19,10 @@ from ..syncworld.render import encode_clip, render_frames, render_waveform
 from ..syncworld.scene import Scene, WorldOptions, sample_scene
 
 # Part of the folder's name: another version makes other clips.
-VERSION = 1
+VERSION = 2
 SIDE = 288
 LATE_SECONDS = 0.8
-# Clips that are there to be found, besides the ones that are shown.
+# Clips that are there to be found, besides the ones that can be picked.
 LIBRARY_CLIPS = 10
 _LOCK_PATIENCE = 120.0
 
@@ -96,10 +96,10 @@ def make_demo_clips(folder: Path, *, progress: Callable[[int, int], None] | None
 
     return DemoClips(
         (
-            clip(library, "in-step", "In step", "Audio and video as they were made."),
-            clip(parted, "audio-late", "Audio moved", f"The same clip; its audio comes {LATE_SECONDS:g} s late."),
-            clip(parted, "other-audio", "Other audio", "The same video, with the audio of another take."),
-            clip(library, "who-is-it", "Who is it?", "Several objects could make this sound; one of them does."),
+            clip(library, "in-sync", "In sync", "Audio and video as they were made."),
+            clip(parted, "audio-late", "Audio late", f"Its audio was moved and comes {LATE_SECONDS:g} s too late."),
+            clip(parted, "other-audio", "Other audio", "Its audio belongs to another clip."),
+            clip(library, "who-is-it", "Who is it?", "Several things could make this sound; one of them does."),
         ),
         library,
     )
@@ -107,16 +107,16 @@ def make_demo_clips(folder: Path, *, progress: Callable[[int, int], None] | None
 
 def _makers(library: Path, parted: Path) -> dict[Path, Callable[[Path], None]]:
     """How each file is made; a clip's poster lies beside it."""
-    pair = _options("temporal")
-    first, second = sample_scene(pair, 0), sample_scene(pair, 1)  # they differ in when things sound alone
-    single = _options("spatial")
-    mixed = _options("semantic")
+    pair, single, mixed = _options("temporal"), _options("spatial"), _options("semantic")
+    # Numbers 2k and 2k + 1 show the same objects and differ in when each of them sounds.
+    in_sync, another_take, late, other, audio = (sample_scene(pair, number) for number in (0, 1, 2, 10, 13))
     makers: dict[Path, Callable[[Path], None]] = {
-        library / "in-step.mp4": lambda path: _write(path, pair, first),
-        library / "another-take.mp4": lambda path: _write(path, pair, second),
+        library / "in-sync.mp4": lambda path: _write(path, pair, in_sync),
+        library / "another-take.mp4": lambda path: _write(path, pair, another_take),
+        library / "before-it-was-moved.mp4": lambda path: _write(path, pair, late),
         library / "who-is-it.mp4": lambda path: _write(path, single, sample_scene(single, 0)),
-        parted / "audio-late.mp4": lambda path: _write(path, pair, first, late=LATE_SECONDS),
-        parted / "other-audio.mp4": lambda path: _write(path, pair, first, audio_of=second),
+        parted / "audio-late.mp4": lambda path: _write(path, pair, late, late=LATE_SECONDS),
+        parted / "other-audio.mp4": lambda path: _write(path, pair, other, audio_of=audio),
     }
     for number in range(LIBRARY_CLIPS):
         scene = sample_scene(mixed, number)
@@ -128,7 +128,7 @@ def _makers(library: Path, parted: Path) -> dict[Path, Callable[[Path], None]]:
 
 def _options(preset: str) -> WorldOptions:
     # A split of its own name is a world of its own, which no model was trained on.
-    return WorldOptions(seed=VERSION, split="demo", preset=preset, width=SIDE, height=SIDE, crf=20)
+    return WorldOptions(seed=1, split="demo", preset=preset, width=SIDE, height=SIDE, crf=20)
 
 
 def _write(

@@ -3,6 +3,7 @@
 
 import math
 import os
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -65,6 +66,16 @@ class Engine:
     def labels(self) -> int:
         """How many labels the model can tell apart; 0 without a head for it."""
         return int(self.classifier.config.num_labels) if self.classifier is not None else 0
+
+    @property
+    def card(self) -> Path | str | None:
+        """The model's card: a file, or its page on the Hub; `None` where there is none."""
+        if self.is_example:
+            return example_model() / "README.md"
+        folder = Path(self.name)
+        if folder.is_dir():
+            return folder / "README.md" if (folder / "README.md").is_file() else None
+        return f"https://huggingface.co/{self.name}" if re.fullmatch(r"[\w.-]+/[\w.-]+", self.name) else None
 
     def map_plan(self, seconds: float) -> dict[str, Any]:
         """Arguments of `localize` with which a clip of so many seconds takes a bearable time on this machine.

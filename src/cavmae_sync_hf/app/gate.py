@@ -38,6 +38,8 @@ _OPEN = re.compile(
 _MAX_BODY = 256 * 1024
 # What a form may have around the file in it.
 _FORM_BYTES = 16 * 1024
+# How long the page asks in vain how far a file is that the server has not heard of yet.
+_UNHEARD_SECONDS = 3.0
 # Nothing may keep one waiting for longer.
 _STALL_SECONDS = 20.0
 _SESSION = re.compile(r"[\w-]{1,64}")
@@ -273,7 +275,7 @@ class Gate:
         upload_id = dict(_query(scope)).get("upload_id", "")
 
         async def events() -> AsyncIterator[str]:
-            for _ in range(30):  # the question may be here before the file
+            for _ in range(round(_UNHEARD_SECONDS / 0.1)):  # the question may be here before the file
                 if upload_id in self._progress:
                     break
                 await asyncio.sleep(0.1)

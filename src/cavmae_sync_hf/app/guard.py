@@ -24,7 +24,8 @@ from ..model.media_source_cavmae_sync import MediaSource
 from .spelling import on_page
 from .workspace import Limits
 
-Kind = Literal["video", "audio", "image"]
+# A `clip` is a video, or audio alone; a `query` an image too; `dub` puts the audio of a file to the frames of a clip.
+Kind = Literal["video", "audio", "image", "clip", "query", "dub"]
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ def copy_safely(
     *,
     name: str | None = None,
     audio: dict[str, Any] | None = None,
+    frames: Path | None = None,
     progress: Callable[[float, float], None] | None = None,
 ) -> dict[str, Any]:
     """Decode an upload in a process of its own and write what is in it anew.
@@ -70,11 +72,12 @@ def copy_safely(
         kind: What is wanted of it.
         limits: How large and long it may be, and how much decoding it may take.
         name: What to call it in messages.
-        audio: What of a video's audio to take, as for `intake.copy_video`.
+        audio: What of its audio to take, as for `intake.copy_video`.
+        frames: The clip that gets the audio, where it is dubbed.
         progress: Called with the seconds that are done, of how many; what it raises ends the process.
 
     Returns:
-        Facts of the copy, such as `duration`, `width` and `height`, and `remarks` about the file.
+        Facts of the copy, such as its `kind`, `duration`, `width` and `height`, and `remarks` about the file.
 
     Raises:
         AppError: The file cannot be used; the message is for the one who sent it.
@@ -82,7 +85,7 @@ def copy_safely(
     upload = Path(upload).absolute()
     name = display_name(name or upload)
     _check_size(upload, name, limits)
-    if kind != "image":
+    if kind not in ("image", "query"):
         _look(upload, name)
     partial = target.with_name(f"{target.stem}.partial{target.suffix}")
     job = {
@@ -91,6 +94,7 @@ def copy_safely(
         "name": name,
         "kind": kind,
         "audio": audio,
+        "frames": None if frames is None else os.fspath(frames),
         "max_seconds": limits.seconds,
         "max_pixels": limits.pixels,
         "memory": limits.decode_memory,

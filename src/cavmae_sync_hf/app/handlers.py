@@ -23,7 +23,7 @@ from .demo_clips import DemoClips
 from .engine import Engine
 from .guard import copy_safely, display_name
 from .spelling import AUDIO_CHOICES, on_page
-from .views import labels_view, places_view, sync_view
+from .views import frame_numbers, has_source, labels_view, places_view, sound_view, sync_view
 from .workspace import Limits, Session, Workspace
 
 View = dict[str, Any]
@@ -43,6 +43,11 @@ _FINE_SECONDS = 60.0
 _FINE_HOP = 0.1
 _PREVIEW_MARGIN = 1.5
 _PREVIEW_SECONDS = 12.0
+_FRAME_SIDE = 320
+# What the example model says of an upload is no more than an example.
+_EXAMPLE_WARNING = (
+    "The model of this page is the small example, which knows drawn clips alone: about a real video it says nothing."
+)
 
 logger = logging.getLogger(__name__)
 
@@ -60,12 +65,16 @@ class Clip:
         title: What it is called on the page.
         stem: What its results are called when they are saved.
         seconds: Its length.
+        has_video: Whether it has frames, or is audio alone.
+        frames_of: Name of the file that its frames are from.
     """
 
     path: Path
     title: str
     stem: str
     seconds: float
+    has_video: bool = True
+    frames_of: str = ""
 
     @property
     def file(self) -> NamedPath:
@@ -101,19 +110,21 @@ class RequestHandler:
         try:
             session = self.workspace.session(visitor)
         except AppError as error:
-            return _message(_spelled(error))
+            return _message(spelled(error))
         clips = self.demo.clips
         if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < len(clips):
             return _message("There is no such clip.")
         chosen = clips[number]
         session.begin()
-        session.state["clip"] = Clip(chosen.video, chosen.title, chosen.name, chosen.seconds)
-        url = session.offer(chosen.video, f"{chosen.name}.mp4")
-        view = {"url": url, "title": chosen.title, "note": chosen.text, "number": number}
-        return {"turn": session.turn, "clip": view | {"bytes": chosen.video.stat().st_size}}
+        session.state["clip"] = Clip(
+            chosen.video, chosen.title, chosen.name, chosen.seconds, frames_of=f"{chosen.name}.mp4"
+        )
+        note = f"{chosen.text} {chosen.seconds:.1f} s."
+        view = _clip_view(session, session.state["clip"], note)
+        return view | {"clip": view["clip"] | {"number": number}}
 
     def take(self, visitor: str, upload: Any, audio: Any = None, progress: Progress | None = None) -> View:
-        """Take an uploaded video: copy it safely and remove it, whatever comes of it.
+        """Take an uploaded video, or audio alone: copy it safely and remove it, whatever comes of it.
 
         Args:
             visitor: Who sent it.
@@ -121,14 +132,24 @@ class RequestHandler:
             audio: What to listen to, one of `AUDIO_CHOICES`.
             progress: Called with the seconds that are done, and of how many.
         """
+        return self._take(visitor, upload, audio, progress, dub=False)
+
+    def dub(self, visitor: str, upload: Any, audio: Any = None, progress: Progress | None = None) -> View:
+        """Give the clip the audio of a file that was sent, as `take`: what is measured from then on is the two."""
+        return self._take(visitor, upload, audio, progress, dub=True)
+
+    def _take(self, visitor: str, upload: Any, audio: Any, progress: Progress | None, *, dub: bool) -> View:
         if not upload:
             return {}
-        name = display_name(self._name_of(upload))
+        name = display_name(self.name_of(upload))
         # Outside the visitor's folder, so that the clip they look at stays until there is another.
-        incoming = self.workspace.uploads / f"{secrets.token_hex(8)}.mp4"
+        incoming = self.workspace.uploads / f"{secrets.token_hex(8)}.copy"
         try:
             session = self.workspace.session(visitor)
             turn = session.turn
+            old: Clip | None = session.state.get("clip") if dub else None
+            if dub and (old is None or not old.has_video):
+                raise AppError("Choose a clip with video first; it then gets this audio.")
 
             def show(done: float, total: float) -> None:
                 _check_turn(session, turn)
@@ -138,25 +159,34 @@ class RequestHandler:
             show(0.0, 0.0)
             with self.workspace.room(self.limits.copy_bytes):
                 choice = AUDIO_CHOICES.get(audio) if isinstance(audio, str) else None
-                facts = copy_safely(upload, incoming, "video", self.limits, name=name, audio=choice, progress=show)
+                facts = copy_safely(
+                    upload, incoming, "dub" if dub else "clip", self.limits,
+                    name=name, audio=choice, frames=old.path if old else None, progress=show,
+                )  # fmt: skip
                 _check_turn(session, turn)
             session.begin()
-            clip = Clip(session.path("clip.mp4"), name, file_stem(name, set()), facts["duration"])
+            has_video = facts["kind"] != "audio"
+            path, stem = session.path("clip.mp4" if has_video else "clip.wav"), file_stem(name, set())
+            title = name
+            if old is not None:
+                stem = f"{file_stem(old.frames_of, set())}-with-{stem}"
+                title = f"{old.frames_of} with the audio of {name}"
+            clip = Clip(path, title, stem, facts["duration"], has_video, frames_of=old.frames_of if old else name)
             os.replace(incoming, clip.path)
             session.state["clip"] = clip
-            url = session.offer(clip.path, f"{clip.stem}.mp4")
             note = f"{clip.seconds:.1f} s. Your upload is removed already; its copy goes when you leave."
-            if name != self._name_of(upload):
+            if name != self.name_of(upload):
                 note += " Only a part of its name is shown."
-            note = " ".join([note, *facts["remarks"]])
-            view = {"url": url, "title": name, "note": note, "bytes": clip.path.stat().st_size}
-            return {"turn": session.turn, "clip": view}
+            return _clip_view(
+                session, clip, " ".join([note, *facts["remarks"]]),
+                warning=_EXAMPLE_WARNING if self.engine.is_example else "",
+            )  # fmt: skip
         except AppError as error:
-            return _message(_spelled(error))
+            return _message(spelled(error))
         except Superseded:
             return {}
         except Exception:
-            return self._broken()
+            return self.broken()
         finally:
             incoming.unlink(missing_ok=True)
             self.workspace.remove_upload(upload)
@@ -169,7 +199,7 @@ class RequestHandler:
         from ..inference.sync import measure_sync
 
         def work(session: Session, clip: Clip, tell: Progress) -> View:
-            hop = _FINE_HOP * max(1, math.ceil(clip.seconds / _FINE_SECONDS))
+            hop = fine_hop(clip.seconds)
             result = measure_sync(
                 self.engine.model, self.engine.processor, clip.file, hop=hop, damaged="keep", progress=tell
             )
@@ -177,7 +207,7 @@ class RequestHandler:
             arrays = session.path("sync.npz")
             result.save_arrays(arrays, overwrite=True)
             downloads = [
-                _download(session, facts, f"{clip.stem}-sync.json", "All numbers of the synchrony"),
+                _download(session, facts, f"{clip.stem}-sync.json", "Everything measured, as numbers"),
                 _download(session, arrays, f"{clip.stem}-sync.npz", "Matrix and curves as NumPy arrays"),
             ]
             try:
@@ -193,7 +223,7 @@ class RequestHandler:
     def locate(self, visitor: str, turn: Any, progress: Progress | None = None) -> View:
         """Where in the frame the source of the audio is."""
         from ..inference.localize import localize
-        from ..inference.plots import draw_spectrogram, draw_strip
+        from ..inference.plots import draw_spectrogram, draw_strip, overlay_frames
 
         def work(session: Session, clip: Clip, tell: Progress) -> View:
             plan = self.engine.map_plan(clip.seconds)
@@ -214,12 +244,21 @@ class RequestHandler:
             found.save_arrays(arrays, overwrite=True)
             downloads = [
                 _download(session, strip, f"{clip.stem}-sources.png", "Frames with the source of the audio"),
-                _download(session, audio, f"{clip.stem}-spectrogram.png", "Spectrogram with the frame's part"),
-                _download(session, facts, f"{clip.stem}-sources.json", "Maxima as numbers"),
+                _download(session, audio, f"{clip.stem}-spectrogram.png", "Spectrogram with what fits the frames"),
+                _download(session, facts, f"{clip.stem}-sources.json", "Where the audio comes from, as numbers"),
                 _download(session, arrays, f"{clip.stem}-sources.npz", "Maps as NumPy arrays"),
             ]
-            images = {"strip": downloads[0]["url"], "spectrogram": downloads[1]["url"]}
-            return {"places": places_view(found), "images": images, "downloads": downloads}
+            numbers, frames = frame_numbers(len(found.times)), []
+            for number, image in zip(
+                numbers, overlay_frames(found, clip.file, size=_FRAME_SIDE, indices=numbers), strict=True
+            ):
+                path = session.path(f"frame-{number}.jpg")
+                image.save(path, format="JPEG", quality=88)
+                facts_of = {"time": round(float(found.times[number]), 3), "source": bool(has_source(found)[number])}
+                frames.append({"url": session.offer(path, path.name), **facts_of})
+            return {
+                "places": places_view(found), "sound": sound_view(found), "frames": frames, "downloads": downloads
+            }  # fmt: skip
 
         return self._work(work, visitor, turn, progress, once="places")
 
@@ -242,19 +281,20 @@ class RequestHandler:
         """Labels of the clip, where the model has a head for them."""
         from ..inference.classify import classify
 
-        if self.engine.classifier is None:
+        classifier = self.engine.classifier
+        if classifier is None:
             return {}
 
         def work(session: Session, clip: Clip, tell: Progress) -> View:
             result = classify(
-                self.engine.classifier, self.engine.processor, clip.file, top_k=10, moments=True, damaged="keep",
+                classifier, self.engine.processor, clip.file, top_k=10, moments=True, damaged="keep",
                 progress=lambda *_: tell(),
             )[0]  # fmt: skip
             facts = write_json(session.path("labels.json"), self._facts(clip) | {"labels": result.to_dict()})
             entry = _download(session, facts, f"{clip.stem}-labels.json", "Labels and scores")
-            return {"labels": labels_view(result, self.engine.classifier.config.modality), "downloads": [entry]}
+            return {"labels": labels_view(result, classifier.config.modality), "downloads": [entry]}
 
-        return self._work(work, visitor, turn, progress, once="labels")
+        return self._work(work, visitor, turn, progress, once="labels", video=classifier.config.modality != "audio")
 
     # --- search --------------------------------------------------------------------------------------------------
 
@@ -275,16 +315,16 @@ class RequestHandler:
         """Moments of the index that are like audio or an image that was sent; it is removed at once."""
         if not upload:
             return {}
-        name, turn = display_name(self._name_of(upload)), -1
+        name, turn = display_name(self.name_of(upload)), -1
         try:
             session = self.workspace.session(visitor)
             turn = session.turn
-            target = session.path("query.wav" if kind == "audio" else "query.png")
+            target = session.path("query.copy")
             try:
                 with self.workspace.room(self.limits.copy_bytes, session):
                     copy_safely(upload, target, kind, self.limits, name=name)
                     with self.turn_at_model:
-                        tell = self._teller(session, turn, progress)
+                        tell = self.teller(session, turn, progress)
                         found = self._search(session, NamedPath(target, name), what, tell, stem=f"{kind}-similar")
                         return {"turn": turn} | found
             finally:
@@ -293,10 +333,10 @@ class RequestHandler:
             return {}
         except (CavMaeSyncError, ImportError) as error:
             if isinstance(error, DiskError):
-                return self._broken() | {"turn": turn}
-            return _message(_spelled(error)) | {"turn": turn}
+                return self.broken() | {"turn": turn}
+            return _message(spelled(error)) | {"turn": turn}
         except Exception:
-            return self._broken() | {"turn": turn}
+            return self.broken() | {"turn": turn}
         finally:
             self.workspace.remove_upload(upload)
 
@@ -310,12 +350,37 @@ class RequestHandler:
         stem: str,
         span: dict[str, Any] | None = None,
     ) -> View:
-        from ..search import SearchFilters, search
-
         if what not in SEARCHES:
             raise AppError("Choose what to look for.")
         by, find = SEARCHES[what]
-        span = span or {}
+        result = self.find(query, by, find, tell, **(span or {}))
+        session.state["searches"] = searches = session.state.get("searches", 0) + 1
+        session.remove("hit-")  # those of the last search are not shown any more
+        hits = []
+        for number, hit in enumerate(result.hits):
+            tell(number, len(result.hits))
+            hits.append(self._hit_view(session, f"hit-{searches}-{number}.mp4", hit))
+        found = {"model": self.engine.name, "search": hits_facts(result) | {"query": stem}}
+        path = write_json(session.path("similar.json"), found)
+        entry = _download(session, path, f"{stem}.json", "Moments found")
+        return {"hits": hits, "asked": {"what": what, **(span or {})}, "downloads": [entry]}
+
+    def find(self, query: NamedPath, by: str, find: str, tell: Progress, **span: Any) -> Any:
+        """Moments of the index that are like a query, at most two of a file.
+
+        Args:
+            query: Video, audio or image.
+            by: What of it is compared, `"audio"` or `"video"`.
+            find: With what of the index.
+            tell: Called with what is done.
+            span: `start` and `end` of the moment in the query's file, seconds.
+
+        Raises:
+            AppError: The index cannot be searched, or holds nothing else.
+            QueryError: The query lacks what `by` asks for, is silent or too long.
+        """
+        from ..search import SearchFilters, search
+
         filters = SearchFilters(exclude_same_file=True, per_file=2)
         try:
             store = self.engine.store(
@@ -333,18 +398,7 @@ class RequestHandler:
             raise AppError("The index cannot be searched just now. The server's log says why.") from error
         if not result.hits:
             raise AppError("The index holds no moment to compare with but this clip itself; index more videos.")
-        session.state["searches"] = searches = session.state.get("searches", 0) + 1
-        session.remove("hit-")  # those of the last search are not shown any more
-        hits = []
-        for number, hit in enumerate(result.hits):
-            tell(number, len(result.hits))
-            hits.append(self._hit_view(session, f"hit-{searches}-{number}.mp4", hit))
-        found = result.to_dict() | {"query": stem}
-        for entry in found["hits"]:  # where files lie on the server is nobody's business
-            entry["path"] = os.path.basename(entry["path"])
-        path = write_json(session.path("similar.json"), {"model": self.engine.name, "search": found})
-        entry = _download(session, path, f"{stem}.json", "Moments found")
-        return {"hits": hits, "asked": {"what": what, **span}, "downloads": [entry]}
+        return result
 
     def _hit_view(self, session: Session, name: str, hit: Any) -> View:
         """A hit with a video to play it from, if there still is one."""
@@ -374,6 +428,7 @@ class RequestHandler:
         progress: Progress | None,
         *,
         once: str | None = None,
+        video: bool = True,
     ) -> View:
         """Do a step for the clip of a turn, when the model is free.
 
@@ -383,38 +438,38 @@ class RequestHandler:
             turn: Of the clip that is meant.
             progress: Called with how far it is, of how much, and a remark.
             once: Name of what is done once for a clip.
+            video: Whether there is nothing to do for a clip of audio alone.
         """
         try:
             session = self.workspace.session(visitor)
         except AppError as error:
-            return _message(_spelled(error))
+            return _message(spelled(error))
         clip = session.state.get("clip")
         if turn != session.turn:
             return {}
         if clip is None:
             return _message("The clip is not here any more; choose it again.")
         begun = session.state.setdefault("begun", set())
-        if once in begun:
+        if once in begun or (once is not None and video and not clip.has_video):
             return {}
         if once is not None:
             begun.add(once)
         try:
             with self.turn_at_model, self.workspace.room(self.limits.copy_bytes, session):
-                tell = self._teller(session, session.turn, progress)
+                tell = self.teller(session, session.turn, progress)
                 tell()
                 return {"turn": session.turn} | work(session, clip, tell)
         except Superseded:
             return {}
         except (CavMaeSyncError, ImportError) as error:
-            if isinstance(error, DiskError):
-                return self._broken() | {"turn": session.turn}
-            return _message(_spelled(error)) | {"turn": session.turn}
+            told = self.broken() if isinstance(error, DiskError) else _message(spelled(error))
         except Exception:
             if turn != session.turn:  # the visitor has gone, and the folder with them
                 return {}
-            return self._broken() | {"turn": session.turn}
+            told = self.broken()
+        return told | {"turn": session.turn, "step": once}
 
-    def _teller(self, session: Session, turn: int, progress: Progress | None) -> Progress:
+    def teller(self, session: Session, turn: int, progress: Progress | None) -> Progress:
         """Reports progress, and stops the work when the visitor has gone on or it takes too long."""
         clock, seconds = self.workspace.clock, self.limits.step_seconds
         end = clock() + seconds
@@ -428,18 +483,30 @@ class RequestHandler:
 
         return tell
 
-    def _name_of(self, upload: str | os.PathLike[str]) -> str:
+    def name_of(self, upload: str | os.PathLike[str]) -> str:
         """What the visitor calls an upload."""
         sent = self.workspace.upload(upload)
         return sent.name if sent is not None else os.path.basename(upload)
 
-    def _broken(self) -> View:
+    def broken(self) -> View:
         """What to say when it is not the visitor's doing; the details are for the operator."""
         logger.exception("A request failed.")
         return _message("Something went wrong here, through no fault of your clip. The server's log says what.")
 
     def _facts(self, clip: Clip) -> dict[str, Any]:
         return {"clip": clip.title, "model": self.engine.name, "cavmae_sync_hf": package_version()}
+
+
+def fine_hop(seconds: float) -> float:
+    """Seconds between moments that a clip of so many is measured at: fine, and no more than the matrix shows."""
+    return _FINE_HOP * max(1, math.ceil(seconds / _FINE_SECONDS))
+
+
+def hits_facts(result: Any) -> dict[str, Any]:
+    """A `SearchResult` as JSON, with names of files for paths: where they lie on the server is nobody's business."""
+    found = dict(result.to_dict())
+    found["hits"] = [entry | {"path": os.path.basename(entry["path"])} for entry in found["hits"]]
+    return found
 
 
 def cut_preview(source: Path, target: Path, start: float, end: float) -> None:
@@ -456,11 +523,19 @@ def _check_turn(session: Session, turn: int) -> None:
     session.touch()
 
 
+def _clip_view(session: Session, clip: Clip, note: str, *, warning: str = "") -> View:
+    """What the page shows of the clip that was chosen."""
+    name = f"{clip.stem}{clip.path.suffix}"
+    view = {"title": clip.title, "note": note, "warning": warning, "sound": not clip.has_video}
+    view |= {"url": session.offer(clip.path, name), "name": name, "bytes": clip.path.stat().st_size}
+    return {"turn": session.turn, "clip": view}
+
+
 def _message(text: str) -> View:
     return {"error": text}
 
 
-def _spelled(error: Exception) -> str:
+def spelled(error: Exception) -> str:
     """A message with the remedies that the page has."""
     return error.spelled(on_page) if isinstance(error, CavMaeSyncError) else str(error)
 

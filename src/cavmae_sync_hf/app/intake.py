@@ -16,6 +16,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ USUAL_FRAME_RATE = 25.0
 _CHUNK = 8
 _AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 _WAV_RATE = 16000
+_IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 # With less memory left than this at the worst moment, what failed may have failed for want of it: FFmpeg and its
 # encoders often call the data or the options wrong instead.
 _TIGHT_BYTES = 256 << 20
@@ -83,12 +85,55 @@ def copy_video(
             progress(done, info.duration or 0.0)
 
     audio = audio or {}
+    _remark_on_tracks(source.name, info, audio)
+    return _rewrite(source, target, info, show, max_pixels=max_pixels, **audio)
+
+
+def _remark_on_tracks(name: str, info: Any, audio: dict[str, Any]) -> None:
+    """Say which audio track is heard of several that none was chosen of."""
     if len(info.audio_tracks) > 1 and "audio_track" not in audio:
         number = next((track.number for track in info.audio_tracks if track.is_default), 0)
         other = next(track.number for track in info.audio_tracks if track.number != number)
-        told = f"{source.name}: it has {len(info.audio_tracks)} audio tracks, and number {number + 1} is heard."
-        warnings.warn(MediaWarning(told, hint=Hint("audio_track", other, "hear another")), stacklevel=2)
-    return _rewrite(source, target, info, show, max_pixels=max_pixels, **audio)
+        told = f"{name}: it has {len(info.audio_tracks)} audio tracks, and number {number + 1} is heard."
+        warnings.warn(MediaWarning(told, hint=Hint("audio_track", other, "hear another")), stacklevel=3)
+
+
+def dub(
+    source: Any,
+    target: Path,
+    *,
+    frames: str,
+    max_seconds: float,
+    audio: dict[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Write the frames of a clip with the audio of another file, whose time 0 is the clip's.
+
+    Args:
+        source: Audio or video file whose audio is taken, a binary file object with a `name`.
+        target: File to write.
+        frames: The clip, which is trusted.
+        max_seconds: Longest file that is accepted.
+        audio: What of the audio to take: `channel` and `audio_track` of `iter_media`.
+        progress: Called with the seconds that are done, and of how many.
+
+    Raises:
+        MediaError: The file cannot be used, has no audio, or is too long.
+    """
+    from ..model.media_cavmae_sync import decode_media, probe_media
+
+    info, clip, audio = _probe(source, max_seconds, None), probe_media(frames), audio or {}
+    _remark_on_tracks(source.name, info, audio)
+    length = max_seconds + 2 * _GRACE_SECONDS
+    media = decode_media(source, sampling_rate=_AAC_RATES[-1], want_video=False, end=length, **audio)
+    if media.duration > max_seconds + _GRACE_SECONDS:
+        raise _too_long(source.name, None, max_seconds)
+
+    def show(done: float) -> None:
+        if progress is not None:
+            progress(done, clip.duration or 0.0)
+
+    return _rewrite(frames, target, clip, show, waveform=media.waveform, want_audio=False)
 
 
 def cut(source: Any, target: Path, start: float, end: float) -> dict[str, Any]:
@@ -108,12 +153,18 @@ def cut(source: Any, target: Path, start: float, end: float) -> dict[str, Any]:
     return _rewrite(source, target, probe_media(source), lambda done: None, start=start, end=end)
 
 
-def _rewrite(source: Any, target: Path, info: Any, show: Callable[[float], None], **options: Any) -> dict[str, Any]:
-    """Decode a file chunk by chunk, with these options of `iter_media`, and write it anew."""
+def _rewrite(
+    source: Any, target: Path, info: Any, show: Callable[[float], None], *, waveform: Any = None, **options: Any
+) -> dict[str, Any]:
+    """Decode a file chunk by chunk, with these options of `iter_media`, and write it anew.
+
+    `waveform`, at the highest rate that is written, replaces its audio.
+    """
     from ..model.media_stream_cavmae_sync import iter_media
 
     rate = Fraction(min(info.frame_rate or USUAL_FRAME_RATE, MAX_FRAME_RATE)).limit_denominator(1001)
-    audio_rate = info.sampling_rate if info.sampling_rate in _AAC_RATES else _AAC_RATES[-1]
+    own_rate = info.sampling_rate in _AAC_RATES and waveform is None
+    audio_rate = info.sampling_rate if own_rate else _AAC_RATES[-1]
     writer: _Writer | None = None
     for chunk in iter_media(
         source, hop=float(1 / rate), num_frames=_CHUNK, context=1.0, sampling_rate=audio_rate, threads=1, **options
@@ -122,7 +173,7 @@ def _rewrite(source: Any, target: Path, info: Any, show: Callable[[float], None]
         assert chunk.frames is not None  # a file without video is an error of `iter_media`
         if writer is None:
             writer = _Writer(target, rate, audio_rate, *_fit(*chunk.frames.shape[2:]))
-        writer.add(chunk)
+        writer.add(chunk if waveform is None else replace(chunk, waveform=waveform, waveform_start=0))
     assert writer is not None  # a file without a frame is an error of `iter_media`
     writer.close()
     return {
@@ -133,14 +184,18 @@ def _rewrite(source: Any, target: Path, info: Any, show: Callable[[float], None]
     }
 
 
-def copy_audio(source: Any, target: Path, *, max_seconds: float) -> dict[str, Any]:
+def copy_audio(
+    source: Any, target: Path, *, max_seconds: float, audio: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Write the audio of a file into a WAV file; arguments and errors as for `copy_video`."""
     import wave
 
     from ..model.media_cavmae_sync import decode_media
 
-    _probe(source, max_seconds, None)
-    media = decode_media(source, sampling_rate=_WAV_RATE, want_video=False, end=max_seconds + 2 * _GRACE_SECONDS)
+    info, audio = _probe(source, max_seconds, None), audio or {}
+    _remark_on_tracks(source.name, info, audio)
+    length = max_seconds + 2 * _GRACE_SECONDS
+    media = decode_media(source, sampling_rate=_WAV_RATE, want_video=False, end=length, **audio)
     if media.duration > max_seconds + _GRACE_SECONDS:
         raise _too_long(source.name, None, max_seconds)
     assert media.waveform is not None  # a file without audio is an error of `decode_media`
@@ -158,7 +213,7 @@ def copy_image(source: Any, target: Path, *, max_pixels: int) -> dict[str, Any]:
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        with Image.open(source, formats=("PNG", "JPEG", "WEBP", "BMP", "GIF")) as opened:
+        with Image.open(source, formats=_IMAGE_FORMATS) as opened:
             if opened.width * opened.height > max_pixels:
                 raise _too_large(source.name, opened.width, opened.height, max_pixels)
             image = ImageOps.exif_transpose(opened).convert("RGB")
@@ -172,6 +227,26 @@ def copy_image(source: Any, target: Path, *, max_pixels: int) -> dict[str, Any]:
     height, width = _fit(image.height, image.width)
     image.resize((width, height), Image.Resampling.BICUBIC).save(target, format="PNG")
     return {"width": width, "height": height}
+
+
+def _kind_of(source: Any, *, images: bool) -> str:
+    """`"video"`, `"audio"`, or `"image"` where those count too."""
+    from PIL import Image, UnidentifiedImageError
+
+    from ..model.media_cavmae_sync import probe_media
+
+    if images:
+        try:
+            with Image.open(source, formats=_IMAGE_FORMATS):
+                return "image"
+        except Image.DecompressionBombError:
+            return "image"
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
+            pass
+        finally:
+            source.seek(0)
+    info = probe_media(source)
+    return "audio" if info.has_audio and not info.has_video else "video"
 
 
 class _Writer:
@@ -288,27 +363,35 @@ def do_job(job: dict[str, Any], progress: Progress | None = None) -> dict[str, A
     """Make the copy that a job of `guard.copy_safely` asks for; returns its facts.
 
     Args:
-        job: `source`, `target`, `name` for messages, `kind`, the limits `max_seconds` and `max_pixels`, and of a video
-            `audio`.
+        job: `source`, `target`, `name` for messages, `kind`, the limits `max_seconds` and `max_pixels`, `audio`, and
+            `frames` of a clip that gets other audio.
         progress: Called with the seconds that are done, of how many.
 
     Returns:
-        The facts, and `remarks`, sentences about the file for the one who sent it.
+        The facts, what `kind` of copy it is, and `remarks`, sentences about the file for the one who sent it.
 
     Raises:
         MediaError: The file cannot be used.
     """
     target = Path(job["target"])
     with _Upload(job["source"], job["name"]) as source, collected_remarks() as remarks:
-        if job["kind"] == "image":
-            facts = copy_image(source, target, max_pixels=job["max_pixels"])
-        elif job["kind"] == "audio":
-            facts = copy_audio(source, target, max_seconds=job["max_seconds"])
+        kind, length, pixels = job["kind"], job["max_seconds"], job["max_pixels"]
+        if kind in ("clip", "query"):
+            kind = _kind_of(source, images=kind == "query")
+        if kind == "image":
+            facts = copy_image(source, target, max_pixels=pixels)
+        elif kind == "audio":
+            facts = copy_audio(source, target, max_seconds=length, audio=job["audio"])
+        elif kind == "dub":
+            facts = dub(
+                source, target, frames=job["frames"], max_seconds=length, audio=job["audio"], progress=progress
+            )
         else:
-            limits = {name: job[name] for name in ("max_seconds", "max_pixels")}
-            facts = copy_video(source, target, **limits, progress=progress, audio=job["audio"])
+            facts = copy_video(
+                source, target, max_seconds=length, max_pixels=pixels, audio=job["audio"], progress=progress
+            )
     told = [remark.spelled(on_page).removeprefix(f"{job['name']}: ") for remark in remarks]
-    return facts | {"remarks": [text[:1].upper() + text[1:] for text in told]}
+    return facts | {"kind": kind, "remarks": [text[:1].upper() + text[1:] for text in told]}
 
 
 def main() -> None:

@@ -10,8 +10,10 @@ from typing import Any
 import gradio as gr
 import torch
 
+from ..model.errors_cavmae_sync import AppError
 from .access import Access
 from .demo_clips import DemoClips, default_folder, make_demo_clips
+from .endpoints import Endpoints
 from .engine import Engine
 from .handlers import SEARCHES, RequestHandler
 from .server import Page
@@ -20,29 +22,32 @@ from .workspace import Limits, Workspace
 
 _INTRO = """
 <div class="cs-intro">
-<h1>Which sound belongs to which moment?</h1>
-<p>This page watches a short video and listens to it. It tells whether audio and video are <b>in step</b>
-and, if not, by how much the audio is off; it shows <b>where in the frame</b> the audio comes from; and it finds
-<b>other moments</b> that sound or look alike. Pick one of the clips below to see it work, or send one of your
-own.</p>
+<h1>Does the sound belong to the picture?</h1>
+<div class="cs-long">
+<p>Give this page a short video. It watches and listens, and tells you whether audio and video are
+<b>in sync</b> and, if not, by how much; it shows <b>where in the frame</b> the audio comes from; and it finds
+<b>other moments</b> that sound or look alike. Pick a clip to see it work, or send one of your own.</p>
 {model}
+</div>
+<p class="cs-links">{links}</p>
 </div>
 """
 _EXAMPLE = """<p class="cs-model">The model at work is the small example that comes with the package. It was trained on
-SyncWorld, the drawn world of the clips below, and knows nothing of real videos: its answers about those mean nothing.
-Start the page with <code>--model</code> for another.</p>"""
+drawn clips like those below and knows nothing of real videos: what it says of those means nothing. Whoever runs this
+page can give it another model with <code>--model</code>.</p>"""
 _MODEL = '<p class="cs-model">Model: {name}</p>'
+_PAPER = "https://arxiv.org/abs/2505.01237"
+_CODE = "https://github.com/edsonroteia/cav-mae-sync"
 _PROMISES = """
 <div class="cs-promises">
-<div><b>In step?</b><span>A matrix of every audio window against every frame, a line that says how well each moment
-fits, and the offset that would mend it.</span></div>
-<div><b>Where?</b><span>The source of the audio lights up in the video while the clip plays.</span></div>
-<div><b>Similar</b><span>Stop at a moment and find others, by their audio or by their frame, and play
-them.</span></div>
+<div><b>In sync?</b><span>A verdict in plain words, how well each moment fits, and what would mend it.</span></div>
+<div><b>Where?</b><span>What makes the sound lights up in the video while the clip plays.</span></div>
+<div><b>Similar</b><span>Stop at a moment and find others that sound or look like it, and play them. Audio alone can
+search, too.</span></div>
 </div>
 """
-_NO_LABELS = """<p class="cs-waiting">The model that this page runs with has no classification head, so it cannot
-name what is heard and seen. Start the page with a fine-tuned classifier, as
+_NO_LABELS = """<p class="cs-waiting">The model of this page has no classification head, so it cannot name what it
+hears and sees. Whoever runs the page can give it a fine-tuned classifier, as
 <code>cavmae-sync app --model FOLDER</code>, and its labels appear here.</p>"""
 
 # Runs once a part of the page is there; the script of the page may still be on its way.
@@ -101,50 +106,55 @@ class _Layout:
 
     def __init__(self, handler: RequestHandler) -> None:
         self.handler, limits = handler, handler.limits
-        about = _EXAMPLE if handler.engine.is_example else _MODEL.format(name=html.escape(handler.engine.name))
-        gr.HTML(_INTRO.format(model=about))
+        gr.HTML(_intro(handler))
         with gr.Row(elem_classes="cs-choose"):
             with gr.Column(scale=4, min_width=320):
                 self.cards = _part("cards", _cards(handler.workspace, handler.demo))
             with gr.Column(scale=1, min_width=220, elem_classes="cs-upload"):
-                gr.HTML('<div class="cs-heading">Or send your own</div>')
-                self.upload = gr.File(
-                    label=f"Video, up to {limits.megabytes:g} MB and {limits.seconds:g} s",
-                    elem_classes="cs-video-file",
-                    height=150,
+                gr.HTML(
+                    '<h2 class="cs-heading">Or send your own</h2><p class="cs-limits">A video, or audio alone, up to '
+                    f"{limits.megabytes:g} MB and {limits.seconds:g} s. It is removed when you leave.</p>"
                 )
+                self.upload = gr.File(label="Video or audio", elem_classes="cs-clip-file", height=150)
                 self.audio_choice = gr.Dropdown(
                     list(AUDIO_CHOICES), value=next(iter(AUDIO_CHOICES)), label=AUDIO_LABEL
                 )
-        self.status = _part("status")
+        self.status = _part("status", most=limits.max_bytes)
         with gr.Row(elem_classes="cs-promises-block"):
             gr.HTML(_PROMISES)
         with gr.Row(elem_classes="cs-results"):
             with gr.Column(scale=5, min_width=320, elem_classes="cs-left"):
+                _part("verdict")
                 _part("player")
+                with gr.Accordion("Try other audio with this video", open=False, elem_classes="cs-dub"):
+                    gr.HTML(
+                        '<p class="cs-waiting">The audio of the file that you send is put to the frames of this clip, '
+                        "from the start, and the two are measured together.</p>"
+                    )
+                    self.dub = gr.File(label="Audio or video", elem_classes="cs-sound-file", height=150)
             with gr.Column(scale=6, min_width=320), gr.Tabs():
-                self._tabs(limits)
+                self._tabs()
         # What the server found, for the script to draw. One for each step, so that none overtakes another.
         self.views = {
             name: gr.JSON(visible="hidden") for name in ("clip", "sync", "places", "labels", "video", "hits")
         }
         self.turn, self.time = gr.Number(-1, visible="hidden"), gr.Number(0, visible="hidden")
 
-    def _tabs(self, limits: Limits) -> None:
-        with gr.Tab("In step?"):
+    def _tabs(self) -> None:
+        with gr.Tab("In sync?"):
             _part("matrix")
             _part("offset")
         with gr.Tab("Where?"):
             _part("images")
-            self.video = gr.Button("Make a video of it", size="sm")
-            gr.HTML('<p class="cs-waiting">The clip with the source of the audio drawn in, as mp4, under Save.</p>')
+            self.video = gr.Button("Make a video of it", size="md")
+            gr.HTML('<p class="cs-waiting">The clip with these colours drawn in, as an mp4 file; also under Save.</p>')
         with gr.Tab("Similar"):
             self.what = gr.Radio(list(SEARCHES), value=next(iter(SEARCHES)), label="Look for")
             self.find = gr.Button("Search with the moment in the player", variant="primary")
             with gr.Accordion("Search with audio or an image of your own", open=False):
                 with gr.Row():
-                    self.audio = gr.File(label="Audio file", elem_classes="cs-audio-file", height=120)
-                    self.image = gr.File(label="Image", elem_classes="cs-image-file", height=120)
+                    self.audio = gr.File(label="Audio file", elem_classes="cs-sound-file", height=150)
+                    self.image = gr.File(label="Image", elem_classes="cs-image-file", height=150)
                 self.voice = gr.Audio(label="Microphone", sources=["microphone"], type="filepath")
             _part("hits")
         with gr.Tab("Labels"):
@@ -170,19 +180,26 @@ class _Layout:
             return handler.pick(_visitor(request), (getattr(event, "_data", None) or {}).get("clip"))
 
         def take(upload: Any, audio: str, request: gr.Request, progress: Any = gr.Progress()) -> Any:  # noqa: B008
-            show = _reporter(progress, "reading the clip")
+            show = _reporter(progress, "reading the file")
             return handler.take(_visitor(request), upload, audio, progress=show), None
 
+        def dub(upload: Any, audio: str, request: gr.Request, progress: Any = gr.Progress()) -> Any:  # noqa: B008
+            show = _reporter(progress, "putting the audio to the video")
+            return handler.dub(_visitor(request), upload, audio, progress=show), None
+
         picked = self.cards.click(pick, None, views["clip"], **quick)
-        sent = self.upload.upload(
-            take, [self.upload, self.audio_choice], [views["clip"], self.upload],
-            concurrency_id="uploads", concurrency_limit=2, show_progress_on=self.status, api_visibility="private",
-        )  # fmt: skip
-        for start in (picked, sent):
+        sent = [
+            place.upload(
+                step, [place, self.audio_choice], [views["clip"], place],
+                concurrency_id="uploads", concurrency_limit=2, show_progress_on=self.status, api_visibility="private",
+            )
+            for place, step in ((self.upload, take), (self.dub, dub))
+        ]  # fmt: skip
+        for start in (picked, *sent):
             shown = start.then(None, views["clip"], None, js=_SHOW)
             for name, step, words in (
                 ("sync", handler.measure, "comparing audio and video"),
-                ("places", handler.locate, "finding the source of the audio"),
+                ("places", handler.locate, "finding where the audio comes from"),
                 ("labels", handler.label, "naming what is there"),
             ):
                 done = shown.then(_step(step, words), views["clip"], views[name], **model_steps)
@@ -211,10 +228,66 @@ class _Layout:
                 None, views["hits"], None, js=_SHOW
             )
 
+        self._serve_programs(model_steps)
+
         def leave(request: gr.Request) -> None:
             handler.workspace.drop(_visitor(request))
 
         page.unload(leave)
+
+    def _serve_programs(self, options: dict[str, Any]) -> None:
+        """Name what programs may ask for; `docs/web_page.md` says how."""
+        endpoints = Endpoints(self.handler)
+        options = options | {"api_visibility": "public", "show_progress_on": None}
+
+        def sync(
+            video: str,
+            request: gr.Request,
+            audio: str | None = None,
+            progress: Any = gr.Progress(),  # noqa: B008
+        ) -> Any:
+            return _answer(endpoints.sync, _visitor(request), video, audio, progress=_reporter(progress, "sync"))
+
+        def localize(
+            video: str,
+            request: gr.Request,
+            audio: str | None = None,
+            progress: Any = gr.Progress(),  # noqa: B008
+        ) -> Any:
+            show = _reporter(progress, "localize")
+            return _answer(endpoints.localize, _visitor(request), video, audio, progress=show)
+
+        def search(
+            query: str, request: gr.Request, by: str = "audio", find: str = "video", start: float | None = None,
+            end: float | None = None, progress: Any = gr.Progress(),  # noqa: B008
+        ) -> Any:  # fmt: skip
+            show = _reporter(progress, "search")
+            return _answer(endpoints.search, _visitor(request), query, by, find, start=start, end=end, progress=show)
+
+        def file(label: str) -> gr.File:
+            return gr.File(label=label, visible=False)
+
+        def choice(label: str, value: str) -> gr.Dropdown:
+            return gr.Dropdown(["audio", "video"], value=value, label=label, visible=False)
+
+        span = [gr.Number(None, label=label, visible=False) for label in ("start, seconds", "end, seconds")]
+        for function, inputs, what in (
+            (sync, [file("video"), file("other audio")], "Whether audio and video fit in time."),
+            (localize, [file("video"), file("other audio")], "Where in the frame the audio comes from."),
+            (search, [file("video, audio or image"), choice("by", "audio"), choice("find", "video"), *span],
+             "Moments of the page's index that are like a file."),
+        ):  # fmt: skip
+            gr.Button(visible=False).click(
+                function, inputs, gr.JSON(visible=False), api_name=function.__name__, api_description=what, **options
+            )
+
+
+def _answer(endpoint: Callable[..., dict[str, Any]], *arguments: Any, **options: Any) -> dict[str, Any]:
+    """What an endpoint gives; its sentence, where it cannot, as Gradio passes it on."""
+    try:
+        return endpoint(*arguments, **options)
+    except AppError as error:
+        raise gr.Error(error.message, print_exception=False) from error
 
 
 def _step(step: Callable[..., dict[str, Any]], words: str) -> Callable[..., Any]:
@@ -256,13 +329,30 @@ def _reporter(progress: Any, words: str) -> Callable[..., None]:
     return show
 
 
-def _part(name: str, content: str = "") -> gr.HTML:
-    """A place that the page's script fills."""
+def _part(name: str, content: str = "", *, most: int | None = None) -> gr.HTML:
+    """A place that the page's script fills; `most` tells it the bytes of the largest file that may be sent."""
+    told = f' data-most="{most}"' if most is not None else ""
     return gr.HTML(
-        f'<div class="cs-at-{name}" data-part="{name}">{content}</div>',
+        f'<div class="cs-at-{name}" data-part="{name}"{told}>{content}</div>',
         js_on_load=_MOUNT.replace("{part}", name),
         elem_id=f"cs-{name}",
     )
+
+
+def _intro(handler: RequestHandler) -> str:
+    """What the page is for, which model is at work, and where to read more."""
+    engine = handler.engine
+    about = _EXAMPLE if engine.is_example else _MODEL.format(name=html.escape(engine.name))
+    links = [("Paper", _PAPER), ("Code of its authors", _CODE)]
+    card = engine.card
+    if isinstance(card, Path):
+        links.append(("Model card", handler.workspace.shared.offer(card, "model-card.md")))
+    elif card is not None:
+        links.append(("Model card", card))
+    shown = " · ".join(
+        f'<a href="{html.escape(link)}" target="_blank" rel="noopener noreferrer">{name}</a>' for name, link in links
+    )
+    return _INTRO.format(model=about, links=shown)
 
 
 def _cards(workspace: Workspace, demo: DemoClips) -> str:
@@ -275,4 +365,4 @@ def _cards(workspace: Workspace, demo: DemoClips) -> str:
             f'<img src="{html.escape(poster)}" alt=""><b>{html.escape(clip.title)}</b>'
             f"<span>{html.escape(clip.text)}</span></button>"
         )
-    return f'<div class="cs-heading">Pick a clip</div><div class="cs-deck">{"".join(cards)}</div>'
+    return f'<h2 class="cs-heading">Pick a clip</h2><div class="cs-deck">{"".join(cards)}</div>'

@@ -70,7 +70,7 @@ class Page(gr.Blocks):
         )
         defaults: dict[str, Any] = {
             "css": _asset("style.css"),
-            "head": f"<style>{_asset('frame.css')}</style><script>{_asset('player.js')}</script>",
+            "head": f"<style>{_asset('frame.css')}</style><script>{_asset('draw.js')}{_asset('player.js')}</script>",
             "theme": _theme(),
             "max_file_size": self.workspace.limits.max_bytes,
             "footer_links": [],
@@ -164,7 +164,8 @@ class Page(gr.Blocks):
             # For this visitor alone, and not beyond the visit.
             "Cache-Control": "private, no-store",
         }
-        return FileResponse(path, headers=headers)
+        # Browsers show plain text, and save what they are told is Markdown.
+        return FileResponse(path, headers=headers, media_type="text/plain" if path.suffix == ".md" else None)
 
 
 @contextlib.contextmanager
@@ -204,10 +205,15 @@ def _theme() -> Any:
         block_info_text_color="*neutral_600",
         block_info_text_color_dark="*neutral_300",
         block_border_width="1px",
+        block_label_text_size="*text_md",  # for phones
         button_primary_background_fill="*primary_700",
         button_primary_background_fill_hover="*primary_800",
         button_primary_background_fill_dark="*primary_600",
         button_primary_text_color="white",
+        color_accent="*primary_700",
+        checkbox_background_color_selected="*primary_700",
+        block_title_text_color="*neutral_700",
+        block_title_text_color_dark="*neutral_200",
     )
 
 

@@ -6,13 +6,20 @@ for; 0 is what is absent. Texts are plain: the script never takes them for HTML.
 """
 
 import base64
+import re
 from typing import Any
 
 import numpy as np
 
 from ..inference.classify import ClipLabels
 from ..inference.localize import LocalizationResult
+from ..inference.plots import joined_audio_maps
 from ..inference.sync import SyncResult
+from ..inference.verdict import SyncVerdict
+
+# More are narrower than a pixel of a phone, and sixty seconds have three thousand.
+_SPECTROGRAM_COLUMNS = 800
+_MINUS = "\N{MINUS SIGN}"
 
 
 def bytes_view(values: np.ndarray, low: float | None = None, high: float | None = None) -> dict[str, Any]:
@@ -34,18 +41,27 @@ def sync_view(result: SyncResult) -> dict[str, Any]:
         [
             "Similarity",
             f"{result.similarity:.2f}",
-            "of audio window and frame, mean over all moments",
+            "how alike the model finds audio and frame of the same moment, mean over the clip; 1 is the same, 0 has "
+            "nothing in common",
         ],
-        ["Fit", f"{result.mean_contrast:+.2f}", "how much better they fit than moments nearby; 0 is chance"],
+        [
+            "Fit",
+            _signed(result.mean_contrast),
+            "how much better audio and frame of the same moment fit than audio and frames a little apart, mean over "
+            "the clip; 0 is chance",
+        ],
     ]
     shift = result.test.get("shift_p_value")
     if shift is not None:
-        facts.append(["Chance", f"{shift:.1%}", "share of turns of the audio track that fit as well as the true one"])
+        facts.append(
+            ["Chance", f"{shift:.1%}", "share of other starts of the audio that fit as well (circular shift test)"]
+        )
     return {
         "verdict": {
             "kind": verdict.kind.replace(" ", "-"),
             "headline": verdict.headline[0].upper() + verdict.headline[1:],
-            "detail": verdict.reason,
+            "detail": re.sub(r"-(?=\d)", _MINUS, verdict.reason),
+            "advice": _advice(verdict),
         },
         "facts": facts,
         "remarks": list(result.remarks),
@@ -63,14 +79,63 @@ def sync_view(result: SyncResult) -> dict[str, Any]:
     }
 
 
+def _advice(verdict: SyncVerdict) -> str:
+    """What a visitor can do about a verdict."""
+    if verdict.kind in ("late", "early") and verdict.offset is not None:
+        way = "earlier" if verdict.kind == "late" else "later"
+        return f"Playing the audio {abs(verdict.offset):.2f} s {way} would mend it."
+    return {"does not fit": "The audio seems to be of something else.", "in sync": "Nothing to mend."}.get(
+        verdict.kind, ""
+    )
+
+
 def places_view(found: LocalizationResult) -> dict[str, Any]:
-    """What the overlay on the player shows; `region` is what the model sees of the frame, as shares of the whole."""
+    """What the overlay on the player shows.
+
+    `region` is what the model sees of the frame, as shares of the whole; `source` says of which moments it finds
+    something in the frame that the audio comes from, and `none` what to call the others.
+    """
     return {
         "times": _rounded(found.times, 3),
         "maps": bytes_view(found.heat(), 0.0, 1.0),
         "region": [round(float(value), 5) for value in found.region],
+        "source": [bool(value) for value in has_source(found)],
+        "none": NO_SOURCE,
         "remarks": list(found.remarks),
     }
+
+
+def has_source(found: LocalizationResult) -> np.ndarray:
+    return np.asarray(getattr(found, "has_source", found.present))
+
+
+NO_SOURCE = "no source"
+
+
+def frame_numbers(total: int, count: int = 12) -> list[int]:
+    """Numbers of up to `count` of `total` moments, the middles of equal spans."""
+    count = min(count, total)
+    return [int((number + 0.5) * total / count) for number in range(count)]
+
+
+def sound_view(found: LocalizationResult) -> dict[str, Any]:
+    """The spectrogram, from low to high, and which part of it fits the frames."""
+    levels = _narrowed(found.spectrogram.astype(np.float32), _SPECTROGRAM_COLUMNS)
+    low, high = (float(value) for value in np.quantile(levels, [0.05, 0.998]))
+    return {
+        "levels": bytes_view(levels, low, high),
+        "fits": bytes_view(_narrowed(joined_audio_maps(found), _SPECTROGRAM_COLUMNS), 0.0, 1.0),
+        "start": found.spectrogram_start,
+        "seconds": round(found.spectrogram.shape[1] * found.spectrogram_step, 3),
+    }
+
+
+def _narrowed(values: np.ndarray, most: int) -> np.ndarray:
+    """At most so many columns, each the highest of some."""
+    step = -(-values.shape[1] // most)
+    padding = -values.shape[1] % step
+    padded = np.pad(values, ((0, 0), (0, padding)), mode="edge")
+    return padded.reshape(len(values), -1, step).max(axis=2)
 
 
 def labels_view(result: ClipLabels, modality: str) -> dict[str, Any]:
@@ -80,6 +145,10 @@ def labels_view(result: ClipLabels, modality: str) -> dict[str, Any]:
         "moments": result.num_moments,
         "modality": modality,
     }
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", _MINUS)
 
 
 def _rounded(values: Any, digits: int) -> list[float | None]:

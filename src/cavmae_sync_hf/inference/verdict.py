@@ -76,8 +76,8 @@ def give_verdict(
         return SyncVerdict(
             "does not fit",
             "audio does not fit",
-            f"At no offset within {reach:g} s do audio and frames fit better than moments nearby "
-            f"(best {score:+.2f} nats, chance 0).",
+            f"At no offset within {reach:g} s do audio and frames fit better than chance "
+            f"(the best fit is {score:+.2f}, chance is 0).",
         )
     if best in (0, len(offsets) - 1):
         return _cannot_tell(
@@ -85,14 +85,19 @@ def give_verdict(
             f"{max_offset:g} s"
         )
     if score < FITS:
-        return _cannot_tell(f"audio and frames fit hardly better than chance (best {score:+.2f} nats, chance 0)")
+        return _cannot_tell(
+            f"audio and frames fit hardly better than chance (the best fit is {score:+.2f}, chance is 0)"
+        )
     if confidence < LEAST_CONFIDENCE:
-        return _cannot_tell(f"only {confidence:.0%} of random draws of the video's pieces agree on an offset")
-    reason = f"{confidence:.0%} of random draws of the video's pieces agree ({score:+.2f} nats, chance 0)."
+        return _cannot_tell(f"only {confidence:.0%} of random selections of the moments agree on an offset")
+    reason = (
+        f"To within {resolution:.2g} s; {confidence:.0%} of random selections of the moments agree, and the fit is "
+        f"{score:+.2f} (chance is 0)."
+    )
     if abs(offset) <= resolution:
-        return SyncVerdict("in sync", "in sync", f"To within {resolution:.2g} s; {reason}", offset)
+        return SyncVerdict("in sync", "in sync", reason, offset)
     kind: VerdictKind = "late" if offset > 0 else "early"
-    return SyncVerdict(kind, f"audio {kind} by {abs(offset):.2f} s", f"To within {resolution:.2g} s; {reason}", offset)
+    return SyncVerdict(kind, f"audio {kind} by {abs(offset):.2f} s", reason, offset)
 
 
 def _cannot_tell(reason: str) -> SyncVerdict:
