@@ -41,7 +41,7 @@ PROMISED = {
     "hub_and_trainer": ("type(processor).__name__, trainer.state.global_step", ("CavMaeSyncProcessor", 2)),
     "pipelines": ("features['similarity'].shape[-2:]", (16, 16)),
     "export": ("type(exported).__name__", "ExportedModel"),
-    "web_page": ("hasattr(page, 'launch')", True),
+    "web_page": ("result['model'], result['source']", ("my-model", "clip.mp4")),
 }
 
 

@@ -405,11 +405,11 @@ def test_command__listens_at_this_machine_alone_unless_told_otherwise(run, monke
     assert run("app")[0] == 0 and calls[0]["server_name"] == "127.0.0.1" and calls[0]["share"] is False
     assert calls[0]["limits"] == Limits()
     code, printed, _ = run(
-        "app", "--host", "0.0.0.0", "--port", "8000", "--max-megabytes", "5", "--max-seconds", "20", "-m", "m",
+        "app", "--host", "0.0.0.0", "--port", "8000", "--max-megabytes", "5", "--max-seconds", "20", "-m", "example",
         "--allow-host", "page.example", "--allow-host", ".lab.example", "--max-disk", "900",
     )  # fmt: skip
     assert code == 0 and "no password" in printed
-    assert (calls[1]["server_port"], calls[1]["model"]) == (8000, "m")
+    assert (calls[1]["server_port"], calls[1]["model"]) == (8000, "example")
     assert calls[1]["limits"] == Limits(5, 20, disk_megabytes=900)
     assert calls[1]["allow_hosts"] == ["page.example", ".lab.example"] and calls[0]["allow_hosts"] == ()
 

@@ -10,8 +10,8 @@ pytest.importorskip("gradio")
 
 from starlette.responses import JSONResponse
 
-from cavmae_sync_hf.app.access import Access
 from cavmae_sync_hf.app import gate
+from cavmae_sync_hf.app.access import Access
 from cavmae_sync_hf.app.gate import Gate
 from cavmae_sync_hf.app.workspace import Limits, Workspace
 

@@ -3,7 +3,6 @@
 
 import math
 import os
-import re
 import threading
 import time
 from collections.abc import Callable
@@ -14,7 +13,7 @@ import torch
 
 from ..inference.loading import load_model
 from ..model.errors_cavmae_sync import ModelError
-from ..names import EXAMPLE
+from ..names import EXAMPLE, HUB, hub_name
 from .demo_clips import DemoClips
 
 # How the sources of audio are looked for, best first: maps a second, and patches from one place tried to the next.
@@ -70,12 +69,11 @@ class Engine:
     @property
     def card(self) -> Path | str | None:
         """The model's card: a file, or its page on the Hub; `None` where there is none."""
-        if self.is_example:
-            return example_model() / "README.md"
-        folder = Path(self.name)
-        if folder.is_dir():
-            return folder / "README.md" if (folder / "README.md").is_file() else None
-        return f"https://huggingface.co/{self.name}" if re.fullmatch(r"[\w.-]+/[\w.-]+", self.name) else None
+        name = self.name.removeprefix(HUB).partition("@")[0]
+        if not Path(self.name).is_dir() and hub_name(name):
+            return f"https://huggingface.co/{name}"
+        card = Path(self.model.name_or_path or self.name) / "README.md"
+        return card if card.is_file() else None
 
     def map_plan(self, seconds: float) -> dict[str, Any]:
         """Arguments of `localize` with which a clip of so many seconds takes a bearable time on this machine.
