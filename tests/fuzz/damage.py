@@ -170,17 +170,19 @@ def main() -> int:
             if options.keep:
                 options.keep.write_bytes(damaged(originals, name, int(number), options.seed))
         kinds: collections.Counter[str] = collections.Counter()
-        begin, slowest, largest = time.monotonic(), 0.0, 0
+        begin, slowest, largest = time.monotonic(), (0.0, ""), (0, "")
         for name, number, outcome in run(originals, variants, options.seed, Path(folder)):
             kinds[outcome.value or outcome.kind] += 1
-            slowest, largest = max(slowest, outcome.seconds), max(largest, outcome.peak)
+            variant = f"{name}:{number}"
+            slowest, largest = max(slowest, (outcome.seconds, variant)), max(largest, (outcome.peak, variant))
             if outcome.kind != "value":
-                again = (
-                    f"python tests/fuzz/damage.py --seed {options.seed} --only {name}:{number} --keep variant.{name}"
-                )
+                again = f"python tests/fuzz/damage.py --seed {options.seed} --only {variant} --keep variant.{name}"
                 print(f"{outcome.kind}: {outcome.reason}\n    {again}", flush=True)
         seconds = time.monotonic() - begin
-    print(f"{len(variants)} variants in {seconds:.0f} s, slowest {slowest:.1f} s, most memory {largest >> 20} MiB")
+    print(
+        f"{len(variants)} variants in {seconds:.0f} s; slowest {slowest[0]:.1f} s ({slowest[1]}), "
+        f"most memory {largest[0] >> 20} MiB ({largest[1]})"
+    )
     print(", ".join(f"{kind}: {count}" for kind, count in sorted(kinds.items())))
     return int(any("refused" not in kind for kind in kinds))
 

@@ -129,6 +129,7 @@ def write_clip(
     audio_start: float = 0.0,
     container_options: dict[str, str] | None = None,
     video_options: dict[str, str] | None = None,
+    audio_options: dict[str, str] | None = None,
     first_track: str = "video",
     unused_track: bool = False,
     apart: str | None = None,
@@ -159,6 +160,7 @@ def write_clip(
         audio_start: When the audio starts, seconds.
         container_options: Options of the muxer.
         video_options: Options of the video encoder.
+        audio_options: Options of the audio encoder.
         first_track: `"video"` or `"audio"`, which comes first in the list of tracks.
         unused_track: Begin that list with a video track of one tiny frame, which no player would choose.
         apart: `"video"` or `"audio"`: all packets of that track stand before all of the other.
@@ -194,6 +196,8 @@ def write_clip(
                 audio_stream = container.add_stream(audio_codec, rate=rate, layout=layout)
                 if sample_format:
                     audio_stream.format = sample_format
+                if audio_options:
+                    audio_stream.codec_context.options = audio_options
         packets = []
         if video_stream is not None:
             count = len(frame_times) if frame_times is not None else num_frames or round(seconds * fps)

@@ -146,3 +146,14 @@ def test_decode_media__encrypted_files_are_named(folder):
     for read in (decode_media, lambda path: list(iter_media(path))):
         with pytest.raises(MediaError, match="locked.mp4: .*is encrypted; decrypt it first."):
             read(path)
+
+
+def test_last_packet__lasts_no_longer_for_what_was_lost_before_it(folder):
+    options = {"audio_codec": "vorbis", "audio_options": {"strict": "experimental"}}
+    data = write_clip(folder / "vorbis.ogg", seconds=6, video=False, audio=noise(6), **options).read_bytes()
+    cut = int(len(data) * 0.9)  # before the last page, which says when the track ends
+    data = data[:cut] + np.random.default_rng(0).bytes(300) + data[cut:]
+
+    kept = decode_media(data, damaged="keep", missing="mask")
+    assert "is truncated, it ends after 5.01 s of the 6.00 s" in decoded(data)
+    assert kept.duration == pytest.approx(len(kept.waveform) / kept.sampling_rate, abs=0.03)

@@ -107,6 +107,8 @@ class Track:
         self.num_demuxed = 0
         self.gaps: list[tuple[float, float]] = []
         self._reached = math.inf
+        self._is_ogg_audio = self.kind == "audio" and stream.container.format.name == "ogg"
+        self._longest = 0.0
         self._lasting: tuple[int | None, float] = -1, 0.0  # ticks of the last packet that was asked for, and seconds
         self.waiting: deque[TimedPacket] = deque()  # demuxed while packets of the other track were asked for
         self.waiting_bytes = 0
@@ -136,6 +138,11 @@ class Track:
             seconds = max(2, round(seconds / self.frame_seconds * 2)) / 2 * self.frame_seconds
         elif not ticks and self.kind == "video":
             seconds = self.frame_seconds
+        elif self._is_ogg_audio:
+            # The last packet of a stream lasts as long as its page says, which counts what was lost before it, too.
+            if 0 < self._longest < seconds - HOLE_SECONDS:
+                seconds = self._longest
+            self._longest = max(self._longest, seconds)
         self._lasting = ticks, seconds
         return seconds
 
