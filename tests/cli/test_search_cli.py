@@ -11,9 +11,9 @@ from PIL import Image
 
 from cavmae_sync_hf import CavMaeSyncModel, CavMaeSyncProcessor
 from cavmae_sync_hf.cli.search import HIT_SUFFIXES
-from cavmae_sync_hf.model.media_cavmae_sync import probe_media
+from cavmae_sync_hf.model.media_cavmae_sync import decode_media, probe_media
 from cavmae_sync_hf.search import writing
-from helpers.clips import noise, truncate, write_clip
+from helpers.clips import loudest_frequency, noise, truncate, write_audio_tracks, write_clip
 from helpers.tiny import tiny_config
 
 
@@ -174,6 +174,24 @@ def test_search__cuts_and_writes_its_hits(run, index, videos, tmp_path):
         assert run(*query, "--out", tmp_path / f"hits{suffix}")[0] == 0
     assert json.loads((tmp_path / "hits.json").read_text())["hits"] == values["hits"]
     assert (tmp_path / "hits.csv").read_text().count("\n") == 4
+
+
+@pytest.mark.parametrize("reencode", [(), ("--reencode",)])
+def test_search__clips_have_the_audio_track_that_was_indexed(run, model, tmp_path, reencode):
+    from cavmae_sync_hf.inference.loading import load_model
+    from cavmae_sync_hf.search import index_videos
+
+    source = write_audio_tracks(tmp_path / "two.mkv", [{"language": "en"}, {"language": "de"}], seconds=2.0)
+    index_videos(source, tmp_path / "index", *load_model(model), hop=0.5, audio_track="de")
+
+    code, _, err = run(
+        "search", tmp_path / "index", source, "--end", 1, "--top", 1, "--clips", tmp_path / "clips", *reencode
+    )  # fmt: skip
+
+    (clip,) = (tmp_path / "clips").iterdir()
+    waveform = decode_media(clip, want_video=False).waveform.numpy()
+    assert code == 0, err
+    assert loudest_frequency(waveform) == pytest.approx(600, abs=5)  # the second track's; the first has 300 Hz
 
 
 def test_search__hits_whose_files_are_gone_are_named(run, videos, index, tmp_path):

@@ -236,8 +236,8 @@ def search(
         terminal.kept = f"Clips that lie in {clips} are whole; run the command again with --overwrite for all of them."
         with terminal.progress_bar("cutting") as show:
             cuts = cut_hits(
-                result, clips, reencode=reencode, padding=padding or 0.0, audio_track=audio_track, overwrite=overwrite,
-                progress=show, on_error=lose,
+                result, clips, reencode=reencode, padding=padding or 0.0, audio_track=store.settings.audio_track,
+                overwrite=overwrite, progress=show, on_error=lose,
             )  # fmt: skip
     written = []
     if out is not None:
