@@ -30,6 +30,7 @@ from .model.auto_classes_cavmae_sync import (
     CavMaeSyncVideoProcessor,
 )
 from .model.auto_map_cavmae_sync import CODE_FILES, CUSTOM_PIPELINES
+from .model.encoder_families_cavmae_sync import check_extractor
 from .model.errors_cavmae_sync import Hint, ModelError
 from .model.modeling_cavmae_sync import CavMaeSyncPreTrainedModel
 from .model_card import CardDetails, create_model_card
@@ -180,6 +181,11 @@ def _check_pair(model: CavMaeSyncPreTrainedModel, processor: CavMaeSyncProcessor
                 f"The processor makes inputs of `{name}` {value}, the model takes {wanted}; use "
                 "CavMaeSyncProcessor.from_config(model.config)."
             )
+    if model.config.modality != "video":
+        try:
+            check_extractor(model.config.audio_encoder_config, extractor)
+        except ValueError as error:
+            raise ModelError(str(error)) from error
 
 
 def _check_target(target: Path, overwrite: bool) -> None:

@@ -8,6 +8,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .model.alignment_cavmae_sync import window_seconds
 from .model.auto_map_cavmae_sync import CUSTOM_PIPELINES
+from .model.configuration_cavmae_sync import CavMaeSyncConfig
+from .model.encoder_families_cavmae_sync import encoder_family
 from .model.modeling_cavmae_sync import CavMaeSyncPreTrainedModel
 from .model.processing_cavmae_sync import CavMaeSyncProcessor
 
@@ -210,17 +212,42 @@ def _summary(model: CavMaeSyncPreTrainedModel) -> str:
 def _facts(model: CavMaeSyncPreTrainedModel) -> list[tuple[str, str]]:
     config = model.config
     rows, columns = config.audio_grid
+    layers = f"{config.num_modality_layers} per modality"
+    if config.encoders:
+        layers = ", ".join(f"{config.tower_layers(modality)} for {modality}" for modality in ("audio", "video"))
+    audio, video = config.encoders.get("audio"), config.encoders.get("video")
+    waveform = audio is not None and encoder_family(audio).hears_waveforms
+    heard = "samples" if waveform else "log-mel"
+    patches = f"patches of {config.patch_size}" if video is None else "{} x {} patches".format(*config.video_grid)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return [
         ("Class", f"`{type(model).__name__}`"),
         ("Parameters", f"{parameters / 1e6:.1f} M" if parameters >= 1e6 else f"{parameters:,}"),
         ("Modality", config.modality),
-        ("Layers", f"{config.num_modality_layers} per modality, {config.num_joint_layers} joint"),
+        ("Layers", f"{layers}, {config.num_joint_layers} joint"),
+        *_encoders(config),
         ("Width", str(config.hidden_size)),
         ("Moments per clip", f"{config.num_frames} by default, any number works"),
-        ("Audio of a moment", f"{config.audio_length} x {config.num_mel_bins} log-mel, {rows} x {columns} patches"),
-        ("Frame of a moment", f"{config.image_size} x {config.image_size} pixels, patches of {config.patch_size}"),
+        ("Audio of a moment", f"{config.audio_length} x {config.num_mel_bins} {heard}, {rows} x {columns} patches"),
+        ("Frame of a moment", f"{config.image_size} x {config.image_size} pixels, {patches}"),
     ]
+
+
+def _encoders(config: CavMaeSyncConfig) -> list[tuple[str, str]]:
+    """What is said of encoders of other models: what they are, how they were trained, and where their weights are."""
+    facts = []
+    trained = {"frozen": "frozen", "lora": f"low-rank changes of rank {config.encoder_lora_rank}", "full": "trained"}
+    for modality, encoder in config.encoders.items():
+        source, layer = (getattr(config, f"{modality}_encoder_{name}") for name in ("source", "layer"))
+        words = [encoder.model_type + (f" from {source}" if source else ""), trained[config.encoder_training]]
+        if layer is not None:
+            words.append(f"output of block {layer}")
+        if modality == "audio" and config.audio_context == "clip":
+            words.append("hears the whole clip, so that a moment knows of the others")
+        if config.save_encoders == "reference":
+            words.append(f"its weights are not in this folder but loaded from {source}, under its own license")
+        facts.append((f"{modality.capitalize()} encoder", "; ".join(words)))
+    return facts
 
 
 def _preprocessing(model: CavMaeSyncPreTrainedModel, processor: CavMaeSyncProcessor) -> str:
@@ -235,9 +262,12 @@ def _preprocessing(model: CavMaeSyncPreTrainedModel, processor: CavMaeSyncProces
     else:
         alignment = "Every window is centred on the time of its frame, whatever the length of the clip."
     channel = {"first": "first channel", "mean": "mean of the channels"}.get(extractor.channel, extractor.channel)
+    made = f"Kaldi log-mel filter bank, mean {extractor.mean} and standard deviation {extractor.std}"
+    if extractor.features == "waveform":
+        made = "samples as they are"
     return (
-        f"Audio: {extractor.sampling_rate} Hz, {channel}, Kaldi log-mel filter bank, mean {extractor.mean} and "
-        f"standard deviation {extractor.std}, windows of {seconds:.4g} s. Frames: {model.config.image_size} pixels, "
+        f"Audio: {extractor.sampling_rate} Hz, {channel}, {made}, windows of {seconds:.4g} s. "
+        f"Frames: {model.config.image_size} pixels, "
         f"ImageNet mean and standard deviation. {alignment} The processor does all of this."
     )
 

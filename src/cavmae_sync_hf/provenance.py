@@ -134,7 +134,13 @@ def weights_fingerprint(model: "PreTrainedModel") -> str:
     if _known_fingerprints.get(base, (-1, ""))[0] == version:
         return _known_fingerprints[base][1]
     architecture = [getattr(model.config, name) for name in _ARCHITECTURE]
-    digest = hashlib.sha256(json.dumps(architecture).encode())
+    encoders = getattr(model.config, "encoders", {})
+    if encoders:
+        names = [f"{modality}_encoder_{what}" for modality in encoders for what in ("layer", "mean", "std")]
+        architecture += [getattr(model.config, name) for name in (*names, "audio_context")]
+        for _, config in sorted(encoders.items()):
+            architecture.append({key: value for key, value in config.to_dict().items() if key not in _INCIDENTAL})
+    digest = hashlib.sha256(json.dumps(architecture, default=str).encode())
     tensors = {name: tensor.to(torch.bfloat16) for name, tensor in base.state_dict().items()}
     _add_tensors(digest, tensors, lambda name, tensor: f"{name} {tuple(tensor.shape)}")
     _known_fingerprints[base] = (version, digest.hexdigest())

@@ -107,6 +107,7 @@ class ColourModel(CavMaeSyncModel):
                 padded = padded.gather(1, ids_keep[..., None].expand(-1, -1, padded.shape[-1]))
             return torch.cat([padded.mean(dim=1, keepdim=True), padded], dim=1)
 
+        read.grid = lambda images: (images.shape[-2] // size, images.shape[-1] // size)  # type: ignore[attr-defined]
         return read
 
     def separate(self, modality: str, tokens: Tensor, record: Any = None) -> tuple[Tensor, Tensor]:

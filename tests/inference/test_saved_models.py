@@ -115,6 +115,14 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
         change(CONFIG, attn_implementation="o/kernel"),
         "`attn_implementation` is 'o/kernel'",
     ),
+    "an encoder's attention of elsewhere": (
+        change(CONFIG, video_encoder_config={"model_type": "vit", "_attn_implementation": "o/kernel"}),
+        "`video_encoder_config` is .*; it must be a mapping, with kernels of transformers' own",
+    ),
+    "an encoder without end": (
+        change(CONFIG, video_encoder_config={"model_type": "vit", "num_hidden_layers": 10**9, "patch_size": 8}),
+        "a video encoder of 1000000000 blocks, and the weights have",
+    ),
     "no JSON": (replace(CONFIG, b"<html>"), "config.json is no readable JSON"),
     "an empty file": (replace(CONFIG, b""), "config.json is no readable JSON"),
     "no text": (replace(CONFIG, b"\xff\xfe\x00"), "config.json is no readable JSON"),

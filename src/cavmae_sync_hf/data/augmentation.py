@@ -17,7 +17,7 @@ import torchvision.transforms.v2.functional as tvF
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
-from ..model.feature_extraction_cavmae_sync import SILENCE, CavMaeSyncFeatureExtractor
+from ..model.feature_extraction_cavmae_sync import CavMaeSyncFeatureExtractor
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from ..model.video_processing_cavmae_sync import CavMaeSyncVideoProcessor
 
@@ -120,6 +120,12 @@ class SampleAugmentation:
         self.options = options
         self.frame_size = frame_size(processor.video_processor)
         extractor = processor.feature_extractor
+        wrong = [name for name in ("frequency_mask", "noise") if getattr(options, name)]
+        if extractor.features == "waveform" and wrong:
+            raise ValueError(
+                f"`{wrong[0]}` varies log-mels, and this model's encoder hears waveforms; set it to 0 (`time_mask` "
+                "and `time_roll` work on both)."
+            )
         self.fill = 0.0 if options.mask_fill == "mean" else -extractor.mean / extractor.std
 
     def frames(self, frames: Tensor, *key: Any) -> Tensor:
@@ -249,16 +255,16 @@ def mix_windows(
         first: Windows of any shape.
         second: Windows of the same shape.
         weight: Weight of `first`, in [0, 1].
-        extractor: The feature extractor that normalised them.
+        extractor: The feature extractor that normalised them. Waveforms themselves are averaged under either rule.
         rule: `"waveform"` or `"spectrogram"` (plain average of the log-mels).
     """
-    if rule == "spectrogram" or weight in (0.0, 1.0):
+    if rule == "spectrogram" or extractor.features == "waveform" or weight in (0.0, 1.0):
         return weight * first + (1.0 - weight) * second
     std = extractor.std
     loudness = [2.0 * math.log(share) for share in (weight, 1.0 - weight)]
     mixed = torch.logaddexp(first * std + loudness[0], second * std + loudness[1]) / std
     # The filter bank floors energies, also those of mixed waveforms.
-    return mixed.clamp_(min=(SILENCE - extractor.mean) / std)
+    return mixed.clamp_(min=(extractor.silence - extractor.mean) / std)
 
 
 def smooth_labels(labels: Tensor, smoothing: float) -> Tensor:

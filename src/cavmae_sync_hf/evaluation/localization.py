@@ -25,7 +25,6 @@ from ..metrics import boxes_in_view, compute, patch_maps, pointing_accuracy
 from ..metrics.localization import time_pointing_accuracy, upsample_maps
 from ..model.alignment_cavmae_sync import window_times
 from ..model.errors_cavmae_sync import EvaluationError, Hint, MediaError
-from ..model.feature_extraction_cavmae_sync import SILENCE
 from ..model.media_cavmae_sync import decode_media
 from ..model.modeling_cavmae_sync import CavMaeSyncModel
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
@@ -200,9 +199,8 @@ class _Mapper:
     def __init__(self, model: CavMaeSyncModel, processor: CavMaeSyncProcessor, method: str) -> None:
         self.model, self.method = model, method
         extractor = processor.feature_extractor
-        self.silent_window = torch.full(
-            (1, 1, extractor.audio_length, extractor.num_mel_bins), (SILENCE - extractor.mean) / extractor.std
-        )
+        silence = (extractor.silence - extractor.mean) / extractor.std
+        self.silent_window = torch.full((1, 1, extractor.audio_length, extractor.num_mel_bins), silence)
 
     @cached_property
     def silence(self) -> Tensor:

@@ -130,33 +130,37 @@ def choose_features(
         if layers or not set(names) <= {"a", "v"}:
             raise InferenceError(f"An exported model gives the features a and v alone, got {list(names)!r}.")
         return tuple(Feature(name, _MODALITIES[name], "embedding") for name in dict.fromkeys(names))
-    last = config.num_modality_layers + config.num_joint_layers + config.num_contrastive_head_layers
+    behind = config.num_joint_layers + config.num_contrastive_head_layers
+    last = {letter: config.tower_layers(_MODALITIES[letter]) + behind for letter in ("a", "v")}
     chosen = [_feature(str(name), config, last) for name in names]
     wanted = [letter for letter in ("a", "v") if any(item.modality == _MODALITIES[letter] for item in chosen)]
     if layers and not wanted:
         raise InferenceError("`layers` are those of the audio or the video path; add `a` or `v` to the features.")
     for layer in layers:
-        number = layer + last + 1 if layer < 0 else layer
-        chosen += [_feature(f"{letter}_layer_{number:02d}", config, last) for letter in wanted]
+        for letter in wanted:
+            number = layer + last[letter] + 1 if layer < 0 else layer
+            chosen.append(_feature(f"{letter}_layer_{number:02d}", config, last))
     doubled = {item.name for item in chosen if sum(other.name == item.name for other in chosen) > 1}
     if doubled:
         raise InferenceError(f"{', '.join(sorted(doubled))} is asked for twice; name every feature once.")
     return tuple(chosen)
 
 
-def _feature(name: str, config: CavMaeSyncConfig, last: int) -> Feature:
+def _feature(name: str, config: CavMaeSyncConfig, last: Mapping[str, int]) -> Feature:
     found = _NAME.fullmatch(name)
     if found is None:
         raise InferenceError(
             f"{name!r} is no feature; there are a, v, av, a_patches, v_patches, and a_layer_N and v_layer_N with N "
-            f"from 0 to {last}."
+            f"from 0 to {max(last.values())}."
         )
     if name == "av":
         feature = Feature(name, "fused", "fused")
     elif found[3] is not None:
         layer = int(found[3])
-        if layer > last:
-            raise InferenceError(f"There is no layer {layer}; this model's go from 0 (embedded patches) to {last}.")
+        if layer > last[found[1]]:
+            raise InferenceError(
+                f"There is no layer {layer}; this model's go from 0 (embedded patches) to {last[found[1]]}."
+            )
         feature = Feature(f"{found[1]}_layer_{layer:02d}", _MODALITIES[found[1]], "layer", layer)
     else:
         feature = Feature(name, _MODALITIES[found[1]], "patches" if found[2] else "embedding")
@@ -210,6 +214,8 @@ def move_inputs(inputs: Mapping[str, Any], model: CavMaeSyncPreTrainedModel) -> 
         if inputs.get(name) is not None:
             value = torch.as_tensor(inputs[name]).to(model.device, non_blocking=True)
             moved[name] = value.to(model.dtype) if value.is_floating_point() else value
+    if inputs.get("window_times") is not None and getattr(model.config, "audio_context", "window") == "clip":
+        moved["window_times"] = torch.as_tensor(inputs["window_times"]).to(model.device)  # not rounded to a precision
     return moved
 
 
@@ -232,7 +238,8 @@ def encode_moments(model: Embedder, inputs: Mapping[str, Any], features: Sequenc
     values: dict[str, Tensor] = {}
     if isinstance(model, torch.nn.Module):
         encoder = cast(CavMaeSyncModel, model)
-        images, present = encoder.check_inputs(**dict.fromkeys(_INPUT_NAMES) | move_inputs(given, encoder))
+        moved = move_inputs(given | {"window_times": inputs.get("window_times")}, encoder)
+        images, present = encoder.check_inputs(**dict.fromkeys(_INPUT_NAMES) | moved)
         patches: dict[str, Tensor] = {}
         for modality, pixels in images.items():
             own = [feature for feature in features if feature.modality == modality]

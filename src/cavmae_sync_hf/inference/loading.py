@@ -15,6 +15,7 @@ from ..convert.reading import not_finite, read_json_object, read_shapes, shorten
 from ..files import StrPath
 from ..hub import register_auto_classes
 from ..model.configuration_cavmae_sync import CONFIG_VALUES, CavMaeSyncConfig
+from ..model.encoder_families_cavmae_sync import check_extractor, num_blocks
 from ..model.errors_cavmae_sync import ModelError
 from ..model.feature_extraction_cavmae_sync import FEATURE_VALUES, CavMaeSyncFeatureExtractor
 from ..model.modeling_cavmae_sync import (
@@ -41,6 +42,8 @@ _CONFIG_FILE_VALUES = CONFIG_VALUES | {
     "experts_implementation": _KERNEL,
     "_experts_implementation": _KERNEL,
 }
+_ENCODER = optional(Allowed("a mapping, with kernels of transformers' own", lambda value: _is_harmless(value)))
+_CONFIG_FILE_VALUES |= {f"{modality}_encoder_config": _ENCODER for modality in ("audio", "video")}
 # File, the part of it, and what its settings may be; transformers takes the parts from files of their own as well.
 _PROCESSOR_FILES = (
     ("processor_config.json", "feature_extractor", FEATURE_VALUES),
@@ -132,6 +135,9 @@ def load_model(
         )
     check_weight_files(name, _CLASSES[use], config)
     processor = read_processor(name)
+    if config.modality != "video":
+        with _told(Path(name)):
+            check_extractor(config.audio_encoder_config, processor.feature_extractor)
     with _reasons_told(name):
         model, report = _CLASSES[use].from_pretrained(name, dtype=dtype, output_loading_info=True)
     missing = sorted(report["missing_keys"])
@@ -202,6 +208,14 @@ def read_config(name: str) -> CavMaeSyncConfig:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     assert isinstance(config, CavMaeSyncConfig)
     return config
+
+
+def _is_harmless(encoder: Any, inside: bool = False) -> bool:
+    """Whether the configuration of an encoder, and of its parts, would have transformers fetch no code."""
+    if not isinstance(encoder, Mapping):
+        return inside
+    kernels = all(_KERNEL(encoder.get(name)) for name in _CONFIG_FILE_VALUES if name.endswith("_implementation"))
+    return kernels and all(_is_harmless(part, inside=True) for part in encoder.values())
 
 
 def saved_model_type(name: str) -> Any:
@@ -326,8 +340,16 @@ def _check_shapes(
             raise ModelError(
                 f"config.json has `{name}` {getattr(config, name)}, and the weights have {layers} at most."
             )
+    for modality, other in config.encoders.items():
+        if config.save_encoders == "whole" and num_blocks(other) > layers:
+            raise ModelError(
+                f"config.json has a {modality} encoder of {num_blocks(other)} blocks, and the weights have {layers} "
+                "at most."
+            )
     with torch.device("meta"):
-        wanted = {name: tuple(tensor.shape) for name, tensor in kind(config).state_dict().items()}
+        made = kind(config)
+        elsewhere = set(made.referenced_weights())
+        wanted = {name: tuple(tensor.shape) for name, tensor in made.state_dict().items() if name not in elsewhere}
     if kind is CavMaeSyncModel and encoder:
         shapes = {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
     missing = [name for name in wanted if name not in shapes]

@@ -52,8 +52,7 @@ def occlusion_maps(
         around the patch is left out; at the borders the block is cut. Positive where the part speaks for the query.
     """
     images = model.as_images(modality, inputs)
-    size = model.config.patch_size
-    grid = (images.shape[-2] // size, images.shape[-1] // size)
+    grid = model.tower(modality).grid(images)
     height, width = block or default_block(grid)
     step = stride or (1 if grid[0] * grid[1] <= _LARGE_GRID else 2)
     rows, columns = _places(grid[0], step), _places(grid[1], step)
@@ -86,7 +85,7 @@ def embed_without(
         `(batch, frames, hidden)` float32.
     """
     images = model.as_images(modality, inputs).flatten(0, 1)
-    grid = images.shape[-2] // model.config.patch_size, images.shape[-1] // model.config.patch_size
+    grid = model.tower(modality).grid(images)
     chosen = [divmod(place, grid[1]) for place in places.flatten().tolist()]
     kept = [_without(grid, place, block or default_block(grid)).flatten().nonzero()[:, 0] for place in chosen]
     result = images.new_empty(len(images), model.config.hidden_size, dtype=torch.float32)
@@ -125,8 +124,8 @@ def _embed_parts(model: CavMaeSyncModel, modality: str, images: Tensor, kept: li
 
 def _embed_filled(model: CavMaeSyncModel, modality: str, fill: float, images: Tensor, kept: list[Tensor]) -> Tensor:
     """The same where what is not kept has a value instead."""
-    size = model.config.patch_size
-    masks = torch.stack(kept).to(images.device).repeat_interleave(size, 1).repeat_interleave(size, 2).unsqueeze(1)
+    masks = torch.stack(kept).to(images.device, torch.float32).unsqueeze(1)
+    masks = torch.nn.functional.interpolate(masks, size=images.shape[-2:], mode="nearest").bool()
     result = images.new_empty(len(images), len(kept), model.config.hidden_size, dtype=torch.float32)
     for samples, places in _pairs(len(images), len(kept), images.device):
         filled = images[samples].masked_fill(~masks[places], fill)

@@ -6,11 +6,23 @@ from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassFieldValidationError
+from transformers import AutoConfig
 from transformers.activations import ACT2FN
-from transformers.configuration_utils import PreTrainedConfig
+from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
 from .auto_map_cavmae_sync import SavedWithCode, complete_auto_map, complete_pipelines, pipelines_to_load
-from .values_cavmae_sync import Allowed, check_values, choice, flag, number, optional, whole
+from .encoder_families_cavmae_sync import (
+    as_encoder_config,
+    audio_grid,
+    encoder_family,
+    fixed_image_size,
+    longest_input,
+    num_blocks,
+    patch_size,
+    video_grid,
+    waveform_values,
+)
+from .values_cavmae_sync import Allowed, check_values, choice, flag, number, optional, per_channel, text, whole
 
 # Of every setting of its own, and of the number of labels.
 CONFIG_VALUES: dict[str, Allowed] = {
@@ -52,8 +64,26 @@ CONFIG_VALUES: dict[str, Allowed] = {
     "classifier_type": choice("mean_pooling", "frame_attention"),
     "num_classifier_layers": whole(0, 1 << 9),
     "deduplicate_windows": flag(),
+    "audio_encoder_source": optional(text()),
+    "video_encoder_source": optional(text()),
+    "audio_encoder_layer": optional(whole(1, 1 << 9)),
+    "video_encoder_layer": optional(whole(1, 1 << 9)),
+    "audio_encoder_mean": optional(number(-1e6, 1e6)),
+    "audio_encoder_std": optional(number(0, 1e6, above=True)),
+    "video_encoder_mean": optional(per_channel(number(-1e6, 1e6))),
+    "video_encoder_std": optional(per_channel(number(0, 1e6, above=True))),
+    "encoder_training": choice("frozen", "lora", "full"),
+    "encoder_lora_rank": whole(1, 1 << 12),
+    "encoder_masking": choice("auto", "drop", "input"),
+    "audio_context": choice("window", "clip"),
+    "save_encoders": choice("whole", "reference"),
     "num_labels": whole(1, 1 << 20),
 }
+# What there is for encoders alone: it is saved where there is one, so that other models are saved as ever.
+_ENCODER_SETTINGS = ("audio_encoder_config", "video_encoder_config") + tuple(
+    name for name in CONFIG_VALUES if "encoder_" in name or name in ("audio_context", "save_encoders")
+)
+_MEL_BINS = 128
 # The positions of a grid, patches times width, are made before any weight is read.
 _MOST_POSITIONS = 1 << 28
 
@@ -131,7 +161,7 @@ class CavMaeSyncConfig(SavedWithCode, PreTrainedConfig):
             Divisor of the cosine similarities in the contrastive loss.
         contrastive_loss_weight (`float`, *optional*, defaults to 0.1):
             Weight of the contrastive loss. 0 skips its computation.
-        reconstruction_loss_weight (`float`, *optional*, defaults to 1.0):
+        reconstruction_loss_weight (`float`, *optional*, defaults to 1.0, with an encoder of another model to 0.0):
             Weight of the reconstruction losses. 0 skips the decoder.
         distillation_loss_weight (`float`, *optional*, defaults to 0.0):
             Weight of the distance between the embeddings and a teacher's, where pretraining is given those (TG-DP).
@@ -151,6 +181,32 @@ class CavMaeSyncConfig(SavedWithCode, PreTrainedConfig):
         deduplicate_windows (`bool`, *optional*, defaults to `True`):
             Whether windows and frames that equal their predecessor in the clip are encoded once. Changes the cost, not
             the output. Has no effect in compiled or exported models, whose shapes must not depend on data.
+        audio_encoder_config, video_encoder_config (`dict` or `PreTrainedConfig`, *optional*):
+            Encoder of transformers that takes the place of a tower: its configuration, as a mapping with `model_type`.
+            `None`: the tower of this package, as published. See `docs/encoders.md` for those that are known.
+        audio_encoder_source, video_encoder_source (`str`, *optional*):
+            Folder or Hub name that the encoder's pretrained weights come from.
+        audio_encoder_layer, video_encoder_layer (`int`, *optional*):
+            Block of the encoder whose output is taken, counted from 1, without the last norm; those behind it are left
+            out. `None`: the encoder's own output.
+        audio_encoder_mean, audio_encoder_std (`float`, *optional*):
+            What the encoder's log-mel input was normalised with; `None`: what is usual for its kind.
+        video_encoder_mean, video_encoder_std (`list` of `float`, *optional*):
+            Likewise of the pixels, a value for each colour.
+        encoder_training (`str`, *optional*, defaults to `"frozen"`):
+            `"frozen"`: encoders stay as they are, `"lora"`: their attention gets low-rank changes, `"full"`: all of
+            them is trained. Towers of this package are always trained.
+        encoder_lora_rank (`int`, *optional*, defaults to 8):
+            Rank of these changes.
+        encoder_masking (`str`, *optional*, defaults to `"auto"`):
+            How patches that pretraining removes are kept from an encoder: `"drop"` leaves their tokens out of its
+            blocks, `"input"` blanks them in its input; `"auto"` drops where the encoder allows it.
+        audio_context (`str`, *optional*, defaults to `"window"`):
+            `"window"`: an audio encoder hears each window alone. `"clip"`: it hears the whole clip once, and its
+            tokens are cut into windows, which then know of the rest of the clip; the model needs `window_times`.
+        save_encoders (`str`, *optional*, defaults to `"whole"`):
+            `"whole"`: encoders are saved with the model. `"reference"`: only the names they were loaded from are,
+            which `from_pretrained` loads them from again.
         id2label, label2id, num_labels, problem_type:
             As in every transformers configuration.
 
@@ -169,6 +225,10 @@ class CavMaeSyncConfig(SavedWithCode, PreTrainedConfig):
     """
 
     model_type = "cavmae_sync"
+    sub_configs_defaults = {
+        "audio_encoder_config": SubConfigSpec(AutoConfig, model_type="audio-spectrogram-transformer", optional=True),
+        "video_encoder_config": SubConfigSpec(AutoConfig, model_type="vit", optional=True),
+    }
     # What Trainer must not gather while predicting: scalars, which it would join as rows, and what is large. Left are
     # the logits of a classifier, and the embeddings and similarities of the others.
     keys_to_ignore_at_inference = [
@@ -220,7 +280,7 @@ class CavMaeSyncConfig(SavedWithCode, PreTrainedConfig):
     norm_pix_loss: bool = True
     temperature: float | int = 0.05
     contrastive_loss_weight: float | int = 0.1
-    reconstruction_loss_weight: float | int = 1.0
+    reconstruction_loss_weight: float | int | None = None
     distillation_loss_weight: float | int = 0.0
     bidirectional_contrast: bool = False
     intra_clip_negatives: bool = False
@@ -228,6 +288,21 @@ class CavMaeSyncConfig(SavedWithCode, PreTrainedConfig):
     classifier_type: Literal["mean_pooling", "frame_attention"] = "mean_pooling"
     num_classifier_layers: int = 2
     deduplicate_windows: bool = True
+    audio_encoder_config: dict | PreTrainedConfig | None = None
+    video_encoder_config: dict | PreTrainedConfig | None = None
+    audio_encoder_source: str | None = None
+    video_encoder_source: str | None = None
+    audio_encoder_layer: int | None = None
+    video_encoder_layer: int | None = None
+    audio_encoder_mean: float | int | None = None
+    audio_encoder_std: float | int | None = None
+    video_encoder_mean: list[float | int] | float | int | None = None
+    video_encoder_std: list[float | int] | float | int | None = None
+    encoder_training: Literal["frozen", "lora", "full"] = "frozen"
+    encoder_lora_rank: int = 8
+    encoder_masking: Literal["auto", "drop", "input"] = "auto"
+    audio_context: Literal["window", "clip"] = "window"
+    save_encoders: Literal["whole", "reference"] = "whole"
 
     @classmethod
     def cav_mae_sync(cls, **overrides: Any) -> "CavMaeSyncConfig":
@@ -252,13 +327,30 @@ class CavMaeSyncConfig(SavedWithCode, PreTrainedConfig):
         return self.num_modality_layers + self.num_joint_layers
 
     @property
+    def encoders(self) -> dict[str, Any]:
+        """Configurations of the encoders that take the place of towers, by modality."""
+        given = {"audio": self.audio_encoder_config, "video": self.video_encoder_config}
+        return {modality: config for modality, config in given.items() if config is not None}
+
+    def tower_layers(self, modality: str) -> int:
+        """Layers of a modality's own tower or encoder; 0 where an encoder's cannot be counted."""
+        encoder = self.encoders.get(modality)
+        if encoder is None:
+            return self.num_modality_layers
+        return getattr(self, f"{modality}_encoder_layer") or num_blocks(encoder)
+
+    @property
     def audio_grid(self) -> tuple[int, int]:
-        """Audio patches as (mel rows, time columns)."""
+        """Audio patches as (mel rows, time columns); one row where an encoder's tokens are of time alone."""
+        if self.audio_encoder_config is not None:
+            return audio_grid(self.audio_encoder_config, self.audio_length)
         return self.num_mel_bins // self.patch_size, self.audio_length // self.patch_size
 
     @property
     def video_grid(self) -> tuple[int, int]:
         """Frame patches as (rows, columns)."""
+        if self.video_encoder_config is not None:
+            return video_grid(self.video_encoder_config, (self.image_size, self.image_size))
         return self.image_size // self.patch_size, self.image_size // self.patch_size
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -267,8 +359,25 @@ class CavMaeSyncConfig(SavedWithCode, PreTrainedConfig):
                 check_values(kwargs, {"num_labels": CONFIG_VALUES["num_labels"]})
             except ValueError as error:
                 raise StrictDataclassFieldValidationError(field="num_labels", cause=error) from error
+        for modality in ("audio", "video"):
+            name = f"{modality}_encoder_config"
+            if getattr(self, name) is not None:
+                setattr(self, name, as_encoder_config(modality, getattr(self, name)))
+        heard = self.audio_encoder_config
+        if heard is not None and encoder_family(heard).hears_waveforms and self.num_mel_bins == _MEL_BINS:
+            self.num_mel_bins = waveform_values(heard)  # mel bins mean nothing to it, so the default is none either
+        if self.reconstruction_loss_weight is None:
+            self.reconstruction_loss_weight = 0.0 if self.encoders else 1.0
         pipelines = pipelines_to_load(kwargs.pop("custom_pipelines", None))
         super().__post_init__(**kwargs, **({"custom_pipelines": pipelines} if pipelines else {}))
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings; those of encoders where there is one."""
+        settings = super().to_dict()
+        if not self.encoders:
+            for name in _ENCODER_SETTINGS:
+                settings.pop(name, None)
+        return settings
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Write `config.json`, with every auto class and pipeline, whichever model is being saved."""
@@ -295,8 +404,12 @@ class CavMaeSyncConfig(SavedWithCode, PreTrainedConfig):
                 "`num_classifier_layers` is 0; the class token of a 'frame_attention' head sees the frames in its "
                 "layers, use 1 or more (published: 2)."
             )
-        for name in ("audio_length", "num_mel_bins", "image_size"):
-            _require_multiple(name, getattr(self, name), "patch_size", self.patch_size)
+        towers = {"audio": ("audio_length", "num_mel_bins"), "video": ("image_size",)}
+        for modality, names in towers.items():
+            if modality not in self.encoders:
+                for name in names:
+                    _require_multiple(name, getattr(self, name), "patch_size", self.patch_size)
+        self._check_encoders()
         for width, heads in (
             ("hidden_size", "num_attention_heads"),
             ("decoder_hidden_size", "decoder_num_attention_heads"),
@@ -314,6 +427,84 @@ class CavMaeSyncConfig(SavedWithCode, PreTrainedConfig):
                 raise ValueError(
                     f"`{name}` is {getattr(self, name)} with `patch_size` {self.patch_size}, which makes "
                     f"{math.prod(grid):,} patches; at most {fit:,} of width {self.hidden_size:,} fit: use larger ones."
+                )
+
+    def _check_encoders(self) -> None:
+        """Refuse settings that an encoder cannot follow, each with what would work."""
+        for modality, encoder in self.encoders.items():
+            family, kind = encoder_family(encoder), encoder.model_type
+            layer, blocks = getattr(self, f"{modality}_encoder_layer"), num_blocks(encoder)
+            if layer is not None and layer > blocks:
+                has = f"has {blocks} blocks, use 1 to {blocks}" if blocks else "has no list of blocks, leave it out"
+                raise ValueError(f"`{modality}_encoder_layer` is {layer}; the encoder {kind!r} {has}.")
+            if self.encoder_masking == "drop" and not family.drops_tokens:
+                raise ValueError(
+                    f"`encoder_masking` is 'drop'; the encoder {kind!r} cannot leave tokens out, since their places "
+                    "are not their own: use 'auto' or 'input', which blank them in its input."
+                )
+            if modality == "video":
+                self._check_image_encoder(encoder)
+            else:
+                self._check_audio_encoder(encoder)
+            if self.save_encoders == "reference" and not getattr(self, f"{modality}_encoder_source"):
+                raise ValueError(
+                    f"`save_encoders` is 'reference'; name where the encoder is in `{modality}_encoder_source`, or "
+                    "use 'whole'."
+                )
+        if self.encoders and self.save_encoders == "reference" and self.encoder_training == "full":
+            raise ValueError("`save_encoders` is 'reference', which would lose trained encoders; use 'whole'.")
+        if self.audio_context == "clip" and "audio" not in self.encoders:
+            raise ValueError("`audio_context` is 'clip', which needs an `audio_encoder_config`; use 'window'.")
+        if self.encoders and self.reconstruction_loss_weight:
+            self._check_decodable()
+
+    def _check_image_encoder(self, encoder: Any) -> None:
+        if encoder_family(encoder).fixed_size:
+            size, name = fixed_image_size(encoder), f"image size of the encoder {encoder.model_type!r}"
+            _require_multiple(name, size, "patch_size", patch_size(encoder))
+        else:
+            name = f"patch size of the encoder {encoder.model_type!r}"
+            _require_multiple("image_size", self.image_size, name, patch_size(encoder))
+        if self.num_channels != 3:
+            raise ValueError(f"`num_channels` is {self.num_channels}; encoders take 3.")
+
+    def _check_audio_encoder(self, encoder: Any) -> None:
+        family, kind = encoder_family(encoder), encoder.model_type
+        longest = longest_input(encoder)
+        if longest is not None and self.audio_length > longest:
+            raise ValueError(
+                f"`audio_length` is {self.audio_length}; the encoder {kind!r} has positions for {longest} steps of "
+                f"10 ms: use at most {longest}."
+            )
+        if family.hears_waveforms and self.num_mel_bins != waveform_values(encoder):
+            raise ValueError(
+                f"`num_mel_bins` is {self.num_mel_bins}; the encoder {kind!r} hears waveforms at "
+                f"{family.sampling_rate} Hz, {waveform_values(encoder)} samples per 10 ms: use that, or leave it out."
+            )
+        if family.input == "log_mel" and self.num_mel_bins != encoder.num_mel_bins:
+            raise ValueError(
+                f"`num_mel_bins` is {self.num_mel_bins}; the encoder {kind!r} takes {encoder.num_mel_bins}: use that."
+            )
+        if math.prod(self.audio_grid) < 1:
+            raise ValueError(
+                f"`audio_length` is {self.audio_length}, too short for a single token of the encoder {kind!r}; use "
+                "more."
+            )
+
+    def _check_decodable(self) -> None:
+        """Refuse reconstruction where a token is not a square patch of the input."""
+        size = self.patch_size
+        squares = {
+            "audio": (self.num_mel_bins / size, self.audio_length / size),
+            "video": (self.image_size / size, self.image_size / size),
+        }
+        for modality, encoder in self.encoders.items():
+            grid = self.audio_grid if modality == "audio" else self.video_grid
+            if grid != squares[modality]:
+                raise ValueError(
+                    f"`reconstruction_loss_weight` is {self.reconstruction_loss_weight}; the tokens of the {modality} "
+                    f"encoder {encoder.model_type!r} are no patches of {size} x {size} (`patch_size`) to be recovered "
+                    f"({grid[0]} x {grid[1]} of them): use 0."
                 )
 
     def validate_objectives(self) -> None:

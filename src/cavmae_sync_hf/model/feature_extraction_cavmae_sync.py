@@ -72,7 +72,9 @@ FEATURE_VALUES: dict[str, Allowed] = {
     "std": number(0, 1e6, above=True),
     "reference_length": whole(1, 1 << 20),
     "min_window_coverage": number(0, 1, below=True),
+    "features": choice("log_mel", "waveform"),
 }
+_MEL_BINS, _MEAN, _STD = 128, -5.081, 4.4849
 # Arguments that transformers hands to every feature extractor and that have no meaning for fixed-size windows.
 IGNORED_ARGUMENTS = frozenset({"padding", "max_length", "truncation", "pad_to_multiple_of", "padding_side"})
 
@@ -117,6 +119,9 @@ class CavMaeSyncFeatureExtractor(SavedWithCode, SequenceFeatureExtractor):
         reference_length: Spectrogram frames that stand for the whole clip with `alignment="reference"`.
         min_window_coverage: With `alignment="time"`, a window is marked absent when the share of it inside the clip
             is not above this. 0.0 marks only windows that lie wholly outside.
+        features: `"log_mel"`, or `"waveform"` for models with an audio encoder that hears samples: each row of 10 ms
+            then holds the samples themselves, `num_mel_bins` is their number (left at its default it becomes that),
+            and `mean` and `std` are 0 and 1 unless they are given.
         kwargs: Passed on to [`SequenceFeatureExtractor`].
 
     Raises:
@@ -139,6 +144,7 @@ class CavMaeSyncFeatureExtractor(SavedWithCode, SequenceFeatureExtractor):
         std: float = 4.4849,
         reference_length: int = 1024,
         min_window_coverage: float = 0.0,
+        features: str = "log_mel",
         **kwargs: Any,
     ) -> None:
         super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
@@ -147,8 +153,18 @@ class CavMaeSyncFeatureExtractor(SavedWithCode, SequenceFeatureExtractor):
             "num_frames": num_frames, "audio_length": audio_length, "num_mel_bins": num_mel_bins,
             "alignment": alignment, "channel": channel, "mean": mean, "std": std,
             "reference_length": reference_length, "min_window_coverage": min_window_coverage,
+            "features": features,
         }  # fmt: skip
         check_values(given | kwargs, FEATURE_VALUES)
+        if features == "waveform":
+            values = sampling_rate // FRAMES_PER_SECOND
+            if num_mel_bins not in (_MEL_BINS, values):
+                raise ValueError(
+                    f"`num_mel_bins` is {num_mel_bins}; with features='waveform' a row of 10 ms has {values} samples "
+                    "at this rate: use that, or leave it out."
+                )
+            num_mel_bins = values
+            mean, std = (0.0 if mean == _MEAN else mean), (1.0 if std == _STD else std)
         # Written into the saved settings, and completed where those of an earlier version are loaded.
         self.auto_map = complete_auto_map(getattr(self, "auto_map", None))
         self.num_frames = num_frames
@@ -160,6 +176,7 @@ class CavMaeSyncFeatureExtractor(SavedWithCode, SequenceFeatureExtractor):
         self.std = std
         self.reference_length = reference_length
         self.min_window_coverage = min_window_coverage
+        self.features = features
         self._check_alignment()
 
         samples = self.window_samples
@@ -198,7 +215,14 @@ class CavMaeSyncFeatureExtractor(SavedWithCode, SequenceFeatureExtractor):
         """Settings as they are saved; `return_attention_mask` of the base class means nothing here."""
         settings = super().to_dict()
         settings.pop("return_attention_mask", None)
+        if self.features == "log_mel":  # as every saved folder without the setting has it
+            settings.pop("features", None)
         return settings
+
+    @property
+    def silence(self) -> float:
+        """What digital silence is before normalisation: the lowest log-mel, or a sample of 0."""
+        return SILENCE if self.features == "log_mel" else 0.0
 
     def __call__(
         self,
@@ -360,11 +384,17 @@ class CavMaeSyncFeatureExtractor(SavedWithCode, SequenceFeatureExtractor):
 
         Returns:
             `(frames, num_mel_bins)`, `(batch, frames, num_mel_bins)`, or a list of `(frames_i, num_mel_bins)`, like
-            the input. `frames` is [`~CavMaeSyncFeatureExtractor.spectrogram_length`].
+            the input. `frames` is [`~CavMaeSyncFeatureExtractor.spectrogram_length`]. With `features="waveform"` the
+            samples themselves, of the same times.
         """
         clips = [waveforms] if isinstance(waveforms, Tensor) and waveforms.ndim == 1 else list(waveforms)
         if not clips:
             return []
+        if self.features == "waveform":
+            rows = [self._sample_rows(clip.to(torch.float32)) for clip in clips]
+            if isinstance(waveforms, Tensor):
+                return rows[0] if waveforms.ndim == 1 else torch.stack(rows)
+            return rows
         frames = []  # (frames_i, window_samples) of each clip, views of its waveform
         for clip in clips:
             clip = clip.to(torch.float32)
@@ -403,7 +433,7 @@ class CavMaeSyncFeatureExtractor(SavedWithCode, SequenceFeatureExtractor):
     @property
     def outside_value(self) -> float:
         """Normalised log-mel of what lies outside a clip: silence, or the published zero padding."""
-        padding = SILENCE if self.alignment == "time" else REFERENCE_PADDING
+        padding = self.silence if self.alignment == "time" else REFERENCE_PADDING
         return (padding - self.mean) / self.std
 
     def windows(
@@ -433,7 +463,7 @@ class CavMaeSyncFeatureExtractor(SavedWithCode, SequenceFeatureExtractor):
         if chosen is not None:
             starts = [starts[index] for index in chosen]
         total = first_frame + len(log_mel) if total_frames is None else total_frames
-        padding = SILENCE
+        padding = self.silence
         if self.alignment == "reference":
             if first_frame:
                 raise ValueError(
@@ -476,6 +506,12 @@ class CavMaeSyncFeatureExtractor(SavedWithCode, SequenceFeatureExtractor):
                 f"`audio_length` is {self.audio_length}, longer than `reference_length`={self.reference_length}; "
                 f'use at most {self.reference_length}, or `alignment="time"`.'
             )
+
+    def _sample_rows(self, waveform: Tensor) -> Tensor:
+        """Samples of one clip in rows of 10 ms, as many as its spectrogram has frames."""
+        missing = max(0, self.window_samples - len(waveform))
+        waveform = torch.nn.functional.pad(waveform, (0, missing))
+        return waveform.unfold(0, self.hop_samples, self.hop_samples)[: self.spectrogram_length(len(waveform))]
 
     def _power_spectrum(self, frames: Tensor, window: Tensor) -> Tensor:
         """Power spectrum of frames after mean removal, pre-emphasis and window, `(frames, fft_length / 2 + 1)`."""

@@ -21,6 +21,12 @@ from transformers.utils.generic import can_return_tuple, maybe_autocast
 
 from .configuration_cavmae_sync import CavMaeSyncConfig
 from .distributed_cavmae_sync import share_of_mean, world_size
+from .encoder_families_cavmae_sync import encoder_family, patch_size
+from .encoders_cavmae_sync import (
+    CavMaeSyncAttentionPool,
+    CavMaeSyncEncoderTower,
+    WithEncoders,
+)
 from .losses_cavmae_sync import (
     ContrastiveLoss,
     contrastive_loss,
@@ -39,6 +45,7 @@ KNOWN_ARGUMENTS = (
     "pixel_values_videos", "input_values", "padding_mask", "padding_mask_videos", "attention_mask", "audio_noise",
     "video_noise", "labels", "return_loss", "output_attentions", "output_hidden_states", "return_dict",
     "num_items_in_batch", "frame_times", "window_times", "window_coverage", "frame_indices", "clip_ids",
+    "audio_tokens", "video_tokens",
 )  # fmt: skip
 
 
@@ -57,8 +64,10 @@ _INPUTS = """\
     output_hidden_states (`bool`, *optional*):
         Whether to return the layers' hidden states; `None`: as configured.
     kwargs:
-        `attention_mask` is another name for `padding_mask`. What else a processor or collator gives is ignored;
-        unknown names are refused.
+        `attention_mask` is another name for `padding_mask`. With an encoder of another model: `audio_tokens` or
+        `video_tokens` `(batch_size, num_frames, tokens, width)`, that it gave before (`encode_tokens`), in place of
+        its input; `window_times` `(batch_size, num_frames, 2)` in seconds, where `config.audio_context` is `"clip"`.
+        What else a processor or collator gives is ignored; unknown names are refused.
 
 Raises:
     ValueError: No input, an input that the model's modality does not have, shapes that do not fit the
@@ -316,6 +325,7 @@ class CavMaeSyncTower(nn.Module):
     def __init__(self, config: CavMaeSyncConfig, num_channels: int, grid: tuple[int, int]):
         super().__init__()
         self.num_register_tokens = config.num_register_tokens
+        self.patch_size = config.patch_size
         self.embeddings = CavMaeSyncEmbeddings(config, num_channels, grid)
         self.layers = nn.ModuleList([CavMaeSyncLayer(config) for _ in range(config.num_modality_layers)])
 
@@ -330,8 +340,23 @@ class CavMaeSyncTower(nn.Module):
         hidden_states = run_layers(self.layers, hidden_states, record=record)
         return hidden_states[:, : hidden_states.shape[1] - self.num_register_tokens]
 
+    def grid(self, images: Tensor) -> tuple[int, int]:
+        """Patches as (rows, columns) of images `(..., height, width)`."""
+        return images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size
 
-class CavMaeSyncPreTrainedModel(PreTrainedModel):
+
+def make_tower(config: CavMaeSyncConfig, modality: str) -> CavMaeSyncTower | CavMaeSyncEncoderTower | None:
+    """The tower of a modality: this package's, or another model's encoder; `None` where the model has none."""
+    if config.modality not in ("multimodal", modality):
+        return None
+    if modality in config.encoders:
+        return CavMaeSyncEncoderTower(config, modality)
+    if modality == "audio":
+        return CavMaeSyncTower(config, 1, config.audio_grid)
+    return CavMaeSyncTower(config, config.num_channels, config.video_grid)
+
+
+class CavMaeSyncPreTrainedModel(WithEncoders, PreTrainedModel):
     """Loading, saving and initialisation shared by the CAV-MAE Sync models."""
 
     config: CavMaeSyncConfig
@@ -377,19 +402,27 @@ class CavMaeSyncPreTrainedModel(PreTrainedModel):
                 init.normal_(token, std=std)
         elif isinstance(module, CavMaeSyncFrameTransformerClassificationHead):
             init.normal_(module.class_token, std=std)
+        elif isinstance(module, CavMaeSyncAttentionPool):
+            init.normal_(module.query, std=std)
 
     def get_input_embeddings(self) -> nn.Module:
         """The patch projection of the frames (of the audio windows in an audio-only model)."""
-        return self._main_embeddings().projection
+        tower = self._main_tower()
+        if isinstance(tower, CavMaeSyncTower):
+            return tower.embeddings.projection
+        return tower.encoder.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the module that `get_input_embeddings` gives."""
-        self._main_embeddings().projection = value  # type: ignore[assignment]
+        tower = self._main_tower()
+        if isinstance(tower, CavMaeSyncTower):
+            tower.embeddings.projection = value  # type: ignore[assignment]
+        else:
+            tower.encoder.set_input_embeddings(value)
 
-    def _main_embeddings(self) -> CavMaeSyncEmbeddings:
+    def _main_tower(self) -> CavMaeSyncTower | CavMaeSyncEncoderTower:
         base: Any = getattr(self, self.base_model_prefix, self)
-        tower: CavMaeSyncTower = base.tower("audio" if self.config.modality == "audio" else "video")
-        return tower.embeddings
+        return base.tower("audio" if self.config.modality == "audio" else "video")
 
 
 @dataclass
@@ -553,10 +586,8 @@ class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
 
     def __init__(self, config: CavMaeSyncConfig):
         super().__init__(config)
-        self.audio_tower = CavMaeSyncTower(config, 1, config.audio_grid) if config.modality != "video" else None
-        self.video_tower = (
-            CavMaeSyncTower(config, config.num_channels, config.video_grid) if config.modality != "audio" else None
-        )
+        self.audio_tower = make_tower(config, "audio")
+        self.video_tower = make_tower(config, "video")
         self.joint_layers = nn.ModuleList([CavMaeSyncJointLayer(config) for _ in range(config.num_joint_layers)])
         self.contrastive_layers = nn.ModuleDict(
             {
@@ -569,6 +600,9 @@ class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
             {name: nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) for name in ("audio", "video", "fused")}
         )
         self.post_init()
+        if self.config.encoders and self.config.save_encoders == "reference":
+            patterns: Any = self._keys_to_ignore_on_load_missing
+            patterns.update(rf"{name}\.encoder\." for name in ("audio_tower", "video_tower"))
 
     @can_return_tuple
     @documents_inputs
@@ -677,7 +711,7 @@ class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
                 near = difflib.get_close_matches(name, KNOWN_ARGUMENTS, n=1)
                 raise TypeError(f"Unknown argument `{name}`" + (f"; is `{near[0]}` meant?" if near else "."))
         attention_mask = kwargs.get("attention_mask")
-        if attention_mask is not None and input_values is None:
+        if attention_mask is not None and input_values is None and kwargs.get("audio_tokens") is None:
             raise ValueError(
                 "`attention_mask` says which audio windows are present, and there is no audio; absent frames are "
                 "marked in `padding_mask_videos`."
@@ -688,8 +722,14 @@ class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
             ("audio", input_values, (padding_mask, attention_mask)),
             ("video", pixel_values_videos, (padding_mask_videos,)),
         ):
-            if inputs is not None:
+            tokens = kwargs.get(f"{modality}_tokens")
+            if tokens is not None:
+                images[modality] = self._check_tokens(modality, tokens)
+            elif inputs is not None:
                 images[modality] = self.as_images(modality, inputs)
+                if modality == "audio" and self.config.audio_context == "clip":
+                    images[modality] = self._clip_tokens(images[modality], kwargs.get("window_times"))
+            if modality in images:
                 shape = images[modality].shape[:2]
                 present[modality] = None
                 for mask in masks:
@@ -713,6 +753,47 @@ class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
                 "get_video_features."
             )
         return images, present
+
+    def encode_tokens(self, modality: str, images: Tensor, window_times: Tensor | None = None) -> Tensor:
+        """Tokens of a modality's encoder, to be kept and given as `audio_tokens` or `video_tokens`.
+
+        Args:
+            modality: `"audio"` or `"video"`, with an encoder of another model.
+            images: The modality's input, as of `forward`.
+            window_times: As of `forward`, where the encoder hears whole clips.
+
+        Returns:
+            `(batch, frames, tokens, width)`: the encoder's own, of which a class token is the first.
+        """
+        tower, values = self.tower(modality), self.as_images(modality, images)
+        if not isinstance(tower, CavMaeSyncEncoderTower):
+            raise ValueError(f"The {modality} tower is this package's own and has no tokens to keep.")
+        if modality == "audio" and self.config.audio_context == "clip":
+            return self._clip_tokens(values, window_times)
+        return tower.encode(values.flatten(0, 1)).unflatten(0, values.shape[:2])
+
+    def _clip_tokens(self, images: Tensor, window_times: Tensor | None) -> Tensor:
+        """Tokens of windows whose encoder hears the whole clip."""
+        tower: Any = self.tower("audio")
+        if window_times is None or window_times.shape != (*images.shape[:2], 2):
+            given = "none" if window_times is None else f"shape {tuple(window_times.shape)}"
+            raise ValueError(
+                "With `audio_context='clip'` the model needs `window_times` of (batch_size, num_frames, 2), got "
+                f"{given}; call the processor with return_times=True."
+            )
+        return tower.encode_clips(images, window_times.to(images.device))
+
+    def _check_tokens(self, modality: str, tokens: Tensor) -> Tensor:
+        tower = self.tower(modality)
+        if not isinstance(tower, CavMaeSyncEncoderTower):
+            raise ValueError(f"`{modality}_tokens` are those of an encoder, and the {modality} tower is none.")
+        expected = (tower.num_tokens, tower.width)
+        if tokens.ndim != 4 or tokens.shape[2:] != expected:
+            raise ValueError(
+                f"`{modality}_tokens` has shape {tuple(tokens.shape)}; expected (batch_size, num_frames, "
+                f"{expected[0]}, {expected[1]}), as `encode_tokens` gives them."
+            )
+        return tokens
 
     def encode(
         self,
@@ -809,7 +890,7 @@ class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
         """
         return self.training and world_size() > 1
 
-    def tower(self, modality: str) -> CavMaeSyncTower:
+    def tower(self, modality: str) -> CavMaeSyncTower | CavMaeSyncEncoderTower:
         """The tower of `"audio"` or `"video"`; a `ValueError` where the configuration has none."""
         tower = self.audio_tower if modality == "audio" else self.video_tower
         if tower is None:
@@ -829,7 +910,10 @@ class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
                 "return_tensors='pt'."
             )
         config, patch = self.config, self.config.patch_size
+        encoder = config.encoders.get(modality)
         if modality == "video":
+            if encoder is not None:
+                patch = 1 if encoder_family(encoder).fixed_size else patch_size(encoder)
             expected = f"(batch_size, num_frames, {config.num_channels}, height, width)"
             if inputs.ndim != 5 or inputs.shape[2] != config.num_channels:
                 raise ValueError(f"`pixel_values_videos` has shape {tuple(inputs.shape)}; expected {expected}.")
@@ -845,7 +929,7 @@ class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
                 f"`input_values` has shape {tuple(inputs.shape)}; expected {expected}. The feature extractor's "
                 "`num_mel_bins` must equal the model's."
             )
-        if inputs.shape[2] % patch:
+        if encoder is None and inputs.shape[2] % patch:
             raise ValueError(
                 f"`input_values` has windows of {inputs.shape[2]} spectrogram frames, not a multiple of the patch "
                 f"size {patch}; {max(1, inputs.shape[2] // patch) * patch} would work."
@@ -1088,8 +1172,12 @@ class CavMaeSyncForPreTraining(CavMaeSyncPreTrainedModel):
                 Whether to compute the losses between embeddings, which come either way. `align` computes them
                 elsewhere, for a batch that is larger than memory holds.
         """
-        if pixel_values_videos is None or input_values is None:
-            missing = "pixel_values_videos" if pixel_values_videos is None else "input_values"
+        given = {
+            "pixel_values_videos": (pixel_values_videos, kwargs.get("video_tokens")),
+            "input_values": (input_values, kwargs.get("audio_tokens")),
+        }
+        missing = next((name for name, ways in given.items() if all(way is None for way in ways)), None)
+        if missing is not None:
             raise ValueError(f"Pretraining needs both modalities; `{missing}` is missing.")
         images, present = self.model.check_inputs(
             pixel_values_videos, input_values, padding_mask, padding_mask_videos, **kwargs
@@ -1097,6 +1185,8 @@ class CavMaeSyncForPreTraining(CavMaeSyncPreTrainedModel):
         batch_shape = images["audio"].shape[:2]
         images = {modality: values.flatten(0, 1) for modality, values in images.items()}
         align = bool(self.config.contrastive_loss_weight)
+        # Of tokens that were kept from before there is nothing to be recovered.
+        reconstruct = reconstruct and all(values.ndim == 4 for values in images.values())
         decode = bool(self.config.reconstruction_loss_weight) and reconstruct
         # Where the contrast has a pass of its own, the other one serves the decoder alone.
         apart = align and self.config.contrastive_mask_ratio is not None
@@ -1236,9 +1326,6 @@ class CavMaeSyncForPreTraining(CavMaeSyncPreTrainedModel):
         spectrograms = unpatchify(patches.flatten(0, 1), grid, size).unflatten(0, patches.shape[:2])
         return spectrograms.squeeze(2).transpose(2, 3)
 
-    def _grid(self, images: Tensor) -> tuple[int, int]:
-        return images.shape[-2] // self.config.patch_size, images.shape[-1] // self.config.patch_size
-
     def _mask(
         self,
         output: CavMaeSyncForPreTrainingOutput,
@@ -1259,7 +1346,7 @@ class CavMaeSyncForPreTraining(CavMaeSyncPreTrainedModel):
         """
         config, maskings = self.config, {}
         for modality, values in images.items():
-            grid = self._grid(values)
+            grid = self.model.tower(modality).grid(values)
             expected, noise = (*batch_shape, grid[0] * grid[1]), given[modality]
             if noise is None:
                 noise = torch.rand(expected, device=values.device)
@@ -1306,7 +1393,7 @@ class CavMaeSyncForPreTraining(CavMaeSyncPreTrainedModel):
             decoded = fused.new_empty(fused.shape[0], sum(lengths), self.config.decoder_hidden_size)
             decoder_mask = self._attention_mask(decoded, present, lengths)
         fused = self.model.fuse(patches["audio"], patches["video"], fused_mask)
-        grids = {modality: self._grid(values) for modality, values in images.items()}
+        grids = {modality: self.model.tower(modality).grid(values) for modality, values in images.items()}
         predictions = self.decoder(fused, maskings, grids, decoder_mask)
         for modality, prediction in predictions.items():
             output[f"{modality}_reconstruction"] = prediction.unflatten(0, output[f"{modality}_mask"].shape[:2])

@@ -27,6 +27,7 @@ from .alignment_cavmae_sync import FRAMES_PER_SECOND, window_seconds, window_tim
 from .auto_map_cavmae_sync import AUTO_MAP, SavedWithCode
 from .batching_cavmae_sync import stack_padded, to_batch
 from .configuration_cavmae_sync import CavMaeSyncConfig
+from .encoder_families_cavmae_sync import encoder_family
 from .errors_cavmae_sync import Hint, MissingTrackError
 from .feature_extraction_cavmae_sync import (
     IGNORED_ARGUMENTS,
@@ -167,6 +168,9 @@ class CavMaeSyncProcessor(SavedWithCode, ProcessorMixin):
             kwargs: Settings of the feature extractor that the configuration does not hold, such as
                 `alignment="reference"`, `channel`, `mean` and `std`.
         """
+        heard = config.audio_encoder_config
+        if heard is not None and encoder_family(heard).hears_waveforms:
+            kwargs = {"features": "waveform", "sampling_rate": encoder_family(heard).sampling_rate} | kwargs
         feature_extractor = CavMaeSyncFeatureExtractor(
             num_frames=config.num_frames,
             audio_length=config.audio_length,

@@ -87,6 +87,11 @@ def choice(*values: Any) -> Allowed:
     return Allowed(words, test, tuple(value for value in values if isinstance(value, str)))
 
 
+def text() -> Allowed:
+    """Texts of one line that are not empty."""
+    return Allowed("a name", lambda value: isinstance(value, str) and bool(value.strip()) and value.isprintable())
+
+
 def flag() -> Allowed:
     """True and False."""
     return Allowed("true or false", lambda value: isinstance(value, bool))
@@ -153,5 +158,6 @@ __all__ = [
     "per_channel",
     "shown",
     "sizes",
+    "text",
     "whole",
 ]

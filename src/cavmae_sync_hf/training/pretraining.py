@@ -9,6 +9,7 @@ these are likelier to be visible, and which embedding to come close to.
 
 import contextlib
 import copy
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -222,12 +223,13 @@ class CavMaeSyncTrainer(CavMaeSyncBaseTrainer):
         batch = self._mask_place[1] + 1 if self._mask_place[0] == step else 0
         self._mask_place = (step, batch)
         generator = make_generator("masks", self.args.seed, self.args.process_index, step, batch)
-        size, noise = self._config.patch_size, {}
+        encoder = self.accelerator.unwrap_model(self.model, keep_torch_compile=False).model
+        noise = {}
         # That of the contrastive pass is drawn last, so that the other's does not depend on it.
         for prefix in ("", "contrastive_") if with_contrastive else ("",):
             for modality, name in _INPUTS.items():
                 values = inputs[name]
-                patches = (values.shape[-2] // size) * (values.shape[-1] // size)
+                patches = math.prod(encoder.tower(modality).grid(encoder.as_images(modality, values)))
                 drawn = torch.rand(*values.shape[:2], patches, generator=generator)
                 noise[f"{prefix}{modality}_noise"] = drawn.to(values.device, non_blocking=True)
         return noise

@@ -6,9 +6,12 @@ import time
 import torch
 
 from ..model.configuration_cavmae_sync import CavMaeSyncConfig
+from ..model.encoder_families_cavmae_sync import encoder_family, hidden_width
 
 # Times the forward pass's products: itself once, and the gradients of inputs and of weights.
 _STEP = 3
+# The same of another model's encoder: one that is frozen has no gradients, one with low-rank changes none of weights.
+_PASSES = {"frozen": 1, "lora": 2, "full": _STEP}
 
 
 def pretraining_flops(config: CavMaeSyncConfig) -> int:
@@ -39,7 +42,12 @@ def pretraining_flops_by_part(config: CavMaeSyncConfig) -> dict[str, int]:
         kept = int(patches * (1 - ratio))
         contrasted = kept if own_ratio is None else int(patches * (1 - own_ratio))
         extra = int(config.use_global_tokens)
+        encoder = config.encoders.get(modality)
         for visible in ([kept] if decode or not apart else []) + ([contrasted] if apart else []):
+            if encoder is not None:
+                seen = visible if encoder_family(encoder).drops_tokens else patches
+                parts[f"{modality} tower"] += _PASSES[config.encoder_training] * _encoder_flops(config, modality, seen)
+                continue
             tokens = visible + extra + config.num_register_tokens
             # Every patch is projected before the masking picks among them; inputs need no gradient.
             parts[f"{modality} tower"] += (_STEP - 1) * 2 * patches * values * width
@@ -73,6 +81,11 @@ def classification_flops(config: CavMaeSyncConfig, encoder_passes: int = 3) -> i
         if config.modality not in ("multimodal", modality):
             continue
         patches = grid[0] * grid[1]
+        if modality in config.encoders:
+            passes = min(encoder_passes, _PASSES[config.encoder_training])
+            encoder += passes * _encoder_flops(config, modality, patches)
+            joined += patches + (extra if over_frames else 0)
+            continue
         encoder += min(encoder_passes, _STEP - 1) * 2 * patches * config.patch_size**2 * channels * width
         tokens = patches + extra + config.num_register_tokens
         encoder += encoder_passes * config.num_modality_layers * _layer(tokens, width, inner)
@@ -85,6 +98,13 @@ def classification_flops(config: CavMaeSyncConfig, encoder_passes: int = 3) -> i
         layers = config.num_classifier_layers * _layer(config.num_frames + 1, scale * width, scale * inner)
         head = (head + layers) // config.num_frames
     return encoder + _STEP * head
+
+
+def _encoder_flops(config: CavMaeSyncConfig, modality: str, tokens: int) -> int:
+    """Of one forward pass of another model's encoder: its blocks, without what makes tokens of its input."""
+    encoder, width = config.encoders[modality], hidden_width(config.encoders[modality])
+    inner = getattr(encoder, "intermediate_size", None) or getattr(encoder, "encoder_ffn_dim", None) or 4 * width
+    return config.tower_layers(modality) * _layer(tokens, width, inner)
 
 
 def _layer(tokens: int, width: int, inner: int) -> int:
