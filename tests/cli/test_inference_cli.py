@@ -58,7 +58,7 @@ def test_sync__as_json_and_nothing_else(run, telling, videos):
 
     values = json.loads(out)
     video = values["videos"][0]
-    assert code == 0 and values["failed"] == [] and video["files"] == []
+    assert code == 0 and values["failed"] == [] and video["files"] == [] and values["device"] == "cpu"
     assert video["offset"] == pytest.approx(-0.7, abs=0.06) and video["moments"] == len(video["scores"]) == 40
     assert video["remarks"] == [] and video["confidence"] > 0.9
 

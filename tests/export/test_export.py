@@ -370,7 +370,7 @@ def saved(tmp_path_factory) -> Path:
 def test_command__writes_and_shows_the_towers(run, saved, tmp_path):
     code, out, err = run("export", saved, tmp_path / "out", "--int8")
 
-    assert code == 0 and err == ""
+    assert code == 0 and err == f"loading model {saved} ...\n"
     assert "video_tower.onnx" in out and "3 x 32 x 32" in out and "video_tower_int8.onnx" in out and "cosine" in out
     assert ExportedModel(tmp_path / "out", precision="int8").description["modality"] == "video"
     code, out, err = run("export", saved, tmp_path / "out")

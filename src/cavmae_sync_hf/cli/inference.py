@@ -130,7 +130,7 @@ def sync(
     }
     failures = [failure.to_dict("video") for failure in failed]
     entries = [result.to_dict() | {"files": written[number]} for number, result in done.items()]
-    values = {"model": model, "videos": entries, "failed": failures, **summary}
+    values = {"model": model, "device": device, "videos": entries, "failed": failures, **summary}
     if as_json:
         terminal.print_json(values)
     else:
@@ -200,7 +200,7 @@ def classify(
     failed = lost + failed
     found: list[ClipLabels] = list(done.values())
     failures = [failure.to_dict("clip") for failure in failed]
-    values = {"model": model, "clips": [result.to_dict() for result in found], "failed": failures}
+    values = {"model": model, "device": device, "clips": [result.to_dict() for result in found], "failed": failures}
     if as_json:
         terminal.print_json(values)
     else:
@@ -300,7 +300,7 @@ def extract(
             batch_frames=batch_frames, media=media, split=split, progress=show,
         )  # fmt: skip
     if as_json:
-        terminal.print_json(summary.to_dict())
+        terminal.print_json(summary.to_dict() | {"device": device})
     else:
         terminal.say(str(summary))
     done = summary.videos - len(summary.errors)

@@ -26,7 +26,6 @@ from ..model.errors_cavmae_sync import (
     MediaNotFoundError,
     printable,
 )
-from ..provenance import install_line
 from . import terminal
 
 _DISTRIBUTION = "cavmae-sync-hf"
@@ -69,6 +68,8 @@ class Needs(Kind):
         except importlib.metadata.PackageNotFoundError:  # a source tree: the import will tell
             return
         if lacking:
+            from ..provenance import install_line
+
             raise ImportError(f"{self.purpose} needs {', '.join(lacking)}: {install_line(self.extra)}")
 
 

@@ -101,7 +101,7 @@ def localize(
     }
     entries = [found | {"files": written[number]} for number, found in done.items()]
     failures = [failure.to_dict("video") for failure in failed]
-    values = {"model": model, "videos": entries, "failed": failures}
+    values = {"model": model, "device": device, "videos": entries, "failed": failures}
     if as_json:
         terminal.print_json(values)
     else:

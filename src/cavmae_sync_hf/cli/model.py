@@ -122,7 +122,7 @@ def selfcheck(
     loaded, processor = load_model(model, device=device)
     result = run_selfcheck(loaded, processor, clips, on_failure="ignore", min_margin=min_margin)
     if as_json:
-        terminal.print_json(result.to_dict())
+        terminal.print_json(result.to_dict() | {"device": device})
     else:
         _print_selfcheck(result)
     if not result.passed:

@@ -103,7 +103,7 @@ def index(
             workers=workers, address=address, progress=show,
         )  # fmt: skip
     if as_json:
-        terminal.print_json(summary.to_dict())
+        terminal.print_json(summary.to_dict() | {"device": device})
     else:
         terminal.say(printable(str(summary)))
     done = summary.found - len(summary.errors)
@@ -244,8 +244,9 @@ def search(
         written = write_hits(result, out, clips=cuts, overwrite=overwrite, on_error=lose)
     failed = terminal.failures(lost)
     if as_json:
-        told = {} if clips is None else {"clips": [cut and cut.to_dict() for cut in cuts or ()]}
-        terminal.print_json(result.to_dict() | told | {"failed": [failure.to_dict() for failure in failed]})
+        told: dict[str, Any] = {} if clips is None else {"clips": [cut and cut.to_dict() for cut in cuts or ()]}
+        told |= {"failed": [failure.to_dict() for failure in failed], "device": device}
+        terminal.print_json(result.to_dict() | told)
     else:
         early = 0.0
         for hit, cut in zip(result, cuts or (), strict=cuts is not None):
