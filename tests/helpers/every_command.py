@@ -18,7 +18,7 @@ import typer
 from typer.models import OptionInfo, ParameterInfo
 
 from cavmae_sync_hf import cli
-from cavmae_sync_hf.cli import kinds
+from cavmae_sync_hf.cli import batch, kinds, model
 from cavmae_sync_hf.cli.kinds import Kind, Needs
 
 
@@ -78,7 +78,7 @@ def _right(argument: Argument, place: Path) -> str:
                 return str(place / "full")
             case kinds.FileOut():
                 return str(place / f"new{next(iter(kind.suffixes), '')}")
-            case kinds.FolderOut():
+            case kinds.FolderOut() | batch.ResultsOut():
                 return str(place / "new")
             case Needs():
                 continue
@@ -120,10 +120,17 @@ def _wrong(kind: Kind, place: Path) -> Iterator[tuple[str, str]]:
             yield f"{place}/fulll", f"Did you mean {place}/full?"
             yield f"{place}/*.mov", "no file matches this pattern"
             yield "full/clips", "no such file or folder"
+        case batch.ResultsOut():
+            yield from _wrong(kinds.FolderOut(), place)
+            (place / "taken.csv").write_text("a,b", encoding="utf-8")
+            yield f"{place}/taken.csv", "Add --overwrite to replace it."
+            yield f"{place}/none/new.csv", "no such folder"
+        case kinds.FileIn() | kinds.MediaIn() | model.CheckpointIn():
+            yield f"{place}/clp.mp4", f"Did you mean {place}/clip.mp4?"
         case Needs():
             pass
         case _:
-            yield f"{place}/clp.mp4", f"Did you mean {place}/clip.mp4?"
+            raise TypeError(f"Say here what is wrong for a {type(kind).__name__}.")
 
 
 def refusals(place: Path, pyproject: Path) -> Iterator[dict[str, Any]]:
@@ -151,11 +158,11 @@ def refusals(place: Path, pyproject: Path) -> Iterator[dict[str, Any]]:
     importlib.metadata.requires = lambda name: lines
     importlib.metadata.version = absent
     for words, function, arguments in every_command():
-        for needs in function.needs:
+        for needs in getattr(function, "needs", ()):
             yield _run(words, arguments, place, {}) | {"told": f"pip install 'cavmae-sync-hf[{needs.extra}]'"}
         for argument in arguments:
             for needs in argument.kinds:
-                if isinstance(needs, Needs) and not function.needs:
+                if isinstance(needs, Needs) and not getattr(function, "needs", ()):
                     value = needs.value or _right(argument, place)
                     told = f"pip install 'cavmae-sync-hf[{needs.extra}]'"
                     yield _run(words, arguments, place, {argument.name: value}) | {"told": told}
@@ -168,7 +175,7 @@ def _run(words: tuple[str, ...], arguments: list[Argument], place: Path, given: 
         if argument.required or argument.name in given:
             value = given.get(argument.name) or _right(argument, place)
             line += [argument.option, value] if argument.option else [value]
-    sys.argv, code = line, None
+    sys.argv, code, torch = line, None, "torch" in sys.modules
     before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
     out, err, begin = io.StringIO(), io.StringIO(), time.process_time()
     cli.terminal.errors.file = err
@@ -184,7 +191,7 @@ def _run(words: tuple[str, ...], arguments: list[Argument], place: Path, given: 
         "out": out.getvalue(),
         "err": " ".join(err.getvalue().split()),
         "seconds": time.process_time() - begin,
-        "torch": "torch" in sys.modules,
+        "torch": "torch" in sys.modules and not torch,
         "kept": before == after,
     }
 

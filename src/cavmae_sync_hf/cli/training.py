@@ -60,13 +60,14 @@ _TRAINER_PANEL = "transformers' Trainer, the most used"
 
 
 def recipes(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Recipe to print, as a file to edit.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Recipe to print, as a file to edit.")] = None,
 ) -> None:
     """List the recipes that come with the package, or print one of them.
 
     Examples:
         cavmae-sync recipes
-        cavmae-sync recipes syncworld_tiny > my.yaml   # edit it, then: cavmae-sync pretrain my.yaml
+        cavmae-sync recipes syncworld_tiny > my.yaml
+        cavmae-sync pretrain my.yaml
     """
     if name is not None:
         print(find_recipe(name).read_text(encoding="utf-8"), end="")
