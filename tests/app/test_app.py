@@ -128,6 +128,8 @@ def test_results__can_all_be_saved(handler, tmp_path):
     assert decode_media(tmp_path / "video.mp4").duration == pytest.approx(10, abs=0.3)
     assert told[-1][0] == pytest.approx(10, abs=1)
     frames = views[1]["frames"]
+    flags = views[1]["places"]["source"]
+    assert [frame["source"] for frame in frames] == flags and any(flags) and views[1]["places"]["none"] == "no source"
     assert len(frames) == 10 and [frame["time"] for frame in frames] == views[1]["places"]["times"]
     for frame in frames:
         _, token, name = frame["url"].split("/")

@@ -86,7 +86,9 @@ class Visit:
             self.elsewhere.append(request.url)
 
     def choose(self, number: int):
+        before = self.page.evaluate("cavmaeSync.turn()")
         self.page.click(f"[data-clip='{number}']")
+        self.page.wait_for_function(f"cavmaeSync.turn() > {before}")
         self.page.wait_for_selector(".cs-verdict:not(.cs-pending)")
         self.page.wait_for_function("cavmaeSync.state.places && cavmaeSync.state.frames")
         self.page.wait_for_function("document.querySelector('.cs-stage video').readyState >= 2")

@@ -23,7 +23,7 @@ from .demo_clips import DemoClips
 from .engine import Engine
 from .guard import copy_safely, display_name
 from .spelling import AUDIO_CHOICES, on_page
-from .views import frame_numbers, has_source, labels_view, places_view, sound_view, sync_view
+from .views import frame_numbers, labels_view, places_view, sound_view, sync_view
 from .workspace import Limits, Session, Workspace
 
 View = dict[str, Any]
@@ -254,7 +254,7 @@ class RequestHandler:
             ):
                 path = session.path(f"frame-{number}.jpg")
                 image.save(path, format="JPEG", quality=88)
-                facts_of = {"time": round(float(found.times[number]), 3), "source": bool(has_source(found)[number])}
+                facts_of = {"time": round(float(found.times[number]), 3), "source": bool(found.has_source[number])}
                 frames.append({"url": session.offer(path, path.name), **facts_of})
             return {
                 "places": places_view(found), "sound": sound_view(found), "frames": frames, "downloads": downloads

@@ -14,6 +14,7 @@ import numpy as np
 from ..inference.classify import ClipLabels
 from ..inference.localize import LocalizationResult
 from ..inference.plots import joined_audio_maps
+from ..inference.strength import NO_SOURCE
 from ..inference.sync import SyncResult
 from ..inference.verdict import SyncVerdict
 
@@ -99,17 +100,10 @@ def places_view(found: LocalizationResult) -> dict[str, Any]:
         "times": _rounded(found.times, 3),
         "maps": bytes_view(found.heat(), 0.0, 1.0),
         "region": [round(float(value), 5) for value in found.region],
-        "source": [bool(value) for value in has_source(found)],
+        "source": [bool(value) for value in found.has_source],
         "none": NO_SOURCE,
         "remarks": list(found.remarks),
     }
-
-
-def has_source(found: LocalizationResult) -> np.ndarray:
-    return np.asarray(getattr(found, "has_source", found.present))
-
-
-NO_SOURCE = "no source"
 
 
 def frame_numbers(total: int, count: int = 12) -> list[int]:

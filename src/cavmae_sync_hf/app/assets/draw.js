@@ -6,7 +6,10 @@ window.cavmaeDraw = (() => {
     const tenths = Math.round(Math.max(0, seconds) * 10);
     return `${Math.floor(tenths / 600)}:${String(Math.floor(tenths / 10) % 60).padStart(2, "0")}.${tenths % 10}`;
   };
-  const signed = (value, digits = 2) => (value < 0 ? "−" : "+") + Math.abs(value).toFixed(digits);
+  const signed = (value, digits = 2) => {
+    const size = Math.abs(value).toFixed(digits);
+    return Number(size) ? (value < 0 ? "−" : "+") + size : size;
+  };
   const colour = (name) => getComputedStyle(document.documentElement.querySelector(".gradio-container") || document.body)
     .getPropertyValue(name).trim() || "#888";
 
