@@ -30,6 +30,7 @@ __all__ = [
     "model_names",
     "nothing_at",
     "published_weights",
+    "split_revision",
 ]
 
 EXAMPLE = "example"
@@ -136,6 +137,12 @@ def hub_name(name: str) -> bool:
     return _HUB_NAME.fullmatch(name) is not None and not os.path.lexists(owner) and not _beside(Path(owner))
 
 
+def split_revision(name: str) -> tuple[str, str | None]:
+    """A repository of the Hub and its branch, tag or commit, of `owner/name@revision`; `None` where none is named."""
+    repository, sign, revision = name.partition("@")
+    return repository, revision if sign else None
+
+
 def check_model_name(name: str) -> None:
     """Refuse what names no model: no folder with one, none by name, and nothing that the Hub may be asked for.
 
@@ -153,9 +160,12 @@ def check_model_name(name: str) -> None:
     elif name.startswith(PUBLISHED):
         find_published(name)
     elif name.startswith(HUB):
-        if not _HUB_NAME.fullmatch(name.removeprefix(HUB)):
-            raise ModelError(f"{printable(name)} is no repository on the Hub; write {HUB}OWNER/NAME.")
-    elif name != EXAMPLE and not hub_name(name):
+        repository, revision = split_revision(name.removeprefix(HUB))
+        if not _HUB_NAME.fullmatch(repository) or revision == "":
+            raise ModelError(
+                f"{printable(name)} is no repository on the Hub; write {HUB}OWNER/NAME or {HUB}OWNER/NAME@REVISION."
+            )
+    elif name != EXAMPLE and (not hub_name(split_revision(name)[0]) or name.endswith("@")):
         named = {entry.removeprefix(PUBLISHED): entry for entry in model_names()}
         near = [named[match] for match in difflib.get_close_matches(name, named, n=2)]
         remedy = (

@@ -27,7 +27,7 @@ from ..model.modeling_cavmae_sync import (
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from ..model.values_cavmae_sync import Allowed, check_values, choice, optional, shown
 from ..model.video_processing_cavmae_sync import VIDEO_VALUES, CavMaeSyncVideoProcessor
-from ..names import EXAMPLE, HUB, PUBLISHED, check_model_name, example_model
+from ..names import EXAMPLE, HUB, PUBLISHED, check_model_name, example_model, split_revision
 
 _KERNEL = optional(
     Allowed("the name of one of transformers' own", lambda value: isinstance(value, str) and value.isidentifier())
@@ -105,10 +105,10 @@ def load_model(
     """A model in evaluation mode, and its processor, from a folder or the Hub.
 
     Args:
-        name: Folder of a saved model, Hub repository as `OWNER/NAME` or `hf://OWNER/NAME`, `published:NAME` for
-            weights of the methods' authors (`cavmae_sync_hf.convert.published_weights` lists them; fetched and
-            converted once), or `example` for the small model that comes with the package. The Hub is asked for nothing
-            else.
+        name: Folder of a saved model, Hub repository as `OWNER/NAME` or `hf://OWNER/NAME`, with `@REVISION` for a
+            branch, tag or commit of it, `published:NAME` for weights of the methods' authors
+            (`cavmae_sync_hf.convert.published_weights` lists them; fetched and converted once), or `example` for the
+            small model that comes with the package. The Hub is asked for nothing else.
         use: `"embedding"` loads the encoder of any checkpoint; the other two need a checkpoint that has that head.
         device: Where the model goes, `"auto"` for the first of CUDA, MPS and CPU that this machine has; inputs that
             you hand to it yourself have to go there, too.
@@ -168,7 +168,10 @@ def saved_model(name: StrPath) -> str:
         return name
     if name == EXAMPLE:
         return str(example_model())
-    return str(convert_published(name)[0]) if name.startswith(PUBLISHED) else name.removeprefix(HUB)
+    if name.startswith(PUBLISHED):
+        return str(convert_published(name)[0])
+    repository, revision = split_revision(name.removeprefix(HUB))
+    return repository if revision is None else str(_fetched(repository, revision))
 
 
 def model_folder(name: StrPath) -> Path:
@@ -178,14 +181,23 @@ def model_folder(name: StrPath) -> Path:
         ModelError: As `saved_model`, or the Hub gives no such model.
     """
     place = saved_model(name)
-    if Path(place).is_dir():
-        return Path(place)
+    return Path(place) if Path(place).is_dir() else _fetched(place)
+
+
+def _fetched(repository: str, revision: str | None = None) -> Path:
+    """The folder in the Hub's cache with all files of a model, of its main branch or another revision."""
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(place, allow_patterns=["*.json", "model*.safetensors"]))
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=["*.json", "model*.safetensors"]))
     except OSError as error:
-        raise ModelError(f"The Hub gives no model {place}: {error}") from error
+        named = repository if revision is None else f"{repository}@{revision}"
+        raise ModelError(f"The Hub gives no model {named}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    """The beginning of what the Hub's client says, which goes on for many lines."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def read_config(name: str) -> CavMaeSyncConfig:
@@ -233,7 +245,9 @@ def _read_config_file(name: str) -> tuple[Path, dict[str, Any]]:
     try:
         file = _saved_file(name, "config.json", needed=True)
     except OSError as error:
-        raise ModelError(f"There is no folder {name}, and the Hub gives no model of this name: {error}") from error
+        raise ModelError(
+            f"There is no folder {name}, and the Hub gives no model of this name: {_first_line(error)}"
+        ) from error
     with _told(file.parent, file.name):
         return file, read_json_object(file)
 
