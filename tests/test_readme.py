@@ -40,7 +40,10 @@ PROMISED = {
     "checkpoints": ("type(model).__name__", "CavMaeSyncModel"),
     "hub_and_trainer": ("type(processor).__name__, trainer.state.global_step", ("CavMaeSyncProcessor", 2)),
     "pipelines": ("features['similarity'].shape[-2:]", (16, 16)),
-    "export": ("type(exported).__name__", "ExportedModel"),
+    "export": (
+        "type(exported).__name__, tuple(program(**inputs)['similarity'].shape)",
+        ("ExportedModel", (2, 16, 16)),
+    ),
     "web_page": ("result['model'], result['source']", ("my-model", "clip.mp4")),
 }
 

@@ -22,7 +22,7 @@ from transformers import (
 from cavmae_sync_hf import CavMaeSyncForPreTraining, CavMaeSyncProcessor
 from cavmae_sync_hf.data.dataset import CavMaeSyncCollator
 from helpers.clips import tone, write_clips
-from helpers.tiny import tiny_config
+from helpers.tiny import tiny_config, tiny_inputs
 
 LABELS = ["low", "high"]
 RATE = 16000
@@ -187,3 +187,25 @@ def test_collators__take_what_the_processor_gives(collator, clips, pretrained, t
         inputs = {name: torch.from_numpy(row[name])[None] for name in row if name != "label"}
         with torch.no_grad():
             np.testing.assert_allclose(logits, model(**inputs).logits[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("task", [None, "FEATURE_EXTRACTION", "SEQ_CLS"])
+def test_peft__wraps_saves_and_merges_for_any_task(task, pretrained, tmp_path):
+    peft = pytest.importorskip("peft")
+    model = AutoModelForVideoClassification.from_pretrained(pretrained, **labels())
+    head = {name: value.clone() for name, value in model.head.state_dict().items()}
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(task_type=task, r=2, target_modules=["q_proj", "v_proj"]))
+    for name, value in wrapped.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(value, std=0.1)
+    wrapped(**tiny_inputs(), labels=torch.tensor([0, 1])).loss.backward()
+    wrapped.save_pretrained(tmp_path)
+
+    plain = AutoModelForVideoClassification.from_pretrained(pretrained, **labels())
+    plain.head.load_state_dict(head)
+    merged = peft.PeftModel.from_pretrained(plain, tmp_path).merge_and_unload().eval()
+
+    with torch.no_grad():
+        expected = wrapped.eval()(**tiny_inputs()).logits
+        torch.testing.assert_close(merged(**tiny_inputs()).logits, expected, rtol=1e-4, atol=1e-5)
+    assert any(value.grad is not None for name, value in wrapped.named_parameters() if "lora_A" in name)

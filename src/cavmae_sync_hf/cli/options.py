@@ -9,7 +9,7 @@ from ..data.clock import parse_clock
 from .completion import model_names
 from .kinds import FolderIn, ModelName, Needs
 
-MODEL_HELP = "Folder of a model, example, published:NAME, or OWNER/NAME on the Hub."
+MODEL_HELP = "Folder of a model, example, published:NAME, or OWNER/NAME on the Hub (with @REVISION, if any)."
 
 
 def _audio_track(text: str) -> int | str:

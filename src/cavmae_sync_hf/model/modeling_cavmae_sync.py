@@ -706,8 +706,8 @@ class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
             padding_mask_videos: As in `forward`.
             kwargs: Further arguments; `attention_mask` as in `forward`, unknown ones are refused.
         """
-        for name in kwargs:
-            if name not in KNOWN_ARGUMENTS:
+        for name, value in kwargs.items():
+            if name not in KNOWN_ARGUMENTS and value is not None:  # PEFT passes what other models take as None
                 near = difflib.get_close_matches(name, KNOWN_ARGUMENTS, n=1)
                 raise TypeError(f"Unknown argument `{name}`" + (f"; is `{near[0]}` meant?" if near else "."))
         attention_mask = kwargs.get("attention_mask")
