@@ -18,14 +18,15 @@ from cavmae_sync_hf import (
     MissingTrackError,
     decode_media,
 )
+from cavmae_sync_hf.inference.heat import blend, overlay_frames
 from cavmae_sync_hf.inference.localize import View, localize
 from cavmae_sync_hf.inference.occlusion import default_block, embed_without, occlusion_maps
 from cavmae_sync_hf.inference.plots import (
-    blend,
     draw_spectrogram,
     draw_strip,
     joined_audio_maps,
-    overlay_frames,
+    spectrogram_figure,
+    strip_figure,
     ticks,
 )
 from cavmae_sync_hf.inference.strength import source_strength
@@ -370,7 +371,7 @@ def test_plots__are_written_whole(found, video, tmp_path):
 
     sheet, spectrogram = draw_strip(found, video, strip, count=5, size=80, columns=3), draw_spectrogram(found, sound)
 
-    assert Image.open(strip).size == sheet.size and Image.open(sound).size == spectrogram.size == (1200, 360)
+    assert Image.open(strip).size == sheet.size and Image.open(sound).size == spectrogram.size == (1200, 520)
     assert len(list(tmp_path.rglob("*.png"))) == 2 == len([path for path in tmp_path.rglob("*") if path.is_file()])
     joined = joined_audio_maps(found)
     # Low and after the onset at 1 s is hotter than before it and than high.
@@ -379,6 +380,41 @@ def test_plots__are_written_whole(found, video, tmp_path):
     assert joined[:4].max() > 2 * joined[6:].max()
     with pytest.raises(InferenceError, match="too small"):
         draw_spectrogram(found, size=(60, 40))
+
+
+def words_of(figure) -> str:
+    return " | ".join(text.get_text() for text in figure.texts)
+
+
+@pytest.mark.parametrize("count", [1, 10])
+def test_strip__says_what_is_seen(found, video, count):
+    """Every frame has its time and what speaks for a source; the scale, the ring and how to read them are told."""
+    figure = strip_figure(found, video, count=count)
+
+    words = words_of(figure)
+    assert f"{count} of 10 moments" in words and "How to read it" in words and "ring: the warmest place" in words
+    (scale,) = (axis for axis in figure.axes if axis.get_xlabel())
+    assert "fall of the similarity" in scale.get_xlabel() and scale.get_xlim() == (0, 1)
+    if count == 10:
+        assert words.count("no source: silence") == 4 and "0:00.1" in words
+        assert f"strength {found.strength[-1]:.1f}" in words
+
+
+def test_spectrogram__has_frequencies_times_and_strength(found):
+    figure = spectrogram_figure(found)
+
+    heard, scale, strength = figure.axes
+    marks = dict(zip([label.get_text() for label in heard.get_yticklabels()], heard.get_yticks(), strict=True))
+    assert heard.get_ylabel() == "frequency" and {"1 kHz", "4 kHz"} <= marks.keys()
+    # The mel bin with the frequency nearest to the mark.
+    assert marks["4 kHz"] == pytest.approx(np.abs(found.frequencies - 4000).argmin(), abs=1)
+    assert "fall of the similarity" in scale.get_ylabel() and strength.get_ylabel() == "strength,\nnats"
+    times = [label.get_text() for label in strength.get_xticklabels()]
+    assert times[0] == "0:00.0" and strength.get_xlabel() == "time, minutes:seconds"
+    assert "no source\nbelow 0.1" in [text.get_text() for text in strength.texts]
+    # The noise that is heard lies low.
+    loud = found.spectrogram.astype(np.float32)[:, -20:].mean(axis=1)
+    assert found.frequencies[loud.argmax()] < 1100
 
 
 @pytest.mark.parametrize(("start", "end"), [(0.0, 10.0), (3.2, 3.9), (0.0, 7200.0), (59.0, 121.0)])
@@ -427,6 +463,15 @@ def test_video__heat_moves_with_the_maps(found, video, tmp_path):
     plain = decode_media(video, frame_times=[0.3, 1.7], want_audio=False, short_side=96).frames.float()
     change = (frames - plain).abs().mean(dim=1)[:, 20:92, 24:104].mean(dim=(1, 2))
     assert change[0] < 6 and change[1] > 2 * change[0]
+
+
+def test_video__says_below_wide_frames_whether_there_is_a_source(found, video, tmp_path):
+    target = write_overlay_video(found, video, tmp_path / "out.mp4", short_side=240, fps=10)
+
+    frames = decode_media(target, frame_times=[0.3, 1.7], want_audio=False).frames.float()
+    assert frames.shape[-1] == 320 and frames.shape[-2] > 280
+    warning = frames[:, 0, 240:] - frames[:, 2, 240:]  # the words "no source" are orange
+    assert warning[0, :, :160].max() > 80 > 50 > warning[1, :, :160].max()
 
 
 def test_video__carries_the_other_sound(pair, tmp_path):

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import features
 
-from cavmae_sync_hf.inference.plots import draw_timeline, shorten, title_font
+from cavmae_sync_hf.inference.lettering import shorten, title_font
+from cavmae_sync_hf.inference.plots import draw_timeline
 from cavmae_sync_hf.inference.sync import SyncResult, measure_sync
 from helpers.rule_models import ramp_pair, ramp_video
 
@@ -51,14 +52,14 @@ def fonts(tmp_path, monkeypatch) -> list[str]:
     """The fonts of this machine, to be filled."""
     from matplotlib import font_manager
 
-    from cavmae_sync_hf.inference import plots
+    from cavmae_sync_hf.inference import lettering
 
     found: list[str] = []
     monkeypatch.setattr(font_manager, "findSystemFonts", lambda *_, **__: found)
-    for cache in (plots._font_with, plots._installed_fonts):
+    for cache in (lettering._font_with, lettering._installed_fonts):
         cache.cache_clear()
     yield found
-    for cache in (plots._font_with, plots._installed_fonts):
+    for cache in (lettering._font_with, lettering._installed_fonts):
         cache.cache_clear()
 
 
@@ -93,9 +94,9 @@ def test_title__takes_the_installed_font_that_has_the_signs(result, fonts, tmp_p
         str(make_font(tmp_path / "Empty.ttf", SIGNS, empty=True)), str(make_font(tmp_path / "LastResort.ttf", SIGNS)),
         str(make_font(tmp_path / "Bold.ttf", SIGNS)), str(make_font(tmp_path / "Right.ttf", SIGNS)),
     ]  # fmt: skip
-    from cavmae_sync_hf.inference import plots
+    from cavmae_sync_hf.inference import lettering
 
-    for cache in (plots._font_with, plots._installed_fonts):
+    for cache in (lettering._font_with, lettering._installed_fonts):
         cache.cache_clear()
 
     chosen = title_font(f"{SIGNS}.mp4", 15)

@@ -1,153 +1,112 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""Plots of localization and synchrony: maps on frames and spectrogram, and a timeline of offset and scores."""
+"""Plots of localization and synchrony: maps on frames and spectrogram, and a timeline of offset and scores.
 
-import importlib.util
-import unicodedata
-from collections.abc import Sequence
-from functools import lru_cache
+Each has the name of the file, scales for its colours, axes with units, and a sentence on how to read it. `draw_*` give
+and write images; `*_figure` give the matplotlib figures, without the name of the file, to be changed first.
+"""
+
+import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, features
+from PIL import Image, ImageDraw
 
 from ..files import StrPath, check_free, whole_file
 from ..model.errors_cavmae_sync import InferenceError, printable
-from ..model.media_cavmae_sync import decode_media
-from ..provenance import install_line
+from ..provenance import require_package
+from .heat import blend, choose_moments, overlay_frames
+from .lettering import shorten, title_font
 from .localize import LocalizationResult
+from .moments import format_clock
+from .strength import NO_SOURCE
 from .sync import SyncResult
 
-# Cold to hot: clear, violet, red, orange, pale yellow, at equal steps, each with its opacity.
-_HEAT = (
-    ((60, 0, 90), 0.0),
-    ((110, 20, 160), 0.35),
-    ((220, 40, 60), 0.6),
-    ((255, 150, 30), 0.72),
-    ((255, 245, 170), 0.8),
-)
-_PAPER, _INK, _FRAME = (18, 20, 24), (230, 232, 235), (150, 158, 168)
-_DIMMED = 0.45  # brightness of what the model does not see
-_MARGIN = 8
-# Of the timeline: colour maps, colours and resolution.
+_PAPER, _INK, _FRAME, _WARN = "#121418", "#e6e8eb", "#969ea8", "#f0b45a"
+# Of the timeline: colour maps and colours.
 _SIMILARITY, _CONTRAST = "viridis", "RdBu_r"
 _LINE, _ACCENT, _FAINT = "#1f4e79", "#c2410c", "#9aa5b1"
-_DOTS_PER_INCH, _TITLE_POINTS = 100, 11
-# Joiners and choices between forms of a sign, which no font needs to have.
-_UNSEEN = "\u200c\u200d\ufe0e\ufe0f"
+_DOTS_PER_INCH, _TITLE_POINTS, _POINTS = 100, 11, 9
+# Pixels: around everything, of the lines at the top, of a line of text, and of a letter on average.
+_MARGIN, _HEADER, _TEXT, _LETTER = 16, 56, 17, 6.9
+# Narrower sheets cannot hold their legend.
+_LEAST_WIDTH = 900
+_HERTZ = (50, 100, 200, 500, 1000, 2000, 4000, 8000, 16000, 32000)
 
 
-def overlay_frames(
-    found: LocalizationResult,
-    video: Any,
-    count: int = 12,
-    size: int = 320,
-    *,
-    indices: Sequence[int] | None = None,
-) -> list[Image.Image]:
-    """Frames with the heat of their audio on them.
+class _Sheet:
+    """A figure laid out in pixels from the top left, with a line below the name and a note at the bottom.
 
     Args:
-        found: From `localize`.
-        video: The video that it was found in.
-        count: How many moments, evenly spread.
-        size: Longer side of an image in pixels.
-        indices: These moments instead.
-
-    Returns:
-        One image per moment. What the model does not see is darker; a ring marks the highest patch where it is hot.
-
-    Raises:
-        InferenceError: There is no such moment.
-        MediaError: The video cannot be read.
+        size: Width and height of what is between them.
+        line: What stands below the name of the file.
+        note: How to read it.
+        dark: Whether the letters are light.
     """
-    chosen = _choose(found, count, indices)
-    start, end = found.span
-    begin = start or 0.0
-    times = [max(0.0, float(found.times[index]) - begin) for index in chosen]
-    media = decode_media(video, frame_times=times, start=start, end=end, want_audio=False, damaged="keep")
-    assert media.frames is not None  # want_video makes its absence an error
-    frames = media.frames.permute(0, 2, 3, 1).numpy()
-    heat = found.heat()
-    images = []
-    for frame, index in zip(frames, chosen, strict=True):
-        shown = fit(Image.fromarray(frame), size)
-        images.append(blend(shown, heat[index] if found.present[index] else None, found.region))
-    return images
 
+    def __init__(self, size: tuple[int, int], line: str, note: str, *, dark: bool = False) -> None:
+        matplotlib = require_package("matplotlib.figure", "plots", "Drawing")
+        self.dark, self.ink = dark, _INK if dark else "black"
+        self.width = size[0]
+        wrapped = textwrap.wrap(note, int((self.width - 2 * _MARGIN) / _LETTER))
+        self.bottom = _HEADER + size[1]
+        self.height = self.bottom + len(wrapped) * _TEXT + _MARGIN
+        # Figures of their own, not pyplot's, so that several threads of a server can draw.
+        self.figure = matplotlib.Figure(
+            figsize=(self.width / _DOTS_PER_INCH, self.height / _DOTS_PER_INCH),
+            dpi=_DOTS_PER_INCH,
+            facecolor=_PAPER if dark else "white",
+        )
+        self.words(_MARGIN, 32, line, size=_TITLE_POINTS)
+        for number, text in enumerate(wrapped):
+            self.words(_MARGIN, self.bottom + number * _TEXT, text, colour=_FRAME if dark else "#4b5563")
 
-def _choose(found: LocalizationResult, count: int, indices: Sequence[int] | None) -> list[int]:
-    total = len(found.times)
-    if indices is None:
-        if count < 1:
-            raise InferenceError(f"count is {count}; show at least one moment.")
-        # The middles of equal spans.
-        return sorted({int((number + 0.5) * total / min(count, total)) for number in range(min(count, total))})
-    wrong = [index for index in indices if not 0 <= index < total]
-    if wrong or not len(indices):
-        raise InferenceError(f"There are moments 0 to {total - 1}; got {list(indices)}.")
-    return [int(index) for index in indices]
+    def words(self, x: float, y: float, text: str, *, size: float = _POINTS, colour: str | None = None) -> None:
+        """Text whose top left corner is there."""
+        # Names of files may hold dollar signs, which are no formula.
+        self.figure.text(
+            x / self.width, 1 - y / self.height, text, fontsize=size, color=colour or self.ink, va="top", ha="left",
+            parse_math=False,
+        )  # fmt: skip
 
+    def axes(self, x: float, y: float, width: float, height: float, **options: Any) -> Any:
+        """Axes that fill a part of the sheet."""
+        place = x / self.width, 1 - (y + height) / self.height, width / self.width, height / self.height
+        axis = self.figure.add_axes(place, facecolor="none" if self.dark else "white", **options)
+        if self.dark:
+            axis.tick_params(colors=self.ink, labelsize=_POINTS)
+            axis.xaxis.label.set_color(self.ink)
+            axis.yaxis.label.set_color(self.ink)
+            for spine in axis.spines.values():
+                spine.set_color(_FRAME)
+        return axis
 
-def fit(image: Image.Image, size: int) -> Image.Image:
-    """An image scaled so that its longer side has `size` pixels."""
-    scale = size / max(image.size)
-    width, height = (max(1, round(side * scale)) for side in image.size)
-    return image.resize((width, height), Image.Resampling.BICUBIC)
+    def picture(self, image: Image.Image, x: float, y: float) -> Any:
+        """An image, pixel by pixel."""
+        axis = self.axes(x, y, *image.size)
+        axis.imshow(np.asarray(image), aspect="auto", interpolation="nearest")
+        axis.set_axis_off()
+        return axis
 
-
-def blend(
-    image: Image.Image, heat: np.ndarray | None, region: tuple[float, float, float, float], ring: bool = True
-) -> Image.Image:
-    """An image with heat on a part of it.
-
-    Args:
-        image: RGB.
-        heat: `(rows, columns)`, 0 and below cold, 1 and above hottest; `None` for none.
-        region: Left, top, right and bottom of the part it covers, as shares of the image.
-        ring: Whether a hot highest patch gets a ring.
-    """
-    width, height = image.size
-    left, right = round(region[0] * width), round(region[2] * width)
-    top, bottom = round(region[1] * height), round(region[3] * height)
-    pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
-    outside = np.full((height, width, 1), _DIMMED, dtype=np.float32)
-    outside[top:bottom, left:right] = 1.0
-    pixels = pixels * outside
-    if heat is not None and right > left and bottom > top:
-        stretched = stretch(heat, (right - left, bottom - top))
-        colours, opacity = colour(stretched)
-        part = pixels[top:bottom, left:right]
-        pixels[top:bottom, left:right] = part * (1 - opacity[..., None]) + colours * opacity[..., None]
-    result = Image.fromarray(pixels.round().astype(np.uint8))
-    if ring and heat is not None and float(heat.max()) >= 0.5:
-        row, column = np.unravel_index(int(heat.argmax()), heat.shape)
-        x = left + (column + 0.5) / heat.shape[1] * (right - left)
-        y = top + (row + 0.5) / heat.shape[0] * (bottom - top)
-        radius, line = max(4, width // 40), max(1, width // 200)
-        ImageDraw.Draw(result).ellipse((x - radius, y - radius, x + radius, y + radius), outline=_INK, width=line)
-    return result
-
-
-def stretch(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Values `(rows, columns)` at `(width, height)` pixels, smooth between the patches' centres."""
-    image = Image.fromarray(np.ascontiguousarray(values, dtype=np.float32))
-    return np.asarray(image.resize(size, Image.Resampling.BICUBIC))
-
-
-def colour(heat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Colours `(..., 3)` in 0 to 255 and opacities in 0 to 1 of heat in 0 to 1."""
-    table, opacity = _heat_table()
-    places = (np.clip(heat, 0.0, 1.0) * (len(table) - 1)).astype(np.intp)
-    return table[places], opacity[places]
-
-
-@lru_cache(maxsize=1)
-def _heat_table() -> tuple[np.ndarray, np.ndarray]:
-    at, fine = np.linspace(0, 1, len(_HEAT)), np.linspace(0, 1, 256)
-    colours = np.array([stop for stop, _ in _HEAT], dtype=np.float32)
-    table = np.stack([np.interp(fine, at, colours[:, channel]) for channel in range(3)], axis=1)
-    return table.astype(np.float32), np.interp(fine, at, [value for _, value in _HEAT]).astype(np.float32)
+    def scale(self, x: float, y: float, width: float, height: float, label: str) -> Any:
+        """The scale of heat, as it looks on grey: upright where it is higher than wide."""
+        upright = height > width
+        ramp = np.linspace(0, 1, 256)[None]
+        strip = blend(Image.new("RGB", (256, 1), (110, 110, 110)), ramp, (0.0, 0.0, 1.0, 1.0), ring=False)
+        pixels = np.asarray(strip)
+        axis = self.axes(x, y, width, height)
+        if upright:
+            axis.imshow(pixels.transpose(1, 0, 2), aspect="auto", extent=(0, 1, 0, 1), origin="lower")
+            axis.set(xticks=[], yticks=[0, 0.5, 1])
+            axis.yaxis.tick_right()
+            axis.yaxis.set_label_position("right")
+            axis.set_ylabel(label, fontsize=_POINTS)
+        else:
+            axis.imshow(pixels, aspect="auto", extent=(0, 1, 0, 1))
+            axis.set(yticks=[], xticks=[0, 0.5, 1])
+            axis.set_xlabel(label, fontsize=_POINTS, loc="left")
+        return axis
 
 
 def draw_strip(
@@ -156,11 +115,11 @@ def draw_strip(
     path: StrPath | None = None,
     *,
     count: int = 12,
-    size: int = 240,
+    size: int = 320,
     columns: int = 4,
     overwrite: bool = False,
 ) -> Image.Image:
-    """A contact strip: moments of a video with the heat of their audio, each with its time and similarity.
+    """A contact strip: moments of a video with the heat of their audio, each with its time and strength.
 
     Args:
         found: From `localize`.
@@ -170,41 +129,76 @@ def draw_strip(
         size: Longer side of a frame in pixels.
         columns: Frames in a row.
         overwrite: Whether the file may replace an earlier one.
+
+    Raises:
+        AlreadyExistsError: There is such a file, and `overwrite` is off.
+        InferenceError: `count` is below 1.
+        MediaError: The video cannot be read.
+        ImportError: matplotlib is not installed.
     """
-    if path is not None:
-        check_free(path, overwrite=overwrite)
-    chosen = _choose(found, count, None)
+    return _draw(
+        lambda: strip_figure(found, video, count=count, size=size, columns=columns), _names(found), path, overwrite
+    )
+
+
+def strip_figure(found: LocalizationResult, video: Any, *, count: int = 12, size: int = 320, columns: int = 4) -> Any:
+    """The figure of `draw_strip`."""
+    chosen = choose_moments(found, count)
     images = overlay_frames(found, video, size=size, indices=chosen)
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     width, height = images[0].size
-    text = 16
-    sheet = Image.new(
-        "RGB",
-        (columns * (width + _MARGIN) + _MARGIN, rows * (height + text + _MARGIN) + _MARGIN + text + 4),
-        _PAPER,
+    across, down = width + _MARGIN, height + _TEXT + _MARGIN
+    legend = 76
+    sources = int(found.has_source[chosen].sum())
+    times = f"{format_clock(found.times[0])} to {format_clock(found.times[-1])}"
+    sheet = _Sheet(
+        (max(_MARGIN + columns * across, _LEAST_WIDTH), rows * down + legend),
+        f"Where the sound comes from: {len(chosen)} of {len(found.times)} moments, {times}; {sources} of them have "
+        "a source in the frame",
+        "How to read it: the warmer a place, the less the frame fits its audio without it. Strength (nats) says how "
+        "much better the two fit than without sound or place; below "
+        f"{found.least_strength:g} there is no source, and the heat is dimmed. Silent moments have no heat.",
+        dark=True,
     )
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
-    draw.text((_MARGIN, 5), "Where in the frame the sound comes from: clear to pale yellow", fill=_INK, font=font)
     for place, (image, index) in enumerate(zip(images, chosen, strict=True)):
-        x = _MARGIN + place % columns * (width + _MARGIN)
-        y = _MARGIN + text + 4 + place // columns * (height + text + _MARGIN)
-        sheet.paste(image, (x, y))
-        caption = f"similarity {found.similarity[index]:.2f}" if found.present[index] else "no audio"
-        draw.text((x + 2, y + height + 1), f"{found.times[index]:.2f} s   {caption}", fill=_INK, font=font)
-    if path is not None:
-        save_image(sheet, path, overwrite=overwrite)
-    return sheet
+        x = _MARGIN + place % columns * across
+        y = _HEADER + place // columns * down
+        sheet.picture(image, x, y)
+        sheet.words(x, y + height + 3, format_clock(found.times[index]), size=_POINTS)
+        words, weak = _strength_words(found, index)
+        sheet.words(x + 60, y + height + 3, words, colour=_WARN if weak else None)
+    top = _HEADER + rows * down + 4
+    measure = "fall of the similarity without the place" if found.method == "occlusion" else "cosine with the audio"
+    sheet.scale(_MARGIN, top, 300, 12, f"{measure}, share of the moment's largest")
+    ring = sheet.axes(_MARGIN + 330, top - 4, 20, 20)
+    ring.set(xlim=(-1, 1), ylim=(-1, 1))
+    ring.set_axis_off()
+    ring.plot(0, 0, "o", markersize=10, markerfacecolor="none", markeredgecolor=_INK)
+    sheet.words(_MARGIN + 358, top - 1, "ring: the warmest place, where there is a source", colour=_INK)
+    if found.region != (0.0, 0.0, 1.0, 1.0):
+        sheet.words(_MARGIN + 358, top + _TEXT, "darker edges: not seen by the model", colour=_INK)
+    return sheet.figure
+
+
+def _strength_words(found: LocalizationResult, index: int) -> tuple[str, bool]:
+    """What is said of a moment, and whether it has no source."""
+    if not found.present[index]:
+        return "no audio or video", True
+    if found.silent[index]:
+        return f"{NO_SOURCE}: silence", True
+    strength = f"strength {found.strength[index]:.1f}"
+    return (strength, False) if found.has_source[index] else (f"{NO_SOURCE} ({strength})", True)
 
 
 def draw_spectrogram(
     found: LocalizationResult,
     path: StrPath | None = None,
     *,
-    size: tuple[int, int] = (1200, 360),
+    size: tuple[int, int] = (1200, 520),
     overwrite: bool = False,
 ) -> Image.Image:
-    """The spectrogram of the video, with the heat of what the frames show; time to the right, pitch upwards.
+    """The spectrogram of the video, with the heat of what the frames show, and the strength of each moment below it.
 
     At each time the maps of all moments whose windows reach there are averaged, those nearest counting most.
 
@@ -213,35 +207,100 @@ def draw_spectrogram(
         path: PNG file to write as well.
         size: Width and height in pixels.
         overwrite: Whether the file may replace an earlier one.
+
+    Raises:
+        AlreadyExistsError: There is such a file, and `overwrite` is off.
+        InferenceError: The size is too small.
+        ImportError: matplotlib is not installed.
     """
-    if path is not None:
-        check_free(path, overwrite=overwrite)
-    left, bottom, top, right = 56, 34, 26, 10
-    inner = (size[0] - left - right, size[1] - top - bottom)
-    if min(inner) < 16:
-        raise InferenceError(f"A spectrogram of {size[0]} x {size[1]} pixels is too small; use 200 x 120 or more.")
+    return _draw(lambda: spectrogram_figure(found, size=size), _names(found), path, overwrite)
+
+
+def spectrogram_figure(found: LocalizationResult, *, size: tuple[int, int] = (1200, 520)) -> Any:
+    """The figure of `draw_spectrogram`."""
+    if size[0] < 400 or size[1] < 300:
+        raise InferenceError(f"A spectrogram of {size[0]} x {size[1]} pixels is too small; use 400 x 300 or more.")
+    note = (
+        "How to read it: grey is loudness; the warmer, the more the frames' content is heard at that time and pitch. "
+        f"Below: how much speaks for a source in the frame; under {found.least_strength:g} nats there is none."
+    )
+    lines = len(textwrap.wrap(note, int((size[0] - 2 * _MARGIN) / _LETTER)))
+    sheet = _Sheet(
+        (size[0], size[1] - _HEADER - lines * _TEXT - _MARGIN), "When and at which pitch the frame's content is heard",
+        note, dark=True,
+    )  # fmt: skip
+    left, right, gap, below = 92, 96, 14, 52
+    inner = size[0] - left - right
+    room = sheet.bottom - _HEADER - gap - below
+    lower = max(50, room // 4)
+    upper = room - lower
+    begin, bins = found.spectrogram_start, len(found.frequencies)
+    end = begin + found.spectrogram.shape[1] * found.spectrogram_step
     levels = found.spectrogram.astype(np.float32)[::-1]
     low, high = np.quantile(levels, [0.05, 0.998])
     grey = np.clip((levels - low) / max(float(high - low), 1e-6), 0, 1) * 210
-    image = Image.fromarray(grey.astype(np.uint8)).resize(inner, Image.Resampling.BILINEAR).convert("RGB")
+    image = Image.fromarray(grey.astype(np.uint8)).resize((inner, upper), Image.Resampling.BILINEAR).convert("RGB")
     image = blend(image, joined_audio_maps(found)[::-1], (0.0, 0.0, 1.0, 1.0), ring=False)
-    sheet = Image.new("RGB", size, _PAPER)
-    sheet.paste(image, (left, top))
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
-    draw.text((left, 5), "When and at which pitch the frame's content is heard", fill=_INK, font=font)
+    axis = sheet.axes(left, _HEADER, inner, upper)
+    axis.imshow(np.asarray(image)[::-1], origin="lower", extent=(begin, end, -0.5, bins - 0.5), aspect="auto")
+    marks = _frequency_marks(found.frequencies, upper)
+    axis.set_yticks(
+        np.interp(marks, found.frequencies, np.arange(bins)),
+        [f"{hertz} Hz" if hertz < 1000 else f"{hertz // 1000} kHz" for hertz in marks],
+    )
+    axis.set(ylabel="frequency", xlim=(begin, end), ylim=(-0.5, bins - 0.5))
+    sheet.scale(left + inner + 16, _HEADER, 12, upper, "fall of the similarity without it\n(1: the window's largest)"
+                if found.method == "occlusion" else "cosine with the frame\n(1: the window's largest)")  # fmt: skip
+    _draw_strength(sheet.axes(left, _HEADER + upper + gap, inner, lower), found)
+    _time_axis(axis, begin, end, labels=False)
+    return sheet.figure
+
+
+def _frequency_marks(frequencies: np.ndarray, height: int) -> list[int]:
+    """Round frequencies whose labels do not meet on an axis of so many pixels."""
+    marks: list[int] = []
+    last = np.inf
+    for hertz in reversed(_HERTZ):
+        # The highest filter is centred a little below half the sampling rate.
+        if not frequencies[0] <= hertz <= frequencies[-1] * 1.05:
+            continue
+        place = float(np.interp(hertz, frequencies, np.arange(len(frequencies)))) / len(frequencies) * height
+        if last - place >= _TEXT:
+            marks.insert(0, hertz)
+            last = place
+    return marks
+
+
+def _draw_strength(axis: Any, found: LocalizationResult) -> None:
+    """Strength along time: moments with a source, and those without."""
     begin = found.spectrogram_start
-    seconds = found.spectrogram.shape[1] * found.spectrogram_step
-    for time in ticks(begin, begin + seconds):
-        x = left + (time - begin) / seconds * inner[0]
-        draw.line((x, top + inner[1], x, top + inner[1] + 4), fill=_FRAME)
-        draw.text((x, top + inner[1] + 5), f"{time:g}", fill=_INK, font=font, anchor="ma")
-    draw.text((left + inner[0], size[1] - 3), "s", fill=_INK, font=font, anchor="rd")
-    draw.text((6, top), "high", fill=_INK, font=font)
-    draw.text((6, top + inner[1]), "low", fill=_INK, font=font, anchor="ld")
-    draw.text((6, top + inner[1] / 2), "mel", fill=_FRAME, font=font, anchor="lm")
-    if path is not None:
-        save_image(sheet, path, overwrite=overwrite)
-    return sheet
+    end = begin + found.spectrogram.shape[1] * found.spectrogram_step
+    width, has = 0.9 / found.fps, found.has_source
+    values = np.where(found.present & ~found.silent, found.strength, 0.0)
+    least = found.least_strength
+    axis.bar(found.times[has], values[has], width, color="#dc6a3c", label="source")
+    axis.bar(found.times[~has], values[~has], width, color="#5b6470", label=NO_SOURCE)
+    for time in found.times[found.silent | ~found.present]:
+        axis.axvspan(time - 0.5 / found.fps, time + 0.5 / found.fps, color="#2a2f37", linewidth=0)
+    axis.axhline(least, color=_INK, linewidth=0.8, linestyle="--")
+    axis.axhline(0, color=_FRAME, linewidth=0.6)
+    low, high = min(float(values.min()), 0.0), max(float(values.max()), least)
+    axis.set(ylabel="strength,\nnats", xlim=(begin, end), ylim=(low - 0.1 * (high - low), high + 0.15 * (high - low)))
+    axis.text(
+        1.008, (least - axis.get_ylim()[0]) / np.ptp(axis.get_ylim()), f"{NO_SOURCE}\nbelow {least:g}",
+        transform=axis.transAxes, color=_WARN, fontsize=_POINTS, va="center",
+    )  # fmt: skip
+    _time_axis(axis, begin, end)
+
+
+def _time_axis(axis: Any, begin: float, end: float, *, labels: bool = True) -> None:
+    """Round times, written as everywhere: `0:05`, `1:02:03.5`."""
+    marks = ticks(begin, end)
+    step = marks[1] - marks[0] if len(marks) > 1 else 1.0
+    digits = 0 if step >= 1 else 1 if step >= 0.1 else 2
+    axis.set_xticks(marks, [format_clock(time, digits) for time in marks] if labels else [])
+    if labels:
+        axis.set_xlabel("time, minutes:seconds")
 
 
 def joined_audio_maps(found: LocalizationResult) -> np.ndarray:
@@ -252,9 +311,10 @@ def joined_audio_maps(found: LocalizationResult) -> np.ndarray:
     total = found.spectrogram.shape[1] * found.spectrogram_step
     count = max(1, round(total / step))
     sums, weights = np.zeros((rows, count)), np.zeros(count)
+    heard = found.present & ~found.silent
     # A triangle over the window: a moment says most about the audio at its own time.
     shape = 1 - np.abs(np.arange(columns) + 0.5 - columns / 2) / (columns / 2 + 0.5)
-    for maps, (start, _), here in zip(found.heat("audio"), found.window_times, found.present, strict=True):
+    for maps, (start, _), here in zip(found.heat("audio"), found.window_times, heard, strict=True):
         if not here:
             continue
         places = round((start - found.spectrogram_start) / step) + np.arange(columns)
@@ -281,7 +341,7 @@ def draw_timeline(
     result: SyncResult,
     path: StrPath | None = None,
     *,
-    size: tuple[int, int] = (1200, 900),
+    size: tuple[int, int] = (1200, 960),
     overwrite: bool = False,
 ) -> Image.Image:
     """Draw the matrix of windows and frames, the offset curve, and offset and score along time.
@@ -296,114 +356,56 @@ def draw_timeline(
         AlreadyExistsError: There is such a file, and `overwrite` is off.
         ImportError: matplotlib is not installed.
     """
-    require_matplotlib()
-    if path is not None:
-        check_free(path, overwrite=overwrite)
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    return _draw(lambda: timeline_figure(result, size=size), _names(result), path, overwrite)
 
-    # Figures of their own, not pyplot's, so that several threads of a server can draw.
-    figure = Figure(figsize=(size[0] / _DOTS_PER_INCH, size[1] / _DOTS_PER_INCH), dpi=_DOTS_PER_INCH)
-    canvas = FigureCanvasAgg(figure)
+
+def timeline_figure(result: SyncResult, *, size: tuple[int, int] = (1200, 960)) -> Any:
+    """The figure of `draw_timeline`."""
+    note = (
+        "How to read it: bright on the diagonal of the matrix, and a peak of the curve above 0, mean that audio and "
+        "frames fit; where the peak lies is by how much the audio is late. Red in the band below is where a frame's "
+        "best audio lies. Fit is the log-likelihood ratio against moments nearby, in nats; 0 is chance."
+    )
+    lines = len(textwrap.wrap(note, int((size[0] - 2 * _MARGIN) / _LETTER)))
+    sheet = _Sheet(
+        (size[0], size[1] - _HEADER - lines * _TEXT - _MARGIN),
+        f"{result.verdict}; mean similarity {result.similarity:.3f}", note,
+    )  # fmt: skip
+    figure = sheet.figure
     # Fixed places: matplotlib's own layout takes longer than all the drawing.
     rows = figure.add_gridspec(
-        3, 1, height_ratios=[1.3, 0.8, 0.8], left=0.06, right=0.94, top=0.9, bottom=0.065, hspace=0.42
-    )
-    top = rows[0].subgridspec(1, 2, width_ratios=[1, 1.4], wspace=0.16)
+        3, 1, height_ratios=[1.3, 0.8, 0.8], left=0.065, right=0.925, top=1 - (_HEADER + 24) / size[1],
+        bottom=1 - (sheet.bottom - 52) / size[1], hspace=0.42,
+    )  # fmt: skip
+    top = rows[0].subgridspec(1, 2, width_ratios=[1, 1.4], wspace=0.2)
     _draw_matrix(figure, figure.add_subplot(top[0]), result)
     _draw_curve(figure.add_subplot(top[1]), result)
     _draw_band(figure, figure.add_subplot(rows[1]), result)
     _draw_scores(figure.add_subplot(rows[2]), result)
-    name = _names(result)
-    font = title_font(name, _TITLE_POINTS * _DOTS_PER_INCH / 72)
-    # Below the name, which is drawn apart: matplotlib takes one font for it and gives boxes for signs that it lacks.
-    verdict = f"{result.verdict}; mean similarity {result.similarity:.3f}"
-    verdict = verdict if font is None else f" \n{verdict}"
-    figure.suptitle(verdict, x=0.01, y=0.99, ha="left", va="top", fontsize=_TITLE_POINTS)
+    return figure
+
+
+def _draw(make: Callable[[], Any], name: str, path: StrPath | None, overwrite: bool) -> Image.Image:
+    """The image of a figure with the name of its file above it, written where there is a path."""
+    if path is not None:
+        check_free(path, overwrite=overwrite)
+    figure = make()
+    canvas = require_package("matplotlib.backends.backend_agg", "plots", "Drawing").FigureCanvasAgg(figure)
     canvas.draw()
     image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    # The name is drawn apart: matplotlib takes one font for it and gives boxes for signs that it lacks.
+    font = title_font(name, _TITLE_POINTS * _DOTS_PER_INCH / 72)
     if font is not None:
-        shown = shorten(name, font, 0.98 * image.width)
-        place = 0.01 * image.width, 0.01 * image.height + font.size  # on one line, whatever the font's height
-        ImageDraw.Draw(image).text(place, shown, fill="black", font=font, anchor="ls")
+        shown = shorten(name, font, image.width - 2 * _MARGIN)
+        dark = np.asarray(image)[0, 0].mean() < 128
+        # On one line, whatever the font's height.
+        ImageDraw.Draw(image).text((_MARGIN, 24), shown, fill=_INK if dark else "black", font=font, anchor="ls")
     if path is not None:
         save_image(image, path, overwrite=overwrite)
     return image
 
 
-def require_matplotlib() -> None:
-    """Raise an `ImportError` that says what to install when matplotlib is absent."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ImportError(f"Drawing needs matplotlib: {install_line('plots')}")
-
-
-def title_font(text: str, size: float, fonts: Sequence[str] | None = None) -> ImageFont.FreeTypeFont | None:
-    """A font that has every sign of a text; `None` where there is none, or the text cannot be laid out.
-
-    Args:
-        text: Such as the name of a file in any script.
-        size: Of the letters, pixels.
-        fonts: Font files to choose from, best first; default: matplotlib's own, then this machine's.
-    """
-    text = unicodedata.normalize("NFC", text)
-    turned = any(unicodedata.bidirectional(sign) in ("R", "AL") for sign in text)
-    joined = turned or any(unicodedata.category(sign)[0] == "M" for sign in text)
-    if joined and not features.check("raqm") or turned and not features.check("fribidi"):
-        return None  # letters would stand apart, or in the wrong order
-    signs = "".join(sorted({sign for sign in text if not sign.isspace() and sign not in _UNSEEN}))
-    path = _font_with(signs, None if fonts is None else tuple(fonts))
-    return None if path is None else ImageFont.truetype(path, size)
-
-
-@lru_cache(maxsize=256)
-def _font_with(signs: str, fonts: tuple[str, ...] | None) -> str | None:
-    """The first font file that draws something for each of some signs."""
-    from matplotlib import font_manager
-
-    if fonts is not None:
-        return next((path for path in fonts if _draws(path, signs)), None)
-    own = font_manager.findfont("DejaVu Sans")
-    return own if _draws(own, signs) else next((path for path in _installed_fonts() if _draws(path, signs)), None)
-
-
-@lru_cache(maxsize=1)
-def _installed_fonts() -> tuple[str, ...]:
-    """This machine's font files, upright ones without serifs first."""
-    from matplotlib import font_manager
-
-    def rank(path: str) -> tuple[int, bool, str]:
-        name = Path(path).name.lower()
-        unlike = sum(word in name for word in ("bold", "italic", "oblique", "black", "light", "thin", "mono", "serif"))
-        return unlike, "sans" not in name, path
-
-    return tuple(sorted(font_manager.findSystemFonts(), key=rank))
-
-
-def _draws(path: str, signs: str) -> bool:
-    from matplotlib.ft2font import FT2Font, LoadFlags
-
-    if "lastresort" in Path(path).name.lower():  # boxes for everything
-        return False
-    try:
-        font = FT2Font(path)
-        if not font.scalable or not all(font.get_char_index(ord(sign)) for sign in signs):
-            return False
-        # Fonts of coloured emoji have empty outlines.
-        return all(font.load_char(ord(sign), flags=LoadFlags.NO_SCALE).width > 0 for sign in signs)
-    except (OSError, RuntimeError, ValueError):  # no font, or one in a form of its own
-        return False
-
-
-def shorten(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
-    """A text cut to a width in pixels, with three dots where something is cut off."""
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(f"{text}...") > width:
-        text = text[:-1]
-    return f"{text}..."
-
-
-def _names(result: SyncResult) -> str:
+def _names(result: SyncResult | LocalizationResult) -> str:
     """The names of the video and, where it is another file, of its audio."""
     name = printable(Path(result.source).name)
     if result.audio_source is not None:
@@ -416,27 +418,36 @@ def _draw_matrix(figure: Any, axis: Any, result: SyncResult) -> None:
     half = (times[-1] - times[0]) / max(1, len(times) - 1) / 2
     low, high = times[0] - half, times[-1] + half
     image = axis.imshow(result.matrix, origin="lower", extent=(low, high, low, high), cmap=_SIMILARITY)
-    axis.plot([low, high], [low, high], color="white", linewidth=0.8, linestyle=":")
-    for offset in (-reach, reach):
-        axis.plot([low, high], [low + offset, high + offset], color="white", linewidth=0.4, linestyle="--")
+    axis.plot([low, high], [low, high], color="white", linewidth=0.8, linestyle=":", label="same time")
+    for offset, label in ((-reach, None), (reach, f"{reach:g} s apart")):
+        axis.plot(
+            [low, high], [low + offset, high + offset], color="white", linewidth=0.4, linestyle="--", label=label
+        )
     if (late := result.verdict.offset) is not None and abs(late) >= result.hop / 2:
-        axis.plot([low, high], [low + late, high + late], color=_ACCENT, linewidth=1)
-    axis.set(xlim=(low, high), ylim=(low, high), xlabel="frame at, s", ylabel="audio at, s", title="similarity")
-    figure.colorbar(image, ax=axis, shrink=0.9)
+        axis.plot([low, high], [low + late, high + late], color=_ACCENT, linewidth=1, label="best offset")
+    axis.set(xlim=(low, high), ylim=(low, high), ylabel="audio at", title="similarity of audio and frames")
+    _time_axis(axis, low, high)
+    axis.set_xlabel("frame at, minutes:seconds")
+    axis.set_yticks(axis.get_xticks(), [label.get_text() for label in axis.get_xticklabels()])
+    axis.legend(loc="lower right", fontsize=7, framealpha=0.55, facecolor="#222", labelcolor="white", edgecolor="none")
+    figure.colorbar(image, ax=axis, shrink=0.9, label="cosine")
 
 
 def _draw_curve(axis: Any, result: SyncResult) -> None:
     axis.axvline(0, color=_FAINT, linewidth=0.8)
     axis.axhline(0, color=_FAINT, linewidth=0.8)
-    axis.plot(result.offsets, result.offset_scores, color=_LINE, marker=".", markersize=4, linewidth=1.2)
+    axis.plot(
+        result.offsets, result.offset_scores, color=_LINE, marker=".", markersize=4, linewidth=1.2,
+        label="mean fit of all moments",
+    )  # fmt: skip
     if result.verdict.offset is not None:
         axis.axvline(
             result.verdict.offset, color=_ACCENT, linewidth=1.2, label=f"best: {result.verdict.offset:+.2f} s"
         )
         if result.interval is not None:
             axis.axvspan(*result.interval, color=_ACCENT, alpha=0.15, linewidth=0, label="90 % of draws")
-        axis.legend(loc="best", fontsize=8, edgecolor="none", framealpha=0.9)
-    axis.set(xlabel="audio late by, s", ylabel="fit, nats (0: chance)", title="offset")
+    axis.legend(loc="best", fontsize=8, edgecolor="none", framealpha=0.9)
+    axis.set(xlabel="audio late by, s", ylabel="fit, nats (0: chance)", title="fit with the audio moved")
 
 
 def _draw_band(figure: Any, axis: Any, result: SyncResult) -> None:
@@ -454,22 +465,26 @@ def _draw_band(figure: Any, axis: Any, result: SyncResult) -> None:
         interpolation="nearest",
     )  # fmt: skip
     axis.axhline(0, color="black", linewidth=0.6, linestyle=":")
-    axis.set(xlabel="", ylabel="audio late by, s", title="each frame's fit with the audio around it")
+    axis.set(ylabel="audio late by, s", title="each frame's fit with the audio around it")
+    _time_axis(axis, extent[0], extent[1])
+    axis.set_xlabel("")
     # Beside the axis, not out of it, so that time runs alike above and below.
     place = axis.get_position()
-    figure.colorbar(image, cax=figure.add_axes((place.x1 + 0.008, place.y0, 0.01, place.height)))
+    bar = figure.colorbar(image, cax=figure.add_axes((place.x1 + 0.008, place.y0, 0.01, place.height)))
+    bar.set_label("against the frame's mean", fontsize=8)
 
 
 def _draw_scores(axis: Any, result: SyncResult) -> None:
+    low, high = result.times[0] - result.hop / 2, result.times[-1] + result.hop / 2
     axis.axhline(result.similarity, color=_FAINT, linewidth=0.8, linestyle="--")
     axis.plot(result.times, result.scores, color=_LINE, linewidth=1.2)
-    axis.set_ylabel("similarity", color=_LINE)
-    axis.set(xlabel="time, s", title="each moment: similarity, and fit against moments nearby")
-    axis.set_xlim(result.times[0] - result.hop / 2, result.times[-1] + result.hop / 2)
+    axis.set_ylabel("similarity (cosine)", color=_LINE)
+    axis.set(title="each moment: similarity (dashed: mean), and fit against moments nearby", xlim=(low, high))
     other = axis.twinx()
     other.axhline(0, color=_ACCENT, linewidth=0.5, alpha=0.5)
     other.plot(result.times, result.contrast, color=_ACCENT, linewidth=0.9, alpha=0.8)
-    other.set_ylabel("fit, nats", color=_ACCENT)
+    other.set_ylabel("fit, nats (0: chance)", color=_ACCENT)
+    _time_axis(axis, low, high)
 
 
 def save_image(image: Image.Image, path: StrPath, *, overwrite: bool = False) -> Path:

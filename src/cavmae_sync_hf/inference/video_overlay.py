@@ -12,18 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from ..files import StrPath, whole_file
-from ..model.errors_cavmae_sync import InferenceError
+from ..model.errors_cavmae_sync import InferenceError, printable
 from ..model.feature_extraction_cavmae_sync import load_waveform, samples_and_rate
 from ..model.media_cavmae_sync import probe_media
 from ..model.media_source_cavmae_sync import require_av
 from ..model.media_stream_cavmae_sync import MediaChunk, iter_media, iter_waveform, with_audio_of
 from ..model.video_processing_cavmae_sync import is_media_source
+from .heat import blend
+from .lettering import any_font, shorten
 from .localize import LocalizationResult
-from .moments import Progress
-from .plots import blend
+from .moments import Progress, format_clock
+from .strength import NO_SOURCE
 
 try:
     import av
@@ -41,6 +43,9 @@ _FRAMES_AT_A_TIME = 8
 # Audio beyond the frames of a chunk, so that the last one reaches to the video's end.
 _CONTEXT_SECONDS = 0.5
 _AUDIO_BITS_PER_SECOND = 96_000
+# Narrower frames have no room for words below them, pixels.
+_LEAST_FOOTER = 240
+_PAPER, _INK, _FAINT, _WARN = "#121418", "#e6e8eb", "#969ea8", "#f0b45a"
 
 
 def write_overlay_video(
@@ -58,7 +63,9 @@ def write_overlay_video(
 ) -> Path:
     """Write a video with the heat of its audio on the frames, as H.264 and AAC.
 
-    The maps of moments are interpolated in time. The audio is the channel that the model heard.
+    The maps of moments are interpolated in time. Below the frames, where they are wide enough for it, stand the time,
+    the strength or "no source", the name of the file, and the scale of the heat. The audio is the channel that the
+    model heard.
 
     Args:
         found: From `localize`.
@@ -90,6 +97,7 @@ def write_overlay_video(
     heard = _own_rate(audio, sampling_rate, info)
     total = int((found.times[-1] - found.times[0]) + 1 / found.fps)
     heat = found.heat()
+    footer: _Footer | None = None
     muxing = {} if target.suffix.lower() == ".mkv" else {"movflags": "+faststart"}
     with whole_file(target, overwrite=overwrite) as partial, av.open(os.fspath(partial), "w", options=muxing) as file:
         writer = _Writer(file, rate, heard, crf)
@@ -101,7 +109,9 @@ def write_overlay_video(
             frames = chunk.frames.permute(0, 2, 3, 1).numpy()
             for frame, time in zip(frames, chunk.asked_times.tolist(), strict=True):
                 shown = Image.fromarray(np.ascontiguousarray(frame))
-                writer.add_frame(blend(shown, _heat_at(found, heat, time + chunk.start), found.region))
+                footer = footer or _Footer(found, shown.width)
+                moment = time + chunk.start
+                writer.add_frame(footer.below(blend(shown, _heat_at(found, heat, moment), found.region), moment))
             writer.add_audio(chunk)
             if progress is not None:
                 done = int(writer.frames / rate)
@@ -158,6 +168,54 @@ def _heat_at(found: LocalizationResult, heat: np.ndarray, time: float) -> np.nda
     gap = float(times[after] - times[before])
     share = float(np.clip((time - times[before]) / gap, 0.0, 1.0)) if gap > 0 else 0.0
     return (1 - share) * heat[before] + share * heat[after]
+
+
+class _Footer:
+    """What stands below the frames of a video: time, strength, name of the file, and the scale of the heat.
+
+    Args:
+        found: From `localize`.
+        width: Of the frames, pixels.
+    """
+
+    def __init__(self, found: LocalizationResult, width: int) -> None:
+        self.found = found
+        self.line = max(12, width // 36)
+        self.height = 0 if width < _LEAST_FOOTER else (3 * self.line + 26) // 2 * 2
+        if not self.height:
+            return
+        self.font = any_font(NO_SOURCE, 0.85 * self.line)
+        self.empty = Image.new("RGB", (width, self.height), _PAPER)
+        draw = ImageDraw.Draw(self.empty)
+        name = printable(Path(found.source).name)
+        font = any_font(name, 0.85 * self.line)
+        if isinstance(font, ImageFont.FreeTypeFont):
+            name = shorten(name, font, width - 12)
+        draw.text((6, self.height - 6), name, fill=_FAINT, font=font, anchor="ld")
+        # The scale, as heat looks on grey, at the right of the first line.
+        bar = Image.new("RGB", (5 * self.line, self.line - 2), (110, 110, 110))
+        bar = blend(bar, np.linspace(0, 1, 64)[None], (0.0, 0.0, 1.0, 1.0), ring=False)
+        draw.text((width - 6, 4), "most", fill=_INK, font=self.font, anchor="ra")
+        left = width - 12 - round(draw.textlength("most", font=self.font)) - bar.width
+        self.empty.paste(bar, (left, 5))
+        draw.text((left - 6, 4), "fit lost without the place: none", fill=_INK, font=self.font, anchor="ra")
+        draw.text((width - 6, 8 + self.line), "ring: warmest place", fill=_FAINT, font=self.font, anchor="ra")
+
+    def below(self, image: Image.Image, time: float) -> Image.Image:
+        """The frame with what holds at a time of the video below it."""
+        if not self.height:
+            return image
+        found, near = self.found, int(np.abs(self.found.times - time).argmin())
+        footer = self.empty.copy()
+        draw = ImageDraw.Draw(footer)
+        draw.text((6, 4), format_clock(time), fill=_INK, font=self.font, anchor="la")
+        has = bool(found.has_source[near])
+        words = f"source, strength {found.strength[near]:.1f}" if has else NO_SOURCE
+        draw.text((6, 8 + self.line), words, fill=_INK if has else _WARN, font=self.font, anchor="la")
+        sheet = Image.new("RGB", (image.width, image.height // 2 * 2 + self.height), _PAPER)
+        sheet.paste(image, (0, 0))
+        sheet.paste(footer, (0, image.height // 2 * 2))
+        return sheet
 
 
 class _Writer:
