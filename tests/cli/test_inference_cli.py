@@ -213,6 +213,22 @@ def test_localize__writes_everything(run, saved, videos, tmp_path):
         assert arrays["video_maps"].shape == (4, 4, 4) and arrays["audio_maps"].shape == (4, 2, 6)
 
 
+@pytest.mark.parametrize(("options", "word"), [(["--audio"], "silence"), (["--least-strength", 1000], None)])
+def test_localize__says_where_there_is_no_source(run, saved, videos, tmp_path, options, word):
+    """Of silence there never is one, however weak one may be; of sound, none that is not strong enough."""
+    if word:
+        silence = write_clip(tmp_path / "s.wav", video=False, audio=np.zeros((1, round(16000 * SECONDS)), np.float32),
+                             rate=16000, audio_codec="pcm_s16le")  # fmt: skip
+        options = [*options, silence, "--least-strength", -1000]
+    words = ["localize", videos[0.0], "-m", saved, "--fps", 1, "--method", "cosine", *options]
+
+    table, values = run(*words)[1], json.loads(run(*words, "--json")[1])["videos"][0]
+
+    assert table.count("no source") >= SECONDS and (not word or table.count(word) >= SECONDS)
+    assert [moment["source"] for moment in values["moments"]] == [False] * round(SECONDS)
+    assert {moment["silent"] for moment in values["moments"]} == {bool(word)}
+
+
 def test_localize__as_json_without_the_film(run, saved, videos, tmp_path):
     code, out, _ = run(
         "localize", videos[0.0], "-m", saved, "--out", tmp_path, "--no-video", "--json", "--fps", 1,

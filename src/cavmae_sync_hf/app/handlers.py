@@ -222,8 +222,9 @@ class RequestHandler:
 
     def locate(self, visitor: str, turn: Any, progress: Progress | None = None) -> View:
         """Where in the frame the source of the audio is."""
+        from ..inference.heat import overlay_frames
         from ..inference.localize import localize
-        from ..inference.plots import draw_spectrogram, draw_strip, overlay_frames
+        from ..inference.plots import draw_spectrogram, draw_strip
 
         def work(session: Session, clip: Clip, tell: Progress) -> View:
             plan = self.engine.map_plan(clip.seconds)

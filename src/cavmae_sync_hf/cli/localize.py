@@ -1,6 +1,7 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
 """The subcommand that finds where in the frame the source of the audio is."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -51,6 +52,10 @@ def localize(
         Literal["occlusion", "cosine"],
         typer.Option(help="Leave out patch after patch, or compare the patches themselves: fast, but points badly."),
     ] = "occlusion",
+    least_strength: Annotated[
+        float | None,
+        typer.Option(metavar="NATS", help="Strength from which on a moment has a source in the frame; default: 2.5."),
+    ] = None,
     draw_video: Annotated[
         bool, typer.Option("--video/--no-video", help="Also write the video with the maps drawn in.")
     ] = True,
@@ -79,15 +84,17 @@ def localize(
     device = terminal.choose_device(device)
     from ..inference.loading import load_model
     from ..inference.localize import localize as run_localize
+    from ..inference.strength import LEAST_STRENGTH
 
+    least = LEAST_STRENGTH if least_strength is None else least_strength
     loaded, processor = load_model(model, device=device, modalities="both")
 
     def find(number: int, progress: Callable[..., None]) -> Any:
         if files is not None:
             files.check(number)
         found = run_localize(
-            loaded, processor, *pairs[number], start=start, end=end, fps=fps, method=method, damaged=damaged,
-            channel=channel, audio_track=audio_track, batch_size=batch_size, progress=progress,
+            loaded, processor, *pairs[number], start=start, end=end, fps=fps, method=method, least_strength=least,
+            damaged=damaged, channel=channel, audio_track=audio_track, batch_size=batch_size, progress=progress,
         )  # fmt: skip
         if files is not None:
             _write(found, *pairs[number], files.paths[number], frames=frames, overwrite=overwrite, progress=progress)
@@ -146,31 +153,38 @@ def _show(results: list[dict[str, Any]]) -> None:
     from rich.table import Column, Table
 
     several = len(results) > 1
-    numbers = [Column(name, justify="right", no_wrap=True) for name in ("time", "similarity", "source at x, y", "box")]
+    heads = ("time", "source at x, y", "strength", "similarity", "box")[: 4 if several else 5]
+    numbers = [Column(name, justify="right", no_wrap=True) for name in heads]
     table = Table(Column("video", overflow="fold"), *numbers) if several else Table(*numbers)
     for found in results:
         moments = found["moments"]
         if several:
-            there = [moment for moment in moments if moment["peak"] is not None]
-            moments = [max(there, key=lambda moment: moment["similarity"])] if there else moments[:1]
+            # Those with a source first.
+            moments = [max(moments, key=lambda moment: (moment["source"], moment["strength"] or -math.inf))]
         for moment in moments[:: -(-len(moments) // _MOST_ROWS) or 1]:
-            cells = _cells(moment)
-            table.add_row(escape(_name(found)), *cells) if several else table.add_row(*cells)
+            cells = [escape(_name(found)), *_cells(moment)[:4]] if several else _cells(moment)
+            table.add_row(*cells, style=None if moment["source"] else "dim")
     if results:
         terminal.console.print(table)
     if several:
-        terminal.say("Of each video the moment that fits best. All moments: --json, or --out.")
+        terminal.say("Of each video the strongest moment. All moments: --json, or --out.")
     for found in results:
         for remark in found["remarks"]:
             terminal.say(f"- {_name(found)}: {remark}" if several else f"- {remark}")
 
 
 def _cells(moment: dict[str, Any]) -> list[str]:
-    if moment["peak"] is None:
-        return [format_clock(moment["time"]), "-", "-", "-"]
-    x, y = moment["peak"]
-    box = ", ".join(f"{edge:.0f}" for edge in moment["box"])
-    return [format_clock(moment["time"]), f"{moment['similarity']:.3f}", f"{x:.0%}, {y:.0%}", box]
+    from ..inference.strength import NO_SOURCE
+
+    time, strength = format_clock(moment["time"]), moment["strength"]
+    if strength is None:
+        return [time, NO_SOURCE, "-", "-", "-"]
+    place = box = "-"
+    if moment["source"]:
+        x, y = moment["peak"]
+        place, box = f"{x:.0%}, {y:.0%}", ", ".join(f"{edge:.0f}" for edge in moment["box"])
+    strength = "silence" if moment["silent"] else f"{round(strength, 1) + 0.0:.1f}"  # no -0.0
+    return [time, place if moment["source"] else NO_SOURCE, strength, f"{moment['similarity']:.3f}", box]
 
 
 def _rows(found: dict[str, Any]) -> list[dict[str, Any]]:
