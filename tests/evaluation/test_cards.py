@@ -157,6 +157,15 @@ def test_card__says_what_was_measured_and_how(run, saved, measured, tmp_path):
     assert run(saved, "--results", measured, "--out", target, "--overwrite")[0] == 0
 
 
+@pytest.mark.parametrize("name", ["example", "owner/name", "hf://owner/name"])
+def test_card__of_a_model_by_any_name(run, saved, monkeypatch, name):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repository, **_: {"owner/name": saved}[repository])
+
+    code, out, err = run(name)
+
+    assert code == 0 and f"# {name.removeprefix('hf://').rpartition('/')[2]}" in out, err
+
+
 def test_card__is_printed_without_out(run, saved):
     code, out, _ = run(saved)
 
