@@ -15,7 +15,7 @@ from cavmae_sync_hf.data.crashes import CrashWatch, ended_readings, open_reading
 from cavmae_sync_hf.hub import save_for_hub
 from cavmae_sync_hf.model.errors_cavmae_sync import UnexpectedError
 from cavmae_sync_hf.model.modeling_cavmae_sync import CavMaeSyncForPreTraining
-from helpers.apart import run_apart
+from helpers.apart import group_members, run_apart, wait_until
 from helpers.clips import noise, write_clip
 from helpers.tiny import tiny_config
 
@@ -148,27 +148,6 @@ INTERRUPTIONS = {
 }
 
 
-def group_members(group: int) -> list[int]:
-    """Processes of a process group that live."""
-    members = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            if int(fields[2]) == group and fields[0] != "Z":
-                members.append(int(entry.name))
-    return members
-
-
-def wait_until(happened) -> None:
-    limit = time.monotonic() + 200
-    while not happened():
-        assert time.monotonic() < limit
-        time.sleep(0.05)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("command", INTERRUPTIONS)
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "Ctrl-C"])
@@ -197,7 +176,7 @@ def test_interruption__tells_in_a_line_what_is_kept_and_ends_all_processes(video
         os.killpg(process.pid, signal.SIGINT)
     else:
         process.send_signal(getattr(signal, how))
-    process.wait(60)
+    process.wait(200)
 
     lines = (tmp_path / "errors").read_text().splitlines()
     assert process.returncode == (143 if how == "SIGTERM" else 130), lines
@@ -218,7 +197,7 @@ def test_killed_parent__takes_its_child_with_it(videos, model, tmp_path):
     wait_until(lambda: (tmp_path / "out" / ".extract").is_dir())
 
     process.kill()
-    process.wait(60)
+    process.wait(200)
     wait_until(lambda: not group_members(process.pid))
 
     assert process.returncode == -signal.SIGKILL and not group_members(process.pid)

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -19,3 +21,24 @@ def run_apart(arguments: list[str], home: Path, **environment: str) -> subproces
         timeout=240,
         check=False,
     )
+
+
+def group_members(group: int) -> list[int]:
+    """Processes of a process group that live; none where the system does not tell."""
+    members = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[2]) == group and fields[0] != "Z":
+            members.append(int(entry.name))
+    return members
+
+
+def wait_until(happened: Callable[[], object]) -> None:
+    """Wait for something, as long as a test may."""
+    limit = time.monotonic() + 200
+    while not happened():
+        assert time.monotonic() < limit
+        time.sleep(0.05)

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,19 +18,22 @@ from helpers.tiny import tiny_config, tiny_inputs
 
 def run_ranks(work: Callable[..., Any], folder: Path, *arguments: Any, ranks: int = 2) -> list[Any]:
     """What `work(rank, *arguments)` returns in each of `ranks` processes of one gloo group."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_rank, (ranks, port, work, folder, arguments), nprocs=ranks)
+    mp.spawn(_rank, (ranks, work, folder, arguments), nprocs=ranks)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(ranks)]
 
 
-def _rank(rank: int, ranks: int, port: int, work: Callable[..., Any], folder: Path, arguments: tuple) -> None:
+def _rank(rank: int, ranks: int, work: Callable[..., Any], folder: Path, arguments: tuple) -> None:
     torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
-    dist.init_process_group("gloo", rank=rank, world_size=ranks)
+    # accelerate asks for an address, though the group is there already.
+    os.environ.update(GLOO_SOCKET_IFNAME="lo", MASTER_ADDR="127.0.0.1", MASTER_PORT="29500")
+    # A file, since a port that is free now may be another's when it is bound.
+    store = dist.FileStore(str(folder / "store"), ranks)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
     try:
         torch.save(work(rank, *arguments), folder / f"{rank}.pt")
+        # Who leaves while another still hears of what they did together takes that process down.
+        store.set(f"{rank} ends", "")
+        store.wait([f"{other} ends" for other in range(ranks)])
     finally:
         dist.destroy_process_group()
 
