@@ -5,6 +5,7 @@
 and lets the processor make pixels and windows.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from ..model.alignment_cavmae_sync import window_times
 from ..model.batching_cavmae_sync import pad_batch
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from .augmentation import (
@@ -109,6 +111,9 @@ class InputMaker:
             "padding_mask": mask,
             "padding_mask_videos": torch.full((len(clip.chosen),), clip.frames is not None),
             "frame_times": torch.tensor([clip.frame_times[index] for index in clip.chosen], dtype=torch.float64),
+            "window_times": torch.tensor(
+                window_times(windows.starts, extractor.audio_length), dtype=torch.float64
+            ).reshape(-1, 2),
             "frame_indices": torch.tensor(clip.chosen),
             "labels": clip.labels,
             "clip_id": clip.clip_id,
@@ -351,8 +356,9 @@ class CavMaeSyncCollator:
             ValueError: A sample has more frames than `num_frames`, or labels that do not fit.
         """
         names = ["pixel_values_videos", "input_values", "padding_mask", "padding_mask_videos"]
-        names += ["frame_times"] if self.with_ids else []
-        fills = {"input_values": self.processor.feature_extractor.outside_value}
+        names += ["audio_tokens", "video_tokens"]  # of frozen encoders, in place of their inputs
+        names += ["frame_times", "window_times"] if self.with_ids else []
+        fills = {"input_values": self.processor.feature_extractor.outside_value, "window_times": math.nan}
         batch: dict[str, Any] = pad_batch(
             [{name: sample[name] for name in names if name in sample} for sample in samples],
             fills,

@@ -13,8 +13,10 @@ from transformers.utils import TensorType
 
 # Inputs of the model and the mask of each; the entries of a clip with one value per window or frame, beside them.
 _MASKS = {"input_values": "padding_mask", "pixel_values_videos": "padding_mask_videos"}
+# What a batch is made of: inputs, or in their place the tokens that an encoder gave of them.
+_VALUES = (*_MASKS, "audio_tokens", "video_tokens")
 _PER_MOMENT = frozenset(
-    (*_MASKS, *_MASKS.values(), "attention_mask", "frame_times", "window_times", "window_coverage")
+    (*_VALUES, *_MASKS.values(), "attention_mask", "frame_times", "window_times", "window_coverage")
 )
 
 
@@ -81,7 +83,7 @@ def pad_batch(
     if not isinstance(clips, Mapping):
         clips = {name: [clip[name] for clip in clips] for name in clips[0]}
     batch = {name: [_as_tensor(clip) for clip in values] for name, values in clips.items()}
-    lengths = {len(clip) for name in _MASKS for clip in batch.get(name, ())}
+    lengths = {len(clip) for name in _VALUES for clip in batch.get(name, ())}
     if not lengths:
         raise ValueError(f"There is nothing to pad: {sorted(clips)} hold none of {', '.join(_MASKS)}, or no clip.")
     if most is not None:

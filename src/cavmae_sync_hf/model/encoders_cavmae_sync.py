@@ -478,6 +478,24 @@ def encoder_statistics(modality: str, source: str, given: Mapping[str, Any]) -> 
     return {name: value for name, value in values.items() if value is not None and name not in given}
 
 
+def encoder_settings(audio: str | None, video: str | None, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a `CavMaeSyncConfig` with pretrained encoders.
+
+    Args:
+        audio: Folder or Hub name of the audio encoder; `None`: no change.
+        video: Of the video encoder, likewise.
+        settings: The other settings, which come first.
+    """
+    given = dict(settings)
+    for modality, source in (("audio", audio), ("video", video)):
+        if source is not None:
+            given |= {
+                f"{modality}_encoder_config": AutoConfig.from_pretrained(source, trust_remote_code=False),
+                f"{modality}_encoder_source": str(source),
+            } | encoder_statistics(modality, str(source), given)
+    return given
+
+
 def load_pretrained_encoder(source: str, config: Any) -> dict[str, Tensor]:
     """Weights of a pretrained encoder by their names in `CavMaeSyncEncoderTower.encoder`.
 
@@ -524,13 +542,7 @@ class WithEncoders:
             ModelError: The folder lacks weights of the encoder.
         """
         owner: Any = cls
-        for modality, source in (("audio", audio), ("video", video)):
-            if source is not None:
-                settings |= {
-                    f"{modality}_encoder_config": AutoConfig.from_pretrained(source, trust_remote_code=False),
-                    f"{modality}_encoder_source": str(source),
-                } | encoder_statistics(modality, str(source), settings)
-        model = owner(owner.config_class(**settings))
+        model = owner(owner.config_class(**encoder_settings(audio, video, settings)))
         model.load_encoders()
         return model
 
@@ -594,4 +606,4 @@ class WithEncoders:
                     own[name].copy_(weights[source_name])
 
 
-__all__ = ["CavMaeSyncAttentionPool", "CavMaeSyncEncoderTower", "WithEncoders"]
+__all__ = ["CavMaeSyncAttentionPool", "CavMaeSyncEncoderTower", "WithEncoders", "encoder_settings"]

@@ -563,7 +563,7 @@ class CavMaeSyncBaseTrainer(Trainer):
 
 def _clips_and_frames(inputs: dict[str, Any]) -> tuple[int, int]:
     """Size of a batch of either modality or both."""
-    values = inputs["input_values"] if "input_values" in inputs else inputs["pixel_values_videos"]
+    values = next(inputs[name] for name in ("input_values", "pixel_values_videos", "audio_tokens") if name in inputs)
     return values.shape[0], values.shape[1]
 
 

@@ -51,7 +51,8 @@ def cached_contrastive_step(
     present = {modality: inputs.get(_MASKS[modality]) for modality in _MODALITIES}
     together = core.model.trains_together
     # Nearly equal parts, the same number of them on every process.
-    clips, device = len(inputs["input_values"]), inputs["input_values"].device
+    first = next(iter(inputs.values()))
+    clips, device = len(first), first.device
     sizes = gather_sizes(clips, device) if together else [clips]
     count = min(-(-max(sizes) // chunk_size), min(sizes))
     parts_of = {name: values.tensor_split(count) for name, values in inputs.items()}
@@ -114,7 +115,8 @@ def _shares(chunks: list[dict[str, Tensor]], distributed: bool) -> dict[str, Ten
 
 
 def _present(chunk: dict[str, Tensor], modality: str) -> Tensor:
-    mask, values = chunk.get(_MASKS[modality]), chunk["input_values"]
+    mask = chunk.get(_MASKS[modality])
+    values = chunk["audio_tokens"] if "audio_tokens" in chunk else chunk["input_values"]
     if mask is None:
         return torch.tensor(float(values.shape[0] * values.shape[1]), device=values.device)
     return mask.to(values.device).sum().float()

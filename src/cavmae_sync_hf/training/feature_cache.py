@@ -31,7 +31,7 @@ CLIPS_PER_PART = 256
 _MOST_PART_BYTES = 1 << 32
 
 _INDEX_NAME = "index.json"
-_FORMAT, _FORMAT_VERSION = "cavmae-sync-clip-features", 1
+_FORMAT_VERSION = 1
 
 
 @worker_deaths()
@@ -74,7 +74,8 @@ def cached_features(
     if dataset.maker.frames != "all" or dataset.maker.augmentation is not None:
         raise TrainingError('Features are those of whole clips as they are; make the set with frames="all".')
     chosen = choose_features(list(features), model.config)
-    cache = _Cache(Path(folder).expanduser(), model, dataset, [feature.name for feature in chosen])
+    identity = model_fingerprint(model, dataset.maker.processor)
+    cache = ClipCache(Path(folder).expanduser(), identity, dataset, [feature.name for feature in chosen])
     wait = wait or (lambda: None)
     if rank == 0:
         cache.open(refresh)
@@ -136,16 +137,25 @@ def _checked(path: Path, rows: np.ndarray) -> np.ndarray:
     return rows
 
 
-class _Cache:
-    """The folder."""
+class ClipCache:
+    """A folder of parts, each of some clips, that belongs to one model, one set and one choice of features.
 
-    def __init__(self, folder: Path, model: CavMaeSyncModel, dataset: CavMaeSyncDataset, features: list[str]) -> None:
+    Args:
+        folder: The folder.
+        model: Checksum of the model.
+        dataset: The clips.
+        features: Names of what is kept.
+    """
+
+    kind, per_part, suffix = "cavmae-sync-clip-features", CLIPS_PER_PART, "npz"
+
+    def __init__(self, folder: Path, model: str, dataset: CavMaeSyncDataset, features: list[str]) -> None:
         self.folder, self.count, self.features = folder, len(dataset), features
         names = json.dumps(list(dataset.clip_ids()), ensure_ascii=False)
         self.identity = {
-            "format": _FORMAT,
+            "format": self.kind,
             "format_version": _FORMAT_VERSION,
-            "model": model_fingerprint(model, dataset.maker.processor),
+            "model": model,
             "data": hashlib.sha256(f"{dataset.source.fingerprint}\n{names}".encode()).hexdigest(),
             "clips": self.count,
         }
@@ -157,7 +167,7 @@ class _Cache:
         index: dict[str, Any] | None = None
         with contextlib.suppress(OSError, ValueError):
             found = parse_json((self.folder / _INDEX_NAME).read_text(encoding="utf-8"))
-            if isinstance(found, dict) and found.get("identity", {}).get("format") == _FORMAT:
+            if isinstance(found, dict) and found.get("identity", {}).get("format") == self.kind:
                 index = found
         if index is None and self.folder.is_dir() and any(self.folder.iterdir()):
             raise TrainingError(f"{self.folder}: holds other files; name a new folder for the cache.")
@@ -173,7 +183,7 @@ class _Cache:
             )
         if fault is not None:
             (self.folder / _INDEX_NAME).unlink()
-            for path in self.folder.glob("part-*.npz"):
+            for path in self.folder.glob(f"part-*.{self.suffix}"):
                 path.unlink()
         if index is None or fault is not None:
             write_json(self.folder / _INDEX_NAME, {"identity": self.identity, "features": self.features}, indent=1)
@@ -194,16 +204,16 @@ class _Cache:
 
     def clips(self, part: int) -> range:
         """Numbers of a part's clips."""
-        return range(part * CLIPS_PER_PART, min((part + 1) * CLIPS_PER_PART, self.count))
+        return range(part * self.per_part, min((part + 1) * self.per_part, self.count))
 
     def missing(self) -> list[int]:
         """Numbers of the parts that are not there."""
-        parts = -(-self.count // CLIPS_PER_PART)
-        return [part for part in range(parts) if not self._part(part).is_file()]
+        parts = -(-self.count // self.per_part)
+        return [part for part in range(parts) if not self.part(part).is_file()]
 
     def write(self, part: int, values: Mapping[str, np.ndarray]) -> None:
         """Write a part; it is there whole or not at all."""
-        with whole_file(self._part(part)) as partial, open(partial, "wb") as file:
+        with whole_file(self.part(part)) as partial, open(partial, "wb") as file:
             np.savez(file, **values)  # type: ignore[arg-type]
             file.flush()
             os.fsync(file.fileno())
@@ -211,8 +221,8 @@ class _Cache:
     def read(self) -> dict[str, np.ndarray]:
         """All features that are wanted."""
         columns: dict[str, list[np.ndarray]] = {name: [] for name in self.features}
-        for part in range(-(-self.count // CLIPS_PER_PART)):
-            path = self._part(part)
+        for part in range(-(-self.count // self.per_part)):
+            path = self.part(part)
             try:
                 check_array_size(path, _MOST_PART_BYTES)
                 with np.load(path) as values:
@@ -222,5 +232,6 @@ class _Cache:
                 raise TrainingError(f"{path}: cannot be read ({error}); delete it and run again.") from error
         return {name: np.concatenate(rows) for name, rows in columns.items()}
 
-    def _part(self, part: int) -> Path:
-        return self.folder / f"part-{part:05d}.npz"
+    def part(self, part: int) -> Path:
+        """The file of a part."""
+        return self.folder / f"part-{part:05d}.{self.suffix}"

@@ -34,6 +34,8 @@ def freeze_unused(model: CavMaeSyncForPreTraining) -> list[str]:
         contrastive path without contrast; none with both losses.
     """
     encoder, unused = model.model, []
+    for tower in model.encoder_towers().values():
+        tower.freeze()
     if not model.config.reconstruction_loss_weight:
         unused += [model.decoder, *_norms(encoder, "fused")]
     if not model.config.contrastive_loss_weight:

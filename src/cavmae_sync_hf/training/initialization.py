@@ -29,6 +29,7 @@ from ..inference.loading import (
     saved_model_type,
 )
 from ..model.configuration_cavmae_sync import CavMaeSyncConfig
+from ..model.encoders_cavmae_sync import encoder_settings
 from ..model.errors_cavmae_sync import Hint, TrainingError
 from ..model.modeling_cavmae_sync import (
     CavMaeSyncForAudioVisualClassification,
@@ -61,8 +62,10 @@ def build_for_pretraining(
     extra = _attention(arguments)
     alignment = "time"
     if source is None:
-        config = getattr(CavMaeSyncConfig, arguments.family)(**changes)
+        encoders = {"audio": arguments.audio_encoder, "video": arguments.video_encoder}
+        config = getattr(CavMaeSyncConfig, arguments.family)(**encoder_settings(**encoders, settings=changes))
         model = CavMaeSyncForPreTraining._from_config(config, **extra)
+        model.load_encoders()
     elif _is_foreign(source):
         conversion, alignment = _convert(source, changes, arguments.family)
         if conversion.model_class is not CavMaeSyncForPreTraining:
@@ -131,6 +134,11 @@ def starting_point(arguments: ClassificationModelArguments) -> StartingPoint:
         changes["classifier_type"] = arguments.classifier
     source = _place(arguments.init_from)
     if source is None:
+        if arguments.audio_encoder or arguments.video_encoder:
+            raise TrainingError(
+                "A classifier takes pretrained encoders with a model that has them: name that in `init_from` "
+                "(`CavMaeSyncModel.from_encoders` makes one)."
+            )
         config = getattr(CavMaeSyncConfig, arguments.family)(**changes)
         start = StartingPoint(config, CavMaeSyncProcessor.from_config(config, **({"alignment": "time"} | settings)))
     elif _is_foreign(source):

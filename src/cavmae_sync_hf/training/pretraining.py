@@ -167,7 +167,8 @@ class CavMaeSyncTrainer(CavMaeSyncBaseTrainer):
             model,
             args,
             processor=processor,
-            data_collator=data_collator or ModalityCollator(CavMaeSyncCollator(processor)),
+            data_collator=data_collator
+            or ModalityCollator(CavMaeSyncCollator(processor), whole_clips=model.config.audio_context == "clip"),
             flops_per_pair=pretraining_flops(model.config),
             **kwargs,
         )
@@ -228,8 +229,12 @@ class CavMaeSyncTrainer(CavMaeSyncBaseTrainer):
         # That of the contrastive pass is drawn last, so that the other's does not depend on it.
         for prefix in ("", "contrastive_") if with_contrastive else ("",):
             for modality, name in _INPUTS.items():
-                values = inputs[name]
-                patches = math.prod(encoder.tower(modality).grid(encoder.as_images(modality, values)))
+                tower, values = encoder.tower(modality), inputs.get(f"{modality}_tokens")
+                if values is None:
+                    values = inputs[name]
+                    patches = math.prod(tower.grid(encoder.as_images(modality, values)))
+                else:
+                    patches = math.prod(tower.grid(values[0]))
                 drawn = torch.rand(*values.shape[:2], patches, generator=generator)
                 noise[f"{prefix}{modality}_noise"] = drawn.to(values.device, non_blocking=True)
         return noise

@@ -27,7 +27,9 @@ from .settings import DataArguments, ProbeArguments
 
 # Inputs of the models by modality: values, and the mask of those that are there.
 _INPUTS = {"video": ("pixel_values_videos", "padding_mask_videos"), "audio": ("input_values", "padding_mask")}
-INPUT_NAMES = tuple(name for names in _INPUTS.values() for name in names)
+INPUT_NAMES = (
+    *(name for names in _INPUTS.values() for name in names), "audio_tokens", "video_tokens", "window_times",
+)  # fmt: skip
 
 # What SyncWorld's evaluation splits hold, by the key that sets their number of clips.
 _EVALUATION_SPLITS = ("semantic", "temporal", "spatial")
@@ -59,14 +61,18 @@ class ModalityCollator:
     Args:
         collator: Makes the batches.
         modality: `"multimodal"`, `"audio"` or `"video"`.
+        whole_clips: Whether the model hears whole clips, and must know where its windows lie.
     """
 
     collator: CavMaeSyncCollator
     modality: str = "multimodal"
+    whole_clips: bool = False
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Make a batch."""
         batch = self.collator(samples)
+        if not self.whole_clips:
+            batch.pop("window_times", None)
         for modality, names in _INPUTS.items():
             if self.modality not in ("multimodal", modality):
                 for name in names:
@@ -210,7 +216,7 @@ def make_syncworld(
         if is_main:
             chosen = preset if split == "train" else split
             make_world(
-                folder, clips=clips, split=split, preset=chosen, progress=_counter(f"clips of {split}"), **options
+                folder, clips=clips, split=split, preset=chosen, progress=counter(f"clips of {split}"), **options
             )
             prepare(
                 folder / split, shards[split], name=split, short_side=None, num_frames=num_frames,
@@ -307,7 +313,7 @@ def _syncworld_truth(
     return temporal_partners(records), boxes
 
 
-def _counter(noun: str) -> Callable[[int, int], None] | None:
+def counter(noun: str) -> Callable[[int, int], None] | None:
     """Shows progress as a line on the terminal that counts; nothing where no one watches."""
     if not sys.stderr.isatty():
         return None

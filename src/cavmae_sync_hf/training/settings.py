@@ -73,6 +73,9 @@ class ModelArguments:
             `alignment="time"`.
         attention: Implementation of attention, such as `"sdpa"` or `"flash_attention_2"`; default: transformers'
             choice.
+        audio_encoder: Folder or Hub name of a pretrained encoder of transformers in place of the audio tower; `None`:
+            the tower of this package, or what `model_config` says.
+        video_encoder: Of the video tower, likewise.
     """
 
     init_from: str | None = setting(
@@ -84,9 +87,16 @@ class ModelArguments:
         None, "Settings of the feature extractor (alignment, mean, std, channel), as JSON."
     )
     attention: str | None = setting(None, "Attention implementation, such as sdpa.")
+    audio_encoder: str | None = setting(None, "Pretrained encoder in place of the audio tower.")
+    video_encoder: str | None = setting(None, "Pretrained encoder in place of the video tower.")
 
     def __post_init__(self) -> None:
         self.model_config = mapping("model_config", self.model_config)
+        if self.init_from and (self.audio_encoder or self.video_encoder):
+            raise TrainingError(
+                "`init_from` continues a model that has its towers; leave it out, or `audio_encoder` and "
+                "`video_encoder`."
+            )
         self.processor = mapping("processor", self.processor)
 
 
@@ -164,6 +174,9 @@ class DataArguments:
         shuffle_buffer: Clips among which a worker picks the next when streaming.
         in_memory: Decode all clips once and keep them, training and evaluation, for sets that fit: about 0.7 MB a
             clip at 96 pixels, 3.3 MB at 256.
+        token_dir: Folder in which the tokens of frozen encoders of other models are kept, in half precision: they are
+            computed once for the training set, instead of at every step. Needs `augmentation` off. `None`: they are
+            not kept.
     """
 
     train_data: str | None = setting(None, "Shards, or a folder or list of videos.")
@@ -178,6 +191,7 @@ class DataArguments:
     streaming: bool = setting(False, "Read shards in an order that is good to the disk.")
     shuffle_buffer: int = setting(1000, "Clips among which a streaming worker picks.")
     in_memory: bool = setting(False, "Decode all clips once and keep them.")
+    token_dir: str | None = setting(None, "Keep tokens of frozen encoders here, and compute them once.")
 
     def __post_init__(self) -> None:
         self.eval_data = mapping("eval_data", self.eval_data)
