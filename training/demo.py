@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModel, AutoProcessor
 
+from cavmae_sync_hf.data.clock import format_clock
 from cavmae_sync_hf.files import check_free, whole_file
 from cavmae_sync_hf.inference.localize import localize
 from cavmae_sync_hf.inference.plots import draw_strip
@@ -79,7 +80,13 @@ def show_metrics(folder: Path, console: Console) -> None:
 
 
 def draw_similarity(
-    similarity: torch.Tensor, inputs: dict[str, torch.Tensor], processor: Any, path: Path, overwrite: bool
+    similarity: torch.Tensor,
+    inputs: dict[str, torch.Tensor],
+    processor: Any,
+    path: Path,
+    *,
+    name: str,
+    overwrite: bool,
 ) -> None:
     """The window-by-frame matrix with the frames along its top and the spectrogram windows along its side."""
     frames, windows = inputs["pixel_values_videos"][0], inputs["input_values"][0]
@@ -89,20 +96,25 @@ def draw_similarity(
     )
     images = ((frames * std + mean).clamp(0, 1) * 255).byte().permute(0, 2, 3, 1).numpy()
     count = len(times)
-    plot = pyplot.figure(figsize=(11, 9.4), layout="constrained")
-    grid = plot.add_gridspec(2, 3, width_ratios=[1.3, count / 1.6, 0.35], height_ratios=[1, count / 1.6])
+    plot = pyplot.figure(figsize=(16, 14), layout="constrained")
+    plot.suptitle(f"{name}: similarity of audio windows and frames", x=0.01, ha="left", parse_math=False)
+    plot.supxlabel(
+        "How to read it: bright where a window's audio fits a frame. Where both are of the same moment, on the "
+        "diagonal, it should be brightest.",
+        fontsize=10,
+    )
+    grid = plot.add_gridspec(2, 3, width_ratios=[1.6, count / 1.6, 0.25], height_ratios=[1, count / 1.6])
     top, side, middle = (plot.add_subplot(grid[place]) for place in ((0, 1), (1, 0), (1, 1)))
     top.imshow(np.concatenate(list(images), axis=1), aspect="auto")
     top.set_title("frames")
     side.imshow(torch.cat(list(windows[:, ::8])).numpy(), aspect="auto", origin="upper", cmap="magma")
-    side.set_title("windows")
-    for axis in (top, side):
-        axis.set(xticks=[], yticks=[])
+    centres = processor.feature_extractor.mel_frequencies
+    places = np.interp([500, 2000], centres, np.arange(len(centres)))
+    top.set(xticks=[], yticks=[])
+    side.set(title="windows", xlabel="frequency", xticks=places, xticklabels=["500 Hz", "2 kHz"], yticks=[])
     image = middle.imshow(similarity.numpy(), aspect="auto", cmap="viridis")
-    labels = [f"{time:.1f}" for time in times]
-    middle.set(
-        xticks=range(count), yticks=range(count), xlabel="time of the frame (s)", ylabel="centre of the window (s)"
-    )
+    labels = [format_clock(time) for time in times]
+    middle.set(xticks=range(count), yticks=range(count), xlabel="time of the frame", ylabel="centre of the window")
     middle.set_xticklabels(labels, fontsize=8)
     middle.set_yticklabels(labels, fontsize=8)
     plot.colorbar(image, cax=plot.add_subplot(grid[1, 2]), label="cosine similarity")
@@ -118,7 +130,8 @@ def look(source: str, video: str, out: Path, console: Console, overwrite: bool) 
     with torch.inference_mode():
         output = model(**inputs)
     similarity = output.similarity[0]
-    draw_similarity(similarity, inputs, processor, out / "similarity.png", overwrite)
+    name = Path(video).name
+    draw_similarity(similarity, inputs, processor, out / "similarity.png", name=name, overwrite=overwrite)
     draw_strip(localize(model, processor, video), video, out / "localization.png", overwrite=overwrite)
     others = similarity[~torch.eye(len(similarity), dtype=torch.bool)]
     weights = sum(parameter.numel() for parameter in model.parameters())

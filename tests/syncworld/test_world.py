@@ -436,7 +436,8 @@ def test_contact_sheet__shows_frames_boxes_and_spectrogram(tmp_path):
     assert sheet.shape[1] == 16 * 50
     i = next(i for i, boxes in enumerate(record["sounding_boxes"]) if boxes)
     x0, y0, x1, _ = record["sounding_boxes"][i][0]
-    assert (sheet[14 + y0, i * 50 + x0 : i * 50 + x1] == 255).all()
+    top = 32 + 14  # how to read the sheet, and the clip's title
+    assert (sheet[top + y0, i * 50 + x0 : i * 50 + x1] == 255).all()
 
 
 def test_preview_page__refers_to_the_clips_relative_to_itself(tmp_path):

@@ -113,7 +113,9 @@ def blend(
         x = left + (column + 0.5) / heat.shape[1] * (right - left)
         y = top + (row + 0.5) / heat.shape[0] * (bottom - top)
         radius, line = max(4, width // 40), max(1, width // 200)
-        ImageDraw.Draw(result).ellipse((x - radius, y - radius, x + radius, y + radius), outline=_RING, width=line)
+        draw, place = ImageDraw.Draw(result), (x - radius, y - radius, x + radius, y + radius)
+        draw.ellipse(tuple(np.add(place, (-1, -1, 1, 1))), outline="black", width=line + 2)  # on light ground, too
+        draw.ellipse(place, outline=_RING, width=line)
     return result
 
 

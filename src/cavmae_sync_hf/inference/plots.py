@@ -166,8 +166,8 @@ def strip_figure(found: LocalizationResult, video: Any, *, count: int = 12, size
         y = _HEADER + place // columns * down
         sheet.picture(image, x, y)
         sheet.words(x, y + height + 3, format_clock(found.times[index]), size=_POINTS)
-        words, weak = _strength_words(found, index)
-        sheet.words(x + 60, y + height + 3, words, colour=_WARN if weak else None)
+        words, weak = _strength_words(found, index, short=width < 240)
+        sheet.words(x + 54, y + height + 3, words, colour=_WARN if weak else None)
     top = _HEADER + rows * down + 4
     measure = "fall of the similarity without the place" if found.method == "occlusion" else "cosine with the audio"
     sheet.scale(_MARGIN, top, 300, 12, f"{measure}, share of the moment's largest")
@@ -181,14 +181,16 @@ def strip_figure(found: LocalizationResult, video: Any, *, count: int = 12, size
     return sheet.figure
 
 
-def _strength_words(found: LocalizationResult, index: int) -> tuple[str, bool]:
-    """What is said of a moment, and whether it has no source."""
+def _strength_words(found: LocalizationResult, index: int, *, short: bool) -> tuple[str, bool]:
+    """What is said of a moment, and whether it has no source; `short` is for narrow frames."""
     if not found.present[index]:
         return "no audio or video", True
     if found.silent[index]:
         return f"{NO_SOURCE}: silence", True
-    strength = f"strength {found.strength[index]:.1f}"
-    return (strength, False) if found.has_source[index] else (f"{NO_SOURCE} ({strength})", True)
+    number = f"{round(float(found.strength[index]), 1) + 0.0:.1f}"  # no -0.0
+    if found.has_source[index]:
+        return f"strength {number}", False
+    return f"{NO_SOURCE} ({number if short else f'strength {number}'})", True
 
 
 def draw_spectrogram(
@@ -374,8 +376,8 @@ def timeline_figure(result: SyncResult, *, size: tuple[int, int] = (1200, 960)) 
     figure = sheet.figure
     # Fixed places: matplotlib's own layout takes longer than all the drawing.
     rows = figure.add_gridspec(
-        3, 1, height_ratios=[1.3, 0.8, 0.8], left=0.065, right=0.925, top=1 - (_HEADER + 24) / size[1],
-        bottom=1 - (sheet.bottom - 52) / size[1], hspace=0.42,
+        3, 1, height_ratios=[1.3, 0.8, 0.8], left=78 / size[0], right=1 - 92 / size[0],
+        top=1 - (_HEADER + 24) / size[1], bottom=1 - (sheet.bottom - 52) / size[1], hspace=0.42,
     )  # fmt: skip
     top = rows[0].subgridspec(1, 2, width_ratios=[1, 1.4], wspace=0.2)
     _draw_matrix(figure, figure.add_subplot(top[0]), result)

@@ -24,6 +24,11 @@ from .voices import CLASS_NAMES
 STRIP_HEIGHT = 64  # pixels of a spectrogram
 ROW_HEIGHT = 7  # pixels of an object's line of events
 TITLE_HEIGHT = 14
+HIGHEST_KILOHERTZ = 8
+NOTE = (
+    "How to read it: frames at 16 times, white boxes around what sounds. Lines below: an object sounds (colour) or",
+    "is animated without a sound (grey). At the bottom: the spectrum from 0 to 8 kHz, and what begins and ends when.",
+)
 
 
 def contact_sheet(
@@ -31,8 +36,9 @@ def contact_sheet(
 ) -> Path:
     """Draw the first clips of a split into one PNG.
 
-    Each clip gets its frames at the 16 frame times with white boxes around what sounds, a line per object that shows
-    when it sounds (its colour) or is animated (grey), and the spectrogram of the decoded audio up to 8 kHz.
+    Each clip gets the name of its file, its frames at the 16 frame times with white boxes around what sounds, a line
+    per object that shows when it sounds (its colour) or is animated (grey), and the spectrogram of the decoded audio
+    up to 8 kHz.
 
     Args:
         folder: A world, or one split of it.
@@ -52,8 +58,11 @@ def contact_sheet(
     check_free(out, overwrite=overwrite)
     records, path = _open(folder, out, split, clips)
     panels = [_panel(record) for record in records]
-    sheet = Image.new("RGB", (max(p.width for p in panels), sum(p.height for p in panels)), "black")
-    top = 0
+    top = TITLE_HEIGHT * len(NOTE) + 4
+    sheet = Image.new("RGB", (max(p.width for p in panels), top + sum(p.height for p in panels)), "black")
+    draw = ImageDraw.Draw(sheet)
+    for number, words in enumerate(NOTE):
+        draw.text((3, 1 + number * TITLE_HEIGHT), words, fill=(170, 176, 184))
     for panel in panels:
         sheet.paste(panel, (0, top))
         top += panel.height
@@ -134,16 +143,18 @@ def _panel(record: dict[str, Any]) -> Image.Image:
     silent = [item["label_name"] for item in record["objects"] if not item["sounding"]]
     partner = f"   partner {record['partner']}" if record["partner"] is not None else ""
     heard = ", ".join(record["label_names"])
-    title = f"{record['clip_id']}  {record['kind']}   sounding: {heard}   silent: {', '.join(silent)}{partner}"
+    title = f"{Path(record['path']).name}  {record['kind']}   sounding: {heard}   silent: {', '.join(silent)}{partner}"
     draw.text((3, 1), title, fill="white")
+    top = TITLE_HEIGHT + cell_height
     for i, time in enumerate(record["frame_times"]):
         shown = frames[min(frame_at(time, record["fps"]), len(frames) - 1)]
         panel.paste(Image.fromarray(shown), (i * cell_width, TITLE_HEIGHT))
+        when = f"{int(time // 60)}:{time % 60:04.1f}"
+        draw.text((i * cell_width + 2, top - 2), when, fill="white", anchor="ld", stroke_width=1, stroke_fill="black")
         for x0, y0, x1, y1 in record["sounding_boxes"][i]:
             box = (i * cell_width + x0, TITLE_HEIGHT + y0, i * cell_width + x1 - 1, TITLE_HEIGHT + y1 - 1)
             draw.rectangle(box, outline="white")
     scale = width / record["duration"]
-    top = TITLE_HEIGHT + cell_height
     for span in record["animations"] + record["events"]:
         fill = _colour(span["label"]) if "pitch" in span else (110, 110, 110)
         line = top + ROW_HEIGHT * span["object"]
@@ -155,4 +166,10 @@ def _panel(record: dict[str, Any]) -> Image.Image:
         for x in (span["start"] * scale, span["end"] * scale):
             draw.line((x, top + lines, x, top + lines + STRIP_HEIGHT), fill=colour)
         draw.text((span["start"] * scale + 3, top + lines + 2), span["label_name"], fill=colour)
+    for kilohertz in (0, HIGHEST_KILOHERTZ // 2, HIGHEST_KILOHERTZ):
+        y = top + lines + 2 + STRIP_HEIGHT * (1 - kilohertz / HIGHEST_KILOHERTZ)
+        anchor = {0: "ld", HIGHEST_KILOHERTZ: "la"}.get(kilohertz, "lm")
+        draw.line((0, y, 4, y), fill="white")
+        words = f"{kilohertz} kHz"
+        draw.text((6, y), words, fill="white", anchor=anchor, stroke_width=1, stroke_fill="black")
     return panel

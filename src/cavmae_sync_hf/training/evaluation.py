@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -19,6 +20,7 @@ from ..metrics import (
     shift_discrimination,
     temporal_pair_discrimination,
 )
+from ..model.alignment_cavmae_sync import FRAMES_PER_SECOND
 from ..model.distributed_cavmae_sync import world_size
 from ..model.modeling_cavmae_sync import CavMaeSyncForPreTraining
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
@@ -226,14 +228,31 @@ def draw_reconstructions(
         *(values[:, 0].mT.cpu() for values in
           (windows, model.unpatchify_audio(seen_audio, windows.shape[2]), filled.input_values)),
     ]  # fmt: skip
-    titles = ("frame", "seen", "filled", "window", "seen", "filled")
-    size_inches = (13, 2.1 * len(frames))
+    titles = ("frame", "frame, as seen", "frame, filled", "window", "window, as seen", "window, filled")
+    size_inches = (15, 2.3 * len(frames) + 0.8)
     plot, axes = pyplot.subplots(len(frames), 6, figsize=size_inches, squeeze=False, layout="constrained")
+    plot.supxlabel(
+        "How to read it: the model sees a part of frame and window (removed patches are grey, or silence) and fills "
+        "in the rest;\nthe more a filled one is like the first of the three, the better. Windows: normalised log-mel, "
+        "all on one scale.",
+        fontsize=9,
+    )
+    seconds = windows.shape[2] / FRAMES_PER_SECOND
+    hertz = [low for low in (200, 1000, 4000) if low < processor.feature_extractor.mel_frequencies[-1]]
+    places = np.interp(hertz, processor.feature_extractor.mel_frequencies, np.arange(windows.shape[3]))
+    levels = {"vmin": float(windows.min()), "vmax": float(windows.max())}
     for clip, row in enumerate(axes):
         for axis, values, title in zip(row, columns, titles, strict=True):
-            shape = {"origin": "lower", "aspect": "auto"} if values[clip].ndim == 2 else {"origin": "upper"}
-            axis.imshow(values[clip].numpy(), **shape)
             axis.set(xticks=[], yticks=[], title=title if clip == 0 else "")
+            if values[clip].ndim == 3:
+                axis.imshow(values[clip].numpy())
+                continue
+            extent = (0, seconds, -0.5, windows.shape[3] - 0.5)
+            image = axis.imshow(values[clip].numpy(), origin="lower", aspect="auto", extent=extent, **levels)
+            axis.set_yticks(places, [f"{value} Hz" if value < 1000 else f"{value // 1000} kHz" for value in hertz])
+            axis.set_xticks([0, round(seconds, 2)])
+            axis.set_xlabel("s of the window" if clip == len(frames) - 1 else "")
+        plot.colorbar(image, ax=row[-1], label="log-mel")
     return _write(pyplot, plot, path)
 
 
@@ -256,14 +275,20 @@ def draw_similarities(embeddings: Embeddings, path: Path, clips: int = 64) -> Pa
     within = embeddings.similarity
     panels = (
         (torch.as_tensor(between), "clips", "audio of clip", "video of clip"),
-        (within.mean(dim=0), "moments, mean of all clips", "window", "frame"),
-        (within[0], "moments of the first clip", "window", "frame"),
+        (within.mean(dim=0), "moments, mean of all clips", "number of window", "number of frame"),
+        (within[0], "moments of the first clip", "number of window", "number of frame"),
     )
-    plot, axes = pyplot.subplots(1, 3, figsize=(15, 4.6), layout="constrained")
+    plot, axes = pyplot.subplots(1, 3, figsize=(15, 5), layout="constrained")
+    plot.supxlabel(
+        "How to read it: audio and video that belong together lie on the diagonal; the more it stands out, the better "
+        "the model tells them from others.",
+        fontsize=9,
+    )
     for axis, (matrix, title, rows, columns) in zip(axes, panels, strict=True):
         image = axis.imshow(matrix.numpy(), cmap="viridis")
         axis.set(title=title, ylabel=rows, xlabel=columns)
-        plot.colorbar(image, ax=axis, shrink=0.8)
+        axis.locator_params(integer=True)
+        plot.colorbar(image, ax=axis, shrink=0.8, label="cosine similarity")
     return _write(pyplot, plot, path)
 
 
