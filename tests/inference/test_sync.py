@@ -11,7 +11,7 @@ from cavmae_sync_hf import CavMaeSyncModel, CavMaeSyncProcessor, InferenceError,
 from cavmae_sync_hf.data.sync_list import read_sync_list
 from cavmae_sync_hf.files import file_stem, whole_file
 from cavmae_sync_hf.inference import sync as room
-from cavmae_sync_hf.inference.plots import draw_timeline
+from cavmae_sync_hf.inference.plots import draw_timeline, timeline_figure
 from cavmae_sync_hf.inference.sync import detection_metrics, measure_sync, score_alignment, sync_from_embeddings
 from cavmae_sync_hf.inference.sync_band import Band, Outline, band_contrast, find_offset, shift_test
 from helpers.clips import noise, write_clip
@@ -416,6 +416,20 @@ def test_timeline__is_an_image(pair, videos, tmp_path):
     assert image.size == (800, 600) and target.read_bytes().startswith(b"\x89PNG")
     assert len(np.unique(np.asarray(image).reshape(-1, 3), axis=0)) > 100
     assert [path.name for path in target.parent.iterdir()] == [target.name]
+
+
+def test_timeline__has_units_scales_and_a_verdict(pair, videos):
+    """Every axis and scale says what it shows; times are written as everywhere."""
+    result = measure_sync(*pair, videos[0.5], hop=0.2)
+
+    figure = timeline_figure(result)
+
+    words = " ".join(text.get_text() for text in figure.texts)
+    assert str(result.verdict) in words and "How to read it" in words
+    labels = [axis.get_ylabel() for axis in figure.axes]
+    assert all(labels) and "cosine" in labels and labels.count("fit, nats (0: chance)") == 2
+    times = {label.get_text() for axis in figure.axes for label in axis.get_xticklabels()}
+    assert "0:02" in times or "0:02.0" in times
 
 
 def test_timeline__of_silence_and_of_gaps(pair, videos, tmp_path):
