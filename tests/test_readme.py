@@ -37,6 +37,10 @@ PROMISED = {
     "search_moments": ("len(hits) == len(clips) > 0 and Path('found/hits.html').stat().st_size > 10_000", True),
     "features": ("len(found.timing) == len(found.features['av'])", True),
     "evaluate": ("record['counts']['clips_seen']", 1),
+    "encoders": (
+        "tuple(inputs['input_values'].shape), tuple(output.similarity.shape), output.audio_patch_embeds.shape[2]",
+        ((1, 16, 416, 160), (1, 16, 16), 207),
+    ),
     "checkpoints": ("type(model).__name__", "CavMaeSyncModel"),
     "hub_and_trainer": ("type(processor).__name__, trainer.state.global_step", ("CavMaeSyncProcessor", 2)),
     "pipelines": ("features['similarity'].shape[-2:]", (16, 16)),

@@ -6,12 +6,13 @@ import pytest
 import torch
 from transformers import ASTConfig, ASTModel, AutoModelForPreTraining, Dinov2Config, Dinov2Model
 
-from cavmae_sync_hf import CavMaeSyncForPreTraining, CavMaeSyncProcessor, TrainingError
+from cavmae_sync_hf import CavMaeSyncForPreTraining, CavMaeSyncProcessor, DataError, TrainingError
 from cavmae_sync_hf.data.augmentation import AUGMENTATION_PRESETS
 from cavmae_sync_hf.data.dataset import CavMaeSyncDataset
 from cavmae_sync_hf.training import CavMaeSyncTrainer, PretrainingArguments
 from cavmae_sync_hf.training.pretrain import pretrain
 from cavmae_sync_hf.training.token_cache import keep_tokens
+from helpers.clips import noise, write_clip
 from helpers.encoders import encoder_config, encoder_settings
 from helpers.pretraining_runs import ARGUMENTS, losses
 from helpers.scripts import run_training
@@ -130,3 +131,17 @@ def test_recipe_for_dinov2_and_ast__runs_two_steps_on_small_encoders(shards, tmp
         assert torch.equal(value, own[name])
     assert CavMaeSyncProcessor.from_pretrained(tmp_path / "out").feature_extractor.num_mel_bins == 16
     assert "its weights are not in this folder" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_encoder_of_waveforms__trains_from_video_files_and_not_from_log_mels(shards, tmp_path):
+    model = make_model(audio="hubert")
+    processor = CavMaeSyncProcessor.from_config(model.config)
+    with pytest.raises(DataError, match="hold log-mels, and .* hears waveforms; name the folder"):
+        CavMaeSyncDataset(shards, processor)
+    for number in range(4):
+        write_clip(tmp_path / f"{number}.mp4", seconds=1, audio=noise(1, seed=number))
+    arguments = PretrainingArguments(output_dir=str(tmp_path / "out"), **(ARGUMENTS | {"max_steps": 2}))
+    dataset = CavMaeSyncDataset(str(tmp_path), processor, frames=2)
+    trainer = CavMaeSyncTrainer(model, arguments, processor=processor, train_dataset=dataset)
+    trainer.train()
+    assert len(losses(trainer)) == 2

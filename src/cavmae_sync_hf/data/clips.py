@@ -367,6 +367,11 @@ def _fetch(address: str) -> str:
 
 def _check_fit(index: ShardIndex, extractor: CavMaeSyncFeatureExtractor, folder: str) -> None:
     """Refuse shards whose frames or spectrograms are not what the processor would make."""
+    if extractor.features == "waveform":
+        raise DataError(
+            f"{folder}: the shards hold log-mels, and the model's audio encoder hears waveforms; name the folder or "
+            "list of the video files instead."
+        )
     for name, remedy in (
         ("alignment", "`CavMaeSyncProcessor.from_config(config, alignment={stored!r})`"),
         ("num_mel_bins", "a model and processor with `num_mel_bins={stored!r}`"),

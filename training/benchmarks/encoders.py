@@ -1,0 +1,147 @@
+"""What encoders of transformers cost and give in place of this package's towers.
+
+    python training/benchmarks/encoders.py recall --world outputs/syncworld --seeds 0 1 --steps 300
+    python training/benchmarks/encoders.py step
+
+`recall` trains on SyncWorld with the recipe `syncworld_tiny`, once with the towers and once with a ViT and an AST of
+the same width, depth and patches from scratch, in the same number of steps, and prints the held-out recall of each
+seed. The world is made where it is not there yet.
+
+`step` times a training step with a frozen DINOv2 and AST (random weights, ViT-B sizes unless `--small`) on clips, on
+kept tokens, and with both trained. A step is forward, backward and Adam, on a batch in memory; the variants take
+turns, and each value is the median over the rounds.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cavmae_sync_hf import CavMaeSyncConfig, CavMaeSyncForPreTraining
+from cavmae_sync_hf.training.freezing import freeze_unused
+from cavmae_sync_hf.training.pretrain import pretrain
+
+# The sizes of `syncworld_tiny`.
+TINY: dict[str, Any] = {
+    "hidden_size": 96, "num_attention_heads": 4, "intermediate_size": 384, "num_modality_layers": 3,
+    "num_register_tokens": 4, "image_size": 96, "audio_length": 128, "decoder_hidden_size": 48,
+    "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 4, "decoder_intermediate_size": 192,
+    "audio_mask_ratio": 0.5, "video_mask_ratio": 0.5, "contrastive_loss_weight": 1.0,
+    "reconstruction_loss_weight": 0.1, "bidirectional_contrast": True,
+}  # fmt: skip
+_SIZES = {"hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 384}
+FROM_SCRATCH: dict[str, Any] = {
+    "video_encoder_config": _SIZES | {"model_type": "vit", "image_size": 96},
+    "audio_encoder_config": _SIZES
+    | {"model_type": "audio-spectrogram-transformer", "max_length": 128, "frequency_stride": 16, "time_stride": 16},
+    # As of a tower: the output of the last layer, without a norm behind it.
+    "video_encoder_layer": 3,
+    "audio_encoder_layer": 3,
+    "encoder_training": "full",
+}
+METRICS = ("semantic_audio_to_video_r1", "semantic_video_to_audio_r1", "semantic_shift_accuracy")
+
+
+def recall(arguments: argparse.Namespace) -> None:
+    """Train and print."""
+    world = {"folder": arguments.world, "size": 96, "train": arguments.clips}
+    world |= {"semantic": arguments.held_out, "temporal": arguments.held_out, "spatial": 0}
+    for name in arguments.variants:
+        config = TINY if name == "towers" else TINY | FROM_SCRATCH
+        for seed in arguments.seeds:
+            out = Path(arguments.out) / f"{name}_{seed}"
+            began = time.perf_counter()
+            words = ["syncworld_tiny", "--output_dir", str(out), "--seed", str(seed), "--disable_tqdm", "true"]
+            words += ["--max_steps", str(arguments.steps), "--model_config", json.dumps(config), "--overwrite", "true"]
+            words += ["--syncworld", json.dumps(world), "--save_strategy", "no", "--log_level", "error"]
+            if pretrain(words):
+                sys.exit(1)
+            found = json.loads((out / "metrics.json").read_text())
+            shown = {key: value for key, value in found.items() if key.removeprefix("eval_") in METRICS}
+            print(name, "seed", seed, shown, f"{time.perf_counter() - began:.0f} s", flush=True)
+
+
+def step(arguments: argparse.Namespace) -> None:
+    """Time and print."""
+    small = {"hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 384}
+    sizes = small if arguments.small else {}
+    encoders: dict[str, Any] = {
+        "video_encoder_config": {"model_type": "dinov2"} | sizes,
+        "audio_encoder_config": {"model_type": "audio-spectrogram-transformer"} | sizes,
+    }
+    settings = encoders | {
+        "contrastive_loss_weight": 1.0, "audio_mask_ratio": 0.0, "video_mask_ratio": 0.0,
+        "decoder_num_hidden_layers": 1,
+    }  # fmt: skip
+    if arguments.small:
+        settings |= {"hidden_size": 96, "num_attention_heads": 4, "intermediate_size": 384}
+    batch, variants = arguments.batch_size, {}
+    clips = {
+        "pixel_values_videos": torch.randn(batch, 1, 3, 224, 224),
+        "input_values": torch.randn(batch, 1, 416, 128),
+    }
+    for training in ("frozen", "full"):
+        torch.manual_seed(0)
+        model = CavMaeSyncForPreTraining(CavMaeSyncConfig(**settings, encoder_training=training)).train()
+        model.to(arguments.device)
+        freeze_unused(model)
+        inputs = {name: value.to(arguments.device) for name, value in clips.items()}
+        trained = [weight for weight in model.parameters() if weight.requires_grad]
+        variants[f"{training}, clips" if training == "frozen" else "trained in full"] = (
+            model, inputs, torch.optim.AdamW(trained, fused=True),
+        )  # fmt: skip
+        if training == "frozen":
+            names = {"video": "pixel_values_videos", "audio": "input_values"}
+            with torch.no_grad():
+                kept = {
+                    f"{modality}_tokens": model.model.encode_tokens(modality, inputs[name]).half()
+                    for modality, name in names.items()
+                }
+            variants["frozen, kept tokens"] = (model, kept, torch.optim.AdamW(trained, fused=True))
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for number in range(arguments.rounds + 1):
+        for name, (model, inputs, optimizer) in variants.items():
+            began = time.perf_counter()
+            optimizer.zero_grad()
+            model(**inputs).loss.backward()
+            optimizer.step()
+            if torch.device(arguments.device).type == "cuda":
+                torch.cuda.synchronize()
+            if number:  # the first one warms up
+                times[name].append(time.perf_counter() - began)
+    medians = {name: statistics.median(taken) for name, taken in times.items()}
+    slow = medians["frozen, clips"]
+    for name, taken in medians.items():
+        print(f"{name:<20} {1000 * taken:9.1f} ms a step of {batch} pairs, {slow / taken:5.2f} times the first's rate")
+
+
+def main() -> None:
+    """Parse and run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    one = commands.add_parser("recall")
+    one.add_argument("--world", default="outputs/syncworld")
+    one.add_argument("--out", default="outputs/encoders")
+    one.add_argument("--clips", type=int, default=1500)
+    one.add_argument("--held-out", type=int, default=200)
+    one.add_argument("--steps", type=int, default=400)
+    one.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    one.add_argument("--variants", nargs="+", default=["towers", "encoders"], choices=["towers", "encoders"])
+    one.set_defaults(run=recall)
+    two = commands.add_parser("step")
+    two.add_argument("--batch-size", type=int, default=4)
+    two.add_argument("--rounds", type=int, default=5)
+    two.add_argument("--device", default="cpu")
+    two.add_argument("--small", action="store_true", help="Narrow encoders, for a quick look.")
+    two.set_defaults(run=step)
+    arguments = parser.parse_args()
+    arguments.run(arguments)
+
+
+if __name__ == "__main__":
+    main()
