@@ -34,7 +34,11 @@ TINY: dict[str, Any] = {
     "audio_mask_ratio": 0.5, "video_mask_ratio": 0.5, "contrastive_loss_weight": 1.0,
     "reconstruction_loss_weight": 0.1, "bidirectional_contrast": True,
 }  # fmt: skip
-_SIZES = {"hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 384}
+# transformers draws ViT's weights with 0.02, which is for a width of 768; the towers start Xavier-uniform, 0.1 here.
+_SIZES = {
+    "hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 384,
+    "initializer_range": 0.1,
+}  # fmt: skip
 FROM_SCRATCH: dict[str, Any] = {
     "video_encoder_config": _SIZES | {"model_type": "vit", "image_size": 96},
     "audio_encoder_config": _SIZES
