@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .inference.localize import localize
     from .inference.sync import measure_sync
     from .model.configuration_cavmae_sync import CavMaeSyncConfig
+    from .model.configuration_text_cavmae_sync import CavMaeSyncTextDualEncoderConfig
     from .model.feature_extraction_cavmae_sync import CavMaeSyncFeatureExtractor
     from .model.media_cavmae_sync import decode_media
     from .model.modeling_cavmae_sync import (
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
         CavMaeSyncModelOutput,
         CavMaeSyncPreTrainedModel,
     )
+    from .model.modeling_text_cavmae_sync import CavMaeSyncTextDualEncoderModel, CavMaeSyncTextOutput
     from .model.processing_cavmae_sync import CavMaeSyncProcessor
     from .model.video_processing_cavmae_sync import CavMaeSyncVideoProcessor
     from .model_card import CardDetails
@@ -55,6 +57,8 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
         "CavMaeSyncModelOutput",
         "CavMaeSyncPreTrainedModel",
     ),
+    "model.configuration_text_cavmae_sync": ("CavMaeSyncTextDualEncoderConfig",),
+    "model.modeling_text_cavmae_sync": ("CavMaeSyncTextDualEncoderModel", "CavMaeSyncTextOutput"),
     "model.processing_cavmae_sync": ("CavMaeSyncProcessor",),
     "model.video_processing_cavmae_sync": ("CavMaeSyncVideoProcessor",),
     "model_card": ("CardDetails",),

@@ -27,9 +27,11 @@ from .model.auto_classes_cavmae_sync import (
     CavMaeSyncForPreTraining,
     CavMaeSyncModel,
     CavMaeSyncProcessor,
+    CavMaeSyncTextDualEncoderConfig,
+    CavMaeSyncTextDualEncoderModel,
     CavMaeSyncVideoProcessor,
 )
-from .model.auto_map_cavmae_sync import CODE_FILES, CUSTOM_PIPELINES
+from .model.auto_map_cavmae_sync import CODE_FILES, CUSTOM_PIPELINES, TEXT_PIPELINES
 from .model.encoder_families_cavmae_sync import check_extractor
 from .model.errors_cavmae_sync import Hint, ModelError
 from .model.modeling_cavmae_sync import CavMaeSyncPreTrainedModel
@@ -50,11 +52,16 @@ def register_auto_classes() -> None:
     AutoModelForPreTraining.register(CavMaeSyncConfig, CavMaeSyncForPreTraining, exist_ok=True)
     for classifier in (AutoModelForAudioClassification, AutoModelForVideoClassification):
         classifier.register(CavMaeSyncConfig, CavMaeSyncForAudioVisualClassification, exist_ok=True)
-    AutoFeatureExtractor.register(CavMaeSyncConfig, CavMaeSyncFeatureExtractor, exist_ok=True)
-    AutoVideoProcessor.register(CavMaeSyncConfig, CavMaeSyncVideoProcessor, exist_ok=True)
-    AutoProcessor.register(CavMaeSyncConfig, CavMaeSyncProcessor, exist_ok=True)
+    AutoConfig.register(
+        CavMaeSyncTextDualEncoderConfig.model_type, CavMaeSyncTextDualEncoderConfig, exist_ok=True
+    )
+    AutoModel.register(CavMaeSyncTextDualEncoderConfig, CavMaeSyncTextDualEncoderModel, exist_ok=True)
+    for config_class in (CavMaeSyncConfig, CavMaeSyncTextDualEncoderConfig):
+        AutoFeatureExtractor.register(config_class, CavMaeSyncFeatureExtractor, exist_ok=True)
+        AutoVideoProcessor.register(config_class, CavMaeSyncVideoProcessor, exist_ok=True)
+        AutoProcessor.register(config_class, CavMaeSyncProcessor, exist_ok=True)
 
-    for task, entry in CUSTOM_PIPELINES.items():
+    for task, entry in (CUSTOM_PIPELINES | TEXT_PIPELINES).items():
         pipeline_class = getattr(auto_classes_cavmae_sync, entry["impl"].split(".")[1])
         if PIPELINE_REGISTRY.supported_tasks.get(task, {}).get("impl") is not pipeline_class:
             loaders = tuple(getattr(transformers, name) for name in entry["pt"])

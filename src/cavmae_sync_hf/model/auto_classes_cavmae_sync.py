@@ -5,13 +5,16 @@ So whichever class is loaded, all code comes along, and all classes of a folder 
 """
 
 from .configuration_cavmae_sync import CavMaeSyncConfig
+from .configuration_text_cavmae_sync import CavMaeSyncTextDualEncoderConfig
 from .feature_extraction_cavmae_sync import CavMaeSyncFeatureExtractor
 from .modeling_cavmae_sync import CavMaeSyncForAudioVisualClassification, CavMaeSyncForPreTraining, CavMaeSyncModel
+from .modeling_text_cavmae_sync import CavMaeSyncTextDualEncoderModel
 from .pipelines_cavmae_sync import (
     CavMaeSyncClassificationPipeline,
     CavMaeSyncFeatureExtractionPipeline,
     CavMaeSyncRetrievalPipeline,
 )
+from .pipelines_text_cavmae_sync import CavMaeSyncZeroShotClassificationPipeline
 from .processing_cavmae_sync import CavMaeSyncProcessor
 from .video_processing_cavmae_sync import CavMaeSyncVideoProcessor
 
@@ -25,5 +28,8 @@ __all__ = [
     "CavMaeSyncModel",
     "CavMaeSyncProcessor",
     "CavMaeSyncRetrievalPipeline",
+    "CavMaeSyncTextDualEncoderConfig",
+    "CavMaeSyncTextDualEncoderModel",
     "CavMaeSyncVideoProcessor",
+    "CavMaeSyncZeroShotClassificationPipeline",
 ]

@@ -26,6 +26,12 @@ AUTO_MAP: dict[str, str] = {
     "AutoProcessor": "auto_classes_cavmae_sync.CavMaeSyncProcessor",
 }
 
+# Of a model with text; its processors are those of `AUTO_MAP`.
+TEXT_AUTO_MAP: dict[str, str] = {
+    "AutoConfig": "auto_classes_cavmae_sync.CavMaeSyncTextDualEncoderConfig",
+    "AutoModel": "auto_classes_cavmae_sync.CavMaeSyncTextDualEncoderModel",
+} | {name: AUTO_MAP[name] for name in ("AutoFeatureExtractor", "AutoVideoProcessor", "AutoProcessor")}
+
 # Tasks of `pipeline(...)`, the class of each, and the auto classes of transformers that load its model.
 CUSTOM_PIPELINES: dict[str, dict[str, Any]] = {
     "audio-visual-classification": {
@@ -45,29 +51,42 @@ CUSTOM_PIPELINES: dict[str, dict[str, Any]] = {
     },
 }
 
+TEXT_PIPELINES: dict[str, dict[str, Any]] = {
+    "zero-shot-audio-visual-classification": {
+        "impl": "pipelines_text_cavmae_sync.CavMaeSyncZeroShotClassificationPipeline",
+        "pt": ["AutoModel"],
+        "type": "multimodal",
+    },
+}
+_ALL_PIPELINES = CUSTOM_PIPELINES | TEXT_PIPELINES
 
-def complete_auto_map(auto_map: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """`auto_map` with every auto class in it.
+
+def complete_auto_map(
+    auto_map: Mapping[str, Any] | None = None, classes: Mapping[str, str] = AUTO_MAP
+) -> dict[str, Any]:
+    """`auto_map` with every auto class of `classes` in it.
 
     transformers writes the saved class alone, so that a checkpoint of the pretraining model could not be opened as a
     classifier. Entries of a user's own classes stay. Entries of this package's classes name the file of today,
     whatever file of an earlier version they named. Entries that point at the code in another repository
     (`"owner/name--file.Class"`) give way where this package has the class, since its code is saved alongside.
     """
-    ours = {reference.split(".")[1]: reference for reference in AUTO_MAP.values()}
-    completed: dict[str, Any] = dict(AUTO_MAP)
+    ours = {reference.split(".")[1]: reference for reference in classes.values()}
+    completed: dict[str, Any] = dict(classes)
     for name, reference in (auto_map or {}).items():
         file, _, class_name = str(reference).rpartition(".")
         if file.endswith(_SUFFIX) and class_name in ours:
             completed[name] = ours[class_name]
-        elif name not in AUTO_MAP or "--" not in file:
+        elif name not in classes or "--" not in file:
             completed[name] = reference
     return completed
 
 
-def complete_pipelines(custom_pipelines: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """`custom_pipelines` with every pipeline of this package in it, as JSON takes them."""
-    return dict(custom_pipelines or {}) | {task: dict(entry) for task, entry in CUSTOM_PIPELINES.items()}
+def complete_pipelines(
+    custom_pipelines: Mapping[str, Any] | None = None, pipelines: Mapping[str, dict[str, Any]] = CUSTOM_PIPELINES
+) -> dict[str, Any]:
+    """`custom_pipelines` with every one of `pipelines` in it, as JSON takes them."""
+    return dict(custom_pipelines or {}) | {task: dict(entry) for task, entry in pipelines.items()}
 
 
 def pipelines_to_load(custom_pipelines: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -76,7 +95,7 @@ def pipelines_to_load(custom_pipelines: Mapping[str, Any] | None) -> dict[str, A
     An installed package has registered its own; transformers would ask for `trust_remote_code=True` all the same.
     """
     remote = __name__.split(".")[0] == TRANSFORMERS_DYNAMIC_MODULE_NAME
-    return {task: entry for task, entry in (custom_pipelines or {}).items() if remote or task not in CUSTOM_PIPELINES}
+    return {task: entry for task, entry in (custom_pipelines or {}).items() if remote or task not in _ALL_PIPELINES}
 
 
 def code_files() -> list[Path]:
@@ -120,10 +139,33 @@ class SavedWithCode:
         return saved
 
 
+class ConfigSavedWithCode(SavedWithCode):
+    """Base of the configurations: a saved one names every auto class and pipeline, whichever model is being saved."""
+
+    own_auto_map = AUTO_MAP
+    own_pipelines = CUSTOM_PIPELINES
+
+    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Write `config.json`, with every auto class and pipeline, and the code beside it."""
+        own = getattr(self, "custom_pipelines", None)
+        self.auto_map = complete_auto_map(getattr(self, "auto_map", None), self.own_auto_map)
+        self.custom_pipelines = complete_pipelines(own, self.own_pipelines)
+        try:
+            super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        finally:  # for the file alone: in memory the registered ones serve
+            if own is None:
+                del self.custom_pipelines
+            else:
+                self.custom_pipelines = own
+
+
 __all__ = [
     "AUTO_MAP",
     "CODE_FILES",
     "CUSTOM_PIPELINES",
+    "TEXT_AUTO_MAP",
+    "TEXT_PIPELINES",
+    "ConfigSavedWithCode",
     "SavedWithCode",
     "code_files",
     "complete_auto_map",

@@ -10,7 +10,7 @@ from transformers import AutoConfig
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
-from .auto_map_cavmae_sync import SavedWithCode, complete_auto_map, complete_pipelines, pipelines_to_load
+from .auto_map_cavmae_sync import ConfigSavedWithCode, pipelines_to_load
 from .encoder_families_cavmae_sync import (
     as_encoder_config,
     audio_grid,
@@ -89,7 +89,7 @@ _MOST_POSITIONS = 1 << 28
 
 
 @strict
-class CavMaeSyncConfig(SavedWithCode, PreTrainedConfig):
+class CavMaeSyncConfig(ConfigSavedWithCode, PreTrainedConfig):
     r"""
     Configuration of the CAV-MAE Sync models. The defaults are the published CAV-MAE Sync release (CVPR 2025): a
     ViT-B tower for each modality, one joint layer, 16 frames with a 4.16 s audio window around each.
@@ -378,19 +378,6 @@ class CavMaeSyncConfig(SavedWithCode, PreTrainedConfig):
             for name in _ENCODER_SETTINGS:
                 settings.pop(name, None)
         return settings
-
-    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
-        """Write `config.json`, with every auto class and pipeline, whichever model is being saved."""
-        self.auto_map = complete_auto_map(getattr(self, "auto_map", None))
-        own = getattr(self, "custom_pipelines", None)
-        self.custom_pipelines = complete_pipelines(own)
-        try:
-            super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
-        finally:  # for the file alone: in memory the registered ones serve
-            if own is None:
-                del self.custom_pipelines
-            else:
-                self.custom_pipelines = own
 
     def validate_allowed(self) -> None:
         """Refuse what no setting may be; `validate_architecture` comes after it and may divide by them."""

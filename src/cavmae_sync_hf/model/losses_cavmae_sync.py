@@ -78,6 +78,50 @@ def contrastive_loss(
     return ContrastiveLoss(loss, accuracy.detach())
 
 
+def text_loss(logits: Tensor, positives: Tensor, kind: str = "sigmoid", valid: Tensor | None = None) -> Tensor:
+    """Loss of texts and clips of which any may belong to any, a scalar in float32.
+
+    `"sigmoid"` judges every pair by itself: `-mean_t sum_b log sigmoid(z * logit)` with `z` 1 for pairs that belong
+    together and -1 for others (SigLIP, Zhai et al. 2023, algorithm 1, with several positives in a row). `"softmax"`
+    is InfoNCE in both directions, where the probabilities of all that belong to a row count together.
+
+    Args:
+        logits: Of every text with every clip, `(texts, clips)`.
+        positives: True where they belong together, same shape.
+        kind: `"sigmoid"` or `"softmax"`.
+        valid: False for clips that lack what is compared, `(clips,)`.
+    """
+    logits = logits.float()
+    if valid is None:
+        valid = torch.ones(logits.shape[1], dtype=torch.bool, device=logits.device)
+    if kind == "sigmoid":
+        signs = positives.to(logits.dtype) * 2 - 1
+        return -(nn.functional.logsigmoid(signs * logits) * valid).sum() / max(1, len(logits))
+    losses = []
+    for scores, wanted in (
+        (logits.masked_fill(~valid, -torch.inf), positives & valid),
+        (logits.T[valid], positives.T[valid]),
+    ):
+        rows = wanted.any(dim=1)  # a text without a clip, such as a made negative, asks for nothing
+        if bool(rows.any()):
+            found = scores[rows].masked_fill(~wanted[rows], -torch.inf).logsumexp(dim=1)
+            losses.append((scores[rows].logsumexp(dim=1) - found).mean())
+    return torch.stack(losses).mean() if losses else logits.sum() * 0.0
+
+
+def moment_loss(logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
+    """Binary cross-entropy of moments inside and outside of a text's span, both halves with the same weight.
+
+    Args:
+        logits: Of each text at the moments of its own clip, `(texts, moments)`.
+        targets: True where the text's span meets the moment, same shape.
+        valid: False for moments that do not count, same shape.
+    """
+    loss = nn.functional.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none")
+    halves = [(loss * part).sum() / part.sum().clamp(min=1) for part in (targets & valid, ~targets & valid)]
+    return torch.stack(halves).mean()
+
+
 def reconstruction_loss(
     prediction: Tensor,
     target: Tensor,
@@ -140,8 +184,10 @@ def unpatchify(patches: Tensor, grid: tuple[int, int], patch_size: int) -> Tenso
 __all__ = [
     "ContrastiveLoss",
     "contrastive_loss",
+    "moment_loss",
     "patch_statistics",
     "patchify",
     "reconstruction_loss",
+    "text_loss",
     "unpatchify",
 ]

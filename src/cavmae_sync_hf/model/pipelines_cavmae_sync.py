@@ -77,7 +77,7 @@ def check_classifier(config: CavMaeSyncConfig, name: str) -> None:
         )
 
 
-def _finite(values: Tensor, what: str) -> Tensor:
+def check_finite_output(values: Tensor, what: str) -> Tensor:
     """What a model gives, unless it is NaN or infinite."""
     if not bool(torch.isfinite(values).all()):
         dtype = str(values.dtype).removeprefix("torch.")
@@ -88,7 +88,7 @@ def _finite(values: Tensor, what: str) -> Tensor:
     return values
 
 
-class _AudioVisualPipeline(Pipeline):
+class AudioVisualPipeline(Pipeline):
     """What the three pipelines share: the forms of clips, and saving."""
 
     processor: CavMaeSyncProcessor
@@ -161,7 +161,7 @@ class _AudioVisualPipeline(Pipeline):
         self.processor.save_pretrained(save_directory, **kwargs)
 
 
-class CavMaeSyncClassificationPipeline(_AudioVisualPipeline):
+class CavMaeSyncClassificationPipeline(AudioVisualPipeline):
     """
     `audio-visual-classification`: labels of clips by audio and video, with a fine-tuned
     `CavMaeSyncForAudioVisualClassification`. The frames of a clip are ensembled as in the published evaluation.
@@ -208,7 +208,7 @@ class CavMaeSyncClassificationPipeline(_AudioVisualPipeline):
         return self._clip_options(options), {}, after
 
     def _forward(self, inputs: dict[str, Any], **_: Any) -> dict[str, Tensor]:  # type: ignore[override]
-        return {"logits": _finite(self.model(**self._encode(inputs)).logits, "scores")}
+        return {"logits": check_finite_output(self.model(**self._encode(inputs)).logits, "scores")}
 
     def postprocess(  # type: ignore[override]
         self, outputs: dict[str, Tensor], top_k: int | None = 5, function_to_apply: str | None = None
@@ -218,7 +218,7 @@ class CavMaeSyncClassificationPipeline(_AudioVisualPipeline):
         return top_labels(scores, self.config, top_k)
 
 
-class _EmbeddingPipeline(_AudioVisualPipeline):
+class _EmbeddingPipeline(AudioVisualPipeline):
     """What the two pipelines of the encoder share."""
 
     def __init__(self, model: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
@@ -236,7 +236,7 @@ class _EmbeddingPipeline(_AudioVisualPipeline):
             embeds = encoded.get(f"{modality}_embeds")
             if embeds is None:
                 embeds = inputs[values].new_zeros(*inputs[values].shape[:2], self.config.hidden_size)
-            result[f"{modality}_embeds"] = _finite(embeds, f"{modality} embeddings")
+            result[f"{modality}_embeds"] = check_finite_output(embeds, f"{modality} embeddings")
             result[mask] = inputs[mask]
             if patches and encoded.get(f"{modality}_patch_embeds") is not None:
                 result[f"{modality}_patch_embeds"] = encoded[f"{modality}_patch_embeds"]
@@ -521,6 +521,7 @@ def compare_clips(
 __all__ = [
     "MODALITIES",
     "STRATEGIES",
+    "AudioVisualPipeline",
     "CandidateClips",
     "CavMaeSyncClassificationPipeline",
     "CavMaeSyncFeatureExtractionPipeline",
@@ -528,6 +529,7 @@ __all__ = [
     "activation_for",
     "apply_activation",
     "check_classifier",
+    "check_finite_output",
     "check_top_k",
     "compare_clips",
     "top_labels",

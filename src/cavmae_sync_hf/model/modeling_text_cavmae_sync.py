@@ -1,0 +1,733 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""CAV-MAE Sync joined to a text encoder: words find clips and moments, and name what is heard and seen."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import MODEL_MAPPING, AutoModel, PreTrainedConfig
+from transformers import initialization as init
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_cavmae_sync import CavMaeSyncConfig
+from .configuration_text_cavmae_sync import CavMaeSyncTextDualEncoderConfig
+from .distributed_cavmae_sync import gather_sizes, gather_with_gradient, world_size
+from .losses_cavmae_sync import moment_loss, text_loss
+from .modeling_cavmae_sync import (
+    CavMaeSyncAudioFeatures,
+    CavMaeSyncLayer,
+    CavMaeSyncModel,
+    CavMaeSyncPreTrainedModel,
+    CavMaeSyncVideoFeatures,
+    pool_clip,
+    run_layers,
+)
+
+_MODALITIES = ("audio", "video")
+
+
+@dataclass
+class CavMaeSyncTextOutput(ModelOutput):
+    """
+    Output of [`CavMaeSyncTextDualEncoderModel`]; T texts, B clips, F moments, P the width of the shared space. What
+    belongs to an input that was not given is `None`.
+
+    Args:
+        loss (`torch.Tensor` scalar, *optional*, returned when `return_loss=True`):
+            Sum of the losses below, weighted as configured.
+        text_audio_loss, text_video_loss, text_audio_video_loss (`torch.Tensor` scalar):
+            Of texts and the audio, the frames, and both of the clips.
+        moment_loss (`torch.Tensor` scalar):
+            Of moments inside and outside of the spans of captions.
+        audio_video_loss (`torch.Tensor` scalar):
+            Contrastive loss of audio and video, where it has a weight.
+        logits_per_text (`torch.Tensor` of shape `(T, B)`):
+            Of every text with all that there is of every clip. `sigmoid` of it is a probability where the model was
+            trained with the sigmoid loss.
+        logits_per_audio, logits_per_video (`torch.Tensor` of shape `(B, T)`):
+            Of the clips' audio alone and frames alone.
+        moment_logits_audio, moment_logits_video (`torch.Tensor` of shape `(T, B, F)`):
+            Of every text at every moment; the lowest number where window or frame is absent.
+        text_embeds (`torch.Tensor` of shape `(T, P)`):
+            L2-normalised, in the space of `audio_embeds` and `video_embeds`.
+        text_clip_embeds (`torch.Tensor` of shape `(T, hidden_size)`):
+            L2-normalised, in the space of `clip_embeds`; `None` without clip layers.
+        audio_embeds, video_embeds (`torch.Tensor` of shape `(B, F, P)`):
+            L2-normalised; zeros where absent.
+        clip_embeds (`torch.Tensor` of shape `(B, hidden_size)`):
+            L2-normalised vector of a clip's moments in their order, of all that there is of it.
+        text_model_output (`BaseModelOutputWithPooling`):
+            Of the text encoder.
+    """
+
+    loss: Tensor | None = None
+    text_audio_loss: Tensor | None = None
+    text_video_loss: Tensor | None = None
+    text_audio_video_loss: Tensor | None = None
+    moment_loss: Tensor | None = None
+    audio_video_loss: Tensor | None = None
+    logits_per_text: Tensor | None = None
+    logits_per_audio: Tensor | None = None
+    logits_per_video: Tensor | None = None
+    moment_logits_audio: Tensor | None = None
+    moment_logits_video: Tensor | None = None
+    text_embeds: Tensor | None = None
+    text_clip_embeds: Tensor | None = None
+    audio_embeds: Tensor | None = None
+    video_embeds: Tensor | None = None
+    clip_embeds: Tensor | None = None
+    text_model_output: BaseModelOutputWithPooling | None = None
+
+
+@dataclass
+class CavMaeSyncTextFeatures(BaseModelOutputWithPooling):
+    """
+    Output of `get_text_features`.
+
+    Args:
+        last_hidden_state (`torch.Tensor` of shape `(T, tokens, text hidden_size)`):
+            Of the text encoder.
+        pooler_output (`torch.Tensor` of shape `(T, P)`):
+            L2-normalised, in the space of `audio_embeds` and `video_embeds`.
+        text_clip_embeds (`torch.Tensor` of shape `(T, hidden_size)`):
+            L2-normalised, in the space of `clip_embeds`; `None` without clip layers.
+    """
+
+    text_clip_embeds: Tensor | None = None
+
+
+class CavMaeSyncTextHead(nn.Module):
+    """From a text encoder's tokens to the space of moments and to that of clips."""
+
+    def __init__(self, config: CavMaeSyncTextDualEncoderConfig):
+        super().__init__()
+        av_config = cast(CavMaeSyncConfig, config.av_config)
+        width, hidden = cast(Any, config.text_config).hidden_size, av_config.hidden_size
+        self.pooling = config.text_pooling
+        self.projection = nn.Linear(width, config.space_dim)
+        self.clip_projection = nn.Linear(width, hidden) if config.num_clip_layers else None
+        self.layers = nn.ModuleList([CavMaeSyncLayer(av_config) for _ in range(config.num_text_layers)])
+        if config.num_text_layers:
+            self.token_projection = nn.Linear(width, hidden)
+            self.norm = nn.LayerNorm(hidden, eps=av_config.layer_norm_eps)
+            self.token_mean_projection = nn.Linear(hidden, config.space_dim)
+            self.token_mean_clip_projection = nn.Linear(hidden, hidden) if config.num_clip_layers else None
+        self.config = av_config
+
+    def forward(
+        self, output: BaseModelOutputWithPooling, attention_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """L2-normalised embeddings `(texts, P)` and `(texts, hidden)` of the text encoder's output."""
+        states = cast(Tensor, output.last_hidden_state)
+        if attention_mask is None:
+            attention_mask = torch.ones(states.shape[:2], dtype=torch.long, device=states.device)
+        pooled = pool_text(states, attention_mask, self.pooling, output.get("pooler_output"))
+        embeds = self.projection(pooled)
+        clip_embeds = None if self.clip_projection is None else self.clip_projection(pooled)
+        if len(self.layers):
+            tokens = self.token_projection(states)
+            mask = create_bidirectional_mask(
+                config=self.config, inputs_embeds=tokens, attention_mask=attention_mask.bool()
+            )
+            tokens = self.norm(run_layers(self.layers, tokens, mask))
+            mean = pool_text(tokens, attention_mask, "mean")
+            embeds = embeds + self.token_mean_projection(mean)
+            if clip_embeds is not None and self.token_mean_clip_projection is not None:
+                clip_embeds = clip_embeds + self.token_mean_clip_projection(mean)
+        normalize = nn.functional.normalize
+        return normalize(embeds, dim=-1), None if clip_embeds is None else normalize(clip_embeds, dim=-1)
+
+
+class CavMaeSyncClipEncoder(nn.Module):
+    """One vector per clip of its moments in their order, of one modality or of both."""
+
+    def __init__(self, config: CavMaeSyncTextDualEncoderConfig):
+        super().__init__()
+        self.config = cast(CavMaeSyncConfig, config.av_config)
+        hidden = self.config.hidden_size
+        self.projections = nn.ModuleDict({name: nn.Linear(hidden, hidden) for name in _MODALITIES})
+        self.modality_embeddings = nn.ParameterDict(
+            {name: nn.Parameter(torch.empty(1, 1, hidden)) for name in _MODALITIES}
+        )
+        self.class_token = nn.Parameter(torch.empty(1, 1, hidden))
+        self.layers = nn.ModuleList([CavMaeSyncLayer(self.config) for _ in range(config.num_clip_layers)])
+        self.norm = nn.LayerNorm(hidden, eps=self.config.layer_norm_eps)
+
+    def forward(self, embeds: dict[str, Tensor], present: dict[str, Tensor | None]) -> Tensor:
+        """L2-normalised `(clips, hidden)` of moments.
+
+        Args:
+            embeds: By modality, L2-normalised moments `(clips, moments, hidden)` of the audio-visual model.
+            present: By modality, False for absent moments, `(clips, moments)`.
+        """
+        hidden = self.config.hidden_size
+        first = next(iter(embeds.values()))
+        parts, masks = [self.class_token.expand(len(first), -1, -1)], [first.new_ones(len(first), 1, dtype=torch.bool)]
+        for name, values in embeds.items():
+            places = moment_positions(values.shape[1], hidden, values)
+            # Unit vectors have entries of 1 / sqrt(hidden); layers expect entries of about 1.
+            tokens = self.projections[name](values * hidden**0.5) + places + self.modality_embeddings[name]
+            mask = present[name]
+            parts.append(tokens)
+            masks.append(torch.ones_like(values[..., 0], dtype=torch.bool) if mask is None else mask.bool())
+        tokens, visible = torch.cat(parts, dim=1), torch.cat(masks, dim=1)
+        mask = None
+        if any(one is not None for one in present.values()):
+            mask = create_bidirectional_mask(config=self.config, inputs_embeds=tokens, attention_mask=visible)
+        return nn.functional.normalize(self.norm(run_layers(self.layers, tokens, mask)[:, 0]), dim=-1)
+
+
+def make_text_model(config: PreTrainedConfig) -> PreTrainedModel:
+    """A text encoder with random weights; `AutoModel` does not know the text towers of some models with two."""
+    kind = getattr(transformers, type(config).__name__.replace("Config", "Model"), None)
+    if type(config) not in MODEL_MAPPING and kind is not None:
+        return kind._from_config(config)
+    return AutoModel.from_config(config)
+
+
+def moment_positions(count: int, hidden: int, like: Tensor) -> Tensor:
+    """Sine-cosine positions `(1, count, hidden)` of moments by their number (Vaswani et al. 2017, section 3.5)."""
+    rates = torch.exp(torch.arange(0, hidden, 2, device=like.device) * (-math.log(10_000.0) / hidden))
+    angles = torch.arange(count, device=like.device).unsqueeze(1) * rates
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :hidden].to(like.dtype).unsqueeze(0)
+
+
+def pool_text(
+    states: Tensor, attention_mask: Tensor, pooling: str, pooler_output: Tensor | None = None
+) -> Tensor:
+    """One vector per text `(texts, hidden)` of its tokens `(texts, tokens, hidden)`.
+
+    Args:
+        states: Tokens.
+        attention_mask: 0 for padding, `(texts, tokens)`.
+        pooling: `"mean"`, `"cls"`, `"eos"` or `"pooler"`.
+        pooler_output: What the text encoder itself makes of them.
+
+    Raises:
+        ValueError: The text encoder has no pooled output, and that was asked for.
+    """
+    if pooling == "pooler":
+        if pooler_output is None:
+            raise ValueError("This text encoder gives no `pooler_output`; set `text_pooling` to 'mean', 'cls' or 'eos'.")
+        return pooler_output
+    places = torch.arange(len(states), device=states.device)
+    shown = attention_mask.to(states.dtype)
+    if pooling == "cls":  # where padding comes first, the first token is not at 0
+        return states[places, shown.argmax(dim=1)]
+    if pooling == "eos":
+        numbers = torch.arange(states.shape[1], device=states.device)
+        return states[places, (shown * numbers).argmax(dim=1)]
+    return (states * shown.unsqueeze(-1)).sum(dim=1) / shown.sum(dim=1, keepdim=True).clamp(min=1)
+
+
+def pool_moments(scores: Tensor, present: Tensor | None, pooling: str, temperature: Tensor) -> Tensor:
+    """A clip's score `(...)` of those of its moments `(..., moments)`.
+
+    Args:
+        scores: Of the moments.
+        present: False for moments that do not count, same shape or one that broadcasts to it. Where none counts, the
+            score is 0.
+        pooling: `"lse"` is `t * log(mean(exp(score / t)))`; or `"mean"`, `"max"`.
+        temperature: The `t`.
+    """
+    if present is None:
+        present = torch.ones_like(scores, dtype=torch.bool)
+    present = present.expand_as(scores)
+    count = present.sum(dim=-1)
+    if pooling == "mean":
+        return (scores * present).sum(dim=-1) / count.clamp(min=1)
+    # Where no moment counts all of them do, so that nothing is infinite; the score is not used.
+    scores = scores.masked_fill(~present & (count > 0).unsqueeze(-1), -torch.inf)
+    if pooling == "max":
+        pooled = scores.amax(dim=-1)
+    else:
+        pooled = temperature * ((scores / temperature).logsumexp(dim=-1) - count.clamp(min=1).log())
+    return torch.where(count > 0, pooled, torch.zeros_like(pooled))
+
+
+class CavMaeSyncTextPreTrainedModel(PreTrainedModel):
+    """Loading, saving and initialisation of the model with text."""
+
+    config: CavMaeSyncTextDualEncoderConfig
+    config_class = CavMaeSyncTextDualEncoderConfig
+    base_model_prefix = "av_model"
+    main_input_name = "pixel_values_videos"
+    input_modalities = ["video", "audio", "text"]
+    supports_gradient_checkpointing = True
+    _no_split_modules = [*CavMaeSyncPreTrainedModel._no_split_modules]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Xavier-uniform projections and small tokens, as the audio-visual model's; towers initialise themselves."""
+        if isinstance(module, nn.Linear):
+            init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, CavMaeSyncClipEncoder):
+            for token in (module.class_token, *module.modality_embeddings.values()):
+                init.normal_(token, std=module.config.initializer_range)
+        elif isinstance(module, CavMaeSyncTextDualEncoderModel):
+            config = self.config
+            for name in ("logit_scale", "moment_logit_scale", "clip_logit_scale"):
+                init.constant_(getattr(module, name), config.logit_scale_init_value)
+            for name in ("logit_bias", "moment_logit_bias"):
+                init.constant_(getattr(module, name), config.logit_bias_init_value)
+            init.constant_(module.log_pooling_temperature, math.log(config.clip_pooling_temperature))
+            init.zeros_(module.video_gate.weight)
+            init.zeros_(module.video_gate.bias)
+
+
+class CavMaeSyncTextDualEncoderModel(CavMaeSyncTextPreTrainedModel):
+    """
+    A CAV-MAE Sync model and a text encoder with one space for text, audio windows and frames.
+
+    A text is compared with every moment. A clip's score is made of those of its moments, and of a vector of all its
+    moments in their order (`config.num_clip_layers`), which can know that one comes before another. The embeddings of
+    the audio-visual model inside, `model.av_model`, are not changed by the text encoder.
+
+    Args:
+        config (`CavMaeSyncTextDualEncoderConfig`): Sizes and options.
+    """
+
+    def __init__(self, config: CavMaeSyncTextDualEncoderConfig):
+        super().__init__(config)
+        av_config = cast(CavMaeSyncConfig, config.av_config)
+        self.av_model = CavMaeSyncModel._from_config(av_config)
+        self.text_model = make_text_model(cast(PreTrainedConfig, config.text_config))
+        self.text_head = CavMaeSyncTextHead(config)
+        self.projections = nn.ModuleDict(
+            {
+                name: nn.Linear(av_config.hidden_size, config.projection_dim, bias=False)
+                for name in _MODALITIES
+                if config.projection_dim and av_config.modality in (name, "multimodal")
+            }
+        )
+        self.clip_encoder = CavMaeSyncClipEncoder(config) if config.num_clip_layers else None
+        # How much frames count against audio, by what the text asks for.
+        self.video_gate = nn.Linear(config.space_dim, 1)
+        self.logit_scale = nn.Parameter(torch.empty(()))
+        self.clip_logit_scale = nn.Parameter(torch.empty(()))
+        self.logit_bias = nn.Parameter(torch.empty(()))
+        self.moment_logit_scale = nn.Parameter(torch.empty(()))
+        self.moment_logit_bias = nn.Parameter(torch.empty(()))
+        self.log_pooling_temperature = nn.Parameter(torch.empty(()))
+        self.post_init()
+
+    @classmethod
+    def from_av_text_pretrained(cls, av: Any, text: Any, **kwargs: Any) -> "CavMaeSyncTextDualEncoderModel":
+        """Join a trained audio-visual model and a trained text encoder; what joins them is new.
+
+        Args:
+            av: Folder or Hub name of any CAV-MAE Sync checkpoint, or a `CavMaeSyncModel`.
+            text: Folder or Hub name of a text encoder (of a CLIP or SigLIP its text tower is taken), or a model.
+            kwargs: Settings of [`CavMaeSyncTextDualEncoderConfig`].
+        """
+        av_model = av if isinstance(av, nn.Module) else CavMaeSyncModel.from_pretrained(av)
+        text_model = text if isinstance(text, nn.Module) else AutoModel.from_pretrained(text)
+        if hasattr(text_model, "vision_model"):
+            text_model = text_model.text_model
+        config = CavMaeSyncTextDualEncoderConfig.from_av_text_configs(av_model.config, text_model.config, **kwargs)
+        model = cls(config)
+        model.av_model.load_state_dict(av_model.state_dict())
+        model.text_model.load_state_dict(text_model.state_dict())
+        return model.to(next(av_model.parameters()).dtype)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The text encoder's embeddings of tokens."""
+        return self.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the module that `get_input_embeddings` gives."""
+        self.text_model.set_input_embeddings(value)
+
+    @can_return_tuple
+    def get_text_features(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        text_hidden_states: Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple | CavMaeSyncTextFeatures:
+        """Embed texts.
+
+        Args:
+            input_ids (`torch.Tensor` of shape `(texts, tokens)`):
+                From the tokenizer.
+            attention_mask (`torch.Tensor` of shape `(texts, tokens)`, *optional*):
+                0 for padding.
+            position_ids, token_type_ids (`torch.Tensor` of shape `(texts, tokens)`, *optional*):
+                Where the text encoder takes them.
+            text_hidden_states (`torch.Tensor` of shape `(texts, tokens, text hidden_size)`, *optional*):
+                The text encoder's own output, where that is known; then it is not run. Not for
+                `text_pooling="pooler"`.
+            kwargs:
+                More for the text encoder.
+
+        Raises:
+            ValueError: There are no texts.
+        """
+        if text_hidden_states is not None:
+            output: Any = BaseModelOutputWithPooling(last_hidden_state=cast(Any, text_hidden_states))
+        elif input_ids is None:
+            raise ValueError("Got no `input_ids`; pass texts to the processor: `processor(text=[...])`.")
+        else:
+            extra = {"position_ids": position_ids, "token_type_ids": token_type_ids}
+            extra = {name: value for name, value in extra.items() if value is not None}
+            output = self.text_model(input_ids=input_ids, attention_mask=attention_mask, **extra, **kwargs)
+        embeds, clip_embeds = self.text_head(output, attention_mask)
+        return CavMaeSyncTextFeatures(
+            last_hidden_state=output.last_hidden_state,
+            pooler_output=embeds,
+            hidden_states=output.get("hidden_states"),
+            attentions=output.get("attentions"),
+            text_clip_embeds=clip_embeds,
+        )
+
+    @can_return_tuple
+    def get_audio_features(self, input_values: Tensor, **kwargs: Any) -> tuple | CavMaeSyncAudioFeatures:
+        """As `CavMaeSyncModel.get_audio_features`, with `audio_embeds` and `pooler_output` in the space of text."""
+        features = self.av_model.get_audio_features(input_values, **kwargs)
+        features.audio_embeds = self.project("audio", features.audio_embeds)
+        features.pooler_output = pool_clip(features.audio_embeds)
+        return features
+
+    @can_return_tuple
+    def get_video_features(self, pixel_values_videos: Tensor, **kwargs: Any) -> tuple | CavMaeSyncVideoFeatures:
+        """As `CavMaeSyncModel.get_video_features`, with `video_embeds` and `pooler_output` in the space of text."""
+        features = self.av_model.get_video_features(pixel_values_videos, **kwargs)
+        features.video_embeds = self.project("video", features.video_embeds)
+        features.pooler_output = pool_clip(features.video_embeds)
+        return features
+
+    def project(self, modality: str, embeds: Tensor) -> Tensor:
+        """Embeddings `(..., hidden)` of the audio-visual model, L2-normalised in the space of text `(..., P)`."""
+        if not self.config.projection_dim:
+            return embeds
+        return nn.functional.normalize(self.projections[modality](embeds), dim=-1)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        input_values: Tensor | None = None,
+        padding_mask: Tensor | None = None,
+        padding_mask_videos: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        audio_embeds: Tensor | None = None,
+        video_embeds: Tensor | None = None,
+        text_hidden_states: Tensor | None = None,
+        caption_clip_ids: Tensor | None = None,
+        caption_keys: Tensor | None = None,
+        clip_keys: Tensor | None = None,
+        caption_moments: Tensor | None = None,
+        return_loss: bool | None = None,
+        **kwargs: Any,
+    ) -> tuple | CavMaeSyncTextOutput:
+        """Compare texts with clips. Each input may be left out; what needs it is then `None`.
+
+        Args:
+            input_ids, attention_mask, position_ids, token_type_ids (`torch.Tensor` of shape `(T, tokens)`):
+                Texts, as in `get_text_features`.
+            pixel_values_videos, input_values, padding_mask, padding_mask_videos (`torch.Tensor`):
+                Clips, as in `CavMaeSyncModel.forward`.
+            audio_embeds, video_embeds (`torch.Tensor` of shape `(B, F, hidden_size)`, *optional*):
+                The audio-visual model's own embeddings in place of windows and frames, where they are known.
+            text_hidden_states (`torch.Tensor`, *optional*):
+                As in `get_text_features`.
+            caption_clip_ids (`torch.Tensor` of shape `(T,)`, *optional*):
+                The clip, by its place in the batch, that each text describes; -1 for none, such as texts made to be
+                wrong. Default: text i describes clip i.
+            caption_keys (`torch.Tensor` of shape `(T,)`, *optional*):
+                Texts with the same number say the same: the clips of one are those of the other. Default: texts with
+                the same tokens.
+            clip_keys (`torch.Tensor` of shape `(B, statements)`, *optional*):
+                Numbers of texts that are true of a clip beyond those in the batch, filled up with -1.
+            caption_moments (`torch.Tensor` of shape `(T, F)`, *optional*):
+                Where in its clip a text is true: 1 at those moments, 0 at the others, -1 where it is not known.
+            return_loss (`bool`, *optional*):
+                Whether to compute the losses. In distributed training they are those of the joined batch.
+            kwargs:
+                Further arguments of the audio-visual model; unknown ones are refused.
+
+        Raises:
+            ValueError: Inputs do not fit each other, or a loss lacks its inputs.
+            TypeError: An unknown argument.
+        """
+        features = None
+        if input_ids is not None or text_hidden_states is not None:
+            features = self.get_text_features(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                token_type_ids=token_type_ids,
+                text_hidden_states=text_hidden_states,
+            )
+        given = {"audio": audio_embeds, "video": video_embeds}
+        if input_values is not None or pixel_values_videos is not None:
+            output = self.av_model(
+                pixel_values_videos=pixel_values_videos,
+                input_values=input_values,
+                padding_mask=padding_mask,
+                padding_mask_videos=padding_mask_videos,
+                **kwargs,
+            )
+            given = {"audio": output.audio_embeds, "video": output.video_embeds}
+        moments = {name: values for name, values in given.items() if values is not None}
+        masks = {"audio": padding_mask, "video": padding_mask_videos}
+        present = {name: mask.bool() for name in moments if (mask := masks[name]) is not None}
+        clips = self.encode_clips(moments, present)
+        texts = None
+        if features is not None:
+            texts = _Texts(features.pooler_output, features.text_clip_embeds)
+        result = CavMaeSyncTextOutput(
+            text_embeds=texts and texts.embeds,
+            text_clip_embeds=texts and texts.clip_embeds,
+            audio_embeds=clips.moments.get("audio"),
+            video_embeds=clips.moments.get("video"),
+            clip_embeds=clips.embeds.get(clips.targets[-1]) if clips.targets else None,
+            text_model_output=features,
+        )
+        if texts is not None and clips.moments:
+            logits = self.compare(texts, clips)
+            result.logits_per_text = logits[clips.targets[-1]]
+            for name in clips.moments:
+                result[f"logits_per_{name}"] = logits[name].T
+                result[f"moment_logits_{name}"] = self.moment_logits(name, texts, clips)
+        if return_loss:
+            if texts is None or not clips.moments:
+                raise ValueError("`return_loss=True` needs texts and clips; pass `input_ids` and a modality.")
+            if caption_keys is None:
+                caption_keys = _same_rows(cast(Tensor, input_ids if input_ids is not None else text_hidden_states))
+            count = len(texts.embeds)
+            if caption_clip_ids is None:
+                if count != clips.count:
+                    raise ValueError(
+                        f"Got {count} texts for {clips.count} clips; say which clip each describes with "
+                        "`caption_clip_ids`."
+                    )
+                caption_clip_ids = torch.arange(count, device=texts.embeds.device)
+            self._add_losses(
+                result, texts, clips, moments, caption_clip_ids, caption_keys, clip_keys, caption_moments
+            )
+        return result
+
+    def encode_clips(self, moments: dict[str, Tensor], present: dict[str, Tensor]) -> "_Clips":
+        """Clips as texts are compared with them.
+
+        Args:
+            moments: By modality, embeddings of the audio-visual model `(clips, moments, hidden)`.
+            present: By modality, where some are absent, False for those, `(clips, moments)`.
+        """
+        targets = [*moments, "audio_video"] if len(moments) == 2 else [*moments]
+        embeds = {}
+        if self.clip_encoder is not None:
+            for target in targets:
+                part = moments if target == "audio_video" else {target: moments[target]}
+                embeds[target] = self.clip_encoder(part, {name: present.get(name) for name in part})
+        projected = {name: self.project(name, values) for name, values in moments.items()}
+        return _Clips(moments=projected, present=present, embeds=embeds, targets=targets)
+
+    def compare(self, texts: "_Texts", clips: "_Clips") -> dict[str, Tensor]:
+        """Logits `(texts, clips)` of every text with the clips' `"audio"`, `"video"` and, with both, `"audio_video"`."""
+        scores = {name: _moment_scores(texts.embeds, values) for name, values in clips.moments.items()}
+        present = dict(clips.present)
+        if "audio_video" in clips.targets:
+            gate = self.video_gate(texts.embeds).sigmoid().view(-1, 1, 1)
+            mixed = gate * scores["video"] + (1 - gate) * scores["audio"]
+            if present:  # where one is absent the other counts alone
+                seen = {
+                    name: present.get(name, torch.ones_like(mixed[0], dtype=torch.bool)) for name in _MODALITIES
+                }
+                mixed = torch.where(
+                    seen["audio"] & seen["video"], mixed, torch.where(seen["audio"], scores["audio"], scores["video"])
+                )
+                present["audio_video"] = seen["audio"] | seen["video"]
+            scores["audio_video"] = mixed
+        logits = {}
+        for target in clips.targets:
+            pooled = pool_moments(
+                scores[target], present.get(target), self.config.clip_pooling, self.log_pooling_temperature.exp()
+            )
+            logits[target] = self.logit_scale.exp() * pooled + self.logit_bias
+            if target in clips.embeds and texts.clip_embeds is not None:
+                similarity = texts.clip_embeds @ clips.embeds[target].to(texts.clip_embeds.dtype).T
+                logits[target] = logits[target] + self.clip_logit_scale.exp() * similarity
+        return logits
+
+    def moment_logits(self, modality: str, texts: "_Texts", clips: "_Clips") -> Tensor:
+        """Logits `(texts, clips, moments)` of every text at every moment; the lowest number at absent ones."""
+        scores = _moment_scores(texts.embeds, clips.moments[modality])
+        logits = self.moment_logit_scale.exp() * scores + self.moment_logit_bias
+        if modality in clips.present:
+            logits = logits.masked_fill(~clips.present[modality], torch.finfo(logits.dtype).min)
+        return logits
+
+    def _add_losses(
+        self,
+        result: CavMaeSyncTextOutput,
+        texts: "_Texts",
+        clips: "_Clips",
+        moments: dict[str, Tensor],
+        caption_clip_ids: Tensor,
+        caption_keys: Tensor,
+        clip_keys: Tensor | None,
+        caption_moments: Tensor | None,
+    ) -> None:
+        """Put the losses into the output."""
+        own = caption_clip_ids.unsqueeze(1) == torch.arange(clips.count, device=caption_clip_ids.device)
+        losses: list[Tensor] = []
+        if caption_moments is not None:
+            rows = own.any(dim=1)
+            known = rows.unsqueeze(1) & (caption_moments >= 0)
+            parts = []
+            for name in clips.moments:
+                logits = result[f"moment_logits_{name}"][torch.arange(len(own)), caption_clip_ids.clamp(min=0)]
+                mask = clips.present.get(name)
+                valid = known if mask is None else known & mask[caption_clip_ids.clamp(min=0)]
+                parts.append(moment_loss(logits, caption_moments > 0, valid))
+            result.moment_loss = torch.stack(parts).mean()
+            losses.append(self.config.moment_loss_weight * result.moment_loss)
+        if self.config.audio_video_loss_weight and len(moments) == 2:
+            result.audio_video_loss = self.av_model.contrast(
+                moments["audio"], moments["video"], clips.present.get("audio"), clips.present.get("video")
+            ).loss
+            losses.append(self.config.audio_video_loss_weight * result.audio_video_loss)
+        if clip_keys is None:
+            clip_keys = caption_keys.new_full((clips.count, 1), -1)
+        if self.trains_together:
+            texts, clips, caption_keys, clip_keys, own = _join(texts, clips, caption_keys, clip_keys, own)
+        same = caption_keys.unsqueeze(1) == caption_keys
+        positives = (same.float() @ own.float()) > 0
+        positives |= (caption_keys.view(-1, 1, 1) == clip_keys).any(dim=-1)
+        logits = self.compare(texts, clips)
+        for target in clips.targets:
+            valid = clips.complete(target)
+            loss = text_loss(logits[target], positives, self.config.text_loss, valid)
+            result[f"text_{target}_loss"] = loss
+            losses.append(loss)
+        result.loss = torch.stack(losses).sum()
+
+    @property
+    def trains_together(self) -> bool:
+        """Whether losses are those of the joined batch of several processes: in distributed training."""
+        return self.training and world_size() > 1
+
+
+@dataclass
+class _Texts:
+    """Embedded texts: `(texts, P)`, and in the space of clips `(texts, hidden)`."""
+
+    embeds: Tensor
+    clip_embeds: Tensor | None
+
+
+@dataclass
+class _Clips:
+    """Embedded clips.
+
+    Attributes:
+        moments: By modality, `(clips, moments, P)`, L2-normalised.
+        present: By modality, where some are absent, `(clips, moments)`.
+        embeds: By target, `(clips, hidden)`; empty without clip layers.
+        targets: What texts are compared with: the modalities, and both where there are both.
+    """
+
+    moments: dict[str, Tensor]
+    present: dict[str, Tensor]
+    embeds: dict[str, Tensor]
+    targets: list[str]
+
+    @property
+    def count(self) -> int:
+        """How many."""
+        return len(next(iter(self.moments.values())))
+
+    def complete(self, target: str) -> Tensor | None:
+        """Which clips have any moment of all that a target needs, `(clips,)`; `None`: all have."""
+        needed = [name for name in (_MODALITIES if target == "audio_video" else (target,)) if name in self.present]
+        if not needed:
+            return None
+        return torch.stack([self.present[name].any(dim=1) for name in needed]).all(dim=0)
+
+
+def _moment_scores(text_embeds: Tensor, moments: Tensor) -> Tensor:
+    """Cosine of every text with every moment, `(texts, clips, moments)`."""
+    return torch.einsum("tp,bfp->tbf", text_embeds.float(), moments.float())
+
+
+def _same_rows(values: Tensor) -> Tensor:
+    """For each row the number of the first row that equals it, `(rows,)`."""
+    return torch.unique(values.flatten(1), dim=0, return_inverse=True)[1]
+
+
+def _join(
+    texts: _Texts, clips: _Clips, caption_keys: Tensor, clip_keys: Tensor, own: Tensor
+) -> tuple[_Texts, _Clips, Tensor, Tensor, Tensor]:
+    """The texts and clips of all processes; every process then computes the whole loss.
+
+    The gradient of a gathered row is the sum of what all processes' losses ask of it, and these are equal; the mean
+    over processes, which data-parallel training takes, makes it that of one loss.
+    """
+    device = texts.embeds.device
+    text_sizes, clip_sizes = gather_sizes(len(texts.embeds), device), gather_sizes(clips.count, device)
+    first = sum(clip_sizes[: torch.distributed.get_rank()])
+    count = next(iter(clips.moments.values())).shape[1]
+    longest = max(gather_sizes(count, device))
+    statements = max(gather_sizes(clip_keys.shape[1], device))
+
+    def gather_clips(values: Tensor, length: int, fill: float) -> Tensor:
+        if values.shape[1] < length:
+            missing = values.new_full((len(values), length - values.shape[1], *values.shape[2:]), fill)
+            values = torch.cat([values, missing], dim=1)
+        return gather_with_gradient(values, clip_sizes)
+
+    present = dict(clips.present)
+    for name, values in clips.moments.items():  # all processes must gather the same
+        present.setdefault(name, torch.ones_like(values[..., 0], dtype=torch.bool))
+    joined = _Clips(
+        moments={name: gather_clips(values, longest, 0.0) for name, values in clips.moments.items()},
+        present={name: gather_clips(mask.long(), longest, 0).bool() for name, mask in present.items()},
+        embeds={name: gather_with_gradient(values, clip_sizes) for name, values in clips.embeds.items()},
+        targets=clips.targets,
+    )
+    everyone = _Texts(
+        gather_with_gradient(texts.embeds, text_sizes),
+        None if texts.clip_embeds is None else gather_with_gradient(texts.clip_embeds, text_sizes),
+    )
+    # Texts of no clip have a row of False.
+    place = torch.where(own.any(dim=1), own.long().argmax(dim=1) + first, -1)
+    places = gather_with_gradient(place, text_sizes)
+    return (
+        everyone,
+        joined,
+        gather_with_gradient(caption_keys, text_sizes),
+        gather_clips(clip_keys, statements, -1),
+        places.unsqueeze(1) == torch.arange(sum(clip_sizes), device=device),
+    )
+
+
+__all__ = [
+    "CavMaeSyncTextDualEncoderModel",
+    "CavMaeSyncTextFeatures",
+    "CavMaeSyncTextOutput",
+    "CavMaeSyncTextPreTrainedModel",
+    "pool_moments",
+    "pool_text",
+]
