@@ -10,7 +10,7 @@ from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
 from .auto_map_cavmae_sync import TEXT_AUTO_MAP, TEXT_PIPELINES, ConfigSavedWithCode, pipelines_to_load
 from .configuration_cavmae_sync import CavMaeSyncConfig
-from .values_cavmae_sync import Allowed, check_values, choice, number, optional, whole
+from .values_cavmae_sync import Allowed, check_values, choice, flag, number, optional, whole
 
 # Of every setting of its own.
 TEXT_CONFIG_VALUES: dict[str, Allowed] = {
@@ -18,6 +18,7 @@ TEXT_CONFIG_VALUES: dict[str, Allowed] = {
     "text_pooling": choice("mean", "cls", "eos", "pooler"),
     "num_text_layers": whole(0, 1 << 6),
     "num_clip_layers": whole(0, 1 << 6),
+    "score_sequences": flag(),
     "text_loss": choice("sigmoid", "softmax"),
     "clip_pooling": choice("lse", "mean", "max"),
     "clip_pooling_temperature": number(0, 1e3, above=True),
@@ -51,6 +52,9 @@ class CavMaeSyncTextDualEncoderConfig(ConfigSavedWithCode, PreTrainedConfig):
         num_clip_layers (`int`, *optional*, defaults to 2):
             Transformer layers over the moments of a clip, which make one vector of it that knows their order. 0: a
             clip's score is made of the scores of its moments alone.
+        score_sequences (`bool`, *optional*, defaults to `True`):
+            Whether a clip's score also counts the order and number of what a text speaks of, as they follow from the
+            moments' probabilities. Needs `num_text_layers`.
         text_loss (`str`, *optional*, defaults to `"sigmoid"`):
             `"sigmoid"`: each text and clip is judged by itself (SigLIP, Zhai et al. 2023). `"softmax"`: each text must
             find its clips and each clip its texts (InfoNCE with several positives).
@@ -112,6 +116,7 @@ class CavMaeSyncTextDualEncoderConfig(ConfigSavedWithCode, PreTrainedConfig):
     text_pooling: Literal["mean", "cls", "eos", "pooler"] = "mean"
     num_text_layers: int = 1
     num_clip_layers: int = 2
+    score_sequences: bool = True
     text_loss: Literal["sigmoid", "softmax"] = "sigmoid"
     clip_pooling: Literal["lse", "mean", "max"] = "lse"
     clip_pooling_temperature: float | int = 0.1
@@ -140,6 +145,15 @@ class CavMaeSyncTextDualEncoderConfig(ConfigSavedWithCode, PreTrainedConfig):
     def validate_allowed(self) -> None:
         """Refuse what no setting may be."""
         check_values({name: getattr(self, name) for name in TEXT_CONFIG_VALUES}, TEXT_CONFIG_VALUES)
+
+    def validate_architecture(self) -> None:
+        """Refuse settings that cannot work together, each with what would."""
+        super().validate_architecture()
+        if self.score_sequences and not self.num_text_layers:
+            raise ValueError(
+                "`score_sequences` is on and `num_text_layers` 0, but sequences are read off the text's tokens; set "
+                "`num_text_layers` to 1 or more, or `score_sequences` to False."
+            )
 
 
 __all__ = ["TEXT_CONFIG_VALUES", "CavMaeSyncTextDualEncoderConfig"]

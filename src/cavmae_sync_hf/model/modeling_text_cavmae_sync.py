@@ -30,6 +30,10 @@ from .modeling_cavmae_sync import (
 )
 
 _MODALITIES = ("audio", "video")
+# Times that something may occur, told from each other.
+_MOST_TIMES = 5
+# See `sequence_features`.
+SEQUENCE_FEATURES = 4 + _MOST_TIMES
 
 
 @dataclass
@@ -97,9 +101,15 @@ class CavMaeSyncTextFeatures(BaseModelOutputWithPooling):
             L2-normalised, in the space of `audio_embeds` and `video_embeds`.
         text_clip_embeds (`torch.Tensor` of shape `(T, hidden_size)`):
             L2-normalised, in the space of `clip_embeds`; `None` without clip layers.
+        text_part_embeds (`torch.Tensor` of shape `(T, 2, P)`):
+            Two things that the text may speak of, L2-normalised; `None` unless sequences are scored.
+        sequence_weights (`torch.Tensor` of shape `(T, SEQUENCE_FEATURES)`):
+            What counts of their order and number, see `sequence_features`.
     """
 
     text_clip_embeds: Tensor | None = None
+    text_part_embeds: Tensor | None = None
+    sequence_weights: Tensor | None = None
 
 
 class CavMaeSyncTextHead(nn.Module):
@@ -118,18 +128,21 @@ class CavMaeSyncTextHead(nn.Module):
             self.norm = nn.LayerNorm(hidden, eps=av_config.layer_norm_eps)
             self.token_mean_projection = nn.Linear(hidden, config.space_dim)
             self.token_mean_clip_projection = nn.Linear(hidden, hidden) if config.num_clip_layers else None
+        if config.score_sequences:
+            self.part_queries = nn.Linear(hidden, 2, bias=False)
+            self.part_projection = nn.Linear(hidden, config.space_dim)
+            self.sequence_weights = nn.Linear(hidden, SEQUENCE_FEATURES)
         self.config = av_config
 
-    def forward(
-        self, output: BaseModelOutputWithPooling, attention_mask: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """L2-normalised embeddings `(texts, P)` and `(texts, hidden)` of the text encoder's output."""
+    def forward(self, output: BaseModelOutputWithPooling, attention_mask: Tensor | None) -> "TextEncoding":
+        """What clips are compared with, of the text encoder's output."""
         states = cast(Tensor, output.last_hidden_state)
         if attention_mask is None:
             attention_mask = torch.ones(states.shape[:2], dtype=torch.long, device=states.device)
         pooled = pool_text(states, attention_mask, self.pooling, output.get("pooler_output"))
         embeds = self.projection(pooled)
         clip_embeds = None if self.clip_projection is None else self.clip_projection(pooled)
+        parts = weights = None
         if len(self.layers):
             tokens = self.token_projection(states)
             mask = create_bidirectional_mask(
@@ -140,8 +153,68 @@ class CavMaeSyncTextHead(nn.Module):
             embeds = embeds + self.token_mean_projection(mean)
             if clip_embeds is not None and self.token_mean_clip_projection is not None:
                 clip_embeds = clip_embeds + self.token_mean_clip_projection(mean)
-        normalize = nn.functional.normalize
-        return normalize(embeds, dim=-1), None if clip_embeds is None else normalize(clip_embeds, dim=-1)
+            if hasattr(self, "part_queries"):
+                attention = self.part_queries(tokens).masked_fill(~attention_mask.bool().unsqueeze(-1), -torch.inf)
+                read = attention.softmax(dim=1).transpose(1, 2) @ tokens  # (texts, 2, hidden)
+                # What both parts share comes from the text as a whole, so that there is something to begin with.
+                parts = nn.functional.normalize(embeds.unsqueeze(1) + self.part_projection(read), dim=-1)
+                weights = self.sequence_weights(mean)
+        return TextEncoding(
+            embeds=nn.functional.normalize(embeds, dim=-1),
+            clip_embeds=None if clip_embeds is None else nn.functional.normalize(clip_embeds, dim=-1),
+            parts=parts,
+            sequence_weights=weights,
+        )
+
+
+@dataclass
+class TextEncoding:
+    """Embedded texts.
+
+    Attributes:
+        embeds: `(texts, P)`, in the space of moments.
+        clip_embeds: `(texts, hidden)`, in the space of clips.
+        parts: `(texts, 2, P)`: two things that a text may speak of, one after the other, in the space of moments.
+        sequence_weights: `(texts, SEQUENCE_FEATURES)`: what counts of their order and number.
+    """
+
+    embeds: Tensor
+    clip_embeds: Tensor | None = None
+    parts: Tensor | None = None
+    sequence_weights: Tensor | None = None
+
+
+def sequence_features(first: Tensor, second: Tensor) -> Tensor:
+    """What is known of the order and number of two things, of the probability of each at every moment.
+
+    With `O_f` the probability that a thing occurred by moment f (moments taken as independent), it begins at f with
+    `O_f - O_(f-1)`. So the first begins before the second does with `sum_f (O_f - O_(f-1)) (1 - O'_f)`. The expected
+    number of times that a thing begins is `sum_f p_f (1 - p_(f-1))`.
+
+    Args:
+        first: Probabilities `(..., moments)`.
+        second: Likewise.
+
+    Returns:
+        `(..., SEQUENCE_FEATURES)`: whether the first and the second occur, the first before the second, the second
+        before the first, and how near the number of times of the first is to 1, 2, 3, 4 and 5.
+    """
+    by_first, by_second = _occurred(first), _occurred(second)
+    begins_first, begins_second = _steps(by_first), _steps(by_second)
+    before = [(begins_first * (1 - by_second)).sum(dim=-1), (begins_second * (1 - by_first)).sum(dim=-1)]
+    times = (first * (1 - nn.functional.pad(first, (1, 0))[..., :-1])).sum(dim=-1, keepdim=True)
+    near = torch.exp(-2 * (times - torch.arange(1, _MOST_TIMES + 1, device=times.device)).square())
+    return torch.cat([torch.stack([by_first[..., -1], by_second[..., -1], *before], dim=-1), near], dim=-1)
+
+
+def _occurred(probabilities: Tensor) -> Tensor:
+    """Probability that something occurred by each moment, `(..., moments)`."""
+    return 1 - torch.exp(torch.log1p(-probabilities.clamp(max=1 - 1e-4)).cumsum(dim=-1))
+
+
+def _steps(values: Tensor) -> Tensor:
+    """By how much each is above the one before it."""
+    return torch.diff(values, dim=-1, prepend=torch.zeros_like(values[..., :1]))
 
 
 class CavMaeSyncClipEncoder(nn.Module):
@@ -285,6 +358,8 @@ class CavMaeSyncTextPreTrainedModel(PreTrainedModel):
             for name in ("logit_bias", "moment_logit_bias"):
                 init.constant_(getattr(module, name), config.logit_bias_init_value)
             init.constant_(module.log_pooling_temperature, math.log(config.clip_pooling_temperature))
+            if hasattr(module.text_head, "sequence_weights"):  # at first what is known of sequences says nothing
+                init.zeros_(module.text_head.sequence_weights.weight)
             init.zeros_(module.video_gate.weight)
             init.zeros_(module.video_gate.bias)
 
@@ -388,13 +463,15 @@ class CavMaeSyncTextDualEncoderModel(CavMaeSyncTextPreTrainedModel):
             extra = {"position_ids": position_ids, "token_type_ids": token_type_ids}
             extra = {name: value for name, value in extra.items() if value is not None}
             output = self.text_model(input_ids=input_ids, attention_mask=attention_mask, **extra, **kwargs)
-        embeds, clip_embeds = self.text_head(output, attention_mask)
+        texts = self.text_head(output, attention_mask)
         return CavMaeSyncTextFeatures(
             last_hidden_state=output.last_hidden_state,
-            pooler_output=embeds,
+            pooler_output=texts.embeds,
             hidden_states=output.get("hidden_states"),
             attentions=output.get("attentions"),
-            text_clip_embeds=clip_embeds,
+            text_clip_embeds=texts.clip_embeds,
+            text_part_embeds=texts.parts,
+            sequence_weights=texts.sequence_weights,
         )
 
     @can_return_tuple
@@ -495,10 +572,15 @@ class CavMaeSyncTextDualEncoderModel(CavMaeSyncTextPreTrainedModel):
         clips = self.encode_clips(moments, present)
         texts = None
         if features is not None:
-            texts = _Texts(features.pooler_output, features.text_clip_embeds)
+            texts = TextEncoding(
+                embeds=features.pooler_output,
+                clip_embeds=features.text_clip_embeds,
+                parts=features.text_part_embeds,
+                sequence_weights=features.sequence_weights,
+            )
         result = CavMaeSyncTextOutput(
-            text_embeds=texts and texts.embeds,
-            text_clip_embeds=texts and texts.clip_embeds,
+            text_embeds=texts.embeds if texts else None,
+            text_clip_embeds=texts.clip_embeds if texts else None,
             audio_embeds=clips.moments.get("audio"),
             video_embeds=clips.moments.get("video"),
             clip_embeds=clips.embeds.get(clips.targets[-1]) if clips.targets else None,
@@ -544,12 +626,35 @@ class CavMaeSyncTextDualEncoderModel(CavMaeSyncTextPreTrainedModel):
         projected = {name: self.project(name, values) for name, values in moments.items()}
         return _Clips(moments=projected, present=present, embeds=embeds, targets=targets)
 
-    def compare(self, texts: "_Texts", clips: "_Clips") -> dict[str, Tensor]:
+    def compare(self, texts: TextEncoding, clips: "_Clips") -> dict[str, Tensor]:
         """Logits `(texts, clips)` of every text with the clips' `"audio"`, `"video"` and, with both, `"audio_video"`."""
-        scores = {name: _moment_scores(texts.embeds, values) for name, values in clips.moments.items()}
+        gate = self.video_gate(texts.embeds).sigmoid().view(-1, 1, 1)
+        whole, present = self._mix(texts.embeds, clips, gate)
+        pairs: dict[str, list[Tensor]] = {name: [] for name in whole}
+        if texts.parts is not None:
+            for part in texts.parts.unbind(dim=1):
+                for name, scores in self._mix(part, clips, gate)[0].items():
+                    seen = (self.moment_logit_scale.exp() * scores + self.moment_logit_bias).sigmoid()
+                    pairs[name].append(seen * present[name] if name in present else seen)
+        logits = {}
+        for target, scores in whole.items():
+            pooled = pool_moments(
+                scores, present.get(target), self.config.clip_pooling, self.log_pooling_temperature.exp()
+            )
+            logits[target] = self.logit_scale.exp() * pooled + self.logit_bias
+            if target in clips.embeds and texts.clip_embeds is not None:
+                similarity = texts.clip_embeds @ clips.embeds[target].to(texts.clip_embeds.dtype).T
+                logits[target] = logits[target] + self.clip_logit_scale.exp() * similarity
+            if texts.sequence_weights is not None:
+                known = sequence_features(*pairs[target])
+                logits[target] = logits[target] + torch.einsum("tbs,ts->tb", known, texts.sequence_weights)
+        return logits
+
+    def _mix(self, queries: Tensor, clips: "_Clips", gate: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Cosines `(texts, clips, moments)` of queries with moments by target, and which moments are there."""
+        scores = {name: _moment_scores(queries, values) for name, values in clips.moments.items()}
         present = dict(clips.present)
         if "audio_video" in clips.targets:
-            gate = self.video_gate(texts.embeds).sigmoid().view(-1, 1, 1)
             mixed = gate * scores["video"] + (1 - gate) * scores["audio"]
             if present:  # where one is absent the other counts alone
                 seen = {
@@ -560,18 +665,9 @@ class CavMaeSyncTextDualEncoderModel(CavMaeSyncTextPreTrainedModel):
                 )
                 present["audio_video"] = seen["audio"] | seen["video"]
             scores["audio_video"] = mixed
-        logits = {}
-        for target in clips.targets:
-            pooled = pool_moments(
-                scores[target], present.get(target), self.config.clip_pooling, self.log_pooling_temperature.exp()
-            )
-            logits[target] = self.logit_scale.exp() * pooled + self.logit_bias
-            if target in clips.embeds and texts.clip_embeds is not None:
-                similarity = texts.clip_embeds @ clips.embeds[target].to(texts.clip_embeds.dtype).T
-                logits[target] = logits[target] + self.clip_logit_scale.exp() * similarity
-        return logits
+        return scores, present
 
-    def moment_logits(self, modality: str, texts: "_Texts", clips: "_Clips") -> Tensor:
+    def moment_logits(self, modality: str, texts: TextEncoding, clips: "_Clips") -> Tensor:
         """Logits `(texts, clips, moments)` of every text at every moment; the lowest number at absent ones."""
         scores = _moment_scores(texts.embeds, clips.moments[modality])
         logits = self.moment_logit_scale.exp() * scores + self.moment_logit_bias
@@ -582,7 +678,7 @@ class CavMaeSyncTextDualEncoderModel(CavMaeSyncTextPreTrainedModel):
     def _add_losses(
         self,
         result: CavMaeSyncTextOutput,
-        texts: "_Texts",
+        texts: TextEncoding,
         clips: "_Clips",
         moments: dict[str, Tensor],
         caption_clip_ids: Tensor,
@@ -631,14 +727,6 @@ class CavMaeSyncTextDualEncoderModel(CavMaeSyncTextPreTrainedModel):
 
 
 @dataclass
-class _Texts:
-    """Embedded texts: `(texts, P)`, and in the space of clips `(texts, hidden)`."""
-
-    embeds: Tensor
-    clip_embeds: Tensor | None
-
-
-@dataclass
 class _Clips:
     """Embedded clips.
 
@@ -678,8 +766,8 @@ def _same_rows(values: Tensor) -> Tensor:
 
 
 def _join(
-    texts: _Texts, clips: _Clips, caption_keys: Tensor, clip_keys: Tensor, own: Tensor
-) -> tuple[_Texts, _Clips, Tensor, Tensor, Tensor]:
+    texts: TextEncoding, clips: _Clips, caption_keys: Tensor, clip_keys: Tensor, own: Tensor
+) -> tuple[TextEncoding, _Clips, Tensor, Tensor, Tensor]:
     """The texts and clips of all processes; every process then computes the whole loss.
 
     The gradient of a gathered row is the sum of what all processes' losses ask of it, and these are equal; the mean
@@ -707,9 +795,11 @@ def _join(
         embeds={name: gather_with_gradient(values, clip_sizes) for name, values in clips.embeds.items()},
         targets=clips.targets,
     )
-    everyone = _Texts(
-        gather_with_gradient(texts.embeds, text_sizes),
-        None if texts.clip_embeds is None else gather_with_gradient(texts.clip_embeds, text_sizes),
+    everyone = TextEncoding(
+        **{
+            name: None if values is None else gather_with_gradient(values, text_sizes)
+            for name, values in vars(texts).items()
+        }
     )
     # Texts of no clip have a row of False.
     place = torch.where(own.any(dim=1), own.long().argmax(dim=1) + first, -1)
