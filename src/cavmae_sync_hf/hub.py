@@ -32,6 +32,7 @@ from .model.auto_classes_cavmae_sync import (
     CavMaeSyncVideoProcessor,
 )
 from .model.auto_map_cavmae_sync import CODE_FILES, CUSTOM_PIPELINES, TEXT_PIPELINES
+from .model.configuration_text_cavmae_sync import audio_visual_config
 from .model.encoder_families_cavmae_sync import check_extractor
 from .model.errors_cavmae_sync import Hint, ModelError
 from .model.modeling_cavmae_sync import CavMaeSyncPreTrainedModel
@@ -39,6 +40,8 @@ from .model_card import CardDetails, create_model_card
 
 # What a folder written by `save_for_hub` consists of, and nothing else: such a folder may be replaced as a whole.
 _OWN_FILES = ("config.json", "README.md", "processor_config.json", "model*.safetensors*", CODE_FILES)
+_OWN_FILES += ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "*.model", "added_tokens.json")
+_MODEL_TYPES = (CavMaeSyncConfig.model_type, CavMaeSyncTextDualEncoderConfig.model_type)
 
 
 def register_auto_classes() -> None:
@@ -52,9 +55,7 @@ def register_auto_classes() -> None:
     AutoModelForPreTraining.register(CavMaeSyncConfig, CavMaeSyncForPreTraining, exist_ok=True)
     for classifier in (AutoModelForAudioClassification, AutoModelForVideoClassification):
         classifier.register(CavMaeSyncConfig, CavMaeSyncForAudioVisualClassification, exist_ok=True)
-    AutoConfig.register(
-        CavMaeSyncTextDualEncoderConfig.model_type, CavMaeSyncTextDualEncoderConfig, exist_ok=True
-    )
+    AutoConfig.register(CavMaeSyncTextDualEncoderConfig.model_type, CavMaeSyncTextDualEncoderConfig, exist_ok=True)
     AutoModel.register(CavMaeSyncTextDualEncoderConfig, CavMaeSyncTextDualEncoderModel, exist_ok=True)
     for config_class in (CavMaeSyncConfig, CavMaeSyncTextDualEncoderConfig):
         AutoFeatureExtractor.register(config_class, CavMaeSyncFeatureExtractor, exist_ok=True)
@@ -164,7 +165,7 @@ def push_to_hub(
 def _check_pair(model: CavMaeSyncPreTrainedModel, processor: CavMaeSyncProcessor) -> None:
     """Refuse what could be saved but not run."""
     model_type = getattr(getattr(model, "config", None), "model_type", None)
-    if model_type != CavMaeSyncConfig.model_type:
+    if model_type not in _MODEL_TYPES:
         raise ModelError(
             f"Got a {type(model).__name__} of model type {model_type!r}; pass one of this package's models, such as "
             "CavMaeSyncModel (without wrappers like DistributedDataParallel: pass `model.module`)."
@@ -176,13 +177,19 @@ def _check_pair(model: CavMaeSyncPreTrainedModel, processor: CavMaeSyncProcessor
             "CavMaeSyncProcessor.from_config(model.config)."
         )
     shape = video_processor.crop_size if video_processor.do_center_crop else video_processor.size
+    if model_type == CavMaeSyncTextDualEncoderConfig.model_type and not processor.has_tokenizer:
+        raise ModelError(
+            "The processor has no tokenizer, and the model has a text encoder; pass "
+            "CavMaeSyncProcessor(feature_extractor, video_processor, tokenizer)."
+        )
+    config = audio_visual_config(model.config)
     made = {
         "audio_length": extractor.audio_length,
         "num_mel_bins": extractor.num_mel_bins,
         "image_size": shape["height"],
     }
     for name, value in made.items():
-        wanted = getattr(model.config, name)
+        wanted = getattr(config, name)
         if value is not None and value != wanted:
             raise ModelError(
                 f"The processor makes inputs of `{name}` {value}, the model takes {wanted}; use "
@@ -209,7 +216,7 @@ def _check_target(target: Path, overwrite: bool) -> None:
         model_type = parse_json((target / "config.json").read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError, AttributeError):
         model_type = None
-    if foreign or model_type != CavMaeSyncConfig.model_type:
+    if foreign or model_type not in _MODEL_TYPES:
         examples = ", ".join(foreign[:5] or [entry.name for entry in entries[:5]])
         raise ModelError(f"{target} is not empty and holds other files ({examples}); name a new or empty folder.")
     if not overwrite:

@@ -5,12 +5,13 @@ from dataclasses import dataclass, field, replace
 from importlib import resources
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import PreTrainedModel
 
 from .model.alignment_cavmae_sync import window_seconds
-from .model.auto_map_cavmae_sync import CUSTOM_PIPELINES
+from .model.auto_map_cavmae_sync import CUSTOM_PIPELINES, TEXT_PIPELINES
 from .model.configuration_cavmae_sync import CavMaeSyncConfig
+from .model.configuration_text_cavmae_sync import audio_visual_config
 from .model.encoder_families_cavmae_sync import encoder_family
-from .model.modeling_cavmae_sync import CavMaeSyncPreTrainedModel
 from .model.processing_cavmae_sync import CavMaeSyncProcessor
 
 _PUBLISHED = """\
@@ -40,7 +41,7 @@ The model repeats what its training videos over- and under-represent: languages,
 How its quality differs between groups of people or regions is not known here; measure it where it matters."""
 
 _LIMITS = (
-    "There is no text side. A window of audio is {seconds:.4g} s long and neighbouring windows overlap, so "
+    "{text}A window of audio is {seconds:.4g} s long and neighbouring windows overlap, so "
     "offsets of a fraction of a second are not resolved. Single frames are seen, not motion. Silence, still "
     "images and music laid over a video give similarities that say next to nothing."
 )
@@ -92,7 +93,7 @@ class CardDetails:
 
 
 def create_model_card(
-    model: CavMaeSyncPreTrainedModel, processor: CavMaeSyncProcessor, details: CardDetails | None = None
+    model: PreTrainedModel, processor: CavMaeSyncProcessor, details: CardDetails | None = None
 ) -> ModelCard:
     """The card of a model, filled from the model, its processor and `details`.
 
@@ -122,7 +123,7 @@ def create_model_card(
         pipelines=", ".join(f"`{task}`" for task in pipeline_tasks(model)),
         preprocessing=_preprocessing(model, processor),
         intended_use=details.intended_use or _INTENDED_USE,
-        limits=details.limits or _LIMITS.format(seconds=window_seconds(processor.feature_extractor.audio_length)),
+        limits=details.limits or _limits(model, processor),
         biases=details.biases or _BIASES,
         training=details.training or "Nothing is recorded about the training of this checkpoint.",
         results=details.results,
@@ -132,8 +133,10 @@ def create_model_card(
     )
 
 
-def usage_snippet(model: CavMaeSyncPreTrainedModel, name: str) -> str:
+def usage_snippet(model: PreTrainedModel, name: str) -> str:
     """Lines that load a model by `name` and run it on the file `clip.mp4`."""
+    if _has_text(model):
+        return _text_snippet(name)
     auto_class = "AutoModelForVideoClassification" if _is_classifier(model) else "AutoModel"
     inputs = {
         "multimodal": "**inputs",
@@ -159,11 +162,28 @@ with torch.no_grad():
 {shown}"""
 
 
-def pipeline_tasks(model: CavMaeSyncPreTrainedModel) -> list[str]:
+def _text_snippet(name: str) -> str:
+    return f"""\
+import torch
+from transformers import AutoModel, AutoProcessor
+
+model = AutoModel.from_pretrained("{name}", trust_remote_code=True).eval()
+processor = AutoProcessor.from_pretrained("{name}", trust_remote_code=True)
+
+inputs = processor(videos="clip.mp4", text=["a dog barks", "a bell rings"], return_tensors="pt")
+with torch.no_grad():
+    outputs = model(**inputs)
+print(outputs.logits_per_text.sigmoid())  # row: text, column: clip"""
+
+
+def pipeline_tasks(model: PreTrainedModel) -> list[str]:
     """Tasks of transformers' `pipeline` that a saved model works with; those of transformers itself come first.
 
     transformers' `feature-extraction` is none of them, since it feeds text to a tokenizer.
     """
+    if _has_text(model):
+        heard = ["zero-shot-audio-classification"] if audio_visual_config(model.config).modality != "video" else []
+        return [*heard, *TEXT_PIPELINES]
     if not _is_classifier(model):
         pair = ["audio-visual-retrieval"] if model.config.modality == "multimodal" else []
         return ["audio-visual-feature-extraction", *pair]
@@ -174,9 +194,9 @@ def pipeline_tasks(model: CavMaeSyncPreTrainedModel) -> list[str]:
     ]
 
 
-def _card_data(model: CavMaeSyncPreTrainedModel, details: CardDetails, name: str) -> ModelCardData:
+def _card_data(model: PreTrainedModel, details: CardDetails, name: str) -> ModelCardData:
     tasks = pipeline_tasks(model)
-    known = [task for task in tasks if task not in CUSTOM_PIPELINES]
+    known = [task for task in tasks if task not in CUSTOM_PIPELINES | TEXT_PIPELINES]
     return ModelCardData(
         library_name="transformers",
         pipeline_tag=known[0] if known else None,
@@ -192,12 +212,28 @@ def _card_data(model: CavMaeSyncPreTrainedModel, details: CardDetails, name: str
     )
 
 
-def _is_classifier(model: CavMaeSyncPreTrainedModel) -> bool:
+def _is_classifier(model: PreTrainedModel) -> bool:
     return "Classification" in type(model).__name__
 
 
-def _summary(model: CavMaeSyncPreTrainedModel) -> str:
-    config = model.config
+def _has_text(model: PreTrainedModel) -> bool:
+    return hasattr(model, "get_text_features")
+
+
+def _limits(model: PreTrainedModel, processor: CavMaeSyncProcessor) -> str:
+    text = "" if _has_text(model) else "There is no text side. "
+    if text == "" and model.config.text_loss == "sigmoid":
+        text = "Scores of texts are those of the data that they were learned from, and of its wordings. "
+    return _LIMITS.format(text=text, seconds=window_seconds(processor.feature_extractor.audio_length))
+
+
+def _summary(model: PreTrainedModel) -> str:
+    config = audio_visual_config(model.config)
+    if _has_text(model):
+        return (
+            "A CAV-MAE Sync model with a text encoder: words find clips and moments of them, and name what is heard "
+            "and seen."
+        )
     if _is_classifier(model):
         seen = {"multimodal": "audio and frames", "audio": "audio", "video": "frames"}[config.modality]
         return f"A CAV-MAE Sync model that sorts video clips into {config.num_labels} classes by their {seen}."
@@ -209,8 +245,8 @@ def _summary(model: CavMaeSyncPreTrainedModel) -> str:
     )
 
 
-def _facts(model: CavMaeSyncPreTrainedModel) -> list[tuple[str, str]]:
-    config = model.config
+def _facts(model: PreTrainedModel) -> list[tuple[str, str]]:
+    config = audio_visual_config(model.config)
     rows, columns = config.audio_grid
     layers = f"{config.num_modality_layers} per modality"
     if config.encoders:
@@ -220,6 +256,10 @@ def _facts(model: CavMaeSyncPreTrainedModel) -> list[tuple[str, str]]:
     heard = "samples" if waveform else "log-mel"
     patches = f"patches of {config.patch_size}" if video is None else "{} x {} patches".format(*config.video_grid)
     parameters = sum(parameter.numel() for parameter in model.parameters())
+    text = []
+    if _has_text(model):
+        encoder = model.config.text_config
+        text = [("Text encoder", f"{encoder.model_type}, width {encoder.hidden_size}")]
     return [
         ("Class", f"`{type(model).__name__}`"),
         ("Parameters", f"{parameters / 1e6:.1f} M" if parameters >= 1e6 else f"{parameters:,}"),
@@ -230,6 +270,7 @@ def _facts(model: CavMaeSyncPreTrainedModel) -> list[tuple[str, str]]:
         ("Moments per clip", f"{config.num_frames} by default, any number works"),
         ("Audio of a moment", f"{config.audio_length} x {config.num_mel_bins} {heard}, {rows} x {columns} patches"),
         ("Frame of a moment", f"{config.image_size} x {config.image_size} pixels, {patches}"),
+        *text,
     ]
 
 
@@ -250,9 +291,10 @@ def _encoders(config: CavMaeSyncConfig) -> list[tuple[str, str]]:
     return facts
 
 
-def _preprocessing(model: CavMaeSyncPreTrainedModel, processor: CavMaeSyncProcessor) -> str:
+def _preprocessing(model: PreTrainedModel, processor: CavMaeSyncProcessor) -> str:
     extractor = processor.feature_extractor
     seconds = window_seconds(extractor.audio_length)
+    side = audio_visual_config(model.config).image_size
     if extractor.alignment == "reference":
         alignment = (
             "Windows and frames are placed as in the published code, which takes every clip for one of "
@@ -267,7 +309,7 @@ def _preprocessing(model: CavMaeSyncPreTrainedModel, processor: CavMaeSyncProces
         made = "samples as they are"
     return (
         f"Audio: {extractor.sampling_rate} Hz, {channel}, {made}, windows of {seconds:.4g} s. "
-        f"Frames: {model.config.image_size} pixels, "
+        f"Frames: {side} pixels, "
         f"ImageNet mean and standard deviation. {alignment} The processor does all of this."
     )
 

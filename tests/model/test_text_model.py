@@ -7,7 +7,6 @@ import pytest
 import torch
 from transformers import (
     AutoModel,
-    BertConfig,
     BertModel,
     CLIPConfig,
     CLIPModel,
@@ -20,25 +19,17 @@ from transformers import (
 from cavmae_sync_hf import CavMaeSyncModel, CavMaeSyncTextDualEncoderConfig, CavMaeSyncTextDualEncoderModel
 from cavmae_sync_hf.model.losses_cavmae_sync import moment_loss, text_loss
 from cavmae_sync_hf.model.modeling_text_cavmae_sync import pool_moments, pool_text
-from helpers.tiny import tiny_config, tiny_inputs
+from helpers.tiny import tiny_config, tiny_inputs, tiny_text_config
 
 BERT = {
-    "vocab_size": 60,
-    "hidden_size": 24,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "max_position_embeddings": 32,
-}
-
-
-def bert() -> BertConfig:
-    return BertConfig(**BERT)
+    name: getattr(tiny_text_config(), name)
+    for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+} | {"max_position_embeddings": 32}
 
 
 def build(seed: int = 0, **settings) -> CavMaeSyncTextDualEncoderModel:
     torch.manual_seed(seed)
-    config = CavMaeSyncTextDualEncoderConfig.from_av_text_configs(tiny_config(), bert(), **settings)
+    config = CavMaeSyncTextDualEncoderConfig.from_av_text_configs(tiny_config(), tiny_text_config(), **settings)
     return CavMaeSyncTextDualEncoderModel(config).eval()
 
 
@@ -50,7 +41,11 @@ def texts(count: int = 5, seed: int = 0) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
-@pytest.mark.parametrize("settings", [{}, {"projection_dim": 20}, {"num_clip_layers": 0, "num_text_layers": 0, "score_sequences": False}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"projection_dim": 20}, {"num_clip_layers": 0, "num_text_layers": 0, "score_sequences": False}],
+    ids=str,
+)
 def test_output__has_the_shapes_that_it_promises(settings):
     model = build(**settings)
 
@@ -294,7 +289,7 @@ def text_encoders():
     vision |= {"image_size": 16, "patch_size": 8}
     clip_text = CLIPTextConfig(**BERT, eos_token_id=2)
     return {
-        "bert": BertModel(bert()),
+        "bert": BertModel(tiny_text_config()),
         "clip's text tower": CLIPTextModel(clip_text),
         "clip": CLIPModel(CLIPConfig(text_config=clip_text.to_dict(), vision_config=vision)),
         "siglip": SiglipModel(SiglipConfig(text_config=BERT, vision_config=vision)),

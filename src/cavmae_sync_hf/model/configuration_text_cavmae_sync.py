@@ -156,4 +156,9 @@ class CavMaeSyncTextDualEncoderConfig(ConfigSavedWithCode, PreTrainedConfig):
             )
 
 
-__all__ = ["TEXT_CONFIG_VALUES", "CavMaeSyncTextDualEncoderConfig"]
+def audio_visual_config(config: Any) -> CavMaeSyncConfig:
+    """The configuration of the audio-visual model: of a model with text the one inside, else itself."""
+    return getattr(config, "av_config", config)
+
+
+__all__ = ["TEXT_CONFIG_VALUES", "CavMaeSyncTextDualEncoderConfig", "audio_visual_config"]

@@ -271,9 +271,7 @@ def moment_positions(count: int, hidden: int, like: Tensor) -> Tensor:
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :hidden].to(like.dtype).unsqueeze(0)
 
 
-def pool_text(
-    states: Tensor, attention_mask: Tensor, pooling: str, pooler_output: Tensor | None = None
-) -> Tensor:
+def pool_text(states: Tensor, attention_mask: Tensor, pooling: str, pooler_output: Tensor | None = None) -> Tensor:
     """One vector per text `(texts, hidden)` of its tokens `(texts, tokens, hidden)`.
 
     Args:
@@ -287,7 +285,9 @@ def pool_text(
     """
     if pooling == "pooler":
         if pooler_output is None:
-            raise ValueError("This text encoder gives no `pooler_output`; set `text_pooling` to 'mean', 'cls' or 'eos'.")
+            raise ValueError(
+                "This text encoder gives no `pooler_output`; set `text_pooling` to 'mean', 'cls' or 'eos'."
+            )
         return pooler_output
     places = torch.arange(len(states), device=states.device)
     shown = attention_mask.to(states.dtype)
@@ -605,9 +605,7 @@ class CavMaeSyncTextDualEncoderModel(CavMaeSyncTextPreTrainedModel):
                         "`caption_clip_ids`."
                     )
                 caption_clip_ids = torch.arange(count, device=texts.embeds.device)
-            self._add_losses(
-                result, texts, clips, moments, caption_clip_ids, caption_keys, clip_keys, caption_moments
-            )
+            self._add_losses(result, texts, clips, moments, caption_clip_ids, caption_keys, clip_keys, caption_moments)
         return result
 
     def encode_clips(self, moments: dict[str, Tensor], present: dict[str, Tensor]) -> "_Clips":
@@ -627,7 +625,7 @@ class CavMaeSyncTextDualEncoderModel(CavMaeSyncTextPreTrainedModel):
         return _Clips(moments=projected, present=present, embeds=embeds, targets=targets)
 
     def compare(self, texts: TextEncoding, clips: "_Clips") -> dict[str, Tensor]:
-        """Logits `(texts, clips)` of every text with the clips' `"audio"`, `"video"` and, with both, `"audio_video"`."""
+        """Logits `(texts, clips)` of texts with the clips' `"audio"`, `"video"` and, with both, `"audio_video"`."""
         gate = self.video_gate(texts.embeds).sigmoid().view(-1, 1, 1)
         whole, present = self._mix(texts.embeds, clips, gate)
         pairs: dict[str, list[Tensor]] = {name: [] for name in whole}
@@ -657,9 +655,7 @@ class CavMaeSyncTextDualEncoderModel(CavMaeSyncTextPreTrainedModel):
         if "audio_video" in clips.targets:
             mixed = gate * scores["video"] + (1 - gate) * scores["audio"]
             if present:  # where one is absent the other counts alone
-                seen = {
-                    name: present.get(name, torch.ones_like(mixed[0], dtype=torch.bool)) for name in _MODALITIES
-                }
+                seen = {name: present.get(name, torch.ones_like(mixed[0], dtype=torch.bool)) for name in _MODALITIES}
                 mixed = torch.where(
                     seen["audio"] & seen["video"], mixed, torch.where(seen["audio"], scores["audio"], scores["video"])
                 )

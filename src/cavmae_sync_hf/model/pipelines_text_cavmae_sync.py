@@ -76,7 +76,7 @@ class CavMaeSyncZeroShotClassificationPipeline(AudioVisualPipeline):
                 f"{self.task} needs a CavMaeSyncTextDualEncoderModel, got a {type(self.model).__name__} without a "
                 "text encoder."
             )
-        if self.processor.tokenizer is None:
+        if not self.processor.has_tokenizer:
             raise ValueError(
                 "The processor has no tokenizer; pass one that was saved with it, such as "
                 "`CavMaeSyncProcessor(feature_extractor, video_processor, tokenizer)`."
@@ -115,7 +115,7 @@ class CavMaeSyncZeroShotClassificationPipeline(AudioVisualPipeline):
         output = self.model(**tokens, **self._encode(inputs))
         result = {"logits": check_finite_output(output.logits_per_text, "scores").T}  # one row per clip
         for modality in ("audio", "video"):
-            logits = output[f"moment_logits_{modality}"] if f"moment_logits_{modality}" in output else None
+            logits = output.get(f"moment_logits_{modality}")
             if logits is not None:
                 result[f"moment_logits_{modality}"] = logits.transpose(0, 1)
         return result | {"frame_times": inputs["frame_times"]}
@@ -143,9 +143,7 @@ class CavMaeSyncZeroShotClassificationPipeline(AudioVisualPipeline):
             every = apply_activation(best.T, kind).T.tolist()
             for entry in result:
                 row = every[labels.index(entry["label"])]
-                entry["moments"] = [
-                    {"time": time, "score": score} for time, score in zip(times, row, strict=False)
-                ]
+                entry["moments"] = [{"time": time, "score": score} for time, score in zip(times, row, strict=False)]
         return result
 
 

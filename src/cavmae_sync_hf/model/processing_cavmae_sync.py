@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoFeatureExtractor, AutoVideoProcessor
+from transformers import AutoConfig, AutoFeatureExtractor, AutoTokenizer, AutoVideoProcessor, PreTrainedTokenizerBase
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
-from transformers.utils import TensorType, logging
+from transformers.utils import TensorType, cached_file, logging
 from transformers.video_utils import VideoMetadata
 
 from .alignment_cavmae_sync import FRAMES_PER_SECOND, window_seconds, window_times
@@ -58,7 +58,8 @@ _CONTEXT_MARGIN_SECONDS = 0.1
 _SHARED_ARGUMENTS = frozenset(
     ("num_frames", "frame_times", "fps", "video_metadata", "do_sample_frames", "return_tensors", "return_times")
 ) | {"device"}
-# What Trainer asks the tokenizer of a processor for; there is no text side, and so none of them.
+# What Trainer asks the tokenizer of a processor for; where there is none, there are none of these.
+_PLACE_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 _NO_TOKENS = SimpleNamespace(eos_token_id=None, bos_token_id=None, pad_token_id=None)
 
 
@@ -139,6 +140,7 @@ class CavMaeSyncProcessor(SavedWithCode, ProcessorMixin):
     Args:
         feature_extractor: A [`CavMaeSyncFeatureExtractor`]; its `alignment` rules frames and windows alike.
         video_processor: A [`CavMaeSyncVideoProcessor`].
+        tokenizer: Any tokenizer of transformers, for a model with text; none where there is no text.
 
     Attributes:
         audio_track: Which audio track of files is read where a call does not say; set by `with_audio_choice`, and not
@@ -148,14 +150,19 @@ class CavMaeSyncProcessor(SavedWithCode, ProcessorMixin):
     feature_extractor: CavMaeSyncFeatureExtractor
     video_processor: CavMaeSyncVideoProcessor
     audio_track: int | str | None = None
-    tokenizer = _NO_TOKENS
+    tokenizer: Any = _NO_TOKENS
 
     def __init__(
         self,
         feature_extractor: CavMaeSyncFeatureExtractor | None = None,
         video_processor: CavMaeSyncVideoProcessor | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         super().__init__(feature_extractor, video_processor)
+        if tokenizer is not None:
+            if not isinstance(tokenizer, PreTrainedTokenizerBase):
+                raise TypeError(f"`tokenizer` is a {type(tokenizer).__name__}; pass a tokenizer of transformers.")
+            self.tokenizer = tokenizer
         # Written into `processor_config.json`. Set here, so that saving changes nothing and loading gives the same.
         self.auto_map = dict(AUTO_MAP)
 
@@ -211,15 +218,35 @@ class CavMaeSyncProcessor(SavedWithCode, ProcessorMixin):
 
     def to_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Settings as they are saved."""
-        settings = super().to_dict(*args, **kwargs)
+        plain = self
+        if self.has_tokenizer:  # lies in files of its own
+            plain = copy.copy(self)
+            del plain.tokenizer
+        settings = super(CavMaeSyncProcessor, plain).to_dict(*args, **kwargs)
         settings.pop("audio_track", None)
         return settings
+
+    @classmethod
+    def get_attributes(cls) -> list[str]:
+        """The parts that every processor has."""
+        return ["feature_extractor", "video_processor"]
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether it takes texts."""
+        return self.tokenizer is not _NO_TOKENS
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> Any:
+        """Write the settings of all parts, the tokenizer's files where there is one, and the code beside them."""
+        if self.has_tokenizer:
+            self.tokenizer.save_pretrained(save_directory)
+        return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     @classmethod
     def _get_arguments_from_pretrained(
         cls, pretrained_model_name_or_path: Any, processor_dict: Any = None, **kwargs: Any
     ) -> list[Any]:
-        """The two parts; one that was not saved is made to fit the model and the other.
+        """The parts; of the first two, one that was not saved is made to fit the model and the other.
 
         Trainer saves what it is given, `processing_class=feature_extractor` alone or the video processor.
         """
@@ -242,7 +269,12 @@ class CavMaeSyncProcessor(SavedWithCode, ProcessorMixin):
                 f"{pretrained_model_name_or_path} holds a {saved} alone; the rest of the processor has the settings "
                 "that go with the model. Pass `processing_class=processor` to Trainer to save all of it."
             )
-        return [parts[name] for name in auto]
+        given = [parts[name] for name in auto]
+        names = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+        where = {name: kwargs[name] for name in _PLACE_ARGUMENTS if name in kwargs}
+        if cached_file(pretrained_model_name_or_path, "tokenizer_config.json", **names, **where) is not None:
+            given.append(AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs))
+        return given
 
     @property
     def model_input_names(self) -> list[str]:
@@ -273,9 +305,10 @@ class CavMaeSyncProcessor(SavedWithCode, ProcessorMixin):
         device: str | torch.device | None = None,
         audio_kwargs: dict[str, Any] | None = None,
         videos_kwargs: dict[str, Any] | None = None,
+        text_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
-        """Prepare one clip or a batch.
+        """Prepare one clip or a batch, and texts.
 
         Args:
             videos: A file (path, address, bytes, file object, or what a `Video()` column of `datasets` hands out)
@@ -284,7 +317,7 @@ class CavMaeSyncProcessor(SavedWithCode, ProcessorMixin):
             audio: Waveforms or files of their own, one per video; then the videos' own audio is not read. An array of
                 two rows is two clips; `[array]` is one clip of two channels. `{"array": ..., "sampling_rate": ...}`
                 and what an `Audio()` column of `datasets` hands out are taken as well.
-            text: Not taken; there is no text side.
+            text: A text or a list of texts, with or without clips; needs a tokenizer.
             images: Not taken; pass images as `videos`.
             sampling_rate: Rate in Hz of waveforms in `audio`; required with them. Files say theirs themselves.
             num_frames: Frames and windows per clip; default: the feature extractor's.
@@ -310,6 +343,7 @@ class CavMaeSyncProcessor(SavedWithCode, ProcessorMixin):
             device: Where to compute spectrograms and pixels.
             audio_kwargs: More arguments for the feature extractor.
             videos_kwargs: More arguments for the video processor.
+            text_kwargs: More arguments for the tokenizer.
             kwargs: Arguments of the video processor (`do_resize`, `size`, ...).
 
         Returns:
@@ -322,10 +356,15 @@ class CavMaeSyncProcessor(SavedWithCode, ProcessorMixin):
             ValueError: An input cannot be used (`MediaError` for files); the message says which, why and the remedy.
             TypeError: An argument is unknown.
         """
-        if text is not None or images is not None:
-            raise ValueError("This processor takes `videos` and `audio` only; there is no text or image side.")
+        if images is not None:
+            raise ValueError("This processor has no image side; pass images as `videos`, a list of frames.")
+        if videos is None and audio is None and text is None:
+            raise ValueError(
+                "Nothing to process: pass `videos`, `audio` or both" + (", or `text`." if self.has_tokenizer else ".")
+            )
+        words = {} if text is None else self._tokenize(text, text_kwargs)
         if videos is None and audio is None:
-            raise ValueError("Nothing to process: pass `videos`, `audio` or both.")
+            return to_batch(words, return_tensors)
         _check_rules(missing, damaged, num_frames)
         hearing = self.with_audio_choice(channel, audio_track)
         video_options, audio_options = self._sort_options(kwargs, audio_kwargs, videos_kwargs)
@@ -387,7 +426,33 @@ class CavMaeSyncProcessor(SavedWithCode, ProcessorMixin):
         elif return_times:
             times = [torch.tensor(row, dtype=torch.float64) for row in _known_times(clips)]
             output["frame_times"] = stack_padded(times, max(map(len, times)), math.nan)
-        return to_batch(output, return_tensors)
+        return to_batch(output | words, return_tensors)
+
+    def _tokenize(self, text: Any, text_kwargs: dict[str, Any] | None) -> dict[str, torch.Tensor]:
+        """What the text encoder takes of texts."""
+        if not self.has_tokenizer:
+            raise ValueError(
+                "This processor has no tokenizer, and its model no text encoder; leave `text` out, or load a model "
+                "with text (CavMaeSyncTextDualEncoderModel)."
+            )
+        texts = [text] if isinstance(text, str) else text
+        if not isinstance(texts, list | tuple) or not texts:
+            raise ValueError(f"`text` is {text!r}; pass a text or a list of texts.")
+        for place, one in enumerate(texts):
+            if not isinstance(one, str) or not one.strip():
+                raise ValueError(f"Text {place} is {one!r}; every text must be a string that is not empty.")
+        # Text encoders that take no attention mask (SigLIP's) were trained with texts filled up to one length.
+        padding = True if "attention_mask" in self.tokenizer.model_input_names else "max_length"
+        tokens = self.tokenizer(list(texts), **({"padding": padding, "return_tensors": "pt"} | (text_kwargs or {})))
+        lengths = tokens["attention_mask"].sum(dim=1) if "attention_mask" in tokens else None
+        limit = self.tokenizer.model_max_length
+        if lengths is not None and int(lengths.max()) > limit:
+            place = int(lengths.argmax())
+            raise ValueError(
+                f"Text {place} has {int(lengths[place])} tokens, and the text encoder takes {limit}; shorten it, or "
+                "pass text_kwargs={'truncation': True}."
+            )
+        return dict(tokens)
 
     def stream(
         self,
