@@ -260,7 +260,7 @@ def test_training__brings_texts_to_their_clips(kind):
     model, inputs, words = build(text_loss=kind).train(), tiny_inputs(4, 3), texts(4)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     losses = []
-    for _ in range(30):
+    for _ in range(60):
         loss = model(**words, **inputs, return_loss=True).loss
         optimizer.zero_grad()
         loss.backward()

@@ -120,6 +120,7 @@ class CavMaeSyncTextHead(nn.Module):
         av_config = cast(CavMaeSyncConfig, config.av_config)
         width, hidden = cast(Any, config.text_config).hidden_size, av_config.hidden_size
         self.pooling = config.text_pooling
+        self.scores_sequences = config.score_sequences
         self.projection = nn.Linear(width, config.space_dim)
         self.clip_projection = nn.Linear(width, hidden) if config.num_clip_layers else None
         self.layers = nn.ModuleList([CavMaeSyncLayer(av_config) for _ in range(config.num_text_layers)])
@@ -130,7 +131,7 @@ class CavMaeSyncTextHead(nn.Module):
             self.token_mean_clip_projection = nn.Linear(hidden, hidden) if config.num_clip_layers else None
         if config.score_sequences:
             self.part_queries = nn.Linear(hidden, 2, bias=False)
-            self.part_projection = nn.Linear(hidden, config.space_dim)
+            self.part_places = nn.Parameter(torch.empty(2))
             self.sequence_weights = nn.Linear(hidden, SEQUENCE_FEATURES)
         self.config = av_config
 
@@ -153,11 +154,14 @@ class CavMaeSyncTextHead(nn.Module):
             embeds = embeds + self.token_mean_projection(mean)
             if clip_embeds is not None and self.token_mean_clip_projection is not None:
                 clip_embeds = clip_embeds + self.token_mean_clip_projection(mean)
-            if hasattr(self, "part_queries"):
-                attention = self.part_queries(tokens).masked_fill(~attention_mask.bool().unsqueeze(-1), -torch.inf)
-                read = attention.softmax(dim=1).transpose(1, 2) @ tokens  # (texts, 2, hidden)
-                # What both parts share comes from the text as a whole, so that there is something to begin with.
-                parts = nn.functional.normalize(embeds.unsqueeze(1) + self.part_projection(read), dim=-1)
+            if self.scores_sequences:
+                shown = attention_mask.bool()
+                places = (shown.cumsum(dim=1) / shown.sum(dim=1, keepdim=True).clamp(min=1)).unsqueeze(-1)
+                read = self.part_queries(tokens) + places.to(tokens.dtype) * self.part_places
+                read = read.masked_fill(~shown.unsqueeze(-1), -torch.inf).softmax(dim=1).transpose(1, 2)
+                # A part is a text of its own, of the tokens that it reads.
+                parts = self.projection(read @ states) + self.token_mean_projection(read @ tokens)
+                parts = nn.functional.normalize(parts, dim=-1)
                 weights = self.sequence_weights(mean)
         return TextEncoding(
             embeds=nn.functional.normalize(embeds, dim=-1),
@@ -348,6 +352,13 @@ class CavMaeSyncTextPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
+        elif isinstance(module, CavMaeSyncTextHead) and module.scores_sequences:
+            # What is said first comes first, until training knows better: the one part reads the beginning of a text,
+            # the other its end, and the first before the second counts for the clip.
+            init.copy_(module.part_places, torch.tensor([-4.0, 4.0]))
+            init.zeros_(module.part_queries.weight)
+            init.zeros_(module.sequence_weights.weight)
+            init.copy_(module.sequence_weights.bias, torch.tensor([0.0, 0.0, 1.0, -1.0] + [0.0] * _MOST_TIMES))
         elif isinstance(module, CavMaeSyncClipEncoder):
             for token in (module.class_token, *module.modality_embeddings.values()):
                 init.normal_(token, std=module.config.initializer_range)
@@ -358,8 +369,6 @@ class CavMaeSyncTextPreTrainedModel(PreTrainedModel):
             for name in ("logit_bias", "moment_logit_bias"):
                 init.constant_(getattr(module, name), config.logit_bias_init_value)
             init.constant_(module.log_pooling_temperature, math.log(config.clip_pooling_temperature))
-            if hasattr(module.text_head, "sequence_weights"):  # at first what is known of sequences says nothing
-                init.zeros_(module.text_head.sequence_weights.weight)
             init.zeros_(module.video_gate.weight)
             init.zeros_(module.video_gate.bias)
 
