@@ -39,8 +39,11 @@ from .model.modeling_cavmae_sync import CavMaeSyncPreTrainedModel
 from .model_card import CardDetails, create_model_card
 
 # What a folder written by `save_for_hub` consists of, and nothing else: such a folder may be replaced as a whole.
-_OWN_FILES = ("config.json", "README.md", "processor_config.json", "model*.safetensors*", CODE_FILES)
-_OWN_FILES += ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "*.model", "added_tokens.json")
+_TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "*.model", "added_tokens.json")
+_OWN_FILES = (
+    *("config.json", "README.md", "processor_config.json", "model*.safetensors*", CODE_FILES),
+    *_TOKENIZER_FILES,
+)
 _MODEL_TYPES = (CavMaeSyncConfig.model_type, CavMaeSyncTextDualEncoderConfig.model_type)
 
 
@@ -195,9 +198,9 @@ def _check_pair(model: CavMaeSyncPreTrainedModel, processor: CavMaeSyncProcessor
                 f"The processor makes inputs of `{name}` {value}, the model takes {wanted}; use "
                 "CavMaeSyncProcessor.from_config(model.config)."
             )
-    if model.config.modality != "video":
+    if config.modality != "video":
         try:
-            check_extractor(model.config.audio_encoder_config, extractor)
+            check_extractor(config.audio_encoder_config, extractor)
         except ValueError as error:
             raise ModelError(str(error)) from error
 

@@ -324,7 +324,7 @@ def test_bad_input__is_told():
     with pytest.raises(ValueError, match="needs texts and clips"):
         model(**inputs, return_loss=True)
     with pytest.raises(TypeError, match="Unknown argument `pixel_value_videos`; is `pixel_values_videos` meant"):
-        model(**texts(), **inputs, pixel_value_videos=None)
+        model(**texts(), **inputs, pixel_value_videos=1)
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,8 @@ def test_saved__has_its_tokenizer(folder, processor):
     again = AutoProcessor.from_pretrained(folder)
 
     assert isinstance(again, CavMaeSyncProcessor) and again.has_tokenizer
-    assert again(text=TEXTS).data == processor(text=TEXTS).data
+    first, second = (one(text=TEXTS, return_tensors="pt")["input_ids"] for one in (again, processor))
+    assert torch.equal(first, second)
     assert AutoTokenizer.from_pretrained(folder).tokenize("a dog") == ["a", "dog"]
 
 
@@ -120,7 +121,7 @@ def test_zero_shot_pipeline__ranks_labels(folder, clip):
     assert [entry["score"] for entry in found] == pytest.approx(scores[order].tolist(), rel=1e-4)
     best = torch.maximum(output.moment_logits_audio, output.moment_logits_video)[order[0], 0].sigmoid()
     assert [moment["score"] for moment in found[0]["moments"]] == pytest.approx(best.tolist(), rel=1e-4)
-    assert [moment["time"] for moment in found[0]["moments"]] == pytest.approx([0.25, 0.75, 1.25, 1.75])
+    assert [moment["time"] for moment in found[0]["moments"]] == pytest.approx([0.25, 0.75, 1.25, 1.75], abs=0.04)
     assert len(several) == 2 and len(several[0]) == 1
 
 

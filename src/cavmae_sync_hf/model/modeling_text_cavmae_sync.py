@@ -250,11 +250,11 @@ class CavMaeSyncClipEncoder(nn.Module):
             places = moment_positions(values.shape[1], hidden, values)
             # Unit vectors have entries of 1 / sqrt(hidden); layers expect entries of about 1.
             tokens = self.projections[name](values * hidden**0.5) + places + self.modality_embeddings[name]
-            mask = present[name]
+            there = present[name]
             parts.append(tokens)
-            masks.append(torch.ones_like(values[..., 0], dtype=torch.bool) if mask is None else mask.bool())
+            masks.append(torch.ones_like(values[..., 0], dtype=torch.bool) if there is None else there.bool())
         tokens, visible = torch.cat(parts, dim=1), torch.cat(masks, dim=1)
-        mask = None
+        mask: Any = None
         if any(one is not None for one in present.values()):
             mask = create_bidirectional_mask(config=self.config, inputs_embeds=tokens, attention_mask=visible)
         return nn.functional.normalize(self.norm(run_layers(self.layers, tokens, mask)[:, 0]), dim=-1)
@@ -358,7 +358,7 @@ class CavMaeSyncTextPreTrainedModel(PreTrainedModel):
             init.copy_(module.part_places, torch.tensor([-4.0, 4.0]))
             init.zeros_(module.part_queries.weight)
             init.zeros_(module.sequence_weights.weight)
-            init.copy_(module.sequence_weights.bias, torch.tensor([0.0, 0.0, 1.0, -1.0] + [0.0] * _MOST_TIMES))
+            init.copy_(module.sequence_weights.bias, torch.tensor([0.0, 0.0, 4.0, -4.0] + [0.0] * _MOST_TIMES))
         elif isinstance(module, CavMaeSyncClipEncoder):
             for token in (module.class_token, *module.modality_embeddings.values()):
                 init.normal_(token, std=module.config.initializer_range)
@@ -418,15 +418,15 @@ class CavMaeSyncTextDualEncoderModel(CavMaeSyncTextPreTrainedModel):
             text: Folder or Hub name of a text encoder (of a CLIP or SigLIP its text tower is taken), or a model.
             kwargs: Settings of [`CavMaeSyncTextDualEncoderConfig`].
         """
-        av_model = av if isinstance(av, nn.Module) else CavMaeSyncModel.from_pretrained(av)
-        text_model = text if isinstance(text, nn.Module) else AutoModel.from_pretrained(text)
+        av_model: Any = av if isinstance(av, nn.Module) else CavMaeSyncModel.from_pretrained(av)
+        text_model: Any = text if isinstance(text, nn.Module) else AutoModel.from_pretrained(text)
         if hasattr(text_model, "vision_model"):
             text_model = text_model.text_model
         config = CavMaeSyncTextDualEncoderConfig.from_av_text_configs(av_model.config, text_model.config, **kwargs)
         model = cls(config)
         model.av_model.load_state_dict(av_model.state_dict())
         model.text_model.load_state_dict(text_model.state_dict())
-        return model.to(next(av_model.parameters()).dtype)
+        return cast(Any, model).to(next(av_model.parameters()).dtype)
 
     def get_input_embeddings(self) -> nn.Module:
         """The text encoder's embeddings of tokens."""
@@ -719,8 +719,7 @@ class CavMaeSyncTextDualEncoderModel(CavMaeSyncTextPreTrainedModel):
         positives |= (caption_keys.view(-1, 1, 1) == clip_keys).any(dim=-1)
         logits = self.compare(texts, clips)
         for target in clips.targets:
-            valid = clips.complete(target)
-            loss = text_loss(logits[target], positives, self.config.text_loss, valid)
+            loss = text_loss(logits[target], positives, self.config.text_loss, clips.complete(target))
             result[f"text_{target}_loss"] = loss
             losses.append(loss)
         result.loss = torch.stack(losses).sum()
@@ -800,17 +799,15 @@ def _join(
         embeds={name: gather_with_gradient(values, clip_sizes) for name, values in clips.embeds.items()},
         targets=clips.targets,
     )
-    everyone = TextEncoding(
-        **{
-            name: None if values is None else gather_with_gradient(values, text_sizes)
-            for name, values in vars(texts).items()
-        }
-    )
+    everyone: dict[str, Any] = {
+        name: None if values is None else gather_with_gradient(values, text_sizes)
+        for name, values in vars(texts).items()
+    }
     # Texts of no clip have a row of False.
     place = torch.where(own.any(dim=1), own.long().argmax(dim=1) + first, -1)
     places = gather_with_gradient(place, text_sizes)
     return (
-        everyone,
+        TextEncoding(**everyone),
         joined,
         gather_with_gradient(caption_keys, text_sizes),
         gather_clips(clip_keys, statements, -1),

@@ -87,7 +87,7 @@ class CavMaeSyncZeroShotClassificationPipeline(AudioVisualPipeline):
         """The configuration of the audio-visual model."""
         return self.model.config.av_config
 
-    def __call__(self, inputs: Any, candidate_labels: Any = None, **kwargs: Any) -> Any:
+    def __call__(self, inputs: Any, candidate_labels: Any = None, **kwargs: Any) -> Any:  # type: ignore[override]
         if candidate_labels is not None:
             kwargs["candidate_labels"] = candidate_labels
         return super().__call__(inputs, **kwargs)
@@ -97,7 +97,9 @@ class CavMaeSyncZeroShotClassificationPipeline(AudioVisualPipeline):
         if "candidate_labels" in options:
             during["labels"] = check_labels(options.pop("candidate_labels"))
         during["template"] = check_template(options.pop("hypothesis_template", DEFAULT_TEMPLATE))
-        after = {name: options.pop(name) for name in ("top_k", "function_to_apply", "moments") if name in options}
+        after: dict[str, Any] = {
+            name: options.pop(name) for name in ("top_k", "function_to_apply", "moments") if name in options
+        }
         check_top_k(after.get("top_k"))
         if after.get("function_to_apply", "none") not in ("softmax", "sigmoid", "none"):
             raise ValueError(
