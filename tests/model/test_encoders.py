@@ -26,6 +26,7 @@ from cavmae_sync_hf import (
     CavMaeSyncProcessor,
     load_model,
 )
+from cavmae_sync_hf.export.towers import make_towers
 from cavmae_sync_hf.model.encoder_families_cavmae_sync import FAMILIES
 from cavmae_sync_hf.model.errors_cavmae_sync import ModelError
 from cavmae_sync_hf.model_card import create_model_card
@@ -407,6 +408,18 @@ def test_whole_clip__is_heard_once_and_cut_into_windows(kind):
         assert (not torch.allclose(before, after, atol=1e-6)) is leaks
     with pytest.raises(ValueError, match="return_times=True"):
         model(input_values=inputs["input_values"])
+
+
+@pytest.mark.parametrize(
+    ("audio", "video"), [("audio-spectrogram-transformer", "dinov2"), ("whisper", "dinov3_vit"), ("wav2vec2", "vit")]
+)
+@torch.no_grad()
+def test_towers__are_exported(audio, video):
+    for tower in make_towers(CavMaeSyncModel(encoder_config(audio, video)).eval()):
+        inputs = torch.randn(1, 2, *tower.io.input_shape)
+        expected, found = tower(inputs), torch.export.export(tower, (inputs,)).module()(inputs)
+        assert tuple(value.shape[2:] for value in expected) == tower.io.output_shapes
+        torch.testing.assert_close(found[0], expected[0], atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()

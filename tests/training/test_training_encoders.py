@@ -1,6 +1,9 @@
 """Pretraining with encoders of other models: kept tokens, checkpoints, and the recipe for DINOv2 and AST."""
 
 import json
+import runpy
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -145,3 +148,13 @@ def test_encoder_of_waveforms__trains_from_video_files_and_not_from_log_mels(sha
     trainer = CavMaeSyncTrainer(model, arguments, processor=processor, train_dataset=dataset)
     trainer.train()
     assert len(losses(trainer)) == 2
+
+
+def test_benchmark__times_clips_kept_tokens_and_full_training(capsys, monkeypatch):
+    path = Path(__file__).parents[2] / "training" / "benchmarks" / "encoders.py"
+    monkeypatch.setattr(sys, "argv", [str(path), "step", "--small", "--batch-size", "2", "--rounds", "1"])
+    runpy.run_path(str(path), run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines] == ["frozen, clips", "frozen, kept tokens", "trained in full"]
+    # At the sizes of ViT-B the factor is six; these encoders cost next to nothing.
+    assert all(float(line.split("pairs,")[1].split()[0]) > 0 for line in lines)

@@ -4,8 +4,8 @@
     python training/benchmarks/encoders.py step
 
 `recall` trains on SyncWorld with the recipe `syncworld_tiny`, once with the towers and once with a ViT and an AST of
-the same width, depth and patches from scratch, in the same number of steps, and prints the held-out recall of each
-seed. The world is made where it is not there yet.
+the same width, depth, patches and first positions from scratch, in as many steps, and prints the held-out recall of
+each seed. The world is made where it is not there yet.
 
 `step` times a training step with a frozen DINOv2 and AST (random weights, ViT-B sizes unless `--small`) on clips, on
 kept tokens, and with both trained. A step is forward, backward and Adam, on a batch in memory; the variants take
@@ -22,7 +22,8 @@ from typing import Any
 
 import torch
 
-from cavmae_sync_hf import CavMaeSyncConfig, CavMaeSyncForPreTraining
+from cavmae_sync_hf import CavMaeSyncConfig, CavMaeSyncForPreTraining, CavMaeSyncProcessor
+from cavmae_sync_hf.model.modeling_cavmae_sync import sincos_positions
 from cavmae_sync_hf.training.freezing import freeze_unused
 from cavmae_sync_hf.training.pretrain import pretrain
 
@@ -51,17 +52,34 @@ FROM_SCRATCH: dict[str, Any] = {
 METRICS = ("semantic_audio_to_video_r1", "semantic_video_to_audio_r1", "semantic_shift_accuracy")
 
 
+def _with_positions(folder: Path, seed: int) -> Path:
+    """A folder with ViT and AST of random weights, whose positions start as the towers' are: sines and cosines."""
+    torch.manual_seed(seed)
+    model = CavMaeSyncForPreTraining(CavMaeSyncConfig(**TINY | FROM_SCRATCH))
+    for modality in ("audio", "video"):
+        places = model.model.tower(modality).encoder.embeddings.position_embeddings
+        grid = getattr(model.config, f"{modality}_grid")
+        with torch.no_grad():
+            places[:, -grid[0] * grid[1] :] = sincos_positions(grid, places.shape[-1])
+    model.save_pretrained(folder)
+    CavMaeSyncProcessor.from_config(model.config, alignment="time").save_pretrained(folder)
+    return folder
+
+
 def recall(arguments: argparse.Namespace) -> None:
     """Train and print."""
     world = {"folder": arguments.world, "size": 96, "train": arguments.clips}
     world |= {"semantic": arguments.held_out, "temporal": arguments.held_out, "spatial": 0}
     for name in arguments.variants:
-        config = TINY if name == "towers" else TINY | FROM_SCRATCH
         for seed in arguments.seeds:
             out = Path(arguments.out) / f"{name}_{seed}"
             began = time.perf_counter()
             words = ["syncworld_tiny", "--output_dir", str(out), "--seed", str(seed), "--disable_tqdm", "true"]
-            words += ["--max_steps", str(arguments.steps), "--model_config", json.dumps(config), "--overwrite", "true"]
+            words += ["--max_steps", str(arguments.steps), "--overwrite", "true"]
+            if name == "towers":
+                words += ["--model_config", json.dumps(TINY)]
+            else:
+                words += ["--init_from", str(_with_positions(out.with_name(f"{out.name}_start"), seed))]
             words += ["--syncworld", json.dumps(world), "--save_strategy", "no", "--log_level", "error"]
             if pretrain(words):
                 sys.exit(1)

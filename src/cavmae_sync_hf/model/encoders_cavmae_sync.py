@@ -321,6 +321,9 @@ class CavMaeSyncEncoderTower(nn.Module):
             if not seen:  # in the first block that runs: in training some are skipped at random
                 seen = args[0].shape[1]
                 args = (gather_patches(args[0], index), *args[1:])
+            # Compiled and exported graphs spell out that all tokens see each other, for the number before.
+            args = (args[0], *(None if _is_mask(value, seen) else value for value in args[1:]))
+            kwargs = {name: None if _is_mask(value, seen) else value for name, value in kwargs.items()}
             tables = kwargs.get("position_embeddings")
             if tables is not None:
                 own = index if tables[0].shape[-2] == seen else places  # of all tokens, or of the patches alone
@@ -410,6 +413,11 @@ class CavMaeSyncEncoderTower(nn.Module):
 
 def _as_tuple(value: Any) -> tuple[float, ...]:
     return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+def _is_mask(value: Any, tokens: int) -> bool:
+    """Whether it is an attention mask over so many tokens, `(samples, heads, tokens, tokens)`."""
+    return isinstance(value, Tensor) and value.ndim == 4 and value.shape[-2:] == (tokens, tokens)
 
 
 def _of_tokens(table: Tensor, index: Tensor) -> Tensor:
