@@ -73,7 +73,7 @@ def test_sync__writes_image_values_and_arrays(run, telling, videos, tmp_path):
     assert code == 0
     assert names == {f"{stem}.sync.{suffix}" for stem in ("0.5", "0.5-2") for suffix in ("png", "json", "npz")}
     assert out.count("wrote ") == 6
-    assert Image.open(out_folder / "0.5.sync.png").size == (1200, 900)
+    assert Image.open(out_folder / "0.5.sync.png").size == (1200, 960)
     assert json.loads((out_folder / "0.5.sync.json").read_text())["offset"] == pytest.approx(0.5, abs=0.05)
     with np.load(out_folder / "0.5.sync.npz") as arrays:
         assert arrays["band"].shape == (30, 21) and arrays["matrix"].shape == (30, 30)
