@@ -18,7 +18,9 @@ from helpers.tiny import tiny_config, tiny_inputs
 
 def run_ranks(work: Callable[..., Any], folder: Path, *arguments: Any, ranks: int = 2) -> list[Any]:
     """What `work(rank, *arguments)` returns in each of `ranks` processes of one gloo group."""
-    mp.spawn(_rank, (ranks, work, folder, arguments), nprocs=ranks)
+    # Forked from a server that has imported what they need, once for all tests.
+    mp.get_context("forkserver").set_forkserver_preload(["helpers.training_ranks", "cavmae_sync_hf.data.prepare"])
+    mp.start_processes(_rank, (ranks, work, folder, arguments), nprocs=ranks, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(ranks)]
 
 

@@ -18,7 +18,7 @@ import torch
 import cavmae_sync_hf
 from cavmae_sync_hf import CavMaeSyncModel, InferenceError, LockedError, save_for_hub
 from cavmae_sync_hf.files import locked
-from cavmae_sync_hf.inference.extract import extract_features, extract_to_folder
+from cavmae_sync_hf.inference.extract import ExtractionSummary, extract_features, extract_to_folder
 from cavmae_sync_hf.inference.feature_folder import WORK_NAME
 from cavmae_sync_hf.model.errors_cavmae_sync import printable
 from helpers.clips import noise, truncate, write_clip
@@ -162,18 +162,28 @@ def killed_at(moment: int, before: bool, work: Callable[[], object]) -> int:
     os._exit(0)
 
 
+PLAIN = {"window": 2, "stride": 2, "modalities": ["a"]}
+
+
+@pytest.fixture(scope="module")
+def whole(tiny, videos, tmp_path_factory) -> ExtractionSummary:
+    """What a run gives that is not killed."""
+    return extract_to_folder(*tiny, videos, tmp_path_factory.mktemp("whole") / "out", **PLAIN)
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
 @pytest.mark.parametrize("moment", MOMENTS.values(), ids=MOMENTS)
-def test_folder__killed_where_a_file_gets_its_name_goes_on_to_the_same_bytes(tiny, videos, tmp_path, moment, before):
-    def work(out: Path = tmp_path / "out"):
-        return extract_to_folder(*tiny, videos, out, window=2, stride=2, modalities=["a"])
+def test_folder__killed_where_a_file_gets_its_name_goes_on_to_the_same_bytes(
+    tiny, videos, whole, tmp_path, moment, before
+):
+    def work():
+        return extract_to_folder(*tiny, videos, tmp_path / "out", **PLAIN)
 
     status = killed_at(moment, before, work)
 
     assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-    resumed, whole = work(), work(tmp_path / "whole")
-    assert resumed.rows == whole.rows and contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert work().rows == whole.rows and contents(tmp_path / "out") == contents(whole.folder)
 
 
 @pytest.mark.slow
