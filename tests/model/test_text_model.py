@@ -18,7 +18,7 @@ from transformers import (
 
 from cavmae_sync_hf import CavMaeSyncModel, CavMaeSyncTextDualEncoderConfig, CavMaeSyncTextDualEncoderModel
 from cavmae_sync_hf.model.losses_cavmae_sync import moment_loss, text_loss
-from cavmae_sync_hf.model.modeling_text_cavmae_sync import pool_moments, pool_text
+from cavmae_sync_hf.model.modeling_text_cavmae_sync import pool_moments, pool_text, sequence_features
 from helpers.tiny import tiny_config, tiny_inputs, tiny_text_config
 
 BERT = {
@@ -146,6 +146,43 @@ def test_order_of_moments__counts_with_clip_layers_alone():
         assert (change < 1e-4) == same, layers
 
 
+def test_sequence_features__follow_from_probabilities():
+    # The first thing at moments 1 and 3, the second at moment 2, both for certain.
+    first, second = torch.tensor([0.0, 1, 0, 1]), torch.tensor([0.0, 0, 1, 0])
+
+    known = sequence_features(first, second)
+    turned = sequence_features(second, first)
+
+    torch.testing.assert_close(known[:4], torch.tensor([1.0, 1, 1, 0]), atol=1e-3, rtol=0)
+    torch.testing.assert_close(turned[:4], torch.tensor([1.0, 1, 0, 1]), atol=1e-3, rtol=0)
+    assert known[4:].argmax() == 1 and turned[4:].argmax() == 0  # twice, and once
+    half = sequence_features(torch.tensor([0.5, 0.5]), torch.tensor([0.0, 0.5]))
+    # Begins at 0 in 1 of 2 cases, at 1 in 1 of 4; the second has not begun by 1 in 1 of 2.
+    torch.testing.assert_close(half[:3], torch.tensor([0.75, 0.5, 0.5 + 0.25 * 0.5]))
+
+
+def test_order__is_told_from_texts_that_name_the_same():
+    """Two clips with the same two sounds in another order, and two texts with the same words in another order."""
+    model = build(num_clip_layers=0).train()
+    one, other, rest = torch.nn.functional.normalize(torch.randn(3, 32), dim=-1)
+    clips = torch.stack([torch.stack([one, rest, other, rest]), torch.stack([other, rest, one, rest])])
+    words = {"input_ids": torch.tensor([[7, 9, 0], [9, 7, 0], [7, 0, 0], [9, 0, 0]])}
+    words["attention_mask"] = (words["input_ids"] > 0).long()
+    spans = torch.tensor([[-1] * 4, [-1] * 4, [1, 0, 0, 0], [1, 0, 0, 0]])
+    asked = {"caption_clip_ids": torch.tensor([0, 1, 0, 1]), "clip_keys": torch.tensor([[2, 3], [2, 3]])}
+    asked |= {"caption_keys": torch.arange(4), "caption_moments": spans}
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(80):
+        loss = model(**words, audio_embeds=clips, **asked, return_loss=True).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    logits = model.eval()(**words, audio_embeds=clips).logits_per_text
+
+    assert logits[0, 0] > logits[0, 1] and logits[1, 1] > logits[1, 0]
+
+
 @pytest.mark.parametrize("pooling", ["mean", "cls", "eos", "pooler"])
 def test_text_pooling(pooling):
     states = torch.arange(24.0).reshape(2, 4, 3)
@@ -232,7 +269,7 @@ def test_statements_of_clips__are_positives_and_made_negatives_are_none():
 
 
 def test_spans__train_the_moments():
-    model, inputs, words = build(), tiny_inputs(2, 4), texts(2)
+    model, inputs, words = build(score_sequences=False), tiny_inputs(2, 4), texts(2)
     spans = torch.tensor([[1, 0, 0, -1], [-1, -1, -1, -1]])
 
     output = model(**words, **inputs, caption_moments=spans, return_loss=True)

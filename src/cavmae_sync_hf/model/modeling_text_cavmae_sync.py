@@ -132,6 +132,7 @@ class CavMaeSyncTextHead(nn.Module):
         if config.score_sequences:
             self.part_queries = nn.Linear(hidden, 2, bias=False)
             self.part_places = nn.Parameter(torch.empty(2))
+            self.part_projection = nn.Linear(width, config.space_dim)
             self.sequence_weights = nn.Linear(hidden, SEQUENCE_FEATURES)
         self.config = av_config
 
@@ -159,9 +160,7 @@ class CavMaeSyncTextHead(nn.Module):
                 places = (shown.cumsum(dim=1) / shown.sum(dim=1, keepdim=True).clamp(min=1)).unsqueeze(-1)
                 read = self.part_queries(tokens) + places.to(tokens.dtype) * self.part_places
                 read = read.masked_fill(~shown.unsqueeze(-1), -torch.inf).softmax(dim=1).transpose(1, 2)
-                # A part is a text of its own, of the tokens that it reads.
-                parts = self.projection(read @ states) + self.token_mean_projection(read @ tokens)
-                parts = nn.functional.normalize(parts, dim=-1)
+                parts = nn.functional.normalize(self.part_projection(read @ states), dim=-1)
                 weights = self.sequence_weights(mean)
         return TextEncoding(
             embeds=nn.functional.normalize(embeds, dim=-1),
@@ -641,7 +640,7 @@ class CavMaeSyncTextDualEncoderModel(CavMaeSyncTextPreTrainedModel):
         if texts.parts is not None:
             for part in texts.parts.unbind(dim=1):
                 for name, scores in self._mix(part, clips, gate)[0].items():
-                    seen = (self.moment_logit_scale.exp() * scores + self.moment_logit_bias).sigmoid()
+                    seen = self._scaled(scores).sigmoid()
                     pairs[name].append(seen * present[name] if name in present else seen)
         logits = {}
         for target, scores in whole.items():
@@ -656,6 +655,10 @@ class CavMaeSyncTextDualEncoderModel(CavMaeSyncTextPreTrainedModel):
                 known = sequence_features(*pairs[target])
                 logits[target] = logits[target] + torch.einsum("tbs,ts->tb", known, texts.sequence_weights)
         return logits
+
+    def _scaled(self, scores: Tensor) -> Tensor:
+        """Logits of cosines with moments."""
+        return self.moment_logit_scale.exp() * scores + self.moment_logit_bias
 
     def _mix(self, queries: Tensor, clips: "_Clips", gate: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Cosines `(texts, clips, moments)` of queries with moments by target, and which moments are there."""
@@ -675,7 +678,7 @@ class CavMaeSyncTextDualEncoderModel(CavMaeSyncTextPreTrainedModel):
     def moment_logits(self, modality: str, texts: TextEncoding, clips: "_Clips") -> Tensor:
         """Logits `(texts, clips, moments)` of every text at every moment; the lowest number at absent ones."""
         scores = _moment_scores(texts.embeds, clips.moments[modality])
-        logits = self.moment_logit_scale.exp() * scores + self.moment_logit_bias
+        logits = self._scaled(scores)
         if modality in clips.present:
             logits = logits.masked_fill(~clips.present[modality], torch.finfo(logits.dtype).min)
         return logits
@@ -696,13 +699,16 @@ class CavMaeSyncTextDualEncoderModel(CavMaeSyncTextPreTrainedModel):
         losses: list[Tensor] = []
         if caption_moments is not None:
             rows = own.any(dim=1)
-            known = rows.unsqueeze(1) & (caption_moments >= 0)
+            known, places = rows.unsqueeze(1) & (caption_moments >= 0), caption_clip_ids.clamp(min=0)
+            # A text with a span speaks of one thing, which both of its parts are, too.
+            queries = [texts.embeds] if texts.parts is None else [texts.embeds, *texts.parts.unbind(dim=1)]
             parts = []
-            for name in clips.moments:
-                logits = result[f"moment_logits_{name}"][torch.arange(len(own)), caption_clip_ids.clamp(min=0)]
+            for name, values in clips.moments.items():
                 mask = clips.present.get(name)
-                valid = known if mask is None else known & mask[caption_clip_ids.clamp(min=0)]
-                parts.append(moment_loss(logits, caption_moments > 0, valid))
+                valid = known if mask is None else known & mask[places]
+                for query in queries:
+                    scores = torch.einsum("tp,tfp->tf", query.float(), values[places].float())
+                    parts.append(moment_loss(self._scaled(scores), caption_moments > 0, valid))
             result.moment_loss = torch.stack(parts).mean()
             losses.append(self.config.moment_loss_weight * result.moment_loss)
         if self.config.audio_video_loss_weight and len(moments) == 2:
@@ -822,4 +828,5 @@ __all__ = [
     "CavMaeSyncTextPreTrainedModel",
     "pool_moments",
     "pool_text",
+    "sequence_features",
 ]
