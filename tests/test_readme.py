@@ -128,7 +128,7 @@ def test_page__commands_options_and_recipes_exist(page):
             *(param.opts + param.secondary_opts for param in command.params)
         )
         assert [word for word in rest if re.match("--?[a-z]", word) and word.split("=")[0] not in options] == [], line
-        if command.name in ("pretrain", "finetune", "probe") and not rest[0].endswith(".yaml"):
+        if command.name in ("pretrain", "finetune", "probe", "text") and not rest[0].endswith(".yaml"):
             assert any(rest[0] in (name, name.split("/")[1]) for name in list_recipes()), line
 
 

@@ -31,6 +31,7 @@ from ..training.settings import (
     PretrainingSettings,
     ProbeArguments,
     RunSettings,
+    TextArguments,
     mapping,
 )
 from . import commands, terminal
@@ -56,6 +57,7 @@ _MOST_USED = {
     "push_to_hub": ("", "Upload model, processor, code and card at the end."),
     "hub_model_id": ("NAME", "Repository on the Hub, as OWNER/NAME."),
 }
+_DOES = {"probe": "probe", "text": "join"}
 _TRAINER_PANEL = "transformers' Trainer, the most used"
 
 
@@ -155,6 +157,32 @@ def _probe(words: list[str]) -> None:
         terminal.say(f"Not converged: {', '.join(dict.fromkeys(unfinished))}; raise --max_iterations.")
 
 
+def text(context: typer.Context) -> None:
+    """Join a text encoder to a model: words then find its clips and moments, and name them.
+
+    RECIPE is a name that `cavmae-sync recipes` lists, or a YAML file; flags win over it. Both the
+    model and the text encoder stay as they are; what joins them is trained, in minutes on a CPU.
+
+    Examples:
+        cavmae-sync text syncworld --model example --text_model MODEL
+        cavmae-sync text syncworld --train_data VIDEOS --captions captions.csv --model MODEL
+    """
+    with _start(context.args, "text"):
+        _text(context.args)
+
+
+def _text(words: list[str]) -> None:
+    from ..training.text import text as run
+
+    with terminal.progress_bar("training") as show:
+        record = run(words, show)
+    for name, metrics in record["metrics"].items():
+        parts = {key: value for key, value in metrics.items() if isinstance(value, dict) and key != "chance"}
+        for part, values in (parts or {"": metrics}).items():
+            shown = ", ".join(f"{key} {value:.3g}" for key, value in values.items() if isinstance(value, int | float))
+            terminal.say(f"{name}{f', {part} wordings' if part else ''}: {shown}")
+
+
 # What is told before torch is loaded
 
 
@@ -162,7 +190,7 @@ def _probe(words: list[str]) -> None:
 def _start(words: list[str], folder: str) -> Iterator[None]:
     """Refuse what can be seen to fail, then run; a fault of the program shows where it was, for runs are long."""
     terminal.kept = "Whole checkpoints in output_dir are kept; --resume_from_checkpoint auto goes on from the last."
-    if folder == "probe":
+    if folder in ("probe", "text"):
         terminal.kept = "Features that were cached are kept; run the same command again."
     try:
         _check(words, folder)
@@ -192,10 +220,12 @@ def _check(words: Sequence[str], folder: str) -> None:
     if wrong:
         raise FlagError.unknown(wrong[0], known)
     overwrite = _is_on(settings.get("overwrite"))
-    if folder == "probe":
-        if not settings.get("model"):
-            raise TrainingError("There is nothing to probe; name a model by --model.")
-        check_free(Path(settings.get("output_dir", ProbeArguments.output_dir)) / "metrics.json", overwrite=overwrite)
+    if folder in ("probe", "text"):
+        kind = ProbeArguments if folder == "probe" else TextArguments
+        for name in ("model",) if folder == "probe" else ("model", "text_model"):
+            if not settings.get(name):
+                raise TrainingError(f"There is nothing to {_DOES[folder]}; name a model by --{name}.")
+        check_free(Path(settings.get("output_dir", kind.output_dir)) / "metrics.json", overwrite=overwrite)
     elif settings.get("output_dir"):
         check_output(RunSettings(settings["output_dir"], settings.get("resume_from_checkpoint"), overwrite))
     evaluation = mapping("eval_data", settings.get("eval_data")) or {}
@@ -208,8 +238,9 @@ def _check(words: Sequence[str], folder: str) -> None:
     for model in (settings.get("init_from"), settings.get("model")):
         if model is not None and not Path(model).expanduser().is_file():
             ModelName().check(str(model), settings)
-    if settings.get("class_names"):
-        FileIn().check(settings["class_names"], settings)
+    for name in ("class_names", "captions", "eval_captions"):
+        if settings.get(name):
+            FileIn().check(settings[name], settings)
     packages = ("accelerate", *(["pyarrow"] if world else []), *(["scikit-learn"] if folder != "pretraining" else []))
     Needs("training", "Training", packages=packages).check()
     if _is_on(settings.get("plots")):
@@ -228,7 +259,7 @@ def _names(folder: str) -> set[str]:
     panels = next(panels for _, other, panels in _COMMANDS.values() if other == folder)
     names = {item.name for kinds in panels.values() for kind in kinds for item in dataclasses.fields(kind)}
     spec = importlib.util.find_spec("transformers")
-    if folder != "probe" and spec is not None and spec.origin is not None:
+    if folder not in ("probe", "text") and spec is not None and spec.origin is not None:
         source = Path(spec.origin).with_name("training_args.py").read_text(encoding="utf-8")
         names |= set(re.findall(r"^    (\w+): ", source, flags=re.MULTILINE))
     return names
@@ -279,11 +310,12 @@ def _with_flags(name: str, all_of_them: bool = False) -> Callable[..., None]:
     rows = [(panel, *row) for panel, kinds in panels.items() for kind in kinds for row in _flags(kind)]
     rows = [row for row in rows if row[1] != "pictures"]  # the old name of another
     shown = {"pictures", *(row[1] for row in rows)}
-    if all_of_them and run is not probe:
+    by_trainer = run not in (probe, text)
+    if all_of_them and by_trainer:
         from ..training.arguments import RunArguments
 
         rows += [("transformers' Trainer", *row) for row in _flags(RunArguments) if row[0] not in shown]
-    elif run is not probe:
+    elif by_trainer:
         rows += [(_TRAINER_PANEL, flag, metavar, None, text) for flag, (metavar, text) in _MOST_USED.items()]
     recipe = typer.Argument(
         help="Recipe of the package, or a YAML file.", metavar="RECIPE", autocompletion=list_recipes
@@ -294,8 +326,8 @@ def _with_flags(name: str, all_of_them: bool = False) -> Callable[..., None]:
         "recipe": (Annotated[str | None, recipe], None),
         "help_all": (Annotated[bool, more], False),
     }
-    for panel, flag, metavar, default, text in rows:
-        option = typer.Option(f"--{flag}", help=text, metavar=metavar or None, rich_help_panel=panel)
+    for panel, flag, metavar, default, line in rows:
+        option = typer.Option(f"--{flag}", help=line, metavar=metavar or None, rich_help_panel=panel)
         annotations[flag] = (Annotated[str | None, option], default) if metavar else (Annotated[bool, option], False)
     signature = inspect.Signature(
         [
@@ -368,6 +400,7 @@ _COMMANDS: dict[str, tuple[Callable[[typer.Context], None], str, dict[str, tuple
         },
     ),
     "probe": (probe, "probe", {"Probe": (ProbeArguments,)}),
+    "text": (text, "text", {"Text": (TextArguments,)}),
 }
 
 

@@ -17,6 +17,7 @@ TEXT_CONFIG_VALUES: dict[str, Allowed] = {
     "projection_dim": optional(whole(1, 1 << 14)),
     "text_pooling": choice("mean", "cls", "eos", "pooler"),
     "num_text_layers": whole(0, 1 << 6),
+    "text_dropout": number(0, 1, below=True),
     "num_clip_layers": whole(0, 1 << 6),
     "score_sequences": flag(),
     "text_loss": choice("sigmoid", "softmax"),
@@ -47,14 +48,16 @@ class CavMaeSyncTextDualEncoderConfig(ConfigSavedWithCode, PreTrainedConfig):
             How one vector is made of the text encoder's tokens: `"mean"`, `"cls"` (the first), `"eos"` (the last) or
             `"pooler"` (`pooler_output` of the text encoder).
         num_text_layers (`int`, *optional*, defaults to 1):
-            Transformer layers over the text encoder's tokens, whose mean is added to the pooled vector. They read
-            what a frozen text encoder's pooled vector does not tell, such as the order of words.
+            Transformer layers over the text encoder's tokens, whose mean is added to the pooled vector. They read what
+            that does not tell, such as which of two things a sentence says is silent.
+        text_dropout (`float`, *optional*, defaults to 0.2):
+            Dropout on the text encoder's tokens while training, so that texts in other words are understood.
         num_clip_layers (`int`, *optional*, defaults to 2):
             Transformer layers over the moments of a clip, which make one vector of it that knows their order. 0: a
             clip's score is made of the scores of its moments alone.
         score_sequences (`bool`, *optional*, defaults to `True`):
             Whether a clip's score also counts the order and number of what a text speaks of, as they follow from the
-            moments' probabilities. Needs `num_text_layers`.
+            moments' probabilities.
         text_loss (`str`, *optional*, defaults to `"sigmoid"`):
             `"sigmoid"`: each text and clip is judged by itself (SigLIP, Zhai et al. 2023). `"softmax"`: each text must
             find its clips and each clip its texts (InfoNCE with several positives).
@@ -115,6 +118,7 @@ class CavMaeSyncTextDualEncoderConfig(ConfigSavedWithCode, PreTrainedConfig):
     projection_dim: int | None = None
     text_pooling: Literal["mean", "cls", "eos", "pooler"] = "mean"
     num_text_layers: int = 1
+    text_dropout: float | int = 0.2
     num_clip_layers: int = 2
     score_sequences: bool = True
     text_loss: Literal["sigmoid", "softmax"] = "sigmoid"
@@ -145,15 +149,6 @@ class CavMaeSyncTextDualEncoderConfig(ConfigSavedWithCode, PreTrainedConfig):
     def validate_allowed(self) -> None:
         """Refuse what no setting may be."""
         check_values({name: getattr(self, name) for name in TEXT_CONFIG_VALUES}, TEXT_CONFIG_VALUES)
-
-    def validate_architecture(self) -> None:
-        """Refuse settings that cannot work together, each with what would."""
-        super().validate_architecture()
-        if self.score_sequences and not self.num_text_layers:
-            raise ValueError(
-                "`score_sequences` is on and `num_text_layers` 0, but sequences are read off the text's tokens; set "
-                "`num_text_layers` to 1 or more, or `score_sequences` to False."
-            )
 
 
 def audio_visual_config(config: Any) -> CavMaeSyncConfig:

@@ -119,7 +119,7 @@ class CavMaeSyncTextHead(nn.Module):
         super().__init__()
         av_config = cast(CavMaeSyncConfig, config.av_config)
         width, hidden = cast(Any, config.text_config).hidden_size, av_config.hidden_size
-        self.pooling = config.text_pooling
+        self.pooling, self.dropout = config.text_pooling, config.text_dropout
         self.scores_sequences = config.score_sequences
         self.projection = nn.Linear(width, config.space_dim)
         self.clip_projection = nn.Linear(width, hidden) if config.num_clip_layers else None
@@ -130,10 +130,10 @@ class CavMaeSyncTextHead(nn.Module):
             self.token_mean_projection = nn.Linear(hidden, config.space_dim)
             self.token_mean_clip_projection = nn.Linear(hidden, hidden) if config.num_clip_layers else None
         if config.score_sequences:
-            self.part_queries = nn.Linear(hidden, 2, bias=False)
+            self.part_queries = nn.Linear(width, 2, bias=False)
             self.part_places = nn.Parameter(torch.empty(2))
             self.part_projection = nn.Linear(width, config.space_dim)
-            self.sequence_weights = nn.Linear(hidden, SEQUENCE_FEATURES)
+            self.sequence_weights = nn.Linear(width, SEQUENCE_FEATURES)
         self.config = av_config
 
     def forward(self, output: BaseModelOutputWithPooling, attention_mask: Tensor | None) -> "TextEncoding":
@@ -141,6 +141,7 @@ class CavMaeSyncTextHead(nn.Module):
         states = cast(Tensor, output.last_hidden_state)
         if attention_mask is None:
             attention_mask = torch.ones(states.shape[:2], dtype=torch.long, device=states.device)
+        states = nn.functional.dropout(states, self.dropout, self.training)
         pooled = pool_text(states, attention_mask, self.pooling, output.get("pooler_output"))
         embeds = self.projection(pooled)
         clip_embeds = None if self.clip_projection is None else self.clip_projection(pooled)
@@ -155,13 +156,13 @@ class CavMaeSyncTextHead(nn.Module):
             embeds = embeds + self.token_mean_projection(mean)
             if clip_embeds is not None and self.token_mean_clip_projection is not None:
                 clip_embeds = clip_embeds + self.token_mean_clip_projection(mean)
-            if self.scores_sequences:
-                shown = attention_mask.bool()
-                places = (shown.cumsum(dim=1) / shown.sum(dim=1, keepdim=True).clamp(min=1)).unsqueeze(-1)
-                read = self.part_queries(tokens) + places.to(tokens.dtype) * self.part_places
-                read = read.masked_fill(~shown.unsqueeze(-1), -torch.inf).softmax(dim=1).transpose(1, 2)
-                parts = nn.functional.normalize(self.part_projection(read @ states), dim=-1)
-                weights = self.sequence_weights(mean)
+        if self.scores_sequences:
+            shown = attention_mask.bool()
+            places = (shown.cumsum(dim=1) / shown.sum(dim=1, keepdim=True).clamp(min=1)).unsqueeze(-1)
+            read = self.part_queries(states) + places.to(states.dtype) * self.part_places
+            read = read.masked_fill(~shown.unsqueeze(-1), -torch.inf).softmax(dim=1).transpose(1, 2)
+            parts = nn.functional.normalize(self.part_projection(read @ states), dim=-1)
+            weights = self.sequence_weights(pooled)
         return TextEncoding(
             embeds=nn.functional.normalize(embeds, dim=-1),
             clip_embeds=None if clip_embeds is None else nn.functional.normalize(clip_embeds, dim=-1),

@@ -129,6 +129,68 @@ def _clip_means(
             yield {name: values[place] for name, values in means.items()}
 
 
+def cached_moments(
+    model: CavMaeSyncModel,
+    dataset: CavMaeSyncDataset,
+    folder: StrPath,
+    *,
+    refresh: bool = False,
+    batch_frames: int = 256,
+    num_workers: int = 0,
+    progress: Callable[..., None] | None = None,
+) -> dict[str, np.ndarray]:
+    """Embeddings of all moments of all clips of a set, computed where the cache lacks them.
+
+    Args:
+        model, dataset, folder, refresh, batch_frames, num_workers, progress: As of `cached_features`.
+
+    Returns:
+        `audio` and `video` `(clips, moments, hidden)` float16, NaN where absent, and `times` `(clips, moments)`
+        float64, seconds, NaN where a clip has fewer moments than the longest.
+
+    Raises:
+        TrainingError, CavMaeSyncError: As `cached_features`.
+    """
+    if dataset.maker.frames != "all" or dataset.maker.augmentation is not None:
+        raise TrainingError('Embeddings are those of whole clips as they are; make the set with frames="all".')
+    processor = dataset.maker.processor
+    cache = MomentCache(
+        Path(folder).expanduser(), model_fingerprint(model, processor), dataset, ["audio", "video", "times"]
+    )
+    cache.open(refresh)
+    features = choose_features(["a", "v"], model.config)
+    done = len(dataset) - sum(len(cache.clips(part)) for part in cache.missing())
+    for part in cache.missing():
+        loader = DataLoader(
+            Subset(dataset, cache.clips(part)),
+            batch_size=max(1, batch_frames // processor.feature_extractor.num_frames),
+            collate_fn=CavMaeSyncCollator(processor),
+            num_workers=num_workers,
+        )
+        kept: dict[str, list[np.ndarray]] = {name: [] for name in cache.features}
+        for batch in loader:
+            encoded = encode_moments(model, batch, features)
+            if encoded.broken(features).any():
+                raise TrainingError(not_finite_error("An embedding", model).message)
+            for name, feature in zip(("audio", "video"), features, strict=True):
+                absent = ~encoded.present(feature).unsqueeze(-1)
+                kept[name] += list(encoded.values[feature.name].masked_fill(absent, np.nan).half().numpy())
+            kept["times"] += list(np.asarray(batch["frame_times"], dtype=np.float64))
+            if progress is not None:
+                progress(done + len(kept["times"]), len(dataset))
+        cache.write(part, {name: _stacked(rows) for name, rows in kept.items()})
+        done += len(kept["times"])
+    return cache.read()
+
+
+def _stacked(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Rows of different lengths, filled up with NaN."""
+    longest = max(len(row) for row in rows)
+    return np.stack(
+        [np.concatenate([row, np.full((longest - len(row), *row.shape[1:]), np.nan, row.dtype)]) for row in rows]
+    )
+
+
 def _checked(path: Path, rows: np.ndarray) -> np.ndarray:
     """Features `(clips, hidden)`, each there or, as NaN throughout, absent."""
     finite = np.isfinite(rows)
@@ -235,3 +297,23 @@ class ClipCache:
     def part(self, part: int) -> Path:
         """The file of a part."""
         return self.folder / f"part-{part:05d}.{self.suffix}"
+
+
+class MomentCache(ClipCache):
+    """The folder of the moments' embeddings."""
+
+    kind = "cavmae-sync-clip-moments"
+
+    def read(self) -> dict[str, np.ndarray]:
+        """All that is kept."""
+        parts: dict[str, list[np.ndarray]] = {name: [] for name in self.features}
+        for part in range(-(-self.count // self.per_part)):
+            path = self.part(part)
+            try:
+                check_array_size(path, _MOST_PART_BYTES)
+                with np.load(path) as values:
+                    for name, rows in parts.items():
+                        rows.extend(values[name])
+            except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+                raise TrainingError(f"{path}: cannot be read ({error}); delete it and run again.") from error
+        return {name: _stacked(rows) for name, rows in parts.items()}

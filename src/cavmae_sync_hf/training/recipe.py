@@ -17,6 +17,7 @@ RUN_BY = {
     "pretraining": "cavmae-sync pretrain",
     "classification": "cavmae-sync finetune",
     "probe": "cavmae-sync probe",
+    "text": "cavmae-sync text",
     "ablations": "python -m cavmae_sync_hf.training.ablations",
 }
 

@@ -343,3 +343,73 @@ class ProbeArguments:
             raise TrainingError(f"`baselines` has {unknown[0]!r}; there are {' and '.join(BASELINES)}.")
         if not self.features:
             raise TrainingError("`features` is empty; name what is to be probed, such as a, v and a+v.")
+
+
+@dataclass
+class TextArguments:
+    """Which text encoder is joined to which model, and what it learns from.
+
+    Attributes:
+        model: Name of a model, as `load_model` takes it; it is not changed.
+        text_model: Folder or Hub name of a text encoder with its tokenizer; it is not changed.
+        output_dir: Where `metrics.json`, the model (in `model`) and the embeddings go, unless `cache_dir` says
+            otherwise.
+        train_data: A folder of shards, a folder or list of video files, or a SyncWorld split.
+        eval_data: Name -> such a source, as a mapping or JSON; each is evaluated under its name.
+        syncworld: Makes a SyncWorld and its shards first, as in `DataArguments`.
+        captions: CSV or Parquet file with the columns `clip_id`, `text` and perhaps `start` and `end`. Default: what
+            SyncWorld's truth says, else the labels as sentences.
+        eval_captions: Likewise, of evaluation sets that are no SyncWorld.
+        class_names: File with the names of the classes; default: those stored with the training set.
+        text_config: Settings of `CavMaeSyncTextDualEncoderConfig` that differ, as a mapping or JSON.
+        captions_per_clip: Captions that SyncWorld's truth gives each clip, and their opposites.
+        captions_per_step: Captions of a clip in a batch.
+        max_steps: Steps of training.
+        batch_size: Clips in a batch.
+        learning_rate: Its highest value, after the warm-up (a tenth of the steps).
+        weight_decay: Of AdamW.
+        shuffled_texts: The control: captions are dealt out to other clips.
+        cache_dir: Where embeddings are kept, a folder per set; default: `moments` in `output_dir`.
+        overwrite: Replace the results of an earlier run, which are refused otherwise.
+        refresh_cache: Throw away embeddings of another model or set, instead of refusing to go on.
+        num_workers: Processes that load.
+        device: Where the models run.
+        seed: Seeds weights, captions and orders.
+    """
+
+    model: str | None = setting(None, "Model: folder, Hub name, published:NAME or example.")
+    text_model: str | None = setting(None, "Text encoder: folder or Hub name, with its tokenizer.")
+    output_dir: str = setting("outputs/text", "Where metrics.json, the model and the embeddings go.")
+    train_data: str | None = setting(None, "Shards, or a folder or list of videos.")
+    eval_data: dict[str, str] | str | None = setting(None, 'Evaluation sets, as JSON: {"name": "folder"}.')
+    syncworld: dict[str, Any] | str | None = setting(
+        None, "SyncWorld to make first, as JSON: folder, train, semantic, temporal, options."
+    )
+    captions: str | None = setting(None, "Table of captions: clip_id, text, perhaps start and end.")
+    eval_captions: str | None = setting(None, "Likewise, of evaluation sets.")
+    class_names: str | None = setting(None, "File of class names.")
+    text_config: dict[str, Any] | str | None = setting(
+        None, "Settings of CavMaeSyncTextDualEncoderConfig that differ, as JSON."
+    )
+    captions_per_clip: int = setting(8, "Captions that SyncWorld's truth gives each clip.")
+    captions_per_step: int = setting(4, "Captions of a clip in a batch.")
+    max_steps: int = setting(1000, "Steps to train.")
+    batch_size: int = setting(64, "Clips in a batch.")
+    learning_rate: float = setting(2e-3, "Its highest value, after the warm-up.")
+    weight_decay: float = setting(0.05, "Of AdamW.")
+    shuffled_texts: bool = setting(False, "The control: captions are dealt out to other clips.")
+    cache_dir: str | None = setting(None, "Where embeddings are kept; default: in output_dir.")
+    overwrite: bool = setting(False, "Replace the results of an earlier run.")
+    refresh_cache: bool = setting(False, "Replace embeddings of another model or set.")
+    num_workers: int = setting(0, "Processes that load.")
+    device: str = setting("auto", "Where the models run, such as cpu or cuda:1.")
+    seed: int = setting(0, "Seeds weights, captions and orders.")
+
+    def __post_init__(self) -> None:
+        for name in ("eval_data", "syncworld", "text_config"):
+            setattr(self, name, mapping(name, getattr(self, name)))
+        for name in ("captions_per_clip", "captions_per_step", "max_steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise TrainingError(f"`{name}` is {getattr(self, name)}; it must be at least 1.")
+        if self.batch_size < 2:
+            raise TrainingError("`batch_size` is 1; a text needs another clip to be told from, use 2 or more.")

@@ -1,0 +1,179 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""`cavmae-sync text`: from a model, a text encoder and clips to a model with text; what it learns and refuses."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel, AutoProcessor, BertModel
+
+from cavmae_sync_hf import (
+    CavMaeSyncModel,
+    CavMaeSyncProcessor,
+    CavMaeSyncTextDualEncoderModel,
+    TrainingError,
+    make_world,
+    save_for_hub,
+)
+from cavmae_sync_hf.training.captions import Caption, CaptionSet, label_captions, read_captions
+from cavmae_sync_hf.training.settings import TextArguments
+from cavmae_sync_hf.training.text import KnownTexts, TextSet, run_text, train_text
+from helpers.tiny import tiny_config, tiny_text_config, tiny_tokenizer
+
+COMMAND = ("text",)
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory):
+    """A model, a text encoder, and a small world."""
+    folder = tmp_path_factory.mktemp("text-training")
+    torch.manual_seed(0)
+    config = tiny_config()
+    save_for_hub(CavMaeSyncModel(config), CavMaeSyncProcessor.from_config(config), folder / "model")
+    BertModel(tiny_text_config()).save_pretrained(folder / "encoder")
+    tiny_tokenizer().save_pretrained(folder / "encoder")
+    for split, preset in (("train", "mixed"), ("semantic", "semantic"), ("temporal", "temporal")):
+        make_world(
+            folder / "world", clips=4, seed=3, split=split, preset=preset, size=48, seconds=4.0, fps=5, workers=1
+        )
+    return folder
+
+
+def arguments(desk, output, **settings) -> TextArguments:
+    world = desk / "world"
+    values = {
+        "model": str(desk / "model"),
+        "text_model": str(desk / "encoder"),
+        "output_dir": str(output),
+        "train_data": str(world / "train"),
+        "eval_data": {name: str(world / name) for name in ("semantic", "temporal")},
+        "cache_dir": str(desk / "moments"),
+        "max_steps": 3,
+        "batch_size": 4,
+        "device": "cpu",
+    }
+    return TextArguments(**(values | settings))
+
+
+def test_run__gives_a_model_with_text(desk, tmp_path):
+    record = run_text(arguments(desk, tmp_path / "out"))
+
+    model, processor = (auto.from_pretrained(tmp_path / "out" / "model") for auto in (AutoModel, AutoProcessor))
+    before = CavMaeSyncModel.from_pretrained(desk / "model")
+    after = model.av_model.state_dict()
+    assert all(torch.equal(after[name], values) for name, values in before.state_dict().items())
+    assert processor.has_tokenizer and json.loads((tmp_path / "out" / "metrics.json").read_text()) == record
+    semantic, temporal = record["metrics"]["semantic"], record["metrics"]["temporal"]
+    for wording in ("seen", "unseen"):
+        names = {"zero_shot_map", "zero_shot_top1", "moment_auroc_audio", "moment_auroc_video", "clip_to_text_r1"}
+        names |= {f"text_to_clip_r1_{target}" for target in ("audio", "video", "audio_video")}
+        assert names <= set(semantic[wording]) and "twins" in temporal[wording]
+        assert all(0 <= semantic[wording][name] <= 100 for name in names)
+    assert semantic["chance"] == {"recall": 25.0, "twins": 50, "auroc": 0.5}
+
+
+def test_command__prints_metrics_and_replaces_nothing(desk, tmp_path, run):
+    words = ["--model", desk / "model", "--text_model", desk / "encoder", "--output_dir", tmp_path / "out"]
+    words += ["--train_data", desk / "world" / "train", "--cache_dir", desk / "moments", "--device", "cpu"]
+    words += ["--eval_data", json.dumps({"semantic": str(desk / "world" / "semantic")}), "--max_steps", "2"]
+
+    code, out, err = run(*words)
+    again, _, refused = run(*words)
+
+    assert code == 0, err
+    assert "semantic, unseen wordings: " in out and "text_to_clip_r1_audio_video" in out
+    assert again == 1 and "metrics.json" in refused and "overwrite" in refused
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--text_model", "x"], "nothing to join; name a model by --model"),
+        (["--model", "example"], "nothing to join; name a model by --text_model"),
+        (["--model", "example", "--text_model", "x", "--train_data", "nowhere"], "nowhere"),
+        (["--model", "example", "--text_model", "x", "--max_stesp", "3"], "did you mean --max_steps"),
+    ],
+    ids=["no model", "no text model", "no data", "a flag"],
+)
+def test_command__refuses_before_it_loads(run, words, says):
+    code, _, err = run(*words)
+    assert code != 0 and says in err
+
+
+WORDS = ("a bell", "a dog", "a drum")  # of which the tiny tokenizer knows every one
+
+
+def synthetic(count: int = 24, seed: int = 0) -> tuple[TextSet, list[int], list[int]]:
+    """Clips whose audio is one of three vectors at one of four moments; also which of them, and where."""
+    rng = np.random.default_rng(seed)
+    vectors = torch.nn.functional.normalize(torch.randn(4, 32, generator=torch.Generator().manual_seed(1)), dim=-1)
+    named, places = rng.integers(3, size=count).tolist(), rng.integers(4, size=count).tolist()
+    audio = vectors[3].repeat(count, 4, 1)
+    audio[torch.arange(count), torch.tensor(places)] = vectors[torch.tensor(named)]
+    said = [
+        [Caption(WORDS[name], WORDS[name], spans=((float(place), place + 1.0),))]
+        for name, place in zip(named, places, strict=True)
+    ]
+    present = torch.ones(count, 4, dtype=torch.bool)
+    clips = TextSet(
+        moments={"audio": audio, "video": audio.clone()},
+        present={"audio": present, "video": present},
+        times=np.tile(np.arange(4) + 0.5, (count, 1)),
+        captions=CaptionSet(said, [[row[0].key] for row in said]),
+        records=None,
+    )
+    return clips, named, places
+
+
+@pytest.mark.parametrize("shuffled", [False, True], ids=["true texts", "shuffled texts"])
+def test_training__finds_what_is_said_and_the_control_does_not(desk, tmp_path, shuffled):
+    torch.manual_seed(0)
+    model = CavMaeSyncTextDualEncoderModel.from_av_text_pretrained(desk / "model", desk / "encoder")
+    texts = KnownTexts(model, tiny_tokenizer())
+    clips, named, places = synthetic()
+    settings = arguments(desk, tmp_path, max_steps=60, batch_size=16, learning_rate=1e-2, shuffled_texts=shuffled)
+
+    course = train_text(model, texts, clips, settings)
+
+    with torch.no_grad():
+        logits = model.moment_logits("audio", texts.encode(WORDS), model.encode_clips(clips.moments, {}))
+    found = [int(logits[name, clip].argmax()) for clip, name in enumerate(named)]
+    right = np.mean(np.array(found) == np.array(places))
+    assert (right > 0.9) == (not shuffled), right
+    assert len(course) >= 10 and all(np.isfinite(course))
+
+
+def test_labels__become_sentences():
+    found = label_captions([[0, 2], []], ["rain", "bell", "dog"], ["{}", "a {} is heard"])
+    assert [caption.text for caption in found.captions[0]] == ["rain", "a rain is heard", "dog", "a dog is heard"]
+    assert found.captions[1] == [] and found.keys == [["label:0", "label:2"], []]
+    with pytest.raises(TrainingError, match="has no place for the label"):
+        label_captions([[0]], ["rain"], ["rain"])
+
+
+def test_table__gives_captions_and_spans(tmp_path):
+    table = tmp_path / "captions.csv"
+    table.write_text("clip_id,text,start,end\na,A dog barks,1,2.5\na,rain,,\nelsewhere,sun,,\nb,a dog barks,,\n")
+
+    found = read_captions(table, ["a", "b"])
+
+    assert [[caption.text for caption in row] for row in found.captions] == [["A dog barks", "rain"], ["a dog barks"]]
+    assert found.captions[0][0].spans == ((1.0, 2.5),) and found.captions[0][1].spans == ()
+    assert found.captions[0][0].key == found.captions[1][0].key
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("clip_id,words\na,rain\n", "has no column 'text'"),
+        ("clip_id,text\na,\n", "row 1 has no text"),
+        ("clip_id,text\nz,rain\n", "has no caption of any of the 1 clips"),
+        ("clip_id,text,start,end\na,rain,3,2\n", "row 1 ends .2 s. before it starts"),
+    ],
+    ids=["no column", "no text", "other clips", "backwards"],
+)
+def test_table__is_checked(tmp_path, content, says):
+    (tmp_path / "captions.csv").write_text(content)
+    with pytest.raises(TrainingError, match=says):
+        read_captions(tmp_path / "captions.csv", ["a"])
