@@ -12,22 +12,28 @@ import yaml
 from huggingface_hub import EvalResult
 
 from ..files import StrPath
-from ..inference.loading import model_folder, read_config, read_processor
+from ..inference.loading import has_text, model_folder, read_config, read_processor, read_text_config
 from ..model.errors_cavmae_sync import EvaluationError
 from ..model.modeling_cavmae_sync import (
     CavMaeSyncForAudioVisualClassification,
     CavMaeSyncForPreTraining,
     CavMaeSyncModel,
-    CavMaeSyncPreTrainedModel,
 )
+from ..model.modeling_text_cavmae_sync import CavMaeSyncTextDualEncoderModel
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from ..model_card import CardDetails, create_model_card
 from ..names import HUB, PUBLISHED
 from ..provenance import folder_digest
 from .results import read_results
 
-_CLASSES: dict[str, type[CavMaeSyncPreTrainedModel]] = {
-    kind.__name__: kind for kind in (CavMaeSyncModel, CavMaeSyncForPreTraining, CavMaeSyncForAudioVisualClassification)
+_CLASSES: dict[str, type[Any]] = {
+    kind.__name__: kind
+    for kind in (
+        CavMaeSyncModel,
+        CavMaeSyncForPreTraining,
+        CavMaeSyncForAudioVisualClassification,
+        CavMaeSyncTextDualEncoderModel,
+    )
 }
 # Task type and name of a card's entries, by task of a results file, in the order of the card. The types differ, since
 # the Hub's metadata has one entry per type and data set.
@@ -195,9 +201,10 @@ def card_text(
     return str(create_model_card(described, processor, details))
 
 
-def _describe(folder: Path) -> tuple[CavMaeSyncPreTrainedModel, CavMaeSyncProcessor]:
+def _describe(folder: Path) -> tuple[Any, CavMaeSyncProcessor]:
     """A model without values, of the class that was saved, and its processor."""
-    config, processor = read_config(str(folder)), read_processor(str(folder))
+    processor = read_processor(str(folder))
+    config: Any = read_text_config(str(folder)) if has_text(str(folder)) else read_config(str(folder))
     kinds = getattr(config, "architectures", None) or [CavMaeSyncModel.__name__]
     if kinds[0] not in _CLASSES:
         raise EvaluationError(f"{folder} holds a {kinds[0]}, which is no model of this package.")

@@ -9,12 +9,18 @@ from pathlib import Path
 from typing import Any, Literal, cast, overload
 
 import torch
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..convert.catalogue import convert_published
 from ..convert.reading import not_finite, read_json_object, read_shapes, shorten, weight_files
 from ..files import StrPath
 from ..hub import register_auto_classes
 from ..model.configuration_cavmae_sync import CONFIG_VALUES, CavMaeSyncConfig
+from ..model.configuration_text_cavmae_sync import (
+    TEXT_CONFIG_VALUES,
+    CavMaeSyncTextDualEncoderConfig,
+    audio_visual_config,
+)
 from ..model.encoder_families_cavmae_sync import check_extractor, num_blocks
 from ..model.errors_cavmae_sync import ModelError
 from ..model.feature_extraction_cavmae_sync import FEATURE_VALUES, CavMaeSyncFeatureExtractor
@@ -24,6 +30,7 @@ from ..model.modeling_cavmae_sync import (
     CavMaeSyncModel,
     CavMaeSyncPreTrainedModel,
 )
+from ..model.modeling_text_cavmae_sync import CavMaeSyncTextDualEncoderModel
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from ..model.values_cavmae_sync import Allowed, check_values, choice, optional, shown
 from ..model.video_processing_cavmae_sync import VIDEO_VALUES, CavMaeSyncVideoProcessor
@@ -33,7 +40,7 @@ _KERNEL = optional(
     Allowed("the name of one of transformers' own", lambda value: isinstance(value, str) and value.isidentifier())
 )
 # What transformers would do with the others of a file's values comes later, and in its own words.
-_CONFIG_FILE_VALUES = CONFIG_VALUES | {
+_FILE_VALUES = {
     "dtype": optional(choice("float32", "bfloat16", "float16", "float64")),
     "torch_dtype": optional(choice("float32", "bfloat16", "float16", "float64")),
     # An address would have transformers fetch code from the Hub and run it.
@@ -43,7 +50,9 @@ _CONFIG_FILE_VALUES = CONFIG_VALUES | {
     "_experts_implementation": _KERNEL,
 }
 _ENCODER = optional(Allowed("a mapping, with kernels of transformers' own", lambda value: _is_harmless(value)))
+_CONFIG_FILE_VALUES = CONFIG_VALUES | _FILE_VALUES
 _CONFIG_FILE_VALUES |= {f"{modality}_encoder_config": _ENCODER for modality in ("audio", "video")}
+_TEXT_FILE_VALUES = TEXT_CONFIG_VALUES | _FILE_VALUES | {"text_config": _ENCODER}
 # File, the part of it, and what its settings may be; transformers takes the parts from files of their own as well.
 _PROCESSOR_FILES = (
     ("processor_config.json", "feature_extractor", FEATURE_VALUES),
@@ -53,12 +62,16 @@ _PROCESSOR_FILES = (
 )
 _LAYERS = ("num_modality_layers", "num_joint_layers", "num_contrastive_head_layers")
 _LONGEST_REASON = 300
+_MODEL_FILES = ["*.json", "model*.safetensors", "vocab.txt", "merges.txt", "*.model"]  # the last three: tokenizers
 
 _CLASSES: dict[str, Any] = {
     "embedding": CavMaeSyncModel,
     "classification": CavMaeSyncForAudioVisualClassification,
     "pretraining": CavMaeSyncForPreTraining,
+    "text": CavMaeSyncTextDualEncoderModel,
 }
+# Of the audio-visual model in the weights of a model with text.
+_INSIDE = f"{CavMaeSyncTextDualEncoderModel.base_model_prefix}."
 
 
 @overload
@@ -94,14 +107,25 @@ def load_model(
 ) -> tuple[CavMaeSyncForPreTraining, CavMaeSyncProcessor]: ...
 
 
+@overload
 def load_model(
     name: StrPath,
     *,
-    use: Literal["embedding", "classification", "pretraining"] = "embedding",
+    use: Literal["text"],
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     modalities: Literal["any", "both"] = "any",
-) -> tuple[CavMaeSyncPreTrainedModel, CavMaeSyncProcessor]:
+) -> tuple[CavMaeSyncTextDualEncoderModel, CavMaeSyncProcessor]: ...
+
+
+def load_model(
+    name: StrPath,
+    *,
+    use: Literal["embedding", "classification", "pretraining", "text"] = "embedding",
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    modalities: Literal["any", "both"] = "any",
+) -> tuple[Any, CavMaeSyncProcessor]:
     """A model in evaluation mode, and its processor, from a folder or the Hub.
 
     Args:
@@ -109,7 +133,9 @@ def load_model(
             branch, tag or commit of it, `published:NAME` for weights of the methods' authors
             (`cavmae_sync_hf.convert.published_weights` lists them; fetched and converted once), or `example` for the
             small model that comes with the package. The Hub is asked for nothing else.
-        use: `"embedding"` loads the encoder of any checkpoint; the other two need a checkpoint that has that head.
+        use: `"embedding"` loads the encoder of any checkpoint, of a model with text the audio-visual model inside;
+            `"classification"` and `"pretraining"` need a checkpoint that has that head, `"text"` one of a
+            `CavMaeSyncTextDualEncoderModel` with its tokenizer.
         device: Where the model goes, `"auto"` for the first of CUDA, MPS and CPU that this machine has; inputs that
             you hand to it yourself have to go there, too.
         dtype: Of its weights.
@@ -123,23 +149,40 @@ def load_model(
 
     register_auto_classes()
     logging.disable_progress_bar()
-    config = read_config(name)
+    with_text = has_text(name)
+    outer = read_text_config(name) if with_text else read_config(name)
+    config = cast(CavMaeSyncConfig, audio_visual_config(outer))
     if modalities == "both" and config.modality != "multimodal":
         raise ModelError(f"{name} has the {config.modality} tower alone; this compares audio and video.")
-    kinds = config.architectures or []
-    if use != "embedding" and _CLASSES[use].__name__ not in kinds:
+    if use == "text" and not with_text:
+        raise ModelError(
+            f"{name} has no text encoder; name a model with text: `cavmae-sync text` trains one, and "
+            "CavMaeSyncTextDualEncoderModel.from_av_text_pretrained joins two models."
+        )
+    kinds = outer.architectures or []
+    if use in ("classification", "pretraining") and _CLASSES[use].__name__ not in kinds:
         remedy = "`cavmae-sync finetune` trains one" if use == "classification" else "name another"
         raise ModelError(
             f"{name} was saved as {', '.join(kinds) or 'a bare model'}, without the {use} head that this needs; "
             f"{remedy}."
         )
-    check_weight_files(name, _CLASSES[use], config)
+    check_weight_files(name, _CLASSES[use], outer if use == "text" else config)
     processor = read_processor(name)
+    if use == "text" and not processor.has_tokenizer:
+        raise ModelError(
+            f"{name} holds no tokenizer; save the text encoder's beside the model: "
+            "CavMaeSyncProcessor(feature_extractor, video_processor, tokenizer).save_pretrained(folder)."
+        )
     if config.modality != "video":
         with _told(Path(name)):
             check_extractor(config.audio_encoder_config, processor.feature_extractor)
+    inside: dict[str, Any] = {}
+    if with_text and use != "text":
+        inside = {"config": config, "key_mapping": {f"^{re.escape(_INSIDE)}": ""}}
     with _reasons_told(name):
-        model, report = _CLASSES[use].from_pretrained(name, dtype=dtype, output_loading_info=True)
+        model, report = _CLASSES[use].from_pretrained(name, dtype=dtype, output_loading_info=True, **inside)
+    if use == "text":
+        model.base_model.config._name_or_path = str(name)
     missing = sorted(report["missing_keys"])
     if missing:
         raise ModelError(f"{name}: the weights lack {shorten(missing, 3)}; save the model anew.")
@@ -189,7 +232,7 @@ def _fetched(repository: str, revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=["*.json", "model*.safetensors"]))
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=_MODEL_FILES))
     except OSError as error:
         named = repository if revision is None else f"{repository}@{revision}"
         raise ModelError(f"The Hub gives no model {named}: {_first_line(error)}") from error
@@ -203,23 +246,52 @@ def _first_line(error: Exception) -> str:
 def read_config(name: str) -> CavMaeSyncConfig:
     """The configuration of a saved model, whose values are checked before anything is made of them.
 
+    Of a model with text it is that of the audio-visual model inside.
+
     Raises:
         ModelError: There is no such model, it is of another kind, or a value is not allowed; the file is named.
     """
-    from transformers import AutoConfig
-
     name = saved_model(name)
+    if has_text(name):
+        return cast(CavMaeSyncConfig, audio_visual_config(read_text_config(name)))
     file, values = _read_config_file(name)
     kind = values.get("model_type")
     if kind != CavMaeSyncConfig.model_type:
         raise ModelError(f"{name} holds a model of type {shown(kind)}, not {CavMaeSyncConfig.model_type!r}.")
     with _told(file.parent, file.name):
         check_values(values, _CONFIG_FILE_VALUES)
+    return cast(CavMaeSyncConfig, _made_config(name, file))
+
+
+def has_text(name: str) -> bool:
+    """Whether a saved model is one with a text encoder.
+
+    Raises:
+        ModelError: There is no such model, or its file cannot be read.
+    """
+    return bool(saved_model_type(name) == CavMaeSyncTextDualEncoderConfig.model_type)
+
+
+def read_text_config(name: str) -> CavMaeSyncTextDualEncoderConfig:
+    """The configuration of a saved model with text; see `read_config`."""
+    name = saved_model(name)
+    file, values = _read_config_file(name)
+    with _told(file.parent, file.name):
+        check_values(values, _TEXT_FILE_VALUES)
+        inside = values.get("av_config")
+        if not isinstance(inside, dict) or not isinstance(values.get("text_config"), dict):
+            raise ValueError("`av_config` and `text_config` must hold settings by name.")
+        check_values(inside, _CONFIG_FILE_VALUES)
+    return cast(CavMaeSyncTextDualEncoderConfig, _made_config(name, file))
+
+
+def _made_config(name: str, file: Path) -> Any:
+    """The configuration object of checked values."""
+    from transformers import AutoConfig
+
     register_auto_classes()
     with _reasons_told(str(file)):
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-    assert isinstance(config, CavMaeSyncConfig)
-    return config
+        return AutoConfig.from_pretrained(name, trust_remote_code=False)
 
 
 def _is_harmless(encoder: Any, inside: bool = False) -> bool:
@@ -296,7 +368,7 @@ def read_processor(name: str) -> CavMaeSyncProcessor:
 
 
 def check_weight_files(
-    name: str, kind: type[CavMaeSyncPreTrainedModel] | None = None, config: CavMaeSyncConfig | None = None
+    name: str, kind: type[PreTrainedModel] | None = None, config: PreTrainedConfig | None = None
 ) -> None:
     """Refuse weight files of which no model can be made, before it is tried.
 
@@ -342,30 +414,33 @@ def check_finite(model: torch.nn.Module, name: str) -> None:
         )
 
 
-def _check_shapes(
-    shapes: Mapping[str, tuple[int, ...]], kind: type[CavMaeSyncPreTrainedModel], config: CavMaeSyncConfig
-) -> None:
+def _check_shapes(shapes: Mapping[str, tuple[int, ...]], kind: type[PreTrainedModel], config: Any) -> None:
     """Compare what the weight files hold with what the configuration asks for; heads that are not wanted are left."""
     prefix = f"{CavMaeSyncPreTrainedModel.base_model_prefix}."
-    encoder = any(name.startswith(prefix) for name in shapes)  # else it was saved alone
     layers = 1 + max((int(number) for name in shapes for number in re.findall(r"\.(\d+)\.", name)), default=0)
-    for name in _LAYERS:
-        if getattr(config, name) > layers:
-            raise ModelError(
-                f"config.json has `{name}` {getattr(config, name)}, and the weights have {layers} at most."
-            )
-    for modality, other in config.encoders.items():
-        if config.save_encoders == "whole" and num_blocks(other) > layers:
+    own = cast(CavMaeSyncConfig, audio_visual_config(config))
+    counts = [(name, getattr(own, name)) for name in _LAYERS]
+    if own is not config:
+        counts += [(name, getattr(config, name)) for name in ("num_text_layers", "num_clip_layers")]
+        counts += [("num_hidden_layers", getattr(config.text_config, "num_hidden_layers", 0))]
+    for name, count in counts:
+        if count > layers:
+            raise ModelError(f"config.json has `{name}` {count}, and the weights have {layers} at most.")
+    for modality, other in own.encoders.items():
+        if own.save_encoders == "whole" and num_blocks(other) > layers:
             raise ModelError(
                 f"config.json has a {modality} encoder of {num_blocks(other)} blocks, and the weights have {layers} "
                 "at most."
             )
     with torch.device("meta"):
-        made = kind(config)
-        elsewhere = set(made.referenced_weights())
+        made: Any = kind(config)
+        inside = made.av_model if own is not config else made
+        elsewhere = {_INSIDE * (own is not config) + name for name in inside.referenced_weights()}
         wanted = {name: tuple(tensor.shape) for name, tensor in made.state_dict().items() if name not in elsewhere}
-    if kind is CavMaeSyncModel and encoder:
-        shapes = {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
+    if kind is CavMaeSyncModel:
+        for start in (prefix, _INSIDE):  # else it was saved alone
+            if any(name.startswith(start) for name in shapes):
+                shapes = {name.removeprefix(start): shape for name, shape in shapes.items() if name.startswith(start)}
     missing = [name for name in wanted if name not in shapes]
     parts = {_part(name, prefix) for name in wanted}
     extra = [name for name in shapes if name not in wanted and _part(name, prefix) in parts]
