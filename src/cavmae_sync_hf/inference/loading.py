@@ -151,7 +151,7 @@ def load_model(
     logging.disable_progress_bar()
     with_text = has_text(name)
     outer = read_text_config(name) if with_text else read_config(name)
-    config = cast(CavMaeSyncConfig, audio_visual_config(outer))
+    config = audio_visual_config(outer)
     if modalities == "both" and config.modality != "multimodal":
         raise ModelError(f"{name} has the {config.modality} tower alone; this compares audio and video.")
     if use == "text" and not with_text:
@@ -253,7 +253,7 @@ def read_config(name: str) -> CavMaeSyncConfig:
     """
     name = saved_model(name)
     if has_text(name):
-        return cast(CavMaeSyncConfig, audio_visual_config(read_text_config(name)))
+        return audio_visual_config(read_text_config(name))
     file, values = _read_config_file(name)
     kind = values.get("model_type")
     if kind != CavMaeSyncConfig.model_type:
@@ -418,7 +418,7 @@ def _check_shapes(shapes: Mapping[str, tuple[int, ...]], kind: type[PreTrainedMo
     """Compare what the weight files hold with what the configuration asks for; heads that are not wanted are left."""
     prefix = f"{CavMaeSyncPreTrainedModel.base_model_prefix}."
     layers = 1 + max((int(number) for name in shapes for number in re.findall(r"\.(\d+)\.", name)), default=0)
-    own = cast(CavMaeSyncConfig, audio_visual_config(config))
+    own = audio_visual_config(config)
     counts = [(name, getattr(own, name)) for name in _LAYERS]
     if own is not config:
         counts += [(name, getattr(config, name)) for name in ("num_text_layers", "num_clip_layers")]
