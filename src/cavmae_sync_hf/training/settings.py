@@ -392,10 +392,10 @@ class TextArguments:
         None, "Settings of CavMaeSyncTextDualEncoderConfig that differ, as JSON."
     )
     captions_per_clip: int = setting(8, "Captions that SyncWorld's truth gives each clip.")
-    captions_per_step: int = setting(4, "Captions of a clip in a batch.")
+    captions_per_step: int = setting(5, "Captions of a clip in a batch.")
     max_steps: int = setting(1000, "Steps to train.")
     batch_size: int = setting(64, "Clips in a batch.")
-    learning_rate: float = setting(2e-3, "Its highest value, after the warm-up.")
+    learning_rate: float = setting(1e-3, "Its highest value, after the warm-up.")
     weight_decay: float = setting(0.05, "Of AdamW.")
     shuffled_texts: bool = setting(False, "The control: captions are dealt out to other clips.")
     cache_dir: str | None = setting(None, "Where embeddings are kept; default: in output_dir.")
