@@ -1,5 +1,6 @@
 """A process that dies of a file costs that file; one that is interrupted says what is kept, and leaves no other."""
 
+import json
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from cavmae_sync_hf.hub import save_for_hub
 from cavmae_sync_hf.model.errors_cavmae_sync import UnexpectedError
 from cavmae_sync_hf.model.modeling_cavmae_sync import CavMaeSyncForPreTraining
 from helpers.apart import group_members, run_apart, wait_until
+from helpers.classifiers import make_classifier
 from helpers.clips import noise, write_clip
 from helpers.tiny import tiny_config
 
@@ -108,6 +110,124 @@ def test_watch__notes_tell_what_was_being_read(tmp_path):
         with watch.reading("c"):
             notes = (tmp_path / "notes").read_text()
     assert open_readings(notes) == {"'c'"} and ended_readings(notes) == {"'a'", "'b'"} and not watch.suspects
+
+
+# Commands, one after the other, whose processes die whenever they open a file named "bad", and once while they draw
+# one named "odd". What is loaded before them is loaded once.
+DYING = """
+import json, os, pkgutil, signal, sys
+import cavmae_sync_hf.evaluation, cavmae_sync_hf.inference, cavmae_sync_hf.inference.plots, cavmae_sync_hf.search
+import cavmae_sync_hf.inference.video_overlay as overlay
+for package in (cavmae_sync_hf.evaluation, cavmae_sync_hf.inference, cavmae_sync_hf.search):
+    for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+        __import__(module.name)
+from cavmae_sync_hf.cli import main, supervision
+from cavmae_sync_hf.model.media_source_cavmae_sync import MediaSource
+
+
+def die_at(owner, name, deadly):
+    real = getattr(owner, name)
+
+    def work(*values, **options):
+        if deadly(values):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*values, **options)
+
+    setattr(owner, name, work)
+
+
+def drawn_first(values):
+    if "odd" not in values[1] or os.path.exists("drawn"):
+        return False
+    open("drawn", "w").close()
+    return True
+
+
+die_at(MediaSource, "open", lambda values: "bad" in values[0].name)
+die_at(overlay, "write_overlay_video", drawn_first)
+supervision._can_fork = lambda: True
+parent = os.getpid()
+for name, words in json.load(open("commands")).items():
+    for stream in (1, 2):
+        os.dup2(os.open(f"{name}.{stream}", os.O_CREAT | os.O_WRONLY | os.O_APPEND), stream)
+    sys.argv[1:] = words
+    try:
+        supervision.run_supervised(main, words)
+    except SystemExit as error:
+        sys.stdout.flush()
+        if os.getpid() != parent:
+            os._exit(error.code)
+        open(f"{name}.code", "w").write(str(error.code))
+"""
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory) -> Path:
+    """The folder in which each command over three videos, of one of which processes die, has run."""
+    folder = tmp_path_factory.mktemp("dying")
+    names = ("0.mp4", "1_bad.mp4", "2_odd.mp4")
+    (folder / "videos").mkdir()
+    for number, name in enumerate(names):
+        write_clip(folder / "videos" / name, seconds=1, audio=noise(1.0, seed=number))
+    for name, each in (("both", CavMaeSyncForPreTraining(tiny_config())), ("classifier", make_classifier())):
+        save_for_hub(each, CavMaeSyncProcessor.from_config(each.config), folder / name)
+    commands = {
+        "sync": ["sync", "videos", "--model", "both", "--hop", "0.25", "--max-offset", "0.5", "--out", "sync"],
+        "classify": ["classify", "videos", "--model", "classifier"],
+        "extract": [
+            "extract",
+            "videos",
+            "extract",
+            "--model",
+            "both",
+            "--window",
+            "0.5",
+            "--stride",
+            "0.5",
+            "--hop",
+            "0.25",
+        ],
+        "index": ["index", "videos", "index", "--model", "both"],
+        "prepare": ["prepare", "videos", "prepare", "--workers", "1", "--num-frames", "2"],
+        "evaluate": ["evaluate", "retrieval", "both", "videos", "--num-workers", "0"],
+        # Last, for it writes videos beside those that it is given.
+        "localize": ["localize", "videos", "--model", "both", "--fps", "4", "--method", "cosine", "--out", "videos"],
+    }
+    as_json = {"sync", "localize", "classify"}
+    (folder / "commands").write_text(
+        json.dumps({name: [*words, *["--json"] * (name in as_json)] for name, words in commands.items()})
+    )
+    done = run_apart(["-c", DYING], folder, PYTHONPATH=SOURCE)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("command", ["sync", "localize", "classify", "extract", "index", "prepare", "evaluate"])
+def test_command__whose_process_dies_of_a_file_tells_of_all_others(ended, command):
+    told = (ended / f"{command}.2").read_text()
+
+    left_out = [line for line in told.splitlines() if line.startswith("Left out:")]
+    assert (ended / f"{command}.code").read_text() == "1" and len(left_out) == 1, told
+    assert "1_bad" in left_out[0] and "the process that read it died, 2 times" in left_out[0]
+    last = told.splitlines()[-1]
+    assert "2 " in last and " done, 1 left out" in last
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize(("command", "kept"), [("sync", 3), ("localize", 5), ("classify", 0)])
+def test_command__results_of_a_process_that_died_are_in_the_report(ended, command, kept):
+    report = json.loads((ended / f"{command}.1").read_text())
+
+    name, found = ("clip", report["clips"]) if command == "classify" else ("video", report["videos"])
+    assert [Path(each.get("clip") or each["source"]).stem for each in found] == ["0", "2_odd"]
+    assert [Path(each[name]).stem for each in report["failed"]] == ["1_bad"]
+    for each in found:
+        files = each.get("files", [])
+        paths = list(files.values()) if isinstance(files, dict) else files
+        assert len(paths) == kept and all((ended / path).is_file() for path in paths)
+    if command == "localize":  # which died while it drew the last one
+        assert (ended / "drawn").exists()
 
 
 @pytest.fixture(scope="module")

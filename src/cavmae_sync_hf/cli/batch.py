@@ -5,6 +5,7 @@ import glob
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,14 @@ def is_table(out: str | os.PathLike[str] | None) -> bool:
 
 def find_files(names: Iterable[str]) -> "tuple[list[str], list[Failure]]":
     """The files that were named, those of folders and patterns in order, and what nothing is found for."""
+    from ..data import crashes
+
+    names = list(names)
+    # What a process that died has written into these folders is not looked for in them.
+    return crashes.once("files", lambda: _find_files(names))
+
+
+def _find_files(names: Iterable[str]) -> "tuple[list[str], list[Failure]]":
     found: list[str] = []
     failed: list[Failure] = []
     for name in names:
@@ -81,16 +90,26 @@ def each(
 ) -> "tuple[dict[int, Any], list[Failure]]":
     """Work on file after file; gives results by number, and the files that were left out.
 
+    What a process had done that then died of another file is not done again.
+
     Args:
         names: The files.
-        work: Takes the number of a file, and what to call with seconds done and in all, and a remark instead.
+        work: Takes the number of a file, and what to call with seconds done and in all, and a remark instead. Its
+            result can be pickled.
         what: What is done, for the progress.
 
     Raises:
         DiskError: There is no room for results, which the next file would meet, too.
     """
+    from ..data import crashes
+
     done: dict[int, Any] = {}
     failed: list[Failure] = []
+
+    def watched(number: int, name: str, tell: Callable[..., None]) -> Any:
+        with crashes.reading(name, whole=True):
+            return work(number, tell)
+
     with terminal.progress_bar(what) as show:
         for number, name in enumerate(names):
 
@@ -98,7 +117,7 @@ def each(
                 show(number, len(names), remark or (f"{seconds} of {total} s" if total else f"{seconds} s"))
 
             try:
-                done[number] = work(number, tell)
+                done[number] = crashes.once(f"result-{number}", partial(watched, number, name, tell))
             except DiskError:
                 raise
             except Exception as error:
@@ -124,26 +143,35 @@ class ResultFiles:
     """
 
     def __init__(self, folder: Path, names: Sequence[str], endings: Mapping[str, str], overwrite: bool) -> None:
-        from ..files import file_stem
+        from ..data import crashes
+        from ..files import check_free, file_stem
 
         self.overwrite = overwrite
         taken: set[str] = set()
         stems = [file_stem(name, taken) for name in names]
         self.paths = [{what: folder / f"{stem}.{ending}" for what, ending in endings.items()} for stem in stems]
         refused: list[AlreadyExistsError] = []
-        for number in range(len(names)):
+        for number, paths in enumerate(self.paths):
             try:
-                self.check(number)
+                check_free(*paths.values(), overwrite=overwrite or crashes.was_begun(f"files-{number}"))
             except AlreadyExistsError as error:
                 refused.append(error)
         if refused and len(refused) == len(names):  # before the model is loaded
             raise refused[0]
 
-    def check(self, number: int) -> None:
-        """Refuse a file whose results are there, before it is worked on."""
+    def begin(self, number: int) -> bool:
+        """Refuse a file whose results are there, before it is worked on.
+
+        Returns:
+            Whether results are replaced: as asked for, or those that a process left that died of the file.
+        """
+        from ..data import crashes
         from ..files import check_free
 
-        check_free(*self.paths[number].values(), overwrite=self.overwrite)
+        replacing = self.overwrite or crashes.was_begun(f"files-{number}")
+        check_free(*self.paths[number].values(), overwrite=replacing)
+        crashes.begin(f"files-{number}")
+        return replacing
 
 
 def write_table(

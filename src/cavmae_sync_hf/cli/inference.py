@@ -115,11 +115,10 @@ def sync(
     }  # fmt: skip
 
     def measure(number: int, progress: Callable[..., None]) -> Any:
-        if files is not None:
-            files.check(number)
+        replacing = files is not None and files.begin(number)
         result = measure_sync(loaded, processor, *pairs[number], **options, progress=progress)
         if files is not None:
-            _write_sync(result, files.paths[number], overwrite)
+            _write_sync(result, files.paths[number], replacing)
         return result
 
     done, failed = each(names, measure, "measuring")

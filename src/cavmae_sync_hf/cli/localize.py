@@ -90,14 +90,13 @@ def localize(
     loaded, processor = load_model(model, device=device, modalities="both")
 
     def find(number: int, progress: Callable[..., None]) -> Any:
-        if files is not None:
-            files.check(number)
+        replacing = files is not None and files.begin(number)
         found = run_localize(
             loaded, processor, *pairs[number], start=start, end=end, fps=fps, method=method, least_strength=least,
             damaged=damaged, channel=channel, audio_track=audio_track, batch_size=batch_size, progress=progress,
         )  # fmt: skip
         if files is not None:
-            _write(found, *pairs[number], files.paths[number], frames=frames, overwrite=overwrite, progress=progress)
+            _write(found, *pairs[number], files.paths[number], frames=frames, overwrite=replacing, progress=progress)
         return found.to_dict()  # the maps of all videos would fill the memory
 
     done, failed = each(names, find, "localizing")

@@ -3,7 +3,8 @@
 
 A codec may crash and the memory may end, and the process with it. This one, which has loaded nothing, then starts
 another child, in which what was being read is read one file at a time, and the file of which that dies again is left
-out. Files are decoded in threads of the child as ever, so that this costs nothing until it is needed.
+out. Files are decoded in threads of the child as ever, so that this costs nothing until it is needed. Results of files
+that the first child had finished lie in a temporary folder, out of which the next takes them.
 """
 
 import ast
@@ -42,12 +43,15 @@ def run_supervised(run: Callable[[], Any], words: list[str]) -> None:
     if not _BATCHES & set(words[:2]) or {"-h", "--help"} & set(words) or not _can_fork():
         run()
         return
-    with tempfile.TemporaryFile("w+b", buffering=0) as notes:
+    with (
+        tempfile.TemporaryFile("w+b", buffering=0) as notes,
+        tempfile.TemporaryDirectory(prefix="cavmae-sync-", ignore_cleanup_errors=True) as folder,
+    ):
         history = _History()
         while True:
             notes.truncate(0)
             notes.seek(0)
-            watch = CrashWatch(notes.fileno(), frozenset(history.suspects), history.fatal)
+            watch = CrashWatch(notes.fileno(), frozenset(history.suspects), history.fatal, folder)
             status = _run_child(run, notes, watch)
             notes.seek(0)
             told = notes.read().decode(errors="replace")

@@ -17,6 +17,7 @@ from typing import Any, Literal, NoReturn
 
 import numpy as np
 
+from ..data import crashes
 from ..data.clock import format_clock
 from ..data.failures import Failure, file_error
 from ..data.packing import BadClip, is_cut
@@ -419,7 +420,9 @@ def _video(clips: ClipList, record: ClipRecord) -> MediaSpan:
     elif record.maybe_cut:
         # A file that may be the segment already, which its length tells.
         try:
-            if is_cut(record, probe_media(record.path).duration):
+            with crashes.reading(record.source):
+                duration = probe_media(record.path).duration
+            if is_cut(record, duration):
                 start, end = 0.0, None
         except BadClip as caught:
             error = InferenceError(str(caught))
