@@ -161,10 +161,8 @@ for name, words in json.load(open("commands")).items():
 """
 
 
-@pytest.fixture(scope="module")
-def ended(tmp_path_factory) -> Path:
-    """The folder in which each command over three videos, of one of which processes die, has run."""
-    folder = tmp_path_factory.mktemp("dying")
+def run_dying(folder: Path, wanted: tuple[str, ...]) -> None:
+    """Run commands over three videos, of one of which their processes die, in a folder."""
     names = ("0.mp4", "1_bad.mp4", "2_odd.mp4")
     (folder / "videos").mkdir()
     for number, name in enumerate(names):
@@ -195,39 +193,47 @@ def ended(tmp_path_factory) -> Path:
     }
     as_json = {"sync", "localize", "classify"}
     (folder / "commands").write_text(
-        json.dumps({name: [*words, *["--json"] * (name in as_json)] for name, words in commands.items()})
+        json.dumps(
+            {name: [*words, *["--json"] * (name in as_json)] for name, words in commands.items() if name in wanted}
+        )
     )
     done = run_apart(["-c", DYING], folder, PYTHONPATH=SOURCE)
     assert done.returncode == 0, done.stderr
-    return folder
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("command", ["sync", "localize", "classify", "extract", "index", "prepare", "evaluate"])
-def test_command__whose_process_dies_of_a_file_tells_of_all_others(ended, command):
-    told = (ended / f"{command}.2").read_text()
+@pytest.mark.parametrize(
+    "commands",
+    [
+        ("sync", "localize"),
+        pytest.param(("classify", "extract", "index", "prepare", "evaluate"), marks=pytest.mark.slow),
+    ],
+    ids=["with files", "others"],
+)
+def test_command__whose_process_dies_of_a_file_tells_of_all_others(tmp_path, commands):
+    run_dying(tmp_path, commands)
 
-    left_out = [line for line in told.splitlines() if line.startswith("Left out:")]
-    assert (ended / f"{command}.code").read_text() == "1" and len(left_out) == 1, told
-    assert "1_bad" in left_out[0] and "the process that read it died, 2 times" in left_out[0]
-    last = told.splitlines()[-1]
-    assert "2 " in last and " done, 1 left out" in last
+    for command in commands:
+        told = (tmp_path / f"{command}.2").read_text()
+        left_out = [line for line in told.splitlines() if line.startswith("Left out:")]
+        assert (tmp_path / f"{command}.code").read_text() == "1" and len(left_out) == 1, told
+        assert "1_bad" in left_out[0] and "the process that read it died, 2 times" in left_out[0]
+        last = told.splitlines()[-1]
+        assert "2 " in last and " done, 1 left out" in last
 
-
-@pytest.mark.timeout(240)
-@pytest.mark.parametrize(("command", "kept"), [("sync", 3), ("localize", 5), ("classify", 0)])
-def test_command__results_of_a_process_that_died_are_in_the_report(ended, command, kept):
-    report = json.loads((ended / f"{command}.1").read_text())
-
-    name, found = ("clip", report["clips"]) if command == "classify" else ("video", report["videos"])
-    assert [Path(each.get("clip") or each["source"]).stem for each in found] == ["0", "2_odd"]
-    assert [Path(each[name]).stem for each in report["failed"]] == ["1_bad"]
-    for each in found:
-        files = each.get("files", [])
-        paths = list(files.values()) if isinstance(files, dict) else files
-        assert len(paths) == kept and all((ended / path).is_file() for path in paths)
-    if command == "localize":  # which died while it drew the last one
-        assert (ended / "drawn").exists()
+    for command, kept in (("sync", 3), ("localize", 5), ("classify", 0)):
+        if command not in commands:
+            continue
+        report = json.loads((tmp_path / f"{command}.1").read_text())
+        name, found = ("clip", report["clips"]) if command == "classify" else ("video", report["videos"])
+        assert [Path(each.get("clip") or each["source"]).stem for each in found] == ["0", "2_odd"]
+        assert [Path(each[name]).stem for each in report["failed"]] == ["1_bad"]
+        for each in found:
+            files = each.get("files", [])
+            paths = list(files.values()) if isinstance(files, dict) else files
+            assert len(paths) == kept and all((tmp_path / path).is_file() for path in paths)
+    # One that died when its file had some of its results.
+    assert (tmp_path / "drawn").exists() == ("localize" in commands)
 
 
 @pytest.fixture(scope="module")

@@ -294,7 +294,9 @@ class MediaSource:
         if text is not None and start.startswith((b"<!doctype html", b"<html")):
             raise MediaError(f"{self.name}: is a web page, not a media file; pass the address of the file itself.")
         if text is not None:
-            raise MediaError(f"{self.name}: is text, not a media file; it begins with {head[:40]!r}.")
+            raise MediaError(
+                f'{self.name}: is text, not a media file; it begins with "{printable(text.strip()[:40])}".'
+            )
         for kind, remedy in _posing_as_media(head):
             raise MediaError(f"{self.name}: is {kind}, not a video{remedy}.")
 
