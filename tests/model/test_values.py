@@ -9,6 +9,10 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from cavmae_sync_hf import CavMaeSyncConfig, CavMaeSyncProcessor
 from cavmae_sync_hf.model.configuration_cavmae_sync import CONFIG_VALUES
+from cavmae_sync_hf.model.configuration_text_cavmae_sync import (
+    TEXT_CONFIG_VALUES,
+    CavMaeSyncTextDualEncoderConfig,
+)
 from cavmae_sync_hf.model.feature_extraction_cavmae_sync import FEATURE_VALUES, CavMaeSyncFeatureExtractor
 from cavmae_sync_hf.model.values_cavmae_sync import check_values
 from cavmae_sync_hf.model.video_processing_cavmae_sync import VIDEO_VALUES, CavMaeSyncVideoProcessor
@@ -19,7 +23,9 @@ NONSENSE: dict[str, Any] = {
     "none": None, "text": "nonsense", "list": [], "mapping": {}, "nested": [[1]], "NaN": math.nan,
     "infinite": math.inf, "negative": -(10**9), "huge": 10**9, "beyond floats": 10**400,
 }  # fmt: skip
-TABLES = {"config": CONFIG_VALUES, "feature": FEATURE_VALUES, "video": VIDEO_VALUES}
+# Any text may be the name of these.
+_NAMES = {"audio_encoder_source", "video_encoder_source"}
+TABLES = {"config": CONFIG_VALUES, "text": TEXT_CONFIG_VALUES, "feature": FEATURE_VALUES, "video": VIDEO_VALUES}
 FIELDS = [(table, name) for table, values in TABLES.items() for name in values]
 # Where files come from, and classes that do the work: transformers' own, which it checks itself.
 _BOOKKEEPING = {"auto_map", "feature_extractor_type", "video_processor_type", "processor_class"}
@@ -28,14 +34,20 @@ _BOOKKEEPING = {"auto_map", "feature_extractor_type", "video_processor_type", "p
 def make(table: str, **settings: Any) -> Any:
     if table == "config":
         return tiny_config(**settings)
+    if table == "text":
+        return CavMaeSyncTextDualEncoderConfig(**settings)
     return (CavMaeSyncFeatureExtractor if table == "feature" else CavMaeSyncVideoProcessor)(**settings)
 
 
 def test_every_setting__has_its_values():
     processor = CavMaeSyncProcessor.from_config(tiny_config())
     own = {field.name for field in dataclasses.fields(CavMaeSyncConfig)}
-    own -= {field.name for field in dataclasses.fields(PreTrainedConfig)}
-    assert own | {"num_labels"} == set(CONFIG_VALUES)
+    inherited = {field.name for field in dataclasses.fields(PreTrainedConfig)}
+    assert ((own - inherited) | {"num_labels"}) - {"audio_encoder_config", "video_encoder_config"} == set(
+        CONFIG_VALUES
+    )
+    own = {field.name for field in dataclasses.fields(CavMaeSyncTextDualEncoderConfig)}
+    assert own - inherited - {"av_config", "text_config"} == set(TEXT_CONFIG_VALUES)
     assert set(processor.feature_extractor.to_dict()) - _BOOKKEEPING <= set(FEATURE_VALUES)
     assert set(processor.video_processor.to_dict()) - _BOOKKEEPING <= set(VIDEO_VALUES)
 
@@ -54,7 +66,7 @@ def test_every_default__is_allowed():
 def test_nonsense__is_refused_with_what_is_allowed(table, name):
     allowed = TABLES[table][name]
     for kind, value in NONSENSE.items():
-        if value is None and allowed(None):
+        if (value is None and allowed(None)) or (kind == "text" and name in _NAMES):
             continue
         with pytest.raises(ValueError, match=rf"`{name}` is .*; it must be ") as caught:
             check_values({name: value}, {name: allowed})

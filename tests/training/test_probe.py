@@ -185,7 +185,7 @@ def test_joined_features__stand_side_by_side():
 
 @pytest.fixture
 def few_clips_a_part(monkeypatch):
-    monkeypatch.setattr(feature_cache, "CLIPS_PER_PART", 2)
+    monkeypatch.setattr(feature_cache.ClipCache, "per_part", 2)
 
 
 @pytest.fixture(scope="module")
@@ -249,7 +249,7 @@ from cavmae_sync_hf.data.dataset import CavMaeSyncDataset
 from cavmae_sync_hf.inference.loading import load_model
 from cavmae_sync_hf.training import feature_cache
 
-feature_cache.CLIPS_PER_PART = 2
+feature_cache.ClipCache.per_part = 2
 model, processor = load_model(sys.argv[1])
 savez = feature_cache.np.savez
 

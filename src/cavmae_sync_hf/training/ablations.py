@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from ..files import usable_cores
+from ..files import parse_json, usable_cores, write_json
 from ..model.errors_cavmae_sync import CavMaeSyncError
 from .recipe import find_recipe, load_recipe
 
@@ -85,7 +85,7 @@ def table(plan: dict[str, Any], names: list[str]) -> tuple[str, dict[str, Any]]:
         found = []
         for seed in plan["seeds"]:
             path = run_folder(plan, name, seed) / "metrics.json"
-            found += [json.loads(path.read_text(encoding="utf-8"))] if path.is_file() else []
+            found += [parse_json(path.read_text(encoding="utf-8"))] if path.is_file() else []
         metrics[name] = found
         cells = []
         for metric in plan["columns"].values():
@@ -124,7 +124,7 @@ def main() -> int:
     text, metrics = table(plan, names)
     folder = Path(plan["output_dir"])
     (folder / "table.md").write_text(text, encoding="utf-8")
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
+    write_json(folder / "metrics.json", metrics, indent=1, overwrite=True)
     print(text + "\n".join(failed))
     return 1 if failed else 0
 

@@ -26,7 +26,6 @@ from ..model.errors_cavmae_sync import Hint, TrainingError
 from ..model.modeling_cavmae_sync import CavMaeSyncModel
 from ..provenance import model_fingerprint
 
-CLIPS_PER_PART = 256
 # Vectors of the widest models in float32, of every layer of the deepest ones.
 _MOST_PART_BYTES = 1 << 32
 
@@ -209,7 +208,7 @@ class ClipCache:
         features: Names of what is kept.
     """
 
-    kind, per_part, suffix = "cavmae-sync-clip-features", CLIPS_PER_PART, "npz"
+    kind, per_part, suffix = "cavmae-sync-clip-features", 256, "npz"
 
     def __init__(self, folder: Path, model: str, dataset: CavMaeSyncDataset, features: list[str]) -> None:
         self.folder, self.count, self.features = folder, len(dataset), features
