@@ -137,6 +137,40 @@ def test_failure_of_the_model_at_one_file__costs_that_file(
     assert ("1 of them by an unexpected error" in last) == (outcome == "error")
 
 
+@pytest.mark.parametrize(
+    ("command", "options", "taken"),
+    [
+        ("index", (), True),
+        ("extract", ("--missing", "mask"), True),
+        ("extract", ("--modalities", "a"), True),
+        ("extract", (), False),
+        ("classify", ("--modality", "audio"), True),
+        ("classify", (), False),
+        ("sync", (), False),
+        ("localize", (), False),
+        ("prepare", (), False),
+        ("evaluate", (), False),
+    ],
+)
+def test_folder_of_audio__is_taken_where_audio_is_enough(run, models, tmp_path, command, options, taken):
+    (tmp_path / "sounds").mkdir()
+    for suffix, codec in ((".wav", "pcm_s16le"), (".flac", "flac")):
+        write_clip(tmp_path / "sounds" / f"of{suffix}", seconds=1, video=False, audio=noise(1.0), audio_codec=codec)
+    words = arguments(command, models, tmp_path / "sounds", tmp_path / "out")
+    if command in ("sync", "localize", "classify"):
+        words.insert(1, tmp_path / "sounds")
+
+    code, out, err = run(*words, *options)
+
+    assert code == (0 if taken else 1), err
+    if not taken:
+        assert "holds no clips with video, only audio (such as of.flac)" in err.replace("\n", " ")
+    elif command == "classify":
+        assert "of.flac" in out and "of.wav" in out
+    else:
+        assert (tmp_path / "out").is_dir() and "2" in out
+
+
 def _truncate(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 

@@ -49,6 +49,20 @@ def test_read_source__same_stem_keeps_the_suffix(folder):
     assert ids(read_source(folder))[:3] == ["a", "b.avi", "b.mp4"]
 
 
+def test_read_source__audio_files_where_they_are_of_use(folder, tmp_path):
+    for name in ("rain.WAV", "dog/bark.mp3", "b.flac", ".hidden.wav", "notes.txt"):
+        (folder / name).touch()
+
+    with_audio = ids(read_source(folder))
+    assert with_audio == ["a", "b", "cat/one", "dog/bark", "dog/one", "dog/two", "rain"]  # b.flac is that of b.mp4
+    assert ids(read_source(f"{folder}/*.WAV")) == ["rain"]
+    assert set(with_audio) - set(ids(read_source(folder, audio_files=False))) == {"dog/bark", "rain"}
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "rain.ogg").touch()
+    with pytest.raises(DataError, match="no clips with video, only audio .*rain.ogg"):
+        read_source(tmp_path / "alone", audio_files=False)
+
+
 def test_read_source__labels_by_folder(folder):
     clips = read_source(folder, folder_labels=True)
 

@@ -100,7 +100,7 @@ def test_decode_media__http_transfer_that_breaks_off(index_at_the_end):
     [
         (b"", "empty"),
         (b"\x00" * 5000, "zero bytes"),
-        (b"just some words\n" * 50, "is text"),
+        (b"just some words\n" * 50, r'is text, not a media file; it begins with "just some words\\njust'),
         (b"<!DOCTYPE html><html>404</html>", "web page"),
         (("just some words\n" * 9).encode("utf-16"), "is text"),
         (b"  \n<HTML><body>502 Bad Gateway</body></HTML>", "web page"),

@@ -45,16 +45,21 @@ def is_table(out: str | os.PathLike[str] | None) -> bool:
     return out is not None and Path(out).suffix.lower() in TABLE_SUFFIXES and not Path(out).is_dir()
 
 
-def find_files(names: Iterable[str]) -> "tuple[list[str], list[Failure]]":
-    """The files that were named, those of folders and patterns in order, and what nothing is found for."""
+def find_files(names: Iterable[str], audio_files: bool = False) -> "tuple[list[str], list[Failure]]":
+    """The files that were named, those of folders and patterns in order, and what nothing is found for.
+
+    Args:
+        names: Files, folders, patterns and addresses.
+        audio_files: Whether folders and patterns also give files with audio alone.
+    """
     from ..data import crashes
 
     names = list(names)
     # What a process that died has written into these folders is not looked for in them.
-    return crashes.once("files", lambda: _find_files(names))
+    return crashes.once("files", lambda: _find_files(names, audio_files))
 
 
-def _find_files(names: Iterable[str]) -> "tuple[list[str], list[Failure]]":
+def _find_files(names: Iterable[str], audio_files: bool) -> "tuple[list[str], list[Failure]]":
     found: list[str] = []
     failed: list[Failure] = []
     for name in names:
@@ -66,7 +71,8 @@ def _find_files(names: Iterable[str]) -> "tuple[list[str], list[Failure]]":
         from ..data.sources import read_source
 
         try:
-            found += [record.path for record in read_source(name).records if record.path is not None]
+            records = read_source(name, audio_files=audio_files).records
+            found += [record.path for record in records if record.path is not None]
         except CavMaeSyncError as error:
             failed += terminal.failures({name: error})
     return found, failed

@@ -145,7 +145,7 @@ def sync(
 def classify(
     videos: Annotated[
         list[str],
-        typer.Argument(metavar="VIDEO...", help="Video or audio files, folders of videos, patterns or addresses."),
+        typer.Argument(metavar="VIDEO...", help="Video or audio files, folders of them, patterns or addresses."),
         MediaIn(folders=True),
     ],
     model: Model,
@@ -179,14 +179,14 @@ def classify(
     Examples:
         cavmae-sync classify video.mp4 --model my-classifier --moments
     """
-    files, lost = find_files(videos)
     device = terminal.choose_device(device)
     from ..inference.classify import iter_classify
     from ..inference.loading import load_model
     from ..model.pipeline_inputs_cavmae_sync import check_modality
 
     loaded, processor = load_model(model, use="classification", device=device)
-    check_modality(modality, loaded.config)
+    audio_files = check_modality(modality, loaded.config) == "audio" or missing == "mask"
+    files, lost = find_files(videos, audio_files)
 
     def label(number: int, progress: Callable[..., None]) -> Any:
         (result,) = iter_classify(

@@ -101,7 +101,7 @@ def open_clips(source: Any, processor: CavMaeSyncProcessor) -> ClipSource:
         system, root = fsspec.url_to_fs(os.fspath(source))
         if system.exists(f"{root.rstrip('/')}/{INDEX_NAME}"):
             return ShardClips(source, processor)
-    return VideoClips(source if isinstance(source, ClipList) else read_source(source), processor)
+    return VideoClips(source if isinstance(source, ClipList) else read_source(source, audio_files=False), processor)
 
 
 class ShardClips(ClipSource):

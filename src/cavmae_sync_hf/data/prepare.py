@@ -212,7 +212,9 @@ def prepare(
     if av is None:
         raise ImportError("Decoding media needs PyAV, which brings its own FFmpeg: pip install av")
     folder = _open_folder(out)
-    clips = read_source(source, media=media, labels=labels, split=split, folder_labels=folder_labels, cut=cut)
+    clips = read_source(
+        source, media=media, labels=labels, split=split, folder_labels=folder_labels, cut=cut, audio_files=False
+    )
     per_shard = clips_per_shard or min(
         _MOST_CLIPS_PER_SHARD, max(_LEAST_CLIPS_PER_SHARD, math.ceil(len(clips) / _SHARDS_OF_SMALL_SETS))
     )

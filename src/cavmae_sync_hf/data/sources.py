@@ -23,6 +23,7 @@ from ..names import nothing_at
 from ..syncworld.truth import OPTIONS_NAME as WORLD_OPTIONS
 from ..syncworld.voices import CLASS_NAMES
 from .tables import (
+    AUDIO_SUFFIXES,
     LIST_SUFFIXES,
     MEDIA_SUFFIXES,
     Entry,
@@ -144,6 +145,7 @@ def read_source(
     split: str | None = None,
     folder_labels: bool = False,
     cut: str = "auto",
+    audio_files: bool = True,
 ) -> ClipList:
     """List the clips of a source.
 
@@ -164,6 +166,8 @@ def read_source(
         folder_labels: Label each file of a folder with the name of the folder it lies in.
         cut: `"done"`: files found by a video's id are cut to the segment already, `"needed"`: they are whole videos,
             `"auto"`: their lengths tell.
+        audio_files: Whether a folder or pattern also gives files with audio alone, such as .wav or .mp3; not those
+            beside a video of the same name, whose audio they are.
 
     Raises:
         DataError: The source does not exist, holds no clips or cannot be understood.
@@ -176,8 +180,9 @@ def read_source(
         clips = _from_dataset(source, vocabulary)
     elif isinstance(source, str | os.PathLike):
         clips = _from_address(
-            os.fspath(source), vocabulary, media=media, split=split, folder_labels=folder_labels, cut=cut
-        )
+            os.fspath(source), vocabulary, media=media, split=split, folder_labels=folder_labels, cut=cut,
+            audio_files=audio_files,
+        )  # fmt: skip
     elif isinstance(source, Iterable):
         rows = [item if isinstance(item, Mapping) else {"path": os.fspath(item)} for item in source]
         _refuse_unused("a list", folder_labels=folder_labels or None)
@@ -219,6 +224,7 @@ def _from_address(
     split: str | None,
     folder_labels: bool,
     cut: str,
+    audio_files: bool,
 ) -> ClipList:
     remote = "://" in source
     pattern = any(mark in source for mark in "*?[") and not os.path.exists(source)
@@ -260,7 +266,7 @@ def _from_address(
             base, files = root.rstrip("/"), system.find(root, detail=True)
         else:
             base, files = root.rpartition("/")[0], {root: system.info(root)}
-        return _from_files(system, base, files, vocabulary, folder_labels=folder_labels)
+        return _from_files(system, base, files, vocabulary, folder_labels=folder_labels, audio_files=audio_files)
     except OSError as error:
         raise DataError(f"{source}: cannot be read ({error}); check the address and its access.") from error
 
@@ -272,14 +278,24 @@ def _from_files(
     vocabulary: Vocabulary | None,
     *,
     folder_labels: bool,
+    audio_files: bool,
 ) -> ClipList:
     """Media files below a folder, by their names."""
-    named = []
+    named, audio = [], []
     for file in sorted(files):
         relative = file[len(base) :].lstrip("/")
-        hidden = any(part.startswith(".") for part in relative.split("/"))
-        if os.path.splitext(file)[1].lower() in MEDIA_SUFFIXES and not hidden:
+        if any(part.startswith(".") for part in relative.split("/")):
+            continue
+        suffix = os.path.splitext(file)[1].lower()
+        if suffix in MEDIA_SUFFIXES:
             named.append((relative, file))
+        elif suffix in AUDIO_SUFFIXES:
+            audio.append((relative, file))
+    with_video = {os.path.splitext(relative)[0] for relative, _ in named}
+    if audio_files:
+        named = sorted(named + [each for each in audio if os.path.splitext(each[0])[0] not in with_video])
+    elif audio and not named:
+        raise DataError(f"{base}: holds no clips with video, only audio (such as {audio[0][0]}); name videos.")
     stems = Counter(os.path.splitext(relative)[0] for relative, _ in named)
     entries = []
     for relative, file in named:

@@ -23,6 +23,10 @@ MEDIA_SUFFIXES = frozenset(
     (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv", ".asf")
     + (".ogv", ".3gp", ".mxf")
 )
+# Of files with audio alone.
+AUDIO_SUFFIXES = frozenset(
+    (".wav", ".mp3", ".flac", ".ogg", ".oga", ".opus", ".m4a", ".aac", ".mka", ".aif", ".aiff", ".wma")
+)
 LIST_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")
 # What columns are called, the first that is there counts.
 _COLUMNS = {
@@ -44,7 +48,7 @@ _WITH_NAMES = "give the label names in order (option `labels`)"
 
 def is_data_set_name(source: str) -> bool:
     """Whether a source that is no place on this machine may be a data set of the Hub: `owner/name`, and no file."""
-    return hub_name(source) and not source.lower().endswith((*LIST_SUFFIXES, *MEDIA_SUFFIXES))
+    return hub_name(source) and not source.lower().endswith((*LIST_SUFFIXES, *MEDIA_SUFFIXES, *AUDIO_SUFFIXES))
 
 
 @dataclass

@@ -325,7 +325,7 @@ def open_evaluation(
     is_shards = is_path and _exists(os.fspath(data), INDEX_NAME)
     if is_shards and given:
         raise EvaluationError(f"{data}: shards have no use for the option `{next(iter(given))}`; leave it out.")
-    source = data if is_shards or not given else read_source(data, **given)
+    source = data if is_shards or not given else read_source(data, audio_files=False, **given)
     dataset = CavMaeSyncDataset(source, processor, frames="all")
     if retrieval is not None and retrieval.frames == "middle":
         dataset.maker = _MiddleFrame(processor)

@@ -325,7 +325,7 @@ class _Job:
         self.model, self.processor = model, processor
         self.control, self.seed = control, seed
         self.sizes = {feature.name: int(model.config.hidden_size) for feature in features}
-        self.clips = _read(source, media, split)
+        self.clips = _read(source, media, split, missing == "mask" or not self.plan.needs_video)
         self.videos = [_video(self.clips, record) for record in self.clips.records]
         self.supply: ScrambledAudio | None = None
 
@@ -396,7 +396,7 @@ def _reading_errors(rows: Iterator[WindowRow]) -> Iterator[WindowRow]:
         yield row
 
 
-def _read(source: Any, media: StrPath | None, split: str | None) -> ClipList:
+def _read(source: Any, media: StrPath | None, split: str | None, audio_files: bool) -> ClipList:
     """The clips of a source; a file is taken at its word, whatever its suffix."""
     if isinstance(source, str | os.PathLike) and os.path.isfile(source):
         path = os.fspath(source)
@@ -405,7 +405,7 @@ def _read(source: Any, media: StrPath | None, split: str | None) -> ClipList:
             clips = read_source([{"path": os.path.abspath(path), "id": name}])
             clips.records = [replace(record, source=printable(name)) for record in clips.records]
             return clips
-    return read_source(source, media=media, split=split)
+    return read_source(source, media=media, split=split, audio_files=audio_files)
 
 
 def _video(clips: ClipList, record: ClipRecord) -> MediaSpan:
