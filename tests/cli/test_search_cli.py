@@ -15,6 +15,8 @@ from cavmae_sync_hf.model.media_cavmae_sync import decode_media, probe_media
 from cavmae_sync_hf.search import writing
 from helpers.clips import loudest_frequency, noise, truncate, write_audio_tracks, write_clip
 from helpers.tiny import tiny_config
+from helpers.words import save as save_words
+from helpers.words import teach, text_model
 
 
 def save(place: Path, seed: int, **changes) -> Path:
@@ -310,3 +312,79 @@ def test_bad_input__is_one_plain_message(run, index, videos, model, other_model,
     assert not (tmp_path / "new").exists() and not (tmp_path / "none").exists()
     for arguments in (("--start", "soon"), ("--by", "smell"), ("--top", "0"), ("--device", "toaster")):
         assert run("search", index, video, *arguments)[0] == 2, arguments
+
+
+@pytest.fixture(scope="module")
+def text_folder(tmp_path_factory, model, index) -> Path:
+    """A model with text that has the index's model inside: "a dog barks" is what is seen in the middle of two.mp4."""
+    from cavmae_sync_hf.search import MomentStore
+
+    store = MomentStore.open(index)
+    rows = {entry.rows for entry in store.entries().values() if entry.path.endswith("two.mp4")}
+    (vector,) = (
+        row["video"]
+        for batch in store.scan(["rows", "window", "video"])
+        for row in batch.to_pylist()
+        if row["rows"] in rows and row["window"] == 4
+    )
+    made, processor = text_model(CavMaeSyncModel.from_pretrained(model))
+    teach(made, processor, {"a dog barks": torch.tensor(vector), "rain": -torch.tensor(vector)})
+    return save_words(made, processor, tmp_path_factory.mktemp("models") / "words")
+
+
+@pytest.mark.parametrize("asked", [("a dog barks",), ("--text", "a dog barks")])
+def test_search__by_words(run, index, videos, text_folder, asked):
+    code, out, _ = run("search", index, *asked, "--model", text_folder, "--in", "video", "--top", 1)
+
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0] == '"a dog barks": text -> video (every moment compared)'
+    assert lines[2].split() == ["1", "1.000", "0:01.0", "0:01.2", str(videos / "two.mp4")]
+
+
+def test_search__by_words_in_an_order_and_beside_a_file(run, index, videos, text_folder):
+    options = ("--model", text_folder, "--json")
+
+    code, out, _ = run("search", index, "a dog barks", "--then", "rain", "--then-within", "1", *options)
+    written = json.loads(run("search", index, "a dog barks, then rain", "--then-within", "1", *options)[1])
+
+    result = json.loads(out)
+    assert code == 0 and result["texts"] == ["a dog barks", "rain"] and result["query_windows"] == 2
+    assert result["hits"] == written["hits"] and 0.5 <= result["hits"][0]["end"] - result["hits"][0]["start"] <= 1.25
+    code, out, _ = run("search", index, videos / "two.mp4", "--text", "rain", "--text-weight", "0.1", *options)
+    assert code == 0 and "text -> video" in json.loads(out)["pairs"]
+    assert json.loads(out)["query"].endswith('two.mp4 with "rain"')
+
+
+def test_search__by_words_writes_its_hits(run, index, text_folder, tmp_path):
+    out = tmp_path / "hits.html"
+
+    code, _, _ = run("search", index, "a dog barks", "--model", text_folder, "--out", out)
+
+    assert code == 0 and "<h1>Hits for &quot;a dog barks&quot;</h1>" in out.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("dog",), "has no text encoder, so it cannot be asked in words. Add --model MODEL to name a model with text"),
+        (("dog.wav",), "dog.wav: no such file"),
+        (("sounds/dog",), "sounds/dog: no such file"),
+        ((" ", "--model", "TEXT"), "The text is ' '; say in words"),
+        (("a dog " * 20, "--model", "TEXT"), "takes 32 at most; shorten it"),
+        (("dog", "--model", "OTHER"), "was made with another model"),
+        (("rain", "--start", "1", "--model", "TEXT"), "Words alone have no start, no end and no modality. Leave out"),
+        ((), "name a file, or say in words what to find"),
+        (("--then", "rain"), "--then goes with words"),
+        (("dog", "--text", "rain"), "there is no file 'dog', and --text has words, too"),
+    ],
+)
+def test_search__by_words_that_cannot_be(run, index, text_folder, tmp_path, arguments, says):
+    places = {"TEXT": text_folder, "OTHER": tmp_path / "other"}
+    if "OTHER" in arguments:
+        save_words(*text_model(seed=9), places["OTHER"])
+
+    code, out, err = run("search", index, *(places.get(argument, argument) for argument in arguments))
+
+    assert code in (1, 2) and out == ""
+    assert says in " ".join(err.split())

@@ -1,6 +1,8 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
 """The subcommands that make an index of moments, search it, and say what it holds."""
 
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ..model.errors_cavmae_sync import SearchError, on_command_line, printable
+from ..model.errors_cavmae_sync import on_command_line, printable
 from . import terminal
 from .completion import model_names
 from .kinds import FileOut, FolderIn, FolderOut, MediaIn, ModelName, Needs, SourceIn
@@ -28,6 +30,36 @@ class HitsOut(FileOut):
         super().check(value, values)
         if Path(value).suffix.lower() in (".edl", ".otio"):
             Needs("archive", "A timeline").check()
+
+
+@dataclass(frozen=True)
+class WordsOrMediaIn(MediaIn):
+    """A file or address; or words, which look like neither."""
+
+    def check(self, value: Any, values: Mapping[str, Any]) -> None:
+        if not are_words(value):
+            super().check(value, values)
+
+
+def are_words(value: str) -> bool:
+    """Whether a text is words: no file or address, nor like one by a separator or a suffix."""
+    if "://" in value or os.path.exists(value) or any(sign in value for sign in "/\\"):
+        return False
+    return not re.fullmatch(r"\.[A-Za-z0-9]{1,5}", os.path.splitext(value)[1])
+
+
+def _words(query: str | None, text: str | None, then: list[str]) -> tuple[str | list[str] | None, str | None]:
+    """The words that are searched for, and the file."""
+    words = text
+    if query is not None and are_words(query):
+        if text is not None:
+            raise typer.BadParameter(f"there is no file {query!r}, and --text has words, too.", param_hint="QUERY")
+        words, query = query, None
+    if words is None and then:
+        raise typer.BadParameter("--then goes with words: as QUERY, or --text.")
+    if words is None and query is None:
+        raise typer.BadParameter("name a file, or say in words what to find.", param_hint="QUERY")
+    return ([words, *then] if words is not None and then else words), query
 
 
 def _side(text: str) -> str:
@@ -115,8 +147,24 @@ def index(
 def search(
     index: Annotated[str, typer.Argument(metavar="INDEX", help="Folder or address of an index."), _INDEX],
     query: Annotated[
-        str, typer.Argument(metavar="QUERY", help="File or address of audio, a video or an image."), MediaIn()
-    ],
+        str | None,
+        typer.Argument(
+            metavar="QUERY", help='File or address of audio, a video or an image; or words, such as "a dog barks".'
+        ),
+        WordsOrMediaIn(),
+    ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(metavar="WORDS", help='Words; beside a file as QUERY both count. "A, then B" is a sequence.'),
+    ] = None,
+    then: Annotated[
+        list[str] | None,
+        typer.Option(metavar="WORDS", help="With words: what comes after them; repeat for more."),
+    ] = None,
+    then_within: Annotated[float, time_option("Longest time from one part of a sequence to the next.")] = 10.0,
+    text_weight: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of --text in the score, beside a file as QUERY.")
+    ] = 0.5,
     start: Annotated[
         float | None,
         time_option("Where the moment of QUERY starts, such as 80.5 or 1:20."),
@@ -132,7 +180,7 @@ def search(
             "--in",
             parser=_side,
             metavar=f"[{'|'.join(_SIDES)}]",
-            help="What it is compared with; auto: video for audio, audio for video, or both for both.",
+            help="What it is compared with; auto: video for audio, audio for video, both for both and for words.",
         ),
     ] = "auto",
     top: Annotated[int, typer.Option(min=1, help="Moments found, at most.")] = 10,
@@ -168,7 +216,7 @@ def search(
             "--model",
             "-m",
             metavar="MODEL",
-            help="The index's model, where it now lies elsewhere.",
+            help="The index's model, where it now lies elsewhere; for words one with text that has it inside.",
             autocompletion=model_names,
         ),
         ModelName(unnamed="of the index"),
@@ -194,7 +242,9 @@ def search(
     device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the hits as JSON.")] = False,
 ) -> None:
-    """Find the moments of an index that are most like audio, an image or a moment of a video.
+    """Find the moments of an index that are most like audio, an image or a moment of a video, or what words say.
+
+    Words need a model with text (docs/text.md): the index's own, or --model.
 
     Hits whose files are not there any more, or cannot be read, are named and left out of what is cut and drawn; the
     exit code is then 1.
@@ -202,27 +252,27 @@ def search(
     Examples:
         cavmae-sync search my.index bark.wav
         cavmae-sync search my.index video.mp4 --start 1:20 --end 1:24 --top 5
+        cavmae-sync search my.index "a dog barks, then a bell rings"
         cavmae-sync search my.index bark.wav --clips found --out found/hits.html
     """
     if clips is None and (reencode or padding is not None):
         raise typer.BadParameter("--reencode and --padding go with --clips.")
+    words, query = _words(query, text, then or [])
     device = terminal.choose_device(device)
-    from ..inference.loading import load_model
     from ..search import CutClip, MomentStore, SearchFilters, cut_hits, write_hits
     from ..search import search as run_search
+    from ..search.searching import load_index_model
 
     filters = SearchFilters(
         exclude_same_file=exclude_same_file, within=(after, before), files=files, min_loudness=min_loudness,
         min_gap=min_gap, per_file=per_file,
     )  # fmt: skip
     store = MomentStore.open(index)
-    name = model or store.settings.model
-    if not name:
-        raise SearchError(f"{store.uri}: does not say where its model lies; name it with --model.")
-    loaded, processor = load_model(name, device=device, modalities="both")
+    loaded, processor = load_index_model(store, model, words=words is not None, device=device)
     result = run_search(
-        store, query, loaded, processor, by=by, find=find, start=start, end=end, top=top, whole_clips=whole_clips,
-        exact=exact, filters=filters, channel=channel, audio_track=audio_track,
+        store, query, loaded, processor, text=words, by=by, find=find, start=start, end=end, text_weight=text_weight,
+        then_within=then_within, top=top, whole_clips=whole_clips, exact=exact, filters=filters, channel=channel,
+        audio_track=audio_track,
     )  # fmt: skip
     if not as_json:
         _print_hits(result)
@@ -313,9 +363,8 @@ def _print_hits(result: Any) -> None:
 
     from ..data.clock import format_clock
 
-    span = f"{format_clock(result.query_start)} to {format_clock(result.query_start + result.query_seconds)}"
     how = "every moment compared" if result.exact else "by the approximate index"
-    title = f"{printable(result.query)}, {span}: {', '.join(result.pairs)} ({how})"
+    title = f"{printable(result.title)}: {', '.join(result.pairs)} ({how})"
     if not len(result):
         terminal.say(f"{title}: nothing found; filters or the query's length leave no moment to compare.")
         return

@@ -26,12 +26,20 @@ class Alignments(NamedTuple):
             before the clip does.
         scores: Mean similarity of the query's windows, `(alignments,)` float32.
         counts: Number of those pairs, `(alignments,)` int64.
+        lengths: Moments from the first to the last that is met, both counted, `(alignments,)` int64.
     """
 
     clips: np.ndarray
     firsts: np.ndarray
     scores: np.ndarray
     counts: np.ndarray
+    lengths: np.ndarray
+
+    @classmethod
+    def none(cls) -> "Alignments":
+        """No alignment."""
+        nothing = np.zeros(0, np.int64)
+        return cls(nothing, nothing, np.zeros(0, np.float32), nothing, nothing)
 
 
 def align(
@@ -58,8 +66,7 @@ def align(
     """
     queries = len(similarity)
     if not len(clips):
-        nothing = np.zeros(0, np.int64)
-        return Alignments(nothing, nothing, np.zeros(0, np.float32), nothing)
+        return Alignments.none()
     order = np.lexsort((windows, clips))
     clips, windows = np.asarray(clips, np.int64)[order], np.asarray(windows, np.int64)[order]
     if similarity.size > _BLOCK_VALUES and clips[0] != clips[-1]:
@@ -88,7 +95,52 @@ def align(
     nearest = np.searchsorted(columns, kept)
     firsts = windows[nearest] - (columns[nearest] - kept)
     scores = sums[kept] / (queries if present is None else max(1, int(present.sum())))
-    return Alignments(clips[nearest], firsts, scores.astype(np.float32), counts[kept])
+    lengths = np.full(len(kept), queries, np.int64)
+    return Alignments(clips[nearest], firsts, scores.astype(np.float32), counts[kept], lengths)
+
+
+def align_sequence(similarity: np.ndarray, clips: np.ndarray, windows: np.ndarray, *, most: int) -> Alignments:
+    """Score the ways in which parts of a query follow each other in clips, with gaps between them.
+
+    The first k parts that end at moment f have the score `s[k, f] + max over g of best[k - 1, f - g]`, for gaps g of 1
+    to `most` moments; of equal ones the nearest.
+
+    Args:
+        similarity: Of each part and each stored moment, `(parts, moments)`; what cannot be compared is NaN.
+        clips: Number of the clip that each moment belongs to, `(moments,)`.
+        windows: Number of each moment in its clip, `(moments,)`, in any order.
+        most: Moments from one part to the next, at most; at least 1.
+
+    Returns:
+        For every moment that the last part can meet, the best; its score is the mean over the parts.
+    """
+    if not len(clips):
+        return Alignments.none()
+    order = np.lexsort((windows, clips))
+    clips, windows = np.asarray(clips, np.int64)[order], np.asarray(windows, np.int64)[order]
+    # Clips lie so far apart in one row that no part reaches from one into the next.
+    steps = np.where(np.diff(clips) == 0, np.minimum(np.diff(windows), most + 1), most + 1)
+    columns = np.concatenate(([0], np.cumsum(steps)))
+    row = np.full(int(columns[-1]) + 1, -1, np.int64)
+    row[columns] = np.arange(len(columns))
+    wide = np.full((len(similarity), len(row)), -np.inf)
+    wide[:, columns] = np.nan_to_num(similarity[:, order], nan=-np.inf)
+    best, first = wide[0], np.arange(len(row))
+    for scores in wide[1:]:
+        earlier = np.concatenate((np.full(most, -np.inf), best[:-1]))
+        gaps = np.lib.stride_tricks.sliding_window_view(earlier, most)[:, ::-1].argmax(axis=1)
+        came = np.maximum(np.arange(len(row)) - 1 - gaps, 0)
+        reached = np.where(np.arange(len(row)) - 1 - gaps >= 0, best[came], -np.inf)
+        best, first = scores + reached, first[came]
+    kept = np.flatnonzero(np.isfinite(best))
+    begins, ends = row[first[kept]], row[kept]
+    return Alignments(
+        clips=clips[ends],
+        firsts=windows[begins],
+        scores=(best[kept] / len(wide)).astype(np.float32),
+        counts=np.full(len(kept), len(wide), np.int64),
+        lengths=windows[ends] - windows[begins] + 1,
+    )
 
 
 def _diagonal_sums(values: np.ndarray) -> np.ndarray:
@@ -110,6 +162,7 @@ def best_apart(
     top: int,
     min_gap: float,
     per_group: int | None = None,
+    lengths: np.ndarray | None = None,
 ) -> list[int]:
     """Pick the best, so that none of one group lies too near a better one in time (non-maximum suppression).
 
@@ -120,21 +173,23 @@ def best_apart(
         top: How many are picked at most.
         min_gap: Least distance in time within a group, seconds.
         per_group: How many of one group are picked at most; default: any number.
+        lengths: Of each, seconds around its time, `(candidates,)`; then those of one group do not overlap, either.
 
     Returns:
         Their places, best first; of equal scores the first comes first.
     """
     picked: list[int] = []
-    taken: dict[int, list[float]] = {}
+    taken: dict[int, list[tuple[float, float]]] = {}
     for place in _in_order(scores):
         group, time = int(groups[place]), float(times[place])
+        half = 0.0 if lengths is None else float(lengths[place]) / 2
         near = taken.setdefault(group, [])
         if per_group is not None and len(near) >= per_group:
             continue
         # Times carry rounding errors of their sums.
-        if any(abs(time - other) < min_gap - 1e-6 for other in near):
+        if any(abs(time - other) < max(min_gap, half + reach) - 1e-6 for other, reach in near):
             continue
-        near.append(time)
+        near.append((time, half))
         picked.append(int(place))
         if len(picked) == top:
             break

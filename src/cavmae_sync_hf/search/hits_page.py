@@ -93,10 +93,10 @@ def write_page(
     cards = [
         _card(number, hit, cut, folder, tell) for number, (hit, cut) in enumerate(zip(result, clips, strict=True), 1)
     ]
-    span = f"{format_clock(result.query_start)} to {format_clock(result.query_start + result.query_seconds)}"
     count = f"{len(result)} hit{'' if len(result) == 1 else 's'}"
     how = "every moment compared" if result.exact else "by the approximate index"
-    title = f"Hits for {_text(os.path.basename(result.query.rstrip('/')) or result.query)}"
+    name = result.query if result.by == "text" else os.path.basename(result.query.rstrip("/"))
+    title = f"Hits for {_text(name or result.query)}"
     notes = ["Score: mean cosine of the query and the moments found."]
     notes += ["The files play from where they lie on this computer." if not any(clips) else ""]
     played = [hit.path if cut is None else os.fspath(cut.path) for hit, cut in zip(result, clips, strict=True)]
@@ -107,7 +107,7 @@ def write_page(
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>{title}</title>\n<style>{_STYLE}</style>\n</head>\n<body>",
         f"<header>\n<h1>{title}</h1>",
-        f"<p>{span} of {_text(result.query)}: {_text(', '.join(result.pairs))}, {count}, {how}.</p>\n</header>",
+        f"<p>{_text(result.title)}: {_text(', '.join(result.pairs))}, {count}, {how}.</p>\n</header>",
         "<main>",
         *cards,
         "</main>",

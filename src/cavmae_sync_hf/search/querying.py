@@ -1,15 +1,16 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""Queries: audio, an image or a moment of a video as vectors to search with."""
+"""Queries: audio, an image, a moment of a video or words, as vectors to search with."""
 
 import contextlib
 import hashlib
 import io
 import math
 import os
+import re
 import warnings
 import wave
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -18,8 +19,9 @@ import torch
 from ..inference.features import choose_features, encode_moments, not_finite_error
 from ..inference.loudness import SILENCE_DB, span_loudness
 from ..inference.moments import MediaSpan, embed_moments, source_name
+from ..inference.texts import embed_texts
 from ..model.alignment_cavmae_sync import window_seconds
-from ..model.errors_cavmae_sync import MediaError, QueryError
+from ..model.errors_cavmae_sync import InferenceError, MediaError, QueryError
 from ..model.media_cavmae_sync import probe_media
 from ..model.modeling_cavmae_sync import CavMaeSyncModel
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
@@ -31,6 +33,10 @@ Side = Literal["audio", "video", "both", "auto"]
 MAX_QUERY_WINDOWS = 256
 # Old spellings, accepted in this version.
 OLD_SIDES = {"sound": "audio", "picture": "video"}
+# Seconds from one part of "A, then B" to the next, at most.
+THEN_WITHIN = 10.0
+# "now and then" speaks of no order.
+_THEN = re.compile(r"(?:\s*[,;]\s*|(?<!\bnow)(?<!\bnow\sand)\s+)(?:and\s+)?(?:then|followed\s+by)\s+", re.IGNORECASE)
 _IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 _IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\x00", b"MM\x00*")
 
@@ -64,7 +70,7 @@ class Query:
 
     Attributes:
         name: Where it comes from, for messages.
-        by: `"audio"`, `"video"` or `"both"`: which of its vectors are compared.
+        by: `"audio"`, `"video"` or `"both"`: which of its vectors are compared; `"text"`: words alone.
         audio: Vectors of its audio windows, float32 `(windows, hidden)`; zeros where there is none.
         video: Vectors of its frames, the same.
         audio_present: Which windows have audio that is not silence, `(windows,)` bool.
@@ -73,6 +79,12 @@ class Query:
         seconds: How long it is.
         path: Its file, where it is one.
         content: Checksum of its bytes, where it was handed in as bytes.
+        texts: The words.
+        text: Vectors of the words that each window stands for, float32 `(windows, hidden)`.
+        video_shares: How much frames count against audio for these words, 0 to 1, `(windows,)`.
+        text_weight: Share of the words in a score, beside audio or video.
+        then_within: The windows are parts of a sequence, each of which follows the one before it within so many
+            seconds; `None`: they lie side by side.
     """
 
     name: str
@@ -85,26 +97,35 @@ class Query:
     seconds: float
     path: str | None = None
     content: str = ""
+    texts: tuple[str, ...] = ()
+    text: np.ndarray | None = None
+    video_shares: np.ndarray | None = None
+    text_weight: float = 1.0
+    then_within: float | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "by", choose_side(self.by, "by"))
+        if self.by != "text":
+            object.__setattr__(self, "by", choose_side(self.by, "by"))
 
     def __len__(self) -> int:
         return len(self.audio_present)
 
     @property
     def sides(self) -> tuple[str, ...]:
-        """Which vectors are compared: `"audio"`, `"video"` or both."""
-        return ("audio", "video") if self.by == "both" else (self.by,)
+        """Which vectors of media are compared: `"audio"`, `"video"`, both, or, of words alone, none."""
+        return {"both": ("audio", "video"), "text": ()}.get(self.by, (self.by,))
 
     @property
     def present(self) -> np.ndarray:
         """Which windows have all that is compared, `(windows,)` bool."""
         masks = [self.audio_present if side == "audio" else self.video_present for side in self.sides]
-        return np.logical_and.reduce(masks)
+        return np.logical_and.reduce(masks) if masks else np.ones(len(self), bool)
 
     def vectors(self, side: str) -> np.ndarray:
-        """`audio` or `video`."""
+        """`audio`, `video` or `text`."""
+        if side == "text":
+            assert self.text is not None
+            return self.text
         return self.audio if side == "audio" else self.video
 
 
@@ -181,6 +202,82 @@ def embed_query(
     return Query(
         name=name, by=by, audio=moments.audio, video=moments.video, audio_present=heard, video_present=has_video,
         start=start or 0.0, seconds=moments.seconds, path=path, content=content,
+    )  # fmt: skip
+
+
+def split_text(text: str | Sequence[str]) -> tuple[str, ...]:
+    """The parts of a text that follow each other: "A, then B", "A and then B", "A followed by B".
+
+    Args:
+        text: A text, or its parts.
+
+    Raises:
+        QueryError: There is none, or a part of it is empty.
+    """
+    parts = [part.strip(" ,;.") for part in _THEN.split(text)] if isinstance(text, str) else list(text)
+    if not parts or not all(isinstance(part, str) and part.strip() for part in parts):
+        raise QueryError(f"The text is {text!r}; say in words what is to be found, such as 'a dog barks'.")
+    return tuple(parts)
+
+
+def embed_words(
+    texts: Sequence[str],
+    model: Any,
+    processor: CavMaeSyncProcessor,
+    *,
+    hop: float,
+    then_within: float = THEN_WITHIN,
+) -> Query:
+    """Vectors of a text, or of texts that follow each other.
+
+    Args:
+        texts: The parts of what is searched for, as `split_text` gives them.
+        model: A `CavMaeSyncTextDualEncoderModel` whose audio-visual model the index was made with.
+        processor: Its processor, with a tokenizer.
+        hop: Seconds between the index's moments.
+        then_within: Each part begins within so many seconds of the one before it.
+
+    Raises:
+        QueryError: The model has no text encoder, a text is empty or too long, or an argument cannot work.
+    """
+    if not (math.isfinite(then_within) and then_within > 0):
+        raise QueryError(f"then_within is {then_within!r}; it must be a number of seconds above 0.")
+    try:
+        found = embed_texts(model, processor, texts)
+    except InferenceError as error:
+        raise QueryError(error.message, hint=error.hints) from error
+    vectors = found.embeds.numpy()
+    there = np.zeros(len(texts), bool)
+    return Query(
+        name=", then ".join(f'"{text}"' for text in texts), by="text", audio=np.zeros_like(vectors),
+        video=np.zeros_like(vectors), audio_present=there, video_present=there, start=0.0, seconds=hop * len(texts),
+        texts=tuple(texts), text=vectors, video_shares=found.video_shares.numpy(),
+        then_within=then_within if len(texts) > 1 else None,
+    )  # fmt: skip
+
+
+def join_words(query: Query, words: Query, weight: float) -> Query:
+    """A query of audio or video and of a text that counts beside it in every window.
+
+    Args:
+        query: The audio or video.
+        words: The text.
+        weight: Its share of the score, 0 to 1.
+
+    Raises:
+        QueryError: The text has parts that follow each other, or the weight is no share.
+    """
+    if not 0 <= weight <= 1:
+        raise QueryError(f"text_weight is {weight!r}; it must be from 0 to 1.")
+    if len(words) > 1:
+        raise QueryError(
+            f"{query.name}: texts that follow each other ({words.name}) cannot be joined with it; search by one text "
+            "and it, or by the texts alone."
+        )
+    assert words.text is not None and words.video_shares is not None
+    return replace(
+        query, name=f"{query.name} with {words.name}", texts=words.texts, text=words.text.repeat(len(query), axis=0),
+        video_shares=words.video_shares.repeat(len(query)), text_weight=float(weight),
     )  # fmt: skip
 
 

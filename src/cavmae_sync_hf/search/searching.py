@@ -8,6 +8,7 @@ and compared along the diagonal, so that scores are exact and only what was neve
 
 import fnmatch
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
@@ -15,17 +16,30 @@ from typing import Any, Literal, cast
 import numpy as np
 from transformers import PreTrainedModel
 
+from ..data.clock import format_clock
 from ..files import StrPath
+from ..inference.loading import has_text, load_model
 from ..inference.loudness import SILENCE_DB
-from ..model.errors_cavmae_sync import QueryError, SearchError
+from ..model.errors_cavmae_sync import Hint, QueryError, SearchError
 from ..model.modeling_cavmae_sync import CavMaeSyncModel
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
-from .alignment import Alignments, align, best_apart
+from .alignment import Alignments, align, align_sequence, best_apart
 from .approximate import REFINE, partitions_to_search
-from .querying import Query, Side, choose_side, embed_query, has_several_tracks
+from .comparing import Comparison, clip_similarity, similarity
+from .querying import (
+    THEN_WITHIN,
+    Query,
+    Side,
+    choose_side,
+    embed_query,
+    embed_words,
+    has_several_tracks,
+    join_words,
+    split_text,
+)
 from .settings import IndexSettings
 from .store import MomentStore, open_index
-from .tables import ClipEntry, as_matrix, content_of, file_key
+from .tables import ClipEntry, content_of, file_key
 
 # Windows of a long query that look for candidates; all of them are compared.
 _MAX_PROBES = 16
@@ -53,7 +67,7 @@ class SearchFilters:
         min_loudness: Quieter moments are left out, dB of full scale. Default: those that are silent, where stored
             audio is compared; `-inf` leaves none out.
         min_overlap: Share of the query's windows that must meet a moment: less at the border of a clip is no hit.
-        min_gap: Hits of one file lie at least so far apart, seconds. Default: the longer of the query and the audio
+        min_gap: Hits of one file lie at least so far apart, seconds. Default: the longer of the hits and the audio
             window of a moment, so that no audio is in two hits.
         per_file: Hits of one file, at most; default: any number.
     """
@@ -91,7 +105,8 @@ class Hit:
         path: Its file.
         start: Where it starts in the file, seconds.
         end: Where it ends.
-        score: Mean cosine of the query's windows and the moments they meet; those that meet none count as 0.
+        score: Mean cosine of the query's windows and the moments they meet; those that meet none count as 0. Words
+            count as `search` says.
         windows: How many meet one.
         clip_start: Where the clip that it belongs to starts in the file.
         clip_end: Where that ends.
@@ -120,14 +135,15 @@ class SearchResult(Sequence[Hit]):
 
     Attributes:
         hits: The moments.
-        by: What of the query was compared: `"audio"`, `"video"` or `"both"`.
+        by: What of the query was compared: `"audio"`, `"video"` or `"both"`; `"text"`: words alone.
         find: With what of the index.
         pairs: Both together, such as `["audio -> video"]`.
         exact: Whether all moments were compared.
         query: Name of the query.
         query_start: Where the query starts in its source, seconds.
         query_seconds: How long it is.
-        query_windows: How many windows it has.
+        query_windows: How many windows it has, or of words alone how many parts that follow each other.
+        texts: The words searched for, part by part; empty without words.
     """
 
     hits: tuple[Hit, ...]
@@ -139,6 +155,7 @@ class SearchResult(Sequence[Hit]):
     query_start: float
     query_seconds: float
     query_windows: int
+    texts: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.hits)
@@ -148,19 +165,29 @@ class SearchResult(Sequence[Hit]):
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for JSON."""
-        return dict(vars(self)) | {"pairs": list(self.pairs), "hits": [hit.to_dict() for hit in self.hits]}
+        lists = {"pairs": list(self.pairs), "texts": list(self.texts), "hits": [hit.to_dict() for hit in self.hits]}
+        return dict(vars(self)) | lists
+
+    @property
+    def title(self) -> str:
+        """The query and, where it is a file, the span of it."""
+        span = f"{format_clock(self.query_start)} to {format_clock(self.query_start + self.query_seconds)}"
+        return self.query if self.by == "text" else f"{self.query}, {span}"
 
 
 def search(
     index: StrPath | MomentStore,
-    query: Any,
-    model: PreTrainedModel,
-    processor: CavMaeSyncProcessor,
+    query: Any = None,
+    model: PreTrainedModel | StrPath | None = None,
+    processor: CavMaeSyncProcessor | None = None,
     *,
+    text: str | Sequence[str] | None = None,
     by: Side = "auto",
     find: Side = "auto",
     start: float | None = None,
     end: float | None = None,
+    text_weight: float = 0.5,
+    then_within: float = THEN_WITHIN,
     top: int = 10,
     whole_clips: bool = False,
     exact: bool | None = None,
@@ -168,21 +195,28 @@ def search(
     channel: Literal["first", "mean"] | None = None,
     audio_track: int | str | None = None,
 ) -> SearchResult:
-    """Find the moments of an index that are most like audio, an image or a moment of a video.
+    """Find the moments of an index that are most like audio, an image, a moment of a video, or what words say.
 
     Args:
         index: Where the index is, or the open index.
         query: An audio file, a video, an image or samples, as `embed_query` takes them.
-        model: The model that the index was made with.
-        processor: Its processor.
+        model: The model that the index was made with; for words one with text that has this model inside. A model, or
+            the name of one. Default: the one that the index remembers.
+        processor: Its processor, where the model is not a name.
+        text: Words to search for, such as `"a dog barks"`; with a query, beside it. `"A, then B"` (or "and then",
+            "followed by") finds where one follows the other; a list of texts is such a sequence, too.
         by: What of the query counts: `"audio"`, `"video"`, `"both"`, or `"auto"` for all there is.
         find: What of the index it is compared with. `"auto"`: the other one, as the model was trained to: video for
-            audio, audio for video; and for both the same of each.
+            audio, audio for video; and for both the same of each. Words are compared with both: the mean counts,
+            weighted as the model learned of these words; where one is absent the other counts alone.
         start: Where in the query's file the moment starts, seconds.
         end: Where it ends.
+        text_weight: Share of the words in the score, where there is a query beside them, 0 to 1.
+        then_within: Each part of a sequence of texts follows the one before it within so many seconds.
         top: Hits at most.
         whole_clips: Compare whole clips, each by one vector, instead of moments.
-        exact: Whether all moments are compared; default: unless there is an approximate index.
+        exact: Whether all moments are compared; default: unless there is an approximate index. For sequences of texts
+            all always are.
         filters: Which moments may be found.
         channel: `"first"` or `"mean"` of the query's channels; default: as the index was made.
         audio_track: Which audio track of the query's file, by number or language. Default: of a file with several the
@@ -190,28 +224,77 @@ def search(
 
     Raises:
         MediaError: The query cannot be read.
-        QueryError: The query lacks what `by` asks for, is silent or too long, or an argument cannot work.
+        ModelError: The model cannot be loaded.
+        QueryError: The query lacks what `by` asks for, is silent or too long, there is none, or an argument cannot
+            work; or the model has no text encoder.
         SearchError: There is no index, it was made with another model, or cannot be read.
     """
     filters = filters or SearchFilters()
     by, find = choose_side(by, "by"), choose_side(find, "find")
     _check_top(top)
+    texts = () if text is None else split_text(text)
+    if query is None:
+        if not texts:
+            raise QueryError("There is nothing to search for; pass a file, or text='a dog barks'.")
+        given = {"by": None if by == "auto" else by, "start": start, "end": end}
+        idle = [name for name, value in given.items() if value is not None]
+        if idle:
+            raise QueryError("Words alone have no start, no end and no modality.", hint=Hint(idle[0], None))
     store = open_index(index)
+    if model is None or isinstance(model, str | os.PathLike):
+        model, processor = load_index_model(store, model, words=bool(texts))
+    if processor is None:
+        raise QueryError("There is a model and no processor; pass both, or the name of the model.")
     base = cast(CavMaeSyncModel, model.base_model)
     processor = processor.with_audio_choice(store.settings.channel)
     store.settings.check(IndexSettings.of(base, processor, store.settings.hop), store.uri, adding=False)
-    chosen = processor.audio_track if audio_track is None else audio_track
-    if chosen is None and store.settings.audio_track is not None and has_several_tracks(query):
-        chosen = store.settings.audio_track
-    processor = processor.with_audio_choice(channel, chosen)
-    embedded = embed_query(
-        query, base, processor, hop=store.settings.hop, by=by, start=start, end=end,
-        # A quiet query may ask for louder moments.
-        min_loudness=SILENCE_DB if filters.min_loudness is None else min(SILENCE_DB, filters.min_loudness),
-    )  # fmt: skip
+    hop = store.settings.hop
+    words = embed_words(texts, model, processor, hop=hop, then_within=then_within) if texts else None
+    if query is None:
+        assert words is not None
+        embedded = words
+    else:
+        chosen = processor.audio_track if audio_track is None else audio_track
+        if chosen is None and store.settings.audio_track is not None and has_several_tracks(query):
+            chosen = store.settings.audio_track
+        processor = processor.with_audio_choice(channel, chosen)
+        embedded = embed_query(
+            query, base, processor, hop=hop, by=by, start=start, end=end,
+            # A quiet query may ask for louder moments.
+            min_loudness=SILENCE_DB if filters.min_loudness is None else min(SILENCE_DB, filters.min_loudness),
+        )  # fmt: skip
+        if words is not None:
+            embedded = join_words(embedded, words, text_weight)
     if whole_clips:
         return search_clips(store, embedded, find=find, top=top, filters=filters)
     return search_moments(store, embedded, find=find, top=top, exact=exact, filters=filters)
+
+
+def load_index_model(
+    store: MomentStore, name: StrPath | None = None, *, words: bool = False, device: str = "cpu"
+) -> tuple[PreTrainedModel, CavMaeSyncProcessor]:
+    """The model to search an index with, and its processor.
+
+    Args:
+        store: The index.
+        name: Of the model; default: the one that the index remembers.
+        words: Whether words are searched for, which takes a model with text.
+        device: Where it goes.
+
+    Raises:
+        ModelError: It cannot be loaded.
+        SearchError: The index remembers none, or one without text.
+    """
+    known = os.fspath(name or store.settings.model)
+    if not known:
+        raise SearchError(f"{store.uri}: does not say where its model lies.", hint=Hint("model", "MODEL", "name it"))
+    if words and name is None and not has_text(known):
+        raise SearchError(
+            f"{store.uri}: was made with {known}, which has no text encoder, so it cannot be asked in words.",
+            hint=Hint("model", "MODEL", "name a model with text that has this one inside (`cavmae-sync text` trains "
+                      "one on it)"),
+        )  # fmt: skip
+    return load_model(known, use="text" if words else "embedding", device=device, modalities="both")
 
 
 def search_moments(
@@ -225,11 +308,16 @@ def search_moments(
 ) -> SearchResult:
     """Find moments with a query that is embedded already; arguments as for `search`."""
     filters = filters or SearchFilters()
-    comparison = _Comparison.of(query, choose_side(find, "find"))
+    comparison = Comparison.of(query, choose_side(find, "find"))
     _check_top(top)
     _check_width(store, query)
     view = _View.of(store, query, comparison, filters)
     approximate = set(comparison.stored) <= set(store.indexed_columns())
+    if query.then_within is not None:
+        if exact is False:
+            raise QueryError(f"{query.name}: parts that follow each other are looked for in all moments.",
+                             hint=Hint("exact", None))  # fmt: skip
+        exact = True
     if exact is None:
         exact = not approximate
     elif not exact and not approximate:
@@ -257,21 +345,13 @@ def search_clips(
     Of the filters, those count that concern files.
     """
     filters = filters or SearchFilters()
-    comparison = _Comparison.of(query, choose_side(find, "find"))
+    comparison = Comparison.of(query, choose_side(find, "find"))
     _check_top(top)
     _check_width(store, query)
     view = _View.of(store, query, comparison, filters)
-    scores: dict[str, float] = {}
-    for place, (asked, stored) in enumerate(comparison.pairs):
-        mean = query.vectors(asked)[query.present].mean(axis=0)
-        keys, vectors = store.clip_vectors(stored)
-        cosines = _cosines(vectors, mean / max(1e-12, float(np.linalg.norm(mean))))
-        previous = scores
-        scores = {
-            key: float(cosine) + previous.get(key, 0.0)
-            for key, cosine in zip(keys, cosines, strict=True)
-            if place == 0 or key in previous
-        }
+    if len(query.texts) > 1:
+        raise QueryError(f"{query.name}: a whole clip's vector does not know what comes first; search for moments.")
+    scores = clip_similarity(query, comparison, store.clip_vectors)
     entries = {entry.key: entry for entry in view.entries}
     ranked = sorted((key for key in scores if key in entries), key=lambda key: (-scores[key], entries[key].path))
     hits, count = [], dict.fromkeys((entry.path for entry in view.entries), 0)
@@ -279,35 +359,13 @@ def search_clips(
         entry = entries[key]
         count[entry.path] += 1
         if filters.per_file is None or count[entry.path] <= filters.per_file:
-            score = scores[key] / len(comparison.pairs)
             hits.append(
                 Hit(
-                    path=entry.path, start=entry.start, end=entry.end, score=score, windows=entry.moments,
+                    path=entry.path, start=entry.start, end=entry.end, score=scores[key], windows=entry.moments,
                     clip_start=entry.start, clip_end=entry.end,
                 )
             )  # fmt: skip
     return _result(query, comparison, True, hits[:top])
-
-
-@dataclass(frozen=True)
-class _Comparison:
-    """Which of a query is compared with which of the index, such as `(("audio", "video"),)`."""
-
-    find: str
-    pairs: tuple[tuple[str, str], ...]
-
-    @classmethod
-    def of(cls, query: Query, find: str) -> "_Comparison":
-        if find == "auto":
-            find = {"audio": "video", "video": "audio", "both": "both"}[query.by]
-        stored = ("audio", "video") if find == "both" else (find,)
-        if query.by == "both" and find == "both":
-            return cls(find, (("audio", "audio"), ("video", "video")))
-        return cls(find, tuple((asked, side) for asked in query.sides for side in stored))
-
-    @property
-    def stored(self) -> tuple[str, ...]:
-        return tuple(sorted({stored for _, stored in self.pairs}))
 
 
 @dataclass(frozen=True)
@@ -331,7 +389,7 @@ class _View:
     filters: SearchFilters
 
     @classmethod
-    def of(cls, store: MomentStore, query: Query, comparison: _Comparison, filters: SearchFilters) -> "_View":
+    def of(cls, store: MomentStore, query: Query, comparison: Comparison, filters: SearchFilters) -> "_View":
         """What the filters leave."""
         everything = sorted((entry for entry in store.entries().values() if entry.rows), key=lambda entry: entry.key)
         own = _of_same_file(query, everything) if filters.exclude_same_file else frozenset()
@@ -343,7 +401,7 @@ class _View:
         kept = {entry.rows: number for number, entry in enumerate(entries)}
         loudness = filters.min_loudness
         if loudness is None:
-            loudness = SILENCE_DB if "audio" in comparison.stored else -math.inf
+            loudness = SILENCE_DB if comparison.needs_sound else -math.inf
         conditions = []
         if loudness > -math.inf:
             conditions.append(f"loudness >= {float(loudness)!r}")
@@ -393,45 +451,25 @@ def _min_pairs(view: _View, query: Query) -> int:
     return max(1, math.ceil(view.filters.min_overlap * int(query.present.sum()) - 1e-9))
 
 
-def _similarity(query: Query, comparison: _Comparison, rows: Any) -> np.ndarray:
-    """Cosine of each query window and each row, `(windows, rows)`: the mean over what is compared, NaN where any of it
-    is missing."""
-    total = np.zeros((len(query), len(rows)), np.float32)
-    for asked, stored in comparison.pairs:
-        vectors, places = as_matrix(rows[stored], query.audio.shape[1])
-        cosines = np.full_like(total, np.nan)
-        cosines[:, places] = _cosines(query.vectors(asked), vectors)
-        total += cosines
-    return total / len(comparison.pairs)
-
-
-def _cosines(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Products of vectors that are there; an index of a broken model, or a damaged one, gives none."""
-    with np.errstate(invalid="ignore"):
-        cosines = first @ second.T
-    if not np.isfinite(cosines).all():
-        raise SearchError("The index or the query holds vectors that are NaN or infinite; make the index anew.")
-    return cosines
-
-
-def _compare_all(view: _View, query: Query, comparison: _Comparison) -> Alignments:
+def _compare_all(view: _View, query: Query, comparison: Comparison) -> Alignments:
     """Compare every moment."""
-    similarity, clips, windows = [], [], []
+    alike, clips, windows = [], [], []
     for batch in view.store.scan(["rows", "window", *comparison.stored], view.where):
         numbers = view.numbers_of(batch["rows"])
         kept = numbers >= 0
-        similarity.append(_similarity(query, comparison, batch)[:, kept])
+        alike.append(similarity(query, comparison, batch)[:, kept])
         clips.append(numbers[kept])
         windows.append(batch["window"].to_numpy()[kept])
     if not clips:
-        return align(np.zeros((len(query), 0), np.float32), np.zeros(0), np.zeros(0))
-    return align(
-        np.concatenate(similarity, axis=1), np.concatenate(clips), np.concatenate(windows),
-        present=query.present, min_pairs=_min_pairs(view, query),
-    )  # fmt: skip
+        return Alignments.none()
+    places = np.concatenate(alike, axis=1), np.concatenate(clips), np.concatenate(windows)
+    if query.then_within is not None:
+        hops = math.floor(query.then_within / view.store.settings.hop + 1e-9)
+        return align_sequence(*places, most=max(1, hops))
+    return align(*places, present=query.present, min_pairs=_min_pairs(view, query))
 
 
-def _search_candidates(view: _View, query: Query, comparison: _Comparison, top: int) -> tuple[Alignments, list[int]]:
+def _search_candidates(view: _View, query: Query, comparison: Comparison, top: int) -> tuple[Alignments, list[int]]:
     """Look for more candidates until there are hits enough, or no more to be had."""
     per_probe = _PER_PROBE
     while True:
@@ -442,7 +480,7 @@ def _search_candidates(view: _View, query: Query, comparison: _Comparison, top: 
         per_probe *= 4
 
 
-def _compare_candidates(view: _View, query: Query, comparison: _Comparison, per_probe: int) -> Alignments:
+def _compare_candidates(view: _View, query: Query, comparison: Comparison, per_probe: int) -> Alignments:
     """Compare the places that the approximate index points at."""
     places = np.flatnonzero(query.present)
     probes = places[np.unique(np.linspace(0, len(places) - 1, min(len(places), _MAX_PROBES)).round().astype(int))]
@@ -451,7 +489,7 @@ def _compare_candidates(view: _View, query: Query, comparison: _Comparison, per_
         "partitions": partitions_to_search(view.store.count()),
         "refine": max(_LEAST_REFINE, REFINE * _PER_PROBE // per_probe),
     }
-    for asked, stored in comparison.pairs:
+    for asked, stored in comparison.all_pairs:
         names, windows, which, cosines = view.store.nearest(
             stored, query.vectors(asked)[probes], per_probe, view.where, **effort
         )
@@ -460,12 +498,12 @@ def _compare_candidates(view: _View, query: Query, comparison: _Comparison, per_
         votes.append(cosines)
     candidates = _strongest(np.concatenate(clips), np.concatenate(firsts), np.concatenate(votes))
     if not len(candidates):
-        return align(np.zeros((len(query), 0), np.float32), np.zeros(0), np.zeros(0))
+        return Alignments.none()
     slack = _SLACK if len(query) > 1 else 0
     wanted = np.unique(np.concatenate([candidates + [0, shift] for shift in range(-slack, slack + 1)]), axis=0)
     rows = _rows_under(view, wanted, len(query), ["rows", "window", *comparison.stored], where=view.where)
     found = align(
-        _similarity(query, comparison, rows), view.numbers_of(rows["rows"]), rows["window"].to_numpy(),
+        similarity(query, comparison, rows), view.numbers_of(rows["rows"]), rows["window"].to_numpy(),
         present=query.present, min_pairs=_min_pairs(view, query),
     )  # fmt: skip
     # Others hang over the borders of what was fetched.
@@ -505,11 +543,10 @@ def _pick(view: _View, query: Query, found: Alignments, top: int) -> list[int]:
     hop, filters = view.store.settings.hop, view.filters
     starts = np.array([entry.start for entry in view.entries])
     least = filters.min_gap
-    if least is None:
-        least = max(len(query) * hop, view.store.settings.window_seconds)
     return best_apart(
-        found.scores, view.files[found.clips], starts[found.clips] + (found.firsts + len(query) / 2) * hop,
-        top=top, min_gap=least, per_group=filters.per_file,
+        found.scores, view.files[found.clips], starts[found.clips] + (found.firsts + found.lengths / 2) * hop,
+        top=top, min_gap=view.store.settings.window_seconds if least is None else least, per_group=filters.per_file,
+        lengths=found.lengths * hop if least is None else None,
     )  # fmt: skip
 
 
@@ -519,21 +556,21 @@ def _hits(view: _View, query: Query, found: Alignments, picked: list[int]) -> li
         return []
     hop = view.store.settings.hop
     places = np.stack((found.clips[picked], found.firsts[picked]), axis=1)
-    rows = _rows_under(view, places, len(query), ["rows", "window", "loudness", "thumbnail"])
+    rows = _rows_under(view, places, int(found.lengths[picked].max()), ["rows", "window", "loudness", "thumbnail"])
     numbers, windows = view.numbers_of(rows["rows"]), rows["window"].to_numpy()
     loudness = rows["loudness"].to_numpy()
     thumbnails = rows["thumbnail"]
     earliest, latest = view.filters.within
     hits = []
     for (clip, first), place in zip(places.tolist(), picked, strict=True):
-        entry = view.entries[clip]
-        under = np.flatnonzero((numbers == clip) & (windows >= first) & (windows < first + len(query)))
-        middle = under[np.argmin(np.abs(windows[under] - (first + (len(query) - 1) / 2)))]
+        entry, length = view.entries[clip], int(found.lengths[place])
+        under = np.flatnonzero((numbers == clip) & (windows >= first) & (windows < first + length))
+        middle = under[np.argmin(np.abs(windows[under] - (first + (length - 1) / 2)))]
         hits.append(
             Hit(
                 path=entry.path,
                 start=max(entry.start, entry.start + first * hop, earliest or 0.0),
-                end=min(entry.end, entry.start + (first + len(query)) * hop, math.inf if latest is None else latest),
+                end=min(entry.end, entry.start + (first + length) * hop, math.inf if latest is None else latest),
                 score=float(found.scores[place]),
                 windows=int(found.counts[place]),
                 clip_start=entry.start,
@@ -545,15 +582,16 @@ def _hits(view: _View, query: Query, found: Alignments, picked: list[int]) -> li
     return hits
 
 
-def _result(query: Query, comparison: _Comparison, exact: bool, hits: list[Hit]) -> SearchResult:
+def _result(query: Query, comparison: Comparison, exact: bool, hits: list[Hit]) -> SearchResult:
     return SearchResult(
         hits=tuple(hits),
         by=query.by,
         find=comparison.find,
-        pairs=tuple(f"{asked} -> {stored}" for asked, stored in comparison.pairs),
+        pairs=comparison.names,
         exact=exact,
         query=query.name,
         query_start=query.start,
         query_seconds=query.seconds,
         query_windows=len(query),
+        texts=query.texts,
     )

@@ -1,0 +1,89 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""Texts as vectors that audio windows and frames are compared with."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..model.errors_cavmae_sync import InferenceError
+from ..model.processing_cavmae_sync import CavMaeSyncProcessor
+from .features import evaluating, not_finite_error
+
+# What of a text a message shows.
+_SHOWN = 60
+
+
+@dataclass(frozen=True)
+class TextVectors:
+    """Embedded texts.
+
+    Attributes:
+        embeds: `(texts, hidden)` float32, L2-normalised, in the space of the audio-visual model.
+        video_shares: How much frames count against audio, 0 to 1, as the model learned of each text, `(texts,)`.
+    """
+
+    embeds: Tensor
+    video_shares: Tensor
+
+
+def check_text_model(model: Any, processor: CavMaeSyncProcessor) -> None:
+    """Refuse a model that texts cannot be compared with in the space of its audio-visual model.
+
+    Raises:
+        InferenceError: It has no text encoder, or another space; or the processor has no tokenizer.
+    """
+    if not hasattr(model, "get_text_features"):
+        raise InferenceError(
+            f"A {type(model).__name__} has no text encoder; load a model with text: load_model(folder, use='text')."
+        )
+    if not processor.has_tokenizer:
+        raise InferenceError(
+            "The processor has no tokenizer; load the one that was saved with the model with text, or make "
+            "CavMaeSyncProcessor(feature_extractor, video_processor, tokenizer)."
+        )
+    if model.config.projection_dim is not None:
+        raise InferenceError(
+            f"This model compares texts in a space of its own (projection_dim is {model.config.projection_dim}), and "
+            "here they are compared with the vectors of the audio-visual model; train one with projection_dim=None."
+        )
+
+
+@torch.no_grad()
+def embed_texts(model: Any, processor: CavMaeSyncProcessor, texts: Sequence[str]) -> TextVectors:
+    """Embed texts.
+
+    Args:
+        model: A `CavMaeSyncTextDualEncoderModel` whose `projection_dim` is `None`.
+        processor: Its processor, with a tokenizer.
+        texts: One or more.
+
+    Raises:
+        InferenceError: As `check_text_model`, or a text is empty or too long.
+    """
+    check_text_model(model, processor)
+    limit = _longest(model, processor)
+    for text in texts:
+        if not isinstance(text, str) or not text.strip():
+            raise InferenceError(f"The text is {text!r}; say in words what is to be found, such as 'a dog barks'.")
+        count = len(processor.tokenizer(text, verbose=False)["input_ids"])
+        if count > limit:
+            shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+            raise InferenceError(
+                f"The text {shown!r} has {count} tokens, and the text encoder takes {limit} at most; shorten it."
+            )
+    with evaluating(model):
+        tokens = processor(text=list(texts), return_tensors="pt").to(model.device)
+        embeds = model.get_text_features(**tokens).pooler_output
+        shares = model.video_gate(embeds).sigmoid()[:, 0]
+    if not bool(embeds.isfinite().all()):
+        raise not_finite_error("The embedding of the text", model.base_model)
+    return TextVectors(embeds=embeds.float().cpu(), video_shares=shares.float().cpu())
+
+
+def _longest(model: Any, processor: CavMaeSyncProcessor) -> int:
+    """Tokens that a text may have."""
+    limits = (processor.tokenizer.model_max_length, getattr(model.config.text_config, "max_position_embeddings", None))
+    return min(int(limit) for limit in limits if limit is not None)
