@@ -21,6 +21,8 @@ from cavmae_sync_hf.export import export_model
 from cavmae_sync_hf.training import list_recipes
 from helpers.clips import noise, write_clip
 from helpers.tiny import tiny_config
+from helpers.words import save as save_words
+from helpers.words import text_model
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -35,6 +37,7 @@ PROMISED = {
     "sync": ("len(result.times) == len(result.scores) and str(result.verdict) != ''", True),
     "localize": ("len(found.video_maps) == len(found.peaks())", True),
     "search_moments": ("len(hits) == len(clips) > 0 and Path('found/hits.html').stat().st_size > 10_000", True),
+    "text": ("vectors.shape[0], len(hits) > 0, hits.texts, hits.by", (2, True, ("rain",), "audio")),
     "features": ("len(found.timing) == len(found.features['av'])", True),
     "evaluate": ("record['counts']['clips_seen']", 1),
     "encoders": (
@@ -64,6 +67,7 @@ def desk(tmp_path_factory) -> Path:
     processor = CavMaeSyncProcessor.from_config(config)
     save_for_hub(CavMaeSyncModel(config), processor, folder / "my-model")
     save_for_hub(CavMaeSyncForAudioVisualClassification(config), processor, folder / "my-classifier")
+    save_words(*text_model(CavMaeSyncModel(config)), folder / "text-model")
     export_model(CavMaeSyncModel(config), processor, folder / "exported", int8=True)
     for name in ("clip", "rain"):
         write_clip(folder / f"{name}.mp4", seconds=3, audio=noise(3))
