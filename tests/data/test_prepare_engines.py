@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import cavmae_sync_hf
-from cavmae_sync_hf import DataError, WorkerError
+from cavmae_sync_hf import WorkerError
 from cavmae_sync_hf.data import prepare as prepare_module
-from cavmae_sync_hf.data.engines import run_processes
+from cavmae_sync_hf.data.engines import run_processes, run_ray
 from cavmae_sync_hf.data.prepare import ShardTask, prepare
 from cavmae_sync_hf.data.sources import ClipRecord
 from helpers.clips import noise, write_clip
@@ -256,10 +256,29 @@ def test_prepare__ray_gives_the_same_bytes(videos, whole, tmp_path, monkeypatch)
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray", "ignore::UserWarning:ray")
-def test_prepare__ray_task_that_always_crashes_is_reported(videos, tmp_path, monkeypatch):
+def test_prepare__clip_that_crashes_rays_workers_is_left_out(videos, whole, tmp_path, monkeypatch):
     pytest.importorskip("ray")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((SOURCE, str(Path(__file__).parents[1]))))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((SOURCE, *map(str, Path(__file__).parents[:2]))))
     monkeypatch.setattr(prepare_module, "ShardJob", CrashingJob)
 
-    with pytest.raises(DataError, match="Ray gave up"):
-        prepare(videos, tmp_path / "out", clips_per_shard=2, workers=2, engine="ray")
+    summary = prepare(videos, tmp_path / "out", clips_per_shard=2, workers=2, engine="ray")
+
+    assert summary.index.clips == 4 and summary.reasons == {"crash": 1, "unreadable": 1}
+    assert [failure.reason for failure in summary.failures if failure.unexpected] == [
+        "2.mp4: the decoder crashes on it (SIGSEGV)"
+    ]
+    assert files_of(summary.folder)["train-00000.tar"] == whole["train-00000.tar"]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray", "ignore::UserWarning:ray")
+def test_run_ray__error_of_the_function_ends_the_run(monkeypatch):
+    pytest.importorskip("ray")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((SOURCE, *map(str, Path(__file__).parents[:2]))))
+
+    with pytest.raises(WorkerError, match="Ray gave up: No space left on device"):
+        list(run_ray(raise_at_once, tasks(2), 2))
+
+
+def raise_at_once(task, begin, skip):
+    raise OSError("No space left on device")

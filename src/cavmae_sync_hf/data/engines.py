@@ -39,7 +39,8 @@ STALLED_SECONDS = 120.0
 _WORK_SECONDS = 0.005
 # How long the end of a process is waited for; one that waits for a dead disk cannot be ended.
 _PATIENCE_SECONDS = 5.0
-_RAY_RETRIES = 2
+# So often Ray's own processes are given a task of which they die.
+_RAY_TRIES = 2
 # What workers import before they are needed: where processes are forked from a server, only once for all.
 _PRELOAD = ["cavmae_sync_hf.data.prepare"]
 
@@ -288,12 +289,25 @@ def _call_pickled(function: Callable[..., Any], task: bytes) -> bytes:
     return pickle.dumps(function(pickle.loads(task), None, {}))
 
 
+def _call_apart(function: Callable[..., Any], task: bytes) -> bytes:
+    """The same in a process of the worker's own, which may die of items."""
+    (result,) = run_processes(function, [pickle.loads(task)], 1)
+    return pickle.dumps(result)
+
+
+def _last_line(error: BaseException) -> str:
+    """What Ray's errors of many lines come to."""
+    return (str(error).strip() or type(error).__name__).splitlines()[-1]
+
+
 def run_ray(
     function: Callable[..., Any], tasks: Sequence[Any], workers: int | None = None, address: str | None = None
 ) -> Iterator[Any]:
     """Run tasks on a Ray cluster, as one Ray Data pipeline.
 
-    The function's files must lie where every node of the cluster sees them. Ray starts lost tasks again elsewhere.
+    The function's files must lie where every node of the cluster sees them. A task whose process dies is started
+    again, the last time in a process apart from Ray's, so that an item of which processes die is left out as by
+    `run_processes`.
 
     Args:
         function: `function(task, begin, skip)`; it, the tasks and the results can be pickled.
@@ -306,12 +320,12 @@ def run_ray(
 
     Raises:
         ImportError: Ray is not installed.
-        WorkerError: A task failed for good.
+        WorkerError: The function raised, or Ray failed.
     """
     try:
         import ray
         import ray.data
-        from ray.exceptions import RayError
+        from ray.exceptions import RayError, RayTaskError
     except ImportError as error:
         raise ImportError(f"The engine ray needs ray: {install_line('ray')}") from error
     started = not ray.is_initialized()
@@ -326,18 +340,30 @@ def run_ray(
         items = [{"task": pickle.dumps(task)} for task in tasks]
         shared = ray.put(function)
 
+        # Tasks of their own: Ray Data starts for ever what crashes each time, Ray what runs out of memory.
+        once = ray.remote(num_cpus=1, max_retries=0)
+        ways = [once(_call_pickled)] * _RAY_TRIES + [once(_call_apart)]
+
         def work(item: dict[str, Any]) -> dict[str, Any]:
-            # A task of its own, whose retries have a bound: Ray Data itself starts for ever what crashes each time.
-            bounded = ray.remote(num_cpus=1, max_retries=_RAY_RETRIES)(_call_pickled)
-            return {"result": ray.get(bounded.remote(shared, item["task"]))}
+            reason: BaseException = WorkerError()
+            for way in ways:
+                try:
+                    return {"result": ray.get(way.remote(shared, item["task"])), "error": ""}
+                except RayTaskError as error:  # the function raised; raised on, it would be tried again for ever
+                    reason = error.cause
+                    break
+                except RayError as error:
+                    reason = error
+            return {"result": b"", "error": _last_line(reason)}
 
         pipeline = ray.data.from_items(items, override_num_blocks=len(items))
         # This one only waits, so it takes next to nothing of a core.
         for row in pipeline.map(work, num_cpus=0.01, concurrency=workers).iter_rows():
+            if row["error"]:
+                raise WorkerError(f"Ray gave up: {row['error']}")
             yield pickle.loads(row["result"])
     except RayError as error:
-        reason = str(getattr(error, "cause", None) or error).strip().splitlines()[-1]
-        raise WorkerError(f"Ray gave up: {reason}") from error
+        raise WorkerError(f"Ray gave up: {_last_line(error)}") from error
     finally:
         settings.enable_progress_bars = shown
         if started:
