@@ -15,7 +15,8 @@ exclude_patterns = ["_build"]
 
 html_theme = "furo"
 html_title = f"cavmae-sync-hf {release}"
-html_static_path: list[str] = []
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
 html_theme_options = {"navigation_with_keys": True}
 
 autodoc_member_order = "bysource"

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import wave
 from pathlib import Path
 
@@ -61,11 +62,12 @@ def blocks(page: Path, language: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory) -> Path:
-    """A folder with the files that the pages name."""
+    """A folder with the files that the pages name, and a cache with a tiny model in the place of published weights."""
     folder = tmp_path_factory.mktemp("pages")
     config = tiny_config(num_frames=16)
     processor = CavMaeSyncProcessor.from_config(config)
     save_for_hub(CavMaeSyncModel(config), processor, folder / "my-model")
+    shutil.copytree(folder / "my-model", folder / "cache" / "published" / "cav-mae-sync" / "model")
     save_for_hub(CavMaeSyncForAudioVisualClassification(config), processor, folder / "my-classifier")
     save_words(*text_model(CavMaeSyncModel(config)), folder / "text-model")
     export_model(CavMaeSyncModel(config), processor, folder / "exported", int8=True)
@@ -80,15 +82,26 @@ def desk(tmp_path_factory) -> Path:
 
 @pytest.mark.timeout(600)  # some export and import much
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.stem)
-def test_page__python_runs(desk, monkeypatch, page):
+def test_page__python_runs(desk, monkeypatch, capsys, page):
     monkeypatch.chdir(desk)
+    monkeypatch.setenv("CAVMAE_SYNC_CACHE", str(desk / "cache"))
     names: dict = {"__name__": "page", "Path": Path}
 
     for block in blocks(page, "python"):
         exec(compile(block, str(page), "exec"), names)
 
+    printed = capsys.readouterr().out
+    for shape in re.findall(r"print\(.*  # (torch\.Size\(.*?\))", page.read_text(encoding="utf-8")):
+        assert shape in printed
     what, expected = PROMISED[page.stem]
     assert eval(what, names) == expected
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_page__code_is_not_cut_at_the_width_of_a_page(page):
+    code = [block for language in ("python", "bash", "yaml") for block in blocks(page, language)]
+
+    assert [line for line in "".join(code).splitlines() if len(line) > 88] == []
 
 
 def test_readme__fits_one_sitting():
