@@ -45,6 +45,10 @@ def localize(
         typer.Option(metavar="FILE", help="Another audio track; one for each video, in their order."),
         MediaIn(),
     ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(metavar="WORDS", help='What to look for instead, such as "the bell"; needs a model with text.'),
+    ] = None,
     start: Start = None,
     end: End = None,
     fps: Annotated[float, typer.Option(help="Moments per second for which maps are made.")] = 5.0,
@@ -54,7 +58,9 @@ def localize(
     ] = "occlusion",
     least_strength: Annotated[
         float | None,
-        typer.Option(metavar="NATS", help="Strength from which on a moment has a source in the frame; default: 2.5."),
+        typer.Option(
+            metavar="NATS", help="Strength from which on a moment has a source in the frame; default: 2.5, of words 0."
+        ),
     ] = None,
     draw_video: Annotated[
         bool, typer.Option("--video/--no-video", help="Also write the video with the maps drawn in.")
@@ -69,11 +75,14 @@ def localize(
 ) -> None:
     """Find where in the frame the source of the audio is, and which part of the spectrogram belongs to the frame.
 
+    With --text: where and when what the words say is seen and heard.
+
     Files that cannot be used are named, the others are looked at; the exit code is then 1.
 
     Examples:
         cavmae-sync localize video.mp4 --model example
         cavmae-sync localize videos/ --model example --out places
+        cavmae-sync localize video.mp4 --model my-text-model --text "the bell"
     """
     names, lost = find_files(videos)
     pairs = pair_audio(names, audio)
@@ -84,16 +93,20 @@ def localize(
     device = terminal.choose_device(device)
     from ..inference.loading import load_model
     from ..inference.localize import localize as run_localize
-    from ..inference.strength import LEAST_STRENGTH
+    from ..inference.texts import embed_texts
 
-    least = LEAST_STRENGTH if least_strength is None else least_strength
-    loaded, processor = load_model(model, device=device, modalities="both")
+    loaded, processor = load_model(
+        model, use="embedding" if text is None else "text", device=device, modalities="both"
+    )
+    if text is not None:
+        embed_texts(loaded, processor, [text])  # what is wrong with it is told once, not of every video
 
     def find(number: int, progress: Callable[..., None]) -> Any:
         replacing = files is not None and files.begin(number)
         found = run_localize(
-            loaded, processor, *pairs[number], start=start, end=end, fps=fps, method=method, least_strength=least,
-            damaged=damaged, channel=channel, audio_track=audio_track, batch_size=batch_size, progress=progress,
+            loaded, processor, *pairs[number], text=text, start=start, end=end, fps=fps, method=method,
+            least_strength=least_strength, damaged=damaged, channel=channel, audio_track=audio_track,
+            batch_size=batch_size, progress=progress,
         )  # fmt: skip
         if files is not None:
             _write(found, *pairs[number], files.paths[number], frames=frames, overwrite=replacing, progress=progress)
@@ -151,8 +164,10 @@ def _show(results: list[dict[str, Any]]) -> None:
     """The moments of one video, or the strongest of each of several."""
     from rich.table import Column, Table
 
-    several = len(results) > 1
-    heads = ("time", "source at x, y", "strength", "similarity", "box")[: 4 if several else 5]
+    several, said = len(results) > 1, any("text" in found for found in results)
+    heads = ("time", "seen at x, y" if said else "source at x, y", "strength", "similarity", "box")[
+        : 4 if several else 5
+    ]
     numbers = [Column(name, justify="right", no_wrap=True) for name in heads]
     table = Table(Column("video", overflow="fold"), *numbers) if several else Table(*numbers)
     for found in results:
@@ -161,7 +176,7 @@ def _show(results: list[dict[str, Any]]) -> None:
             # Those with a source first.
             moments = [max(moments, key=lambda moment: (moment["source"], moment["strength"] or -math.inf))]
         for moment in moments[:: -(-len(moments) // _MOST_ROWS) or 1]:
-            cells = [escape(_name(found)), *_cells(moment)[:4]] if several else _cells(moment)
+            cells = [escape(_name(found)), *_cells(moment, said)[:4]] if several else _cells(moment, said)
             table.add_row(*cells, style=None if moment["source"] else "dim")
     if results:
         terminal.console.print(table)
@@ -172,18 +187,19 @@ def _show(results: list[dict[str, Any]]) -> None:
             terminal.say(f"- {_name(found)}: {remark}" if several else f"- {remark}")
 
 
-def _cells(moment: dict[str, Any]) -> list[str]:
-    from ..inference.strength import NO_SOURCE
+def _cells(moment: dict[str, Any], said: bool) -> list[str]:
+    from ..inference.strength import NO_SOURCE, NOT_SEEN
 
+    absence = NOT_SEEN if said else NO_SOURCE
     time, strength = format_clock(moment["time"]), moment["strength"]
     if strength is None:
-        return [time, NO_SOURCE, "-", "-", "-"]
+        return [time, absence, "-", "-", "-"]
     place = box = "-"
     if moment["source"]:
         x, y = moment["peak"]
         place, box = f"{x:.0%}, {y:.0%}", ", ".join(f"{edge:.0f}" for edge in moment["box"])
-    strength = "silence" if moment["silent"] else f"{round(strength, 1) + 0.0:.1f}"  # no -0.0
-    return [time, place if moment["source"] else NO_SOURCE, strength, f"{moment['similarity']:.3f}", box]
+    strength = "silence" if moment["silent"] and not said else f"{round(strength, 1) + 0.0:.1f}"  # no -0.0
+    return [time, place if moment["source"] else absence, strength, f"{moment['similarity']:.3f}", box]
 
 
 def _rows(found: dict[str, Any]) -> list[dict[str, Any]]:

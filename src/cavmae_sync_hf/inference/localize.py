@@ -6,7 +6,7 @@ without the patch and its neighbours (`occlusion_maps`). Parts of a frame are le
 tokens, as in the pretraining of a masked autoencoder, so the model is used as it was trained and no grey box has to
 stand for nothing. Parts of an audio window are made silent, since for audio there is a nothing, and a gap between two
 sounds must not count for being left out. The plain cosine of patch embeddings, `"cosine"`, is faster by the number of
-patches and points far less well.
+patches and points far less well. With a text, its embedding takes the place of the other modality's.
 """
 
 import math
@@ -18,14 +18,15 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from ..files import StrPath, whole_file
 from ..metrics.localization import map_boxes, patch_maps
 from ..model.alignment_cavmae_sync import FRAMES_PER_SECOND, view_of
-from ..model.errors_cavmae_sync import InferenceError
+from ..model.errors_cavmae_sync import InferenceError, printable
 from ..model.feature_extraction_cavmae_sync import SILENCE
 from ..model.media_cavmae_sync import decode_media
-from ..model.modeling_cavmae_sync import CavMaeSyncModel, CavMaeSyncPreTrainedModel
+from ..model.modeling_cavmae_sync import CavMaeSyncModel
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from ..model.video_processing_cavmae_sync import CavMaeSyncVideoProcessor
 from ..provenance import model_fingerprint
@@ -33,7 +34,8 @@ from .features import check_towers, evaluating, move_inputs, not_finite_error
 from .loudness import SILENCE_DB, span_loudness
 from .moments import MediaSpan, Progress, format_clock, read_ahead, read_moments, report_seconds, source_name
 from .occlusion import default_block, embed_without, occlusion_maps
-from .strength import LEAST_STRENGTH, NEAR_SECONDS, source_strength
+from .strength import LEAST_LOG_ODDS, LEAST_STRENGTH, NEAR_SECONDS, NO_SOURCE, NOT_SEEN, source_strength
+from .texts import embed_texts
 
 METHODS = ("occlusion", "cosine")
 DEFAULT_FPS = 5.0
@@ -81,10 +83,13 @@ class LocalizationResult:
         audio_source: Name of its audio track, where that is another file.
         times: When each moment's frame is on screen, `(moments,)`.
         window_times: Start and end of each moment's audio window, `(moments, 2)`.
-        present: Whether a moment has both audio and video, `(moments,)`; maps of others are 0.
-        similarity: Cosine of each moment's audio and frame, `(moments,)`; NaN where one is absent.
+        present: Whether a moment has both audio and video, `(moments,)`; maps of others are 0. With a text: whether it
+            has a frame.
+        similarity: Cosine of each moment's audio and frame, `(moments,)`; NaN where one is absent. With a text: its
+            cosine with both, weighted as the model learned of it; where there is no audio, with the frame.
         strength: How far the audio speaks for a source in the frame, nats, `(moments,)`; NaN where one is absent. See
-            `strength.source_strength`.
+            `strength.source_strength`. With a text: the log-odds that it is true of the frame, nats, as the model was
+            trained to tell moments inside and outside of the spans of captions.
         loudness: Of the audio within 0.25 s of each moment, dB of full scale, `(moments,)`.
         video_maps: Where in the frame the sounding object is, `(moments, rows, columns)` float32, top to bottom. By
             occlusion: fall of the cosine; above 0 speaks for the audio.
@@ -102,6 +107,7 @@ class LocalizationResult:
         span: Where in the video this starts and ends, seconds, as it was asked for.
         remarks: What a reader should know.
         audio_track: Which audio track was heard; `None` for the one that a player plays.
+        text: What was looked for in place of the source of the audio.
     """
 
     source: str
@@ -127,6 +133,7 @@ class LocalizationResult:
     least_strength: float = LEAST_STRENGTH
     remarks: list[str] = field(default_factory=list)
     audio_track: int | str | None = None
+    text: str | None = None
 
     @property
     def region(self) -> tuple[float, float, float, float]:
@@ -140,12 +147,18 @@ class LocalizationResult:
 
     @property
     def has_source(self) -> np.ndarray:
-        """Whether what is heard at a moment has a source in the frame, `(moments,)`."""
-        return self._heard & (self.strength >= self.least_strength)
+        """Whether what is heard at a moment, or what the text says, has a source in the frame, `(moments,)`."""
+        return self.compared & (self.strength >= self.least_strength)
 
     @property
-    def _heard(self) -> np.ndarray:
-        return self.present & ~self.silent
+    def compared(self) -> np.ndarray:
+        """Whether there is something to look for in a frame, `(moments,)`: for a source of silence there is not."""
+        return self.present if self.text is not None else self.present & ~self.silent
+
+    @property
+    def absence(self) -> str:
+        """What is said of moments without a source."""
+        return NO_SOURCE if self.text is None else NOT_SEEN
 
     def peaks(self) -> np.ndarray:
         """Where each moment's sounding object is, `(moments, 2)`: x, y as shares 0 to 1 of the frame.
@@ -158,7 +171,7 @@ class LocalizationResult:
         x0, y0, x1, y1 = self.region
         x = x0 + (best % columns + 0.5) / columns * (x1 - x0)
         y = y0 + (best // columns + 0.5) / rows * (y1 - y0)
-        return np.where(self._heard[:, None], np.stack([x, y], axis=1), np.nan)
+        return np.where(self.compared[:, None], np.stack([x, y], axis=1), np.nan)
 
     def boxes(self, threshold: float = 0.5) -> np.ndarray:
         """A box around each moment's highest patch and what hangs together with it, `(moments, 4)`.
@@ -173,7 +186,7 @@ class LocalizationResult:
         x0, y0, x1, y1 = self.view.box
         found = map_boxes(torch.from_numpy(self.video_maps), (rows, columns), threshold).numpy()
         scale = np.array([(x1 - x0) / columns, (y1 - y0) / rows] * 2)
-        return np.where(self._heard[:, None], found * scale + np.array([x0, y0] * 2), np.nan)
+        return np.where(self.compared[:, None], found * scale + np.array([x0, y0] * 2), np.nan)
 
     def heat(self, which: Literal["video", "audio"] = "video") -> np.ndarray:
         """The maps as plots show them, of the maps' shape, -1 to 1: 0 and below is cold, 1 hottest.
@@ -184,9 +197,9 @@ class LocalizationResult:
         """
         maps = self.video_maps if which == "video" else self.audio_maps
         peaks = maps.max(axis=(1, 2))
-        usual = float(np.quantile(peaks[self._heard], 0.95)) if self._heard.any() else 0.0
+        usual = float(np.quantile(peaks[self.compared], 0.95)) if self.compared.any() else 0.0
         divisors = np.maximum(np.maximum(peaks, usual / 2), 1e-6)
-        most = np.where(self.has_source, 1.0, np.where(self._heard, _WEAK_HEAT, 0.0))
+        most = np.where(self.has_source, 1.0, np.where(self.compared, _WEAK_HEAT, 0.0))
         return (np.clip(maps / divisors[:, None, None], -1.0, 1.0) * most[:, None, None]).astype(np.float32)
 
     def to_dict(self) -> dict[str, Any]:
@@ -194,7 +207,7 @@ class LocalizationResult:
         measure = "fall" if self.method == "occlusion" else "cosine"
         moments = []
         for k, (peak, box) in enumerate(zip(self.peaks(), self.boxes(), strict=True)):
-            here, heard = bool(self.present[k]), bool(self._heard[k])
+            here, heard = bool(self.present[k]), bool(self.compared[k])
             moments.append({
                 "time": round(float(self.times[k]), 4),
                 "source": bool(self.has_source[k]),
@@ -205,9 +218,11 @@ class LocalizationResult:
                 "box": [round(float(value), 1) for value in box] if heard else None,
                 measure: round(float(self.video_maps[k].max()), 6) if heard else None,
             })  # fmt: skip
+        said = {} if self.text is None else {"text": self.text}
         return {
             "source": self.source,
             "audio_source": self.audio_source,
+            **said,
             "method": self.method,
             "fps": self.fps,
             "least_strength": self.least_strength,
@@ -234,11 +249,12 @@ class LocalizationResult:
 
 
 def localize(
-    model: CavMaeSyncPreTrainedModel,
+    model: PreTrainedModel,
     processor: CavMaeSyncProcessor,
     video: Any,
     audio: Any = None,
     *,
+    text: str | None = None,
     sampling_rate: int | None = None,
     start: float | None = None,
     end: float | None = None,
@@ -246,7 +262,7 @@ def localize(
     method: Literal["occlusion", "cosine"] = "occlusion",
     block: tuple[int, int] | None = None,
     stride: int | None = None,
-    least_strength: float = LEAST_STRENGTH,
+    least_strength: float | None = None,
     batch_size: int = 16,
     damaged: Literal["error", "keep"] = "error",
     channel: Literal["first", "mean"] | None = None,
@@ -257,13 +273,16 @@ def localize(
     """Find where in the frame a video's sounding object is, and where in the audio it is heard, moment by moment.
 
     Audio is compared by what sets it apart from silence: the difference of its embedding and that of a silent
-    window. A frame is compared as it is.
+    window. A frame is compared as it is. With a text both are compared with its embedding.
 
     Args:
-        model: A model with both towers, as `load_model(name, modalities="both")` gives it.
+        model: A model with both towers, as `load_model(name, modalities="both")` gives it; for a text one with text,
+            `load_model(name, use="text")`.
         processor: Its processor.
         video: Path, address, bytes or file object.
         audio: Another audio track for it, a file or waveform, whose time 0 is the video's. Default: the video's own.
+        text: Words, such as `"the bell"`, to look for instead of the source of the audio. The video then needs no
+            audio.
         sampling_rate: Of a waveform in `audio`, Hz.
         start: Where in the video to start, seconds.
         end: Where to end, seconds.
@@ -271,8 +290,8 @@ def localize(
         method: `"occlusion"`, which runs the towers once for every patch, or `"cosine"` of the final patches.
         block: Rows and columns of frame patches that are left out together, odd; see `default_block`.
         stride: Patches from one place that is tried to the next; see `occlusion_maps`.
-        least_strength: Nats from which on a moment has a source. The default suits the example model; another model's
-            is found with clips of which it is known.
+        least_strength: Nats from which on a moment has a source. The default, 2.5, suits the example model; another
+            model's is found with clips of which it is known. With a text 0: as likely as not.
         batch_size: Moments decoded at a time.
         damaged: `"keep"` uses what can be decoded of truncated and corrupt files.
         channel: `"first"` or `"mean"` of several audio channels; default: the processor's.
@@ -285,22 +304,29 @@ def localize(
         A `LocalizationResult`.
 
     Raises:
-        InferenceError: The model has one tower, an argument cannot work, or no moment has both audio and video.
+        InferenceError: The model has one tower or, for a text, no text encoder; an argument cannot work; or no moment
+            has what is compared.
         MediaError: The video or its audio cannot be read.
     """
-    check_towers(model)
+    base = cast(CavMaeSyncModel, model.base_model)
+    check_towers(base)
     if method not in METHODS:
         raise InferenceError(f"There is no method {method!r}; use {' or '.join(METHODS)}.")
     if not (math.isfinite(fps) and fps > 0 and batch_size >= 1):
         raise InferenceError(f"fps is {fps} and batch_size {batch_size}; both must be above 0.")
-    base = cast(CavMaeSyncModel, model.base_model)
+    query = None if text is None else _TextQuery.of(model, processor, text)
+    if least_strength is None:
+        least_strength = LEAST_STRENGTH if text is None else LEAST_LOG_ODDS
     processor = processor.with_audio_choice(channel, audio_track)
-    mapper = _Mapper(base, processor, method=method, block=block, stride=stride)
+    mapper = _Mapper(base, processor, query, method=method, block=block, stride=stride)
     parts: list[dict[str, np.ndarray]] = []
     canvas = _Canvas(start or 0.0)
     span = MediaSpan(video, audio=audio, sampling_rate=sampling_rate, start=start, end=end)
     with evaluating(base):
-        read = partial(_read, processor, hop=1 / fps, num_frames=batch_size, damaged=damaged, device=base.device)
+        read = partial(
+            _read, processor, hop=1 / fps, num_frames=batch_size, damaged=damaged, device=base.device,
+            missing="error" if text is None else "mask",
+        )  # fmt: skip
         show = report_seconds(progress, span)
         for inputs in (inputs for _, chunks in read_ahead([span], read) for inputs in chunks):
             parts.append(mapper(inputs))
@@ -309,7 +335,8 @@ def localize(
     values: dict[str, Any] = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     source = source_name(video)
     if not values["present"].any():
-        raise InferenceError(f"{source}: no moment has both audio and video; name another span or video.")
+        lacking = "both audio and video" if text is None else "a frame"
+        raise InferenceError(f"{source}: no moment has {lacking}; name another span or video.")
     settings = {**mapper.settings(), "model": (fingerprint or model_fingerprint(base, processor))[:16]}
     if processor.audio_track is not None:
         settings["audio_track"] = processor.audio_track
@@ -329,6 +356,7 @@ def localize(
         audio_track=processor.audio_track,
         span=(start, end),
         least_strength=least_strength,
+        text=text,
     )
     found.remarks += _remarks(found)
     return found
@@ -341,6 +369,36 @@ def _read(processor: CavMaeSyncProcessor, span: MediaSpan, **options: Any) -> It
         yield inputs | {"loudness": span_loudness(media, times[:, None] + np.array([-NEAR_SECONDS, NEAR_SECONDS]))}
 
 
+@dataclass(frozen=True)
+class _TextQuery:
+    """A text to look for.
+
+    Attributes:
+        embeds: `(hidden,)`.
+        video_share: How much a frame counts against audio.
+        scale, bias: Of its cosine with a moment; they make log-odds of it.
+    """
+
+    embeds: Tensor
+    video_share: float
+    scale: float
+    bias: float
+
+    @classmethod
+    def of(cls, model: Any, processor: CavMaeSyncProcessor, text: str) -> "_TextQuery":
+        found = embed_texts(model, processor, [text])
+        scale, bias = model.moment_logit_scale.exp().item(), model.moment_logit_bias.item()
+        return cls(found.embeds[0].to(model.device), float(found.video_shares[0]), scale, bias)
+
+    def scores(self, output: Any, heard: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """The cosine with each moment, and the log-odds of its frame, `(moments,)`; NaN without a frame."""
+        audio, video = output.audio_embeds[0].float() @ self.embeds, output.video_embeds[0].float() @ self.embeds
+        mixed = torch.where(heard[0], self.video_share * video + (1 - self.video_share) * audio, video)
+        return mixed.masked_fill(~seen[0], torch.nan), (self.scale * video + self.bias).masked_fill(
+            ~seen[0], torch.nan
+        )
+
+
 class _Mapper:
     """Makes the maps of a chunk of moments."""
 
@@ -348,12 +406,13 @@ class _Mapper:
         self,
         model: CavMaeSyncModel,
         processor: CavMaeSyncProcessor,
+        query: _TextQuery | None,
         *,
         method: str,
         block: tuple[int, int] | None,
         stride: int | None,
     ) -> None:
-        self.model, self.method, self.block, self.stride = model, method, block, stride
+        self.model, self.query, self.method, self.block, self.stride = model, query, method, block, stride
         extractor = processor.feature_extractor
         self.floor = (SILENCE - extractor.mean) / extractor.std
         self.silent_window = torch.full((1, 1, extractor.audio_length, extractor.num_mel_bins), self.floor)
@@ -370,28 +429,37 @@ class _Mapper:
         moved = move_inputs(inputs, model)
         moved.setdefault("padding_mask_videos", torch.ones_like(moved["padding_mask"]))
         output = model(**moved)
-        both = moved["padding_mask"] & moved["padding_mask_videos"]
+        heard, seen = moved["padding_mask"], moved["padding_mask_videos"]
+        if self.query is None:
+            both = heard = seen = heard & seen
+            for_video, for_audio = output.audio_embeds, output.video_embeds
+            asked = for_video - self.silence
+        else:
+            both = seen
+            asked = for_video = for_audio = self.query.embeds.to(output.video_embeds).expand_as(output.video_embeds)
         if self.method == "cosine":
-            video_maps = patch_maps(output.audio_embeds, output.video_patch_embeds, model.config.video_grid)
-            audio_maps = patch_maps(output.video_embeds, output.audio_patch_embeds, model.config.audio_grid)
-            video_maps, audio_maps = (maps * both[..., None, None] for maps in (video_maps, audio_maps))
+            video_maps = patch_maps(for_video, output.video_patch_embeds, model.config.video_grid)
+            audio_maps = patch_maps(for_audio, output.audio_patch_embeds, model.config.audio_grid)
+            video_maps, audio_maps = video_maps * seen[..., None, None], audio_maps * heard[..., None, None]
         else:
             video_maps = occlusion_maps(
-                model, "video", moved["pixel_values_videos"], output.audio_embeds - self.silence, present=both,
-                block=self.block, stride=self.stride,
+                model, "video", moved["pixel_values_videos"], asked, present=seen, block=self.block,
+                stride=self.stride,
             )  # fmt: skip
             audio_maps = occlusion_maps(
-                model, "audio", moved["input_values"], output.video_embeds, present=both,
-                stride=self.stride, fill=self.floor,
-            )  # fmt: skip
-        hidden = embed_without(
-            model, "video", moved["pixel_values_videos"], video_maps.flatten(-2).argmax(-1), block=self.block
-        )
-        strength = source_strength(
-            output.audio_embeds[0], output.video_embeds[0], silence=self.silence, hidden=hidden[0],
-            temperature=model.config.temperature,
-        ).masked_fill(~both[0], torch.nan)  # fmt: skip
-        similarity = output.similarity[0].diagonal().float().masked_fill(~both[0], torch.nan)
+                model, "audio", moved["input_values"], for_audio, present=heard, stride=self.stride, fill=self.floor
+            )
+        if self.query is None:
+            hidden = embed_without(
+                model, "video", moved["pixel_values_videos"], video_maps.flatten(-2).argmax(-1), block=self.block
+            )
+            strength = source_strength(
+                output.audio_embeds[0], output.video_embeds[0], silence=self.silence, hidden=hidden[0],
+                temperature=model.config.temperature,
+            ).masked_fill(~both[0], torch.nan)  # fmt: skip
+            similarity = output.similarity[0].diagonal().float().masked_fill(~both[0], torch.nan)
+        else:
+            similarity, strength = self.query.scores(output, heard, seen)
         made = similarity[None], strength[None], video_maps, audio_maps
         if not all(bool(values[both].isfinite().all()) for values in made):
             first = format_clock(float(inputs["frame_times"][0, 0]))
@@ -452,15 +520,23 @@ def _view(video: Any, time: float, processor: CavMaeSyncProcessor, damaged: str)
 
 def _remarks(found: LocalizationResult) -> list[str]:
     remarks = []
+    if found.text is not None:
+        best = int(np.nanargmax(found.similarity))
+        remarks.append(
+            f'"{printable(found.text)}" fits best at {format_clock(found.times[best])} (cosine '
+            f"{found.similarity[best]:.2f})."
+        )
     total, absent, silent = len(found.times), int((~found.present).sum()), int((found.present & found.silent).sum())
-    weak = total - absent - silent - int(found.has_source.sum())
+    weak = int((found.compared & ~found.has_source).sum())
     if absent:
-        remarks.append(f"{absent} of {total} moments lack audio or video; their maps are empty.")
-    if silent:
+        lacking = "audio or video" if found.text is None else "a frame"
+        remarks.append(f"{absent} of {total} moments lack {lacking}; their maps are empty.")
+    if silent and found.text is None:
         remarks.append(f"{silent} of {total} moments are silent.")
     if weak:
+        what = "finds no source in the frame" if found.text is None else "does not see it in the frame"
         remarks.append(
-            f"At {weak} of {total} moments the model finds no source in the frame (strength below "
-            f"{found.least_strength:g} nats); their maps mean little and are dimmed."
+            f"At {weak} of {total} moments the model {what} (strength below {found.least_strength:g} nats); their "
+            "maps mean little and are dimmed."
         )
     return remarks

@@ -154,11 +154,7 @@ def strip_figure(found: LocalizationResult, video: Any, *, count: int = 12, size
     times = f"{format_clock(found.times[0])} to {format_clock(found.times[-1])}"
     sheet = _Sheet(
         (max(_MARGIN + columns * across, _LEAST_WIDTH), rows * down + legend),
-        f"Where the sound comes from: {len(chosen)} of {len(found.times)} moments, {times}; {sources} of them have "
-        "a source in the frame",
-        "How to read it: the warmer a place, the less the frame fits its audio without it. Strength (nats) says how "
-        "much better the two fit than without sound or place; below "
-        f"{found.least_strength:g} there is no source, and the heat is dimmed. Silent moments have no heat.",
+        *_strip_words(found, f"{len(chosen)} of {len(found.times)} moments, {times}; {sources} of them"),
         dark=True,
     )
     for place, (image, index) in enumerate(zip(images, chosen, strict=True)):
@@ -169,28 +165,47 @@ def strip_figure(found: LocalizationResult, video: Any, *, count: int = 12, size
         words, weak = _strength_words(found, index, short=width < 240)
         sheet.words(x + 54, y + height + 3, words, colour=_WARN if weak else None)
     top = _HEADER + rows * down + 4
-    measure = "fall of the similarity without the place" if found.method == "occlusion" else "cosine with the audio"
+    other = "audio" if found.text is None else "words"
+    measure = "fall of the similarity without the place" if found.method == "occlusion" else f"cosine with the {other}"
     sheet.scale(_MARGIN, top, 300, 12, f"{measure}, share of the moment's largest")
     ring = sheet.axes(_MARGIN + 330, top - 4, 20, 20)
     ring.set(xlim=(-1, 1), ylim=(-1, 1))
     ring.set_axis_off()
     ring.plot(0, 0, "o", markersize=10, markerfacecolor="none", markeredgecolor=_INK)
-    sheet.words(_MARGIN + 358, top - 1, "ring: the warmest place, where there is a source", colour=_INK)
+    where = "where there is a source" if found.text is None else "where it is seen"
+    sheet.words(_MARGIN + 358, top - 1, f"ring: the warmest place, {where}", colour=_INK)
     if found.region != (0.0, 0.0, 1.0, 1.0):
         sheet.words(_MARGIN + 358, top + _TEXT, "darker edges: not seen by the model", colour=_INK)
     return sheet.figure
 
 
+def _strip_words(found: LocalizationResult, count: str) -> tuple[str, str]:
+    """Title of the contact strip, and how to read it."""
+    least = f"{found.least_strength:g}"
+    if found.text is not None:
+        return (
+            f'Where "{printable(found.text)}" is: {count} show it',
+            "How to read it: the warmer a place, the less the frame fits the words without it. Strength (nats) is the "
+            f"log-odds that they are true of the frame; below {least} it is not seen, and the heat is dimmed.",
+        )
+    return (
+        f"Where the sound comes from: {count} have a source in the frame",
+        "How to read it: the warmer a place, the less the frame fits its audio without it. Strength (nats) says how "
+        f"much better the two fit than without sound or place; below {least} there is no source, and the heat is "
+        "dimmed. Silent moments have no heat.",
+    )
+
+
 def _strength_words(found: LocalizationResult, index: int, *, short: bool) -> tuple[str, bool]:
     """What is said of a moment, and whether it has no source; `short` is for narrow frames."""
     if not found.present[index]:
-        return "no audio or video", True
-    if found.silent[index]:
+        return "no audio or video" if found.text is None else "no frame", True
+    if not found.compared[index]:
         return f"{NO_SOURCE}: silence", True
     number = f"{round(float(found.strength[index]), 1) + 0.0:.1f}"  # no -0.0
     if found.has_source[index]:
         return f"strength {number}", False
-    return f"{NO_SOURCE} ({number if short else f'strength {number}'})", True
+    return f"{found.absence} ({number if short else f'strength {number}'})", True
 
 
 def draw_spectrogram(
@@ -222,14 +237,21 @@ def spectrogram_figure(found: LocalizationResult, *, size: tuple[int, int] = (12
     """The figure of `draw_spectrogram`."""
     if size[0] < 400 or size[1] < 300:
         raise InferenceError(f"A spectrogram of {size[0]} x {size[1]} pixels is too small; use 400 x 300 or more.")
+    least = f"{found.least_strength:g} nats"
+    title = "When and at which pitch the frame's content is heard"
     note = (
         "How to read it: grey is loudness; the warmer, the more the frames' content is heard at that time and pitch. "
-        f"Below: how much speaks for a source in the frame; under {found.least_strength:g} nats there is none."
+        f"Below: how much speaks for a source in the frame; under {least} there is none."
     )
+    if found.text is not None:
+        title = f'When and at which pitch "{printable(found.text)}" is heard'
+        note = (
+            "How to read it: grey is loudness; the warmer, the more the words are heard at that time and pitch. "
+            f"Below: log-odds that they are true of the frame; under {least} it is not seen."
+        )
     lines = len(textwrap.wrap(note, int((size[0] - 2 * _MARGIN) / _LETTER)))
     sheet = _Sheet(
-        (size[0], size[1] - _HEADER - lines * _TEXT - _MARGIN), "When and at which pitch the frame's content is heard",
-        note, dark=True,
+        (size[0], size[1] - _HEADER - lines * _TEXT - _MARGIN), title, note, dark=True,
     )  # fmt: skip
     left, right, gap, below = 92, 96, 14, 52
     inner = size[0] - left - right
@@ -251,8 +273,9 @@ def spectrogram_figure(found: LocalizationResult, *, size: tuple[int, int] = (12
         [f"{hertz} Hz" if hertz < 1000 else f"{hertz // 1000} kHz" for hertz in marks],
     )
     axis.set(ylabel="frequency", xlim=(begin, end), ylim=(-0.5, bins - 0.5))
+    other = "frame" if found.text is None else "words"
     sheet.scale(left + inner + 16, _HEADER, 12, upper, "fall of the similarity without it\n(1: the window's largest)"
-                if found.method == "occlusion" else "cosine with the frame\n(1: the window's largest)")  # fmt: skip
+                if found.method == "occlusion" else f"cosine with the {other}\n(1: the window's largest)")  # fmt: skip
     _draw_strength(sheet.axes(left, _HEADER + upper + gap, inner, lower), found)
     _time_axis(axis, begin, end, labels=False)
     return sheet.figure
@@ -278,18 +301,18 @@ def _draw_strength(axis: Any, found: LocalizationResult) -> None:
     begin = found.spectrogram_start
     end = begin + found.spectrogram.shape[1] * found.spectrogram_step
     width, has = 0.9 / found.fps, found.has_source
-    values = np.where(found.present & ~found.silent, found.strength, 0.0)
+    values = np.where(found.compared, found.strength, 0.0)
     least = found.least_strength
     axis.bar(found.times[has], values[has], width, color="#dc6a3c", label="source")
-    axis.bar(found.times[~has], values[~has], width, color="#5b6470", label=NO_SOURCE)
-    for time in found.times[found.silent | ~found.present]:
+    axis.bar(found.times[~has], values[~has], width, color="#5b6470", label=found.absence)
+    for time in found.times[~found.compared]:
         axis.axvspan(time - 0.5 / found.fps, time + 0.5 / found.fps, color="#2a2f37", linewidth=0)
     axis.axhline(least, color=_INK, linewidth=0.8, linestyle="--")
     axis.axhline(0, color=_FRAME, linewidth=0.6)
     low, high = min(float(values.min()), 0.0), max(float(values.max()), least)
     axis.set(ylabel="strength,\nnats", xlim=(begin, end), ylim=(low - 0.1 * (high - low), high + 0.15 * (high - low)))
     axis.text(
-        1.008, (least - axis.get_ylim()[0]) / np.ptp(axis.get_ylim()), f"{NO_SOURCE}\nbelow {least:g}",
+        1.008, (least - axis.get_ylim()[0]) / np.ptp(axis.get_ylim()), f"{found.absence}\nbelow {least:g}",
         transform=axis.transAxes, color=_WARN, fontsize=_POINTS, va="center",
     )  # fmt: skip
     _time_axis(axis, begin, end)
@@ -313,7 +336,7 @@ def joined_audio_maps(found: LocalizationResult) -> np.ndarray:
     total = found.spectrogram.shape[1] * found.spectrogram_step
     count = max(1, round(total / step))
     sums, weights = np.zeros((rows, count)), np.zeros(count)
-    heard = found.present & ~found.silent
+    heard = found.compared
     # A triangle over the window: a moment says most about the audio at its own time.
     shape = 1 - np.abs(np.arange(columns) + 0.5 - columns / 2) / (columns / 2 + 0.5)
     for maps, (start, _), here in zip(found.heat("audio"), found.window_times, heard, strict=True):

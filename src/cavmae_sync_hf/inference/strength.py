@@ -9,6 +9,9 @@ LEAST_STRENGTH = 2.5
 # A moment is silent where nothing is heard from so long before it to so long after.
 NEAR_SECONDS = 0.25
 NO_SOURCE = "no source"
+# The same of a text: log-odds that it is true of the frame, from which on it is as likely as not.
+LEAST_LOG_ODDS = 0.0
+NOT_SEEN = "not seen"
 
 
 def source_strength(audio: Tensor, video: Tensor, *, silence: Tensor, hidden: Tensor, temperature: float) -> Tensor:

@@ -100,7 +100,9 @@ def write_overlay_video(
     footer: _Footer | None = None
     muxing = {} if target.suffix.lower() == ".mkv" else {"movflags": "+faststart"}
     with whole_file(target, overwrite=overwrite) as partial, av.open(os.fspath(partial), "w", options=muxing) as file:
-        writer = _Writer(file, rate, heard, crf)
+        # Words need no audio.
+        mute = found.text is not None and audio is None and not info.has_audio
+        writer = _Writer(file, rate, None if mute else heard, crf)
         chunks = _read(
             found, video, audio, sampling_rate=sampling_rate, hop=1 / float(rate), rate=heard, short_side=short_side
         )
@@ -117,7 +119,7 @@ def write_overlay_video(
                 done = int(writer.frames / rate)
                 progress(min(done, total), total)
         writer.finish()
-        if not writer.samples:
+        if not writer.samples and not mute:
             raise InferenceError(f"{found.source}: this span holds no audio.")
     return target
 
@@ -145,10 +147,11 @@ def _read(
     """The video's frames at regular times, with its audio."""
     start, end = found.span
     span: dict[str, Any] = {"hop": hop, "num_frames": _FRAMES_AT_A_TIME, "start": start, "end": end}
+    missing = "error" if found.text is None else "mask"
     heard: dict[str, Any] = {"sampling_rate": rate, "damaged": "keep"}
     heard |= {"channel": found.channel, "audio_track": found.audio_track}
     if audio is None:
-        return iter_media(video, context=_CONTEXT_SECONDS, short_side=short_side, **span, **heard)
+        return iter_media(video, context=_CONTEXT_SECONDS, short_side=short_side, missing=missing, **span, **heard)
     frames = iter_media(video, context=0.0, short_side=short_side, want_audio=False, damaged="keep", **span)
     if is_media_source(audio):
         return with_audio_of(frames, iter_media(audio, context=_CONTEXT_SECONDS, want_video=False, **span, **heard))
@@ -210,7 +213,8 @@ class _Footer:
         draw = ImageDraw.Draw(footer)
         draw.text((6, 4), format_clock(time), fill=_INK, font=self.font, anchor="la")
         has = bool(found.has_source[near])
-        words = f"source, strength {found.strength[near]:.1f}" if has else NO_SOURCE
+        what = "source" if found.text is None else "seen"
+        words = f"{what}, strength {found.strength[near]:.1f}" if has else found.absence
         draw.text((6, 8 + self.line), words, fill=_INK if has else _WARN, font=self.font, anchor="la")
         sheet = Image.new("RGB", (image.width, image.height // 2 * 2 + self.height), _PAPER)
         sheet.paste(image, (0, 0))
@@ -221,11 +225,14 @@ class _Footer:
 class _Writer:
     """Encodes frames and audio into one file, both from time 0."""
 
-    def __init__(self, file: Any, rate: Fraction, sampling_rate: int, crf: int) -> None:
-        self.file, self.rate, self.sampling_rate = file, rate, sampling_rate
+    def __init__(self, file: Any, rate: Fraction, sampling_rate: int | None, crf: int) -> None:
+        """`sampling_rate` is `None` for a video without audio."""
+        self.file, self.rate, self.sampling_rate = file, rate, sampling_rate or 0
         self.video = file.add_stream("libx264", rate=rate, options={"crf": str(crf), "preset": "veryfast"})
-        self.audio = file.add_stream("aac", rate=sampling_rate)
-        self.audio.bit_rate, self.audio.layout = _AUDIO_BITS_PER_SECOND, "mono"
+        self.audio = None
+        if sampling_rate is not None:
+            self.audio = file.add_stream("aac", rate=sampling_rate)
+            self.audio.bit_rate, self.audio.layout = _AUDIO_BITS_PER_SECOND, "mono"
         self.frames = self.samples = 0
 
     def add_frame(self, image: Image.Image) -> None:
@@ -240,7 +247,7 @@ class _Writer:
 
     def add_audio(self, chunk: MediaChunk) -> None:
         """The audio up to the end of the last frame."""
-        if chunk.waveform is None:
+        if chunk.waveform is None or self.audio is None:
             return
         first = self.samples - chunk.waveform_start * self.sampling_rate
         last = round(self.frames / self.rate * self.sampling_rate) - chunk.waveform_start * self.sampling_rate
@@ -257,5 +264,5 @@ class _Writer:
         self.file.mux(self.audio.encode(frame))
 
     def finish(self) -> None:
-        for stream in (self.video, self.audio):
+        for stream in filter(None, (self.video, self.audio)):
             self.file.mux(stream.encode(None))
