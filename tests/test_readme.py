@@ -38,7 +38,10 @@ PROMISED = {
     "sync": ("len(result.times) == len(result.scores) and str(result.verdict) != ''", True),
     "localize": ("len(found.video_maps) == len(found.peaks())", True),
     "search_moments": ("len(hits) == len(clips) > 0 and Path('found/hits.html').stat().st_size > 10_000", True),
-    "text": ("vectors.shape[0], len(hits) > 0, hits.texts, hits.by", (2, True, ("rain",), "audio")),
+    "text": (
+        "vectors.shape[0], len(hits) > 0, hits.texts, found.text, len(result.moment_labels) == len(result.spans)",
+        (2, True, ("rain",), "the bell", True),
+    ),
     "features": ("len(found.timing) == len(found.features['av'])", True),
     "evaluate": ("record['counts']['clips_seen']", 1),
     "encoders": (

@@ -149,6 +149,13 @@ def classify(
         MediaIn(folders=True),
     ],
     model: Model,
+    labels: Annotated[
+        str | None,
+        typer.Option(metavar="WORDS", help='Labels in words, such as "a dog,rain"; needs a model with text.'),
+    ] = None,
+    template: Annotated[
+        str, typer.Option(metavar="WORDS", help='With --labels: the text of a label, such as "the sound of {}".')
+    ] = "{}",
     top: Annotated[int, typer.Option(min=1, help="How many labels to show.")] = 5,
     modality: Annotated[
         Literal["both", "audio", "video"] | None,
@@ -172,26 +179,36 @@ def classify(
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Label videos: labels and scores of a fine-tuned model, over all moments of each file.
+    """Label videos: labels and scores of a fine-tuned model, or of a model with text, over all moments of each file.
 
     Files that cannot be used are named, the others are classified; the exit code is then 1.
 
     Examples:
         cavmae-sync classify video.mp4 --model my-classifier --moments
+        cavmae-sync classify video.mp4 --model my-text-model --labels "dog,rain"
     """
     device = terminal.choose_device(device)
     from ..inference.classify import iter_classify
     from ..inference.loading import load_model
+    from ..inference.texts import tokenize
     from ..model.pipeline_inputs_cavmae_sync import check_modality
+    from ..model.pipelines_text_cavmae_sync import check_labels, check_template
 
-    loaded, processor = load_model(model, use="classification", device=device)
-    audio_files = check_modality(modality, loaded.config) == "audio" or missing == "mask"
+    loaded: Any
+    if labels is None:
+        loaded, processor = load_model(model, use="classification", device=device)
+    else:
+        loaded, processor = load_model(model, use="text", device=device)
+        # What is wrong with the words is told once, not of every file.
+        tokenize(loaded, processor, [check_template(template).format(label) for label in check_labels(labels)])
+    audio_files = check_modality(modality, loaded.base_model.config) == "audio" or missing == "mask"
     files, lost = find_files(videos, audio_files)
 
     def label(number: int, progress: Callable[..., None]) -> Any:
         (result,) = iter_classify(
-            loaded, processor, files[number], modality=modality, top_k=top, hop=hop, moments=moments,
-            missing=missing, damaged=damaged, channel=channel, audio_track=audio_track, progress=progress,
+            loaded, processor, files[number], labels=labels, template=template, modality=modality, top_k=top, hop=hop,
+            moments=moments, missing=missing, damaged=damaged, channel=channel, audio_track=audio_track,
+            progress=progress,
         )  # fmt: skip
         return result
 

@@ -1,25 +1,29 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""Labels of what is heard and seen in clips and in videos of hours, by a fine-tuned classifier."""
+"""Labels of what is heard and seen in clips and in videos of hours, by a fine-tuned classifier or in words."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from ..data.failures import file_error
-from ..model.configuration_cavmae_sync import CavMaeSyncConfig
+from ..model.configuration_text_cavmae_sync import audio_visual_config
 from ..model.errors_cavmae_sync import Hint, InferenceError
 from ..model.media_cavmae_sync import probe_media
 from ..model.modeling_cavmae_sync import CavMaeSyncForAudioVisualClassification
+from ..model.modeling_text_cavmae_sync import TextEncoding
 from ..model.pipeline_inputs_cavmae_sync import ClipInput, check_modality, prepare_clip, read_clip
 from ..model.pipelines_cavmae_sync import activation_for, apply_activation, check_classifier, check_top_k, top_labels
+from ..model.pipelines_text_cavmae_sync import DEFAULT_TEMPLATE, check_labels, check_template
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from ..model.video_processing_cavmae_sync import is_media_source
 from .features import INPUTS, move_inputs
 from .moments import MediaSpan, OnError, Progress, read_ahead, read_moments, source_name
+from .texts import tokenize
 
 # Classifiers are trained on clips of about 10 s. Files up to this length are taken whole, as there.
 WHOLE_SECONDS = 12.0
@@ -35,7 +39,7 @@ class ClipLabels:
     Attributes:
         clip: Name of the clip.
         labels: The highest scores as `{"label", "score"}`, highest first.
-        scores: `(num_labels,)` float32, the mean over the clip's moments.
+        scores: `(num_labels,)` float32, the mean over the clip's moments; of labels in words see `iter_classify`.
         num_moments: How many moments that is the mean of.
         spans: `(moments, 2)` float64, seconds of the file that each moment stands for; `None` unless asked for.
         moment_scores: `(moments, num_labels)` float32; `None` unless asked for. With a head that attends to several
@@ -69,20 +73,21 @@ class _Part:
     scores: Tensor  # (moments, num_labels)
     weights: Tensor  # (moments,), the frames that each stands for
     spans: Tensor  # (moments, 2)
+    whole: Tensor | None = None  # (num_labels,), of all of them together, where that is no mean
 
 
-def classify(
-    model: CavMaeSyncForAudioVisualClassification, processor: CavMaeSyncProcessor, clips: Any, **options: Any
-) -> list[ClipLabels]:
+def classify(model: PreTrainedModel, processor: CavMaeSyncProcessor, clips: Any, **options: Any) -> list[ClipLabels]:
     """Classify clips; arguments and errors as for `iter_classify`, which hands out one result at a time."""
     return list(iter_classify(model, processor, clips, **options))
 
 
 def iter_classify(
-    model: CavMaeSyncForAudioVisualClassification,
+    model: PreTrainedModel,
     processor: CavMaeSyncProcessor,
     clips: Any,
     *,
+    labels: Sequence[str] | str | None = None,
+    template: str = DEFAULT_TEMPLATE,
     modality: Literal["both", "audio", "video"] | None = None,
     top_k: int | None = 5,
     hop: float | None = None,
@@ -100,11 +105,17 @@ def iter_classify(
     A file of up to 12 s is taken whole: `num_frames` moments, spread over it as in training. A longer one is read
     moment by moment, every 0.625 s, in memory that does not grow with its length. Several clips are decoded at a time.
 
+    With `labels` a model with text judges how well each fits: a clip as a whole, as it was trained to, and of a longer
+    file the mean over pieces of `num_frames` moments.
+
     Args:
-        model: In evaluation mode.
+        model: In evaluation mode: a `CavMaeSyncForAudioVisualClassification`, or for `labels` a
+            `CavMaeSyncTextDualEncoderModel`, as `load_model(name, use="text")` gives it.
         processor: Its processor.
         clips: A clip, or several (any iterable), in the forms that `read_clip` knows: paths, addresses, bytes, file
             objects, mappings with `"video"` and `"audio"`.
+        labels: Labels in words, such as `["a dog", "rain"]`, or one text of labels between commas.
+        template: The text of a label, with a place for it: `"the sound of {}"`.
         modality: `"both"`, `"audio"` or `"video"`; by default all that the model has.
         top_k: How many labels to name; `None` for all.
         hop: Seconds from one moment to the next; then every file is read moment by moment.
@@ -124,15 +135,22 @@ def iter_classify(
         One result per clip that can be used, in order.
 
     Raises:
-        InferenceError: The model has no classification head or not that modality, or an option cannot work.
+        InferenceError: The model has no classification head, or for `labels` no text encoder; or not that modality, or
+            an option cannot work.
         MediaError: A clip cannot be used, and there is no `on_error`; it is named. Results before it have been handed
             out.
     """
-    if not hasattr(model, "head"):
-        raise InferenceError(f"A {type(model).__name__} has no classification head; load a fine-tuned classifier.")
-    check_classifier(model.config, model.config.name_or_path or "")
     check_top_k(top_k)
-    track = check_modality(modality, model.config)
+    scorer: _Scorer | _WordScorer
+    if labels is not None:
+        scorer = _WordScorer(model, processor, check_labels(labels), check_template(template))
+    elif hasattr(model, "get_text_features"):
+        raise InferenceError("A model with text is given its labels in words.", hint=Hint("labels", "dog,rain"))
+    elif hasattr(model, "head"):
+        scorer = _Scorer(cast(CavMaeSyncForAudioVisualClassification, model))
+    else:
+        raise InferenceError(f"A {type(model).__name__} has no classification head; load a fine-tuned classifier.")
+    track = check_modality(modality, audio_visual_config(model.config))
     if hop is not None and not hop > 0:
         raise InferenceError(f"`hop` is {hop!r}; it must be a number of seconds above 0.")
     processor = processor.with_audio_choice(channel, audio_track)
@@ -150,13 +168,13 @@ def iter_classify(
             name = cast(ClipInput, next(items)).name
             show(done, total, name)
             parts = scored(items, name, done)
-            return _combine(name, parts, model.config, top_k=top_k, moments=moments)
+            return _combine(name, parts, scorer.names, top_k=top_k, moments=moments)
 
         def scored(items: Iterator[Any], name: str, done: int) -> Iterator[_Part]:
             for inputs, times, step, streamed in items:
                 if streamed:
                     show(done, total, f"{name}: {times[-1]:.0f} s")
-                yield _score(model, inputs, times, step)
+                yield _score(scorer, inputs, times, step)
 
         try:
             result = labelled()
@@ -227,10 +245,57 @@ def _streamed(given: ClipInput, modality: str, hop: float | None) -> Any:
     return source
 
 
+class _Scorer:
+    """A fine-tuned classifier."""
+
+    def __init__(self, model: CavMaeSyncForAudioVisualClassification) -> None:
+        check_classifier(model.config, model.config.name_or_path or "")
+        self.model = model
+        self.names = cast(Mapping[int, str], model.config.id2label)
+
+    def __call__(self, given: dict[str, Any], present: Tensor, spans: Tensor) -> _Part:
+        output = self.model(**move_inputs(given, self.model))
+        function = activation_for(self.model.config)
+        if output.frame_logits is not None:
+            return _Part(apply_activation(output.frame_logits[0].cpu(), function), present.float(), spans)
+        scores = apply_activation(output.logits.cpu(), function)
+        return _Part(scores, present.float().sum(dim=0, keepdim=True), torch.stack((spans[0, 0], spans[-1, 1]))[None])
+
+
+class _WordScorer:
+    """A model with text and labels in words."""
+
+    @torch.no_grad()
+    def __init__(self, model: Any, processor: CavMaeSyncProcessor, labels: list[str], template: str) -> None:
+        self.model = model
+        self.names = dict(enumerate(labels))
+        tokens = tokenize(model, processor, [template.format(label) for label in labels])
+        found = model.get_text_features(**tokens)
+        self.texts = TextEncoding(
+            embeds=found.pooler_output, clip_embeds=found.text_clip_embeds, parts=found.text_part_embeds,
+            sequence_weights=found.sequence_weights,
+        )  # fmt: skip
+
+    def __call__(self, given: dict[str, Any], present: Tensor, spans: Tensor) -> _Part:
+        moved = move_inputs(given, self.model.av_model)
+        output = self.model.av_model(**moved)
+        embeds = {"audio": output.audio_embeds, "video": output.video_embeds}
+        moments = {name: values for name, values in embeds.items() if values is not None}
+        masks = {"audio": moved.get("padding_mask"), "video": moved.get("padding_mask_videos")}
+        known = {name: mask.bool() for name in moments if (mask := masks[name]) is not None}
+        clips = self.model.encode_clips(moments, known)
+        function = self.model.config.text_loss
+        whole = self.model.compare(self.texts, clips)[clips.targets[-1]][:, 0]
+        sides = [self.model.moment_logits(name, self.texts, clips)[:, 0] for name in moments]
+        best = torch.stack(sides).amax(dim=0).T  # heard or seen
+        return _Part(
+            scores=apply_activation(best.cpu(), function), weights=present.float(), spans=spans,
+            whole=apply_activation(whole.cpu(), function),
+        )  # fmt: skip
+
+
 @torch.no_grad()
-def _score(
-    model: CavMaeSyncForAudioVisualClassification, inputs: dict[str, Any], times: list[float], step: float
-) -> _Part:
+def _score(scorer: _Scorer | _WordScorer, inputs: dict[str, Any], times: list[float], step: float) -> _Part:
     """Scores of one batch of moments of a clip."""
     present = torch.zeros(len(times), dtype=torch.bool)
     given = {}
@@ -244,23 +309,21 @@ def _score(
     starts = torch.tensor(times, dtype=torch.float64) - step / 2
     spans = torch.stack((starts.clamp(min=0), starts + step), dim=1)
     if not given:  # nothing at the end of a video whose frames are not wanted: there is nothing to score
-        return _Part(torch.zeros(len(times), model.config.num_labels or 1), torch.zeros(len(times)), spans)
-    output = model(**move_inputs(given, model))
-    function = activation_for(model.config)
-    if output.frame_logits is not None:
-        return _Part(apply_activation(output.frame_logits[0].cpu(), function), present.float(), spans)
-    scores = apply_activation(output.logits.cpu(), function)
-    return _Part(scores, present.float().sum(dim=0, keepdim=True), torch.stack((spans[0, 0], spans[-1, 1]))[None])
+        return _Part(torch.zeros(len(times), len(scorer.names)), torch.zeros(len(times)), spans)
+    return scorer(given, present, spans)
 
 
 def _combine(
-    name: str, parts: Iterator[_Part], config: CavMaeSyncConfig, *, top_k: int | None, moments: bool
+    name: str, parts: Iterator[_Part], names: Mapping[int, str], *, top_k: int | None, moments: bool
 ) -> ClipLabels:
     """The mean over all parts, which are kept only on request."""
-    total, weight = torch.zeros(config.num_labels or 1, dtype=torch.float64), 0.0
+    total, weight = torch.zeros(len(names), dtype=torch.float64), 0.0
     kept: list[_Part] = []
     for part in parts:
-        total += part.weights.double() @ part.scores.double()
+        if part.whole is None:
+            total += part.weights.double() @ part.scores.double()
+        else:
+            total += part.weights.double().sum() * part.whole.double()
         weight += float(part.weights.sum())
         if moments:
             here = part.weights > 0
@@ -270,9 +333,9 @@ def _combine(
     if not weight:
         raise InferenceError(f"{name}: holds no moment of that modality; use another one, or another clip.")
     scores = (total / weight).float()
-    result = ClipLabels(name, top_labels(scores, config, top_k), scores, round(weight))
+    result = ClipLabels(name, top_labels(scores, names, top_k), scores, round(weight))
     if moments:
         result.spans = torch.cat([part.spans for part in kept])
         result.moment_scores = torch.cat([part.scores for part in kept])
-        result.moment_labels = [top_labels(row, config, top_k) for row in result.moment_scores]
+        result.moment_labels = [top_labels(row, names, top_k) for row in result.moment_scores]
     return result

@@ -22,7 +22,7 @@ from ..model.configuration_text_cavmae_sync import (
     audio_visual_config,
 )
 from ..model.encoder_families_cavmae_sync import check_extractor, num_blocks
-from ..model.errors_cavmae_sync import ModelError
+from ..model.errors_cavmae_sync import Hint, ModelError
 from ..model.feature_extraction_cavmae_sync import FEATURE_VALUES, CavMaeSyncFeatureExtractor
 from ..model.modeling_cavmae_sync import (
     CavMaeSyncForAudioVisualClassification,
@@ -162,9 +162,11 @@ def load_model(
     kinds = outer.architectures or []
     if use in ("classification", "pretraining") and _CLASSES[use].__name__ not in kinds:
         remedy = "`cavmae-sync finetune` trains one" if use == "classification" else "name another"
+        hint = Hint("labels", "dog,rain", "label in words") if use == "classification" and with_text else ()
         raise ModelError(
             f"{name} was saved as {', '.join(kinds) or 'a bare model'}, without the {use} head that this needs; "
-            f"{remedy}."
+            f"{remedy}.",
+            hint=hint,
         )
     check_weight_files(name, _CLASSES[use], outer if use == "text" else config)
     processor = read_processor(name)

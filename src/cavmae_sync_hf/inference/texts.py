@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import BatchFeature
 
 from ..model.errors_cavmae_sync import InferenceError
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
@@ -29,11 +30,16 @@ class TextVectors:
     video_shares: Tensor
 
 
-def check_text_model(model: Any, processor: CavMaeSyncProcessor) -> None:
-    """Refuse a model that texts cannot be compared with in the space of its audio-visual model.
+def tokenize(model: Any, processor: CavMaeSyncProcessor, texts: Sequence[str]) -> BatchFeature:
+    """The text encoder's inputs, on its device.
+
+    Args:
+        model: A `CavMaeSyncTextDualEncoderModel`.
+        processor: Its processor, with a tokenizer.
+        texts: One or more.
 
     Raises:
-        InferenceError: It has no text encoder, or another space; or the processor has no tokenizer.
+        InferenceError: The model has no text encoder, the processor no tokenizer, or a text is empty or too long.
     """
     if not hasattr(model, "get_text_features"):
         raise InferenceError(
@@ -44,26 +50,6 @@ def check_text_model(model: Any, processor: CavMaeSyncProcessor) -> None:
             "The processor has no tokenizer; load the one that was saved with the model with text, or make "
             "CavMaeSyncProcessor(feature_extractor, video_processor, tokenizer)."
         )
-    if model.config.projection_dim is not None:
-        raise InferenceError(
-            f"This model compares texts in a space of its own (projection_dim is {model.config.projection_dim}), and "
-            "here they are compared with the vectors of the audio-visual model; train one with projection_dim=None."
-        )
-
-
-@torch.no_grad()
-def embed_texts(model: Any, processor: CavMaeSyncProcessor, texts: Sequence[str]) -> TextVectors:
-    """Embed texts.
-
-    Args:
-        model: A `CavMaeSyncTextDualEncoderModel` whose `projection_dim` is `None`.
-        processor: Its processor, with a tokenizer.
-        texts: One or more.
-
-    Raises:
-        InferenceError: As `check_text_model`, or a text is empty or too long.
-    """
-    check_text_model(model, processor)
     limit = _longest(model, processor)
     for text in texts:
         if not isinstance(text, str) or not text.strip():
@@ -74,8 +60,28 @@ def embed_texts(model: Any, processor: CavMaeSyncProcessor, texts: Sequence[str]
             raise InferenceError(
                 f"The text {shown!r} has {count} tokens, and the text encoder takes {limit} at most; shorten it."
             )
+    return processor(text=list(texts), return_tensors="pt").to(model.device)
+
+
+@torch.no_grad()
+def embed_texts(model: Any, processor: CavMaeSyncProcessor, texts: Sequence[str]) -> TextVectors:
+    """Embed texts in the space of the audio-visual model.
+
+    Args:
+        model: A `CavMaeSyncTextDualEncoderModel` whose `projection_dim` is `None`.
+        processor: Its processor, with a tokenizer.
+        texts: One or more.
+
+    Raises:
+        InferenceError: As `tokenize`, or the model compares texts in another space.
+    """
+    tokens = tokenize(model, processor, texts)
+    if model.config.projection_dim is not None:
+        raise InferenceError(
+            f"This model compares texts in a space of its own (projection_dim is {model.config.projection_dim}), and "
+            "here they are compared with the vectors of the audio-visual model; train one with projection_dim=None."
+        )
     with evaluating(model):
-        tokens = processor(text=list(texts), return_tensors="pt").to(model.device)
         embeds = model.get_text_features(**tokens).pooler_output
         shares = model.video_gate(embeds).sigmoid()[:, 0]
     if not bool(embeds.isfinite().all()):

@@ -47,11 +47,11 @@ def apply_activation(logits: Tensor, function: str) -> Tensor:
     return {"softmax": lambda: logits.softmax(-1), "sigmoid": logits.sigmoid, "none": lambda: logits}[function]()
 
 
-def top_labels(scores: Tensor, config: CavMaeSyncConfig, top_k: int | None = 5) -> list[dict[str, Any]]:
+def top_labels(scores: Tensor, names: Mapping[int, str], top_k: int | None = 5) -> list[dict[str, Any]]:
     """The highest of a clip's scores `(num_labels,)` as `{"label", "score"}`, highest first; `None` gives all."""
     found = scores.topk(len(scores) if top_k is None else min(top_k, len(scores)))
     return [
-        {"label": config.id2label[place], "score": score}  # type: ignore[index]
+        {"label": names[place], "score": score}
         for score, place in zip(found.values.tolist(), found.indices.tolist(), strict=True)
     ]
 
@@ -215,7 +215,7 @@ class CavMaeSyncClassificationPipeline(AudioVisualPipeline):
     ) -> list[dict[str, Any]]:
         """Labels and scores of one clip."""
         scores = apply_activation(outputs["logits"][0], activation_for(self.config, function_to_apply))
-        return top_labels(scores, self.config, top_k)
+        return top_labels(scores, self.config.id2label, top_k)  # type: ignore[arg-type]
 
 
 class _EmbeddingPipeline(AudioVisualPipeline):
