@@ -5,8 +5,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,16 +13,15 @@ import numpy as np
 import pytest
 import torch
 
-import cavmae_sync_hf
 from cavmae_sync_hf import CavMaeSyncModel, InferenceError, LockedError, save_for_hub
 from cavmae_sync_hf.files import locked
 from cavmae_sync_hf.inference.extract import ExtractionSummary, extract_features, extract_to_folder
 from cavmae_sync_hf.inference.feature_folder import WORK_NAME
 from cavmae_sync_hf.model.errors_cavmae_sync import printable
+from helpers.apart import run_forked
 from helpers.clips import noise, truncate, write_clip
 from helpers.tiny import tiny_config
 
-SOURCE = str(Path(cavmae_sync_hf.__file__).parents[1])
 FPS = 4
 
 
@@ -99,35 +96,23 @@ def read_features(folder: Path) -> dict[str, np.ndarray]:
     return {name: np.array([row[name] for row in rows]) for name in ("a", "v", "av")}
 
 
-KILLED = """
-import os, signal, sys, torch
-torch.set_num_threads(1)
-from cavmae_sync_hf.inference.extract import extract_to_folder
-from cavmae_sync_hf.inference.loading import load_model
-
-def progress(done, total, remark=""):
-    if done == 1 and not remark.endswith("0:00"):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-extract_to_folder(*load_model(sys.argv[1]), sys.argv[2], sys.argv[3], format=sys.argv[4], control=sys.argv[5] or None,
-                  window=1, stride=1, batch_frames=2, progress=progress)
-"""
-
-
-@pytest.mark.parametrize(("format", "control"), [("npy", ""), ("parquet", "scramble")])
-def test_folder__goes_on_after_a_kill_in_the_middle_of_a_video(saved, videos, tmp_path, format, control):
-    from cavmae_sync_hf.inference.loading import load_model
-
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize(("format", "control"), [("npy", None), ("parquet", "scramble")])
+def test_folder__goes_on_after_a_kill_in_the_middle_of_a_video(tiny, videos, tmp_path, format, control):
     out = tmp_path / "out"
-    command = [sys.executable, "-c", KILLED, str(saved), str(videos), str(out), format, control]
-    killed = subprocess.run(command, env={"PYTHONPATH": SOURCE, "HF_HUB_OFFLINE": "1"}, capture_output=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    settings = {"format": format, "control": control, "window": 1, "stride": 1, "batch_frames": 2}
+
+    def progress(done, total, remark=""):
+        if done == 1 and not remark.endswith("0:00"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    status = run_forked(lambda: extract_to_folder(*tiny, videos, out, **settings, progress=progress))
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
     assert not (out / "manifest.json").exists()
     assert list((out / WORK_NAME).glob("partial-*"))
 
-    settings = {"format": format, "control": control or None, "window": 1, "stride": 1, "batch_frames": 2}
-    resumed = extract_to_folder(*load_model(saved), videos, out, **settings)
-    extract_to_folder(*load_model(saved), videos, tmp_path / "whole", **settings)
+    resumed = extract_to_folder(*tiny, videos, out, **settings)
+    extract_to_folder(*tiny, videos, tmp_path / "whole", **settings)
 
     assert resumed.made == 2 and resumed.rows == 15
     whole = tmp_path / "whole"
@@ -143,9 +128,6 @@ MOMENTS = {"job": 1, "rows": 2, "note": 3, "last note": 7, "joining": 8, "table"
 
 def killed_at(moment: int, before: bool, work: Callable[[], object]) -> int:
     """How a process of its own ends that does some work and kills itself when it gives a file its name."""
-    child = os.fork()
-    if child:
-        return os.waitpid(child, 0)[1]
     rename, count = os.replace, 0
 
     def replace(old, new):
@@ -157,9 +139,11 @@ def killed_at(moment: int, before: bool, work: Callable[[], object]) -> int:
         if count == moment:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    os.replace = replace
-    work()
-    os._exit(0)
+    def with_deadly_renames():
+        os.replace = replace
+        work()
+
+    return run_forked(with_deadly_renames)
 
 
 PLAIN = {"window": 2, "stride": 2, "modalities": ["a"]}

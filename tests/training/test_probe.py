@@ -1,9 +1,8 @@
 """Linear probes: what they find where there is something to find, and features that are kept and never mixed up."""
 
 import json
+import os
 import signal
-import subprocess
-import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-import cavmae_sync_hf
 from cavmae_sync_hf import (
     AlreadyExistsError,
     CavMaeSyncModel,
@@ -35,13 +33,13 @@ from cavmae_sync_hf.training.probe import (
     run_probe,
     shuffled,
 )
+from helpers.apart import run_forked
 from helpers.scripts import RECIPES
 from helpers.tiny import tiny_config
 from helpers.tiny_shards import tiny_processor, write_shards
 
 sklearn = pytest.importorskip("sklearn")
 SINGLE, MULTI = "single_label_classification", "multi_label_classification"
-SOURCE = str(Path(cavmae_sync_hf.__file__).parents[1])
 
 
 def made_up(clips: int, classes: int, seed: int = 0, noise: float = 0.1) -> tuple[np.ndarray, list[list[int]]]:
@@ -242,45 +240,27 @@ def test_cache__is_read_instead_of_computed(model, shards, tmp_path, monkeypatch
     np.testing.assert_array_equal(again["v"], first["v"])
 
 
-KILLED = """
-import os, signal, sys, torch
-torch.set_num_threads(1)
-from cavmae_sync_hf.data.dataset import CavMaeSyncDataset
-from cavmae_sync_hf.inference.loading import load_model
-from cavmae_sync_hf.training import feature_cache
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_cache__goes_on_after_a_kill(model, shards, tmp_path, monkeypatch, few_clips_a_part):
+    folder, clips, savez = tmp_path / "cache", dataset(shards), np.savez
 
-feature_cache.ClipCache.per_part = 2
-model, processor = load_model(sys.argv[1])
-savez = feature_cache.np.savez
+    def die(file, **values):
+        if sum(name.startswith("part-") for name in os.listdir(folder)) == 2:
+            file.write(b"half")
+            file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        savez(file, **values)
 
-def die(file, **values):
-    if sum(name.startswith("part-") for name in os.listdir(sys.argv[3])) == 2:
-        file.write(b"half")
-        file.flush()
-        os.kill(os.getpid(), signal.SIGKILL)
-    savez(file, **values)
-
-feature_cache.np.savez = die
-feature_cache.cached_features(model, CavMaeSyncDataset(sys.argv[2], processor, frames="all"), ["a", "av"], sys.argv[3])
-"""
-
-
-def test_cache__goes_on_after_a_kill(model, shards, tmp_path, few_clips_a_part):
-    saved = save_for_hub(model, tiny_processor(), tmp_path / "model")
-    folder = tmp_path / "cache"
-    command = [sys.executable, "-c", KILLED, str(saved), str(shards), str(folder)]
-    killed = subprocess.run(command, env={"PYTHONPATH": SOURCE, "HF_HUB_OFFLINE": "1"}, capture_output=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "savez", die)
+        status = run_forked(lambda: cached_features(model, clips, ["a", "av"], folder))
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
     assert len(list(folder.glob("part-*.npz"))) == 2 and len(list(folder.glob(".partial-*"))) == 1
 
-    from cavmae_sync_hf.inference.loading import load_model
-
-    loaded, processor = load_model(saved)
-    clips = CavMaeSyncDataset(shards, processor, frames="all")
     before = {path.name: path.stat().st_mtime_ns for path in folder.glob("part-*.npz")}
     shown: list[tuple[int, int]] = []
-    resumed = cached_features(loaded, clips, ["a", "av"], folder, progress=lambda *at: shown.append(at))
-    whole = cached_features(loaded, clips, ["a", "av"], tmp_path / "whole")
+    resumed = cached_features(model, clips, ["a", "av"], folder, progress=lambda *at: shown.append(at))
+    whole = cached_features(model, clips, ["a", "av"], tmp_path / "whole")
 
     assert shown == [(6, 7), (7, 7)]
     assert all((folder / name).stat().st_mtime_ns == time for name, time in before.items())
