@@ -165,7 +165,7 @@ def text(context: typer.Context) -> None:
 
     Examples:
         cavmae-sync text syncworld --model example --text_model MODEL
-        cavmae-sync text syncworld --train_data VIDEOS --captions captions.csv --model MODEL
+        cavmae-sync text syncworld --train_data VIDEOS --captions captions.csv
     """
     with _start(context.args, "text"):
         _text(context.args)
