@@ -14,7 +14,7 @@ import re
 import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -174,7 +174,18 @@ def text(context: typer.Context) -> None:
 def _text(words: list[str]) -> None:
     from ..training.text import text as run
 
-    with terminal.progress_bar("training") as show:
+    with ExitStack() as stack:
+        bars: dict[str, Callable[..., None]] = {}
+
+        def show(done: int, total: int, what: str) -> None:
+            """One bar after the other: embedding, encoding texts, training."""
+            name, _, remark = what.partition(", ")
+            if name not in bars:
+                stack.close()
+                unit = "steps" if name == "training" else "texts" if "texts" in name else "clips"
+                bars[name] = stack.enter_context(terminal.progress_bar(name, unit))
+            bars[name](done, total, remark)
+
         record = run(words, show)
     for name, metrics in record["metrics"].items():
         parts = {key: value for key, value in metrics.items() if isinstance(value, dict) and key != "chance"}
