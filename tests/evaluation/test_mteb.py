@@ -14,6 +14,8 @@ from cavmae_sync_hf.evaluation.mteb import MtebEncoder
 from cavmae_sync_hf.metrics import clip_similarity
 from helpers.clips import noise, numbered_frame, write_clip, write_clips
 from helpers.tiny import tiny_config
+from helpers.words import save as save_words
+from helpers.words import text_model
 
 needs_mteb = pytest.mark.skipif(
     not (importlib.util.find_spec("mteb") and importlib.util.find_spec("datasets")), reason="mteb is not installed"
@@ -277,3 +279,24 @@ def test_mteb__knows_the_encoder_and_its_modalities(encoder, folder, tmp_path):
     assert heard.mteb_model_meta.modalities == ["audio"]
     with pytest.raises(ValueError, match="TinyClustering"):
         mteb.evaluate(heard, make_task("Clustering", "v2c", ["clip.mp4"]), cache=None, co2_tracker=False)
+
+
+@pytest.mark.parametrize("settings", [{}, {"projection_dim": 20}], ids=str)
+@pytest.mark.parametrize("pooling", ["mean", "frames"])
+def test_encode__texts_are_compared_with_moments(clips, tmp_path, settings, pooling):
+    words, tokenizing = text_model(**settings)
+    encoder = MtebEncoder(str(save_words(words, tokenizing, tmp_path / "words")), device="cpu", pooling=pooling)
+    texts = ["a dog barks", "rain", "a dog " * 40]
+
+    found = encoder.encode(loader([{"text": text} for text in texts]))
+    heard = encoder.encode(loader([{"audio": clips[0]}]))
+
+    tokens = tokenizing(text=texts, text_kwargs={"truncation": True}, return_tensors="pt")
+    queries = words.get_text_features(**tokens).pooler_output
+    inputs = tokenizing(audio=[clips[0]], return_tensors="pt")
+    moments = words.get_audio_features(inputs["input_values"]).audio_embeds[0]
+    expected = queries @ (moments.mean(dim=0) if pooling == "frames" else torch.nn.functional.normalize(
+        moments.mean(dim=0), dim=0))  # fmt: skip
+    np.testing.assert_allclose(encoder.similarity(found, heard)[:, 0], expected.detach(), atol=1e-5)
+    assert "text" in encoder.mteb_model_meta.modalities
+    assert encoder.mteb_model_meta.embed_dim == found.shape[1]

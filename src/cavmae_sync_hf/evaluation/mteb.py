@@ -1,5 +1,5 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""CAV-MAE Sync models for MTEB, the embedding benchmark: its audio, video and image tasks.
+"""CAV-MAE Sync models for MTEB, the embedding benchmark: its audio, video, image and, with text, text tasks.
 
 MTEB hands out rows of a data set with `audio`, `video` and `image` columns and wants one vector for each. Files are
 decoded here, by this package, with the alignment that the model's processor has, so that audio and video of a row
@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from ..inference.features import move_inputs, not_finite_error
-from ..inference.loading import load_model
+from ..inference.loading import has_text, load_model
+from ..inference.texts import tokenize
 from ..model.errors_cavmae_sync import ModelError
 from ..model.modeling_cavmae_sync import pool_clip
+from ..model.modeling_text_cavmae_sync import CavMaeSyncTextDualEncoderModel
 from ..model.pipeline_inputs_cavmae_sync import prepare_clip
 from ..model.video_processing_cavmae_sync import is_media_source
 
@@ -38,8 +40,8 @@ class MtebEncoder:
     ```
 
     A row with audio and video gets the mean of both vectors, which lie in one space, so that it can be compared with
-    rows of either kind. There is no text side: of tasks with text, only the other columns count, and tasks of text
-    alone are refused.
+    rows of either kind. Of rows with text and something else only the latter counts. Rows of text alone need a model
+    with text (`CavMaeSyncTextDualEncoderModel`), which compares them with moments; too long ones are cut.
 
     Args:
         model_name: Folder of a saved model, or Hub repository as `OWNER/NAME`.
@@ -76,7 +78,13 @@ class MtebEncoder:
         self.name, self.revision, self.pooling = model_name, revision, pooling
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model, self.processor = load_model(_at_revision(model_name, revision), device=device)
+        place = _at_revision(model_name, revision)
+        self.text_model: CavMaeSyncTextDualEncoderModel | None = None
+        if has_text(place):
+            self.text_model, self.processor = load_model(place, use="text", device=device)
+            self.model = self.text_model.av_model
+        else:
+            self.model, self.processor = load_model(place, device=device)
         self.processor = self.processor.with_audio_choice(channel, audio_track)
         self.num_frames = num_frames or self.processor.feature_extractor.num_frames
         self.damaged = damaged
@@ -94,6 +102,8 @@ class MtebEncoder:
                 "audio": ["audio"],
                 "video": ["video", "image"],
             }
+            width = config.hidden_size if self.text_model is None else self.text_model.config.space_dim
+            modalities = has[config.modality] + ([] if self.text_model is None else ["text"])
             similarity: Any = "cosine"
             local = Path(self.name).is_dir() or "/" not in self.name
             self._meta = ModelMeta(
@@ -102,10 +112,10 @@ class MtebEncoder:
                 revision=self.revision or "no_revision_available",
                 release_date=None,
                 languages=None,
-                n_parameters=sum(parameter.numel() for parameter in self.model.parameters()),
+                n_parameters=sum(part.numel() for part in (self.text_model or self.model).parameters()),
                 memory_usage_mb=None,
                 max_tokens=None,
-                embed_dim=config.hidden_size * (self.num_frames if self.pooling == "frames" else 1),
+                embed_dim=width * (self.num_frames if self.pooling == "frames" else 1),
                 license=None,
                 open_weights=True,
                 public_training_code=None,
@@ -114,7 +124,7 @@ class MtebEncoder:
                 similarity_fn_name=similarity,
                 use_instructions=False,
                 training_datasets=None,
-                modalities=has[config.modality],
+                modalities=modalities,
                 experiment_kwargs=None if self.pooling == "mean" else {"pooling": self.pooling},
             )
         return self._meta
@@ -178,6 +188,8 @@ class MtebEncoder:
         """The model's inputs of a row."""
         own = {"multimodal": _COLUMNS, "audio": ("audio",), "video": ("video", "image")}[self.model.config.modality]
         given = {name: row[name] for name in own if row.get(name) is not None}
+        if not given and self.text_model is not None and row.get("text") is not None:
+            return {"text": row["text"]}
         if not given:
             has = ", ".join(sorted(map(str, row))) or "nothing"
             raise ValueError(
@@ -199,6 +211,9 @@ class MtebEncoder:
         groups = [batch] if len(shapes) == 1 else [[row] for row in batch]
         found: list[np.ndarray] = []
         for group in groups:
+            if "text" in group[0]:
+                found += list(self._embed_texts([row["text"] for row in group]).cpu().numpy())
+                continue
             values = {
                 name: torch.cat([row[name] for row in group])
                 for name, value in group[0].items()
@@ -206,12 +221,25 @@ class MtebEncoder:
             }
             inputs = move_inputs(values, self.model)
             output = self.model(**inputs)
-            sides = [embeds for embeds in (output.audio_embeds, output.video_embeds) if embeds is not None]
+            named = {"audio": output.audio_embeds, "video": output.video_embeds}
+            known = {name: embeds for name, embeds in named.items() if embeds is not None}
+            if self.text_model is not None:
+                known = {name: self.text_model.project(name, embeds) for name, embeds in known.items()}
+            sides = list(known.values())
             vectors = torch.stack([self._pool(embeds.float()) for embeds in sides]).mean(dim=0)
             if not bool(vectors.isfinite().all()):
                 raise not_finite_error("An embedding", self.model)
             found += list(torch.nn.functional.normalize(vectors, dim=-1).cpu().numpy())
         return found
+
+    def _embed_texts(self, texts: list[str]) -> Tensor:
+        """Vectors of texts, which stand for every moment."""
+        assert self.text_model is not None
+        tokens = tokenize(self.text_model, self.processor, texts, truncate=True)
+        vectors = self._pool(self.text_model.get_text_features(**tokens).pooler_output.float().unsqueeze(1))
+        if not bool(vectors.isfinite().all()):
+            raise not_finite_error("An embedding", self.model)
+        return vectors
 
     def _pool(self, embeds: Tensor) -> Tensor:
         """One vector per clip of `(clips, moments, hidden)`."""

@@ -30,13 +30,16 @@ class TextVectors:
     video_shares: Tensor
 
 
-def tokenize(model: Any, processor: CavMaeSyncProcessor, texts: Sequence[str]) -> BatchFeature:
+def tokenize(
+    model: Any, processor: CavMaeSyncProcessor, texts: Sequence[str], *, truncate: bool = False
+) -> BatchFeature:
     """The text encoder's inputs, on its device.
 
     Args:
         model: A `CavMaeSyncTextDualEncoderModel`.
         processor: Its processor, with a tokenizer.
         texts: One or more.
+        truncate: Whether too long ones are cut, as benchmarks do.
 
     Raises:
         InferenceError: The model has no text encoder, the processor no tokenizer, or a text is empty or too long.
@@ -55,12 +58,13 @@ def tokenize(model: Any, processor: CavMaeSyncProcessor, texts: Sequence[str]) -
         if not isinstance(text, str) or not text.strip():
             raise InferenceError(f"The text is {text!r}; say in words what is to be found, such as 'a dog barks'.")
         count = len(processor.tokenizer(text, verbose=False)["input_ids"])
-        if count > limit:
+        if count > limit and not truncate:
             shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
             raise InferenceError(
                 f"The text {shown!r} has {count} tokens, and the text encoder takes {limit} at most; shorten it."
             )
-    return processor(text=list(texts), return_tensors="pt").to(model.device)
+    cut = {"truncation": True, "max_length": limit} if truncate else None
+    return processor(text=list(texts), text_kwargs=cut, return_tensors="pt").to(model.device)
 
 
 @torch.no_grad()
