@@ -14,7 +14,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 PYTEST_ARGS ?=
 # Tests run in as many processes as there are cores, at most 4; `make test WORKERS=0` runs them in one.
 WORKERS ?= logical
-IN_PARALLEL := -n $(WORKERS) --maxprocesses 4 --dist worksteal
+IN_PARALLEL := -n $(WORKERS) --maxprocesses 4 --dist loadgroup
 # What the second leg runs; `make test LATEST_TESTS=` leaves that leg out.
 LATEST_TESTS ?= tests
 

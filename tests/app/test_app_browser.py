@@ -23,9 +23,12 @@ playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="no Chromium on the path; Debian and Ubuntu have it as `apt-get install chromium`"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        CHROMIUM is None, reason="no Chromium on the path; Debian and Ubuntu have it as `apt-get install chromium`"
+    ),
+    pytest.mark.xdist_group("browser"),  # one visitor, who goes from test to test
+]
 # Without a sandbox, which containers do not allow; and without calls home.
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync",
@@ -100,8 +103,11 @@ class Visit:
         self.page.locator(".cs-upload input[type=file]").set_input_files(path)
 
     def unfold(self):
-        """Bring the chooser back."""
-        self.page.get_by_role("button", name="Choose another clip").click()
+        """Bring the chooser back, where a clip that an earlier test chose has folded it away."""
+        self.page.wait_for_selector("[data-clip='0']", state="attached")
+        again = self.page.get_by_role("button", name="Choose another clip")
+        if again.is_visible():
+            again.click()
         self.page.wait_for_selector("[data-clip='0']")
 
     def time(self) -> float:

@@ -30,7 +30,7 @@ def test_exporter__gives_a_program_for_any_number_of_clips_and_frames(format, mo
 
     exporter, config = getattr(exporters, f"{format}Exporter")(), getattr(exporters, f"{format}Config")(dynamic=True)
     exporter.export(model, inputs(2, 3), config=config).save_pretrained(tmp_path)
-    exported = exporters.ExportedModel.from_pretrained(tmp_path)
+    exported = exporters.ExportedModel.from_pretrained(tmp_path, trust_remote_code=True)
 
     for sizes in ((2, 3), (3, 2)):
         with torch.no_grad():
