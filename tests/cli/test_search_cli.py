@@ -339,7 +339,9 @@ def test_search__by_words(run, index, videos, text_folder, asked):
     assert code == 0
     lines = out.splitlines()
     assert lines[0] == '"a dog barks": text -> video (every moment compared)'
-    assert lines[2].split() == ["1", "1.000", "0:01.0", "0:01.2", str(videos / "two.mp4")]
+    *found, path = lines[2].split()
+    assert found == ["1", "1.000", "0:01.0", "0:01.2"]
+    assert path in (str(videos / "one.mp4"), str(videos / "two.mp4"))  # which show the same there
 
 
 def test_search__by_words_in_an_order_and_beside_a_file(run, index, videos, text_folder):
