@@ -12,9 +12,10 @@ LATEST := .venv-latest
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 PYTEST_ARGS ?=
-# Tests run in as many processes as there are cores, at most 4; `make test WORKERS=0` runs them in one.
+# Tests run in as many processes as there are cores, at most 4, those of a file in one and in their order;
+# `make test WORKERS=0` runs all in one.
 WORKERS ?= logical
-IN_PARALLEL := -n $(WORKERS) --maxprocesses 4 --dist loadgroup
+IN_PARALLEL := -n $(WORKERS) --maxprocesses 4 --dist loadfile
 # What the second leg runs; `make test LATEST_TESTS=` leaves that leg out.
 LATEST_TESTS ?= tests
 

@@ -23,12 +23,9 @@ playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
-pytestmark = [
-    pytest.mark.skipif(
-        CHROMIUM is None, reason="no Chromium on the path; Debian and Ubuntu have it as `apt-get install chromium`"
-    ),
-    pytest.mark.xdist_group("browser"),  # one visitor, who goes from test to test
-]
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium on the path; Debian and Ubuntu have it as `apt-get install chromium`"
+)
 # Without a sandbox, which containers do not allow; and without calls home.
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync",
