@@ -339,9 +339,9 @@ def test_search__by_words(run, index, videos, text_folder, asked):
     assert code == 0
     lines = out.splitlines()
     assert lines[0] == '"a dog barks": text -> video (every moment compared)'
-    *found, path = lines[2].split()
+    *found, path = lines[2].split(maxsplit=4)
     assert found == ["1", "1.000", "0:01.0", "0:01.2"]
-    assert path in (str(videos / "one.mp4"), str(videos / "two.mp4"))  # which show the same there
+    assert path.startswith(str(videos))  # several of which show the same there
 
 
 def test_search__by_words_in_an_order_and_beside_a_file(run, index, videos, text_folder):
