@@ -3,6 +3,8 @@
 
 import os
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -216,6 +218,28 @@ def test_uploads__what_gradio_leaves_beside_them_goes_too(workspace, tmp_path):
     workspace.sweep()
 
     assert not old.exists() and new.exists()
+
+
+def test_files__that_go_while_they_are_counted_are_no_fault(workspace):
+    ended = threading.Event()
+
+    def come_and_go():  # as uploads of other visitors do
+        while not ended.is_set():
+            for number in range(5):
+                folder = workspace.uploads / f"upload-{number}"
+                folder.mkdir()
+                (folder / "upload.mp4").touch()
+                shutil.rmtree(folder)
+
+    with ThreadPoolExecutor() as threads:
+        working = threads.submit(come_and_go)
+        try:
+            for visit in range(2000):
+                workspace.session(f"visitor-{visit % 3}")
+                assert workspace.used() == 0
+        finally:
+            ended.set()
+        working.result()
 
 
 def test_uploads__nothing_else_is_removed_for_them(workspace, tmp_path):

@@ -261,9 +261,9 @@ class Workspace:
                 if upload.since is not None and upload.since < now - patience:
                     self.remove_upload(upload.path)
         oldest = time.time() - self.limits.unclaimed_seconds
-        for path in self.uploads.rglob("*"):  # Gradio makes an empty file for each
+        for path in _files(self.uploads):  # Gradio makes an empty file for each
             with contextlib.suppress(OSError):
-                if path not in known and path.is_file() and path.stat().st_mtime < oldest:
+                if path not in known and path.stat().st_mtime < oldest:
                     self.remove_upload(path)
 
     def find(self, token: str, name: str) -> tuple[Path, str] | None:
@@ -397,12 +397,18 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def _files(folder: Path) -> Iterator[Path]:
+    """The files below a folder. Other threads may remove some, and their folders, meanwhile: `rglob` fails there."""
+    for place, _, names in os.walk(folder):
+        yield from (Path(place, name) for name in names)
+
+
 def _size(folder: Path) -> int:
     """Bytes of the files in a folder."""
     total = 0
-    for path in folder.rglob("*"):
+    for path in _files(folder):
         with contextlib.suppress(OSError):
-            total += path.stat().st_size if path.is_file() else 0
+            total += path.stat().st_size
     return total
 
 
