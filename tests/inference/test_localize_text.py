@@ -92,6 +92,29 @@ def test_text__is_found_where_it_is_heard(pair, video):
     assert found.similarity[-1] == pytest.approx(float(expected), rel=1e-3)
 
 
+@pytest.mark.parametrize("method", ["occlusion", "cosine"])
+def test_text_in_a_space_of_its_own__is_compared_there(video, method):
+    rule = ColourModel().eval()
+    model, processor = text_model(rule, projection_dim=4)
+    model.av_model = rule
+    with torch.no_grad():
+        for name, colour in (("audio", RED), ("video", BLUE - RED)):  # what is seen counts the other way round
+            model.projections[name].weight.copy_(torch.stack([RED, BLUE, colour, -colour]))
+    teach(model, processor, {"the bell": torch.tensor([1.0, 0.0, 0.0, 1.0])})
+
+    found = localize(model, processor, video, text="the bell", fps=4, block=(1, 1), method=method)
+
+    inputs = processor(videos=video, text=["the bell"], frame_times=[[1.875]], return_tensors="pt")
+    with torch.no_grad():
+        output = model(**inputs)
+        expected = output.text_embeds[0] @ (output.audio_embeds[0, 0] + output.video_embeds[0, 0]) / 2
+        scaled = output.moment_logits_video[0, 0, 0]
+    assert found.similarity[-1] == pytest.approx(float(expected), rel=1e-4)
+    assert found.strength[-1] == pytest.approx(float(scaled), rel=1e-4)
+    x, y = found.peaks()[-1]
+    assert 32 <= x * 64 <= 56 and 22 <= y * 48 <= 46
+
+
 def test_cosine_of_patches__takes_the_text_too(pair, video):
     found = localize(*pair, video, text="the bell", fps=2, method="cosine")
 

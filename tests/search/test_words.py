@@ -222,6 +222,66 @@ def test_approximate_index__agrees(words, tmp_path):
         search(large, None, *words, text=[DOG, DOG], exact=False)
 
 
+@pytest.fixture(scope="module")
+def projected(words):
+    """Texts, audio and frames meet in a space of 20 values, of which the index knows nothing."""
+    model, processor = text_model(words[0].av_model, seed=2, projection_dim=20)
+    with torch.no_grad():
+        model.video_gate.bias.fill_(1.0)
+    return model, processor
+
+
+def told_by_model(projected, clips, text) -> dict[tuple[str, float], float]:
+    """Cosines as the model with text itself computes them."""
+    model, processor = projected
+    with torch.no_grad():
+        asked = model.get_text_features(**processor(text=[text], return_tensors="pt")).pooler_output
+        share = float(model.video_gate(asked).sigmoid())
+        scores = {}
+        for path, made in clips.items():
+            alike = {
+                side: (model.project(side, torch.from_numpy(made[side])) @ asked[0]).numpy()
+                for side in ("audio", "video")
+                if made[side] is not None
+            }
+            mixed = alike["video"]
+            if "audio" in alike:
+                mixed = share * alike["video"] + (1 - share) * alike["audio"]
+            scores |= {(path, number * HOP): float(score) for number, score in enumerate(mixed)}
+    return scores
+
+
+def test_projection__is_applied_to_what_the_index_holds(projected, tmp_path):
+    clips = {name: clip(seed) for seed, name in enumerate(("one", "two"))}
+    clips["mute"] = clip(5) | {"audio": None}
+    plain = index_of(projected, tmp_path / "index", clips)
+    every = {"top": 999, "filters": SearchFilters(min_gap=0)}
+
+    scores = found(search(plain, None, *projected, text=DOG, **every))
+
+    assert scores == pytest.approx(told_by_model(projected, clips, DOG), abs=1e-5)
+    assert {hit.path for hit in search(plain, None, *projected, text=DOG, whole_clips=True)} == clips.keys()
+    # Beside audio each is compared in its own space.
+    query = vector_query(clips["one"]["audio"][4:6])
+    text = embed_words([DOG], *projected, hop=HOP)
+    alone = found(search_moments(plain, query, find="video", **every))
+    said = found(search_moments(plain, join_words(query, text, 1.0), find="video", **every))
+    half = found(search_moments(plain, join_words(query, text, 0.5), find="video", **every))
+    assert half == pytest.approx({key: (alone[key] + said[key]) / 2 for key in half}, abs=1e-5)
+
+
+def test_projection__approximate_index_finds_what_all_moments_have(projected, tmp_path):
+    clips = {f"{number}": clip(number, 300) for number in range(20)}
+    large = index_of(projected, tmp_path / "index", clips)
+    large.build_index(index_config(large.count()), large.count())
+
+    quick, exact = (search(large, None, *projected, text=DOG, top=10, exact=exact) for exact in (None, True))
+
+    assert not quick.exact
+    assert found(quick) == pytest.approx(found(exact), abs=1e-6)
+    assert set(found(exact)) <= set(told_by_model(projected, clips, DOG))
+
+
 def test_model__is_the_one_that_the_index_remembers(words, tmp_path):
     folder = save(*words, tmp_path / "words")
     plain = tmp_path / "plain"
@@ -246,10 +306,6 @@ def other_model(words):
     return text_model(seed=1)
 
 
-def projected(words):
-    return text_model(words[0].av_model, projection_dim=20)
-
-
 def without_tokenizer(words):
     return words[0], CavMaeSyncProcessor.from_config(words[0].config.av_config)
 
@@ -272,7 +328,6 @@ def without_text(words):
         ({"then_within": 0}, "then_within is 0; it must be"),
         ({"text": [DOG, BELL], "whole_clips": True}, "does not know what comes first; search for moments"),
         ({"words": other_model}, "was made with another model .* use that model, or make another index"),
-        ({"words": projected}, r"projection_dim is 20\).*train one with projection_dim=None"),
         ({"words": without_tokenizer}, r"The processor has no tokenizer; load the one .*CavMaeSyncProcessor\("),
         ({"words": without_text}, r"A CavMaeSyncModel has no text encoder; load .*load_model\(folder, use='text'\)"),
     ],

@@ -10,8 +10,8 @@ patches and points far less well. With a text, its embedding takes the place of 
 """
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, Literal, cast
 
@@ -35,7 +35,7 @@ from .loudness import SILENCE_DB, span_loudness
 from .moments import MediaSpan, Progress, format_clock, read_ahead, read_moments, report_seconds, source_name
 from .occlusion import default_block, embed_without, occlusion_maps
 from .strength import LEAST_LOG_ODDS, LEAST_STRENGTH, NEAR_SECONDS, NO_SOURCE, NOT_SEEN, source_strength
-from .texts import embed_texts
+from .texts import TextVectors, embed_texts
 
 METHODS = ("occlusion", "cosine")
 DEFAULT_FPS = 5.0
@@ -374,13 +374,11 @@ class _TextQuery:
     """A text to look for.
 
     Attributes:
-        embeds: `(hidden,)`.
-        video_share: How much a frame counts against audio.
+        found: Its vectors.
         scale, bias: Of its cosine with a moment; they make log-odds of it.
     """
 
-    embeds: Tensor
-    video_share: float
+    found: TextVectors
     scale: float
     bias: float
 
@@ -388,12 +386,16 @@ class _TextQuery:
     def of(cls, model: Any, processor: CavMaeSyncProcessor, text: str) -> "_TextQuery":
         found = embed_texts(model, processor, [text])
         scale, bias = model.moment_logit_scale.exp().item(), model.moment_logit_bias.item()
-        return cls(found.embeds[0].to(model.device), float(found.video_shares[0]), scale, bias)
+        return cls(replace(found, embeds=found.embeds.to(model.device)), scale, bias)
 
     def scores(self, output: Any, heard: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
         """The cosine with each moment, and the log-odds of its frame, `(moments,)`; NaN without a frame."""
-        audio, video = output.audio_embeds[0].float() @ self.embeds, output.video_embeds[0].float() @ self.embeds
-        mixed = torch.where(heard[0], self.video_share * video + (1 - self.video_share) * audio, video)
+        audio, video = (
+            self.found.project(name, output[f"{name}_embeds"][0].float()) @ self.found.embeds[0]
+            for name in ("audio", "video")
+        )
+        share = float(self.found.video_shares[0])
+        mixed = torch.where(heard[0], share * video + (1 - share) * audio, video)
         return mixed.masked_fill(~seen[0], torch.nan), (self.scale * video + self.bias).masked_fill(
             ~seen[0], torch.nan
         )
@@ -436,19 +438,26 @@ class _Mapper:
             asked = for_video - self.silence
         else:
             both = seen
-            asked = for_video = for_audio = self.query.embeds.to(output.video_embeds).expand_as(output.video_embeds)
+            places = *output.video_embeds.shape[:2], -1
+            asked = for_video = for_audio = self.query.found.embeds[0].to(output.video_embeds).expand(places)
         if self.method == "cosine":
-            video_maps = patch_maps(for_video, output.video_patch_embeds, model.config.video_grid)
-            audio_maps = patch_maps(for_audio, output.audio_patch_embeds, model.config.audio_grid)
+            video_patches, audio_patches = (
+                output[f"{name}_patch_embeds"] if self.query is None
+                else self.query.found.project(name, output[f"{name}_patch_embeds"])
+                for name in ("video", "audio")
+            )  # fmt: skip
+            video_maps = patch_maps(for_video, video_patches, model.config.video_grid)
+            audio_maps = patch_maps(for_audio, audio_patches, model.config.audio_grid)
             video_maps, audio_maps = video_maps * seen[..., None, None], audio_maps * heard[..., None, None]
         else:
             video_maps = occlusion_maps(
                 model, "video", moved["pixel_values_videos"], asked, present=seen, block=self.block,
-                stride=self.stride,
+                stride=self.stride, project=self._projection("video"),
             )  # fmt: skip
             audio_maps = occlusion_maps(
-                model, "audio", moved["input_values"], for_audio, present=heard, stride=self.stride, fill=self.floor
-            )
+                model, "audio", moved["input_values"], for_audio, present=heard, stride=self.stride, fill=self.floor,
+                project=self._projection("audio"),
+            )  # fmt: skip
         if self.query is None:
             hidden = embed_without(
                 model, "video", moved["pixel_values_videos"], video_maps.flatten(-2).argmax(-1), block=self.block
@@ -474,6 +483,12 @@ class _Mapper:
             "video_maps": video_maps[0].float().cpu().numpy(),
             "audio_maps": audio_maps[0].float().cpu().numpy(),
         }
+
+    def _projection(self, modality: str) -> Callable[[Tensor], Tensor] | None:
+        """What brings embeddings into the space of the text, if that is another."""
+        if self.query is None or not self.query.found.projections:
+            return None
+        return partial(self.query.found.project, modality)
 
     def settings(self) -> dict[str, Any]:
         """What the maps depend on besides the model."""

@@ -1,7 +1,7 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
 """How far a similarity falls where a part of a frame or of a window is left out."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -33,6 +33,7 @@ def occlusion_maps(
     block: tuple[int, int] | None = None,
     stride: int | None = None,
     fill: float | None = None,
+    project: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """How far the similarity with a query falls where a part is left out.
 
@@ -40,12 +41,14 @@ def occlusion_maps(
         model: A `CavMaeSyncModel` in evaluation mode.
         modality: Whose parts are left out, `"audio"` or `"video"`.
         inputs: `input_values` or `pixel_values_videos` of the model.
-        queries: What is compared with, `(batch, frames, hidden)`; embeddings or differences of them.
+        queries: What is compared with, `(batch, frames, hidden)`; embeddings or differences of them. Where embeddings
+            are projected, of the width of that.
         present: False for absent windows or frames, `(batch, frames)`; their maps are 0.
         block: Rows and columns of patches that are left out together, odd; see `default_block`.
         stride: Patches from one place that is tried to the next; between them the map is interpolated. Default: 1 for
             small grids, 2 for others.
         fill: Value that replaces a part in the input; `None` leaves its tokens out.
+        project: Brings embeddings into the space of the queries.
 
     Returns:
         `(batch, frames, rows, columns)` float32 in units of the cosine: the fall of `embedding . query` when the block
@@ -59,7 +62,10 @@ def occlusion_maps(
     kept = [_without(grid, (row, column), (height, width)) for row in rows for column in columns]
     encode = partial(_embed_parts, model, modality) if fill is None else partial(_embed_filled, model, modality, fill)
     distinct, places = select_distinct(images, present, model.config.deduplicate_windows)
-    falls = _embed(model, modality, distinct).unsqueeze(1) - encode(distinct, kept)
+    whole, without = _embed(model, modality, distinct), encode(distinct, kept)
+    if project is not None:
+        whole, without = project(whole), project(without)
+    falls = whole.unsqueeze(1) - without
     wanted = queries.flatten(0, 1).to(falls)
     values = torch.einsum("mph,mh->mp", falls if places is None else falls[places], wanted)
     maps = values.unflatten(1, (len(rows), len(columns)))

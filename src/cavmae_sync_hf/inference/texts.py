@@ -1,8 +1,8 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
 """Texts as vectors that audio windows and frames are compared with."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,12 +22,22 @@ class TextVectors:
     """Embedded texts.
 
     Attributes:
-        embeds: `(texts, hidden)` float32, L2-normalised, in the space of the audio-visual model.
+        embeds: `(texts, P)` float32, L2-normalised, in the space that texts share with audio and video.
         video_shares: How much frames count against audio, 0 to 1, as the model learned of each text, `(texts,)`.
+        projections: Of `"audio"` and `"video"`, weights `(P, hidden)` that bring vectors of the audio-visual model
+            into that space, where they are then L2-normalised; empty where it is the audio-visual model's own.
     """
 
     embeds: Tensor
     video_shares: Tensor
+    projections: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def project(self, modality: str, embeds: Tensor) -> Tensor:
+        """Vectors `(..., hidden)` of the audio-visual model in the space of texts, `(..., P)`."""
+        if modality not in self.projections:
+            return embeds
+        weights = self.projections[modality].to(embeds.device)
+        return torch.nn.functional.normalize(embeds.float() @ weights.T, dim=-1)
 
 
 def tokenize(
@@ -69,28 +79,24 @@ def tokenize(
 
 @torch.no_grad()
 def embed_texts(model: Any, processor: CavMaeSyncProcessor, texts: Sequence[str]) -> TextVectors:
-    """Embed texts in the space of the audio-visual model.
+    """Embed texts, to be compared with vectors of the audio-visual model.
 
     Args:
-        model: A `CavMaeSyncTextDualEncoderModel` whose `projection_dim` is `None`.
+        model: A `CavMaeSyncTextDualEncoderModel`.
         processor: Its processor, with a tokenizer.
         texts: One or more.
 
     Raises:
-        InferenceError: As `tokenize`, or the model compares texts in another space.
+        InferenceError: As `tokenize`.
     """
     tokens = tokenize(model, processor, texts)
-    if model.config.projection_dim is not None:
-        raise InferenceError(
-            f"This model compares texts in a space of its own (projection_dim is {model.config.projection_dim}), and "
-            "here they are compared with the vectors of the audio-visual model; train one with projection_dim=None."
-        )
     with evaluating(model):
         embeds = model.get_text_features(**tokens).pooler_output
         shares = model.video_gate(embeds).sigmoid()[:, 0]
     if not bool(embeds.isfinite().all()):
         raise not_finite_error("The embedding of the text", model.base_model)
-    return TextVectors(embeds=embeds.float().cpu(), video_shares=shares.float().cpu())
+    projections = {name: layer.weight.detach().float().cpu() for name, layer in model.projections.items()}
+    return TextVectors(embeds=embeds.float().cpu(), video_shares=shares.float().cpu(), projections=projections)
 
 
 def _longest(model: Any, processor: CavMaeSyncProcessor) -> int:

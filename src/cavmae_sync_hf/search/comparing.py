@@ -76,7 +76,7 @@ def similarity(query: Query, comparison: Comparison, rows: Any) -> np.ndarray:
     def of_rows(asked: str, stored: str) -> np.ndarray:
         vectors, places = as_matrix(rows[stored], query.audio.shape[1])
         found = np.full((len(query), len(rows)), np.nan, np.float32)
-        found[:, places] = cosines(query.vectors(asked), vectors)
+        found[:, places] = cosines(query.vectors(asked), query.as_compared(asked, stored, vectors))
         return found
 
     return _combined(query, comparison, of_rows, query.video_shares)
@@ -100,7 +100,8 @@ def clip_similarity(
         names, vectors = known[stored]
         mean = query.vectors(asked)[query.present].mean(axis=0)
         found = np.full((1, len(keys)), np.nan, np.float32)
-        found[0, [number[name] for name in names]] = cosines(vectors, mean / max(1e-12, float(np.linalg.norm(mean))))
+        mean = mean / max(1e-12, float(np.linalg.norm(mean)))
+        found[0, [number[name] for name in names]] = cosines(query.as_compared(asked, stored, vectors), mean)
         return found
 
     shares = None if query.video_shares is None else query.video_shares[:1]

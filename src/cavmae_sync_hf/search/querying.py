@@ -10,7 +10,7 @@ import re
 import warnings
 import wave
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -80,7 +80,9 @@ class Query:
         path: Its file, where it is one.
         content: Checksum of its bytes, where it was handed in as bytes.
         texts: The words.
-        text: Vectors of the words that each window stands for, float32 `(windows, hidden)`.
+        text: Vectors of the words that each window stands for, float32 `(windows, P)`.
+        projections: Of `"audio"` and `"video"`, weights `(P, hidden)` float32 that bring the index's vectors into the
+            space of the words; empty where these are in the space of the index.
         video_shares: How much frames count against audio for these words, 0 to 1, `(windows,)`.
         text_weight: Share of the words in a score, beside audio or video.
         then_within: The windows are parts of a sequence, each of which follows the one before it within so many
@@ -99,6 +101,7 @@ class Query:
     content: str = ""
     texts: tuple[str, ...] = ()
     text: np.ndarray | None = None
+    projections: Mapping[str, np.ndarray] = field(default_factory=dict)
     video_shares: np.ndarray | None = None
     text_weight: float = 1.0
     then_within: float | None = None
@@ -127,6 +130,22 @@ class Query:
             assert self.text is not None
             return self.text
         return self.audio if side == "audio" else self.video
+
+    def as_compared(self, asked: str, stored: str, vectors: np.ndarray) -> np.ndarray:
+        """Vectors `(rows, hidden)` of one side of the index in the space of what is asked for."""
+        if asked != "text" or stored not in self.projections:
+            return vectors
+        projected = vectors @ self.projections[stored].T
+        return np.asarray(projected / np.maximum(np.linalg.norm(projected, axis=1, keepdims=True), 1e-12))
+
+    def probes(self, asked: str, stored: str, places: np.ndarray) -> np.ndarray:
+        """What the approximate index is asked for, `(places, hidden)`.
+
+        Of words in a space of their own, the direction along which their product with projected vectors grows: it
+        leaves out that these are then normalised, so that it finds the nearest less surely.
+        """
+        vectors = self.vectors(asked)[places]
+        return vectors @ self.projections[stored] if asked == "text" and stored in self.projections else vectors
 
 
 def embed_query(
@@ -246,12 +265,13 @@ def embed_words(
         found = embed_texts(model, processor, texts)
     except InferenceError as error:
         raise QueryError(error.message, hint=error.hints) from error
-    vectors = found.embeds.numpy()
     there = np.zeros(len(texts), bool)
+    nothing = np.zeros((len(texts), model.base_model.config.hidden_size), np.float32)
     return Query(
-        name=", then ".join(f'"{text}"' for text in texts), by="text", audio=np.zeros_like(vectors),
-        video=np.zeros_like(vectors), audio_present=there, video_present=there, start=0.0, seconds=hop * len(texts),
-        texts=tuple(texts), text=vectors, video_shares=found.video_shares.numpy(),
+        name=", then ".join(f'"{text}"' for text in texts), by="text", audio=nothing, video=nothing,
+        audio_present=there, video_present=there, start=0.0, seconds=hop * len(texts), texts=tuple(texts),
+        text=found.embeds.numpy(), projections={name: weights.numpy() for name, weights in found.projections.items()},
+        video_shares=found.video_shares.numpy(),
         then_within=then_within if len(texts) > 1 else None,
     )  # fmt: skip
 
@@ -277,7 +297,7 @@ def join_words(query: Query, words: Query, weight: float) -> Query:
     assert words.text is not None and words.video_shares is not None
     return replace(
         query, name=f"{query.name} with {words.name}", texts=words.texts, text=words.text.repeat(len(query), axis=0),
-        video_shares=words.video_shares.repeat(len(query)), text_weight=float(weight),
+        projections=words.projections, video_shares=words.video_shares.repeat(len(query)), text_weight=float(weight),
     )  # fmt: skip
 
 

@@ -46,6 +46,8 @@ _MAX_PROBES = 16
 # Moments that each of them finds first; more, where hits of one file crowd out the others.
 _PER_PROBE = 100
 _MOST_PER_PROBE = 1600
+# As many times more where words are compared in a space of their own, of which the index knows no distances.
+_PROJECTED = 4
 # Many candidates need no such care as few: those on the brink are no hits.
 _LEAST_REFINE = 2
 # Places in clips that are compared along the diagonal, at most.
@@ -471,7 +473,7 @@ def _compare_all(view: _View, query: Query, comparison: Comparison) -> Alignment
 
 def _search_candidates(view: _View, query: Query, comparison: Comparison, top: int) -> tuple[Alignments, list[int]]:
     """Look for more candidates until there are hits enough, or no more to be had."""
-    per_probe = _PER_PROBE
+    per_probe = _PER_PROBE * (_PROJECTED if query.projections else 1)
     while True:
         found = _compare_candidates(view, query, comparison, per_probe)
         picked = _pick(view, query, found, top)
@@ -491,7 +493,7 @@ def _compare_candidates(view: _View, query: Query, comparison: Comparison, per_p
     }
     for asked, stored in comparison.all_pairs:
         names, windows, which, cosines = view.store.nearest(
-            stored, query.vectors(asked)[probes], per_probe, view.where, **effort
+            stored, query.probes(asked, stored, probes), per_probe, view.where, **effort
         )
         clips.append(view.numbers_of(names))
         firsts.append(windows - probes[which])
