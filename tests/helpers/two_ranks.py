@@ -11,9 +11,11 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
+from cavmae_sync_hf.model.configuration_text_cavmae_sync import CavMaeSyncTextDualEncoderConfig
 from cavmae_sync_hf.model.modeling_cavmae_sync import CavMaeSyncForPreTraining
+from cavmae_sync_hf.model.modeling_text_cavmae_sync import CavMaeSyncTextDualEncoderModel
 from cavmae_sync_hf.training.cached_contrast import cached_contrastive_step
-from helpers.tiny import tiny_config, tiny_inputs
+from helpers.tiny import tiny_config, tiny_inputs, tiny_text_config
 
 
 def run_ranks(work: Callable[..., Any], folder: Path, *arguments: Any, ranks: int = 2) -> list[Any]:
@@ -64,6 +66,69 @@ def batch(clips: slice, masked: bool) -> dict[str, torch.Tensor]:
 def model(**settings: Any) -> CavMaeSyncForPreTraining:
     torch.manual_seed(0)
     return CavMaeSyncForPreTraining(tiny_config(**settings)).train()
+
+
+# Texts of five clips: tokens, clip (-1: a made negative), what it says, where. Some say the same of several clips.
+_TEXTS = (
+    ([5, 6, 7], 0, 0, [1, 0]),
+    ([5, 8], 0, 1, [-1, -1]),
+    ([5, 6, 7], 1, 0, [-1, -1]),
+    ([9, 6, 7, 4], -1, 2, [-1, -1]),
+    ([5, 8], 2, 1, [0, 1]),
+    ([9, 3], 3, 3, [1, 1]),
+    ([5, 6, 7], 4, 0, [1, 0]),
+    ([4, 4, 4, 4, 4], 4, 4, [-1, -1]),
+    ([9, 3], -1, 3, [-1, -1]),
+)
+_CLIP_KEYS = torch.tensor([[0, 1, -1], [0, 3, -1], [1, -1, -1], [3, -1, -1], [0, 4, 2]])
+
+
+def text_batch(clips: slice, texts: slice, keys: bool) -> dict[str, torch.Tensor]:
+    """Some of five clips, and some of their texts, filled up to the longest of these; with or without keys."""
+    rows = _TEXTS[texts]
+    ids = torch.zeros(len(rows), max(len(row[0]) for row in rows), dtype=torch.long)
+    for place, row in enumerate(rows):
+        ids[place, : len(row[0])] = torch.tensor(row[0])
+    inputs = {name: value for name, value in batch(clips, keys).items() if name.startswith(("pixel", "input", "padd"))}
+    inputs |= {"input_ids": ids, "attention_mask": (ids > 0).long()}
+    first = clips.start or 0
+    inputs["caption_clip_ids"] = torch.tensor([row[1] - first if row[1] >= 0 else -1 for row in rows])
+    inputs["caption_moments"] = torch.tensor([row[3] for row in rows])
+    if keys:
+        inputs["caption_keys"] = torch.tensor([row[2] for row in rows])
+        known = _CLIP_KEYS[clips]
+        inputs["clip_keys"] = known[:, : int((known >= 0).sum(dim=1).max())]
+    return inputs
+
+
+def text_model(**settings: Any) -> CavMaeSyncTextDualEncoderModel:
+    torch.manual_seed(0)
+    text = tiny_text_config(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    config = CavMaeSyncTextDualEncoderConfig.from_av_text_configs(
+        tiny_config(), text, text_dropout=0.0, logit_bias_init_value=-1.0, **settings
+    )
+    return CavMaeSyncTextDualEncoderModel(config).train()
+
+
+# Settings, and whether what texts say is told by keys.
+TEXT_CASES: dict[str, tuple[dict[str, Any], bool]] = {
+    "sigmoid": ({"audio_video_loss_weight": 0.5}, True),
+    "softmax": ({"text_loss": "softmax", "projection_dim": 20}, True),
+    "softmax without layers": (
+        {"text_loss": "softmax", "num_text_layers": 0, "num_clip_layers": 0, "score_sequences": False},
+        True,
+    ),
+    "texts told by their tokens": ({}, False),
+}
+
+
+def text_losses_and_gradients(network: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """Of texts and clips."""
+    output = network(**inputs, return_loss=True)
+    output.loss.backward()
+    return {name: output[name].detach() for name in output if name.endswith("loss")} | {
+        "gradients": {name.removeprefix("module."): weight.grad for name, weight in network.named_parameters()}
+    }
 
 
 def losses_and_gradients(
@@ -118,6 +183,10 @@ def train_steps(rank: int) -> dict[str, Any]:
         inputs = batch(clips, masked)
         results[name] = losses_and_gradients(DistributedDataParallel(model(**settings)), inputs)
         results[name, "chunks"] = losses_and_gradients(DistributedDataParallel(model(**settings)), inputs, 2)
+    for name, (settings, keys) in TEXT_CASES.items():
+        clips, texts = (slice(0, 3), slice(0, 5)) if rank == 0 else (slice(3, 5), slice(5, 9))
+        network = DistributedDataParallel(text_model(**settings), find_unused_parameters=True)
+        results[name] = text_losses_and_gradients(network, text_batch(clips, texts, keys))
     if rank == 0:  # must not wait for the other
         results["evaluation"] = model().eval()(**batch(slice(0, 3), False)).loss.item()
     return results

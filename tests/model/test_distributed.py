@@ -5,7 +5,18 @@ from typing import Any
 import pytest
 import torch
 
-from helpers.two_ranks import CASES, batch, losses_and_gradients, model, run_ranks, train_steps
+from helpers.two_ranks import (
+    CASES,
+    TEXT_CASES,
+    batch,
+    losses_and_gradients,
+    model,
+    run_ranks,
+    text_batch,
+    text_losses_and_gradients,
+    text_model,
+    train_steps,
+)
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +31,14 @@ def test_two_processes__equal_one_with_the_joined_batch(ranks, case, chunks):
     expected = losses_and_gradients(model(**settings), batch(slice(0, 5), masked))
     found = [rank[(case, "chunks") if chunks else case] for rank in ranks]
     assert_equal(found, expected)
+
+
+@pytest.mark.parametrize("case", TEXT_CASES)
+def test_texts_of_two_processes__equal_one_with_the_joined_batch(ranks, case):
+    settings, keys = TEXT_CASES[case]
+    expected = text_losses_and_gradients(text_model(**settings), text_batch(slice(0, 5), slice(0, 9), keys))
+    assert expected["loss"] > 0 and "moment_loss" in expected
+    assert_equal([rank[case] for rank in ranks], expected)
 
 
 @pytest.mark.parametrize("chunk_size", [1, 2, 3, 5, 9])

@@ -109,16 +109,19 @@ def text_loss(logits: Tensor, positives: Tensor, kind: str = "sigmoid", valid: T
     return torch.stack(losses).mean() if losses else logits.sum() * 0.0
 
 
-def moment_loss(logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
+def moment_loss(logits: Tensor, targets: Tensor, valid: Tensor, distributed: bool = False) -> Tensor:
     """Binary cross-entropy of moments inside and outside of a text's span, both halves with the same weight.
 
     Args:
         logits: Of each text at the moments of its own clip, `(texts, moments)`.
         targets: True where the text's span meets the moment, same shape.
         valid: False for moments that do not count, same shape.
+        distributed: Whether all processes compute this loss together; then it is this one's share.
     """
     loss = nn.functional.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none")
-    halves = [(loss * part).sum() / part.sum().clamp(min=1) for part in (targets & valid, ~targets & valid)]
+    halves = [
+        share_of_mean((loss * part).sum(), part.sum(), distributed) for part in (targets & valid, ~targets & valid)
+    ]
     return torch.stack(halves).mean()
 
 

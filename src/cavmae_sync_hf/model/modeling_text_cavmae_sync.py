@@ -320,11 +320,12 @@ def pool_moments(scores: Tensor, present: Tensor | None, pooling: str, temperatu
     if pooling == "mean":
         return (scores * present).sum(dim=-1) / count.clamp(min=1)
     # Where no moment counts all of them do, so that nothing is infinite; the score is not used.
-    scores = scores.masked_fill(~present & (count > 0).unsqueeze(-1), -torch.inf)
+    left_out = ~present & (count > 0).unsqueeze(-1)
     if pooling == "max":
-        pooled = scores.amax(dim=-1)
-    else:
-        pooled = temperature * ((scores / temperature).logsumexp(dim=-1) - count.clamp(min=1).log())
+        pooled = scores.masked_fill(left_out, -torch.inf).amax(dim=-1)
+    else:  # scaled first, for infinity has no gradient with respect to the temperature
+        scaled = (scores / temperature).masked_fill(left_out, -torch.inf)
+        pooled = temperature * (scaled.logsumexp(dim=-1) - count.clamp(min=1).log())
     return torch.where(count > 0, pooled, torch.zeros_like(pooled))
 
 
@@ -605,7 +606,8 @@ class CavMaeSyncTextDualEncoderModel(CavMaeSyncTextPreTrainedModel):
             if texts is None or not clips.moments:
                 raise ValueError("`return_loss=True` needs texts and clips; pass `input_ids` and a modality.")
             if caption_keys is None:
-                caption_keys = _same_rows(cast(Tensor, input_ids if input_ids is not None else text_hidden_states))
+                given_texts = cast(Tensor, input_ids if input_ids is not None else text_hidden_states)
+                caption_keys = _same_texts(given_texts, attention_mask, self.trains_together)
             count = len(texts.embeds)
             if caption_clip_ids is None:
                 if count != clips.count:
@@ -709,7 +711,9 @@ class CavMaeSyncTextDualEncoderModel(CavMaeSyncTextPreTrainedModel):
                 valid = known if mask is None else known & mask[places]
                 for query in queries:
                     scores = torch.einsum("tp,tfp->tf", query.float(), values[places].float())
-                    parts.append(moment_loss(self._scaled(scores), caption_moments > 0, valid))
+                    parts.append(
+                        moment_loss(self._scaled(scores), caption_moments > 0, valid, self.trains_together)
+                    )
             result.moment_loss = torch.stack(parts).mean()
             losses.append(self.config.moment_loss_weight * result.moment_loss)
         if self.config.audio_video_loss_weight and len(moments) == 2:
@@ -771,9 +775,18 @@ def _moment_scores(text_embeds: Tensor, moments: Tensor) -> Tensor:
     return torch.einsum("tp,bfp->tbf", text_embeds.float(), moments.float())
 
 
-def _same_rows(values: Tensor) -> Tensor:
-    """For each row the number of the first row that equals it, `(rows,)`."""
-    return torch.unique(values.flatten(1), dim=0, return_inverse=True)[1]
+def _same_texts(values: Tensor, attention_mask: Tensor | None, together: bool) -> Tensor:
+    """Numbers `(texts,)` that are equal where the tokens are, also on other processes with `together`."""
+    if attention_mask is not None:  # processes may fill up to other lengths
+        padding = ~attention_mask.bool().view(*attention_mask.shape, *[1] * (values.ndim - 2))
+        values = values.detach().masked_fill(padding, -1)
+    first, count = 0, len(values)
+    if together:
+        sizes, longest = gather_sizes(count, values.device), max(gather_sizes(values.shape[1], values.device))
+        missing = (0, 0) * (values.ndim - 2) + (0, longest - values.shape[1])
+        values = gather_with_gradient(nn.functional.pad(values, missing, value=-1), sizes)
+        first = sum(sizes[: torch.distributed.get_rank()])
+    return torch.unique(values.flatten(1), dim=0, return_inverse=True)[1][first : first + count]
 
 
 def _join(
