@@ -711,9 +711,7 @@ class CavMaeSyncTextDualEncoderModel(CavMaeSyncTextPreTrainedModel):
                 valid = known if mask is None else known & mask[places]
                 for query in queries:
                     scores = torch.einsum("tp,tfp->tf", query.float(), values[places].float())
-                    parts.append(
-                        moment_loss(self._scaled(scores), caption_moments > 0, valid, self.trains_together)
-                    )
+                    parts.append(moment_loss(self._scaled(scores), caption_moments > 0, valid, self.trains_together))
             result.moment_loss = torch.stack(parts).mean()
             losses.append(self.config.moment_loss_weight * result.moment_loss)
         if self.config.audio_video_loss_weight and len(moments) == 2:
