@@ -52,8 +52,8 @@ PROMISED = {
     "hub_and_trainer": ("type(processor).__name__, trainer.state.global_step", ("CavMaeSyncProcessor", 2)),
     "pipelines": ("features['similarity'].shape[-2:]", (16, 16)),
     "export": (
-        "type(exported).__name__, tuple(program(**inputs)['similarity'].shape)",
-        ("ExportedModel", (2, 16, 16)),
+        "type(exported).__name__, seen.shape, tuple(program(**inputs)['similarity'].shape)",
+        ("ExportedModel", (2, 16), (2, 16, 16)),
     ),
     "web_page": ("result['model'], result['source']", ("my-model", "clip.mp4")),
 }
@@ -72,8 +72,9 @@ def desk(tmp_path_factory) -> Path:
     save_for_hub(CavMaeSyncModel(config), processor, folder / "my-model")
     shutil.copytree(folder / "my-model", folder / "cache" / "published" / "cav-mae-sync" / "model")
     save_for_hub(CavMaeSyncForAudioVisualClassification(config), processor, folder / "my-classifier")
-    save_words(*text_model(CavMaeSyncModel(config)), folder / "text-model")
-    export_model(CavMaeSyncModel(config), processor, folder / "exported", int8=True)
+    words = text_model(CavMaeSyncModel(config))
+    save_words(*words, folder / "text-model")
+    export_model(*words, folder / "exported", int8=True)
     for name in ("clip", "rain"):
         write_clip(folder / f"{name}.mp4", seconds=3, audio=noise(3))
     with wave.open(str(folder / "bark.wav"), "wb") as sound:

@@ -16,12 +16,14 @@ from cavmae_sync_hf import (
     CavMaeSyncModel,
     CavMaeSyncProcessor,
     ExportError,
+    InferenceError,
     save_for_hub,
 )
 from cavmae_sync_hf.export import ExportedModel, export_model, folder, tower_files
 from cavmae_sync_hf.export.towers import TowerIO, example_input, make_towers, trace
 from helpers.clips import noise, write_clip
 from helpers.tiny import tiny_config
+from helpers.words import save, text_model
 
 ONNX = ("onnx", "onnxruntime", "onnxscript")
 needs_onnx = pytest.mark.skipif(
@@ -86,7 +88,7 @@ def test_onnx__computes_what_the_model_computes_for_other_shapes(as_onnx, model,
     session = onnxruntime.InferenceSession(as_onnx / f"{modality}_tower.onnx")
 
     assert [(value.name, value.shape) for value in session.get_inputs()] == [
-        (io.input, ["batch", "frames", *io.input_shape])
+        (io.inputs[0], ["batch", "frames", *io.input_shape])
     ]
     assert [(value.name, value.shape) for value in session.get_outputs()] == [
         (f"{modality}_embeds", ["batch", "frames", *io.output_shapes[0]]),
@@ -94,7 +96,7 @@ def test_onnx__computes_what_the_model_computes_for_other_shapes(as_onnx, model,
     ]
     for shape in ((1, 1), (4, 5), (1, 16)):
         inputs = example_input(io, shape, seed=7)
-        outputs = session.run(None, {io.input: inputs.numpy()})
+        outputs = session.run(None, {io.inputs[0]: inputs.numpy()})
         for found, wanted in zip(outputs, reference(model, modality, inputs), strict=True):
             np.testing.assert_allclose(found, wanted, atol=1e-4)
 
@@ -270,6 +272,64 @@ def test_export__model_of_one_tower(tmp_path):
         ExportedModel(target)(pixel_values_videos=np.zeros((1, 1, 3, 32, 32)))
 
 
+@pytest.mark.parametrize(
+    ("format", "settings"),
+    [
+        pytest.param("onnx", {"num_clip_layers": 1, "num_text_layers": 1, "score_sequences": True}, marks=needs_onnx),
+        ("torch", {"projection_dim": 20, "text_pooling": "eos"}),
+    ],
+)  # fmt: skip
+def test_export__of_a_model_with_text_embeds_words(tmp_path, format, settings):
+    alone = make_small()
+    model, processor = text_model(alone, **settings)
+    with torch.no_grad():
+        model.video_gate.weight.normal_()
+    target = tmp_path / "exported"
+
+    description = export_model(model, processor, target, format=format, int8=format == "onnx")
+
+    assert list(description["towers"]) == ["audio", "text"] and description["longest_text"] == 32
+    entry = description["towers"]["text"]
+    assert [facts["shape"] for facts in entry["inputs"]] == [["batch", "tokens"]] * 2
+    exported = ExportedModel(target)
+    # Other numbers of texts and of tokens than were traced, with padding.
+    texts = ["a dog barks", "the bell rings and then the dog barks", "rain", "a dog"]
+    for some in (texts, texts[1], texts[2:3]):
+        found = exported.embed_texts(some)
+        with torch.no_grad():
+            tokens = processor(text=[some] if isinstance(some, str) else some, return_tensors="pt")
+            wanted = model.get_text_features(**tokens)
+            shares = model.video_gate(wanted.pooler_output).sigmoid()[:, 0]
+        np.testing.assert_allclose(found["text_embeds"], wanted.pooler_output.numpy(), atol=1e-4)
+        np.testing.assert_allclose(found["video_shares"], shares.numpy(), atol=1e-4)
+        assert ("text_clip_embeds" in found) is bool(model.config.num_clip_layers)
+        if "text_clip_embeds" in found:
+            np.testing.assert_allclose(found["text_clip_embeds"], wanted.text_clip_embeds.numpy(), atol=1e-4)
+    # What they are compared with.
+    windows = example_input(TowerIO.of(alone.config, "audio"), (1, 3))
+    heard = exported(input_values=windows)["audio_embeds"]
+    np.testing.assert_allclose(heard, reference(alone, "audio", windows)[0], atol=1e-4)  # as in every index
+    with torch.no_grad():
+        projected = model.get_audio_features(windows).audio_embeds.numpy()
+    np.testing.assert_allclose(exported.project("audio", heard), projected, atol=1e-4)
+    if format == "onnx":
+        assert entry["int8"]["min_cosine"] > 0.99
+        small = ExportedModel(target, precision="int8").embed_texts(texts)["text_embeds"]
+        exact = exported.embed_texts(texts)["text_embeds"]
+        assert 0.99 < (small * exact).sum(axis=-1).min() < 1.0
+    with pytest.raises(InferenceError, match="42 tokens, and the text encoder takes 32 at most"):
+        exported.embed_texts("a dog " * 20)
+    with pytest.raises(InferenceError, match="say in words"):
+        exported.embed_texts([""])
+
+
+def test_export__of_a_model_with_text_needs_its_tokenizer(tmp_path):
+    model, _ = text_model(make_small())
+
+    with pytest.raises(ExportError, match="the processor no tokenizer; pass CavMaeSyncProcessor.*model.base_model"):
+        export_model(model, CavMaeSyncProcessor.from_config(model.config.av_config), tmp_path / "out", format="torch")
+
+
 def test_export__of_a_classifier_is_its_encoder(tmp_path):
     torch.manual_seed(0)
     classifier = CavMaeSyncForAudioVisualClassification(tiny_config(modality="audio", num_modality_layers=0)).eval()
@@ -364,6 +424,20 @@ def test_export__arguments_and_models_that_cannot_work(model, processor, tmp_pat
 def saved(tmp_path_factory) -> Path:
     alone = make_small("video")
     return save_for_hub(alone, CavMaeSyncProcessor.from_config(alone.config), tmp_path_factory.mktemp("saved") / "m")
+
+
+def test_command__takes_the_text_of_a_model_that_has_it(run, tmp_path):
+    folder, target = save(*text_model(make_small()), tmp_path / "words"), tmp_path / "out"
+
+    code, out, _ = run("export", folder, target, "--format", "torch")
+
+    assert code == 0 and "text_tower.pt2" in out and "tokens" in out
+    assert ExportedModel(target).embed_texts("a dog")["text_embeds"].shape == (1, 32)
+    # The tokenizer's files are an export's own.
+    alone = make_small()
+    export_model(alone, CavMaeSyncProcessor.from_config(alone.config), target, format="torch", overwrite=True)
+    with pytest.raises(ExportError, match="holds no text tower; export a model with text"):
+        ExportedModel(target).embed_texts("a dog")
 
 
 @needs_onnx

@@ -112,7 +112,7 @@ def measure_kinds(arguments: argparse.Namespace, folder: Path) -> None:
     else:
         model = CavMaeSyncModel(CavMaeSyncConfig.cav_mae_sync()).eval()
     for tower in make_towers(model):
-        inputs = example_input(tower.io, (arguments.batch_size, arguments.moments), seed=1)
+        (inputs,) = tower.example((arguments.batch_size, arguments.moments), seed=1)
         with torch.no_grad():
             wanted = tower(inputs)[0].numpy()
         exact = folder / f"{tower.io.modality}.onnx"

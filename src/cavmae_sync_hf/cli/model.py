@@ -147,9 +147,9 @@ def export(
         cavmae-sync export my-model towers --int8
     """
     from ..export import export_model
-    from ..inference.loading import load_model
+    from ..inference.loading import has_text, load_model
 
-    loaded, processor = load_model(model)
+    loaded, processor = load_model(model, use="text" if has_text(model) else "embedding")
     terminal.kept = f"{out} is as it was before; run the command again."
     with terminal.progress_bar("exporting", unit="steps") as show:
         found = export_model(loaded, processor, out, format=format, int8=int8, overwrite=overwrite, progress=show)
@@ -239,10 +239,10 @@ def _show_export(found: dict[str, Any], out: Path) -> None:
     from rich.table import Table
 
     table = Table(title="Exported towers")
-    for column in ("file", "size", "a window or frame", "compared with the model"):
+    for column in ("file", "size", "an input", "compared with the model"):
         table.add_column(column, no_wrap=True)
     for entry in found["towers"].values():
-        shape = " x ".join(map(str, entry["inputs"][0]["shape"][2:]))
+        shape = " x ".join(map(str, entry["inputs"][0]["shape"][2:])) or "tokens"
         worst = max(entry["max_difference"].values())
         table.add_row(escape(entry["file"]), _size(entry), shape, f"differs by {worst:.1g} at most")
         if "int8" in entry:

@@ -4,21 +4,25 @@
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..convert.reading import not_finite, shorten
 from ..files import StrPath, file_digest, parse_json, whole_folder, write_json
+from ..inference.texts import longest_text
 from ..model.errors_cavmae_sync import ExportError, Hint
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from ..provenance import checkpoint_record, software_versions
 from .tower_files import load_tower, onnx_versions, quantize_file, require_onnx, write_onnx
-from .towers import EXAMPLE_SHAPES, Tower, TowerIO, example_input, make_towers, trace
+from .towers import EXAMPLE_SHAPES, AnyTower, TowerIO, make_towers, trace
 
 DESCRIPTION = "export.json"
+# Of a model whose texts have a space of their own: what brings the others' embeddings there.
+PROJECTIONS = "text_projections.safetensors"
 FORMAT = "cavmae-sync-export"
 FORMAT_VERSION = 1
 # How far an exported tower's embeddings, which have length 1, may lie from the model's; its patch embeddings likewise,
@@ -33,8 +37,17 @@ _OWN_FILES = (
     "*_tower*.onnx.data",
     "*_tower.pt2",
     DESCRIPTION,
+    PROJECTIONS,
     "processor_config.json",
     "*_cavmae_sync.py",
+    # Of tokenizers.
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "chat_template*",
 )
 
 
@@ -50,13 +63,15 @@ def export_model(
 ) -> dict[str, Any]:
     """Write the towers of an encoder for ONNX Runtime, or as `torch.export` programs, and check them.
 
-    The folder holds `audio_tower.onnx` and `video_tower.onnx` (`.pt2` for `"torch"`), as far as the model has them;
-    with `int8` also `audio_tower_int8.onnx` and `video_tower_int8.onnx`; `export.json` with names, shapes, checksums
-    and what the checks measured; and the processor. It is written under another name first, so that it is there whole
-    or not at all.
+    The folder holds `audio_tower.onnx`, `video_tower.onnx` and `text_tower.onnx` (`.pt2` for `"torch"`), as far as the
+    model has them; with `int8` also `audio_tower_int8.onnx` and so on; `export.json` with names, shapes, checksums and
+    what the checks measured; and the processor. It is written under another name first, so that it is there whole or
+    not at all.
 
     Args:
-        model: Any of this package's models, in float32 on the CPU; of one with a head, the encoder is exported.
+        model: Any of this package's models, in float32 on the CPU; of one with a head, the encoder is exported. Of a
+            model with text, audio and video are embedded as by the audio-visual model inside, for its indexes; where
+            texts have a space of their own (`projection_dim`), the projections are written, too.
         processor: The processor that makes its inputs.
         directory: Where to.
         format: `"onnx"` or `"torch"`.
@@ -86,8 +101,15 @@ def export_model(
     broken = not_finite(dict(model.named_parameters()))
     if broken:
         raise ExportError(f"The model's weights hold NaN or infinite values ({shorten(broken, 3)}); take another one.")
-    towers = make_towers(model.eval())
-    config = towers[0].encoder.config
+    with_text = hasattr(model, "get_text_features")
+    if with_text and not processor.has_tokenizer:
+        raise ExportError(
+            "The model has a text encoder and the processor no tokenizer; pass CavMaeSyncProcessor(feature_extractor, "
+            "video_processor, tokenizer), or export the audio-visual model inside: model.base_model."
+        )
+    longest = longest_text(model, processor) if with_text else None
+    towers = make_towers(model.eval(), longest_text=longest)
+    config = cast(Any, model.base_model if with_text else model).config
     description: dict[str, Any] = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -96,6 +118,7 @@ def export_model(
         "modality": config.modality,
         "hidden_size": config.hidden_size,
         "num_frames": config.num_frames,
+        **({"longest_text": longest} if with_text else {}),
         "tolerance": TOLERANCE,
         "towers": {},
         "versions": software_versions() | (onnx_versions() if format == "onnx" else {}),
@@ -112,12 +135,16 @@ def export_model(
         for tower in towers:
             description["towers"][tower.io.modality] = _write_tower(tower, folder, format, int8=int8, begin=begin)
         processor.save_pretrained(folder)
+        projections = {name: layer.weight.detach() for name, layer in getattr(model, "projections", {}).items()}
+        if projections:
+            save_file(projections, folder / PROJECTIONS)
+            description["projections"] = {"file": PROJECTIONS, "sha256": file_digest(folder / PROJECTIONS)}
         write_json(folder / DESCRIPTION, description)
     return description
 
 
 def _write_tower(
-    tower: Tower, folder: Path, format: str, *, int8: bool, begin: Callable[[str], None]
+    tower: AnyTower, folder: Path, format: str, *, int8: bool, begin: Callable[[str], None]
 ) -> dict[str, Any]:
     """Write one tower and check it; gives its part of the description.
 
@@ -131,7 +158,10 @@ def _write_tower(
     try:
         program = trace(tower)
     except (RuntimeError, ValueError) as error:
-        raise ExportError(f"torch cannot trace the {modality} tower: {error}") from error
+        remedy = ""
+        if modality == "text":
+            remedy = " Export the audio-visual model inside alone, in Python: export_model(model.base_model, ...)."
+        raise ExportError(f"torch cannot trace the {modality} tower: {error}{remedy}") from error
     entry: dict[str, Any] = {"inputs": _tensor_facts(io, "inputs"), "outputs": _tensor_facts(io, "outputs")}
     if format == "torch":
         # Not into the file itself: where the disk is full, torch's own writer ends the whole process.
@@ -153,8 +183,10 @@ def _write_tower(
 
 def _tensor_facts(io: TowerIO, side: str) -> list[dict[str, Any]]:
     """Names, types and shapes of a tower's inputs or outputs."""
-    pairs = [(io.input, io.input_shape)] if side == "inputs" else zip(io.outputs, io.output_shapes, strict=True)
-    return [{"name": name, "dtype": "float32", "shape": ["batch", "frames", *shape]} for name, shape in pairs]
+    if side == "inputs":
+        return [{"name": name, "dtype": io.dtype, "shape": [*io.axes, *io.input_shape]} for name in io.inputs]
+    pairs = zip(io.outputs, io.output_shapes, strict=True)
+    return [{"name": name, "dtype": "float32", "shape": [*io.output_axes, *shape]} for name, shape in pairs]
 
 
 def _file_facts(path: Path) -> dict[str, Any]:
@@ -167,12 +199,14 @@ def _file_facts(path: Path) -> dict[str, Any]:
     return facts
 
 
-def _run_file(path: Path, tower: Tower) -> Callable[[Tensor], list[Tensor]]:
+def _run_file(path: Path, tower: AnyTower) -> Callable[[tuple[Tensor, ...]], list[Tensor]]:
     run = load_tower(path)
-    return lambda inputs: [torch.from_numpy(output) for output in run(tower.io.outputs, inputs.numpy())]
+    return lambda inputs: [
+        torch.from_numpy(output) for output in run(tower.io.outputs, *(values.numpy() for values in inputs))
+    ]
 
 
-def _check_equal(tower: Tower, path: Path) -> dict[str, float]:
+def _check_equal(tower: AnyTower, path: Path) -> dict[str, float]:
     """Compare an exported tower with the model; gives the largest difference of each output.
 
     Raises:
@@ -181,24 +215,25 @@ def _check_equal(tower: Tower, path: Path) -> dict[str, float]:
     run = _run_file(path, tower)
     largest = dict.fromkeys(tower.io.outputs, 0.0)
     for seed, shape in enumerate(EXAMPLE_SHAPES):
-        inputs = example_input(tower.io, shape, seed)
+        inputs = tower.example(shape, seed)
         with torch.no_grad():
-            wanted = tower(inputs)
+            wanted = tower(*inputs)
         for output, own, other in zip(tower.io.outputs, wanted, run(inputs), strict=True):
             # Embeddings have length 1; patch embeddings are measured by the largest of them.
             scale = max(1.0, float(own.abs().max()))
             difference = float((own - other).abs().max()) / scale if own.shape == other.shape else float("inf")
             largest[output] = max(largest[output], difference)
             if not difference <= TOLERANCE:
+                given = "texts" if tower.io.modality == "text" else "clips"
                 raise ExportError(
-                    f"{path.name} was exported, but its {output} for {shape[0]} clips of {shape[1]} frames lie "
-                    f"{difference:.2g} from the model's (at most {TOLERANCE:g} is allowed); nothing was written. "
-                    "Another version of torch or onnxruntime may do."
+                    f"{path.name} was exported, but its {output} for {shape[0]} {given} of {shape[1]} "
+                    f"{tower.io.axes[1]} lie {difference:.2g} from the model's (at most {TOLERANCE:g} is allowed); "
+                    "nothing was written. Another version of torch or onnxruntime may do."
                 )
     return largest
 
 
-def _check_close(tower: Tower, path: Path) -> float:
+def _check_close(tower: AnyTower, path: Path) -> float:
     """The lowest cosine between the embeddings of an 8-bit tower and the model's.
 
     Raises:
@@ -206,9 +241,9 @@ def _check_close(tower: Tower, path: Path) -> float:
     """
     run, lowest = _run_file(path, tower), 1.0
     for seed, shape in enumerate(EXAMPLE_SHAPES):
-        inputs = example_input(tower.io, shape, seed)
+        inputs = tower.example(shape, seed)
         with torch.no_grad():
-            wanted = tower(inputs)[0]
+            wanted = tower(*inputs)[0]
         lowest = min(lowest, float(torch.cosine_similarity(wanted, run(inputs)[0], dim=-1).min()))
     if not lowest >= _LEAST_INT8_COSINE:
         raise ExportError(

@@ -1,19 +1,23 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
 """A model of exported towers: it embeds audio windows and frames as the model it was made from does."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 
 from ..files import StrPath, parse_json
 from ..inference.loading import read_processor
+from ..inference.texts import check_texts
 from ..model.errors_cavmae_sync import ExportError
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
-from .folder import DESCRIPTION, FORMAT, FORMAT_VERSION
+from .folder import DESCRIPTION, FORMAT, FORMAT_VERSION, PROJECTIONS
 from .tower_files import RunTower, load_tower
 
-_INPUTS = {"audio": ("input_values", "padding_mask"), "video": ("pixel_values_videos", "padding_mask_videos")}
+_NAMES = {"audio": "input_values", "video": "pixel_values_videos", "text": "input_ids"}
 
 
 class ExportedModel:
@@ -28,6 +32,8 @@ class ExportedModel:
     >>> model(**inputs)["similarity"].shape
     (1, 16, 16)
     ```
+
+    Of a model with text, `model.embed_texts(["a dog barks"])` embeds words.
 
     Args:
         folder: The folder.
@@ -66,6 +72,14 @@ class ExportedModel:
                 reason = " ".join(str(error).split())[:300]
                 raise ExportError(f"{path} cannot be loaded ({reason}); export the model anew.") from error
         self._processor: CavMaeSyncProcessor | None = None
+        self._projections: dict[str, np.ndarray] = {}
+        if "projections" in self.description:
+            try:
+                self._projections = load_file(self.folder / PROJECTIONS)
+            except (OSError, SafetensorError) as error:
+                raise ExportError(
+                    f"{self.folder / PROJECTIONS} cannot be read ({error}); export the model anew."
+                ) from error
 
     def _file(self, entry: dict[str, Any]) -> Path:
         """A tower's file, as the description has it."""
@@ -99,9 +113,11 @@ class ExportedModel:
         padding_mask: Any = None,
         padding_mask_videos: Any = None,
         return_patches: bool = False,
+        input_ids: Any = None,
+        attention_mask: Any = None,
         **_: Any,
     ) -> dict[str, np.ndarray]:
-        """Embed windows, frames or both.
+        """Embed windows, frames, texts or several of them.
 
         Args:
             input_values: Audio windows `(batch, frames, audio_length, num_mel_bins)`.
@@ -109,12 +125,15 @@ class ExportedModel:
             padding_mask: False for absent windows, `(batch, frames)`.
             padding_mask_videos: False for absent frames, `(batch, frames)`.
             return_patches: Whether to return patch embeddings, too.
+            input_ids: Tokens of texts `(texts, tokens)`, of a model with text.
+            attention_mask: 0 for padding, `(texts, tokens)`.
             _: Times and other things that a processor returns are left aside.
 
         Returns:
             `audio_embeds` and `video_embeds` `(batch, frames, hidden)` float32, L2-normalised, zeros where absent, as
             far as their inputs are given; with both, `similarity` `(batch, frames, frames)`; on request
-            `audio_patch_embeds` and `video_patch_embeds` `(batch, frames, patches, hidden)`.
+            `audio_patch_embeds` and `video_patch_embeds` `(batch, frames, patches, hidden)`. Of texts what
+            `embed_texts` gives.
 
         Raises:
             ExportError: No input, or one of another shape than the towers take.
@@ -124,33 +143,64 @@ class ExportedModel:
         for modality, (values, mask) in given.items():
             if values is None:
                 continue
-            for name, output in self._run(modality, values, return_patches).items():
+            for name, output in self._run(modality, [values], most=2 if return_patches else 1).items():
                 if mask is not None:
                     here = np.asarray(mask).astype(bool)
                     output = output * here.reshape(*here.shape, *[1] * (output.ndim - 2))
                 result[name] = output
+        if input_ids is not None:
+            mask = np.ones_like(input_ids) if attention_mask is None else attention_mask
+            result |= self._run("text", [input_ids, mask])
         if not result:
             raise ExportError("Got neither `input_values` nor `pixel_values_videos`; pass at least one of them.")
         if "audio_embeds" in result and "video_embeds" in result:
             result["similarity"] = result["audio_embeds"] @ result["video_embeds"].transpose(0, 2, 1)
         return result
 
-    def _run(self, modality: str, values: Any, patches: bool) -> dict[str, np.ndarray]:
-        """A tower's outputs by name."""
+    def embed_texts(self, texts: str | Sequence[str]) -> dict[str, np.ndarray]:
+        """Embed texts.
+
+        Args:
+            texts: One or more.
+
+        Returns:
+            `text_embeds` `(texts, P)` float32, L2-normalised, in the space that `project` brings the others into (of
+            most models the audio-visual model's own); `video_shares` `(texts,)`: how much frames count against audio
+            for each, 0 to 1; and, of a model with clip layers, `text_clip_embeds` `(texts, hidden)`.
+
+        Raises:
+            ExportError: The folder holds no text tower.
+            InferenceError: A text is empty or too long.
+        """
+        listed = [texts] if isinstance(texts, str) else list(texts)
+        if "text" not in self._towers:
+            raise ExportError(f"{self.folder} holds no text tower; export a model with text.")
+        check_texts(listed, self.processor, self.description.get("longest_text"))
+        return self(**self.processor(text=listed, return_tensors="np"))
+
+    def project(self, modality: str, embeds: np.ndarray) -> np.ndarray:
+        """`audio_embeds` or `video_embeds` `(..., hidden)`, also of an index, in the space of texts `(..., P)`."""
+        if modality not in self._projections:
+            return embeds
+        projected = np.asarray(embeds, np.float32) @ self._projections[modality].T
+        return np.asarray(projected / np.maximum(np.linalg.norm(projected, axis=-1, keepdims=True), 1e-12))
+
+    def _run(self, modality: str, values: Sequence[Any], *, most: int | None = None) -> dict[str, np.ndarray]:
+        """A tower's outputs by name, the first so many."""
+        named = _NAMES[modality]
         if modality not in self._towers:
-            raise ExportError(
-                f"Got `{_INPUTS[modality][0]}`, but {self.folder} holds no {modality} tower; leave that input out."
-            )
+            raise ExportError(f"Got `{named}`, but {self.folder} holds no {modality} tower; leave that input out.")
         entry = self.description["towers"][modality]
-        array = np.ascontiguousarray(np.asarray(values), dtype=np.float32)
-        wanted = entry["inputs"][0]["shape"]
-        if array.ndim != len(wanted) or list(array.shape[2:]) != wanted[2:]:
-            expected = ", ".join(map(str, wanted))
-            raise ExportError(
-                f"`{entry['inputs'][0]['name']}` has shape {array.shape}; this export takes ({expected})."
-            )
-        names = [output["name"] for output in entry["outputs"]][: 2 if patches else 1]
-        found = dict(zip(names, self._towers[modality](names, array), strict=True))
+        arrays = []
+        for given, facts in zip(values, entry["inputs"], strict=True):
+            array = np.ascontiguousarray(np.asarray(given), dtype=facts["dtype"])
+            wanted = facts["shape"]
+            if array.ndim != len(wanted) or list(array.shape[2:]) != wanted[2:]:
+                expected = ", ".join(map(str, wanted))
+                raise ExportError(f"`{facts['name']}` has shape {array.shape}; this export takes ({expected}).")
+            arrays.append(array)
+        names = [output["name"] for output in entry["outputs"]][:most]
+        found = dict(zip(names, self._towers[modality](names, *arrays), strict=True))
         for name, output in found.items():
             if not np.isfinite(output).all():
                 raise ExportError(

@@ -16,8 +16,8 @@ from .towers import TowerIO, quiet
 # protobuf holds no more than 2 GiB; the graph itself needs less than 100 MB.
 _MOST_BYTES_IN_ONE_FILE = 1_900_000_000
 
-# Gives the outputs of these names for an input.
-RunTower = Callable[[Sequence[str], np.ndarray], list[np.ndarray]]
+# Gives the outputs of these names for the inputs.
+RunTower = Callable[..., list[np.ndarray]]
 
 
 def require_onnx(*names: str) -> None:
@@ -53,7 +53,7 @@ def write_onnx(program: torch.export.ExportedProgram, io: TowerIO, path: Path) -
             program,
             dynamo=True,
             f=str(path),
-            input_names=[io.input],
+            input_names=list(io.inputs),
             output_names=list(io.outputs),
             external_data=size > _MOST_BYTES_IN_ONE_FILE,
             verbose=False,
@@ -61,11 +61,16 @@ def write_onnx(program: torch.export.ExportedProgram, io: TowerIO, path: Path) -
     model = onnx.load(str(path), load_external_data=False)
     # The free sizes are called "batch" and "frames", not by the names of the tracer's symbols.
     sizes = model.graph.input[0].type.tensor_type.shape.dim
-    names = {sizes[0].dim_param: "batch", sizes[1].dim_param: "frames"}
+    names = {sizes[number].dim_param: name for number, name in enumerate(io.axes)}
     values = (*model.graph.input, *model.graph.output, *model.graph.value_info)
     for size_of_axis in (axis for value in values for axis in value.type.tensor_type.shape.dim):
         if size_of_axis.dim_param in names:
             size_of_axis.dim_param = names[size_of_axis.dim_param]
+    # What is said twice of weights is wrong once ONNX Runtime turns them around to bring them to 8 bits.
+    weights = {tensor.name for tensor in model.graph.initializer}
+    others = [value for value in model.graph.value_info if value.name not in weights]
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(others)
     onnx.save(model, str(path))
     return max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
 
@@ -119,7 +124,7 @@ def open_onnx(path: Path, threads: int | None = None, providers: Any = None) -> 
 
 
 def load_tower(path: Path, threads: int | None = None, providers: Any = None) -> RunTower:
-    """A tower's file as a function of output names and an input.
+    """A tower's file as a function of output names and the inputs, in their order.
 
     Args:
         path: An ONNX file or a `torch.export` program (`.pt2`).
@@ -127,13 +132,13 @@ def load_tower(path: Path, threads: int | None = None, providers: Any = None) ->
     """
     if path.suffix == ".onnx":
         session = open_onnx(path, threads, providers)
-        (value,) = session.get_inputs()
-        return lambda names, array: session.run(list(names), {value.name: array})
+        inputs = [value.name for value in session.get_inputs()]
+        return lambda names, *arrays: session.run(list(names), dict(zip(inputs, arrays, strict=True)))
     with quiet():
         module = torch.export.load(path).module()
 
-    def run(names: Sequence[str], array: np.ndarray) -> list[np.ndarray]:
+    def run(names: Sequence[str], *arrays: np.ndarray) -> list[np.ndarray]:
         with torch.no_grad():
-            return [output.numpy() for output in module(torch.from_numpy(array))[: len(names)]]
+            return [output.numpy() for output in module(*map(torch.from_numpy, arrays))[: len(names)]]
 
     return run

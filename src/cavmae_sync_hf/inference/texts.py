@@ -63,18 +63,27 @@ def tokenize(
             "The processor has no tokenizer; load the one that was saved with the model with text, or make "
             "CavMaeSyncProcessor(feature_extractor, video_processor, tokenizer)."
         )
-    limit = _longest(model, processor)
+    limit = longest_text(model, processor)
+    check_texts(texts, processor, None if truncate else limit)
+    cut = {"truncation": True, "max_length": limit} if truncate else None
+    return processor(text=list(texts), text_kwargs=cut, return_tensors="pt").to(model.device)
+
+
+def check_texts(texts: Sequence[str], processor: CavMaeSyncProcessor, limit: int | None = None) -> None:
+    """Refuse texts that are none, and those of more than `limit` tokens.
+
+    Raises:
+        InferenceError: There is one.
+    """
     for text in texts:
         if not isinstance(text, str) or not text.strip():
             raise InferenceError(f"The text is {text!r}; say in words what is to be found, such as 'a dog barks'.")
-        count = len(processor.tokenizer(text, verbose=False)["input_ids"])
-        if count > limit and not truncate:
+        count = 0 if limit is None else len(processor.tokenizer(text, verbose=False)["input_ids"])
+        if limit is not None and count > limit:
             shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
             raise InferenceError(
                 f"The text {shown!r} has {count} tokens, and the text encoder takes {limit} at most; shorten it."
             )
-    cut = {"truncation": True, "max_length": limit} if truncate else None
-    return processor(text=list(texts), text_kwargs=cut, return_tensors="pt").to(model.device)
 
 
 @torch.no_grad()
@@ -99,7 +108,7 @@ def embed_texts(model: Any, processor: CavMaeSyncProcessor, texts: Sequence[str]
     return TextVectors(embeds=embeds.float().cpu(), video_shares=shares.float().cpu(), projections=projections)
 
 
-def _longest(model: Any, processor: CavMaeSyncProcessor) -> int:
+def longest_text(model: Any, processor: CavMaeSyncProcessor) -> int:
     """Tokens that a text may have."""
     limits = (processor.tokenizer.model_max_length, getattr(model.config.text_config, "max_position_embeddings", None))
     return min(int(limit) for limit in limits if limit is not None)

@@ -293,7 +293,7 @@ def pool_text(states: Tensor, attention_mask: Tensor, pooling: str, pooler_outpu
                 "This text encoder gives no `pooler_output`; set `text_pooling` to 'mean', 'cls' or 'eos'."
             )
         return pooler_output
-    places = torch.arange(len(states), device=states.device)
+    places = torch.arange(states.shape[0], device=states.device)  # `len` would fix the size in exported programs
     shown = attention_mask.to(states.dtype)
     if pooling == "cls":  # where padding comes first, the first token is not at 0
         return states[places, shown.argmax(dim=1)]
