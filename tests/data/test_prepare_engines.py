@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ import cavmae_sync_hf
 from cavmae_sync_hf import WorkerError
 from cavmae_sync_hf.data import prepare as prepare_module
 from cavmae_sync_hf.data.engines import run_processes, run_ray
-from cavmae_sync_hf.data.prepare import ShardTask, prepare
+from cavmae_sync_hf.data.prepare import PrepareSummary, ShardTask, prepare
 from cavmae_sync_hf.data.sources import ClipRecord
 from helpers.clips import noise, write_clip
 
@@ -52,7 +53,8 @@ def run(folder, moment):
     child = os.fork()
     if not child:
         os.replace, shards.ShardWriter.add = replace, add
-        prepare(source, folder, clips_per_shard=2, workers=1)
+        texts = os.path.dirname(source) + "/texts.csv"
+        prepare(source, folder, spans=texts, clips_per_shard=2, workers=1)
         os._exit(0)
     return os.waitpid(child, 0)[1]
 
@@ -79,13 +81,20 @@ def videos(tmp_path_factory) -> Path:
     for number in range(5):
         write_clip(folder / f"{number}.mp4", seconds=1, audio=noise(1.0, seed=number))
     (folder / "3_bad.mp4").write_text("no video")
+    rows = [f"{name}.mp4,0.25,0.5,word {name} é\n{name}.mp4,,,a sentence\n" for name in (*range(5), "3_bad")]
+    (folder / "texts.csv").write_text("file,start,end,text\n" + "".join(rows), encoding="utf-8")
     return folder
 
 
 @pytest.fixture(scope="module")
 def whole(videos, tmp_path_factory) -> dict[str, bytes]:
     """The files of a run without interruption."""
-    return files_of(prepare(videos, tmp_path_factory.mktemp("whole") / "out", clips_per_shard=2, workers=1).folder)
+    return files_of(make(videos, tmp_path_factory.mktemp("whole") / "out", workers=1).folder)
+
+
+def make(videos: Path, out: Path, **options: Any) -> PrepareSummary:
+    """Prepare the videos with what is said of them, in shards of two clips."""
+    return prepare(videos, out, spans=videos / "texts.csv", clips_per_shard=2, **options)
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -98,11 +107,13 @@ def test_prepare__killed_at_every_moment_resumes_to_the_same_bytes(videos, tmp_p
     command = [sys.executable, "-c", KILLED_EVERYWHERE, source, str(tmp_path / "killed")]
     subprocess.run(command, env=os.environ | {"PYTHONPATH": SOURCE}, check=True, timeout=200)
 
-    whole = files_of(prepare(source, tmp_path / "whole", clips_per_shard=2, workers=1).folder)
+    texts = videos / "texts.csv"
+    whole = files_of(prepare(source, tmp_path / "whole", spans=texts, clips_per_shard=2, workers=1).folder)
     folders = list((tmp_path / "killed").iterdir())
     assert len(folders) > 20
     for folder in folders:
         assert files_of(folder) == whole, folder
+    assert "word 1 é".encode() in whole["clips.jsonl"]
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX signals")
@@ -135,14 +146,14 @@ def test_prepare__killed_with_its_workers_resumes_to_the_same_bytes(videos, tmp_
 def test_prepare__killed_worker_costs_its_clip(videos, whole, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare_module, "ShardJob", DeadlyJob)
 
-    summary = prepare(videos, tmp_path / "out", clips_per_shard=2, workers=2)
+    summary = make(videos, tmp_path / "out", workers=2)
 
     assert summary.index.clips == 4 and summary.reasons == {"crash": 1, "unreadable": 1}
     (lost,) = [failure for failure in summary.failures if failure.unexpected]
     assert "2.mp4: the process that read it was ended by SIGKILL, 2 times; memory may have run out" in lost.reason
     # Memory that ran out says nothing for good, so the next run tries the clip again.
     monkeypatch.undo()
-    again = prepare(videos, tmp_path / "out", clips_per_shard=2, workers=1)
+    again = make(videos, tmp_path / "out", workers=1)
     assert again.made == 2 and files_of(again.folder) == whole
 
 
@@ -171,7 +182,7 @@ class DeadlyJob(CrashingJob):
 def test_prepare__clip_that_crashes_the_decoder_is_left_out(videos, whole, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare_module, "ShardJob", CrashingJob)
 
-    summary = prepare(videos, tmp_path / "out", clips_per_shard=2, workers=2)
+    summary = make(videos, tmp_path / "out", workers=2)
 
     report = (summary.folder / "bad_clips.csv").read_text()
     assert summary.index.clips == 4 and summary.reasons == {"crash": 1, "unreadable": 1}
@@ -246,9 +257,9 @@ def test_prepare__ray_gives_the_same_bytes(videos, whole, tmp_path, monkeypatch)
     pytest.importorskip("ray")
     monkeypatch.setenv("PYTHONPATH", SOURCE)
 
-    summary = prepare(videos, tmp_path / "out", clips_per_shard=2, workers=2, engine="ray")
+    summary = make(videos, tmp_path / "out", workers=2, engine="ray")
     (summary.folder / "train-00001.tar").unlink()
-    again = prepare(videos, tmp_path / "out", clips_per_shard=2, workers=2, engine="ray")
+    again = make(videos, tmp_path / "out", workers=2, engine="ray")
 
     assert again.made == 2
     assert files_of(summary.folder) == whole
@@ -261,7 +272,7 @@ def test_prepare__clip_that_crashes_rays_workers_is_left_out(videos, whole, tmp_
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join((SOURCE, *map(str, Path(__file__).parents[:2]))))
     monkeypatch.setattr(prepare_module, "ShardJob", CrashingJob)
 
-    summary = prepare(videos, tmp_path / "out", clips_per_shard=2, workers=2, engine="ray")
+    summary = make(videos, tmp_path / "out", workers=2, engine="ray")
 
     assert summary.index.clips == 4 and summary.reasons == {"crash": 1, "unreadable": 1}
     assert [failure.reason for failure in summary.failures if failure.unexpected] == [

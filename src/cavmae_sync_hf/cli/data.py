@@ -37,6 +37,15 @@ def prepare(
     cut: Annotated[
         Literal["auto", "done", "needed"], typer.Option(help="Whether files found by id are cut to their segments.")
     ] = "auto",
+    caption_column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Column of captions of a list or data set; may be given several times."),
+    ] = None,
+    spans: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Table of texts with times: columns file, start, end and text."),
+        FileIn(),
+    ] = None,
     num_frames: Annotated[int, typer.Option(help="Frames per clip.")] = 16,
     alignment: Annotated[
         Literal["time", "reference"], typer.Option(help="Frames at centres of equal spans, or as published.")
@@ -67,6 +76,7 @@ def prepare(
     Examples:
         cavmae-sync prepare videos/ shards/ --labels classes.csv
         cavmae-sync prepare 's3://bucket/videos/*.mp4' shards/ --name test
+        cavmae-sync prepare clips.csv shards/ --caption-column caption --spans words.csv
     """
     from ..data.prepare import prepare as run_prepare
     from ..data.shards import BAD_CLIPS_NAME

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.util import Finalize
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ from ..files import StrPath, parse_json
 from ..model.errors_cavmae_sync import DataError, Hint
 from ..model.feature_extraction_cavmae_sync import CavMaeSyncFeatureExtractor
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
+from .captions import TimedText, cut_texts, given_texts
 from .packing import BadClip, ClipPacker, PrepareOptions
 from .shards import INDEX_NAME, ShardIndex, decode_clip, decode_jpeg, read_clip_table, read_index
 from .sources import ClipList, read_source
@@ -49,6 +50,7 @@ class LoadedClip:
         log_mel: `(log-mel frames, mel bins)` float32 of the whole clip, not normalised, `None` without audio.
         labels: Its label numbers.
         duration: Its length in seconds.
+        captions: What is said of it.
     """
 
     clip_id: str
@@ -58,6 +60,7 @@ class LoadedClip:
     log_mel: Tensor | None
     labels: list[int]
     duration: float
+    captions: list[TimedText] = field(default_factory=list)
 
 
 class ClipSource(Protocol):
@@ -80,6 +83,9 @@ class ClipSource(Protocol):
     def clip_ids(self) -> list[str]:
         """The name of every clip, without decoding any."""
 
+    def captions(self) -> list[list[TimedText]]:
+        """What is said of every clip, without decoding any."""
+
     @property
     def label_names(self) -> list[str] | None:
         """Names of the label numbers, `None` where labels are numbers alone."""
@@ -97,11 +103,17 @@ def open_clips(source: Any, processor: CavMaeSyncProcessor) -> ClipSource:
     Raises:
         ValueError: There are no clips, or the shards were prepared for other settings than the processor's.
     """
-    if isinstance(source, str | os.PathLike):
-        system, root = fsspec.url_to_fs(os.fspath(source))
-        if system.exists(f"{root.rstrip('/')}/{INDEX_NAME}"):
-            return ShardClips(source, processor)
+    if holds_shards(source):
+        return ShardClips(source, processor)
     return VideoClips(source if isinstance(source, ClipList) else read_source(source, audio_files=False), processor)
+
+
+def holds_shards(source: Any) -> bool:
+    """Whether a source is a folder of shards, or the address of one."""
+    if not isinstance(source, str | os.PathLike):
+        return False
+    system, root = fsspec.url_to_fs(os.fspath(source))
+    return bool(system.exists(f"{root.rstrip('/')}/{INDEX_NAME}"))
 
 
 class ShardClips(ClipSource):
@@ -156,6 +168,9 @@ class ShardClips(ClipSource):
     def clip_ids(self) -> list[str]:
         return [row["id"] for row in read_clip_table(self.folder)]
 
+    def captions(self) -> list[list[TimedText]]:
+        return [given_texts(row) for row in read_clip_table(self.folder)]
+
     @property
     def label_names(self) -> list[str] | None:
         return self.index.label_names
@@ -202,7 +217,7 @@ class VideoClips(ClipSource):
 
     @property
     def fingerprint(self) -> str:
-        return self.clips.digest()
+        return self.clips.digest(captions=False)
 
     def read(self, number: int, choose: FrameChooser) -> LoadedClip:
         record = self.clips.records[number]
@@ -224,6 +239,7 @@ class VideoClips(ClipSource):
             log_mel=None if clip.waveform is None else self.feature_extractor.log_mel(clip.waveform),
             labels=list(record.labels),
             duration=clip.duration,
+            captions=list(cut_texts(record.captions, None, clip.duration)),
         )
 
     def labels(self) -> list[list[int]]:
@@ -231,6 +247,9 @@ class VideoClips(ClipSource):
 
     def clip_ids(self) -> list[str]:
         return [record.id for record in self.clips.records]
+
+    def captions(self) -> list[list[TimedText]]:
+        return [list(record.captions) for record in self.clips.records]
 
     @property
     def label_names(self) -> list[str] | None:
@@ -319,6 +338,7 @@ def _read_shard_clip(
             log_mel=torch.from_numpy(stored.log_mel).float() if len(stored.log_mel) else None,
             labels=[int(label) for label in info["labels"]],
             duration=float(info["duration"]),
+            captions=given_texts(info),
         )
     except (KeyError, TypeError, OSError, ValueError, EOFError, MemoryError) as error:
         raise DataError(f"{shard.path}: clip {key} cannot be read ({error!r}); prepare the set again.") from error

@@ -27,6 +27,7 @@ from .augmentation import (
     mixing_weight,
     smooth_labels,
 )
+from .captions import TimedText
 from .clips import ClipSource, LoadedClip, open_clips
 
 # What `frames` of a data set may be: how many random frames per clip, or all of them.
@@ -92,7 +93,8 @@ class InputMaker:
             `pixel_values_videos` `(n, 3, height, width)` and `input_values` `(n, audio_length, num_mel_bins)`,
             float32; `padding_mask_videos` and `padding_mask` `(n,)` bool, False where the clip has no frame or no
             audio; `frame_times` `(n,)` float64 seconds; `frame_indices` `(n,)`; `labels` (list of numbers);
-            `clip_id`; `epoch`.
+            `captions` (list of texts) and `caption_spans` (of each text a list of its spans, start and end in seconds
+            from the clip's start, empty where it is about the whole); `clip_id`; `epoch`.
         """
         key = (self.seed, epoch, clip.clip_id, draw)
         if pixels is None:
@@ -116,6 +118,8 @@ class InputMaker:
             ).reshape(-1, 2),
             "frame_indices": torch.tensor(clip.chosen),
             "labels": clip.labels,
+            "captions": [text.text for text in clip.captions],
+            "caption_spans": [list(text.spans) for text in clip.captions],
             "clip_id": clip.clip_id,
             "epoch": epoch,
         }
@@ -199,6 +203,10 @@ class CavMaeSyncDataset(Dataset):
     def clip_ids(self) -> Sequence[str]:
         """The name of every clip."""
         return self.source.clip_ids()
+
+    def captions(self) -> list[list[TimedText]]:
+        """What is said of every clip, and where in it: texts with `spans`; empty lists where nothing is known."""
+        return self.source.captions()
 
 
 class Draw(int):
@@ -318,6 +326,8 @@ class CavMaeSyncCollator:
         num_labels: Number of classes, where there are labels.
         augmentation: Its `mixup`, `mixup_alpha`, `mixup_audio` and `label_smoothing` are applied here.
         num_frames: Fill every clip up to so many frames, for batches of one shape. Default: the longest in the batch.
+        with_captions: Whether `captions` and `caption_spans` (a list for each clip) are part of the batch, as samples
+            have them.
         with_ids: Whether `clip_ids` (list of texts) and `frame_times` `(batch, num_frames)` are part of the batch.
         seed: Seeds mixup.
 
@@ -332,6 +342,7 @@ class CavMaeSyncCollator:
     num_frames: int | None = None
     with_ids: bool = True
     seed: int = 0
+    with_captions: bool = False
 
     def __post_init__(self) -> None:
         if self.problem_type not in _PROBLEM_TYPES:
@@ -349,8 +360,8 @@ class CavMaeSyncCollator:
         Returns:
             `pixel_values_videos` `(batch, num_frames, 3, height, width)`, `input_values`
             `(batch, num_frames, audio_length, num_mel_bins)`, `padding_mask` `(batch, num_frames)`; as from the
-            processor, `padding_mask_videos` only when a frame is absent; `labels`, `clip_ids` and `frame_times` as
-            set.
+            processor, `padding_mask_videos` only when a frame is absent; `labels`, `captions`, `clip_ids` and
+            `frame_times` as set.
 
         Raises:
             ValueError: A sample has more frames than `num_frames`, or labels that do not fit.
@@ -372,6 +383,8 @@ class CavMaeSyncCollator:
             batch["labels"] = smooth_labels(batch["labels"], options.label_smoothing)
         if "padding_mask_videos" in batch and bool(batch["padding_mask_videos"].all()):
             del batch["padding_mask_videos"]
+        if self.with_captions:
+            batch |= {name: [sample.get(name, []) for sample in samples] for name in ("captions", "caption_spans")}
         if self.with_ids and "clip_id" in samples[0]:
             batch["clip_ids"] = [sample["clip_id"] for sample in samples]
         return batch

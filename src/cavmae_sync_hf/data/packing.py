@@ -31,6 +31,7 @@ from ..model.feature_extraction_cavmae_sync import CavMaeSyncFeatureExtractor
 from ..model.media_cavmae_sync import SAMPLING_RATE, DecodedMedia, decode_media, probe_media
 from ..model.media_selection_cavmae_sync import check_audio_track
 from . import crashes
+from .captions import cut_texts
 from .failures import file_error
 from .fetching import fault_of_machine, local_file, reading_fault
 from .shards import decode_jpeg, encode_array, encode_jpeg, encode_json
@@ -327,7 +328,7 @@ class ClipPacker:
         log_mel = np.empty((0, options.num_mel_bins), dtype=np.float32)
         if waveform is not None:
             log_mel = self.extractor.log_mel(waveform).numpy()
-        info = {
+        info: dict[str, Any] = {
             "id": record.id,
             "source": record.source,
             "start": record.start,
@@ -342,6 +343,9 @@ class ClipPacker:
             "has_video": bool(members),
             "versions": self.versions,
         }
+        captions = [text.to_dict() for text in cut_texts(record.captions, None, clip.duration)]
+        if captions:
+            info["captions"] = captions
         members += [("log_mel.npy", encode_array(log_mel.astype(np.float16))), ("json", encode_json(info))]
         return PackedClip(
             members,

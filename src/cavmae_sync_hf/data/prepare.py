@@ -17,7 +17,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ import torch
 from ..files import StrPath, locked, parse_json, remove_partial, usable_cores, whole_file, write_bytes, writing
 from ..model.errors_cavmae_sync import DataError, DiskError, WorkerError, collected_remarks
 from ..provenance import package_version
+from .caption_tables import examples, tell
 from .engines import DECODER_CRASHES, run_here, run_processes, run_ray
 from .failures import Failure
 from .packing import BadClip, ClipPacker, PrepareOptions
@@ -92,6 +93,8 @@ class PrepareSummary:
         reasons: Bad clips per reason.
         seconds: Time this run took.
         failures: The bad clips, as every batch tells them.
+        captions: Captions of all clips.
+        with_captions: Clips that have some.
     """
 
     folder: Path
@@ -100,11 +103,15 @@ class PrepareSummary:
     reasons: dict[str, int]
     seconds: float
     failures: list[Failure] = field(default_factory=list, repr=False)
+    captions: int = 0
+    with_captions: int = 0
 
     def __str__(self) -> str:
         index = self.index
         rate = f", {self.made / self.seconds:.1f} clips/s" if self.made and self.seconds else ", all there already"
         text = f"{self.folder}: {_count(index.clips, 'clip')} in {_count(len(index.shards), 'shard')}{rate}; "
+        if self.captions:
+            text += f"{_count(self.captions, 'caption')} of {_count(self.with_captions, 'clip')}; "
         text += _count(index.bad_clips, "bad clip")
         if not index.bad_clips:
             return text
@@ -126,6 +133,8 @@ def prepare(
     split: str | None = None,
     folder_labels: bool = False,
     cut: str = "auto",
+    caption_column: str | Sequence[str] | None = None,
+    spans: StrPath | None = None,
     num_frames: int = 16,
     alignment: str = "time",
     short_side: int | None = 256,
@@ -161,6 +170,10 @@ def prepare(
         out: Folder for the shards: new, empty, or begun by the same call.
         name: Name of the set; shards are called `NAME-00000.tar`. Not `all`, by which `datasets` means every split.
         media, labels, split, folder_labels, cut: How the source is read, see `read_source`.
+        caption_column: Column, or columns, of a list or data set with what is said of a clip: a text, a list of texts,
+            or of mappings with `text`, `start` and `end`. Several rows of one clip are then one clip.
+        spans: Table of texts with times: rows of `file`, `start`, `end` and `text`. Without times a row is about the
+            whole. Times are seconds of the file, as the list's `start` and `end` are.
         num_frames: Frames per clip.
         alignment: Which frames: `"time"` (centres of equal spans) or `"reference"` (as published), see `decode_media`.
         short_side: Shorter side of the stored frames, pixels; smaller images keep their size. `None`: all do.
@@ -213,8 +226,9 @@ def prepare(
         raise ImportError("Decoding media needs PyAV, which brings its own FFmpeg: pip install av")
     folder = _open_folder(out)
     clips = read_source(
-        source, media=media, labels=labels, split=split, folder_labels=folder_labels, cut=cut, audio_files=False
-    )
+        source, media=media, labels=labels, split=split, folder_labels=folder_labels, cut=cut, audio_files=False,
+        caption_column=caption_column, spans=spans,
+    )  # fmt: skip
     per_shard = clips_per_shard or min(
         _MOST_CLIPS_PER_SHARD, max(_LEAST_CLIPS_PER_SHARD, math.ceil(len(clips) / _SHARDS_OF_SMALL_SETS))
     )
@@ -239,9 +253,8 @@ def prepare(
                 results = run_processes(job, missing_tasks, workers or usable_cores(), meter.show)
             _collect(job, results, meter)
         with _writable(folder):
-            index, reasons, failures = _finish(job, clips, tasks)
-    seconds = time.perf_counter() - began
-    return PrepareSummary(folder, index, made=meter.to_make, reasons=reasons, seconds=seconds, failures=failures)
+            summary = _finish(job, clips, tasks)
+    return replace(summary, made=meter.to_make, seconds=time.perf_counter() - began)
 
 
 @dataclass(frozen=True)
@@ -344,6 +357,7 @@ class ShardJob:
         packer = ClipPacker(self.options, self.rows, self.versions)
         clips: list[dict[str, Any]] = []
         bad: list[dict[str, Any]] = []
+        outside: list[str] = []
         labels: Counter[int] = Counter()
         totals: dict[str, float] = {"log_mel_values": 0, "log_mel_sum": 0.0, "log_mel_squares": 0.0, "seconds": 0.0}
         with_audio = with_video = out_of_reach = 0
@@ -369,8 +383,11 @@ class ShardJob:
             duration = clip.info["duration"]
             clips.append(
                 {"key": key, "id": record.id, "labels": list(record.labels), "duration": duration}
+                | {name: clip.info[name] for name in ("captions",) if name in clip.info}
                 | {"offset": offset, "size": size}
             )
+            if len(clip.info.get("captions", ())) < len(record.captions):
+                outside.append(record.id)
             totals["log_mel_values"] += clip.log_mel_values
             totals["log_mel_sum"] += clip.log_mel_sum
             totals["log_mel_squares"] += clip.log_mel_squares
@@ -390,6 +407,7 @@ class ShardJob:
             "with_audio": with_audio,
             "with_video": with_video,
             **totals,
+            **({"outside": outside} if outside else {}),
         }
 
 
@@ -543,9 +561,7 @@ def _collect(job: ShardJob, results: Iterator[dict[str, Any]], meter: _ProgressM
         ) from error
 
 
-def _finish(
-    job: ShardJob, clips: ClipList, tasks: Sequence[ShardTask]
-) -> tuple[ShardIndex, dict[str, int], list[Failure]]:
+def _finish(job: ShardJob, clips: ClipList, tasks: Sequence[ShardTask]) -> PrepareSummary:
     """Write report, clip table, card and index from the notes, one shard after the other, the index last."""
     shards: list[ShardInfo] = []
     reasons: Counter[str] = Counter()
@@ -553,6 +569,8 @@ def _finish(
     sums: Counter[str] = Counter()
     report, table = io.StringIO(), io.StringIO()
     failures: list[Failure] = []
+    outside: list[str] = []
+    captions = with_captions = 0
     rows = csv.DictWriter(report, BAD_CLIPS_COLUMNS, lineterminator="\n", extrasaction="ignore")
     rows.writeheader()
     first_bad = ""
@@ -565,9 +583,12 @@ def _finish(
             failures.append(Failure(bad["source"], bad["message"], place is not None, place or ""))
             rows.writerow(bad)
         for clip in note["clips"]:
+            captions += len(clip.get("captions", ()))
+            with_captions += "captions" in clip
             table.write(encode_json({"key": clip["key"], "shard": note["file"]} | clip).decode() + "\n")
         if note["file"] is not None:
             shards.append(ShardInfo(note["file"], len(note["clips"]), note["bytes"], note["sha256"]))
+        outside += note.get("outside", ())
         for label, count in note["label_counts"]:
             labels[label] += count
         for key in ("log_mel_values", "log_mel_sum", "log_mel_squares", "seconds", "with_audio", "with_video"):
@@ -581,9 +602,18 @@ def _finish(
             f"The first: {first_bad}"
         )
     index = _index(job, shards, sums, bad=sum(reasons.values()), label_names=clips.label_names, labels=labels)
-    for file, text in ((CLIPS_NAME, table.getvalue()), (CARD_NAME, card_text(index)), (INDEX_NAME, index.to_json())):
+    card = card_text(index, captions=captions, with_captions=with_captions)
+    for file, text in ((CLIPS_NAME, table.getvalue()), (CARD_NAME, card), (INDEX_NAME, index.to_json())):
         write_bytes(job.folder / file, text.encode(), workplace=job.notes)
-    return index, dict(sorted(reasons.items())), failures
+    if outside:
+        tell(
+            f"{_count(len(outside), 'clip')} of {good} had texts with times after their end, which were left out: "
+            f"{examples(outside)}."
+        )
+    return PrepareSummary(
+        job.folder, index, made=0, reasons=dict(sorted(reasons.items())), seconds=0.0, failures=failures,
+        captions=captions, with_captions=with_captions,
+    )  # fmt: skip
 
 
 def _index(

@@ -5,7 +5,7 @@ A clip is a row of tar members that share a key: its frames as JPEG, the log-mel
 
     00000007-some_id.frame_00.jpg ... 00000007-some_id.frame_15.jpg
     00000007-some_id.log_mel.npy      float16 (log-mel frames, mel bins), not normalised
-    00000007-some_id.json             times, labels, source, versions
+    00000007-some_id.json             times, labels, source, versions, captions
 
 That is the WebDataset layout, which `datasets`, `webdataset` and plain `tarfile` read. Nothing in a shard depends on
 when, where or by how many processes it was written.
@@ -137,7 +137,8 @@ class ShardClip:
         key: What its members' names begin with.
         info: Its JSON record: `id`, `source`, `start`, `end`, `duration` (seconds), `frame_times` (seconds from the
             clip's start), `labels`, `sampling_rate`, `num_mel_bins`, `alignment`, `has_audio`, `has_video`,
-            `versions`.
+            `versions`, and, where something is said of the clip, `captions`: each with `text` and its `spans`, start
+            and end in seconds from the clip's start, none where it is about the whole.
         jpegs: Its frames, compressed.
         log_mel: `(log-mel frames, mel bins)` float16, no frames without audio.
     """
@@ -321,8 +322,8 @@ def read_index(folder: StrPath) -> ShardIndex:
 
 
 def read_clip_table(folder: StrPath) -> list[dict[str, Any]]:
-    """Read `clips.jsonl`: per clip its `key`, `id`, `labels`, `duration`, and where it lies: `shard`, `offset`,
-    `size`."""
+    """Read `clips.jsonl`: per clip its `key`, `id`, `labels`, `duration`, `captions` where it has some, and where it
+    lies: `shard`, `offset`, `size`."""
     with fsspec.open(_join(os.fspath(folder), CLIPS_NAME), "r", encoding="utf-8") as file:
         return [parse_json(line) for line in file]
 
@@ -347,9 +348,20 @@ def check_shards(folder: StrPath) -> list[str]:
     return faults
 
 
-def card_text(index: ShardIndex) -> str:
-    """The dataset card of a set, with the settings by which `datasets.load_dataset(folder)` finds the shards."""
+def card_text(index: ShardIndex, *, captions: int = 0, with_captions: int = 0) -> str:
+    """The dataset card of a set, with the settings by which `datasets.load_dataset(folder)` finds the shards.
+
+    Args:
+        index: The set.
+        captions: Captions in it.
+        with_captions: Clips that have some.
+    """
     split = split_name(index.name)
+    said = f"{captions}, of {with_captions} of the clips" if captions else ""
+    more = (
+        " What is said of a clip is in\n`captions`, texts with their `spans` in seconds; a text without spans is of "
+        "the whole clip."
+    )
     return f"""---
 pretty_name: {json.dumps(index.name)}
 tags:
@@ -362,7 +374,7 @@ configs:
     path: {index.name}-*.tar
 dataset_info:
   features:
-{_features_text(index)}
+{_features_text(index, with_captions=captions > 0)}
 ---
 
 # {index.name}
@@ -371,10 +383,10 @@ Frames and spectrograms of videos, prepared for CAV-MAE Sync.
 
 | | |
 |---|---|
-{_facts_text(index)}
+{_facts_text(index, said)}
 
 Each clip is a row of members in a tar file: `frame_00.jpg` and so on, `log_mel.npy` for the whole clip, and `json`
-with the times of the frames in seconds, the length, the labels and the source.
+with the times of the frames in seconds, the length, the labels and the source.{more if captions else ""}
 
 ```python
 from datasets import load_dataset
@@ -395,7 +407,7 @@ print(check_shards("path/of/this/folder"))  # nothing but [] when they are
 """
 
 
-def _facts_text(index: ShardIndex) -> str:
+def _facts_text(index: ShardIndex, captions: str) -> str:
     """The rows of a card's table."""
     minutes = index.seconds / 60
     length = f"{minutes / 60:.1f} hours" if minutes >= 120 else f"{minutes:.1f} minutes"
@@ -416,13 +428,14 @@ def _facts_text(index: ShardIndex) -> str:
         ),
         ("log-mel", spectrum),
         ("labels", labels),
+        *([("captions", captions)] if captions else []),
         ("shards", str(len(index.shards))),
         ("written by", ", ".join(f"{name} {version}" for name, version in index.versions.items())),
     ]
     return "\n".join(f"| {name} | {value} |" for name, value in rows)
 
 
-def _features_text(index: ShardIndex) -> str:
+def _features_text(index: ShardIndex, with_captions: bool) -> str:
     """The columns and their types as a card's YAML has them.
 
     Without them `datasets` takes the first clips for typical, which fails where later ones have labels, or none.
@@ -442,6 +455,9 @@ def _features_text(index: ShardIndex) -> str:
         lines += ["    - name: versions", "      struct:"]
     for name in index.versions:
         lines += [f"      - name: {name}", "        dtype: string"]
+    if with_captions:
+        lines += ["    - name: captions", "      list:", "      - name: text", "        dtype: string"]
+        lines += ["      - name: spans", "        list:", "          list: float64"]
     for name in ("__key__", "__url__"):
         lines += [f"  - name: {name}", "    dtype: string"]
     return "\n".join(lines)

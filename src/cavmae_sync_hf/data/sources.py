@@ -22,6 +22,8 @@ from ..model.errors_cavmae_sync import DataError, printable
 from ..names import nothing_at
 from ..syncworld.truth import OPTIONS_NAME as WORLD_OPTIONS
 from ..syncworld.voices import CLASS_NAMES
+from .caption_tables import ClipName, captions_of_clips
+from .captions import TimedText
 from .tables import (
     AUDIO_SUFFIXES,
     LIST_SUFFIXES,
@@ -57,6 +59,7 @@ class ClipRecord:
         maybe_cut: The file may already be the segment from `start` to `end`; its length tells.
         problem: Why nothing was found, a bad clip already.
         size: Bytes of its file, where that is known without opening it.
+        captions: What is said of it, in seconds from its start.
     """
 
     id: str
@@ -71,10 +74,12 @@ class ClipRecord:
     maybe_cut: bool = False
     problem: str | None = None
     size: int | None = None
+    captions: tuple[TimedText, ...] = ()
 
     def identity(self) -> dict[str, Any]:
         """What makes this the same clip in another run: not where the files lie."""
-        return {
+        said = {"captions": [text.to_dict() for text in self.captions]} if self.captions else {}
+        identity = {
             "id": self.id,
             "source": self.source,
             "start": self.start,
@@ -83,6 +88,7 @@ class ClipRecord:
             "found": self.problem is None,
             "size": self.size,
         }
+        return identity | said
 
 
 @dataclass(frozen=True)
@@ -113,11 +119,14 @@ class ClipList:
         records: The clips, in their final order.
         label_names: Names of the label numbers, `None` when labels are numbers from the start.
         rows: The data set that records refer to by `row`.
+        segments: Start and end of every clip as the list has them, also where its file is cut to them already; `None`
+            where they are those of the records.
     """
 
     records: list[ClipRecord]
     label_names: list[str] | None = None
     rows: MediaRows | None = None
+    segments: list[tuple[float | None, float | None]] | None = field(default=None, repr=False)
     _lines: list[str] = field(default_factory=list, repr=False)
 
     def __len__(self) -> int:
@@ -129,10 +138,13 @@ class ClipList:
             self._lines = [json.dumps(record.identity(), ensure_ascii=False) for record in self.records]
         return self._lines
 
-    def digest(self) -> str:
-        """Checksum of the whole list and of its label names."""
+    def digest(self, *, captions: bool = True) -> str:
+        """Checksum of the whole list and of its label names; without `captions`, of what does not depend on them."""
         digest = hashlib.sha256(json.dumps(self.label_names, ensure_ascii=False).encode())
-        for line in self.lines():
+        lines = self.lines()
+        if not captions and any(record.captions for record in self.records):
+            lines = ClipList([replace(record, captions=()) for record in self.records]).lines()
+        for line in lines:
             digest.update(b"\n" + line.encode())
         return digest.hexdigest()
 
@@ -146,6 +158,8 @@ def read_source(
     folder_labels: bool = False,
     cut: str = "auto",
     audio_files: bool = True,
+    caption_column: str | Sequence[str] | None = None,
+    spans: StrPath | None = None,
 ) -> ClipList:
     """List the clips of a source.
 
@@ -168,26 +182,38 @@ def read_source(
             `"auto"`: their lengths tell.
         audio_files: Whether a folder or pattern also gives files with audio alone, such as .wav or .mp3; not those
             beside a video of the same name, whose audio they are.
+        caption_column: Column, or columns, of a list or data set with what is said of a clip: a text, a list of
+            texts, or of mappings with `text`, `start` and `end`; lists may be written as JSON. Rows that name the same
+            clip and times are one clip with all of their captions.
+        spans: Table of texts with times: rows of `file` (or the clip's id), `start`, `end` and `text`; see
+            [`~cavmae_sync_hf.data.caption_tables.texts_of_clips`].
+
+    Times of captions are those of the file, as the list's `start` and `end` are; those of a segment are cut to it.
 
     Raises:
-        DataError: The source does not exist, holds no clips or cannot be understood.
+        DataError: The source does not exist, holds no clips or cannot be understood; no clip has a caption where
+            captions were asked for.
     """
     if cut not in ("auto", "done", "needed"):
         raise ValueError(f"cut must be 'auto', 'done' or 'needed', got {cut!r}.")
+    columns = [caption_column] if isinstance(caption_column, str) else list(caption_column or ())
     vocabulary = read_vocabulary(labels)
     if hasattr(source, "column_names") or hasattr(source, "take"):
         _refuse_unused("a loaded data set", media=media, split=split, folder_labels=folder_labels or None)
-        clips = _from_dataset(source, vocabulary)
+        clips = _from_dataset(source, vocabulary, columns)
     elif isinstance(source, str | os.PathLike):
         clips = _from_address(
             os.fspath(source), vocabulary, media=media, split=split, folder_labels=folder_labels, cut=cut,
-            audio_files=audio_files,
+            audio_files=audio_files, caption_columns=columns,
         )  # fmt: skip
     elif isinstance(source, Iterable):
         rows = [item if isinstance(item, Mapping) else {"path": os.fspath(item)} for item in source]
         _refuse_unused("a list", folder_labels=folder_labels or None)
         clips = _from_entries(
-            entries_from_rows(rows, "the list", split), _folder_of(media, os.curdir), vocabulary, cut
+            entries_from_rows(rows, "the list", split, columns),
+            _folder_of(media, os.curdir),
+            vocabulary,
+            cut,
         )
     else:
         raise DataError(f"A source is a path, an address, a data set or a list, not {type(source).__name__}.")
@@ -205,8 +231,24 @@ def read_source(
     doubled = [clip_id for clip_id, count in counts.items() if count > 1]
     if doubled:
         shown = ", ".join(repr(clip_id) for clip_id in doubled[:5]) + (", ..." if len(doubled) > 5 else "")
-        raise DataError(f"{len(doubled)} ids stand for several clips: {shown}; give each clip an id of its own.")
+        raise DataError(
+            f"{len(doubled)} ids stand for several clips: {shown}; give each clip an id of its own, or, if these rows "
+            "are captions of one clip, name their column (option `caption_column`)."
+        )
+    if columns or spans is not None:
+        _give_captions(clips, columns, spans)
     return clips
+
+
+def _give_captions(clips: ClipList, columns: Sequence[str], spans: StrPath | None) -> None:
+    """Cut captions to their clips, and add those of a table."""
+    segments = clips.segments or [(record.start, record.end) for record in clips.records]
+    names = [
+        ClipName(record.id, record.source, record.path or "", *segment)
+        for record, segment in zip(clips.records, segments, strict=True)
+    ]
+    given = captions_of_clips(names, [record.captions for record in clips.records], columns, spans)
+    clips.records = [replace(record, captions=texts) for record, texts in zip(clips.records, given, strict=True)]
 
 
 def _refuse_unused(kind: str, **options: Any) -> None:
@@ -225,13 +267,14 @@ def _from_address(
     folder_labels: bool,
     cut: str,
     audio_files: bool,
+    caption_columns: Sequence[str],
 ) -> ClipList:
     remote = "://" in source
     pattern = any(mark in source for mark in "*?[") and not os.path.exists(source)
     if not remote and not pattern and not os.path.exists(source):
         if is_data_set_name(source):
             _refuse_unused(f"{source}: a data set", media=media, folder_labels=folder_labels or None)
-            return _from_dataset(_load_dataset(source, split), vocabulary)
+            return _from_dataset(_load_dataset(source, split), vocabulary, caption_columns)
         raise DataError(nothing_at(source))
     try:
         system, root = fsspec.url_to_fs(source if remote else os.path.abspath(source))
@@ -254,11 +297,14 @@ def _from_address(
 
                 name = source if table == root else f"{source.rstrip('/')}/{table.rpartition('/')[2]}"
                 rows = datasets.load_dataset("parquet", data_files=name, split="train")
-                return _from_dataset(rows, vocabulary)
-            entries = read_list(system, table, split)
+                return _from_dataset(rows, vocabulary, caption_columns)
+            entries = read_list(system, table, split, caption_columns)
             folder = _folder_of(media, _address(system, table.rpartition("/")[0] or "/"))
             return _from_entries(entries, folder, vocabulary, cut)
-        _refuse_unused(f"{source}: a collection of files without a list", media=media, split=split)
+        _refuse_unused(
+            f"{source}: a collection of files without a list",
+            media=media, split=split, caption_column=caption_columns or None,
+        )  # fmt: skip
         if pattern:
             base = root.split("*")[0].split("?")[0].split("[")[0].rpartition("/")[0]
             files = system.glob(root, detail=True)
@@ -325,7 +371,14 @@ def _from_entries(entries: Sequence[Entry], folder: str, vocabulary: Vocabulary 
     # Named first: a file that is the segment itself has no times left, but they tell segments of one video apart.
     records = _with_ids(
         [
-            ClipRecord(entry.id or "", entry.path or entry.frames or "", start=entry.start, end=entry.end, labels=row)
+            ClipRecord(
+                entry.id or "",
+                entry.path or entry.frames or "",
+                start=entry.start,
+                end=entry.end,
+                labels=row,
+                captions=entry.captions,
+            )  # fmt: skip
             for entry, row in zip(entries, numbers, strict=True)
         ],
         [entry.id is not None for entry in entries],
@@ -345,7 +398,7 @@ def _from_entries(entries: Sequence[Entry], folder: str, vocabulary: Vocabulary 
         elif finder is not None:
             record = finder.find(record, str(entry.id), cut)
         records[place] = record if entry.audio is None else replace(record, audio=_join(folder, entry.audio))
-    return ClipList(records, names)
+    return ClipList(records, names, segments=[(entry.start, entry.end) for entry in entries])
 
 
 class _MediaFinder:
@@ -447,7 +500,7 @@ def _holds_media(system: Any, root: str) -> bool:
     )
 
 
-def _from_dataset(rows: Any, vocabulary: Vocabulary | None) -> ClipList:
+def _from_dataset(rows: Any, vocabulary: Vocabulary | None, caption_columns: Sequence[str]) -> ClipList:
     """Rows of a `datasets.Dataset` whose videos are bytes or paths."""
     import datasets
 
@@ -469,7 +522,7 @@ def _from_dataset(rows: Any, vocabulary: Vocabulary | None) -> ClipList:
     label = next((columns[name] for name in ("labels", "label", "class", "category") if name in columns), None)
     table = [dict(row, path=str(number)) for number, row in enumerate(light)] if light.column_names else []
     table = table or [{"path": str(number)} for number in range(len(rows))]
-    entries = entries_from_rows(table, "the data set", None)
+    entries = entries_from_rows(table, "the data set", None, caption_columns)
     names = _class_names(rows.features[label]) if label is not None else None
     if names is not None and vocabulary is None:
         vocabulary = Vocabulary(names)
@@ -477,8 +530,14 @@ def _from_dataset(rows: Any, vocabulary: Vocabulary | None) -> ClipList:
     numbers, label_names = number_labels([entry.labels for entry in entries], vocabulary, places)
     records = [
         ClipRecord(
-            entry.id or f"row_{number:08d}", f"row {number}", start=entry.start, end=entry.end, labels=row, row=number
-        )
+            entry.id or f"row_{number:08d}",
+            f"row {number}",
+            start=entry.start,
+            end=entry.end,
+            labels=row,
+            row=number,
+            captions=entry.captions,
+        )  # fmt: skip
         for number, (entry, row) in enumerate(zip(entries, numbers, strict=True))
     ]
     return ClipList(_with_ids(records, [True] * len(records)), label_names, MediaRows(rows, video, audio))

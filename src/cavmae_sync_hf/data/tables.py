@@ -17,7 +17,8 @@ from ..files import StrPath, parse_json
 from ..model.errors_cavmae_sync import DataError
 from ..names import hub_name
 from ..provenance import install_line
-from .clock import parse_clock
+from .captions import TimedText, first_of, merge_texts, texts_of_cell
+from .clock import as_seconds, cell_seconds
 
 MEDIA_SUFFIXES = frozenset(
     (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv", ".asf")
@@ -40,7 +41,7 @@ _COLUMNS = {
     "frames": ("video_path",),
     "split": ("split", "subset"),
 }
-_VGGSOUND_SECONDS = 10.0
+_VGGSOUND_SECONDS = _AUDIOCAPS_SECONDS = 10.0
 # What stands for a number; tables whose column has empty cells come with "1.0" for 1.
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?")
 _WITH_NAMES = "give the label names in order (option `labels`)"
@@ -65,6 +66,7 @@ class Entry:
         audio: File of its audio.
         frames: Pattern of its images, `{}` for the number.
         place: Where it stands in the list, for messages.
+        captions: What is said of it, in the time of `start` and `end`.
     """
 
     id: str | None = None
@@ -76,6 +78,7 @@ class Entry:
     audio: str | None = None
     frames: str | None = None
     place: str = ""
+    captions: tuple[TimedText, ...] = ()
 
 
 class Vocabulary:
@@ -254,29 +257,33 @@ def _split_text(labels: Sequence[Any], vocabulary: Vocabulary | None) -> list[An
     return parts
 
 
-def read_list(system: Any, path: str, split: str | None = None) -> list[Entry]:
+def read_list(system: Any, path: str, split: str | None = None, caption_columns: Sequence[str] = ()) -> list[Entry]:
     """Read a list of clips.
 
     Args:
         system: fsspec file system.
         path: Path of the list on it.
         split: Keep the rows of this split only.
+        caption_columns: As in `entries_from_rows`.
 
     Raises:
         DataError: The list cannot be understood.
     """
     suffix = os.path.splitext(path)[1].lower()
     if suffix == ".parquet":
-        return entries_from_rows(_parquet_rows(system, path), path, split)
+        known = [*(name for names in _COLUMNS.values() for name in names), *caption_columns]
+        return entries_from_rows(parquet_rows(system, path, known), path, split, caption_columns)
     try:
         with system.open(path, "rb") as file:
             text = file.read().decode("utf-8-sig")
         if suffix in (".csv", ".tsv"):
-            return _csv_entries(text, path, "\t" if suffix == ".tsv" else ",", split)
+            return _csv_entries(text, path, "\t" if suffix == ".tsv" else ",", split, caption_columns)
         if suffix == ".json":
             value = parse_json(text)
             if isinstance(value, dict) and isinstance(value.get("data"), list):
                 value = value["data"]
+            elif isinstance(value, dict) and isinstance(value.get("sentences"), list):
+                value = _msrvtt_rows(value)
             if not isinstance(value, list):
                 raise DataError(f'{path}: a JSON list of clips is a list, or a mapping with the key "data".')
         else:
@@ -285,27 +292,53 @@ def read_list(system: Any, path: str, split: str | None = None) -> list[Entry]:
         raise DataError(f"{path}: is not UTF-8 text ({error}).") from error
     except json.JSONDecodeError as error:
         raise DataError(f"{path}: is not valid JSON ({error}).") from error
-    return entries_from_rows([row if isinstance(row, dict) else {"path": row} for row in value], path, split)
+    rows = [row if isinstance(row, dict) else {"path": row} for row in value]
+    return entries_from_rows(rows, path, split, caption_columns)
 
 
-def _parquet_rows(system: Any, path: str) -> list[dict[str, Any]]:
+def _msrvtt_rows(value: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row per sentence of MSR-VTT's own file, with the split of its video, whose file is cut already."""
+    videos = [video for video in value.get("videos") or () if isinstance(video, dict)]
+    splits = {str(video.get("video_id")): video.get("split") for video in videos}
+    return [
+        {"id": row.get("video_id"), "split": splits.get(str(row.get("video_id")))} | row
+        for row in value["sentences"]
+        if isinstance(row, dict)
+    ]
+
+
+def parquet_rows(system: Any, path: str, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows of a Parquet file.
+
+    Args:
+        system: fsspec file system.
+        path: Path of the file on it.
+        columns: Names of the columns that are read, where they are there, in lower case.
+
+    Raises:
+        DataError: The file is damaged, or pyarrow is not installed.
+    """
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
         raise DataError(f"{path}: reading Parquet needs pyarrow: {install_line('parquet')}") from error
-    known = {name for names in _COLUMNS.values() for name in names}
+    known = {name.lower() for name in columns}
     try:
         with system.open(path, "rb") as file:
             table = pq.ParquetFile(file)
-            columns = [name for name in table.schema_arrow.names if name.lower() in known]
-            return table.read(columns=columns).to_pylist()
+            wanted = [name for name in table.schema_arrow.names if name.lower() in known]
+            return table.read(columns=wanted).to_pylist()
     except pa.ArrowException as error:
         raise DataError(f"{path}: is not a whole Parquet file ({error}); fetch or write it again.") from error
 
 
-def _csv_entries(text: str, path: str, delimiter: str, split: str | None) -> list[Entry]:
-    """A table with a header, or AudioSet's or VGGSound's without one."""
+def csv_rows(text: str, path: str, delimiter: str) -> tuple[list[list[str]], list[str]]:
+    """Rows of a CSV file that are not empty, as lists, and the lines of comments before the first.
+
+    Raises:
+        DataError: It cannot be read, or has no rows.
+    """
     lines = io.StringIO(text, newline="").readlines()
     # Comments stand before the first row only: further down a row's first value may begin with "#".
     first = next((number for number, line in enumerate(lines) if line.strip() and line[0] != "#"), len(lines))
@@ -317,6 +350,27 @@ def _csv_entries(text: str, path: str, delimiter: str, split: str | None) -> lis
         raise DataError(f"{path}: is not a table that can be read ({error}); correct it.") from error
     if not rows:
         raise DataError(f"{path}: holds no rows.")
+    return rows, comments
+
+
+def named_rows(rows: Sequence[Sequence[str]], path: str) -> list[dict[str, str]]:
+    """Rows by the names in the first, in lower case.
+
+    Raises:
+        DataError: A row is shorter or longer.
+    """
+    header = [name.strip().lower() for name in rows[0]]
+    short = next((number for number, row in enumerate(rows) if len(row) != len(header)), None)
+    if short is not None:
+        raise DataError(f"{path}: row {short + 1} has {len(rows[short])} values for {len(header)} columns.")
+    return [dict(zip(header, row, strict=True)) for row in rows[1:]]
+
+
+def _csv_entries(
+    text: str, path: str, delimiter: str, split: str | None, caption_columns: Sequence[str]
+) -> list[Entry]:
+    """A table with a header, or AudioSet's or VGGSound's without one."""
+    rows, comments = csv_rows(text, path, delimiter)
     header = [name.strip().lower() for name in rows[0]]
     first_row = rows[0]
     is_audioset = (
@@ -324,7 +378,7 @@ def _csv_entries(text: str, path: str, delimiter: str, split: str | None) -> lis
         or header[:1] == ["ytid"]
         or (
             len(first_row) == 4
-            and all(_as_seconds(value) is not None for value in first_row[1:3])
+            and all(as_seconds(value) is not None for value in first_row[1:3])
             and first_row[3].startswith(("/m/", "/t/"))
         )
     )
@@ -332,19 +386,21 @@ def _csv_entries(text: str, path: str, delimiter: str, split: str | None) -> lis
         if split is not None:
             raise DataError(f"{path}: a list of AudioSet has no splits; leave the option `split` out.")
         named = [dict(zip(("ytid", "start", "end", "labels"), row, strict=False)) for row in rows if row[0] != "YTID"]
-        return entries_from_rows(named, path, None)
+        return entries_from_rows(named, path, None, caption_columns)
     if len(first_row) == 4 and first_row[1].strip().isdigit() and first_row[3].strip() in ("train", "test"):
         # VGGSound: id, start, label, split.
         named = [dict(zip(("id", "start", "label", "split"), row, strict=False)) for row in rows]
         for entry in named:
             entry["end"] = str(float(entry["start"]) + _VGGSOUND_SECONDS)
-        return entries_from_rows(named, path, split)
+        return entries_from_rows(named, path, split, caption_columns)
     known = {name for role in ("path", "id", "frames") for name in _COLUMNS[role]}
     if known & set(header):
-        short = next((number for number, row in enumerate(rows) if len(row) != len(header)), None)
-        if short is not None:
-            raise DataError(f"{path}: row {short + 1} has {len(rows[short])} values for {len(header)} columns.")
-        return entries_from_rows([dict(zip(header, row, strict=True)) for row in rows[1:]], path, split)
+        return entries_from_rows(named_rows(rows, path), path, split, caption_columns)
+    if caption_columns:
+        raise DataError(
+            f"{path}: has no column {caption_columns[0]!r}; name the columns in its first row, such as "
+            f"path,{caption_columns[0]}."
+        )
     if len(header) <= 2 and os.path.splitext(first_row[0])[1]:
         return entries_from_rows([dict(zip(("path", "label"), row, strict=False)) for row in rows], path, split)
     raise DataError(
@@ -353,24 +409,27 @@ def _csv_entries(text: str, path: str, delimiter: str, split: str | None) -> lis
     )
 
 
-def entries_from_rows(rows: Iterable[Mapping[str, Any]], name: str, split: str | None) -> list[Entry]:
+def entries_from_rows(
+    rows: Iterable[Mapping[str, Any]], name: str, split: str | None, caption_columns: Sequence[str] = ()
+) -> list[Entry]:
     """Entries of rows with named columns.
 
     Args:
         rows: The rows.
         name: The list's name, for messages.
         split: Keep the rows of this split only; needs such a column.
+        caption_columns: Columns of captions, see `texts_of_cell`. With them several rows may be of one clip.
 
     Raises:
-        DataError: A row names no clip, or holds a time that is none.
+        DataError: A row names no clip, or holds a time that is none; no row has a column of captions.
     """
     entries = []
+    caption_names = [column.lower() for column in caption_columns]
+    columns: dict[str, None] = {}
     for number, given in enumerate(rows):
         row = {str(key).lower(): value for key, value in given.items()}
-        values = {
-            role: next((row[name] for name in names if row.get(name) is not None), None)
-            for role, names in _COLUMNS.items()
-        }
+        columns |= dict.fromkeys(row)
+        values = {role: first_of(row, names) for role, names in _COLUMNS.items()}
         if split is not None:
             if values["split"] is None:
                 raise DataError(f"{name}: row {number + 1} has no split; leave the option `split` out.")
@@ -379,12 +438,19 @@ def entries_from_rows(rows: Iterable[Mapping[str, Any]], name: str, split: str |
         entry = Entry(
             id=_text(values["id"]),
             path=_text(values["path"]),
-            start=_seconds(values["start"], f"{name}: row {number + 1} has the start"),
-            end=_seconds(values["end"], f"{name}: row {number + 1} has the end"),
+            start=cell_seconds(values["start"], f"{name}: row {number + 1} has the start"),
+            end=cell_seconds(values["end"], f"{name}: row {number + 1} has the end"),
             labels=_labels(values["labels"] if values["labels"] is not None else values["names"]),
             audio=_text(values["audio"]),
             place=f"{name}: row {number + 1}",
+            captions=merge_texts(
+                text
+                for column in caption_names
+                for text in texts_of_cell(row.get(column), f"{name}: row {number + 1}")
+            ),
         )
+        if "audiocap_id" in row and entry.start is not None and entry.end is None:
+            entry.end = entry.start + _AUDIOCAPS_SECONDS  # AudioCaps gives the start alone
         names = _labels(values["names"])
         if len(names) == len(entry.labels) and all(type(label) is int for label in entry.labels):
             entry.label_names = [str(label) for label in names]
@@ -405,7 +471,22 @@ def entries_from_rows(rows: Iterable[Mapping[str, Any]], name: str, split: str |
         entries.append(entry)
     if not entries:
         raise DataError(f"{name}: holds no rows" + (f" of the split {split!r}." if split is not None else "."))
-    return entries
+    for column in caption_names:
+        if column not in columns:
+            raise DataError(f"{name}: has no column {column!r}; it has {', '.join(columns)}.")
+    return _one_per_clip(entries) if caption_names else entries
+
+
+def _one_per_clip(entries: Sequence[Entry]) -> list[Entry]:
+    """Rows of one clip, which differ in their captions, as one entry with all of them."""
+    clips: dict[tuple[Any, ...], Entry] = {}
+    for entry in entries:
+        known = clips.setdefault((entry.id, entry.path, entry.start, entry.end, entry.audio, entry.frames), entry)
+        if known is not entry:
+            known.captions = merge_texts([*known.captions, *entry.captions])
+            known.labels += [label for label in entry.labels if label not in known.labels]
+            known.label_names += [label for label in entry.label_names if label not in known.label_names]
+    return list(clips.values())
 
 
 def _text(value: Any) -> str | None:
@@ -413,23 +494,6 @@ def _text(value: Any) -> str | None:
         value = value.get("path")
     text = "" if value is None or (isinstance(value, float) and math.isnan(value)) else str(value).strip()
     return text or None
-
-
-def _as_seconds(value: Any) -> float | None:
-    try:
-        number = parse_clock(value) if isinstance(value, str) and ":" in value else float(value)
-    except (TypeError, ValueError):
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _seconds(value: Any, place: str) -> float | None:
-    if _text(value) is None:
-        return None
-    seconds = _as_seconds(value)
-    if seconds is None or seconds < 0:
-        raise DataError(f"{place} {value!r}; times are seconds, such as 80.5, or 1:20.")
-    return seconds
 
 
 def _labels(value: Any) -> list[Any]:

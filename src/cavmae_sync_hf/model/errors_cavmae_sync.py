@@ -128,6 +128,10 @@ class MediaWarning(_Told, UserWarning):
     """
 
 
+class DataWarning(MediaWarning):
+    """A table or a set is read as asked, and there is something about it that its reader may want otherwise."""
+
+
 @contextmanager
 def collected_remarks() -> Iterator[list[MediaWarning]]:
     """Collect each `MediaWarning` in a list instead of showing them, each text once, for a worker process to hand on.
@@ -281,6 +285,7 @@ __all__ = [
     "AppError",
     "CavMaeSyncError",
     "DataError",
+    "DataWarning",
     "DiskError",
     "EvaluationError",
     "ExportError",

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..data.augmentation import AUGMENTATION_PRESETS, AugmentationOptions
+from ..data.captions import TimedText
 from ..data.clips import ClipSource, FrameChooser, LoadedClip
 from ..data.dataset import CavMaeSyncCollator, CavMaeSyncDataset, Frames
 from ..data.prepare import prepare
@@ -164,6 +165,9 @@ class _KeptClips:
 
     def clip_ids(self) -> list[str]:
         return [clip.clip_id for clip in self._clips]
+
+    def captions(self) -> list[list[TimedText]]:
+        return [clip.captions for clip in self._clips]
 
 
 def augmentation_options(value: str | Mapping[str, Any] | None) -> AugmentationOptions | None:

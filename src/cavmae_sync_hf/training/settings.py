@@ -357,8 +357,10 @@ class TextArguments:
         train_data: A folder of shards, a folder or list of video files, or a SyncWorld split.
         eval_data: Name -> such a source, as a mapping or JSON; each is evaluated under its name.
         syncworld: Makes a SyncWorld and its shards first, as in `DataArguments`.
-        captions: CSV or Parquet file with the columns `clip_id`, `text` and perhaps `start` and `end`. Default: what
-            SyncWorld's truth says, else the labels as sentences.
+        captions: CSV, JSON or Parquet file with the columns `clip_id`, `text` and perhaps `start` and `end`, seconds
+            from the clip's start. Default: what the shards hold, else what SyncWorld's truth says, else the labels as
+            sentences.
+        caption_column: Column of captions, or several, of a list or data set of `train_data`, as `prepare` takes it.
         eval_captions: Likewise, of evaluation sets that are no SyncWorld.
         class_names: File with the names of the classes; default: those stored with the training set.
         text_config: Settings of `CavMaeSyncTextDualEncoderConfig` that differ, as a mapping or JSON.
@@ -386,6 +388,7 @@ class TextArguments:
         None, "SyncWorld to make first, as JSON: folder, train, semantic, temporal, options."
     )
     captions: str | None = setting(None, "Table of captions: clip_id, text, perhaps start and end.")
+    caption_column: list[str] | None = setting(None, "Column of captions of a list or data set of train_data.")
     eval_captions: str | None = setting(None, "Likewise, of evaluation sets.")
     class_names: str | None = setting(None, "File of class names.")
     text_config: dict[str, Any] | str | None = setting(

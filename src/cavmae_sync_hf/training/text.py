@@ -16,9 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer
 
-from ..data.dataset import CavMaeSyncDataset
 from ..files import check_free, write_json
 from ..hub import save_for_hub
 from ..inference.loading import choose_device, load_model, saved_model
@@ -32,9 +30,8 @@ from ..syncworld import find_truth, temporal_partners
 from ..syncworld.captions import Statement, Wording, statements, write
 from ..syncworld.voices import CLASS_NAMES
 from .arguments import parse_arguments
-from .captions import CaptionSet, label_captions, read_captions, syncworld_captions
+from .captions import CaptionSet, choose_captions, load_tokenizer, open_captioned, own_captions, tell_cut_texts
 from .feature_cache import cached_moments
-from .initialization import find_labels
 from .sets import find_sources
 from .settings import TextArguments
 
@@ -79,6 +76,7 @@ class KnownTexts:
     def add(self, texts: Sequence[str], progress: Callable[[int, int], None] | None = None) -> None:
         """Compute what is not known yet."""
         missing = sorted(set(texts) - set(self._states), key=len)
+        tell_cut_texts(missing, self.tokenizer)
         for begin in range(0, len(missing), _TEXTS_AT_A_TIME):
             part = missing[begin : begin + _TEXTS_AT_A_TIME]
             tokens = self.tokenizer(part, padding=True, truncation=True, return_tensors="pt").to(self.model.device)
@@ -144,7 +142,7 @@ def run_text(arguments: TextArguments, progress: Callable[..., None] | None = No
     device = choose_device(arguments.device)
     av_model, processor = load_model(str(arguments.model), device=device, modalities="both")
     encoder = text_encoder(str(arguments.text_model))
-    tokenizer = AutoTokenizer.from_pretrained(encoder)
+    tokenizer = load_tokenizer(encoder)
     torch.manual_seed(arguments.seed)
     settings: Any = arguments.text_config or {}
     model: Any = CavMaeSyncTextDualEncoderModel.from_av_text_pretrained(av_model, encoder, **settings)
@@ -190,24 +188,21 @@ def _text_set(
     cache: Path,
     progress: Callable[..., None] | None,
 ) -> TextSet:
-    dataset = CavMaeSyncDataset(source, processor, frames="all")
+    training = name == "train"
+    dataset = open_captioned(source, processor, arguments.caption_column, training=training)
     kept = cached_moments(
         model, dataset, cache, refresh=arguments.refresh_cache, num_workers=arguments.num_workers,
         progress=None if progress is None else lambda done, total: progress(done, total, f"embedding {name}"),
     )  # fmt: skip
-    clip_ids = list(dataset.clip_ids())
-    records = find_truth(source, clip_ids)
-    captions: CaptionSet | None = None
-    if name == "train":
-        if arguments.captions is not None:
-            captions = read_captions(arguments.captions, clip_ids)
-        elif records is not None:
-            captions = syncworld_captions(records, arguments.captions_per_clip, arguments.seed)
-        else:
-            names = find_labels(dataset, {}, arguments.class_names, None).names
-            captions = label_captions(dataset.labels(), list(names or ()))
-    elif records is None and arguments.eval_captions is not None:
-        captions = read_captions(arguments.eval_captions, clip_ids)
+    records = find_truth(source, dataset.clip_ids())
+    captions: CaptionSet | None
+    if training:
+        captions = choose_captions(
+            dataset, arguments.captions, records, class_names=arguments.class_names,
+            per_clip=arguments.captions_per_clip, seed=arguments.seed,
+        )  # fmt: skip
+    else:
+        captions = own_captions(dataset, arguments.eval_captions) if records is None else None
     moments, present = {}, {}
     for side in ("audio", "video"):
         values = torch.from_numpy(kept[side].astype(np.float32))

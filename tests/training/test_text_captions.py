@@ -1,0 +1,178 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""`cavmae-sync text` on what is said of clips: in shards, in tables, in data sets; and what it refuses or tells."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModel, BertModel
+
+from cavmae_sync_hf import CavMaeSyncModel, CavMaeSyncProcessor, DataError, TrainingError, save_for_hub
+from cavmae_sync_hf.data.dataset import CavMaeSyncDataset
+from cavmae_sync_hf.data.prepare import prepare
+from cavmae_sync_hf.data.sources import read_source
+from cavmae_sync_hf.model.errors_cavmae_sync import DataWarning
+from cavmae_sync_hf.training.captions import (
+    choose_captions,
+    load_tokenizer,
+    open_captioned,
+    read_captions,
+    tell_cut_texts,
+)
+from helpers.clips import noise, write_clip
+from helpers.tiny import tiny_config, tiny_text_config, tiny_tokenizer
+from helpers.tiny_shards import tiny_processor, write_shards
+
+COMMAND = ("text",)
+# A list of two segments of a file and of two whole files, with their captions, and words with times.
+LIST = """path,start,end,caption
+a.mp4,0,1,a dog barks
+a.mp4,0,1,rain
+a.mp4,1,2,the siren
+b.mp4,,,A dog barks.
+c.mp4,,,
+"""
+WORDS = "file,start,end,text\na.mp4,0.5,1.5,drum\nb.mp4,1,2,drum\nb.mp4,1,2,bell\n"
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory) -> Path:
+    """A model, a text encoder, three videos with a list and a table, and shards of them."""
+    folder = tmp_path_factory.mktemp("text-captions")
+    torch.manual_seed(0)
+    config = tiny_config()
+    save_for_hub(CavMaeSyncModel(config), CavMaeSyncProcessor.from_config(config), folder / "model")
+    BertModel(tiny_text_config()).save_pretrained(folder / "encoder")
+    tiny_tokenizer().save_pretrained(folder / "encoder")
+    (folder / "videos").mkdir()
+    for name in "abc":
+        write_clip(folder / "videos" / f"{name}.mp4", seconds=2, audio=noise(2.0))
+    (folder / "list.csv").write_text(LIST)
+    (folder / "words.csv").write_text(WORDS)
+    with pytest.warns(DataWarning, match="1 of 4 clips have no caption: 'c'"):
+        prepare(
+            folder / "list.csv", folder / "shards", media=folder / "videos", caption_column="caption",
+            spans=folder / "words.csv", num_frames=4, num_mel_bins=16, short_side=36, workers=1,
+        )  # fmt: skip
+    return folder
+
+
+def words_of(found) -> list[list[str]]:
+    return [[caption.text for caption in said] for said in found.captions]
+
+
+def test_command__trains_on_shards_with_captions_and_spans(desk, tmp_path, run):
+    words = ["--model", desk / "model", "--text_model", desk / "encoder", "--train_data", desk / "shards"]
+    words += ["--output_dir", tmp_path / "out", "--max_steps", "2"]
+    words += ["--eval_data", json.dumps({"same": str(desk / "shards")})]
+
+    code, _, err = run(*words)
+
+    assert code == 0, err
+    assert "1 of 4 clips have no caption: 'c'" in err
+    record = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert record["clips"] == {"train": 4, "same": 4}
+    assert record["metrics"]["same"]["texts"] == 8 and record["metrics"]["same"]["chance"] == 25
+    assert type(AutoModel.from_pretrained(tmp_path / "out" / "model")).__name__ == "CavMaeSyncTextDualEncoderModel"
+
+
+def test_shards__give_captions_with_spans_and_equal_ones_are_positives(desk):
+    with pytest.warns(DataWarning, match="1 of 4 clips have no caption: 'c'"):
+        found = choose_captions(CavMaeSyncDataset(desk / "shards", tiny_processor()))
+
+    assert words_of(found) == [
+        ["a dog barks", "rain", "drum"], ["the siren", "drum"], ["A dog barks.", "drum", "bell"], []
+    ]  # fmt: skip
+    first, second, third, _ = found.captions
+    assert first[2].spans == ((0.5, 1.0),) and second[1].spans == ((0.0, 0.5),) and third[1].spans == ((1.0, 2.0),)
+    assert first[0].spans == () and first[0].key == third[0].key and first[2].key == second[1].key
+    assert found.keys[0] == sorted({"a dog barks", "rain", "drum"})
+
+
+def test_captions_of_lists_and_data_sets__are_those_of_shards(desk):
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_dict(
+        {
+            "video": [str(desk / "videos" / f"{name}.mp4") for name in "abc"],
+            "caption": [["a dog barks", "rain"], ["the siren"], []],
+            "words": [[{"text": "drum", "start": 0.5, "end": 1.0}], [], []],
+        }
+    )
+    listed = read_source(desk / "list.csv", media=desk / "videos", caption_column="caption", spans=desk / "words.csv")
+    of_list = choose_captions(open_captioned(listed, tiny_processor()))
+    of_rows = choose_captions(open_captioned(rows, tiny_processor(), ["caption", "words"]))
+
+    assert of_list == choose_captions(CavMaeSyncDataset(desk / "shards", tiny_processor()))
+    assert words_of(of_rows) == [["a dog barks", "rain", "drum"], ["the siren"], []]
+    assert of_rows.captions[0][2].spans == ((0.5, 1.0),)
+    # Embeddings that were kept do not depend on what is said.
+    plain, said = (open_captioned(rows, tiny_processor(), column) for column in (None, "caption"))
+    assert plain.source.fingerprint == said.source.fingerprint
+
+
+def test_table__gives_captions_and_spans_of_clips_and_whole_files(desk, tmp_path):
+    table = tmp_path / "captions.csv"
+    table.write_text("clip_id,text,start,end\na_0-1,A dog barks,0.5,0.75\na_0-1,rain,,\nelsewhere,sun,,\nb,rain,,\n")
+    with pytest.warns(DataWarning, match="1 of 4 texts are about no clip here, but about 'elsewhere'"):
+        found = read_captions(table, CavMaeSyncDataset(desk / "shards", tiny_processor()))
+    assert words_of(found) == [["A dog barks", "rain"], [], ["rain"], []]
+    assert found.captions[0][0].spans == ((0.5, 0.75),) and found.captions[0][1].spans == ()
+    assert found.captions[0][1].key == found.captions[2][0].key
+
+    table.write_text("file,text\na.mp4,rain\nvideos/b.mp4,sun\n")
+    assert words_of(read_captions(table, CavMaeSyncDataset(desk / "videos", tiny_processor()))) == [
+        ["rain"], ["sun"], []
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("clip_id,words\na,rain\n", "no column says the text"),
+        ("clip_id,text\na,\n", "row 1 has no text"),
+        ("clip_id,text\nz,rain\n", "none of its 1 rows is about one of the 3 clips"),
+        ("clip_id,text,start,end\na,rain,3,2\n", "row 1 ends .2 s. before it starts"),
+    ],
+    ids=["no column", "no text", "other clips", "backwards"],
+)
+def test_table__is_checked(desk, tmp_path, content, says):
+    (tmp_path / "captions.csv").write_text(content)
+    with pytest.raises(DataError, match=says):
+        read_captions(tmp_path / "captions.csv", CavMaeSyncDataset(desk / "videos", tiny_processor()))
+
+
+def test_set_without_a_word__is_refused_with_what_would_work(desk, tmp_path):
+    silent = CavMaeSyncDataset(write_shards(tmp_path / "shards", [2], labels=[[], []]), tiny_processor())
+    with pytest.raises(TrainingError, match="neither captions nor labels. Name a table by `captions`.*--spans"):
+        choose_captions(silent)
+    with pytest.raises(TrainingError, match="shards hold their captions.*leave `caption_column` out"):
+        open_captioned(desk / "shards", tiny_processor(), "caption")
+    assert open_captioned(desk / "shards", tiny_processor(), "caption", training=False).captions()[3] == []
+
+
+def test_overlong_texts__are_told_once(desk, recwarn):
+    tokenizer = load_tokenizer(str(desk / "encoder"))
+
+    tell_cut_texts(["a dog", "a " * 40, "a dog", "the " * 50], tokenizer)
+    tell_cut_texts(["a dog"], tokenizer)
+
+    (told,) = [str(one.message) for one in recwarn if isinstance(one.message, DataWarning)]
+    assert told.startswith("2 of 3 texts are longer than the 32 tokens that the text encoder takes")
+
+
+def test_tokenizer__cuts_at_what_the_encoder_takes(desk, tmp_path):
+    shutil.copytree(desk / "encoder", tmp_path / "encoder")
+    tiny_tokenizer(model_max_length=1000).save_pretrained(tmp_path / "encoder")
+    assert load_tokenizer(str(tmp_path / "encoder")).model_max_length == 32
+
+
+def test_encoder_without_a_tokenizer__is_refused(desk, tmp_path, run):
+    BertModel(tiny_text_config()).save_pretrained(tmp_path / "encoder")  # transformers makes up an empty tokenizer
+    words = ["--model", desk / "model", "--text_model", tmp_path / "encoder", "--train_data", desk / "shards"]
+
+    code, _, err = run(*words, "--output_dir", tmp_path / "out")
+
+    assert code == 1 and "has no tokenizer; save it there: AutoTokenizer.from_pretrained(NAME)" in err
+    assert not (tmp_path / "out").exists()
