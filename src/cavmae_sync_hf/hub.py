@@ -200,7 +200,8 @@ def _check_pair(model: CavMaeSyncPreTrainedModel, processor: CavMaeSyncProcessor
             )
     if config.modality != "video":
         try:
-            check_extractor(config.audio_encoder_config, extractor)
+            clip_length = config.heard_length if config.audio_context == "clip" else None
+            check_extractor(config.audio_encoder_config, extractor, clip_length)
         except ValueError as error:
             raise ModelError(str(error)) from error
 

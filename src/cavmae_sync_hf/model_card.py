@@ -140,7 +140,8 @@ def usage_snippet(model: PreTrainedModel, name: str) -> str:
     auto_class = "AutoModelForVideoClassification" if _is_classifier(model) else "AutoModel"
     inputs = {
         "multimodal": "**inputs",
-        "audio": 'input_values=inputs["input_values"]',
+        "audio": 'input_values=inputs["input_values"]'
+        + (', window_offsets=inputs["window_offsets"]' if model.config.audio_context == "clip" else ""),
         "video": 'pixel_values_videos=inputs["pixel_values_videos"]',
     }[model.config.modality]
     if _is_classifier(model):
@@ -284,7 +285,9 @@ def _encoders(config: CavMaeSyncConfig) -> list[tuple[str, str]]:
         if layer is not None:
             words.append(f"output of block {layer}")
         if modality == "audio" and config.audio_context == "clip":
-            words.append("hears the whole clip, so that a moment knows of the others")
+            words.append(
+                f"hears clips of {window_seconds(config.heard_length):g} s, so that moments know what surrounds them"
+            )
         if config.save_encoders == "reference":
             words.append(f"its weights are not in this folder but loaded from {source}, under its own license")
         facts.append((f"{modality.capitalize()} encoder", "; ".join(words)))

@@ -138,6 +138,8 @@ def weights_fingerprint(model: "PreTrainedModel") -> str:
     if encoders:
         names = [f"{modality}_encoder_{what}" for modality in encoders for what in ("layer", "mean", "std")]
         architecture += [getattr(model.config, name) for name in (*names, "audio_context")]
+        if model.config.audio_context == "clip":
+            architecture.append(model.config.heard_length)
         for _, config in sorted(encoders.items()):
             architecture.append({key: value for key, value in config.to_dict().items() if key not in _INCIDENTAL})
     digest = hashlib.sha256(json.dumps(architecture, default=str).encode())

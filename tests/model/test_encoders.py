@@ -27,11 +27,14 @@ from cavmae_sync_hf import (
     load_model,
 )
 from cavmae_sync_hf.export.towers import make_towers
+from cavmae_sync_hf.inference.moments import MediaSpan, embed_moments
+from cavmae_sync_hf.model.batching_cavmae_sync import cut_windows
 from cavmae_sync_hf.model.encoder_families_cavmae_sync import FAMILIES
 from cavmae_sync_hf.model.errors_cavmae_sync import ModelError
 from cavmae_sync_hf.model_card import create_model_card
 from cavmae_sync_hf.training.freezing import freeze_unused
 from helpers.apart import run_apart
+from helpers.clips import noise, write_clip
 from helpers.encoders import ENCODERS, encoder_config, encoder_settings
 from helpers.tiny import TINY, tiny_config, tiny_inputs
 
@@ -373,41 +376,91 @@ def test_kept_tokens__stand_for_the_input(modality, kind):
     assert pretraining(**given).contrastive_loss.isfinite()
 
 
-@pytest.mark.parametrize("kind", ["audio-spectrogram-transformer", "wav2vec2", "whisper"])
+WHOLE_CLIPS = {
+    "audio-spectrogram-transformer": {"max_length": 160}, "wav2vec2": {}, "pe_audio_encoder": {},
+    "whisper": {"max_source_positions": 100, "init_std": 0.3},
+}  # fmt: skip
+
+
+def hears_clips(kind: str, **settings) -> CavMaeSyncConfig:
+    """A configuration whose audio encoder hears clips of 1.6 s, within which windows of 0.48 s lie."""
+    sizes = {"audio_encoder_config": encoder_settings("audio", kind, **WHOLE_CLIPS[kind])}
+    return encoder_config(kind, audio_context="clip", **({"audio_clip_length": 160} | sizes | settings))
+
+
+@pytest.mark.parametrize("kind", WHOLE_CLIPS)
 @torch.no_grad()
 def test_whole_clip__is_heard_once_and_cut_into_windows(kind):
     """And the control: what sounds elsewhere in the clip changes a window's embedding, and only then."""
-    sizes = {"max_length": 160} if kind == "audio-spectrogram-transformer" else {}
-    sizes = {"max_source_positions": 100} if kind == "whisper" else sizes
-    settings = {"audio_encoder_config": encoder_settings("audio", kind, **sizes)}
-    model = CavMaeSyncModel(encoder_config(kind, audio_context="clip", **settings)).eval()
-    alone = CavMaeSyncModel(encoder_config(kind, **settings)).eval()
-    passes = []
-    model.audio_tower.encoder.register_forward_hook(lambda *_: passes.append(1))
-    sound = torch.randn(2, 120, model.config.num_mel_bins)
-    starts = torch.tensor([[0, 24, 72], [0, 16, 40]])
+    config = hears_clips(kind)
+    model = CavMaeSyncModel(config).eval()
+    alone = CavMaeSyncModel(CavMaeSyncConfig.from_dict(config.to_dict() | {"audio_context": "window"})).eval()
+    alone.load_state_dict(model.state_dict(), strict=False)
+    sizes: list[int] = []
+    model.audio_tower.encoder.register_forward_pre_hook(
+        lambda module, args, kwargs: sizes.append(len(kwargs[model.audio_tower.family.argument])), with_kwargs=True
+    )
+    clips = torch.randn(2, 160, config.num_mel_bins)
+    offsets = torch.tensor([[0, 24, 112, 64], [0, 16, 40, 64]])
 
-    def windows(sound: torch.Tensor) -> dict[str, torch.Tensor]:
-        cut = [[row[start : start + 48] for start in own] for row, own in zip(sound, starts.tolist(), strict=True)]
-        times = torch.stack([starts / 100, starts / 100 + 0.48], dim=-1)
-        return {"input_values": torch.stack([torch.stack(row) for row in cut]), "window_times": times}
+    def windows(clips: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"input_values": clips.unsqueeze(1).expand(-1, 4, -1, -1), "window_offsets": offsets}
 
-    inputs = windows(sound)
-    tokens = model.encode_tokens("audio", **{"images": inputs["input_values"], "window_times": inputs["window_times"]})
-    assert len(passes) == 2  # two clips of two lengths
-    # The last window of the first clip is the end of what the encoder makes of the whole.
-    rows, columns = model.config.audio_grid
-    whole = model.audio_tower.encode(model.as_images("audio", sound[:1, None])[0])
+    inputs = windows(clips)
+    tokens = model.encode_tokens("audio", inputs["input_values"], offsets)
+    assert sizes == [2] and tokens.shape[:2] == (2, 4)  # two clips, whatever the number of windows
+    # The last window is the end of what the encoder makes of the whole.
+    rows, columns = config.audio_grid
+    whole = model.audio_tower.encode(model.as_images("audio", clips[:1, None])[0])
     end = whole.unflatten(1, (rows, -1))[0, :, -columns:].flatten(0, 1)
-    at = tokens[0, 2]
-    torch.testing.assert_close(at[-columns:], end[-columns:], atol=1e-5, rtol=1e-5)
-    other = sound.clone()
-    other[:, 100:] = 5.0  # far from the first window
-    for heard, leaks in ((model, True), (alone, False)):
-        before, after = heard(**inputs).audio_embeds[0, 0], heard(**windows(other)).audio_embeds[0, 0]
-        assert (not torch.allclose(before, after, atol=1e-6)) is leaks
-    with pytest.raises(ValueError, match="return_times=True"):
+    torch.testing.assert_close(tokens[0, 2], end, atol=1e-5, rtol=1e-5)
+    other = clips.clone()
+    other[:, 100:] = torch.randn(2, 60, config.num_mel_bins)  # far from the first window
+    before, after = (model(**windows(sound)).audio_embeds[0] for sound in (clips, other))
+    assert (before[0] - after[0]).abs().max() > 1e-4
+    cut = [cut_windows(windows(sound)["input_values"], offsets, 48) for sound in (clips, other)]
+    before, after = (alone(input_values=values).audio_embeds[0] for values in cut)
+    assert torch.equal(before[0], after[0]) and not torch.equal(before[2], after[2])
+    with pytest.raises(ValueError, match="needs `window_offsets` .* pass all that its processor gives"):
         model(input_values=inputs["input_values"])
+    with pytest.raises(ValueError, match="`window_offsets` has 113; .* starts at 0 to 112"):
+        model(input_values=inputs["input_values"], window_offsets=offsets + 1)
+
+
+@pytest.mark.parametrize("kind", ["audio-spectrogram-transformer", "wav2vec2"])
+@torch.no_grad()
+def test_whole_clip__is_the_same_wherever_reading_begins(kind, tmp_path):
+    config = hears_clips(kind)
+    model, processor = CavMaeSyncModel(config).eval(), CavMaeSyncProcessor.from_config(config)
+    path = write_clip(tmp_path / "long.mp4", seconds=12, audio=noise(12))
+    runs: list[int] = []
+    model.audio_tower.encoder.register_forward_pre_hook(
+        lambda module, args, kwargs: runs.append(len(kwargs[model.audio_tower.family.argument])), with_kwargs=True
+    )
+
+    def embeds(**options) -> tuple[torch.Tensor, torch.Tensor]:
+        parts = list(processor.stream(path, hop=0.2, **options))
+        found = [model(**part).audio_embeds[0] for part in parts]
+        return torch.cat([part["window_times"][0].mean(dim=-1) for part in parts]), torch.cat(found)
+
+    times, whole = embeds(num_frames=60)
+    assert runs == [11]  # clips of 1.6 s, one every 1.12 s, for 60 windows
+    _, parts = embeds(num_frames=7)
+    torch.testing.assert_close(parts, whole, atol=1e-5, rtol=1e-4)
+    clip = processor(videos=path, num_frames=60, return_tensors="pt")
+    torch.testing.assert_close(model(**clip).audio_embeds[0], whole, atol=1e-5, rtol=1e-4)
+    # Before its start a stream holds silence, so that the first clip alone is another.
+    later, rest = embeds(num_frames=5, start=5.0)
+    same = [index for index, time in enumerate(later.tolist()) if time > 5.0 + 1.6]
+    places = [int((times - later[index]).abs().argmin()) for index in same]
+    torch.testing.assert_close(later[same], times[places])
+    torch.testing.assert_close(rest[same], whole[places], atol=1e-4, rtol=1e-3)
+    assert len(same) > 20 and not torch.allclose(rest[0], whole[25], atol=1e-3)
+    found = []
+    options = {"hop": 0.2, "num_frames": 3, "batch_size": 8}
+    for _, chunks in embed_moments(model, processor, [MediaSpan(path)], **options):
+        found += [chunk.values["a"] for chunk in chunks]
+    np.testing.assert_allclose(np.concatenate(found), whole.numpy(), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -467,6 +520,10 @@ BAD = [
     ({"audio_encoder_config": encoder_settings("audio", "hubert"), "num_mel_bins": 160,
       "reconstruction_loss_weight": 1.0}, "no patches of 8 x 8 .* use 0"),
     ({"audio_context": "clip"}, "needs an `audio_encoder_config`"),
+    ({"audio_context": "clip", "audio_clip_length": 40,
+      "audio_encoder_config": encoder_settings("audio", "audio-spectrogram-transformer")}, "shorter than the windows"),
+    ({"audio_context": "clip", "audio_clip_length": 100,
+      "audio_encoder_config": encoder_settings("audio", "audio-spectrogram-transformer")}, "use at most 64"),
     ({"video_encoder_config": encoder_settings("video", "vit"), "save_encoders": "reference"},
      "in `video_encoder_source`"),
     ({"video_encoder_config": encoder_settings("video", "vit"), "save_encoders": "reference",

@@ -12,6 +12,7 @@ from transformers import ASTConfig, ASTModel, AutoModelForPreTraining, Dinov2Con
 from cavmae_sync_hf import CavMaeSyncForPreTraining, CavMaeSyncProcessor, DataError, TrainingError
 from cavmae_sync_hf.data.augmentation import AUGMENTATION_PRESETS
 from cavmae_sync_hf.data.dataset import CavMaeSyncDataset
+from cavmae_sync_hf.data.streaming import CavMaeSyncStreamingDataset
 from cavmae_sync_hf.training import CavMaeSyncTrainer, PretrainingArguments
 from cavmae_sync_hf.training.pretrain import pretrain
 from cavmae_sync_hf.training.token_cache import keep_tokens
@@ -101,14 +102,23 @@ def test_checkpoint__resumes_as_the_run_would_have_gone_on(shards, tmp_path, tra
     assert moved and all((".lora_" in name) is (training == "lora") for name in moved)
 
 
-def test_whole_clips__are_heard_in_training_and_evaluation(shards, tmp_path):
-    sizes = {"audio_encoder_config": encoder_settings("audio", AST, max_length=256)}
+@pytest.mark.parametrize("frames", [1, "all"])
+def test_whole_clips__are_heard_in_training_and_evaluation(shards, tmp_path, frames):
+    sizes = {"audio_encoder_config": encoder_settings("audio", AST, max_length=96)}
     model = make_model(audio_context="clip", **sizes)
-    dataset = CavMaeSyncDataset(shards, tiny_processor(), frames="all")
+    processor = CavMaeSyncProcessor.from_config(model.config, mean=tiny_processor().feature_extractor.mean)
+    dataset = CavMaeSyncDataset(shards, processor, frames=frames)
+    assert dataset[0]["input_values"].shape[1:] == (96, 16)
     found = losses(train(model, dataset, tmp_path / "a"))
     kept = keep_tokens(make_model(audio_context="clip", **sizes), dataset, tmp_path / "tokens")
     again = losses(train(make_model(audio_context="clip", **sizes), kept, tmp_path / "b"))
     assert again == pytest.approx(found, rel=2e-3)
+    streamed = CavMaeSyncStreamingDataset(shards, processor, frames=frames, shuffle_buffer=1, batch_size=4)
+    for sample in streamed:
+        number = dataset.clip_ids().index(sample["clip_id"])
+        chosen = dataset.maker.make(dataset.source, number, sample["epoch"])
+        for name in ("input_values", "window_offsets"):
+            assert torch.equal(sample[name], chosen[name])
 
 
 def test_recipe_for_dinov2_and_ast__runs_two_steps_on_small_encoders(shards, tmp_path):

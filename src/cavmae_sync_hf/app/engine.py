@@ -95,16 +95,19 @@ class Engine:
         if modality not in self._pass_seconds:
             config, device = self.model.config, self.model.device
             shapes = {
-                "audio": (1, _TRIAL_MOMENTS, config.audio_length, config.num_mel_bins),
+                "audio": (1, _TRIAL_MOMENTS, config.heard_length, config.num_mel_bins),
                 "video": (1, _TRIAL_MOMENTS, config.num_channels, config.image_size, config.image_size),
             }
             encode = self.model.get_audio_features if modality == "audio" else self.model.get_video_features
             # All different, or the model would see that one will do.
             inputs = torch.randn(shapes[modality], device=device, dtype=self.model.dtype)
+            more: dict[str, Any] = {}
+            if modality == "audio" and config.audio_context == "clip":
+                more["window_offsets"] = torch.zeros(1, _TRIAL_MOMENTS, dtype=torch.long, device=device)
             with torch.no_grad():
-                encode(inputs[:, :1])
+                encode(inputs[:, :1], **{name: value[:, :1] for name, value in more.items()})
                 began = time.perf_counter()
-                encode(inputs).pooler_output.cpu()
+                encode(inputs, **more).pooler_output.cpu()
             self._pass_seconds[modality] = (time.perf_counter() - began) / _TRIAL_MOMENTS
         return self._pass_seconds[modality]
 

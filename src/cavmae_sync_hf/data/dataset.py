@@ -107,7 +107,8 @@ class InputMaker:
             mask = torch.zeros_like(mask)
         elif self.augmentation is not None:
             values = self.augmentation.windows(values, *key)
-        return {
+        within = {} if extractor.clip_length is None else {"window_offsets": windows.offsets}
+        return within | {
             "pixel_values_videos": pixels,
             "input_values": values,
             "padding_mask": mask,
@@ -366,7 +367,7 @@ class CavMaeSyncCollator:
         Raises:
             ValueError: A sample has more frames than `num_frames`, or labels that do not fit.
         """
-        names = ["pixel_values_videos", "input_values", "padding_mask", "padding_mask_videos"]
+        names = ["pixel_values_videos", "input_values", "padding_mask", "padding_mask_videos", "window_offsets"]
         names += ["audio_tokens", "video_tokens"]  # of frozen encoders, in place of their inputs
         names += ["frame_times", "window_times"] if self.with_ids else []
         fills = {"input_values": self.processor.feature_extractor.outside_value, "window_times": math.nan}
@@ -436,7 +437,9 @@ class CavMaeSyncCollator:
         names = [name for name in ("pixel_values_videos", "input_values", "labels") if name in batch]
         partners = {name: batch[name].roll(-1, 0) for name in names}
         masks = torch.stack([batch[name] for name in ("padding_mask", "padding_mask_videos") if name in batch])
-        fitting = (masks == masks.roll(-1, 1)).all(dim=2).all(dim=0).tolist()
+        fitting = (masks == masks.roll(-1, 1)).all(dim=2).all(dim=0)
+        if "window_offsets" in batch:  # windows that lie at other places of their clips would be mixed with others
+            fitting &= (batch["window_offsets"] == batch["window_offsets"].roll(-1, 0)).all(dim=1)
         for place, sample in enumerate(samples):
             generator = make_generator("mixup", self.seed, sample["epoch"], sample["clip_id"])
             if float(torch.rand((), generator=generator)) >= options.mixup or not fitting[place]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..data.failures import Failure
 from ..data.tables import read_vocabulary
 from ..files import StrPath
-from ..inference.features import not_finite_error
+from ..inference.features import OFFSETS, not_finite_error
 from ..metrics import compute, vggsounder_metrics
 from ..model.errors_cavmae_sync import EvaluationError, Hint
 from ..model.modeling_cavmae_sync import CavMaeSyncForAudioVisualClassification
@@ -154,7 +154,10 @@ def score_clips(
     Raises:
         EvaluationError: As `EvaluationClips.each_batch`.
     """
-    keys = {"audio": ("input_values", "padding_mask"), "video": ("pixel_values_videos", "padding_mask_videos")}
+    keys = {
+        "audio": ("input_values", "padding_mask", OFFSETS),
+        "video": ("pixel_values_videos", "padding_mask_videos"),
+    }
     # With both as input, a clip that lacks one is classified by the model's missing-modality path.
     needs = sorted({need for name in inputs if name != "av" for need in _NEEDS[name]})
 

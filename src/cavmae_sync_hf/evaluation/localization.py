@@ -19,11 +19,12 @@ from torch import Tensor
 from ..data.failures import Failure
 from ..data.tables import MEDIA_SUFFIXES
 from ..files import StrPath
-from ..inference.features import move_inputs, not_finite_error
+from ..inference.features import OFFSETS, move_inputs, not_finite_error
 from ..inference.occlusion import occlusion_maps
 from ..metrics import boxes_in_view, compute, patch_maps, pointing_accuracy
 from ..metrics.localization import time_pointing_accuracy, upsample_maps
 from ..model.alignment_cavmae_sync import window_times
+from ..model.batching_cavmae_sync import cut_windows
 from ..model.errors_cavmae_sync import EvaluationError, Hint, MediaError
 from ..model.media_cavmae_sync import decode_media
 from ..model.modeling_cavmae_sync import CavMaeSyncModel
@@ -200,13 +201,15 @@ class _Mapper:
         self.model, self.method = model, method
         extractor = processor.feature_extractor
         silence = (extractor.silence - extractor.mean) / extractor.std
-        self.silent_window = torch.full((1, 1, extractor.audio_length, extractor.num_mel_bins), silence)
+        windows = extractor.windows(torch.empty(0, extractor.num_mel_bins), [0.0])
+        self.silent = {"input_values": torch.full_like(windows.values[None], silence)}
+        if extractor.clip_length is not None:
+            self.silent[OFFSETS] = windows.offsets[None]
 
     @cached_property
     def silence(self) -> Tensor:
         """The embedding of a silent window, `(hidden,)`; audio is what sets others apart from that."""
-        window = self.silent_window.to(self.model.device, self.model.dtype)
-        return self.model.get_audio_features(window).audio_embeds[0, 0]
+        return self.model.get_audio_features(**move_inputs(self.silent, self.model)).audio_embeds[0, 0]
 
     def __call__(
         self,
@@ -229,13 +232,15 @@ class _Mapper:
             queries = torch.stack([output.audio_embeds, others], dim=2).flatten(1, 2) - self.silence
             maps = occlusion_maps(model, "video", frames, queries, present=both)
             own, other = maps[:, 0::2], maps[:, 1::2]
-            time = occlusion_maps(model, "audio", inputs["input_values"], output.video_embeds, present=wanted)
+            windows = cut_windows(inputs["input_values"], inputs.get(OFFSETS), model.config.audio_length)
+            time = occlusion_maps(model, "audio", windows, output.video_embeds, present=wanted)
         return _Maps(own.float().cpu(), other.float().cpu(), known, time.float().cpu())
 
-    def prompted(self, windows: Tensor, present: Tensor, frames: Tensor) -> Tensor:
-        """Mean over the present windows `(1, windows, ...)` of the maps on one image, `(rows, columns)`."""
-        model = self.model
-        embeds = model.get_audio_features(windows, present).audio_embeds[0][present[0]]
+    def prompted(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Mean over the present windows of one sound of the maps on one image, `(rows, columns)`."""
+        model, present, frames = self.model, inputs["padding_mask"], inputs["pixel_values_videos"]
+        heard = {name: inputs[name] for name in ("input_values", "padding_mask", OFFSETS) if name in inputs}
+        embeds = model.get_audio_features(**heard).audio_embeds[0][present[0]]
         if self.method == "cosine":
             patches = model.get_video_features(frames).last_hidden_state[0, 0]
             return patch_maps(embeds, patches, model.config.video_grid).mean(dim=0).cpu()
@@ -349,4 +354,4 @@ def _prompted_map(
     )  # fmt: skip
     windows = extractor(audio.waveform, sampling_rate=audio.sampling_rate, return_tensors="pt")
     inputs = move_inputs({**windows, **pixels}, mapper.model)
-    return mapper.prompted(inputs["input_values"], inputs["padding_mask"], inputs["pixel_values_videos"])
+    return mapper.prompted(inputs)

@@ -110,6 +110,11 @@ def export_model(
     longest = longest_text(model, processor) if with_text else None
     towers = make_towers(model.eval(), longest_text=longest)
     config = cast(Any, model.base_model if with_text else model).config
+    if config.audio_context == "clip":
+        raise ExportError(
+            "The model hears windows within longer clips (`audio_context='clip'`), and an exported tower takes each "
+            "window alone; export a model with `audio_context='window'`."
+        )
     description: dict[str, Any] = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,

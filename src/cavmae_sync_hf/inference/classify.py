@@ -21,7 +21,7 @@ from ..model.pipelines_cavmae_sync import activation_for, apply_activation, chec
 from ..model.pipelines_text_cavmae_sync import DEFAULT_TEMPLATE, check_labels, check_template
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from ..model.video_processing_cavmae_sync import is_media_source
-from .features import INPUTS, move_inputs
+from .features import INPUTS, OFFSETS, move_inputs
 from .moments import MediaSpan, OnError, Progress, read_ahead, read_moments, source_name
 from .texts import tokenize
 
@@ -215,7 +215,8 @@ def _read(
     processor = processor.with_audio_choice(audio_track=given.options.get("audio_track"))
     for inputs in read_moments(processor, span, hop=hop, device=device, **options):
         wanted = [pair for pair, track in zip(INPUTS, ("audio", "video"), strict=True) if modality in ("both", track)]
-        chosen = {name: inputs[name] for pair in wanted for name in pair if name in inputs}
+        names = [name for pair in wanted for name in pair] + ([OFFSETS] if modality != "video" else [])
+        chosen = {name: inputs[name] for name in names if name in inputs}
         yield chosen, inputs["frame_times"][0].tolist(), hop, True
 
 
@@ -306,6 +307,8 @@ def _score(scorer: _Scorer | _WordScorer, inputs: dict[str, Any], times: list[fl
             present |= torch.ones(len(times), dtype=torch.bool) if here is None else here[0].cpu()
             if here is not None and not bool(here.all()):
                 given[mask] = here
+    if "input_values" in given and OFFSETS in inputs:
+        given[OFFSETS] = inputs[OFFSETS]
     starts = torch.tensor(times, dtype=torch.float64) - step / 2
     spans = torch.stack((starts.clamp(min=0), starts + step), dim=1)
     if not given:  # nothing at the end of a video whose frames are not wanted: there is nothing to score

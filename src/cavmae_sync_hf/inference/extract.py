@@ -25,7 +25,7 @@ from ..data.sources import ClipList, ClipRecord, MediaRows, read_source
 from ..data.tables import LIST_SUFFIXES
 from ..files import StrPath, locked
 from ..model.alignment_cavmae_sync import window_seconds
-from ..model.errors_cavmae_sync import CavMaeSyncError, DiskError, InferenceError, printable
+from ..model.errors_cavmae_sync import CavMaeSyncError, DiskError, Hint, InferenceError, printable
 from ..model.media_cavmae_sync import probe_media
 from ..model.modeling_cavmae_sync import CavMaeSyncModel
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
@@ -316,6 +316,11 @@ class _Job:
         processor = processor.with_audio_choice(channel, audio_track)
         self.audio_seconds = window_seconds(processor.feature_extractor.audio_length)
         self.plan.heard(self.audio_seconds)
+        if audio_context == "inside" and processor.feature_extractor.clip_length is not None:
+            raise InferenceError(
+                "The model hears moments within longer clips, so that none hears the window alone.",
+                hint=Hint("audio_context", "around", "let moments hear beyond the window"),
+            )
         if control not in (None, "scramble"):
             raise InferenceError(f"`control` is {control!r}; there is 'scramble'.")
         if control and not (self.plan.needs_audio and self.plan.needs_video):

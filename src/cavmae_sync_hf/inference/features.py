@@ -29,7 +29,9 @@ INPUTS = (("input_values", "padding_mask"), ("pixel_values_videos", "padding_mas
 
 _MODALITIES = {"a": "audio", "v": "video", "av": "fused"}
 _NAME = re.compile(r"(a|v)(?:_(patches)|_layer_(\d+))?|av")
-_INPUT_NAMES = tuple(name for pair in INPUTS for name in pair)
+# What else belongs to the audio, for models that hear windows within longer clips.
+OFFSETS = "window_offsets"
+_INPUT_NAMES = (*(name for pair in INPUTS for name in pair), OFFSETS)
 
 
 class Embedder(Protocol):
@@ -214,8 +216,6 @@ def move_inputs(inputs: Mapping[str, Any], model: CavMaeSyncPreTrainedModel) -> 
         if inputs.get(name) is not None:
             value = torch.as_tensor(inputs[name]).to(model.device, non_blocking=True)
             moved[name] = value.to(model.dtype) if value.is_floating_point() else value
-    if inputs.get("window_times") is not None and getattr(model.config, "audio_context", "window") == "clip":
-        moved["window_times"] = torch.as_tensor(inputs["window_times"]).to(model.device)  # not rounded to a precision
     return moved
 
 
@@ -231,14 +231,14 @@ def encode_moments(model: Embedder, inputs: Mapping[str, Any], features: Sequenc
     """
     wanted: list[str] = []
     if any(feature.needs_audio for feature in features):
-        wanted += ["input_values", "padding_mask"]
+        wanted += ["input_values", "padding_mask", OFFSETS]
     if any(feature.needs_video for feature in features):
         wanted += ["pixel_values_videos", "padding_mask_videos"]
     given = {name: inputs[name] for name in wanted if inputs.get(name) is not None}
     values: dict[str, Tensor] = {}
     if isinstance(model, torch.nn.Module):
         encoder = cast(CavMaeSyncModel, model)
-        moved = move_inputs(given | {"window_times": inputs.get("window_times")}, encoder)
+        moved = move_inputs(given, encoder)
         images, present = encoder.check_inputs(**dict.fromkeys(_INPUT_NAMES) | moved)
         patches: dict[str, Tensor] = {}
         for modality, pixels in images.items():

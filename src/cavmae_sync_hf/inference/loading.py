@@ -177,7 +177,8 @@ def load_model(
         )
     if config.modality != "video":
         with _told(Path(name)):
-            check_extractor(config.audio_encoder_config, processor.feature_extractor)
+            clip_length = config.heard_length if config.audio_context == "clip" else None
+            check_extractor(config.audio_encoder_config, processor.feature_extractor, clip_length)
     inside: dict[str, Any] = {}
     if with_text and use != "text":
         inside = {"config": config, "key_mapping": {f"^{re.escape(_INSIDE)}": ""}}

@@ -23,14 +23,14 @@ from transformers import PreTrainedModel
 from ..files import StrPath, whole_file
 from ..metrics.localization import map_boxes, patch_maps
 from ..model.alignment_cavmae_sync import FRAMES_PER_SECOND, view_of
+from ..model.batching_cavmae_sync import cut_windows
 from ..model.errors_cavmae_sync import InferenceError, printable
-from ..model.feature_extraction_cavmae_sync import SILENCE
 from ..model.media_cavmae_sync import decode_media
 from ..model.modeling_cavmae_sync import CavMaeSyncModel
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from ..model.video_processing_cavmae_sync import CavMaeSyncVideoProcessor
 from ..provenance import model_fingerprint
-from .features import check_towers, evaluating, move_inputs, not_finite_error
+from .features import OFFSETS, check_towers, evaluating, move_inputs, not_finite_error
 from .loudness import SILENCE_DB, span_loudness
 from .moments import MediaSpan, Progress, format_clock, read_ahead, read_moments, report_seconds, source_name
 from .occlusion import default_block, embed_without, occlusion_maps
@@ -330,7 +330,9 @@ def localize(
         show = report_seconds(progress, span)
         for inputs in (inputs for _, chunks in read_ahead([span], read) for inputs in chunks):
             parts.append(mapper(inputs))
-            canvas.add(inputs["input_values"][0], inputs["window_times"][0])
+            length = processor.feature_extractor.audio_length
+            windows = cut_windows(inputs["input_values"], inputs.get(OFFSETS), length)
+            canvas.add(windows[0], inputs["window_times"][0])
             show(float(inputs["frame_times"][0, -1]))
     values: dict[str, Any] = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     source = source_name(video)
@@ -416,14 +418,16 @@ class _Mapper:
     ) -> None:
         self.model, self.query, self.method, self.block, self.stride = model, query, method, block, stride
         extractor = processor.feature_extractor
-        self.floor = (SILENCE - extractor.mean) / extractor.std
-        self.silent_window = torch.full((1, 1, extractor.audio_length, extractor.num_mel_bins), self.floor)
+        self.floor = (extractor.silence - extractor.mean) / extractor.std
+        windows = extractor.windows(torch.empty(0, extractor.num_mel_bins), [0.0])
+        self.silent = {"input_values": torch.full_like(windows.values[None], self.floor)}
+        if extractor.clip_length is not None:
+            self.silent[OFFSETS] = windows.offsets[None]
 
     @cached_property
     def silence(self) -> Tensor:
         """The embedding of a silent window, `(hidden,)`."""
-        window = self.silent_window.to(self.model.device, self.model.dtype)
-        return self.model.get_audio_features(window).audio_embeds[0, 0]
+        return self.model.get_audio_features(**move_inputs(self.silent, self.model)).audio_embeds[0, 0]
 
     @torch.no_grad()
     def __call__(self, inputs: dict[str, Tensor]) -> dict[str, np.ndarray]:
@@ -454,8 +458,9 @@ class _Mapper:
                 model, "video", moved["pixel_values_videos"], asked, present=seen, block=self.block,
                 stride=self.stride, project=self._projection("video"),
             )  # fmt: skip
+            windows = cut_windows(moved["input_values"], moved.get(OFFSETS), model.config.audio_length)
             audio_maps = occlusion_maps(
-                model, "audio", moved["input_values"], for_audio, present=heard, stride=self.stride, fill=self.floor,
+                model, "audio", windows, for_audio, present=heard, stride=self.stride, fill=self.floor,
                 project=self._projection("audio"),
             )  # fmt: skip
         if self.query is None:

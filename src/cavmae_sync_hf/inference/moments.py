@@ -32,7 +32,7 @@ from ..model.errors_cavmae_sync import CavMaeSyncError, InferenceError, MediaErr
 from ..model.media_cavmae_sync import probe_media
 from ..model.media_source_cavmae_sync import describe_source
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
-from .features import INPUTS, Embedder, Feature, choose_features, encode_moments, not_finite_error
+from .features import INPUTS, OFFSETS, Embedder, Feature, choose_features, encode_moments, not_finite_error
 
 # Called with what is done, how much there is (0 where unknown) and, in some places, a remark.
 Progress = Callable[..., None]
@@ -482,7 +482,8 @@ def _read_chunks(
             kept=kept,
         )
         # The frames at full size go now, not when the model has had its turn.
-        inputs = {name: inputs[name] for pair in INPUTS for name in pair if name in inputs}
+        names = (*(name for pair in INPUTS for name in pair), OFFSETS)
+        inputs = {name: inputs[name] for name in names if name in inputs}
         yield inputs, chunk
 
 
@@ -574,6 +575,8 @@ def _join_inputs(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     if len(parts) == 1:
         return parts[0]
     joined: dict[str, Tensor] = {}
+    if OFFSETS in parts[0]:
+        joined[OFFSETS] = torch.cat([part[OFFSETS] for part in parts], dim=1)
     for values, mask in INPUTS:
         if values in parts[0]:
             joined[values] = torch.cat([part[values] for part in parts], dim=1)

@@ -36,7 +36,7 @@ from ..model.media_cavmae_sync import decode_media, probe_media
 from ..model.media_stream_cavmae_sync import iter_media
 from ..model.modeling_cavmae_sync import CavMaeSyncModel
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
-from .features import Feature
+from .features import OFFSETS, Feature
 from .moments import MediaSpan, MomentChunk, embed_moments
 
 # As far apart as the published 16 frames in 10 s.
@@ -181,8 +181,8 @@ class Plan:
 class AudioSupply(Protocol):
     """Gives moments another audio than their own."""
 
-    def windows(self, video: MediaSpan, numbers: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """For moments of a video: windows `(n, audio_length, mel bins)`, their presence and coverage `(n,)`.
+    def windows(self, video: MediaSpan, numbers: Sequence[int]) -> dict[str, Tensor]:
+        """For moments of a video: `input_values` and what goes with it, without a batch dimension.
 
         It is called in threads, for several videos at a time.
         """
@@ -236,8 +236,7 @@ def iter_windows(
             inputs[name] = inputs[name][:, kept]
         numbers = [first + place for place in kept]
         if supply is not None and kept:
-            values, mask, coverage = supply.windows(video, numbers)
-            inputs |= {"input_values": values[None], "padding_mask": mask[None], "window_coverage": coverage[None]}
+            inputs |= {name: value[None] for name, value in supply.windows(video, numbers).items()}
         return numbers, first + count
 
     # Chunks go to the model alone, so that rows do not depend on what other videos a run reads.
@@ -448,21 +447,20 @@ class ScrambledAudio:
         self.first = np.cumsum([0, *counts]).tolist()
         self.counts = counts
         # Pieces this close hear some of each other's time.
-        self.reach = math.ceil(window_seconds(self.extractor.audio_length) / 2 / self.seconds)
+        self.reach = math.ceil(self.extractor.context_seconds / self.seconds)
         self.permutation = derange(len(self.pieces), self._near, np.random.default_rng(seed))
         self._held = threading.local()  # the last piece that each thread asked for
 
-    def windows(self, video: MediaSpan, numbers: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """For moments of a video: windows `(n, audio_length, mel bins)`, their presence and coverage `(n,)`."""
-        parts: list[tuple[Tensor, ...]] = []
+    def windows(self, video: MediaSpan, numbers: Sequence[int]) -> dict[str, Tensor]:
+        """As of `AudioSupply`."""
+        parts: list[dict[str, Tensor]] = []
         for number in numbers:
             piece, place = divmod(number, self.piece)
             partner = self.partner(self.numbers[video.id], piece)
             if getattr(self._held, "partner", None) != partner:
                 self._held.partner, self._held.windows = partner, self._decode(*partner)
-            parts.append(tuple(column[place] for column in self._held.windows))
-        values, mask, coverage = (torch.stack(column) for column in zip(*parts, strict=True))
-        return values, mask, coverage
+            parts.append({name: column[place] for name, column in self._held.windows.items()})
+        return {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
 
     def partner(self, video: int, piece: int) -> tuple[int, int]:
         """Whose audio a piece of a video's frames gets: video and piece."""
@@ -505,11 +503,11 @@ class ScrambledAudio:
         stop = duration if video.end is None else min(video.end, duration)
         return max(0, math.floor((stop - (video.start or 0.0)) / self.seconds + 1e-6))
 
-    def _decode(self, number: int, piece: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _decode(self, number: int, piece: int) -> dict[str, Tensor]:
         video, extractor, hop = self.videos[number], self.extractor, self.plan.grid.hop
         start = video.start or 0.0
         times = step_times(hop, self.piece, piece * self.piece)
-        context = window_seconds(extractor.audio_length) / 2 + _MARGIN_SECONDS
+        context = extractor.context_seconds + _MARGIN_SECONDS
         # A whole second of the span, as in a stream, so that the spectrogram lies on the same grid.
         second = max(0, math.floor(times[0] - context))
         stop = start + times[-1] + context
@@ -528,7 +526,12 @@ class ScrambledAudio:
             ).waveform
         if waveform is None or not len(waveform):
             windows = extractor.windows(torch.empty(0, extractor.num_mel_bins), times)
-            return windows.values, torch.zeros_like(windows.mask), torch.zeros_like(windows.coverage)
-        log_mel = extractor.log_mel(waveform)
-        windows = extractor.windows(log_mel, times, first_frame=second * FRAMES_PER_SECOND)
-        return windows.values, windows.mask, windows.coverage
+            absent, coverage = torch.zeros_like(windows.mask), torch.zeros_like(windows.coverage)
+            windows = windows._replace(mask=absent, coverage=coverage)
+        else:
+            log_mel = extractor.log_mel(waveform)
+            windows = extractor.windows(log_mel, times, first_frame=second * FRAMES_PER_SECOND, origin=start)
+        within = {} if extractor.clip_length is None else {OFFSETS: windows.offsets}
+        return within | {
+            "input_values": windows.values, "padding_mask": windows.mask, "window_coverage": windows.coverage,
+        }  # fmt: skip

@@ -149,6 +149,26 @@ def window_times(starts: Sequence[int], window_length: int) -> list[tuple[float,
     return [(start / FRAMES_PER_SECOND, (start + window_length) / FRAMES_PER_SECOND) for start in starts]
 
 
+def clip_starts(starts: Sequence[int], window_length: int, clip_length: int, origin: int = 0) -> list[int]:
+    """Where the longer clip starts that each window is heard within, for models that hear more than a window at once.
+
+    Clips lie at fixed places of the file, one every `clip_length - window_length` steps, so that each window lies in
+    one of them as a whole, and that clip is the same wherever reading begins: number k starts at
+    `k * (clip_length - window_length) - window_length // 2`, and has the windows whose centre is in its stretch.
+
+    Args:
+        starts: Where the windows start, spectrogram frames.
+        window_length: Their length.
+        clip_length: That of the clips, no less.
+        origin: Where position 0 of `starts` lies in the file.
+
+    Returns:
+        As `starts`, counted from the same position 0.
+    """
+    step, half = max(1, clip_length - window_length), window_length // 2
+    return [(start + half + origin) // step * step - half - origin for start in starts]
+
+
 def window_coverage(starts: Sequence[int], window_length: int, total_frames: int) -> list[float]:
     """Share of each window that lies inside a clip of `total_frames` spectrogram frames, in [0, 1]."""
     held = [min(start + window_length, total_frames) - max(start, 0) for start in starts]

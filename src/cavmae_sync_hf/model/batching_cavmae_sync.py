@@ -16,7 +16,7 @@ _MASKS = {"input_values": "padding_mask", "pixel_values_videos": "padding_mask_v
 # What a batch is made of: inputs, or in their place the tokens that an encoder gave of them.
 _VALUES = (*_MASKS, "audio_tokens", "video_tokens")
 _PER_MOMENT = frozenset(
-    (*_VALUES, *_MASKS.values(), "attention_mask", "frame_times", "window_times", "window_coverage")
+    (*_VALUES, *_MASKS.values(), "attention_mask", "frame_times", "window_times", "window_coverage", "window_offsets")
 )
 
 
@@ -110,6 +110,23 @@ def _as_tensor(value: Any) -> Tensor:
     return tensor if isinstance(value, np.ndarray) or not tensor.is_floating_point() else tensor.float()
 
 
+def cut_windows(rows: Tensor, offsets: Tensor | None, length: int) -> Tensor:
+    """The windows themselves, of rows that may be the longer clips they are heard within.
+
+    Args:
+        rows: `input_values`, `(batch, frames, time, mel)`.
+        offsets: `window_offsets`, `(batch, frames)`; `None`: the rows are the windows.
+        length: Of a window.
+
+    Returns:
+        `(batch, frames, length, mel)`.
+    """
+    if offsets is None:
+        return rows
+    index = offsets.to(rows.device).unsqueeze(-1) + torch.arange(length, device=rows.device)
+    return rows.gather(2, index.unsqueeze(-1).expand(-1, -1, -1, rows.shape[-1]))
+
+
 def holds(clips: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]]) -> str:
     """Whether clips hold tensors, `"pt"`, or anything else, `"np"`."""
     values = clips.values() if isinstance(clips, Mapping) else clips[0].values()
@@ -117,4 +134,4 @@ def holds(clips: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]]) -> s
     return "pt" if isinstance(first[0] if isinstance(clips, Mapping) else first, Tensor) else "np"
 
 
-__all__ = ["holds", "pad_batch", "stack_all", "stack_padded", "to_batch"]
+__all__ = ["cut_windows", "holds", "pad_batch", "stack_all", "stack_padded", "to_batch"]

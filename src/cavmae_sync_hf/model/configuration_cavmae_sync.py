@@ -76,14 +76,18 @@ CONFIG_VALUES: dict[str, Allowed] = {
     "encoder_lora_rank": whole(1, 1 << 12),
     "encoder_masking": choice("auto", "drop", "input"),
     "audio_context": choice("window", "clip"),
+    "audio_clip_length": optional(whole(1, 3000)),
     "save_encoders": choice("whole", "reference"),
     "num_labels": whole(1, 1 << 20),
 }
 # What there is for encoders alone: it is saved where there is one, so that other models are saved as ever.
 _ENCODER_SETTINGS = ("audio_encoder_config", "video_encoder_config") + tuple(
-    name for name in CONFIG_VALUES if "encoder_" in name or name in ("audio_context", "save_encoders")
+    name
+    for name in CONFIG_VALUES
+    if "encoder_" in name or name in ("audio_context", "audio_clip_length", "save_encoders")
 )
 _MEL_BINS = 128
+_CLIP_LENGTH = 1024  # the published length of a clip
 # The positions of a grid, patches times width, are made before any weight is read.
 _MOST_POSITIONS = 1 << 28
 
@@ -202,8 +206,11 @@ class CavMaeSyncConfig(ConfigSavedWithCode, PreTrainedConfig):
             How patches that pretraining removes are kept from an encoder: `"drop"` leaves their tokens out of its
             blocks, `"input"` blanks them in its input; `"auto"` drops where the encoder allows it.
         audio_context (`str`, *optional*, defaults to `"window"`):
-            `"window"`: an audio encoder hears each window alone. `"clip"`: it hears the whole clip once, and its
-            tokens are cut into windows, which then know of the rest of the clip; the model needs `window_times`.
+            `"window"`: an audio encoder hears each window alone. `"clip"`: it hears a longer clip around the window
+            once, and its tokens are cut into windows, which then know of the rest of the clip.
+        audio_clip_length (`int`, *optional*):
+            Spectrogram frames of such a clip, at most 3000. Clips begin every `audio_clip_length - audio_length`
+            frames of a file. `None`: 1024, or as many as the encoder hears at once.
         save_encoders (`str`, *optional*, defaults to `"whole"`):
             `"whole"`: encoders are saved with the model. `"reference"`: only the names they were loaded from are,
             which `from_pretrained` loads them from again.
@@ -302,6 +309,7 @@ class CavMaeSyncConfig(ConfigSavedWithCode, PreTrainedConfig):
     encoder_lora_rank: int = 8
     encoder_masking: Literal["auto", "drop", "input"] = "auto"
     audio_context: Literal["window", "clip"] = "window"
+    audio_clip_length: int | None = None
     save_encoders: Literal["whole", "reference"] = "whole"
 
     @classmethod
@@ -338,6 +346,15 @@ class CavMaeSyncConfig(ConfigSavedWithCode, PreTrainedConfig):
         if encoder is None:
             return self.num_modality_layers
         return getattr(self, f"{modality}_encoder_layer") or num_blocks(encoder)
+
+    @property
+    def heard_length(self) -> int:
+        """Spectrogram frames that the audio tower or encoder is given at once: a window, or the clip around it."""
+        if self.audio_context == "window" or self.audio_encoder_config is None:
+            return self.audio_length
+        if self.audio_clip_length is not None:
+            return self.audio_clip_length
+        return max(self.audio_length, min(_CLIP_LENGTH, longest_input(self.audio_encoder_config) or _CLIP_LENGTH))
 
     @property
     def audio_grid(self) -> tuple[int, int]:
@@ -442,6 +459,16 @@ class CavMaeSyncConfig(ConfigSavedWithCode, PreTrainedConfig):
             raise ValueError("`save_encoders` is 'reference', which would lose trained encoders; use 'whole'.")
         if self.audio_context == "clip" and "audio" not in self.encoders:
             raise ValueError("`audio_context` is 'clip', which needs an `audio_encoder_config`; use 'window'.")
+        if self.audio_clip_length is not None and self.audio_clip_length < self.audio_length:
+            raise ValueError(
+                f"`audio_clip_length` is {self.audio_clip_length}, shorter than the windows in it, `audio_length` "
+                f"{self.audio_length}; use at least that, or leave it out."
+            )
+        if self.audio_context == "clip" and self.reconstruction_loss_weight:
+            raise ValueError(
+                f"`reconstruction_loss_weight` is {self.reconstruction_loss_weight}; of windows that are heard within "
+                "a clip nothing can be removed and recovered: use 0, or `audio_context='window'`."
+            )
         if self.encoders and self.reconstruction_loss_weight:
             self._check_decodable()
 
@@ -458,9 +485,10 @@ class CavMaeSyncConfig(ConfigSavedWithCode, PreTrainedConfig):
     def _check_audio_encoder(self, encoder: Any) -> None:
         family, kind = encoder_family(encoder), encoder.model_type
         longest = longest_input(encoder)
-        if longest is not None and self.audio_length > longest:
+        if longest is not None and self.heard_length > longest:
+            name = "audio_length" if self.heard_length == self.audio_length else "audio_clip_length"
             raise ValueError(
-                f"`audio_length` is {self.audio_length}; the encoder {kind!r} has positions for {longest} steps of "
+                f"`{name}` is {self.heard_length}; the encoder {kind!r} has positions for {longest} steps of "
                 f"10 ms: use at most {longest}."
             )
         if family.hears_waveforms and self.num_mel_bins != waveform_values(encoder):

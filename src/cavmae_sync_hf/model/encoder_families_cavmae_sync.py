@@ -262,12 +262,13 @@ def waveform_values(config: Any) -> int:
     return encoder_family(config).sampling_rate // FRAMES_PER_SECOND
 
 
-def check_extractor(encoder: Any, extractor: Any) -> None:
+def check_extractor(encoder: Any, extractor: Any, clip_length: int | None = None) -> None:
     """Refuse a feature extractor that does not make what an audio encoder hears.
 
     Args:
         encoder: The encoder's configuration; `None` for the tower of this package.
         extractor: A `CavMaeSyncFeatureExtractor`.
+        clip_length: Of the clips that windows are heard within; `None`: they are heard alone.
 
     Raises:
         ValueError: Names the setting that differs.
@@ -282,6 +283,7 @@ def check_extractor(encoder: Any, extractor: Any) -> None:
         }
     elif encoder is not None:  # its own statistics are reckoned from these
         wanted |= dict(zip(("mean", "std"), LOG_MEL_STATISTICS, strict=True), sampling_rate=16_000)
+    wanted["clip_length"] = clip_length
     kind = "this package's audio tower" if encoder is None else f"the audio encoder {encoder.model_type!r}"
     for name, value in wanted.items():
         if getattr(extractor, name) != value:

@@ -20,7 +20,6 @@ from transformers.audio_utils import mel_filter_bank
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 from transformers.utils import is_peft_available, logging
 
-from .alignment_cavmae_sync import FRAMES_PER_SECOND
 from .encoder_families_cavmae_sync import (
     FRAME_STATISTICS,
     LOG_MEL_STATISTICS,
@@ -257,54 +256,30 @@ class CavMaeSyncEncoderTower(nn.Module):
         first = [tokens[:, : self.family.classes].mean(dim=1, keepdim=True)] if self.has_class else []
         return torch.cat([*first, tokens[:, prefix:]], dim=1)
 
-    def encode_clips(self, windows: Tensor, window_times: Tensor) -> Tensor:
-        """Tokens of every window, cut out of those of the whole clip, which the encoder hears at once.
-
-        The clip is what its windows show, from the first one's start to the last one's end; where no window lies it
-        holds the mean of all training audio.
+    def encode_clips(self, clips: Tensor, offsets: Tensor) -> Tensor:
+        """Tokens of every window, cut out of those of the clip around it; equal clips of a batch are heard once.
 
         Args:
-            windows: `(batch, frames, 1, mel, time)`.
-            window_times: Start and end of each, seconds, `(batch, frames, 2)`; NaN for absent ones.
+            clips: `(batch, frames, 1, mel, time)`.
+            offsets: Where in its clip each window starts, spectrogram frames, `(batch, frames)`.
 
         Returns:
             `(batch, frames, patches, width)`; there is no class token.
         """
-        batch_size, count, length = *windows.shape[:2], windows.shape[-1]
-        config = self.encoder.config
+        config, length = self.encoder.config, self.settings.audio_length
         rows, columns = audio_grid(config, length)
-        starts = (window_times[..., 0].double() * FRAMES_PER_SECOND).round()
-        known = starts.isfinite()
-        first = torch.where(known, starts, math.inf).amin(dim=1, keepdim=True)
-        starts = torch.where(known, starts - first, 0.0).long()
-        clips = []
-        for clip, offsets, present in zip(windows, starts.tolist(), known.tolist(), strict=True):
-            canvas = clip.new_zeros(*clip.shape[1:3], max(offsets) + length)
-            for window, offset, there in zip(clip, offsets, present, strict=True):
-                if there:
-                    canvas[..., offset : offset + length] = window
-            clips.append(canvas)
-        longest = longest_input(config)
-        most = max(canvas.shape[-1] for canvas in clips)
-        if longest is not None and most > longest:
+        outside = (offsets < 0) | (offsets > clips.shape[-1] - length)
+        if bool(outside.any()):
             raise ValueError(
-                f"A clip of {most / FRAMES_PER_SECOND:g} s is longer than the {longest / FRAMES_PER_SECOND:g} s that "
-                f"the encoder {config.model_type!r} hears at once; cut clips, or set `audio_context='window'`."
+                f"`window_offsets` has {int(offsets[outside][0])}; a window of {length} steps in a clip of "
+                f"{clips.shape[-1]} starts at 0 to {clips.shape[-1] - length}."
             )
-        result: Tensor | None = None
-        for size in {canvas.shape[-1] for canvas in clips}:
-            places = [place for place, canvas in enumerate(clips) if canvas.shape[-1] == size]
-            tokens = self.encode(torch.stack([clips[place] for place in places]))
-            tokens = tokens.unflatten(1, audio_grid(config, size))  # (clips, rows, columns, width)
-            shifts = (starts[places] / frames_per_column(config)).round().long().clamp(max=tokens.shape[2] - columns)
-            taken = shifts.unsqueeze(-1) + torch.arange(columns, device=shifts.device)  # (clips, frames, columns)
-            of_clip = torch.arange(len(places), device=shifts.device)[:, None, None]
-            cut = tokens.transpose(1, 2)[of_clip, taken].transpose(2, 3)  # (clips, frames, rows, columns, width)
-            if result is None:
-                result = cut.new_zeros(batch_size, count, rows * columns, cut.shape[-1])
-            result[places] = cut.flatten(2, 3)
-        assert result is not None
-        return result
+        distinct, places = _distinct(clips.flatten(0, 1))
+        tokens = self.encode(distinct).unflatten(1, audio_grid(config, clips.shape[-1]))
+        shifts = (offsets.flatten() / frames_per_column(config)).round().long().clamp(max=tokens.shape[2] - columns)
+        taken = shifts.unsqueeze(-1) + torch.arange(columns, device=shifts.device)  # (windows, columns)
+        cut = tokens.transpose(1, 2)[places.unsqueeze(-1), taken].transpose(1, 2)  # (windows, rows, columns, width)
+        return cut.flatten(1, 2).unflatten(0, clips.shape[:2])
 
     @contextmanager
     def _keeping(self, places: Tensor | None, prefix: int) -> Iterator[None]:
@@ -409,6 +384,26 @@ class CavMaeSyncEncoderTower(nn.Module):
             numbers = [number.view(-1, *[1] * (values.ndim - channel_dim - 1)) for number in numbers]
         mean, std, own_mean, own_std = numbers
         return (values * std + mean - own_mean) / own_std
+
+
+def _distinct(clips: Tensor) -> tuple[Tensor, Tensor]:
+    """The clips without those that came before `(distinct, ...)`, and which of them each one is."""
+    if clips.requires_grad:  # which would be collected at one of several equal ones
+        return clips, torch.arange(len(clips), device=clips.device)
+    # Equal clips have equal sums, so that few have to be compared whole.
+    sums = clips.flatten(1).double().sum(dim=1).tolist()
+    kept: list[int] = []
+    known: dict[float, list[int]] = {}
+    places = []
+    for number, total in enumerate(sums):
+        alike = known.setdefault(total, [])
+        place = next((place for place in alike if torch.equal(clips[kept[place]], clips[number])), None)
+        if place is None:
+            place = len(kept)
+            kept.append(number)
+            alike.append(place)
+        places.append(place)
+    return clips[kept], torch.tensor(places, device=clips.device)
 
 
 def _as_tuple(value: Any) -> tuple[float, ...]:

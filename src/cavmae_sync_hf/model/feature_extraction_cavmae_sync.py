@@ -23,6 +23,7 @@ from .alignment_cavmae_sync import (
     FRAMES_PER_SECOND,
     center_times,
     check_alignment,
+    clip_starts,
     reference_window_starts,
     reference_window_times,
     window_coverage,
@@ -73,6 +74,7 @@ FEATURE_VALUES: dict[str, Allowed] = {
     "reference_length": whole(1, 1 << 20),
     "min_window_coverage": number(0, 1, below=True),
     "features": choice("log_mel", "waveform"),
+    "clip_length": optional(whole(1, 1 << 16)),
 }
 _MEL_BINS, _MEAN, _STD = 128, -5.081, 4.4849
 # Arguments that transformers hands to every feature extractor and that have no meaning for fixed-size windows.
@@ -83,16 +85,20 @@ class AudioWindows(NamedTuple):
     """Windows of one clip.
 
     Attributes:
-        values: Normalised log-mel, shape `(num_frames, audio_length, num_mel_bins)`.
+        values: Normalised log-mel, shape `(num_frames, audio_length, num_mel_bins)`, or rows of `clip_length` where
+            that is set.
         starts: Spectrogram frame at which each window starts (negative before the clip), length `num_frames`.
         coverage: Share of each window that lies inside the clip, in [0, 1], shape `(num_frames,)`.
         mask: True where the window is present, shape `(num_frames,)`.
+        offsets: Where in its row of `values` each window starts, spectrogram frames, shape `(num_frames,)`: 0, unless
+            the rows are longer clips (`clip_length`).
     """
 
     values: Tensor
     starts: list[int]
     coverage: Tensor
     mask: Tensor
+    offsets: Tensor
 
 
 class CavMaeSyncFeatureExtractor(SavedWithCode, SequenceFeatureExtractor):
@@ -122,6 +128,9 @@ class CavMaeSyncFeatureExtractor(SavedWithCode, SequenceFeatureExtractor):
         features: `"log_mel"`, or `"waveform"` for models with an audio encoder that hears samples: each row of 10 ms
             then holds the samples themselves, `num_mel_bins` is their number (left at its default it becomes that),
             and `mean` and `std` are 0 and 1 unless they are given.
+        clip_length: For models that hear each window within a longer clip (`audio_context="clip"`): length of the
+            rows of `input_values`, in place of `audio_length`. `window_offsets` `(batch, num_frames)` then says where
+            in its row each window starts; see `clip_starts` for where clips lie.
         kwargs: Passed on to [`SequenceFeatureExtractor`].
 
     Raises:
@@ -145,6 +154,7 @@ class CavMaeSyncFeatureExtractor(SavedWithCode, SequenceFeatureExtractor):
         reference_length: int = 1024,
         min_window_coverage: float = 0.0,
         features: str = "log_mel",
+        clip_length: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
@@ -153,7 +163,7 @@ class CavMaeSyncFeatureExtractor(SavedWithCode, SequenceFeatureExtractor):
             "num_frames": num_frames, "audio_length": audio_length, "num_mel_bins": num_mel_bins,
             "alignment": alignment, "channel": channel, "mean": mean, "std": std,
             "reference_length": reference_length, "min_window_coverage": min_window_coverage,
-            "features": features,
+            "features": features, "clip_length": clip_length,
         }  # fmt: skip
         check_values(given | kwargs, FEATURE_VALUES)
         if features == "waveform":
@@ -177,6 +187,12 @@ class CavMaeSyncFeatureExtractor(SavedWithCode, SequenceFeatureExtractor):
         self.reference_length = reference_length
         self.min_window_coverage = min_window_coverage
         self.features = features
+        self.clip_length = clip_length
+        if clip_length is not None and clip_length < audio_length:
+            raise ValueError(
+                f"`clip_length` is {clip_length}, shorter than the windows in it, `audio_length`={audio_length}; use "
+                "at least that, or leave it out."
+            )
         self._check_alignment()
 
         samples = self.window_samples
@@ -217,7 +233,19 @@ class CavMaeSyncFeatureExtractor(SavedWithCode, SequenceFeatureExtractor):
         settings.pop("return_attention_mask", None)
         if self.features == "log_mel":  # as every saved folder without the setting has it
             settings.pop("features", None)
+        if self.clip_length is None:  # likewise
+            settings.pop("clip_length", None)
         return settings
+
+    @property
+    def row_length(self) -> int:
+        """Spectrogram frames of a row of `input_values`: those of a window, or of the clip it is heard within."""
+        return self.audio_length if self.clip_length is None else self.clip_length
+
+    @property
+    def context_seconds(self) -> float:
+        """Seconds of audio that a row of `input_values` may hold before, and after, the time of its frame."""
+        return (self.row_length - self.audio_length // 2) / FRAMES_PER_SECOND
 
     @property
     def silence(self) -> float:
@@ -308,6 +336,8 @@ class CavMaeSyncFeatureExtractor(SavedWithCode, SequenceFeatureExtractor):
             "input_values": [clip.values for clip in windows],
             "padding_mask": [clip.mask for clip in windows],
         }
+        if self.clip_length is not None:
+            data["window_offsets"] = [clip.offsets for clip in windows]
         if return_attention_mask:
             data["attention_mask"] = [mask.long() for mask in data["padding_mask"]]
         if return_times:
@@ -443,6 +473,7 @@ class CavMaeSyncFeatureExtractor(SavedWithCode, SequenceFeatureExtractor):
         first_frame: int = 0,
         total_frames: int | None = None,
         chosen: Sequence[int] | None = None,
+        origin: float = 0.0,
     ) -> AudioWindows:
         """Normalise a clip's log-mel and cut one window per video frame.
 
@@ -455,6 +486,8 @@ class CavMaeSyncFeatureExtractor(SavedWithCode, SequenceFeatureExtractor):
                 `log_mel`.
             chosen: Indices of the frames whose windows are wanted; default: all. A window's place may depend on how
                 many frames there are, so `frame_times` has all of them.
+            origin: Where the clip starts in its file, seconds, where clips within it are counted from the file's
+                start (`clip_length`).
 
         Returns:
             The windows, see [`AudioWindows`].
@@ -474,16 +507,21 @@ class CavMaeSyncFeatureExtractor(SavedWithCode, SequenceFeatureExtractor):
         outside = log_mel.new_full((1, log_mel.shape[-1]), padding)
         # One extra row stands for everything outside the clip; normalising before cutting touches each frame once.
         rows = torch.cat((log_mel, outside)).sub_(self.mean).div_(self.std)
-        index = torch.tensor(starts, dtype=torch.long).unsqueeze(1) + torch.arange(self.audio_length)
+        held = starts
+        if self.clip_length is not None:
+            place = round(origin * FRAMES_PER_SECOND)
+            held = clip_starts(starts, self.audio_length, self.clip_length, place)
+        offsets = torch.tensor(starts, dtype=torch.long) - torch.tensor(held, dtype=torch.long)
+        index = torch.tensor(held, dtype=torch.long).unsqueeze(1) + torch.arange(self.row_length)
         index -= first_frame
         index[(index < 0) | (index >= len(log_mel))] = len(log_mel)
-        values = rows[index.to(rows.device)]  # (num_frames, audio_length, num_mel_bins)
+        values = rows[index.to(rows.device)]  # (num_frames, row_length, num_mel_bins)
         coverage = torch.tensor(window_coverage(starts, self.audio_length, total), dtype=torch.float32)
         # The published model was trained on its own padding and sees every window, so nothing is absent there.
         mask = torch.ones(len(starts), dtype=torch.bool)
         if self.alignment == "time":
             mask = coverage > self.min_window_coverage
-        return AudioWindows(values, starts, coverage, mask)
+        return AudioWindows(values, starts, coverage, mask, offsets)
 
     def default_frame_times(self, duration: float, num_frames: int | None = None) -> list[float]:
         """Times of the frames of a clip, in seconds, where nobody gave them.

@@ -27,7 +27,7 @@ from .media_waveform_cavmae_sync import checked_waveform
 # A frame's own time lies at most so far before the centre of its step (see `shown_time`).
 DUB_CONTEXT_SECONDS = HELD_FRAME_SECONDS
 # Audio around a frame for longer than this would have to be held for every chunk.
-MAX_CONTEXT_SECONDS = 10.0
+MAX_CONTEXT_SECONDS = 32.0
 
 
 @dataclass(kw_only=True)

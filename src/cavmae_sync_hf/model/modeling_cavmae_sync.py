@@ -44,8 +44,8 @@ logger = logging.get_logger(__name__)
 KNOWN_ARGUMENTS = (
     "pixel_values_videos", "input_values", "padding_mask", "padding_mask_videos", "attention_mask", "audio_noise",
     "video_noise", "labels", "return_loss", "output_attentions", "output_hidden_states", "return_dict",
-    "num_items_in_batch", "frame_times", "window_times", "window_coverage", "frame_indices", "clip_ids",
-    "audio_tokens", "video_tokens",
+    "num_items_in_batch", "frame_times", "window_times", "window_coverage", "window_offsets",
+    "frame_indices", "clip_ids", "audio_tokens", "video_tokens",
 )  # fmt: skip
 
 
@@ -66,7 +66,8 @@ _INPUTS = """\
     kwargs:
         `attention_mask` is another name for `padding_mask`. With an encoder of another model: `audio_tokens` or
         `video_tokens` `(batch_size, num_frames, tokens, width)`, that it gave before (`encode_tokens`), in place of
-        its input; `window_times` `(batch_size, num_frames, 2)` in seconds, where `config.audio_context` is `"clip"`.
+        its input. Where `config.audio_context` is `"clip"`, `input_values` has rows of `config.heard_length`, and
+        `window_offsets` `(batch_size, num_frames)` says where in its row each window starts.
         What else a processor or collator gives is ignored; unknown names are refused.
 
 Raises:
@@ -728,7 +729,7 @@ class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
             elif inputs is not None:
                 images[modality] = self.as_images(modality, inputs)
                 if modality == "audio" and self.config.audio_context == "clip":
-                    images[modality] = self._clip_tokens(images[modality], kwargs.get("window_times"))
+                    images[modality] = self._clip_tokens(images[modality], kwargs.get("window_offsets"))
             if modality in images:
                 shape = images[modality].shape[:2]
                 present[modality] = None
@@ -754,13 +755,13 @@ class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
             )
         return images, present
 
-    def encode_tokens(self, modality: str, images: Tensor, window_times: Tensor | None = None) -> Tensor:
+    def encode_tokens(self, modality: str, images: Tensor, window_offsets: Tensor | None = None) -> Tensor:
         """Tokens of a modality's encoder, to be kept and given as `audio_tokens` or `video_tokens`.
 
         Args:
             modality: `"audio"` or `"video"`, with an encoder of another model.
             images: The modality's input, as of `forward`.
-            window_times: As of `forward`, where the encoder hears whole clips.
+            window_offsets: As of `forward`, where the encoder hears whole clips.
 
         Returns:
             `(batch, frames, tokens, width)`: the encoder's own, of which a class token is the first.
@@ -769,19 +770,19 @@ class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
         if not isinstance(tower, CavMaeSyncEncoderTower):
             raise ValueError(f"The {modality} tower is this package's own and has no tokens to keep.")
         if modality == "audio" and self.config.audio_context == "clip":
-            return self._clip_tokens(values, window_times)
+            return self._clip_tokens(values, window_offsets)
         return tower.encode(values.flatten(0, 1)).unflatten(0, values.shape[:2])
 
-    def _clip_tokens(self, images: Tensor, window_times: Tensor | None) -> Tensor:
-        """Tokens of windows whose encoder hears the whole clip."""
+    def _clip_tokens(self, images: Tensor, window_offsets: Tensor | None) -> Tensor:
+        """Tokens of windows that the encoder hears within a clip."""
         tower: Any = self.tower("audio")
-        if window_times is None or window_times.shape != (*images.shape[:2], 2):
-            given = "none" if window_times is None else f"shape {tuple(window_times.shape)}"
+        if window_offsets is None or window_offsets.shape != images.shape[:2]:
+            given = "none" if window_offsets is None else f"shape {tuple(window_offsets.shape)}"
             raise ValueError(
-                "With `audio_context='clip'` the model needs `window_times` of (batch_size, num_frames, 2), got "
-                f"{given}; call the processor with return_times=True."
+                "With `audio_context='clip'` the model needs `window_offsets` of (batch_size, num_frames), got "
+                f"{given}; pass all that its processor gives (CavMaeSyncProcessor.from_config)."
             )
-        return tower.encode_clips(images, window_times.to(images.device))
+        return tower.encode_clips(images, window_offsets.to(images.device))
 
     def _check_tokens(self, modality: str, tokens: Tensor) -> Tensor:
         tower = self.tower(modality)

@@ -179,7 +179,7 @@ def prepare_clip(
     Returns:
         `input_values` and `padding_mask`, `pixel_values_videos` and `padding_mask_videos`, as the modality has them,
         with a batch dimension of 1; `frame_times`, seconds, one per moment (NaN where not known), and, with audio,
-        `window_times`, pairs of seconds, as lists.
+        `window_times`, pairs of seconds, as lists, and `window_offsets` where the processor gives them.
 
     Raises:
         ValueError: The clip cannot be used; the message names it.
@@ -213,6 +213,8 @@ def prepare_clip(
     if "audio" in tracks:
         times = inputs.get("window_times")
         result["window_times"] = [[math.nan, math.nan]] * count if times is None else times[0].tolist()
+        if "window_offsets" in inputs:
+            result["window_offsets"] = inputs["window_offsets"]
     return result
 
 

@@ -148,6 +148,8 @@ class AudioVisualPipeline(Pipeline):
                 given[values] = inputs[values].to(self.dtype)
                 if not bool(inputs[mask].all()):
                     given[mask] = inputs[mask]
+        if "input_values" in given and "window_offsets" in inputs:
+            given["window_offsets"] = inputs["window_offsets"]
         return given
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
@@ -432,9 +434,11 @@ class CavMaeSyncRetrievalPipeline(_EmbeddingPipeline):
         count = num_frames or self.processor.feature_extractor.num_frames
         config = self.config
         absent = torch.zeros(1, count, dtype=torch.bool)
-        times = {"frame_times": [0.0] * count}
+        times: dict[str, Any] = {"frame_times": [0.0] * count}
         if modality == "audio":
-            values = torch.zeros(1, count, config.audio_length, config.num_mel_bins)
+            values = torch.zeros(1, count, config.heard_length, config.num_mel_bins)
+            if config.audio_context == "clip":
+                times = times | {"window_offsets": torch.zeros(1, count, dtype=torch.long)}
             return times | {"input_values": values, "padding_mask": absent, "window_times": [[0.0, 0.0]] * count}
         shape = (config.num_channels, config.image_size, config.image_size)
         return times | {"pixel_values_videos": torch.zeros(1, count, *shape), "padding_mask_videos": absent}

@@ -23,7 +23,7 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.utils import TensorType, cached_file, logging
 from transformers.video_utils import VideoMetadata
 
-from .alignment_cavmae_sync import FRAMES_PER_SECOND, window_seconds, window_times
+from .alignment_cavmae_sync import FRAMES_PER_SECOND, window_times
 from .auto_map_cavmae_sync import AUTO_MAP, SavedWithCode
 from .batching_cavmae_sync import stack_padded, to_batch
 from .configuration_cavmae_sync import CavMaeSyncConfig
@@ -178,6 +178,8 @@ class CavMaeSyncProcessor(SavedWithCode, ProcessorMixin):
         heard = config.audio_encoder_config
         if heard is not None and encoder_family(heard).hears_waveforms:
             kwargs = {"features": "waveform", "sampling_rate": encoder_family(heard).sampling_rate} | kwargs
+        if config.audio_context == "clip":
+            kwargs = {"clip_length": config.heard_length} | kwargs
         feature_extractor = CavMaeSyncFeatureExtractor(
             num_frames=config.num_frames,
             audio_length=config.audio_length,
@@ -279,7 +281,8 @@ class CavMaeSyncProcessor(SavedWithCode, ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         """Names of the inputs that the model takes from this processor."""
-        return ["pixel_values_videos", "input_values", "padding_mask_videos", "padding_mask"]
+        names = ["pixel_values_videos", "input_values", "padding_mask_videos", "padding_mask"]
+        return names + (["window_offsets"] if self.feature_extractor.clip_length is not None else [])
 
     def __call__(
         self,
@@ -517,7 +520,7 @@ class CavMaeSyncProcessor(SavedWithCode, ProcessorMixin):
         hearing = self.with_audio_choice(channel, audio_track)
         extractor = copy.copy(hearing.feature_extractor)
         extractor.alignment = "time"
-        context = window_seconds(extractor.audio_length) / 2 + _CONTEXT_MARGIN_SECONDS
+        context = extractor.context_seconds + _CONTEXT_MARGIN_SECONDS
         span: dict[str, Any] = {
             "hop": hop,
             "num_frames": extractor.num_frames if num_frames is None else num_frames,
@@ -723,9 +726,11 @@ def _chunk_windows(
         log_mel = torch.empty(0, extractor.num_mel_bins, device=device)
     else:
         log_mel = extractor.log_mel(waveform if device is None else waveform.to(device))
-    windows = extractor.windows(log_mel, times, first_frame=chunk.waveform_start * FRAMES_PER_SECOND)
+    first_frame = chunk.waveform_start * FRAMES_PER_SECOND
+    windows = extractor.windows(log_mel, times, first_frame=first_frame, origin=chunk.start)
     spans = torch.tensor(window_times(windows.starts, extractor.audio_length), dtype=torch.float64) + chunk.start
-    return {
+    within = {} if extractor.clip_length is None else {"window_offsets": windows.offsets.unsqueeze(0)}
+    return within | {
         "input_values": windows.values.unsqueeze(0),
         "padding_mask": windows.mask.unsqueeze(0),
         "frame_times": (chunk.frame_times + chunk.start).unsqueeze(0),

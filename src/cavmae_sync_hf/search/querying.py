@@ -20,7 +20,6 @@ from ..inference.features import choose_features, encode_moments, not_finite_err
 from ..inference.loudness import SILENCE_DB, span_loudness
 from ..inference.moments import MediaSpan, embed_moments, source_name
 from ..inference.texts import embed_texts
-from ..model.alignment_cavmae_sync import window_seconds
 from ..model.errors_cavmae_sync import InferenceError, MediaError, QueryError
 from ..model.media_cavmae_sync import probe_media
 from ..model.modeling_cavmae_sync import CavMaeSyncModel
@@ -338,7 +337,7 @@ def _embed_media(
     # A query shorter than a step is one window, on its middle.
     step = min(hop, length) if length is not None and length > 0 else hop
     # The steps before belong to the grid of the query, so that its own windows hold the audio around them.
-    around = window_seconds(processor.feature_extractor.audio_length) / 2
+    around = processor.feature_extractor.context_seconds
     before = min(math.ceil(around / step), math.floor(begin / step + 1e-9)) if begin > 0 else 0
     span = MediaSpan(
         media,

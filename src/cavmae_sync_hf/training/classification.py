@@ -144,7 +144,7 @@ class CavMaeSyncClassificationTrainer(CavMaeSyncBaseTrainer):
             model,
             args,
             processor=processor,
-            data_collator=ModalityCollator(batches, config.modality, config.audio_context == "clip"),
+            data_collator=ModalityCollator(batches, config.modality),
             flops_per_pair=classification_flops(config, passes),
             **kwargs,
         )

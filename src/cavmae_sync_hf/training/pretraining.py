@@ -85,7 +85,10 @@ class MomentumTeacher:
             `contrastive_{audio,video}_noise` and `{audio,video}_teacher_embeds`, as the model takes them.
         """
         encoder, given = self.encoder, {}
-        images, _ = encoder.check_inputs(inputs["pixel_values_videos"], inputs["input_values"], None, None)
+        images, _ = encoder.check_inputs(
+            inputs["pixel_values_videos"], inputs["input_values"], None, None,
+            window_offsets=inputs.get("window_offsets"),
+        )  # fmt: skip
         for modality, values in images.items():
             shape, record = values.shape[:2], LayerRecord(attentions=[])
             embeds, _ = encoder.separate(modality, encoder.tower(modality)(values.flatten(0, 1)), record)
@@ -167,8 +170,7 @@ class CavMaeSyncTrainer(CavMaeSyncBaseTrainer):
             model,
             args,
             processor=processor,
-            data_collator=data_collator
-            or ModalityCollator(CavMaeSyncCollator(processor), whole_clips=model.config.audio_context == "clip"),
+            data_collator=data_collator or ModalityCollator(CavMaeSyncCollator(processor)),
             flops_per_pair=pretraining_flops(model.config),
             **kwargs,
         )
@@ -232,7 +234,10 @@ class CavMaeSyncTrainer(CavMaeSyncBaseTrainer):
                 tower, values = encoder.tower(modality), inputs.get(f"{modality}_tokens")
                 if values is None:
                     values = inputs[name]
-                    patches = math.prod(tower.grid(encoder.as_images(modality, values)))
+                    images = encoder.as_images(modality, values)
+                    if modality == "audio" and "window_offsets" in inputs:  # patches of a window, cut out of the clip
+                        images = images[..., : encoder.config.audio_length]
+                    patches = math.prod(tower.grid(images))
                 else:
                     patches = math.prod(tower.grid(values[0]))
                 drawn = torch.rand(*values.shape[:2], patches, generator=generator)

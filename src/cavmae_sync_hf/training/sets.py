@@ -29,7 +29,7 @@ from .settings import DataArguments, ProbeArguments
 # Inputs of the models by modality: values, and the mask of those that are there.
 _INPUTS = {"video": ("pixel_values_videos", "padding_mask_videos"), "audio": ("input_values", "padding_mask")}
 INPUT_NAMES = (
-    *(name for names in _INPUTS.values() for name in names), "audio_tokens", "video_tokens", "window_times",
+    *(name for names in _INPUTS.values() for name in names), "audio_tokens", "video_tokens", "window_offsets",
 )  # fmt: skip
 
 # What SyncWorld's evaluation splits hold, by the key that sets their number of clips.
@@ -62,18 +62,15 @@ class ModalityCollator:
     Args:
         collator: Makes the batches.
         modality: `"multimodal"`, `"audio"` or `"video"`.
-        whole_clips: Whether the model hears whole clips, and must know where its windows lie.
     """
 
     collator: CavMaeSyncCollator
     modality: str = "multimodal"
-    whole_clips: bool = False
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Make a batch."""
         batch = self.collator(samples)
-        if not self.whole_clips:
-            batch.pop("window_times", None)
+        batch.pop("window_times", None)
         for modality, names in _INPUTS.items():
             if self.modality not in ("multimodal", modality):
                 for name in names:

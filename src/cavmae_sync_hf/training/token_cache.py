@@ -190,7 +190,7 @@ def _encode(model: Any, batch: dict[str, Any], modalities: Sequence[str]) -> dic
     kept["padding_mask_videos"] = batch.get("padding_mask_videos", everything)
     for modality in modalities:
         values = batch[_INPUTS[modality]].to(model.device)
-        tokens = model.encode_tokens(modality, values, batch.get("window_times"))
+        tokens = model.encode_tokens(modality, values, batch.get("window_offsets"))
         kept[f"{modality}_tokens"] = tokens.half().cpu()
     return kept
 
