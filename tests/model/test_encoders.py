@@ -328,10 +328,21 @@ def test_saved_by_reference__leaves_the_encoder_where_it_is(clip_folder, tmp_pat
     torch.testing.assert_close(base.eval()(**inputs).video_embeds, model.model(**inputs).video_embeds)
 
 
-def test_processor_of_another_kind__is_refused_beside_a_model(tmp_path):
-    CavMaeSyncModel(encoder_config("hubert")).save_pretrained(tmp_path)
-    CavMaeSyncProcessor.from_config(tiny_config()).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="`features` 'log_mel', and the audio encoder 'hubert' needs 'waveform'"):
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        ("hubert", {}, "`features` 'log_mel', and the audio encoder 'hubert' needs 'waveform'"),
+        (
+            "audio-spectrogram-transformer", {"sampling_rate": 44_100},
+            "`sampling_rate` 44100, and the audio encoder 'audio-spectrogram-transformer' needs 16000; use CavMaeSync",
+        ),
+    ],
+    ids=["input", "sampling rate"],
+)  # fmt: skip
+def test_processor_of_another_kind__is_refused_beside_a_model(tmp_path, kind, settings, message):
+    CavMaeSyncModel(encoder_config(kind)).save_pretrained(tmp_path)
+    CavMaeSyncProcessor.from_config(tiny_config(), **settings).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=message):
         load_model(tmp_path)
 
 

@@ -12,6 +12,8 @@ from transformers import (
     CLIPModel,
     CLIPTextConfig,
     CLIPTextModel,
+    DistilBertConfig,
+    DistilBertModel,
     SiglipConfig,
     SiglipModel,
 )
@@ -197,8 +199,19 @@ def test_text_pooling(pooling):
 
 
 def test_text_pooling__that_the_text_encoder_lacks():
-    with pytest.raises(ValueError, match="no `pooler_output`; set `text_pooling` to 'mean'"):
+    words = "no `pooler_output`; set `text_pooling` to 'mean'"
+    with pytest.raises(ValueError, match=words):
         pool_text(torch.zeros(1, 2, 3), torch.ones(1, 2), "pooler")
+    sizes = {"vocab_size": 60, "dim": 24, "n_layers": 1, "n_heads": 2, "hidden_dim": 32}
+    encoder = DistilBertModel(DistilBertConfig(**sizes))
+    with pytest.raises(ValueError, match=words):
+        CavMaeSyncTextDualEncoderModel.from_av_text_pretrained(
+            CavMaeSyncModel(tiny_config()), encoder, text_pooling="pooler"
+        )
+    model = CavMaeSyncTextDualEncoderModel.from_av_text_pretrained(
+        CavMaeSyncModel(tiny_config()), BertModel(tiny_text_config()), text_pooling="pooler"
+    )
+    assert model(**texts(2), **tiny_inputs()).logits_per_text.shape == (2, 2)
 
 
 def test_clip_pooling__goes_from_mean_to_maximum():

@@ -76,7 +76,8 @@ def prepare(
     Examples:
         cavmae-sync prepare videos/ shards/ --labels classes.csv
         cavmae-sync prepare 's3://bucket/videos/*.mp4' shards/ --name test
-        cavmae-sync prepare clips.csv shards/ --caption-column caption --spans words.csv
+        cavmae-sync prepare clips.csv shards/ --caption-column caption
+        cavmae-sync prepare videos/ shards/ --spans words.csv
     """
     from ..data.prepare import prepare as run_prepare
     from ..data.shards import BAD_CLIPS_NAME

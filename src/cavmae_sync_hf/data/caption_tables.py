@@ -254,7 +254,8 @@ def _is_end(one: Sequence[str], other: Sequence[str]) -> bool:
 def examples(names: Iterable[str]) -> str:
     """A few names."""
     every = list(names)
-    return ", ".join(map(repr, every[:_EXAMPLES])) + (", ..." if len(every) > _EXAMPLES else "")
+    more = len(every) - _EXAMPLES
+    return ", ".join(map(repr, every[:_EXAMPLES])) + (f" and {more} more" if more > 0 else "")
 
 
 def tell(message: str) -> None:

@@ -30,6 +30,7 @@ from .caption_tables import examples, tell
 from .engines import DECODER_CRASHES, run_here, run_processes, run_ray
 from .failures import Failure
 from .packing import BadClip, ClipPacker, PrepareOptions
+from .prepare_report import PrepareProgress, PrepareSummary, ProgressMeter, counted
 from .shards import (
     BAD_CLIPS_COLUMNS,
     BAD_CLIPS_NAME,
@@ -61,66 +62,6 @@ _LOCK_NAME = "lock"
 _MOST_OUT_OF_REACH = 10
 # Shards of about 200 MB for large sets, and enough of them to share out for small ones.
 _MOST_CLIPS_PER_SHARD, _LEAST_CLIPS_PER_SHARD, _SHARDS_OF_SMALL_SETS = 256, 8, 64
-
-
-@dataclass(frozen=True)
-class PrepareProgress:
-    """How far a run is.
-
-    Attributes:
-        done: Clips finished, good and bad, in this run and in earlier ones.
-        total: Clips of the source.
-        bad: Bad clips in finished shards.
-        rate: Clips per second of this run, 0 before the first.
-        seconds_left: At that rate, `None` before the first clip.
-    """
-
-    done: int
-    total: int
-    bad: int
-    rate: float
-    seconds_left: float | None
-
-
-@dataclass(frozen=True)
-class PrepareSummary:
-    """What a run did.
-
-    Attributes:
-        folder: Folder of the shards.
-        index: What its `index.json` says.
-        made: Clips read in this run, good and bad; the others were there already.
-        reasons: Bad clips per reason.
-        seconds: Time this run took.
-        failures: The bad clips, as every batch tells them.
-        captions: Captions of all clips.
-        with_captions: Clips that have some.
-    """
-
-    folder: Path
-    index: ShardIndex
-    made: int
-    reasons: dict[str, int]
-    seconds: float
-    failures: list[Failure] = field(default_factory=list, repr=False)
-    captions: int = 0
-    with_captions: int = 0
-
-    def __str__(self) -> str:
-        index = self.index
-        rate = f", {self.made / self.seconds:.1f} clips/s" if self.made and self.seconds else ", all there already"
-        text = f"{self.folder}: {_count(index.clips, 'clip')} in {_count(len(index.shards), 'shard')}{rate}; "
-        if self.captions:
-            text += f"{_count(self.captions, 'caption')} of {_count(self.with_captions, 'clip')}; "
-        text += _count(index.bad_clips, "bad clip")
-        if not index.bad_clips:
-            return text
-        kinds = ", ".join(f"{count} {reason}" for reason, count in self.reasons.items())
-        return f"{text} left out ({kinds}), see {BAD_CLIPS_NAME}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def prepare(
@@ -241,7 +182,7 @@ def prepare(
         _claim(folder, clips, {"name": name, "clips_per_shard": per_shard, "cut": cut} | asdict(options))
         job = ShardJob(folder, notes, name, options, rows=clips.rows, versions=_versions())
         missing_tasks = [task for task in tasks if not _is_whole(folder, notes, task)]
-        meter = _ProgressMeter(progress, len(clips), sum(task.size for task in missing_tasks))
+        meter = ProgressMeter(progress, len(clips), sum(task.size for task in missing_tasks))
         if missing_tasks:
             with _writable(folder):
                 (folder / INDEX_NAME).unlink(missing_ok=True)
@@ -509,40 +450,7 @@ def _is_whole(folder: Path, notes: Path, task: ShardTask) -> bool:
         return False
 
 
-class _ProgressMeter:
-    """Counts clips and tells how fast and how far.
-
-    Args:
-        report: Called with every step, `None` for nothing.
-        total: Clips of the source.
-        to_make: Clips to make in this run.
-    """
-
-    def __init__(self, report: Callable[[PrepareProgress], None] | None, total: int, to_make: int) -> None:
-        self.report, self.total, self.to_make = report, total, to_make
-        self.finished = self.bad = self.shown = 0
-        self.began = time.perf_counter()
-        self.show(0)
-
-    def add(self, note: dict[str, Any]) -> None:
-        """A shard is finished."""
-        self.finished += len(note["clips"]) + len(note["bad"])
-        self.bad += len(note["bad"])
-        self.show(0)
-
-    def show(self, unfinished: int) -> None:
-        """Report, with this many clips finished in unfinished shards."""
-        if self.report is None:
-            return
-        # A shard that is begun again, after a crash, takes nothing back.
-        self.shown = made = max(self.shown, self.finished + unfinished)
-        rate = made / max(time.perf_counter() - self.began, 1e-9)
-        left = (self.to_make - made) / rate if made else None
-        done = self.total - self.to_make + made
-        self.report(PrepareProgress(done=done, total=self.total, bad=self.bad, rate=rate, seconds_left=left))
-
-
-def _collect(job: ShardJob, results: Iterator[dict[str, Any]], meter: _ProgressMeter) -> None:
+def _collect(job: ShardJob, results: Iterator[dict[str, Any]], meter: ProgressMeter) -> None:
     """Make shards until all are there, or the run has to end."""
     try:
         with closing(results) as notes:  # type: ignore[type-var]
@@ -607,7 +515,7 @@ def _finish(job: ShardJob, clips: ClipList, tasks: Sequence[ShardTask]) -> Prepa
         write_bytes(job.folder / file, text.encode(), workplace=job.notes)
     if outside:
         tell(
-            f"{_count(len(outside), 'clip')} of {good} had texts with times after their end, which were left out: "
+            f"{counted(len(outside), 'clip')} of {good} had texts with times after their end, which were left out: "
             f"{examples(outside)}."
         )
     return PrepareSummary(

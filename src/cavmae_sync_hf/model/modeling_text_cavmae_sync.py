@@ -418,6 +418,9 @@ class CavMaeSyncTextDualEncoderModel(CavMaeSyncTextPreTrainedModel):
             av: Folder or Hub name of any CAV-MAE Sync checkpoint, or a `CavMaeSyncModel`.
             text: Folder or Hub name of a text encoder (of a CLIP or SigLIP its text tower is taken), or a model.
             kwargs: Settings of [`CavMaeSyncTextDualEncoderConfig`].
+
+        Raises:
+            ValueError: `text_pooling` is `"pooler"`, and the text encoder pools nothing.
         """
         av_model: Any = av if isinstance(av, nn.Module) else CavMaeSyncModel.from_pretrained(av)
         text_model: Any = text if isinstance(text, nn.Module) else AutoModel.from_pretrained(text)
@@ -427,6 +430,9 @@ class CavMaeSyncTextDualEncoderModel(CavMaeSyncTextPreTrainedModel):
         model = cls(config)
         model.av_model.load_state_dict(av_model.state_dict())
         model.text_model.load_state_dict(text_model.state_dict())
+        if config.text_pooling == "pooler":  # told now, not after the work on the clips
+            with torch.no_grad():
+                model.get_text_features(torch.zeros(1, 1, dtype=torch.long))
         return cast(Any, model).to(next(av_model.parameters()).dtype)
 
     def get_input_embeddings(self) -> nn.Module:
