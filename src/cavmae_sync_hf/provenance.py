@@ -18,8 +18,6 @@ if TYPE_CHECKING:  # `cavmae-sync --version` does not wait for torch
     import torch
     from transformers import PreTrainedModel
 
-    from .model.processing_cavmae_sync import CavMaeSyncProcessor
-
 __all__ = [
     "checkpoint_record",
     "folder_digest",
@@ -111,10 +109,17 @@ def folder_digest(folder: StrPath) -> str | None:
     return _files_digest(files) if files else None
 
 
-def model_fingerprint(model: "PreTrainedModel", processor: "CavMaeSyncProcessor") -> str:
-    """Checksum of all that decides a model's features: weights, their type, configuration and processor."""
+def model_fingerprint(model: "PreTrainedModel", processor: Any) -> str:
+    """Checksum of all that decides a model's features: weights, their type, configuration and processor.
+
+    Args:
+        model: Any model of transformers.
+        processor: A `CavMaeSyncProcessor`, or what prepares the inputs of another model.
+    """
     digest = hashlib.sha256()
-    for part in (model.config, processor.feature_extractor, processor.video_processor):
+    names = ("feature_extractor", "video_processor")
+    parts = [getattr(processor, name) for name in names if hasattr(processor, name)] or [processor]
+    for part in (model.config, *parts):
         settings = {key: value for key, value in part.to_dict().items() if key not in _INCIDENTAL}
         digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     _add_tensors(digest, model.state_dict(), lambda name, tensor: f"{name} {tensor.dtype} {tuple(tensor.shape)}")

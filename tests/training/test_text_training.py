@@ -1,11 +1,14 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
 """`cavmae-sync text`: from a model, a text encoder and clips to a model with text; what it learns and refuses."""
 
+import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor, BertModel
 
 from cavmae_sync_hf import (
@@ -18,7 +21,10 @@ from cavmae_sync_hf import (
 )
 from cavmae_sync_hf.training.captions import Caption, CaptionSet, label_captions
 from cavmae_sync_hf.training.settings import TextArguments
-from cavmae_sync_hf.training.text import KnownTexts, TextSet, run_text, train_text
+from cavmae_sync_hf.training.text import run_text
+from cavmae_sync_hf.training.text_arguments import TextRunArguments
+from cavmae_sync_hf.training.text_data import KnownTexts, TextSet
+from cavmae_sync_hf.training.text_trainer import train_text
 from helpers.tiny import tiny_config, tiny_text_config, tiny_tokenizer
 
 COMMAND = ("text",)
@@ -40,30 +46,36 @@ def desk(tmp_path_factory):
     return folder
 
 
-def arguments(desk, output, **settings) -> TextArguments:
+def arguments(desk, output, **settings) -> tuple[TextArguments, TextRunArguments]:
+    """Of a run, and of Trainer, told apart by their names."""
     world = desk / "world"
     values = {
         "model": str(desk / "model"),
         "text_model": str(desk / "encoder"),
-        "output_dir": str(output),
         "train_data": str(world / "train"),
         "eval_data": {name: str(world / name) for name in ("semantic", "temporal")},
         "cache_dir": str(desk / "moments"),
-        "max_steps": 3,
-        "batch_size": 4,
-        "device": "cpu",
     }
-    return TextArguments(**(values | settings))
+    run = {"output_dir": str(output), "max_steps": 3, "per_device_train_batch_size": 4, "use_cpu": True}
+    run |= {"disable_tqdm": True, "log_level": "error"}
+    own = {item.name for item in dataclasses.fields(TextArguments)}
+    values |= {name: value for name, value in settings.items() if name in own}
+    run |= {name: value for name, value in settings.items() if name not in own}
+    return TextArguments(**values), TextRunArguments(**run)
 
 
 def test_run__gives_a_model_with_text(desk, tmp_path):
-    record = run_text(arguments(desk, tmp_path / "out"))
+    status, record = run_text(*arguments(desk, tmp_path / "out"))
 
     model, processor = (auto.from_pretrained(tmp_path / "out" / "model") for auto in (AutoModel, AutoProcessor))
     before = CavMaeSyncModel.from_pretrained(desk / "model")
     after = model.av_model.state_dict()
     assert all(torch.equal(after[name], values) for name, values in before.state_dict().items())
-    assert processor.has_tokenizer and json.loads((tmp_path / "out" / "metrics.json").read_text()) == record
+    assert (
+        status == 0
+        and processor.has_tokenizer
+        and json.loads((tmp_path / "out" / "metrics.json").read_text()) == record
+    )
     semantic, temporal = record["metrics"]["semantic"], record["metrics"]["temporal"]
     for wording in ("seen", "unseen"):
         names = {"zero_shot_map", "zero_shot_top1", "moment_auroc_audio", "moment_auroc_video", "clip_to_text_r1"}
@@ -75,7 +87,7 @@ def test_run__gives_a_model_with_text(desk, tmp_path):
 
 def test_command__prints_metrics_and_replaces_nothing(desk, tmp_path, run):
     words = ["--model", desk / "model", "--text_model", desk / "encoder", "--output_dir", tmp_path / "out"]
-    words += ["--train_data", desk / "world" / "train", "--cache_dir", desk / "moments", "--device", "cpu"]
+    words += ["--train_data", desk / "world" / "train", "--cache_dir", desk / "moments", "--use_cpu"]
     words += ["--eval_data", json.dumps({"semantic": str(desk / "world" / "semantic")}), "--max_steps", "2"]
 
     code, out, err = run(*words)
@@ -83,7 +95,7 @@ def test_command__prints_metrics_and_replaces_nothing(desk, tmp_path, run):
 
     assert code == 0, err
     assert "semantic, unseen wordings: " in out and "text_to_clip_r1_audio_video" in out
-    assert again == 1 and "metrics.json" in refused and "overwrite" in refused
+    assert again == 1 and "holds an earlier run" in refused and "overwrite" in refused
 
 
 @pytest.mark.parametrize(
@@ -132,16 +144,20 @@ def test_training__finds_what_is_said_and_the_control_does_not(desk, tmp_path, s
     model = CavMaeSyncTextDualEncoderModel.from_av_text_pretrained(desk / "model", desk / "encoder")
     texts = KnownTexts(model, tiny_tokenizer())
     clips, named, places = synthetic()
-    settings = arguments(desk, tmp_path, max_steps=60, batch_size=16, learning_rate=1e-2, shuffled_texts=shuffled)
+    settings = arguments(
+        desk, tmp_path, max_steps=60, per_device_train_batch_size=16, learning_rate=1e-2, shuffled_texts=shuffled
+    )
 
-    course = train_text(model, texts, clips, settings)
+    processor = CavMaeSyncProcessor.from_pretrained(desk / "model")
+    trainer = train_text(model, texts, clips, *settings, processor=processor)
 
     with torch.no_grad():
         logits = model.moment_logits("audio", texts.encode(WORDS), model.encode_clips(clips.moments, {}))
     found = [int(logits[name, clip].argmax()) for clip, name in enumerate(named)]
     right = np.mean(np.array(found) == np.array(places))
     assert (right > 0.9) == (not shuffled), right
-    assert len(course) >= 10 and all(np.isfinite(course))
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(losses) == 10 and all(np.isfinite(losses))
 
 
 def test_labels__become_sentences():
@@ -150,3 +166,72 @@ def test_labels__become_sentences():
     assert found.captions[1] == [] and found.keys == [["label:0", "label:2"], []]
     with pytest.raises(TrainingError, match="has no place for the label"):
         label_captions([[0]], ["rain"], ["rain"])
+<<<<<<< HEAD
+=======
+
+
+def test_table__gives_captions_and_spans(tmp_path):
+    table = tmp_path / "captions.csv"
+    table.write_text("clip_id,text,start,end\na,A dog barks,1,2.5\na,rain,,\nelsewhere,sun,,\nb,a dog barks,,\n")
+
+    found = read_captions(table, ["a", "b"])
+
+    assert [[caption.text for caption in row] for row in found.captions] == [["A dog barks", "rain"], ["a dog barks"]]
+    assert found.captions[0][0].spans == ((1.0, 2.5),) and found.captions[0][1].spans == ()
+    assert found.captions[0][0].key == found.captions[1][0].key
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("clip_id,words\na,rain\n", "has no column 'text'"),
+        ("clip_id,text\na,\n", "row 1 has no text"),
+        ("clip_id,text\nz,rain\n", "has no caption of any of the 1 clips"),
+        ("clip_id,text,start,end\na,rain,3,2\n", "row 1 ends .2 s. before it starts"),
+    ],
+    ids=["no column", "no text", "other clips", "backwards"],
+)
+def test_table__is_checked(tmp_path, content, says):
+    (tmp_path / "captions.csv").write_text(content)
+    with pytest.raises(TrainingError, match=says):
+        read_captions(tmp_path / "captions.csv", ["a"])
+
+
+def test_resumed__is_the_run_that_was_not_interrupted(desk, tmp_path):
+    settings = {"max_steps": 4, "save_steps": 2, "save_total_limit": 3}
+    _, whole = run_text(*arguments(desk, tmp_path / "whole", **settings))
+    # As a run leaves it that is killed after its first checkpoint, in the middle of the next.
+    shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "killed" / "checkpoint-2")
+    (tmp_path / "killed" / "checkpoint-4").mkdir()
+    kept = {path: path.stat().st_mtime_ns for path in (desk / "moments").rglob("part-*")}
+
+    _, resumed = run_text(*arguments(desk, tmp_path / "killed", **settings, resume_from_checkpoint="auto"))
+
+    assert kept and kept == {path: path.stat().st_mtime_ns for path in (desk / "moments").rglob("part-*")}
+    first, second = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "killed"))
+    assert all(torch.equal(first[name], values) for name, values in second.items())
+    assert resumed["metrics"] == whole["metrics"] and resumed["loss"] == whole["loss"]
+
+
+@pytest.mark.parametrize(
+    "trains", [{}, {"towers": "frozen", "train_text_model": True}], ids=["towers", "text encoder"]
+)
+def test_joint__trains_the_model_and_keeps_its_contrast(desk, tmp_path, trains):
+    status, record = run_text(
+        *arguments(desk, tmp_path / "out", joint=True, max_steps=3, logging_steps=1, frames_per_clip=2, **trains)
+    )
+
+    before = CavMaeSyncModel.from_pretrained(desk / "model").state_dict()
+    model = AutoModel.from_pretrained(tmp_path / "out" / "model")
+    after = model.av_model.state_dict()
+    changed = {name for name, values in before.items() if not torch.equal(after[name], values)}
+    towers = {name for name in before if name.startswith(("audio_tower.", "video_tower."))}
+    assert (towers <= changed) if not trains else not (towers & changed)
+    assert any("joint_layers" in name for name in changed)
+    encoder = BertModel.from_pretrained(desk / "encoder").state_dict()
+    word = "encoder.layer.0.attention.self.query.weight"
+    assert torch.equal(model.text_model.state_dict()[word], encoder[word]) == (not trains)
+    log = json.loads((tmp_path / "out" / "checkpoint-3" / "trainer_state.json").read_text())["log_history"]
+    assert status == 0 and all(entry["audio_video_loss"] > 0 for entry in log if "loss" in entry)
+    assert "text_to_clip_r1_audio_video" in record["metrics"]["semantic"]["seen"]
+>>>>>>> 5f988b4 (cavmae-sync text trains by transformers' Trainer: it resumes, runs on several processes, trains the audio-visual model jointly, and learns words over the frames of a CLIP or SigLIP)

@@ -10,6 +10,7 @@ import enum
 import functools
 import importlib.util
 import inspect
+import os
 import re
 import sys
 import types
@@ -160,38 +161,44 @@ def _probe(words: list[str]) -> None:
 def text(context: typer.Context) -> None:
     """Join a text encoder to a model: words then find its clips and moments, and name them.
 
-    RECIPE is a name that `cavmae-sync recipes` lists, or a YAML file; flags win over it. Both the
-    model and the text encoder stay as they are; what joins them is trained, in minutes on a CPU.
+    RECIPE is a name that `cavmae-sync recipes` lists, or a YAML file; flags win over it. As a rule
+    both the model and the text encoder stay as they are, and what joins them is trained, in minutes
+    on a CPU; --joint trains the model, too, and --bridge takes no captions.
 
     Examples:
         cavmae-sync text syncworld --model example --text_model MODEL
         cavmae-sync text syncworld --train_data VIDEOS --captions captions.csv
+        cavmae-sync text bridge --model MODEL --bridge CLIP --train_data VIDEOS
     """
     with _start(context.args, "text"):
-        _text(context.args)
+        sys.exit(_text(context.args))
 
 
-def _text(words: list[str]) -> None:
+def _text(words: list[str]) -> int:
     from ..training.text import text as run
 
     with ExitStack() as stack:
         bars: dict[str, Callable[..., None]] = {}
 
         def show(done: int, total: int, what: str) -> None:
-            """One bar after the other: embedding, encoding texts, training."""
-            name, _, remark = what.partition(", ")
-            if name not in bars:
+            """One bar after the other, before the training, which shows its own."""
+            if what not in bars:
                 stack.close()
-                unit = "steps" if name == "training" else "texts" if "texts" in name else "clips"
-                bars[name] = stack.enter_context(terminal.progress_bar(name, unit))
-            bars[name](done, total, remark)
+                bars[what] = stack.enter_context(terminal.progress_bar(what, "texts" if "texts" in what else "clips"))
+            bars[what](done, total)
+            if done == total:
+                stack.close()
 
-        record = run(words, show)
+        status, record = run(words, show)
+    if "metrics" not in record or int(os.environ.get("RANK", "0")):
+        return status
     for name, metrics in record["metrics"].items():
         parts = {key: value for key, value in metrics.items() if isinstance(value, dict) and key != "chance"}
         for part, values in (parts or {"": metrics}).items():
             shown = ", ".join(f"{key} {value:.3g}" for key, value in values.items() if isinstance(value, int | float))
-            terminal.say(f"{name}{f', {part} wordings' if part else ''}: {shown}")
+            part = f", {part} wordings" if part in ("seen", "unseen") else f", {part}" if part else ""
+            terminal.say(f"{name}{part}: {shown}")
+    return status
 
 
 # What is told before torch is loaded
@@ -201,7 +208,7 @@ def _text(words: list[str]) -> None:
 def _start(words: list[str], folder: str) -> Iterator[None]:
     """Refuse what can be seen to fail, then run; a fault of the program shows where it was, for runs are long."""
     terminal.kept = "Whole checkpoints in output_dir are kept; --resume_from_checkpoint auto goes on from the last."
-    if folder in ("probe", "text"):
+    if folder == "probe":
         terminal.kept = "Features that were cached are kept; run the same command again."
     try:
         _check(words, folder)
@@ -231,12 +238,13 @@ def _check(words: Sequence[str], folder: str) -> None:
     if wrong:
         raise FlagError.unknown(wrong[0], known)
     overwrite = _is_on(settings.get("overwrite"))
-    if folder in ("probe", "text"):
-        kind = ProbeArguments if folder == "probe" else TextArguments
-        for name in ("model",) if folder == "probe" else ("model", "text_model"):
+    if folder in _DOES:
+        needed = ["model"] + ["text_model"] * (folder == "text" and not settings.get("bridge"))
+        for name in needed:
             if not settings.get(name):
                 raise TrainingError(f"There is nothing to {_DOES[folder]}; name a model by --{name}.")
-        check_free(Path(settings.get("output_dir", kind.output_dir)) / "metrics.json", overwrite=overwrite)
+    if folder == "probe":
+        check_free(Path(settings.get("output_dir", ProbeArguments.output_dir)) / "metrics.json", overwrite=overwrite)
     elif settings.get("output_dir"):
         check_output(RunSettings(settings["output_dir"], settings.get("resume_from_checkpoint"), overwrite))
     evaluation = mapping("eval_data", settings.get("eval_data")) or {}
@@ -270,7 +278,7 @@ def _names(folder: str) -> set[str]:
     panels = next(panels for _, other, panels in _COMMANDS.values() if other == folder)
     names = {item.name for kinds in panels.values() for kind in kinds for item in dataclasses.fields(kind)}
     spec = importlib.util.find_spec("transformers")
-    if folder not in ("probe", "text") and spec is not None and spec.origin is not None:
+    if folder != "probe" and spec is not None and spec.origin is not None:
         source = Path(spec.origin).with_name("training_args.py").read_text(encoding="utf-8")
         names |= set(re.findall(r"^    (\w+): ", source, flags=re.MULTILINE))
     return names
@@ -321,7 +329,7 @@ def _with_flags(name: str, all_of_them: bool = False) -> Callable[..., None]:
     rows = [(panel, *row) for panel, kinds in panels.items() for kind in kinds for row in _flags(kind)]
     rows = [row for row in rows if row[1] != "pictures"]  # the old name of another
     shown = {"pictures", *(row[1] for row in rows)}
-    by_trainer = run not in (probe, text)
+    by_trainer = run is not probe
     if all_of_them and by_trainer:
         from ..training.arguments import RunArguments
 
@@ -411,7 +419,7 @@ _COMMANDS: dict[str, tuple[Callable[[typer.Context], None], str, dict[str, tuple
         },
     ),
     "probe": (probe, "probe", {"Probe": (ProbeArguments,)}),
-    "text": (text, "text", {"Text": (TextArguments,)}),
+    "text": (text, "text", {"Text": (TextArguments,), "Run": (RunSettings,)}),
 }
 
 

@@ -125,6 +125,28 @@ def moment_loss(logits: Tensor, targets: Tensor, valid: Tensor, distributed: boo
     return torch.stack(halves).mean()
 
 
+def bridge_loss(embeds: Tensor, targets: Tensor, scale: Tensor, distributed: bool = False) -> Tensor:
+    """How far embeddings are from where another model puts the same frames, a scalar in float32.
+
+    One minus the cosine with its target, and the divergence (Kullback-Leibler) of how alike an embedding is to all
+    targets of the batch from how alike its own target is to them. So frames that look alike, such as neighbours in a
+    clip, are not driven apart, as they would be by telling each target from all others.
+
+    Args:
+        embeds: L2-normalised, `(moments, width)`.
+        targets: L2-normalised, without a gradient, same shape.
+        scale: What cosines are multiplied by.
+        distributed: Compare with the targets of all processes; then the loss is this one's share.
+    """
+    embeds, targets = embeds.float(), targets.float()
+    everyone = gather_with_gradient(targets, gather_sizes(len(targets), targets.device)) if distributed else targets
+    wanted = (scale * targets @ everyone.T).log_softmax(dim=-1)
+    found = (scale * embeds @ everyone.T).log_softmax(dim=-1)
+    divergence = nn.functional.kl_div(found, wanted, reduction="none", log_target=True).sum()
+    distance = (1 - (embeds * targets).sum(dim=-1)).sum()
+    return share_of_mean(divergence + distance, torch.tensor(len(embeds), device=embeds.device), distributed)
+
+
 def reconstruction_loss(
     prediction: Tensor,
     target: Tensor,
@@ -186,6 +208,7 @@ def unpatchify(patches: Tensor, grid: tuple[int, int], patch_size: int) -> Tenso
 
 __all__ = [
     "ContrastiveLoss",
+    "bridge_loss",
     "contrastive_loss",
     "moment_loss",
     "patch_statistics",

@@ -18,7 +18,7 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_cavmae_sync import CavMaeSyncConfig
 from .configuration_text_cavmae_sync import CavMaeSyncTextDualEncoderConfig
 from .distributed_cavmae_sync import gather_sizes, gather_with_gradient, world_size
-from .losses_cavmae_sync import moment_loss, text_loss
+from .losses_cavmae_sync import bridge_loss, moment_loss, text_loss
 from .modeling_cavmae_sync import (
     CavMaeSyncAudioFeatures,
     CavMaeSyncLayer,
@@ -51,6 +51,8 @@ class CavMaeSyncTextOutput(ModelOutput):
             Of moments inside and outside of the spans of captions.
         audio_video_loss (`torch.Tensor` scalar):
             Contrastive loss of audio and video, where it has a weight.
+        bridge_loss (`torch.Tensor` scalar):
+            Of projected windows and frames and where another model puts the frames, where that is given.
         logits_per_text (`torch.Tensor` of shape `(T, B)`):
             Of every text with all that there is of every clip. `sigmoid` of it is a probability where the model was
             trained with the sigmoid loss.
@@ -76,6 +78,7 @@ class CavMaeSyncTextOutput(ModelOutput):
     text_audio_video_loss: Tensor | None = None
     moment_loss: Tensor | None = None
     audio_video_loss: Tensor | None = None
+    bridge_loss: Tensor | None = None
     logits_per_text: Tensor | None = None
     logits_per_audio: Tensor | None = None
     logits_per_video: Tensor | None = None
@@ -394,7 +397,7 @@ class CavMaeSyncTextDualEncoderModel(CavMaeSyncTextPreTrainedModel):
         self.text_head = CavMaeSyncTextHead(config)
         self.projections = nn.ModuleDict(
             {
-                name: nn.Linear(av_config.hidden_size, config.projection_dim, bias=False)
+                name: nn.Linear(av_config.hidden_size, config.projection_dim, bias=config.projection_bias)
                 for name in _MODALITIES
                 if config.projection_dim and av_config.modality in (name, "multimodal")
             }
@@ -530,6 +533,7 @@ class CavMaeSyncTextDualEncoderModel(CavMaeSyncTextPreTrainedModel):
         caption_keys: Tensor | None = None,
         clip_keys: Tensor | None = None,
         caption_moments: Tensor | None = None,
+        teacher_embeds: Tensor | None = None,
         return_loss: bool | None = None,
         **kwargs: Any,
     ) -> tuple | CavMaeSyncTextOutput:
@@ -554,6 +558,9 @@ class CavMaeSyncTextDualEncoderModel(CavMaeSyncTextPreTrainedModel):
                 Numbers of texts that are true of a clip beyond those in the batch, filled up with -1.
             caption_moments (`torch.Tensor` of shape `(T, F)`, *optional*):
                 Where in its clip a text is true: 1 at those moments, 0 at the others, -1 where it is not known.
+            teacher_embeds (`torch.Tensor` of shape `(B, F, P)`, *optional*):
+                Where the model that the text encoder comes from, such as a CLIP, puts the frames: L2-normalised,
+                zeros where there is none. The loss is then that of the projections and needs no texts.
             return_loss (`bool`, *optional*):
                 Whether to compute the losses. In distributed training they are those of the joined batch.
             kwargs:
@@ -608,7 +615,9 @@ class CavMaeSyncTextDualEncoderModel(CavMaeSyncTextPreTrainedModel):
             for name in clips.moments:
                 result[f"logits_per_{name}"] = logits[name].T
                 result[f"moment_logits_{name}"] = self.moment_logits(name, texts, clips)
-        if return_loss:
+        if return_loss and teacher_embeds is not None:
+            result.loss = result.bridge_loss = self._bridge_loss(clips, teacher_embeds)
+        elif return_loss:
             if texts is None or not clips.moments:
                 raise ValueError("`return_loss=True` needs texts and clips; pass `input_ids` and a modality.")
             if caption_keys is None:
@@ -738,6 +747,16 @@ class CavMaeSyncTextDualEncoderModel(CavMaeSyncTextPreTrainedModel):
             result[f"text_{target}_loss"] = loss
             losses.append(loss)
         result.loss = torch.stack(losses).sum()
+
+    def _bridge_loss(self, clips: "_Clips", targets: Tensor) -> Tensor:
+        """Sum over the modalities of `bridge_loss`, at the moments that have what it compares."""
+        if not self.config.projection_dim or not clips.moments:
+            raise ValueError("`teacher_embeds` are compared with projected clips; set `projection_dim`, pass clips.")
+        there, losses = targets.any(dim=-1), []
+        for name, values in clips.moments.items():
+            valid = there & clips.present[name] if name in clips.present else there
+            losses.append(bridge_loss(values[valid], targets[valid], self.logit_scale.exp(), self.trains_together))
+        return torch.stack(losses).sum()
 
     @property
     def trains_together(self) -> bool:

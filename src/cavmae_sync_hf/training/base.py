@@ -356,6 +356,29 @@ class CavMaeSyncBaseTrainer(Trainer):
         clips, frames = _clips_and_frames(inputs)
         return self._meter.flops_per_pair * clips * frames
 
+    def rate_multiple(self, name: str, weight: nn.Parameter) -> float:
+        """How many times `learning_rate` a weight learns at; 1, unless overridden."""
+        return 1.0
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Trainer's optimiser, with the rates that `rate_multiple` says; those of 1 come first, which are logged."""
+        chosen: Any = self.model if model is None else model
+        weights = {name: weight for name, weight in chosen.named_parameters() if weight.requires_grad}
+        multiples = {name: self.rate_multiple(name, weight) for name, weight in weights.items()}
+        if self.optimizer is None and set(multiples.values()) != {1.0}:
+            kind, settings = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, chosen)
+            decaying = set(self.get_decay_parameter_names(chosen))
+            groups: dict[tuple[float, bool], list[Any]] = {}
+            for name, weight in weights.items():
+                groups.setdefault((multiples[name], name in decaying), []).append(weight)
+            rate = settings.get("lr", self.args.learning_rate)
+            rows = [
+                {"params": rows, "lr": rate * multiple, "weight_decay": self.args.weight_decay if decays else 0.0}
+                for (multiple, decays), rows in sorted(groups.items(), key=lambda group: _rank(*group[0]))
+            ]
+            self.optimizer_cls_and_kwargs = (kind, settings | {"params": rows})
+        return super().create_optimizer(model)
+
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The rate's course: Trainer's, or warm-up and steps with `step_decay`."""
         decay = self.args.step_decay
@@ -561,9 +584,17 @@ class CavMaeSyncBaseTrainer(Trainer):
         self._meter.restart()
 
 
+def _rank(multiple: float, decays: bool) -> tuple[bool, float, bool]:
+    return multiple != 1, multiple, not decays
+
+
 def _clips_and_frames(inputs: dict[str, Any]) -> tuple[int, int]:
     """Size of a batch of either modality or both."""
-    values = next(inputs[name] for name in ("input_values", "pixel_values_videos", "audio_tokens") if name in inputs)
+    values = next(
+        inputs[name]
+        for name in ("input_values", "pixel_values_videos", "audio_tokens", "audio_embeds")
+        if name in inputs
+    )
     return values.shape[0], values.shape[1]
 
 

@@ -158,34 +158,9 @@ class CavMaeSyncClassificationTrainer(CavMaeSyncBaseTrainer):
             return super()._get_train_sampler(train_dataset)
         return BalancedEpochSampler(self.train_dataset if train_dataset is None else train_dataset, self._data_seed)
 
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Trainer's optimiser, with a learning rate of its own for the head."""
-        multiple = self.args.head_lr_multiple
-        if self.optimizer is None and multiple != 1:
-            chosen: Any = self.model if model is None else model
-            kind, settings = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, chosen)
-            groups = self._parameter_groups(chosen, settings.get("lr", self.args.learning_rate), multiple)
-            self.optimizer_cls_and_kwargs = (kind, settings | {"params": groups})
-        return super().create_optimizer(model)
-
-    def _parameter_groups(self, model: nn.Module, rate: float, multiple: float) -> list[dict[str, Any]]:
-        """Weights by whether they are the head's and whether they decay; the encoder's first, whose rate is logged."""
-        decaying = set(self.get_decay_parameter_names(model))
-        groups: dict[tuple[bool, bool], list[Any]] = {
-            (head, decays): [] for head in (False, True) for decays in (True, False)
-        }
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                groups[".head." in f".{name}", name in decaying].append(parameter)
-        return [
-            {
-                "params": parameters,
-                "lr": rate * multiple if head else rate,
-                "weight_decay": self.args.weight_decay if decays else 0.0,
-            }
-            for (head, decays), parameters in groups.items()
-            if parameters
-        ]
+    def rate_multiple(self, name: str, weight: nn.Parameter) -> float:
+        """The head learns at a rate of its own."""
+        return self.args.head_lr_multiple if ".head." in f".{name}" else 1.0
 
     # Evaluation
 

@@ -177,12 +177,12 @@ def cached_moments(
             kept["times"] += list(np.asarray(batch["frame_times"], dtype=np.float64))
             if progress is not None:
                 progress(done + len(kept["times"]), len(dataset))
-        cache.write(part, {name: _stacked(rows) for name, rows in kept.items()})
+        cache.write(part, {name: stacked(rows) for name, rows in kept.items()})
         done += len(kept["times"])
     return cache.read()
 
 
-def _stacked(rows: Sequence[np.ndarray]) -> np.ndarray:
+def stacked(rows: Sequence[np.ndarray]) -> np.ndarray:
     """Rows of different lengths, filled up with NaN."""
     longest = max(len(row) for row in rows)
     return np.stack(
@@ -315,4 +315,4 @@ class MomentCache(ClipCache):
                         rows.extend(values[name])
             except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as error:
                 raise TrainingError(f"{path}: cannot be read ({error}); delete it and run again.") from error
-        return {name: _stacked(rows) for name, rows in parts.items()}
+        return {name: stacked(rows) for name, rows in parts.items()}

@@ -13,6 +13,7 @@ from ..model.modeling_cavmae_sync import (
     CavMaeSyncForPreTraining,
     CavMaeSyncModel,
 )
+from ..model.modeling_text_cavmae_sync import CavMaeSyncTextDualEncoderModel
 from ..provenance import require_package
 
 if TYPE_CHECKING:
@@ -41,6 +42,39 @@ def freeze_unused(model: CavMaeSyncForPreTraining) -> list[str]:
     if not model.config.contrastive_loss_weight:
         unused += [encoder.contrastive_layers, *_norms(encoder, "audio"), *_norms(encoder, "video")]
     return _freeze(model, unused)
+
+
+def freeze_for_text(
+    model: CavMaeSyncTextDualEncoderModel, *, joint: bool, towers: str = "full", text_model: bool = False
+) -> list[str]:
+    """Freeze what a training with text leaves as it is, and what no loss reaches.
+
+    Args:
+        model: The model.
+        joint: Whether the audio-visual model is trained.
+        towers: `"frozen"`: then only what follows its towers; `"full"`: all of it. Encoders of transformers in place
+            of towers are trained as `encoder_training` of their configuration says.
+        text_model: Whether the text encoder is trained.
+
+    Returns:
+        The names of the frozen weights.
+    """
+    av, config = model.av_model, model.config
+    still: list[Any] = [] if text_model else [model.text_model]
+    if not joint:
+        still.append(av)
+    else:
+        for tower in av.encoder_towers().values():
+            tower.freeze()
+        still += [*_norms(av, "fused"), *([av.audio_tower, av.video_tower] if towers == "frozen" else [])]
+    pooler = getattr(model.text_model, "pooler", None)
+    if config.text_pooling != "pooler" and isinstance(pooler, nn.Module):
+        still.append(pooler)
+    if not config.num_clip_layers:
+        still.append(model.clip_logit_scale)
+    if config.clip_pooling != "lse":
+        still.append(model.log_pooling_temperature)
+    return _freeze(model, still)
 
 
 def idle_modules(model: CavMaeSyncForAudioVisualClassification) -> list[nn.Module]:
@@ -80,7 +114,7 @@ def _norms(encoder: CavMaeSyncModel, kind: str) -> list[nn.Module]:
     ]
 
 
-def _freeze(model: nn.Module, modules: Sequence[nn.Module]) -> list[str]:
+def _freeze(model: nn.Module, modules: Sequence[nn.Module | nn.Parameter]) -> list[str]:
     """Freeze parts of a model; the names of all its frozen weights."""
     for module in modules:
         module.requires_grad_(False)

@@ -24,7 +24,7 @@ from ..model.alignment_cavmae_sync import center_times, reference_indices
 from ..model.errors_cavmae_sync import DataError, TrainingError
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from ..syncworld import find_truth, make_world, sounding_boxes, temporal_partners
-from .settings import DataArguments, ProbeArguments
+from .settings import DataArguments, ProbeArguments, TextArguments
 
 # Inputs of the models by modality: values, and the mask of those that are there.
 _INPUTS = {"video": ("pixel_values_videos", "padding_mask_videos"), "audio": ("input_values", "padding_mask")}
@@ -227,7 +227,7 @@ def make_syncworld(
 
 
 def find_sources(
-    arguments: DataArguments | ProbeArguments, processor: CavMaeSyncProcessor, is_main: bool = True
+    arguments: DataArguments | ProbeArguments | TextArguments, processor: CavMaeSyncProcessor, is_main: bool = True
 ) -> tuple[str, dict[str, str]]:
     """Where the clips to train on are, and those of the evaluation sets, by name.
 

@@ -347,13 +347,20 @@ class ProbeArguments:
 
 @dataclass
 class TextArguments:
-    """Which text encoder is joined to which model, and what it learns from.
+    """Which text encoder is joined to which model, what it learns from, and what is trained.
 
     Attributes:
-        model: Name of a model, as `load_model` takes it; it is not changed.
-        text_model: Folder or Hub name of a text encoder with its tokenizer; it is not changed.
-        output_dir: Where `metrics.json`, the model (in `model`) and the embeddings go, unless `cache_dir` says
-            otherwise.
+        model: Name of a model, as `load_model` takes it.
+        text_model: Folder or Hub name of a text encoder with its tokenizer.
+        bridge: Folder or Hub name of a CLIP or SigLIP, in place of `text_model` and captions: audio and video are put
+            where it puts the frames, and its text tower then speaks of them.
+        joint: Train the audio-visual model, too. Its own loss is kept, with the weight `audio_video_loss_weight` of
+            `text_config` (1 unless set).
+        towers: `"frozen"`: of the audio-visual model only what follows its towers is trained; with `joint`.
+        train_text_model: Train the text encoder, too.
+        av_lr_multiple: The audio-visual model's learning rate over `learning_rate`; with `joint`.
+        text_lr_multiple: The text encoder's, likewise; with `train_text_model`.
+        frames_per_clip: Random frames of a clip in a training sample; `0`: all. With `joint`.
         train_data: A folder of shards, a folder or list of video files, or a SyncWorld split.
         eval_data: Name -> such a source, as a mapping or JSON; each is evaluated under its name.
         syncworld: Makes a SyncWorld and its shards first, as in `DataArguments`.
@@ -366,22 +373,20 @@ class TextArguments:
         text_config: Settings of `CavMaeSyncTextDualEncoderConfig` that differ, as a mapping or JSON.
         captions_per_clip: Captions that SyncWorld's truth gives each clip, and their opposites.
         captions_per_step: Captions of a clip in a batch.
-        max_steps: Steps of training.
-        batch_size: Clips in a batch.
-        learning_rate: Its highest value, after the warm-up (a tenth of the steps).
-        weight_decay: Of AdamW.
-        shuffled_texts: The control: captions are dealt out to other clips.
+        shuffled_texts: The control: captions (with `bridge`, frames) are dealt out to other clips.
         cache_dir: Where embeddings are kept, a folder per set; default: `moments` in `output_dir`.
-        overwrite: Replace the results of an earlier run, which are refused otherwise.
         refresh_cache: Throw away embeddings of another model or set, instead of refusing to go on.
-        num_workers: Processes that load.
-        device: Where the models run.
-        seed: Seeds weights, captions and orders.
     """
 
     model: str | None = setting(None, "Model: folder, Hub name, published:NAME or example.")
     text_model: str | None = setting(None, "Text encoder: folder or Hub name, with its tokenizer.")
-    output_dir: str = setting("outputs/text", "Where metrics.json, the model and the embeddings go.")
+    bridge: str | None = setting(None, "CLIP or SigLIP to learn words from over the frames, without captions.")
+    joint: bool = setting(False, "Train the audio-visual model, too.")
+    towers: Literal["full", "frozen"] = setting("full", "What is trained of its towers, with joint.")
+    train_text_model: bool = setting(False, "Train the text encoder, too.")
+    av_lr_multiple: float = setting(0.1, "The audio-visual model's rate over learning_rate.")
+    text_lr_multiple: float = setting(0.1, "The text encoder's rate over learning_rate.")
+    frames_per_clip: int = setting(0, "Random frames of a clip in a sample, with joint; 0: all.")
     train_data: str | None = setting(None, "Shards, or a folder or list of videos.")
     eval_data: dict[str, str] | str | None = setting(None, 'Evaluation sets, as JSON: {"name": "folder"}.')
     syncworld: dict[str, Any] | str | None = setting(
@@ -396,23 +401,21 @@ class TextArguments:
     )
     captions_per_clip: int = setting(8, "Captions that SyncWorld's truth gives each clip.")
     captions_per_step: int = setting(5, "Captions of a clip in a batch.")
-    max_steps: int = setting(1000, "Steps to train.")
-    batch_size: int = setting(64, "Clips in a batch.")
-    learning_rate: float = setting(1e-3, "Its highest value, after the warm-up.")
-    weight_decay: float = setting(0.05, "Of AdamW.")
     shuffled_texts: bool = setting(False, "The control: captions are dealt out to other clips.")
     cache_dir: str | None = setting(None, "Where embeddings are kept; default: in output_dir.")
-    overwrite: bool = setting(False, "Replace the results of an earlier run.")
     refresh_cache: bool = setting(False, "Replace embeddings of another model or set.")
-    num_workers: int = setting(0, "Processes that load.")
-    device: str = setting("auto", "Where the models run, such as cpu or cuda:1.")
-    seed: int = setting(0, "Seeds weights, captions and orders.")
 
     def __post_init__(self) -> None:
         for name in ("eval_data", "syncworld", "text_config"):
             setattr(self, name, mapping(name, getattr(self, name)))
-        for name in ("captions_per_clip", "captions_per_step", "max_steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise TrainingError(f"`{name}` is {getattr(self, name)}; it must be at least 1.")
-        if self.batch_size < 2:
-            raise TrainingError("`batch_size` is 1; a text needs another clip to be told from, use 2 or more.")
+        for name in ("captions_per_clip", "captions_per_step", "av_lr_multiple", "text_lr_multiple"):
+            least = 1 if name.startswith("captions") else 1e-6
+            if getattr(self, name) < least:
+                raise TrainingError(f"`{name}` is {getattr(self, name)}; it must be at least {least:g}.")
+        if self.frames_per_clip < 0:
+            raise TrainingError(f"`frames_per_clip` is {self.frames_per_clip}; use 0 (all) or more.")
+        for name in ("text_model", "captions", "joint", "train_text_model", "text_config"):
+            if self.bridge and getattr(self, name):
+                raise TrainingError(
+                    f"`bridge` learns from frames and takes its own text tower; leave out `{name}`, or `bridge`."
+                )
