@@ -58,6 +58,8 @@ _MOST_USED = {
     "push_to_hub": ("", "Upload model, processor, code and card at the end."),
     "hub_model_id": ("NAME", "Repository on the Hub, as OWNER/NAME."),
 }
+# Of a text side there is one evaluation, and what is uploaded is one folder of what it writes.
+_NOT_OF_TEXT = ("eval_strategy", "push_to_hub", "hub_model_id")
 _DOES = {"probe": "probe", "text": "join"}
 _TRAINER_PANEL = "transformers' Trainer, the most used"
 
@@ -336,6 +338,7 @@ def _with_flags(name: str, all_of_them: bool = False) -> Callable[..., None]:
         rows += [("transformers' Trainer", *row) for row in _flags(RunArguments) if row[0] not in shown]
     elif by_trainer:
         rows += [(_TRAINER_PANEL, flag, metavar, None, text) for flag, (metavar, text) in _MOST_USED.items()]
+        rows = [row for row in rows if name != "text" or row[1] not in _NOT_OF_TEXT]
     recipe = typer.Argument(
         help="Recipe of the package, or a YAML file.", metavar="RECIPE", autocompletion=list_recipes
     )
