@@ -166,35 +166,6 @@ def test_labels__become_sentences():
     assert found.captions[1] == [] and found.keys == [["label:0", "label:2"], []]
     with pytest.raises(TrainingError, match="has no place for the label"):
         label_captions([[0]], ["rain"], ["rain"])
-<<<<<<< HEAD
-=======
-
-
-def test_table__gives_captions_and_spans(tmp_path):
-    table = tmp_path / "captions.csv"
-    table.write_text("clip_id,text,start,end\na,A dog barks,1,2.5\na,rain,,\nelsewhere,sun,,\nb,a dog barks,,\n")
-
-    found = read_captions(table, ["a", "b"])
-
-    assert [[caption.text for caption in row] for row in found.captions] == [["A dog barks", "rain"], ["a dog barks"]]
-    assert found.captions[0][0].spans == ((1.0, 2.5),) and found.captions[0][1].spans == ()
-    assert found.captions[0][0].key == found.captions[1][0].key
-
-
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        ("clip_id,words\na,rain\n", "has no column 'text'"),
-        ("clip_id,text\na,\n", "row 1 has no text"),
-        ("clip_id,text\nz,rain\n", "has no caption of any of the 1 clips"),
-        ("clip_id,text,start,end\na,rain,3,2\n", "row 1 ends .2 s. before it starts"),
-    ],
-    ids=["no column", "no text", "other clips", "backwards"],
-)
-def test_table__is_checked(tmp_path, content, says):
-    (tmp_path / "captions.csv").write_text(content)
-    with pytest.raises(TrainingError, match=says):
-        read_captions(tmp_path / "captions.csv", ["a"])
 
 
 def test_resumed__is_the_run_that_was_not_interrupted(desk, tmp_path):
@@ -234,4 +205,3 @@ def test_joint__trains_the_model_and_keeps_its_contrast(desk, tmp_path, trains):
     log = json.loads((tmp_path / "out" / "checkpoint-3" / "trainer_state.json").read_text())["log_history"]
     assert status == 0 and all(entry["audio_video_loss"] > 0 for entry in log if "loss" in entry)
     assert "text_to_clip_r1_audio_video" in record["metrics"]["semantic"]["seen"]
->>>>>>> 5f988b4 (cavmae-sync text trains by transformers' Trainer: it resumes, runs on several processes, trains the audio-visual model jointly, and learns words over the frames of a CLIP or SigLIP)

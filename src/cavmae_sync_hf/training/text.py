@@ -9,6 +9,7 @@ from the clips themselves; with `bridge` words are learned over the frames, with
 `torchrun -m cavmae_sync_hf.training.text` and `accelerate launch -m` start the same command on several processes.
 """
 
+import copy
 import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,10 +17,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer
 from transformers.utils import logging
 
-from ..data.dataset import CavMaeSyncDataset
+from ..data.dataset import CavMaeSyncDataset, InputMaker
 from ..files import write_json
 from ..hub import save_for_hub
 from ..inference.loading import load_model, saved_model
@@ -31,10 +31,9 @@ from ..provenance import software_versions
 from ..syncworld import find_truth
 from .arguments import parse_arguments
 from .bridge import Teacher, bridge_metrics, cached_frames
-from .captions import CaptionSet, label_captions, read_captions, syncworld_captions
+from .captions import CaptionSet, choose_captions, load_tokenizer, open_captioned, own_captions
 from .earlier_run import check_output, remove_checkpoints
 from .feature_cache import cached_moments
-from .initialization import find_labels
 from .sets import find_sources
 from .settings import TextArguments
 from .text_arguments import TextRunArguments
@@ -99,7 +98,7 @@ class _Run:
             self.model, self.tokenizer = self.teacher.join(self.av_model), self.teacher.tokenizer
         else:
             encoder = text_encoder(str(arguments.text_model))
-            self.tokenizer = AutoTokenizer.from_pretrained(encoder)
+            self.tokenizer = load_tokenizer(encoder)
             settings: Any = ({"audio_video_loss_weight": 1.0} if arguments.joint else {}) | (
                 arguments.text_config or {}  # type: ignore[operator]
             )
@@ -115,7 +114,6 @@ class _Run:
         with self.training.main_process_first(desc="data preparation"):
             train_source, evaluation = find_sources(self.arguments, self.processor, self.is_main)
             clips, dataset = self._set("train", train_source)
-            self.train_source = train_source
             seen = self._frames("train", dataset)
         texts = KnownTexts(self.model, self.tokenizer, frozen=not self.arguments.train_text_model)
         trainer = self._train(texts, clips, dataset, seen)
@@ -174,9 +172,8 @@ class _Run:
             return train_bridge(self.model, clips, seen, training, processor=whole, resume=self.resume)
         shown: Any = None
         if arguments.joint:
-            shown = CavMaeSyncDataset(
-                self.train_source, self.processor, frames=arguments.frames_per_clip or "all", seed=training.seed
-            )
+            shown = copy.copy(dataset)
+            shown.maker = InputMaker(self.processor, arguments.frames_per_clip or "all", seed=training.seed)
         return train_text(
             self.model, texts, clips, arguments, training, processor=whole, dataset=shown, resume=self.resume,
             progress=self.progress,
@@ -197,22 +194,18 @@ class _Run:
 
     def _set(self, name: str, source: str) -> tuple[TextSet, CavMaeSyncDataset]:
         """A set, with what is said of its clips."""
-        arguments = self.arguments
-        dataset = CavMaeSyncDataset(source, self.processor, frames="all")
-        clip_ids = list(dataset.clip_ids())
-        records = find_truth(source, clip_ids)
+        arguments, training = self.arguments, name == "train"
+        dataset = open_captioned(source, self.processor, arguments.caption_column, training=training)
+        records = find_truth(source, dataset.clip_ids())
         captions: CaptionSet | None = None
-        if name == "train" and not arguments.bridge:
-            if arguments.captions is not None:
-                captions = read_captions(arguments.captions, clip_ids)
-            elif records is not None:
-                captions = syncworld_captions(records, arguments.captions_per_clip, self.training.seed)
-            else:
-                names = find_labels(dataset, {}, arguments.class_names, None).names
-                captions = label_captions(dataset.labels(), list(names or ()))
-        elif records is None and arguments.eval_captions is not None:
-            captions = read_captions(arguments.eval_captions, clip_ids)
-        if arguments.joint and name == "train":  # its embeddings change from step to step
+        if training and not arguments.bridge:
+            captions = choose_captions(
+                dataset, arguments.captions, records, class_names=arguments.class_names,
+                per_clip=arguments.captions_per_clip, seed=self.training.seed,
+            )  # fmt: skip
+        elif not training and records is None:
+            captions = own_captions(dataset, arguments.eval_captions)
+        if arguments.joint and training:  # its embeddings change from step to step
             return TextSet.without_moments(captions, records, len(dataset)), dataset
         changed = arguments.joint
         model, folder = (self.model.av_model, f"{name}_after") if changed else (self.av_model, name)

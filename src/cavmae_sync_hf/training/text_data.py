@@ -15,7 +15,7 @@ from ..model.errors_cavmae_sync import TrainingError
 from ..model.modeling_text_cavmae_sync import CavMaeSyncTextDualEncoderModel, TextEncoding
 from ..syncworld import temporal_partners
 from .base import EpochSampler
-from .captions import Caption, CaptionSet
+from .captions import Caption, CaptionSet, tell_cut_texts
 
 _TEXTS_AT_A_TIME = 128
 _MASKS = {"audio": "padding_mask", "video": "padding_mask_videos"}
@@ -75,6 +75,7 @@ class KnownTexts:
         if not self.kept:
             return
         missing = sorted(set(texts) - set(self._states), key=len)
+        tell_cut_texts(missing, self.tokenizer)
         for begin in range(0, len(missing), _TEXTS_AT_A_TIME):
             part = missing[begin : begin + _TEXTS_AT_A_TIME]
             tokens = self.tokenizer(part, padding=True, truncation=True, return_tensors="pt").to(self.model.device)

@@ -124,8 +124,7 @@ def train_text(
     )
     collate: Any = collate_moments
     if dataset is not None:
-        whole = model.av_model.config.audio_context == "clip"
-        collate = ModalityCollator(CavMaeSyncCollator(processor), whole_clips=whole)
+        collate = ModalityCollator(CavMaeSyncCollator(processor))
     trainer = CavMaeSyncTextTrainer(
         model, training, processor=processor, train_dataset=train_set,
         data_collator=CaptionCollator(collate, texts, train_set.numbers),
