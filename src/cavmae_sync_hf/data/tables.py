@@ -42,6 +42,8 @@ _COLUMNS = {
     "split": ("split", "subset"),
 }
 _VGGSOUND_SECONDS = _AUDIOCAPS_SECONDS = 10.0
+# The column that only AudioCaps' tables have.
+_AUDIOCAPS_ID = "audiocap_id"
 # What stands for a number; tables whose column has empty cells come with "1.0" for 1.
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?")
 _WITH_NAMES = "give the label names in order (option `labels`)"
@@ -271,7 +273,7 @@ def read_list(system: Any, path: str, split: str | None = None, caption_columns:
     """
     suffix = os.path.splitext(path)[1].lower()
     if suffix == ".parquet":
-        known = [*(name for names in _COLUMNS.values() for name in names), *caption_columns]
+        known = [*(name for names in _COLUMNS.values() for name in names), _AUDIOCAPS_ID, *caption_columns]
         return entries_from_rows(parquet_rows(system, path, known), path, split, caption_columns)
     try:
         with system.open(path, "rb") as file:
@@ -449,7 +451,7 @@ def entries_from_rows(
                 for text in texts_of_cell(row.get(column), f"{name}: row {number + 1}")
             ),
         )
-        if "audiocap_id" in row and entry.start is not None and entry.end is None:
+        if _AUDIOCAPS_ID in row and entry.start is not None and entry.end is None:
             entry.end = entry.start + _AUDIOCAPS_SECONDS  # AudioCaps gives the start alone
         names = _labels(values["names"])
         if len(names) == len(entry.labels) and all(type(label) is int for label in entry.labels):
