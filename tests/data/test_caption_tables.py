@@ -190,6 +190,7 @@ def test_older_shards__have_no_captions(tmp_path):
         (float("nan"), []),
         ("", []),
         ([], []),
+        ("[]", []),
         (["rain", "", None], [("rain", [])]),
         (np.array(["rain", "sun"]), [("rain", []), ("sun", [])]),
         ('["rain", "sun"]', [("rain", []), ("sun", [])]),
@@ -346,8 +347,9 @@ def test_tables__are_checked(tmp_path, text, words):
         (".", {"caption_column": "caption"}, "without a list has no use for the option `caption_column`"),
         ("empty.csv", {"caption_column": "caption"}, "None of the 1 clips has a caption in 'caption'; fill it"),
         ("list.csv", {"spans": "list.mp3", "caption_column": "caption"}, "a table of texts ends in .csv"),
+        ("list.csv", {"spans": "nowhere.csv", "caption_column": "caption"}, "nowhere.csv: no such file"),
     ],
-    ids=["rows of one clip", "a folder", "empty", "no table"],
+    ids=["rows of one clip", "a folder", "empty", "no table", "no file"],
 )
 def test_captions__that_cannot_be_are_refused(videos, tmp_path, source, options, words):
     (videos / "empty.csv").write_text("path,caption\none.mp4,\n")

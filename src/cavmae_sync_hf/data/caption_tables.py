@@ -12,6 +12,7 @@ import fsspec
 
 from ..files import StrPath, parse_json
 from ..model.errors_cavmae_sync import DataError, DataWarning
+from ..names import nothing_at
 from .captions import (
     END_NAMES,
     START_NAMES,
@@ -113,6 +114,8 @@ def _rows(address: str) -> list[dict[str, Any]]:
         )
     except DataError:
         raise
+    except FileNotFoundError as error:
+        raise DataError(nothing_at(address, "file")) from error
     except (OSError, ValueError, ImportError) as error:
         raise DataError(f"{address}: cannot be read ({error}); give a CSV, JSON or Parquet file in UTF-8.") from error
     if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):

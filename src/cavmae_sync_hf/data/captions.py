@@ -5,7 +5,7 @@ import ast
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from ..files import parse_json
@@ -125,7 +125,7 @@ def _texts_of_mapping(value: Mapping[str, Any], place: str) -> list[TimedText]:
 
 def _written_list(value: str) -> Any:
     """A list of texts or mappings that is written as JSON or as Python; `None` for a text, which may begin alike."""
-    if not re.match(r"\s*[\[{]\s*[\[{\"']", value):
+    if not re.match(r"\s*[\[{]\s*[\[{\"'\]]", value):
         return None
     for parse in (parse_json, ast.literal_eval):
         try:
@@ -138,11 +138,10 @@ def _written_list(value: str) -> Any:
 
 def merge_texts(texts: Iterable[TimedText]) -> tuple[TimedText, ...]:
     """Each text once, with all of its spans, in the order in which they come first."""
-    merged: dict[str, TimedText] = {}
+    merged: dict[str, set[tuple[float, float]]] = {}
     for one in texts:
-        spans = {*one.spans, *(merged[one.text].spans if one.text in merged else ())}
-        merged[one.text] = TimedText(one.text, tuple(sorted(spans)))
-    return tuple(merged.values())
+        merged.setdefault(one.text, set()).update(one.spans)
+    return tuple(TimedText(text, tuple(sorted(spans))) for text, spans in merged.items())
 
 
 def cut_texts(texts: Iterable[TimedText], start: float | None, end: float | None) -> tuple[TimedText, ...]:
@@ -156,9 +155,11 @@ def cut_texts(texts: Iterable[TimedText], start: float | None, end: float | None
     first, last = start or 0.0, math.inf if end is None else end
     kept = []
     for one in texts:
-        inside = ((max(begin, first) - first, min(stop, last) - first) for begin, stop in one.spans)
-        rounded = ((round(begin, _DIGITS), round(stop, _DIGITS)) for begin, stop in inside)
-        spans = tuple(span for span in rounded if span[0] < span[1])
+        spans = []
+        for begin, stop in one.spans:
+            if begin < last and stop > first:  # most of a long file's lie elsewhere
+                spans.append((round(max(begin, first) - first, _DIGITS), round(min(stop, last) - first, _DIGITS)))
+        spans = [span for span in spans if span[0] < span[1]]
         if spans or not one.spans:
-            kept.append(replace(one, spans=spans))
+            kept.append(TimedText(one.text, tuple(spans)))
     return tuple(kept)
