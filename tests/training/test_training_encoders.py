@@ -12,9 +12,11 @@ from transformers import ASTConfig, ASTModel, AutoModelForPreTraining, Dinov2Con
 from cavmae_sync_hf import CavMaeSyncForPreTraining, CavMaeSyncProcessor, DataError, TrainingError
 from cavmae_sync_hf.data.augmentation import AUGMENTATION_PRESETS
 from cavmae_sync_hf.data.dataset import CavMaeSyncDataset
+from cavmae_sync_hf.data.prepare import prepare
 from cavmae_sync_hf.data.streaming import CavMaeSyncStreamingDataset
 from cavmae_sync_hf.training import CavMaeSyncTrainer, PretrainingArguments
 from cavmae_sync_hf.training.pretrain import pretrain
+from cavmae_sync_hf.training.sets import InMemoryDataset, make_syncworld
 from cavmae_sync_hf.training.token_cache import keep_tokens
 from helpers.clips import noise, write_clip
 from helpers.encoders import encoder_config, encoder_settings
@@ -146,18 +148,32 @@ def test_recipe_for_dinov2_and_ast__runs_two_steps_on_small_encoders(shards, tmp
     assert "its weights are not in this folder" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_encoder_of_waveforms__trains_from_video_files_and_not_from_log_mels(shards, tmp_path):
-    model = make_model(audio="hubert")
-    processor = CavMaeSyncProcessor.from_config(model.config)
-    with pytest.raises(DataError, match="hold log-mels, and .* hears waveforms; name the folder"):
+def test_encoder_of_waveforms__trains_from_files_and_from_shards_of_waveforms(shards, tmp_path):
+    processor = CavMaeSyncProcessor.from_config(make_model(audio="hubert").config)
+    with pytest.raises(DataError, match="hold log-mels, and .* hears waveforms; prepare them with audio='waveform'"):
         CavMaeSyncDataset(shards, processor)
+    (tmp_path / "videos").mkdir()
     for number in range(4):
-        write_clip(tmp_path / f"{number}.mp4", seconds=1, audio=noise(1, seed=number))
-    arguments = PretrainingArguments(output_dir=str(tmp_path / "out"), **(ARGUMENTS | {"max_steps": 2}))
-    dataset = CavMaeSyncDataset(str(tmp_path), processor, frames=2)
-    trainer = CavMaeSyncTrainer(model, arguments, processor=processor, train_dataset=dataset)
-    trainer.train()
-    assert len(losses(trainer)) == 2
+        write_clip(tmp_path / "videos" / f"{number}.mp4", seconds=1, audio=noise(1, seed=number))
+    options = {"audio": "waveform", "num_frames": 4, "short_side": None, "jpeg_quality": 100, "workers": 1}
+    prepare(tmp_path / "videos", tmp_path / "shards", **options)
+    files = CavMaeSyncDataset(str(tmp_path / "videos"), processor, frames=2)
+    kept = CavMaeSyncDataset(tmp_path / "shards", processor, frames=2)
+    expected = losses(train(make_model(audio="hubert"), files, tmp_path / "a"))
+    found = losses(train(make_model(audio="hubert"), kept, tmp_path / "b"))
+    assert found == pytest.approx(expected, rel=0.02)  # frames are JPEG
+    tokens = keep_tokens(make_model(audio="hubert"), kept, tmp_path / "tokens")
+    assert losses(train(make_model(audio="hubert"), tokens, tmp_path / "c")) == pytest.approx(found, rel=2e-3)
+
+
+def test_syncworld__has_shards_of_waveforms_for_encoders_that_hear_them(tmp_path):
+    world = {"folder": str(tmp_path), "train": 4, "seconds": 3.0, "fps": 5, "size": 48, "workers": 1}
+    train_set, _ = make_syncworld(world, num_frames=4, waveform_rate=16_000)
+    processor = CavMaeSyncProcessor.from_config(make_model(audio="wav2vec2").config)
+    samples = InMemoryDataset(train_set, processor, frames="all")
+    for number in range(3):
+        expected = CavMaeSyncDataset(train_set, processor, frames="all")[number]
+        assert torch.equal(samples[number]["input_values"], expected["input_values"])
 
 
 def test_benchmark__times_clips_kept_tokens_and_full_training(capsys, monkeypatch):

@@ -2,14 +2,19 @@
 
     python training/benchmarks/encoders.py recall --world outputs/syncworld --seeds 0 1 --steps 300
     python training/benchmarks/encoders.py step
+    python training/benchmarks/encoders.py context outputs/encoders/encoders_0 outputs/encoders/clips_0
 
 `recall` trains on SyncWorld with the recipe `syncworld_tiny`, once with the towers and once with a ViT and an AST of
 the same width, depth, patches and first positions from scratch, in as many steps, and prints the held-out recall of
-each seed. The world is made where it is not there yet.
+each seed. The world is made where it is not there yet. The variant `clips` is the ViT and AST with
+`audio_context="clip"`: the AST hears 5.12 s at once, without reconstruction, which such a model has not.
 
 `step` times a training step with a frozen DINOv2 and AST (random weights, ViT-B sizes unless `--small`) on clips, on
 kept tokens, and with both trained. A step is forward, backward and Adam, on a batch in memory; the variants take
 turns, and each value is the median over the rounds.
+
+`context` asks of trained models what a moment's embedding owes to what surrounds its window: with all sound its own,
+with another clip's sound in the window alone, and with another clip's sound everywhere but in the window.
 """
 
 import argparse
@@ -22,7 +27,8 @@ from typing import Any
 
 import torch
 
-from cavmae_sync_hf import CavMaeSyncConfig, CavMaeSyncForPreTraining, CavMaeSyncProcessor
+from cavmae_sync_hf import CavMaeSyncConfig, CavMaeSyncForPreTraining, CavMaeSyncProcessor, load_model
+from cavmae_sync_hf.data.dataset import CavMaeSyncCollator, CavMaeSyncDataset
 from cavmae_sync_hf.model.modeling_cavmae_sync import sincos_positions
 from cavmae_sync_hf.training.freezing import freeze_unused
 from cavmae_sync_hf.training.pretrain import pretrain
@@ -49,16 +55,24 @@ FROM_SCRATCH: dict[str, Any] = {
     "audio_encoder_layer": 3,
     "encoder_training": "full",
 }
+WHOLE_CLIPS: dict[str, Any] = {
+    "audio_context": "clip",
+    "audio_clip_length": 512,
+    "audio_encoder_config": FROM_SCRATCH["audio_encoder_config"] | {"max_length": 512},
+    "reconstruction_loss_weight": 0.0,
+}
 METRICS = ("semantic_audio_to_video_r1", "semantic_video_to_audio_r1", "semantic_shift_accuracy")
 
 
-def _with_positions(folder: Path, seed: int) -> Path:
+def _with_positions(folder: Path, seed: int, settings: dict[str, Any]) -> Path:
     """A folder with ViT and AST of random weights, whose positions start as the towers' are: sines and cosines."""
     torch.manual_seed(seed)
-    model = CavMaeSyncForPreTraining(CavMaeSyncConfig(**TINY | FROM_SCRATCH))
+    model = CavMaeSyncForPreTraining(CavMaeSyncConfig(**settings))
     for modality in ("audio", "video"):
         places = model.model.tower(modality).encoder.embeddings.position_embeddings
         grid = getattr(model.config, f"{modality}_grid")
+        if modality == "audio":  # of all that it hears, which may be more than a window
+            grid = (grid[0], grid[1] * model.config.heard_length // model.config.audio_length)
         with torch.no_grad():
             places[:, -grid[0] * grid[1] :] = sincos_positions(grid, places.shape[-1])
     model.save_pretrained(folder)
@@ -79,13 +93,54 @@ def recall(arguments: argparse.Namespace) -> None:
             if name == "towers":
                 words += ["--model_config", json.dumps(TINY)]
             else:
-                words += ["--init_from", str(_with_positions(out.with_name(f"{out.name}_start"), seed))]
+                settings = TINY | FROM_SCRATCH | (WHOLE_CLIPS if name == "clips" else {})
+                words += ["--init_from", str(_with_positions(out.with_name(f"{out.name}_start"), seed, settings))]
             words += ["--syncworld", json.dumps(world), "--save_strategy", "no", "--log_level", "error"]
             if pretrain(words):
                 sys.exit(1)
             found = json.loads((out / "metrics.json").read_text())
             shown = {key: value for key, value in found.items() if key.removeprefix("eval_") in METRICS}
             print(name, "seed", seed, shown, f"{time.perf_counter() - began:.0f} s", flush=True)
+
+
+@torch.no_grad()
+def context(arguments: argparse.Namespace) -> None:
+    """Embed held-out clips with sound of other clips in and around the windows, and print what is still known."""
+    for folder in arguments.models:
+        model, processor = load_model(folder)
+        dataset = CavMaeSyncDataset(arguments.data, processor, frames="all")
+        batch = CavMaeSyncCollator(processor)([dataset[number] for number in range(len(dataset))])
+        rows, count = batch["input_values"], batch["input_values"].shape[1]
+        offsets = batch.get("window_offsets", torch.zeros(rows.shape[:2], dtype=torch.long))
+        steps = torch.arange(rows.shape[2]) - offsets.unsqueeze(-1)
+        within = ((steps >= 0) & (steps < model.config.audio_length)).unsqueeze(-1)
+        other = rows.roll(1, dims=0)
+        heard = {
+            "all its own": rows,
+            "another's in the window": torch.where(within, other, rows),
+            "another's around the window": torch.where(within, rows, other),
+            "all another's": other,
+        }
+        video = torch.cat(
+            [model(pixel_values_videos=frames).video_embeds for frames in batch["pixel_values_videos"].split(10)]
+        )
+        times = batch["frame_times"]
+        apart = (times.unsqueeze(1) - times.unsqueeze(2)).abs() >= 2.0  # (clips, moments, moments)
+        clip_videos = torch.nn.functional.normalize(video.mean(dim=1), dim=-1)
+        for name, values in heard.items():
+            audio = torch.cat([
+                model(input_values=some, **({"window_offsets": where} if "window_offsets" in batch else {})).audio_embeds
+                for some, where in zip(values.split(10), offsets.split(10), strict=True)
+            ])  # fmt: skip
+            similarity = audio @ video.transpose(1, 2)  # (clips, moments of audio, frames)
+            own = similarity.diagonal(dim1=1, dim2=2).unsqueeze(-1)
+            told = (own > similarity)[apart].float().mean().item()
+            clips = torch.nn.functional.normalize(audio.mean(dim=1), dim=-1) @ clip_videos.T
+            found = (clips.argmax(dim=1) == torch.arange(len(clips))).float().mean().item()
+            print(
+                f"{folder}, sound {name}: R@1 {found:.1%} of {len(clips)} clips, own frame above one 2 s or more "
+                f"away {told:.1%} ({count} moments a clip)", flush=True,
+            )  # fmt: skip
 
 
 def step(arguments: argparse.Namespace) -> None:
@@ -153,7 +208,7 @@ def main() -> None:
     one.add_argument("--held-out", type=int, default=200)
     one.add_argument("--steps", type=int, default=400)
     one.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    one.add_argument("--variants", nargs="+", default=["towers", "encoders"], choices=["towers", "encoders"])
+    one.add_argument("--variants", nargs="+", default=["towers", "encoders"], choices=["towers", "encoders", "clips"])
     one.set_defaults(run=recall)
     two = commands.add_parser("step")
     two.add_argument("--batch-size", type=int, default=4)
@@ -161,6 +216,10 @@ def main() -> None:
     two.add_argument("--device", default="cpu")
     two.add_argument("--small", action="store_true", help="Narrow encoders, for a quick look.")
     two.set_defaults(run=step)
+    three = commands.add_parser("context")
+    three.add_argument("models", nargs="+", help="Folders of trained models, of `recall`.")
+    three.add_argument("--data", default="outputs/syncworld/shards_time_16/semantic", help="Held-out clips.")
+    three.set_defaults(run=context)
     arguments = parser.parse_args()
     arguments.run(arguments)
 

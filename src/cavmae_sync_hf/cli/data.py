@@ -57,6 +57,10 @@ def prepare(
     audio_track: AudioTrack = None,
     sampling_rate: Annotated[int, typer.Option(help="Rate of the audio in Hz, for the spectrogram.")] = 16000,
     num_mel_bins: Annotated[int, typer.Option(help="Mel bins of the spectrogram.")] = 128,
+    audio: Annotated[
+        Literal["log_mel", "waveform"],
+        typer.Option(help="Keep the spectrogram, or the audio itself, for encoders that hear samples."),
+    ] = "log_mel",
     missing: Annotated[
         Literal["error", "keep"], typer.Option(help="Clips without audio or video: bad, or kept as such.")
     ] = "error",

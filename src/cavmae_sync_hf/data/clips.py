@@ -25,7 +25,7 @@ from ..model.feature_extraction_cavmae_sync import CavMaeSyncFeatureExtractor
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from .captions import TimedText, cut_texts, given_texts
 from .packing import BadClip, ClipPacker, PrepareOptions
-from .shards import INDEX_NAME, ShardIndex, decode_clip, decode_jpeg, read_clip_table, read_index
+from .shards import FLAC_NAME, INDEX_NAME, ShardIndex, decode_clip, decode_jpeg, read_clip_table, read_index
 from .sources import ClipList, read_source
 
 _BLOCK = 512
@@ -47,7 +47,8 @@ class LoadedClip:
         frames: `(len(chosen), 3, height, width)` uint8, `None` without video.
         frame_times: Seconds from the clip's start of *all* frames, those not chosen included.
         chosen: Indices of the frames used.
-        log_mel: `(log-mel frames, mel bins)` float32 of the whole clip, not normalised, `None` without audio.
+        log_mel: `(log-mel frames, mel bins)` float32 of the whole clip, not normalised, `None` without audio; its
+            samples, where the processor hears waveforms.
         labels: Its label numbers.
         duration: Its length in seconds.
         captions: What is said of it.
@@ -329,18 +330,21 @@ def _read_shard_clip(
             raise ValueError(f"{len(jpegs)} frames but {len(times)} times")
         chosen = list(choose(info["id"], len(times)))
         wanted = [jpegs[index] for index in chosen] if jpegs else []
-        stored = decode_clip(key, {name: shard.content(places[name]) for name in (*wanted, "log_mel.npy", "json")})
+        names = [*wanted, *(name for name in ("log_mel.npy", FLAC_NAME, "json") if name in places)]
+        stored = decode_clip(key, {name: shard.content(places[name]) for name in names})
+        waveform = stored.waveform()
+        log_mel = torch.from_numpy(stored.log_mel).float() if len(stored.log_mel) else None
         return LoadedClip(
             clip_id=info["id"],
             frames=stored.frames() if wanted else None,
             frame_times=times,
             chosen=chosen,
-            log_mel=torch.from_numpy(stored.log_mel).float() if len(stored.log_mel) else None,
+            log_mel=log_mel if waveform is None else extractor.log_mel(waveform),
             labels=[int(label) for label in info["labels"]],
             duration=float(info["duration"]),
             captions=given_texts(info),
         )
-    except (KeyError, TypeError, OSError, ValueError, EOFError, MemoryError) as error:
+    except (KeyError, TypeError, OSError, ValueError, EOFError, MemoryError) as error:  # a MediaError is a ValueError
         raise DataError(f"{shard.path}: clip {key} cannot be read ({error!r}); prepare the set again.") from error
 
 
@@ -387,10 +391,11 @@ def _fetch(address: str) -> str:
 
 def _check_fit(index: ShardIndex, extractor: CavMaeSyncFeatureExtractor, folder: str) -> None:
     """Refuse shards whose frames or spectrograms are not what the processor would make."""
-    if extractor.features == "waveform":
+    if extractor.features == "waveform" and index.audio != "waveform":
         raise DataError(
-            f"{folder}: the shards hold log-mels, and the model's audio encoder hears waveforms; name the folder or "
-            "list of the video files instead."
+            f"{folder}: the shards hold log-mels, and the model's audio encoder hears waveforms; prepare them with "
+            f"audio='waveform' and sampling_rate={extractor.sampling_rate}, or name the folder or list of the video "
+            "files instead."
         )
     for name, remedy in (
         ("alignment", "`CavMaeSyncProcessor.from_config(config, alignment={stored!r})`"),
@@ -398,6 +403,8 @@ def _check_fit(index: ShardIndex, extractor: CavMaeSyncFeatureExtractor, folder:
         ("sampling_rate", "a feature extractor with `sampling_rate={stored!r}`"),
         ("channel", "`CavMaeSyncProcessor.from_config(config, channel={stored!r})`"),
     ):
+        if name == "num_mel_bins" and index.audio == "waveform":  # made of the waveform as they are wanted
+            continue
         stored, wanted = getattr(index, name), getattr(extractor, name)
         if stored != wanted:
             raise DataError(

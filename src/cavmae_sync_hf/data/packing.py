@@ -1,5 +1,5 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""One clip of a source becomes the members of a shard: decoded once, its frames and its log-mel compressed.
+"""One clip of a source becomes the members of a shard: decoded once, its frames and its audio compressed.
 
 Frames come from the processor's own decoder and the log-mel from its own filter bank. What cannot be used is a
 `BadClip` with a reason, never a row of zeros.
@@ -9,7 +9,7 @@ import errno
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from . import crashes
 from .captions import cut_texts
 from .failures import file_error
 from .fetching import fault_of_machine, local_file, reading_fault
-from .shards import decode_jpeg, encode_array, encode_jpeg, encode_json
+from .shards import FLAC_NAME, decode_jpeg, encode_array, encode_flac, encode_jpeg, encode_json
 from .sources import ClipRecord, MediaRows
 
 # Audio that never exceeds this is silence: 80 dB below full scale, under what 16-bit dither makes audible.
@@ -68,6 +68,7 @@ class PrepareOptions:
     silent: str = "error"
     damaged: str = "error"
     max_seconds: float = 600.0
+    audio: str = "log_mel"
 
     def __post_init__(self) -> None:
         choices = (
@@ -77,6 +78,7 @@ class PrepareOptions:
             ("missing", self.missing, ("error", "keep")),
             ("silent", self.silent, ("error", "keep")),
             ("damaged", self.damaged, ("error", "keep")),
+            ("audio", self.audio, ("log_mel", "waveform")),
         )
         for name, value, allowed in choices:
             if value not in allowed:
@@ -93,6 +95,13 @@ class PrepareOptions:
         if not self.max_seconds > 0:  # also NaN
             raise ValueError(f"max_seconds must be positive, got {self.max_seconds}.")
         self.extractor()
+
+    def settings(self) -> dict[str, Any]:
+        """As a folder of shards notes them; an option that is younger than such folders only where it is set."""
+        settings = asdict(self)
+        if self.audio == "log_mel":
+            del settings["audio"]
+        return settings
 
     def extractor(self) -> CavMaeSyncFeatureExtractor:
         """The feature extractor that computes the log-mel."""
@@ -346,7 +355,11 @@ class ClipPacker:
         captions = [text.to_dict() for text in cut_texts(record.captions, None, clip.duration)]
         if captions:
             info["captions"] = captions
-        members += [("log_mel.npy", encode_array(log_mel.astype(np.float16))), ("json", encode_json(info))]
+        if options.audio == "log_mel":
+            members.append(("log_mel.npy", encode_array(log_mel.astype(np.float16))))
+        elif waveform is not None:
+            members.append((FLAC_NAME, encode_flac(waveform, options.sampling_rate)))
+        members.append(("json", encode_json(info)))
         return PackedClip(
             members,
             info,

@@ -89,6 +89,7 @@ def prepare(
     silent: str = "error",
     damaged: str = "error",
     max_seconds: float = 600.0,
+    audio: str = "log_mel",
     clips_per_shard: int | None = None,
     workers: int | None = None,
     engine: str = "local",
@@ -130,6 +131,8 @@ def prepare(
         silent: `"error"`: a clip whose audio never exceeds -80 dB is a bad clip; `"keep"`: it is kept.
         damaged: `"error"`: a truncated or corrupt file is a bad clip; `"keep"`: what can be decoded of it is kept.
         max_seconds: Longer clips are bad clips.
+        audio: What is kept of the audio: `"log_mel"`, or `"waveform"`: the audio itself, as FLAC of 16 bits at
+            `sampling_rate`, for audio encoders that hear samples; models that hear a log-mel take both.
         clips_per_shard: Clips of the source per shard; default: 256, less for small sets.
         workers: Processes; default: one for each core this process may use. 1 works in this process.
         engine: `"local"`, or `"ray"` to work on a Ray cluster, whose nodes must all see `out`.
@@ -162,6 +165,7 @@ def prepare(
         silent=silent,
         damaged=damaged,
         max_seconds=float(max_seconds),
+        audio=audio,
     )
     if av is None:
         raise ImportError("Decoding media needs PyAV, which brings its own FFmpeg: pip install av")
@@ -179,7 +183,7 @@ def prepare(
         with _writable(folder):
             notes.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked(notes / _LOCK_NAME, folder))
-        _claim(folder, clips, {"name": name, "clips_per_shard": per_shard, "cut": cut} | asdict(options))
+        _claim(folder, clips, {"name": name, "clips_per_shard": per_shard, "cut": cut} | options.settings())
         job = ShardJob(folder, notes, name, options, rows=clips.rows, versions=_versions())
         missing_tasks = [task for task in tasks if not _is_whole(folder, notes, task)]
         meter = ProgressMeter(progress, len(clips), sum(task.size for task in missing_tasks))

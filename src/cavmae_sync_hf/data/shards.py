@@ -5,6 +5,7 @@ A clip is a row of tar members that share a key: its frames as JPEG, the log-mel
 
     00000007-some_id.frame_00.jpg ... 00000007-some_id.frame_15.jpg
     00000007-some_id.log_mel.npy      float16 (log-mel frames, mel bins), not normalised
+                or   waveform.flac    16 bits, one channel, where the set was prepared with audio="waveform"
     00000007-some_id.json             times, labels, source, versions, captions
 
 That is the WebDataset layout, which `datasets`, `webdataset` and plain `tarfile` read. Nothing in a shard depends on
@@ -28,8 +29,14 @@ import numpy as np
 import torch
 from PIL import Image
 
+try:
+    import av
+except ImportError:
+    av = None  # type: ignore[assignment]
+
 from ..files import StrPath, parse_json
 from ..model.errors_cavmae_sync import DataError
+from ..model.media_cavmae_sync import decode_media
 
 FORMAT = "cavmae-sync-shards"
 FORMAT_VERSION = 1
@@ -37,10 +44,12 @@ INDEX_NAME = "index.json"
 CARD_NAME = "README.md"
 CLIPS_NAME = "clips.jsonl"
 BAD_CLIPS_NAME = "bad_clips.csv"
+FLAC_NAME = "waveform.flac"
 BAD_CLIPS_COLUMNS = ("number", "id", "source", "reason", "message")
 # A key is at most this long, so that member names fit the 100 characters of a plain tar header.
 _KEY_LENGTH = 72
 _BLOCK = 512
+_FLAC_FRAME = 4608  # samples handed to the encoder at a time
 
 
 @dataclass(frozen=True)
@@ -88,6 +97,7 @@ class ShardIndex:
         shards: The tar files, in order.
         folder: Where the set lies; not part of the file.
         audio_track: Which audio track of files was heard, where one was chosen; else not part of the file.
+        audio: `"log_mel"`, or `"waveform"` where the audio itself is kept; only then part of the file.
     """
 
     name: str
@@ -113,6 +123,7 @@ class ShardIndex:
     shards: list[ShardInfo]
     folder: str = field(default="", compare=False)
     audio_track: int | str | None = None
+    audio: str = "log_mel"
 
     @property
     def paths(self) -> list[str]:
@@ -125,6 +136,8 @@ class ShardIndex:
         del facts["folder"]
         if self.audio_track is None:
             del facts["audio_track"]
+        if self.audio == "log_mel":
+            del facts["audio"]
         facts["label_counts"] = {str(label): count for label, count in sorted(self.label_counts.items())}
         return json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
 
@@ -140,13 +153,22 @@ class ShardClip:
             `versions`, and, where something is said of the clip, `captions`: each with `text` and its `spans`, start
             and end in seconds from the clip's start, none where it is about the whole.
         jpegs: Its frames, compressed.
-        log_mel: `(log-mel frames, mel bins)` float16, no frames without audio.
+        log_mel: `(log-mel frames, mel bins)` float16, no frames without audio or where the waveform is kept.
+        flac: Its audio, compressed, where that is kept.
     """
 
     key: str
     info: dict[str, Any]
     jpegs: list[bytes]
     log_mel: np.ndarray
+    flac: bytes | None = None
+
+    def waveform(self) -> torch.Tensor | None:
+        """Its audio `(num_samples,)` float32 at the set's `sampling_rate`, where that is kept and there is any."""
+        if self.flac is None:
+            return None
+        rate = self.info["sampling_rate"]
+        return decode_media(self.flac, sampling_rate=rate, want_video=False, name=f"{self.key}.{FLAC_NAME}").waveform
 
     def frames(self, numbers: Sequence[int] | None = None) -> torch.Tensor:
         """Frames (or those numbered `numbers`), `(num_frames, 3, height, width)` uint8 RGB."""
@@ -171,6 +193,26 @@ def encode_jpeg(frame: torch.Tensor, quality: int, chroma: str) -> bytes:
     buffer = io.BytesIO()
     image = Image.fromarray(np.ascontiguousarray(frame.permute(1, 2, 0).numpy()))
     image.save(buffer, "JPEG", quality=quality, subsampling=chroma)
+    return buffer.getvalue()
+
+
+def encode_flac(waveform: torch.Tensor, sampling_rate: int) -> bytes:
+    """Compress audio without loss, after rounding to 16 bits.
+
+    Args:
+        waveform: `(num_samples,)` in [-1, 1]; what is louder is cut.
+        sampling_rate: Hz.
+    """
+    samples = (waveform * 32768.0).round().clamp(-32768, 32767).to(torch.int16).numpy()
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="flac", options={"fflags": "+bitexact", "metadata_header_padding": "0"}) as file:
+        stream: Any = file.add_stream("flac", rate=sampling_rate, layout="mono", options={"flags": "+bitexact"})
+        for begin in range(0, len(samples), _FLAC_FRAME):
+            part = np.ascontiguousarray(samples[None, begin : begin + _FLAC_FRAME])
+            frame = av.AudioFrame.from_ndarray(part, format="s16", layout="mono")
+            frame.sample_rate, frame.pts = sampling_rate, begin
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
     return buffer.getvalue()
 
 
@@ -278,8 +320,12 @@ def read_shard(path: StrPath | BinaryIO) -> Iterator[ShardClip]:
 def decode_clip(key: str, members: dict[str, bytes]) -> ShardClip:
     """A clip from its members, by extension (`"json"`, `"log_mel.npy"`, `"frame_00.jpg"`, ...)."""
     jpegs = [members[name] for name in sorted(members) if name.startswith("frame_")]
-    log_mel = np.load(io.BytesIO(members["log_mel.npy"]), allow_pickle=False)
-    return ShardClip(key, parse_json(members["json"]), jpegs, log_mel)
+    info = parse_json(members["json"])
+    if "log_mel.npy" in members:
+        return ShardClip(key, info, jpegs, np.load(io.BytesIO(members["log_mel.npy"]), allow_pickle=False))
+    if info["has_audio"] and FLAC_NAME not in members:
+        raise KeyError(FLAC_NAME)
+    return ShardClip(key, info, jpegs, np.empty((0, info["num_mel_bins"]), np.float16), members.get(FLAC_NAME))
 
 
 def read_index(folder: StrPath) -> ShardIndex:
@@ -357,6 +403,7 @@ def card_text(index: ShardIndex, *, captions: int = 0, with_captions: int = 0) -
         with_captions: Clips that have some.
     """
     split = split_name(index.name)
+    audio = "log_mel.npy" if index.audio == "log_mel" else FLAC_NAME
     said = f"{captions}, of {with_captions} of the clips" if captions else ""
     more = (
         " What is said of a clip is in\n`captions`, texts with their `spans` in seconds; a text without spans is of "
@@ -385,7 +432,7 @@ Frames and spectrograms of videos, prepared for CAV-MAE Sync.
 |---|---|
 {_facts_text(index, said)}
 
-Each clip is a row of members in a tar file: `frame_00.jpg` and so on, `log_mel.npy` for the whole clip, and `json`
+Each clip is a row of members in a tar file: `frame_00.jpg` and so on, `{audio}` for the whole clip, and `json`
 with the times of the frames in seconds, the length, the labels and the source.{more if captions else ""}
 
 ```python
@@ -424,7 +471,9 @@ def _facts_text(index: ShardIndex, captions: str) -> str:
         ("frame times", f"alignment `{index.alignment}`"),
         (
             "audio",
-            f"log-mel, {index.num_mel_bins} bins at {index.sampling_rate} Hz, 10 ms hop, float16, not normalised",
+            f"log-mel, {index.num_mel_bins} bins at {index.sampling_rate} Hz, 10 ms hop, float16, not normalised"
+            if index.audio == "log_mel"
+            else f"FLAC, 16 bits at {index.sampling_rate} Hz, one channel",
         ),
         ("log-mel", spectrum),
         ("labels", labels),
@@ -448,7 +497,12 @@ def _features_text(index: ShardIndex, with_captions: bool) -> str:
     lines = []
     for number in range(index.num_frames):
         lines += [f"  - name: frame_{number:02d}.jpg", "    dtype: image"]
-    lines += ["  - name: log_mel.npy", "    list:", "      list: float16", "  - name: json", "    struct:"]
+    if index.audio == "log_mel":
+        lines += ["  - name: log_mel.npy", "    list:", "      list: float16"]
+    else:
+        lines += [f"  - name: {FLAC_NAME}", "    dtype:", "      audio:"]
+        lines += [f"        sampling_rate: {index.sampling_rate}"]
+    lines += ["  - name: json", "    struct:"]
     for name, kind in record.items():
         lines += [f"    - name: {name}", f"      list: {lists[name]}" if name in lists else f"      dtype: {kind}"]
     if index.versions:

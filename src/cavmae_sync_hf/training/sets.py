@@ -106,7 +106,8 @@ class InMemoryDataset(CavMaeSyncDataset):
         threads: int | None = None,
     ) -> None:
         super().__init__(source, processor, frames=frames, augmentation=augmentation, seed=seed)
-        self.source = _KeptClips(self.source, threads or usable_cores())
+        whole = processor.feature_extractor.features == "waveform"  # of which halves lose what is soft
+        self.source = _KeptClips(self.source, threads or usable_cores(), whole)
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """Several samples, as `__getitem__` gives each."""
@@ -133,14 +134,14 @@ class InMemoryDataset(CavMaeSyncDataset):
 class _KeptClips:
     """Clips of another source, held decoded."""
 
-    def __init__(self, source: ClipSource, threads: int) -> None:
+    def __init__(self, source: ClipSource, threads: int, whole: bool) -> None:
         self.group_sizes = source.group_sizes
         self.fingerprint = source.fingerprint
         self.label_names = source.label_names
 
         def keep(number: int) -> LoadedClip:
             clip = source.read(number, lambda clip_id, frames: range(frames))
-            if clip.log_mel is not None:
+            if clip.log_mel is not None and not whole:
                 clip.log_mel = clip.log_mel.half()
             return clip
 
@@ -189,7 +190,11 @@ def augmentation_options(value: str | Mapping[str, Any] | None) -> AugmentationO
 
 
 def make_syncworld(
-    settings: Mapping[str, Any], num_frames: int = 16, alignment: str = "time", is_main: bool = True
+    settings: Mapping[str, Any],
+    num_frames: int = 16,
+    alignment: str = "time",
+    is_main: bool = True,
+    waveform_rate: int | None = None,
 ) -> tuple[str, dict[str, str]]:
     """Make a SyncWorld and its shards, as far as they are not there; returns the training set and the evaluation sets.
 
@@ -198,6 +203,7 @@ def make_syncworld(
         num_frames: Frames kept per clip.
         alignment: Which frames, see `prepare`; each choice has shards of its own beside the one world.
         is_main: Whether this process makes them; the others must wait until it has.
+        waveform_rate: Rate in Hz at which waveforms are kept, for encoders that hear samples; `None`: log-mels are.
 
     Raises:
         TrainingError: `folder` is missing.
@@ -213,7 +219,8 @@ def make_syncworld(
     preset = options.pop("preset", "mixed")
     shards = {}
     for split, clips in counts.items():
-        shards[split] = str(folder / f"shards_{alignment}_{num_frames}" / split)
+        kept = f"_waveform_{waveform_rate}" if waveform_rate else ""
+        shards[split] = str(folder / f"shards_{alignment}_{num_frames}{kept}" / split)
         if is_main:
             chosen = preset if split == "train" else split
             make_world(
@@ -222,6 +229,7 @@ def make_syncworld(
             prepare(
                 folder / split, shards[split], name=split, short_side=None, num_frames=num_frames,
                 alignment=alignment, workers=options.get("workers"),
+                audio="waveform" if waveform_rate else "log_mel", sampling_rate=waveform_rate or 16_000,
             )  # fmt: skip
     return shards.pop("train"), shards
 
@@ -244,7 +252,8 @@ def find_sources(
     train, evaluation = arguments.train_data, dict(given or {})
     if settings and not (train and evaluation):
         extractor = processor.feature_extractor
-        made, made_evaluation = make_syncworld(settings, extractor.num_frames, extractor.alignment, is_main)
+        rate = extractor.sampling_rate if extractor.features == "waveform" else None
+        made, made_evaluation = make_syncworld(settings, extractor.num_frames, extractor.alignment, is_main, rate)
         train, evaluation = train or made, evaluation or made_evaluation
     if train is None:
         raise TrainingError("There is nothing to train on; name `train_data`, or a `syncworld` to make.")
