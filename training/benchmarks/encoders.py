@@ -128,10 +128,11 @@ def context(arguments: argparse.Namespace) -> None:
         apart = (times.unsqueeze(1) - times.unsqueeze(2)).abs() >= 2.0  # (clips, moments, moments)
         clip_videos = torch.nn.functional.normalize(video.mean(dim=1), dim=-1)
         for name, values in heard.items():
-            audio = torch.cat([
-                model(input_values=some, **({"window_offsets": where} if "window_offsets" in batch else {})).audio_embeds
-                for some, where in zip(values.split(10), offsets.split(10), strict=True)
-            ])  # fmt: skip
+            parts = []
+            for some, where in zip(values.split(10), offsets.split(10), strict=True):
+                more = {"window_offsets": where} if "window_offsets" in batch else {}
+                parts.append(model(input_values=some, **more).audio_embeds)
+            audio = torch.cat(parts)
             similarity = audio @ video.transpose(1, 2)  # (clips, moments of audio, frames)
             own = similarity.diagonal(dim1=1, dim2=2).unsqueeze(-1)
             told = (own > similarity)[apart].float().mean().item()
