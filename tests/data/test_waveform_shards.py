@@ -77,9 +77,7 @@ def test_shards__give_the_windows_of_the_files(videos, shards, kind):
 
 
 def test_shards_that_do_not_fit__are_refused_with_what_would(videos, shards, tmp_path):
-    with pytest.raises(
-        DataError, match="prepared with sampling_rate=16000, the processor has 48000"
-    ):
+    with pytest.raises(DataError, match="prepared with sampling_rate=16000, the processor has 48000"):
         CavMaeSyncDataset(shards, processor_of("pe_audio_encoder"))
     with pytest.raises(ValueError, match="audio must be one of 'log_mel', 'waveform', got 'mp3'"):
         prepare(videos, tmp_path / "other", audio="mp3")
