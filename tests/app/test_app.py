@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cavmae_sync_hf import SearchError
+from cavmae_sync_hf import AppError, SearchError, classify, load_model
 from cavmae_sync_hf.app import demo_clips
+from cavmae_sync_hf.app.endpoints import Endpoints
 from cavmae_sync_hf.app.engine import Engine
 from cavmae_sync_hf.app.handlers import SEARCHES, RequestHandler
 from cavmae_sync_hf.app.views import bytes_view
@@ -19,6 +20,8 @@ from cavmae_sync_hf.app.workspace import Limits, Workspace
 from cavmae_sync_hf.model.media_cavmae_sync import decode_media
 from helpers.clips import write_clip
 from helpers.little_app import PLAYLIST, decode_here, make_video, send, watch_processes, write_tone
+from helpers.words import save as save_words
+from helpers.words import text_model
 
 
 @pytest.fixture(scope="module")
@@ -349,6 +352,146 @@ def test_label__needs_a_head(handler, workspace, demo, tmp_path):
 
     assert engine.labels == len(LABELS) and sorted(name for name, _ in labels) == LABELS
     assert sum(score for _, score in labels) == pytest.approx(1, abs=1e-3)
+
+
+# --- words -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def wordy_engine(tmp_path_factory) -> Engine:
+    """The example model with a text encoder that knows nothing; texts have a space of their own."""
+    model, processor = text_model(load_model("example")[0], projection_dim=24)
+    engine = Engine(save_words(model, processor, tmp_path_factory.mktemp("words") / "model"))
+    engine.map_plan = lambda seconds: {"fps": 1.0, "method": "cosine"}
+    return engine
+
+
+@pytest.fixture
+def wordy(wordy_engine, workspace, demo) -> RequestHandler:
+    wordy_engine._store = None
+    return RequestHandler(wordy_engine, workspace, demo)
+
+
+def test_words__search_alone_and_beside_the_moment_as_in_python_and_from_programs(wordy, demo, run, tmp_path):
+    pytest.importorskip("lancedb")
+    from cavmae_sync_hf.search import SearchFilters, search
+
+    turn = wordy.pick("visitor", 0)["turn"]
+    what = "Moments that sound the same"
+    alone = wordy.search_words("visitor", turn, " a dog barks ", 1, what, 5.0)
+    joined = wordy.search_words("visitor", turn, "a dog barks", 0.25, what, 5.0)
+    order = wordy.search_words("visitor", turn, "a dog barks, then the bell rings", 1, what, 5.0)
+
+    engine = wordy.engine
+    store = engine.store(demo, wordy.workspace.root)
+    clip, span = wordy.workspace.session("visitor").state["clip"].path, {"start": 4.0, "end": 6.0}
+    options = {"top": wordy.limits.search_results}
+    filters = SearchFilters(exclude_same_file=True, per_file=2)
+    for view, query, more in (
+        (alone, None, {}),
+        (joined, clip, span | {"by": "audio", "find": "audio", "text_weight": 0.25}),
+    ):
+        found = search(store, query, engine.text_model, engine.processor, text="a dog barks", filters=filters,
+                       **options, **more)  # fmt: skip
+        shown = [(hit["title"], hit["start"], hit["score"]) for hit in view["hits"]]
+        assert shown == [(Path(hit.path).name, hit.start, round(hit.score, 3)) for hit in found] != []
+    assert all(hit["end"] - hit["start"] > 2 * store.settings.hop - 1e-6 for hit in order["hits"]) and order["hits"]
+    saved = json.loads(fetch(wordy.workspace, order["downloads"][0]))
+    assert saved["search"]["texts"] == ["a dog barks", "the bell rings"]
+    # The command, on the same index.
+    command = ["search", store.uri, clip, "--text", "a dog barks", "--text-weight", 0.25, "--by", "audio",
+               "--in", "audio", "--start", 4, "--end", 6, "--model", engine.name, "--exclude-same-file",
+               "--per-file", 2, "--top", wordy.limits.search_results, "--json"]  # fmt: skip
+    code, out, _ = run(*map(str, command))
+    assert code == 0
+    assert [(Path(hit["path"]).name, hit["start"], round(hit["score"], 3)) for hit in json.loads(out)["hits"]] == shown
+    # A program.
+    endpoints = Endpoints(wordy)
+    asked = endpoints.search("program", None, "audio", "video", text="a dog barks")
+    assert [round(hit["score"], 3) for hit in asked["hits"]] == [hit["score"] for hit in alone["hits"]]
+    upload = send(wordy.workspace, clip, "clip.mp4")
+    asked = endpoints.search("program", upload, "audio", "audio", text="a dog barks", text_weight=0.25, **span)
+    assert len(asked["hits"]) == len(joined["hits"]) and asked["query"] == 'clip.mp4 with "a dog barks"'
+
+
+def test_words__are_looked_for_in_the_frame_and_the_audio_again(wordy):
+    turn = wordy.pick("visitor", 0)["turn"]
+    before = wordy.locate("visitor", turn)
+
+    words = wordy.locate_words("visitor", turn, "the bell")
+    film = wordy.video("visitor", turn)
+    again = wordy.locate_words("visitor", turn, "")
+
+    assert words["places"]["asked"] == "the bell" and words["places"]["none"] == "not seen"
+    assert words["places"]["maps"] != before["places"]["maps"] and len(words["frames"]) == len(before["frames"])
+    assert [entry["name"] for entry in words["downloads"]] == [
+        "in-sync-words.png", "in-sync-words-spectrogram.png", "in-sync-words.json", "in-sync-words.npz",
+    ]  # fmt: skip
+    assert json.loads(fetch(wordy.workspace, words["downloads"][2]))["words"]["text"] == "the bell"
+    assert film["downloads"][0]["name"] == "in-sync-words.mp4"
+    assert again["places"]["asked"] is None and again["frames"] == before["frames"]
+    json.dumps(words, allow_nan=False)
+
+
+def test_words__are_labels_with_moments(wordy, tmp_path, monkeypatch):
+    turn = wordy.pick("visitor", 0)["turn"]
+
+    view = wordy.label_words("visitor", turn, "a dog, rain,, the bell, rain,")["labels"]
+
+    assert sorted(name for name, _ in view["labels"]) == ["a dog", "rain", "the bell"]
+    starts, scores = view["when"]["starts"], view["when"]["scores"]
+    assert len(scores) == 3 and all(len(row) == len(starts) == view["moments"] for row in scores)
+    (result,) = classify(
+        wordy.engine.text_model, wordy.engine.processor, str(wordy.demo.clips[0].video), moments=True,
+        labels=["a dog", "rain", "the bell"],
+    )  # fmt: skip
+    assert view["labels"] == [[entry["label"], round(entry["score"], 4)] for entry in result.labels]
+    best = ["a dog", "rain", "the bell"].index(view["labels"][0][0])
+    assert scores[0] == pytest.approx(result.moment_scores[:, best].tolist(), abs=1e-3)
+    # Audio alone, and a program.
+    decode_here(monkeypatch)
+    turn = wordy.take("visitor", send(wordy.workspace, write_tone(tmp_path / "tone.wav")))["turn"]
+    view = wordy.label_words("visitor", turn, "a dog")
+    assert len(view.get("labels", view)["labels"]) == 1, view
+    upload = send(wordy.workspace, tmp_path / "tone.wav")
+    answer = Endpoints(wordy).classify("program", upload, "a dog, rain")
+    assert {entry["label"] for entry in answer["labels"]} == {"a dog", "rain"} and answer["moments"]
+
+
+@pytest.mark.parametrize(
+    ("step", "arguments", "says"),
+    [
+        ("search_words", ("  ", 1, None, 0), "Write some words first"),
+        ("search_words", (None, 1, None, 0), "Write some words first"),
+        ("search_words", ("a dog " * 100, 1, None, 0), "has 600 letters, and at most 500 are taken here"),
+        ("search_words", ("a dog " * 40, 1, None, 0), "tokens, and the text encoder takes 32 at most"),
+        ("search_words", ("a dog", 2, None, 0), "share of the words must be from 0 to 1"),
+        ("search_words", ("a dog", 0.5, "everything", 0), "Choose what to look for"),
+        ("search_words", ("a dog, then a bell", 0.5, "Moments that sound the same", 5), "cannot be joined with it"),
+        ("locate_words", ("",), "Write some words first"),
+        ("label_words", (" , ,",), "Write labels with commas between them"),
+        ("label_words", (",".join(f"a{number}" for number in range(51)),), "There are 51 labels, and at most 50"),
+    ],
+)
+def test_words__that_cannot_be_used_are_told(wordy, step, arguments, says):
+    turn = wordy.pick("visitor", 0)["turn"]
+
+    view = getattr(wordy, step)("visitor", turn, *arguments)
+
+    assert says in view["error"] and view["turn"] == turn
+
+
+def test_words__need_a_model_with_text(handler, tmp_path):
+    turn = handler.pick("visitor", 0)["turn"]
+    for step, arguments in (("search_words", (1, None, 0)), ("locate_words", ()), ("label_words", ())):
+        assert "has no text encoder" in getattr(handler, step)("visitor", turn, "a dog", *arguments)["error"]
+    with pytest.raises(AppError, match="has no text encoder, so it cannot be asked in words"):
+        Endpoints(handler).search("program", None, "audio", "video", text="a dog")
+    with pytest.raises(AppError, match="No file came"):
+        Endpoints(handler).search("program", None, "audio", "video")
+    upload = send(handler.workspace, write_tone(tmp_path / "tone.wav"))
+    with pytest.raises(AppError, match="no classification head; one with text takes `labels`"):
+        Endpoints(handler).classify("program", upload)
 
 
 def test_map_plan__gives_slow_models_less_to_do():

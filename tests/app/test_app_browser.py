@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from cavmae_sync_hf import load_model
 from cavmae_sync_hf.app import demo_clips
 from cavmae_sync_hf.app.workspace import Limits
 from helpers.clips import clicks, write_audio_tracks, write_clip
 from helpers.little_app import decode_here, write_tone
+from helpers.words import save as save_words
+from helpers.words import text_model
 
 pytest.importorskip("gradio")
 pytest.importorskip("lancedb")
@@ -270,6 +273,7 @@ def test_labels__without_a_head_are_explained(visit):
     visit.tab("Labels")
 
     assert "no classification head" in visit.page.inner_text(".tabitem:visible")
+    assert visit.page.locator("textarea").count() == 0  # nor are there fields for words
 
 
 def test_upload__bad_ones_are_refused_with_a_reason_and_removed(visit, app, tmp_path, monkeypatch):
@@ -372,6 +376,55 @@ def test_page__fits_a_phone(browser, app):
         assert visit.errors == [] and visit.elsewhere == []
     finally:
         visit.context.close()
+
+
+def test_words__search_look_and_name(browser, serve, tmp_path):
+    """On a phone, by the keyboard, with words that would be HTML."""
+    model, processor = text_model(load_model("example")[0])
+    folder = save_words(model, processor, tmp_path / "model")
+    with serve(decode_here, model=folder) as app:
+        visit = Visit(browser, app, viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
+        page, fits = visit.page, "document.documentElement.scrollWidth <= 390"
+        try:
+            visit.choose(0)
+            assert page.inner_text(".cs-lights") == "Light up where the audio comes from"
+            visit.tab("Similar")
+            assert page.evaluate(SMALL_TEXTS) == []
+            page.get_by_label("Or search by words").fill("the dog barks")
+            page.get_by_label("Or search by words").press("Enter")
+            page.wait_for_selector(".cs-hits li")
+            alone = page.evaluate("cavmaeSync.state.hits.map(hit => hit.score)")
+            page.get_by_label("Moments that look the same").check()
+            page.get_by_role("spinbutton", name="Share of the words").fill("0.25")
+            page.get_by_role("spinbutton", name="Share of the words").press("Tab")
+            page.get_by_role("button", name="Search by words").click()
+            page.wait_for_function(f"cavmaeSync.state.hits[0].score > {max(alone) + 0.1}")
+            assert page.evaluate("cavmaeSync.state.hits[0].score") > 0.6  # three quarters are the frame itself
+
+            visit.tab("Labels")
+            page.get_by_label("Labels in words").fill("a dog, <img src=x onerror=window.harmed=1>")
+            page.get_by_role("button", name="Name what is there").click()
+            page.wait_for_selector(".cs-when")
+            assert page.locator(".cs-label-name").all_inner_texts().count("<img src=x onerror=window.harmed=1>") == 1
+            surest = page.locator(".cs-label-when").last.inner_text()
+            page.locator(".cs-when").last.press("Enter")
+            page.wait_for_function("cavmaeSync.time() > 0 || " + str(surest.endswith("0:00.0")).lower())
+            assert page.inner_text(".cs-moment").startswith(surest.removeprefix("surest at "))
+            assert page.evaluate(fits) and page.evaluate(SMALL_TEXTS) == []
+
+            visit.tab("Where?")
+            page.get_by_label("Or look for words").fill("the <b>bell</b>")
+            page.get_by_role("button", name="Look for the words").click()
+            page.wait_for_function("cavmaeSync.state.places.asked")
+            assert "Where in the frame is “the <b>bell</b>”?" in page.inner_text(".cs-at-images")
+            assert page.inner_text(".cs-lights") == "Light up where “the <b>bell</b>” is seen"
+            assert page.evaluate(fits) and page.evaluate(SMALL_TEXTS) == []
+            page.get_by_label("Or look for words").fill("")
+            page.get_by_role("button", name="Look for the words").click()
+            page.wait_for_function("!cavmaeSync.state.places.asked")
+            assert page.evaluate("window.harmed") is None and visit.errors == [] and visit.elsewhere == []
+        finally:
+            visit.context.close()
 
 
 def test_page__files_go_when_the_visitor_leaves(browser, app):

@@ -58,20 +58,57 @@ class Endpoints:
         return self._answer(visitor, [(video, "video"), (audio, "audio")], work, progress)
 
     def localize(
-        self, visitor: str, video: Any, audio: Any = None, progress: Progress | None = None
+        self, visitor: str, video: Any, audio: Any = None, text: str | None = None, progress: Progress | None = None
     ) -> dict[str, Any]:
-        """Where in the frame the audio comes from: `LocalizationResult.to_dict`; the rest as for `sync`."""
+        """Where in the frame the audio comes from, or with a text what that says: `LocalizationResult.to_dict`; the
+        rest as for `sync`."""
         from ..inference.localize import localize
 
         def work(copies: list[Copy], tell: Progress) -> dict[str, Any]:
             clip, engine = copies[0], self.handler.engine
+            words = self.handler.read_words(text) if text else None
             found = localize(
-                engine.model, engine.processor, clip.file, copies[1].file if audio else None,
-                damaged="keep", progress=tell, **engine.map_plan(clip.seconds),
+                engine.text_model if words else engine.model, engine.processor, clip.file,
+                copies[1].file if audio else None, text=words, damaged="keep", progress=tell,
+                **engine.map_plan(clip.seconds),
             )  # fmt: skip
             return dict(found.to_dict())
 
         return self._answer(visitor, [(video, "video"), (audio, "audio")], work, progress)
+
+    def classify(
+        self, visitor: str, video: Any, labels: str | None = None, progress: Progress | None = None
+    ) -> dict[str, Any]:
+        """What is heard and seen, at every moment, too: `ClipLabels.to_dict`.
+
+        Args:
+            visitor: Who asks.
+            video: Where the video lies that was sent, or the audio file.
+            labels: In words, between commas; a page of a classifier has its own.
+            progress: As for `sync`.
+
+        Raises:
+            AppError: As for `sync`.
+        """
+        from ..inference.classify import classify
+
+        def work(copies: list[Copy], tell: Progress) -> dict[str, Any]:
+            engine = self.handler.engine
+            options: dict[str, Any] = {"missing": "mask"}
+            if labels:
+                options |= {"labels": self.handler.read_labels(labels), "top_k": None}
+            model = engine.text_model if labels else engine.classifier
+            if model is None:
+                raise AppError("The model of this page has no classification head; one with text takes `labels`.")
+            if labels and copies[0].kind == "audio":
+                options["modality"] = "audio"
+            (found,) = classify(
+                model, engine.processor, copies[0].file, moments=True, damaged="keep", progress=lambda *_: tell(),
+                **options,
+            )  # fmt: skip
+            return found.to_dict()
+
+        return self._answer(visitor, [(video, "clip")], work, progress)
 
     def search(
         self,
@@ -80,17 +117,22 @@ class Endpoints:
         by: Literal["audio", "video"],
         find: Literal["audio", "video"],
         *,
+        text: str | None = None,
+        text_weight: float = 0.5,
         start: float | None = None,
         end: float | None = None,
         progress: Progress | None = None,
     ) -> dict[str, Any]:
-        """Moments of the page's index that are like a file: `SearchResult.to_dict`, with names of files for paths.
+        """Moments of the page's index that are like a file, or what words say: `SearchResult.to_dict`, with names of
+        files for paths.
 
         Args:
             visitor: Who asks.
-            query: Where the video, audio file or image lies that was sent.
+            query: Where the video, audio file or image lies that was sent; none for words alone.
             by: What of it is compared.
-            find: With what of the index.
+            find: With what of the index; words alone are compared with both.
+            text: Words, of a page whose model has text; "A, then B" where they are alone.
+            text_weight: Their share of the score beside a file, 0 to 1.
             start: Where in the file the moment starts, seconds.
             end: Where it ends.
             progress: As for `sync`.
@@ -103,12 +145,18 @@ class Endpoints:
         span = {name: value for name, value in (("start", start), ("end", end)) if value is not None}
 
         def work(copies: list[Copy], tell: Progress) -> dict[str, Any]:
-            found = hits_facts(self.handler.find(copies[0].file, by, find, tell, **span))
+            words = {"text": self.handler.read_words(text)} if text else {}
+            if not copies:
+                result = self.handler.find(None, "auto", "auto", tell, **words, **span)
+            else:
+                weight = {"text_weight": text_weight} if words else {}
+                result = self.handler.find(copies[0].file, by, find, tell, **words, **weight, **span)
+            found = hits_facts(result)
             # The client would take an entry with a `path` for a file to fetch.
             found["hits"] = [{"file": entry.pop("path")} | entry for entry in found["hits"]]
             return found
 
-        return self._answer(visitor, [(query, "query")], work, progress)
+        return self._answer(visitor, [(query, "query")], work, progress, needed=not text)
 
     def _answer(
         self,
@@ -116,12 +164,14 @@ class Endpoints:
         uploads: list[tuple[Any, Kind]],
         work: Callable[[list[Copy], Progress], dict[str, Any]],
         progress: Progress | None,
+        *,
+        needed: bool = True,
     ) -> dict[str, Any]:
         """Copy files safely, work on the copies when the model is free, and remove everything."""
         handler, workspace, limits = self.handler, self.handler.workspace, self.handler.limits
         sent = [(Path(upload), kind) for upload, kind in uploads if upload]
         try:
-            if not uploads[0][0]:
+            if needed and not uploads[0][0]:
                 raise AppError("No file came; send one.")
             session = workspace.session(visitor)
             tell = handler.teller(session, session.turn, progress)

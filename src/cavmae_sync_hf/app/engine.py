@@ -1,5 +1,5 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""Model, classifier and index behind the page."""
+"""Model, with or without text, classifier and index behind the page."""
 
 import math
 import os
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..inference.loading import load_model
+from ..inference.loading import has_text, load_model
 from ..model.errors_cavmae_sync import ModelError
 from ..names import EXAMPLE, HUB, hub_name
 from .demo_clips import DemoClips
@@ -30,7 +30,7 @@ _TRIAL_MOMENTS = 4
 
 
 class Engine:
-    """The model, its classifier where it has one, and the index.
+    """The model, its text encoder or classifier where it has one, and the index.
 
     Args:
         model: Folder or Hub name; `None` for the model that comes with the package.
@@ -52,7 +52,13 @@ class Engine:
         name = os.fspath(model) if model is not None else EXAMPLE
         self.is_example = model is None or name == EXAMPLE
         self.name = EXAMPLE if self.is_example else name
-        self.model, self.processor = load_model(name, device=device, modalities="both")
+        # The whole of a model with text; what it compares without words is the audio-visual model inside.
+        self.text_model: Any = None
+        if has_text(name):
+            self.text_model, self.processor = load_model(name, use="text", device=device, modalities="both")
+            self.model: Any = self.text_model.base_model
+        else:
+            self.model, self.processor = load_model(name, device=device, modalities="both")
         self.index = index
         self._store: Any = None
         self._lock = threading.Lock()

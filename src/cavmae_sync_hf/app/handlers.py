@@ -222,46 +222,68 @@ class RequestHandler:
 
     def locate(self, visitor: str, turn: Any, progress: Progress | None = None) -> View:
         """Where in the frame the source of the audio is."""
+
+        def work(session: Session, clip: Clip, tell: Progress) -> View:
+            view = self._places(session, clip, tell)
+            session.state["sources"] = session.state["found"], view
+            return view
+
+        return self._work(work, visitor, turn, progress, once="places")
+
+    def locate_words(self, visitor: str, turn: Any, text: Any, progress: Progress | None = None) -> View:
+        """Where in the frame words are seen, and when they are heard; without words the source of the audio again."""
+
+        def work(session: Session, clip: Clip, tell: Progress) -> View:
+            if not clip.has_video:
+                raise AppError("This file has no video to look at.")
+            if text == "" and "sources" in session.state:
+                session.state["found"], view = session.state["sources"]
+                return dict(view)
+            return self._places(session, clip, tell, self.read_words(text))
+
+        return self._work(work, visitor, turn, progress)
+
+    def _places(self, session: Session, clip: Clip, tell: Progress, text: str | None = None) -> View:
+        """Maps of a clip: of the source of its audio, or of words."""
         from ..inference.heat import overlay_frames
         from ..inference.localize import localize
         from ..inference.plots import draw_spectrogram, draw_strip
 
-        def work(session: Session, clip: Clip, tell: Progress) -> View:
-            plan = self.engine.map_plan(clip.seconds)
-            found = localize(
-                self.engine.model, self.engine.processor, clip.file, damaged="keep", progress=tell, **plan
+        plan = self.engine.map_plan(clip.seconds)
+        model = self.engine.model if text is None else self.engine.text_model
+        found = localize(model, self.engine.processor, clip.file, text=text, damaged="keep", progress=tell, **plan)
+        if "method" in plan:
+            found.remarks.append(
+                "This model is too large for the best method on this machine: the places come from a quicker one "
+                "and point less well."
             )
-            if "method" in plan:
-                found.remarks.append(
-                    "This model is too large for the best method on this machine: the places come from a quicker one "
-                    "and point less well."
-                )
-            session.state["found"] = found
-            strip, audio = session.path("sources.png"), session.path("spectrogram.png")
-            draw_strip(found, clip.file, strip, overwrite=True)
-            draw_spectrogram(found, audio, overwrite=True)
-            facts = write_json(session.path("sources.json"), self._facts(clip) | {"sources": found.to_dict()})
-            arrays = session.path("sources.npz")
-            found.save_arrays(arrays, overwrite=True)
-            downloads = [
-                _download(session, strip, f"{clip.stem}-sources.png", "Frames with the source of the audio"),
-                _download(session, audio, f"{clip.stem}-spectrogram.png", "Spectrogram with what fits the frames"),
-                _download(session, facts, f"{clip.stem}-sources.json", "Where the audio comes from, as numbers"),
-                _download(session, arrays, f"{clip.stem}-sources.npz", "Maps as NumPy arrays"),
-            ]
-            numbers, frames = frame_numbers(len(found.times)), []
-            for number, image in zip(
-                numbers, overlay_frames(found, clip.file, size=_FRAME_SIDE, indices=numbers), strict=True
-            ):
-                path = session.path(f"frame-{number}.jpg")
-                image.save(path, format="JPEG", quality=88)
-                facts_of = {"time": round(float(found.times[number]), 3), "source": bool(found.has_source[number])}
-                frames.append({"url": session.offer(path, path.name), **facts_of})
-            return {
-                "places": places_view(found), "sound": sound_view(found), "frames": frames, "downloads": downloads
-            }  # fmt: skip
-
-        return self._work(work, visitor, turn, progress, once="places")
+        session.state["found"] = found
+        name = "sources" if text is None else "words"
+        strip, audio = session.path(f"{name}.png"), session.path(f"{name}-spectrogram.png")
+        draw_strip(found, clip.file, strip, overwrite=True)
+        draw_spectrogram(found, audio, overwrite=True)
+        facts = write_json(session.path(f"{name}.json"), self._facts(clip) | {name: found.to_dict()})
+        arrays = session.path(f"{name}.npz")
+        found.save_arrays(arrays, overwrite=True)
+        spectrogram = "spectrogram" if text is None else "words-spectrogram"
+        said = ["the source of the audio", "what fits the frames", "Where the audio comes from"]
+        if text is not None:
+            said = ["where the words are seen", "what fits the words", "Where the words are seen"]
+        downloads = [
+            _download(session, strip, f"{clip.stem}-{name}.png", f"Frames with {said[0]}"),
+            _download(session, audio, f"{clip.stem}-{spectrogram}.png", f"Spectrogram with {said[1]}"),
+            _download(session, facts, f"{clip.stem}-{name}.json", f"{said[2]}, as numbers"),
+            _download(session, arrays, f"{clip.stem}-{name}.npz", "Maps as NumPy arrays"),
+        ]
+        numbers, frames = frame_numbers(len(found.times)), []
+        for number, image in zip(
+            numbers, overlay_frames(found, clip.file, size=_FRAME_SIDE, indices=numbers), strict=True
+        ):
+            path = session.path(f"{name}-frame-{number}.jpg")
+            image.save(path, format="JPEG", quality=88)
+            facts_of = {"time": round(float(found.times[number]), 3), "source": bool(found.has_source[number])}
+            frames.append({"url": session.offer(path, path.name), **facts_of})
+        return {"places": places_view(found), "sound": sound_view(found), "frames": frames, "downloads": downloads}
 
     def video(self, visitor: str, turn: Any, progress: Progress | None = None) -> View:
         """The clip as a video with the source of the audio drawn in."""
@@ -271,31 +293,93 @@ class RequestHandler:
             found = session.state.get("found")
             if found is None:
                 raise AppError("The places are not found yet; wait a moment and press again.")
-            target = session.path("sources.mp4")
+            name, what = ("sources", "the source of the audio") if found.text is None else ("words", "the words")
+            target = session.path(f"{name}.mp4")
             write_overlay_video(found, clip.file, target, overwrite=True, progress=tell)
-            entry = _download(session, target, f"{clip.stem}-sources.mp4", "Video with the source of the audio")
+            entry = _download(session, target, f"{clip.stem}-{name}.mp4", f"Video with {what}")
             return {"downloads": [entry], "video": entry["url"]}
 
         return self._work(work, visitor, turn, progress)
 
     def label(self, visitor: str, turn: Any, progress: Progress | None = None) -> View:
         """Labels of the clip, where the model has a head for them."""
-        from ..inference.classify import classify
-
         classifier = self.engine.classifier
         if classifier is None:
             return {}
 
         def work(session: Session, clip: Clip, tell: Progress) -> View:
-            result = classify(
-                classifier, self.engine.processor, clip.file, top_k=10, moments=True, damaged="keep",
-                progress=lambda *_: tell(),
-            )[0]  # fmt: skip
-            facts = write_json(session.path("labels.json"), self._facts(clip) | {"labels": result.to_dict()})
-            entry = _download(session, facts, f"{clip.stem}-labels.json", "Labels and scores")
-            return {"labels": labels_view(result, classifier.config.modality), "downloads": [entry]}
+            names = [str(name) for name in classifier.config.id2label.values()]
+            return self._labels(session, clip, tell, classifier, names, top_k=10)
 
         return self._work(work, visitor, turn, progress, once="labels", video=classifier.config.modality != "audio")
+
+    def label_words(self, visitor: str, turn: Any, labels: Any, progress: Progress | None = None) -> View:
+        """How well labels in words fit the clip, and when."""
+
+        def work(session: Session, clip: Clip, tell: Progress) -> View:
+            names = self.read_labels(labels)
+            options = {"labels": names, "missing": "mask"} | ({} if clip.has_video else {"modality": "audio"})
+            return self._labels(session, clip, tell, self.engine.text_model, names, top_k=None, **options)
+
+        return self._work(work, visitor, turn, progress)
+
+    def _labels(
+        self,
+        session: Session,
+        clip: Clip,
+        tell: Progress,
+        model: Any,
+        names: list[str],
+        **options: Any,
+    ) -> View:
+        from ..inference.classify import classify
+
+        result = classify(
+            model,
+            self.engine.processor,
+            clip.file,
+            moments=True,
+            damaged="keep",
+            progress=lambda *_: tell(),
+            **options,
+        )[0]
+        facts = write_json(session.path("labels.json"), self._facts(clip) | {"labels": result.to_dict()})
+        entry = _download(session, facts, f"{clip.stem}-labels.json", "Labels and scores")
+        return {"labels": labels_view(result, names), "downloads": [entry]}
+
+    # --- words ---------------------------------------------------------------------------------------------------
+
+    def read_words(self, text: Any) -> str:
+        """A text of a visitor's, within the limits.
+
+        Raises:
+            AppError: There is none, it is too long, or the model takes none.
+        """
+        if self.engine.text_model is None:
+            raise AppError("The model of this page has no text encoder, so it cannot be asked in words.")
+        if not isinstance(text, str) or not text.strip():
+            raise AppError("Write some words first, such as: a dog barks.")
+        if len(text) > self.limits.letters:
+            raise AppError(
+                f"The text has {len(text)} letters, and at most {self.limits.letters} are taken here; shorten it."
+            )
+        return text.strip()
+
+    def read_labels(self, labels: Any) -> list[str]:
+        """Labels between commas, within the limits.
+
+        Raises:
+            AppError: As for `read_words`, or there are too many.
+        """
+        parts = (part.strip() for part in self.read_words(labels).split(","))
+        names = list(dict.fromkeys(part for part in parts if part))
+        if not names:
+            raise AppError("Write labels with commas between them, such as: a dog, rain.")
+        if len(names) > self.limits.labels:
+            raise AppError(
+                f"There are {len(names)} labels, and at most {self.limits.labels} are taken; leave some out."
+            )
+        return names
 
     # --- search --------------------------------------------------------------------------------------------------
 
@@ -303,10 +387,32 @@ class RequestHandler:
         """Moments of the index that are like the one in the player."""
 
         def work(session: Session, clip: Clip, tell: Progress) -> View:
-            middle = float(seconds) if isinstance(seconds, int | float) and 0 <= seconds < 1e6 else 0.0
-            start = max(0.0, middle - QUERY_SECONDS / 2)
-            query = {"start": start, "end": start + QUERY_SECONDS}
-            return self._search(session, clip.file, what, tell, stem=f"{clip.stem}-similar", span=query)
+            return self._search(session, clip.file, what, tell, stem=f"{clip.stem}-similar", span=_around(seconds))
+
+        return self._work(work, visitor, turn, progress)
+
+    def search_words(
+        self,
+        visitor: str,
+        turn: Any,
+        text: Any,
+        share: Any,
+        what: Any,
+        seconds: Any,
+        progress: Progress | None = None,
+    ) -> View:
+        """Moments of the index that words tell of; below a share of 1 that are like the one in the player, too."""
+
+        def work(session: Session, clip: Clip, tell: Progress) -> View:
+            words = self.read_words(text)
+            if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+                raise AppError("The share of the words must be from 0 to 1.")
+            if share == 1:
+                return self._search(session, None, None, tell, stem="words-similar", text=words)
+            return self._search(
+                session, clip.file, what, tell, stem=f"{clip.stem}-words-similar", span=_around(seconds), text=words,
+                text_weight=float(share),
+            )  # fmt: skip
 
         return self._work(work, visitor, turn, progress)
 
@@ -344,17 +450,18 @@ class RequestHandler:
     def _search(
         self,
         session: Session,
-        query: NamedPath,
+        query: NamedPath | None,
         what: Any,
         tell: Progress,
         *,
         stem: str,
         span: dict[str, Any] | None = None,
+        **words: Any,
     ) -> View:
-        if what not in SEARCHES:
+        if query is not None and what not in SEARCHES:
             raise AppError("Choose what to look for.")
-        by, find = SEARCHES[what]
-        result = self.find(query, by, find, tell, **(span or {}))
+        by, find = SEARCHES[what] if query is not None else ("auto", "auto")
+        result = self.find(query, by, find, tell, **(span or {}), **words)
         session.state["searches"] = searches = session.state.get("searches", 0) + 1
         session.remove("hit-")  # those of the last search are not shown any more
         hits = []
@@ -364,17 +471,18 @@ class RequestHandler:
         found = {"model": self.engine.name, "search": hits_facts(result) | {"query": stem}}
         path = write_json(session.path("similar.json"), found)
         entry = _download(session, path, f"{stem}.json", "Moments found")
-        return {"hits": hits, "asked": {"what": what, **(span or {})}, "downloads": [entry]}
+        return {"hits": hits, "asked": {"what": what, **(span or {}), **words}, "downloads": [entry]}
 
-    def find(self, query: NamedPath, by: str, find: str, tell: Progress, **span: Any) -> Any:
+    def find(self, query: NamedPath | None, by: str, find: str, tell: Progress, **options: Any) -> Any:
         """Moments of the index that are like a query, at most two of a file.
 
         Args:
-            query: Video, audio or image.
-            by: What of it is compared, `"audio"` or `"video"`.
+            query: Video, audio or image; `None` for words alone.
+            by: What of it is compared, `"audio"` or `"video"`; of words alone `"auto"`.
             find: With what of the index.
             tell: Called with what is done.
-            span: `start` and `end` of the moment in the query's file, seconds.
+            options: More for `search.search`: `start` and `end` of the moment in the query's file, `text` and
+                `text_weight`.
 
         Raises:
             AppError: The index cannot be searched, or holds nothing else.
@@ -388,9 +496,10 @@ class RequestHandler:
                 self.demo, self.workspace.root, lambda done, total, _="": tell(done, total, "indexing")
             )
             tell()
+            model = self.engine.model if options.get("text") is None else self.engine.text_model
             result = search(
-                store, query, self.engine.model, self.engine.processor, by=by, find=find,  # type: ignore[arg-type]
-                top=self.limits.search_results, filters=filters, **span,
+                store, query, model, self.engine.processor, by=by, find=find,  # type: ignore[arg-type]
+                top=self.limits.search_results, filters=filters, **options,
             )  # fmt: skip
         except QueryError:
             raise
@@ -496,6 +605,13 @@ class RequestHandler:
 
     def _facts(self, clip: Clip) -> dict[str, Any]:
         return {"clip": clip.title, "model": self.engine.name, "cavmae_sync_hf": package_version()}
+
+
+def _around(seconds: Any) -> dict[str, float]:
+    """The moment that is searched for: `start` and `end` around the player's position."""
+    middle = float(seconds) if isinstance(seconds, int | float) and 0 <= seconds < 1e6 else 0.0
+    start = max(0.0, middle - QUERY_SECONDS / 2)
+    return {"start": start, "end": start + QUERY_SECONDS}
 
 
 def fine_hop(seconds: float) -> float:

@@ -3,7 +3,7 @@
 
 import html
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,10 @@ search, too.</span></div>
 """
 _NO_LABELS = """<p class="cs-waiting">The model of this page has no classification head, so it cannot name what it
 hears and sees. Whoever runs the page can give it a fine-tuned classifier, as
-<code>cavmae-sync app --model FOLDER</code>, and its labels appear here.</p>"""
+<code>cavmae-sync app --model FOLDER</code>, and its labels appear here; or a model with text, which takes labels in
+words.</p>"""
+_WORDS = """<p class="cs-model">This model knows words: search for them, look for them in the frame, and give labels of
+your own, under the tabs beside the clip.</p>"""
 
 # Runs once a part of the page is there; the script of the page may still be on its way.
 _MOUNT = """
@@ -106,6 +109,7 @@ class _Layout:
 
     def __init__(self, handler: RequestHandler) -> None:
         self.handler, limits = handler, handler.limits
+        self.words = handler.engine.text_model is not None
         gr.HTML(_intro(handler))
         with gr.Row(elem_classes="cs-choose"):
             with gr.Column(scale=4, min_width=320):
@@ -119,7 +123,7 @@ class _Layout:
                 self.audio_choice = gr.Dropdown(
                     list(AUDIO_CHOICES), value=next(iter(AUDIO_CHOICES)), label=AUDIO_LABEL
                 )
-        self.status = _part("status", most=limits.max_bytes)
+        self.status = _part("status", facts={"most": limits.max_bytes})
         with gr.Row(elem_classes="cs-promises-block"):
             gr.HTML(_PROMISES)
         with gr.Row(elem_classes="cs-results"):
@@ -145,12 +149,26 @@ class _Layout:
             _part("matrix")
             _part("offset")
         with gr.Tab("Where?"):
+            if self.words:
+                self.place_text = self._words("Or look for words", "the bell", "Empty: the source of the audio again.")
+                self.look = gr.Button("Look for the words", size="md")
             _part("images")
             self.video = gr.Button("Make a video of it", size="md")
             gr.HTML('<p class="cs-waiting">The clip with these colours drawn in, as an mp4 file; also under Save.</p>')
         with gr.Tab("Similar"):
             self.what = gr.Radio(list(SEARCHES), value=next(iter(SEARCHES)), label="Look for")
             self.find = gr.Button("Search with the moment in the player", variant="primary")
+            if self.words:
+                self.text = self._words(
+                    "Or search by words",
+                    "a dog barks, then a bell rings",
+                    "“A, then B” finds where one follows the other.",
+                )
+                self.share = gr.Slider(
+                    0, 1, value=1, step=0.05, label="Share of the words", buttons=[],
+                    info="1: words alone. Less: the moment in the player counts, too, as chosen above.",
+                )  # fmt: skip
+                self.find_words = gr.Button("Search by words", variant="primary")
             with gr.Accordion("Search with audio or an image of your own", open=False):
                 with gr.Row():
                     self.audio = gr.File(label="Audio file", elem_classes="cs-sound-file", height=150)
@@ -158,12 +176,23 @@ class _Layout:
                 self.voice = gr.Audio(label="Microphone", sources=["microphone"], type="filepath")
             _part("hits")
         with gr.Tab("Labels"):
-            if self.handler.engine.classifier is None:
+            if self.words:
+                self.labels = self._words("Labels in words", "a dog, rain, a bell", "With commas between them.")
+                self.name = gr.Button("Name what is there", variant="primary")
+                _part("labels", facts={"words": "1"})
+            elif self.handler.engine.classifier is None:
                 gr.HTML(_NO_LABELS)
             else:
                 _part("labels")
         with gr.Tab("Save"):
             _part("downloads")
+
+    def _words(self, label: str, example: str, info: str) -> gr.Textbox:
+        """A field for words."""
+        return gr.Textbox(
+            label=label, placeholder=f"such as: {example}", info=info, max_length=self.handler.limits.letters,
+            max_lines=3,
+        )  # fmt: skip
 
     def wire(self, page: Page) -> None:
         """Say which press does what."""
@@ -228,12 +257,44 @@ class _Layout:
                 None, views["hits"], None, js=_SHOW
             )
 
+        if self.words:
+            self._wire_words(model_steps)
         self._serve_programs(model_steps)
 
         def leave(request: gr.Request) -> None:
             handler.workspace.drop(_visitor(request))
 
         page.unload(leave)
+
+    def _wire_words(self, options: dict[str, Any]) -> None:
+        """Say what the fields for words do, by their buttons and by Enter."""
+        handler, views = self.handler, self.views
+
+        def search_words(
+            turn: float, text: str, share: float, what: str, time: float, request: gr.Request,
+            progress: Any = gr.Progress(),  # noqa: B008
+        ) -> Any:  # fmt: skip
+            show = _reporter(progress, "searching")
+            return handler.search_words(_visitor(request), _whole(turn), text, share, what, time, show)
+
+        def locate_words(turn: float, text: str, request: gr.Request, progress: Any = gr.Progress()) -> Any:  # noqa: B008
+            show = _reporter(progress, "looking for the words")
+            return handler.locate_words(_visitor(request), _whole(turn), text, show)
+
+        def label_words(turn: float, text: str, request: gr.Request, progress: Any = gr.Progress()) -> Any:  # noqa: B008
+            show = _reporter(progress, "naming what is there")
+            return handler.label_words(_visitor(request), _whole(turn), text, show)
+
+        joined = [self.turn, self.text, self.share, self.what, self.time]
+        for step, inputs, given, shown, button, field in (
+            (search_words, joined, f"[{_TURN}, text, share, what, {_TIME}]", "hits", self.find_words, self.text),
+            (locate_words, [self.turn, self.place_text], f"[{_TURN}, text]", "places", self.look, self.place_text),
+            (label_words, [self.turn, self.labels], f"[{_TURN}, text]", "labels", self.name, self.labels),
+        ):
+            for event in (button.click, field.submit):
+                event(
+                    step, inputs, views[shown], js=f"(turn, text, share, what, time) => {given}", **options
+                ).then(None, views[shown], None, js=_SHOW)  # fmt: skip
 
     def _serve_programs(self, options: dict[str, Any]) -> None:
         """Name what programs may ask for; `docs/web_page.md` says how."""
@@ -252,17 +313,30 @@ class _Layout:
             video: str,
             request: gr.Request,
             audio: str | None = None,
+            text: str | None = None,
             progress: Any = gr.Progress(),  # noqa: B008
         ) -> Any:
             show = _reporter(progress, "localize")
-            return _answer(endpoints.localize, _visitor(request), video, audio, progress=show)
+            return _answer(endpoints.localize, _visitor(request), video, audio, text, progress=show)
+
+        def classify(
+            video: str,
+            request: gr.Request,
+            labels: str | None = None,
+            progress: Any = gr.Progress(),  # noqa: B008
+        ) -> Any:
+            show = _reporter(progress, "classify")
+            return _answer(endpoints.classify, _visitor(request), video, labels, progress=show)
 
         def search(
-            query: str, request: gr.Request, by: str = "audio", find: str = "video", start: float | None = None,
-            end: float | None = None, progress: Any = gr.Progress(),  # noqa: B008
+            request: gr.Request, query: str | None = None, by: str = "audio", find: str = "video",
+            start: float | None = None, end: float | None = None, text: str | None = None, text_weight: float = 0.5,
+            progress: Any = gr.Progress(),  # noqa: B008
         ) -> Any:  # fmt: skip
-            show = _reporter(progress, "search")
-            return _answer(endpoints.search, _visitor(request), query, by, find, start=start, end=end, progress=show)
+            return _answer(
+                endpoints.search, _visitor(request), query, by, find, text=text, text_weight=text_weight, start=start,
+                end=end, progress=_reporter(progress, "search"),
+            )  # fmt: skip
 
         def file(label: str) -> gr.File:
             return gr.File(label=label, visible=False)
@@ -270,12 +344,19 @@ class _Layout:
         def choice(label: str, value: str) -> gr.Dropdown:
             return gr.Dropdown(["audio", "video"], value=value, label=label, visible=False)
 
+        def words(label: str) -> gr.Textbox:
+            return gr.Textbox(None, label=label, visible=False)
+
         span = [gr.Number(None, label=label, visible=False) for label in ("start, seconds", "end, seconds")]
+        share = gr.Number(0.5, label="share of the words, 0 to 1", visible=False)
         for function, inputs, what in (
             (sync, [file("video"), file("other audio")], "Whether audio and video fit in time."),
-            (localize, [file("video"), file("other audio")], "Where in the frame the audio comes from."),
-            (search, [file("video, audio or image"), choice("by", "audio"), choice("find", "video"), *span],
-             "Moments of the page's index that are like a file."),
+            (localize, [file("video"), file("other audio"), words("words")],
+             "Where in the frame the audio comes from, or what words say."),
+            (classify, [file("video or audio"), words("labels, between commas")], "What is heard and seen."),
+            (search, [file("video, audio or image"), choice("by", "audio"), choice("find", "video"), *span,
+                      words("words"), share],
+             "Moments of the page's index that are like a file, or what words say."),
         ):  # fmt: skip
             gr.Button(visible=False).click(
                 function, inputs, gr.JSON(visible=False), api_name=function.__name__, api_description=what, **options
@@ -329,9 +410,9 @@ def _reporter(progress: Any, words: str) -> Callable[..., None]:
     return show
 
 
-def _part(name: str, content: str = "", *, most: int | None = None) -> gr.HTML:
-    """A place that the page's script fills; `most` tells it the bytes of the largest file that may be sent."""
-    told = f' data-most="{most}"' if most is not None else ""
+def _part(name: str, content: str = "", *, facts: Mapping[str, Any] | None = None) -> gr.HTML:
+    """A place that the page's script fills; `facts` are for it to read, such as the bytes that may be sent."""
+    told = "".join(f' data-{fact}="{html.escape(str(value))}"' for fact, value in (facts or {}).items())
     return gr.HTML(
         f'<div class="cs-at-{name}" data-part="{name}"{told}>{content}</div>',
         js_on_load=_MOUNT.replace("{part}", name),
@@ -343,6 +424,7 @@ def _intro(handler: RequestHandler) -> str:
     """What the page is for, which model is at work, and where to read more."""
     engine = handler.engine
     about = _EXAMPLE if engine.is_example else _MODEL.format(name=html.escape(engine.name))
+    about += _WORDS if engine.text_model is not None else ""
     links = [("Paper", _PAPER), ("Code of its authors", _CODE)]
     card = engine.card
     if isinstance(card, Path):

@@ -7,6 +7,7 @@ for; 0 is what is absent. Texts are plain: the script never takes them for HTML.
 
 import base64
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,6 @@ import numpy as np
 from ..inference.classify import ClipLabels
 from ..inference.localize import LocalizationResult
 from ..inference.plots import joined_audio_maps
-from ..inference.strength import NO_SOURCE
 from ..inference.sync import SyncResult
 from ..inference.verdict import SyncVerdict
 
@@ -94,14 +94,16 @@ def places_view(found: LocalizationResult) -> dict[str, Any]:
     """What the overlay on the player shows.
 
     `region` is what the model sees of the frame, as shares of the whole; `source` says of which moments it finds
-    something in the frame that the audio comes from, and `none` what to call the others.
+    something in the frame that the audio comes from, and `none` what to call the others; `asked` are the words that
+    were looked for in place of it.
     """
     return {
         "times": _rounded(found.times, 3),
         "maps": bytes_view(found.heat(), 0.0, 1.0),
         "region": [round(float(value), 5) for value in found.region],
         "source": [bool(value) for value in found.has_source],
-        "none": NO_SOURCE,
+        "none": found.absence,
+        "asked": found.text,
         "remarks": list(found.remarks),
     }
 
@@ -132,12 +134,20 @@ def _narrowed(values: np.ndarray, most: int) -> np.ndarray:
     return padded.reshape(len(values), -1, step).max(axis=2)
 
 
-def labels_view(result: ClipLabels, modality: str) -> dict[str, Any]:
-    """What the labels show."""
+def labels_view(result: ClipLabels, names: Sequence[str]) -> dict[str, Any]:
+    """What the labels show; `names` are those of the columns of `moment_scores`.
+
+    `when` says of each label shown how it scores at every moment, and where that begins.
+    """
+    assert result.spans is not None and result.moment_scores is not None
+    columns = [names.index(str(entry["label"])) for entry in result.labels]
     return {
+        "when": {
+            "starts": _rounded(result.spans[:, 0], 3),
+            "scores": [_rounded(result.moment_scores[:, column], 3) for column in columns],
+        },
         "labels": [[str(entry["label"]), round(float(entry["score"]), 4)] for entry in result.labels],
         "moments": result.num_moments,
-        "modality": modality,
     }
 
 

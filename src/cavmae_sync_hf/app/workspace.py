@@ -49,6 +49,8 @@ class Limits:
         sessions: Visitors whose files are kept at the same time; the one who was away longest makes room.
         idle_seconds: Time after which the files of a visitor who does nothing are removed.
         search_results: Moments that a search shows.
+        letters: Length of the longest text that is taken.
+        labels: Labels in words that are taken at a time.
         step_seconds: Time that one analysis may take.
         waiting: Requests of one visitor that may wait or run at the same time.
         uploads: Files that may be on their way at the same time.
@@ -66,6 +68,8 @@ class Limits:
     sessions: int = 128
     idle_seconds: float = 3600.0
     search_results: int = 6
+    letters: int = 500
+    labels: int = 50
     step_seconds: float = 600.0
     waiting: int = 12
     uploads: int = 8

@@ -53,6 +53,11 @@
 
   // --- what follows the player --------------------------------------------------------------------------------
 
+  function nameHeat() {
+    const lights = within("player", ".cs-lights"), asked = state.places && state.places.asked;
+    if (lights) lights.textContent = asked ? `Light up where “${asked}” is seen` : "Light up where the audio comes from";
+  }
+
   function drawHeat() {
     const canvas = within("player", ".cs-heat"), element = video();
     if (canvas && element) draw.heat(canvas, within("player", ".cs-show-heat").checked ? state.places : null, element, state.time);
@@ -127,7 +132,7 @@
       make("div", { class: "cs-stage" }, element, make("canvas", { class: "cs-heat", "aria-hidden": "true" })),
       make("div", { class: "cs-under" },
         make("label", { class: "cs-check" }, make("input", { type: "checkbox", class: "cs-show-heat", checked: true,
-          onchange: drawHeat }), " Light up where the audio comes from"),
+          onchange: drawHeat }), " ", make("span", { class: "cs-lights" })),
         make("span", { class: "cs-moment" })),
       make("div", { class: "cs-line" },
         caption("Fit of every moment.", "Above 0 (green), the audio of this moment fits its frame better than the audio around it; "
@@ -144,6 +149,7 @@
     });
     element.addEventListener("error", () => { if (element.getAttribute("src")) complain("The browser cannot play this clip; choose it again."); });
     seekable(timeline, () => state.sync && state.sync.line, () => state.sync.hop);
+    nameHeat();
     watch(place);
   }
 
@@ -226,9 +232,12 @@
     within("offset", ".cs-remarks").replaceChildren(...(sync ? sync.remarks : []).map((text) => make("li", {}, text)));
   }
 
+  /* Nothing that fits: no strong colours. What words say is none of the audio's. */
+  const doubtful = () => Boolean(state.sync && !state.sync.clear && !(state.places && state.places.asked));
+
   function fillImages() {
     if (!parts.images) return;
-    const { frames, sound, places, sync, clip, failed } = state;
+    const { frames, sound, places, sync, clip, failed } = state, asked = places && places.asked ? `“${places.asked}”` : "";
     if (!frames) {
       parts.images.replaceChildren(waiting(clip && clip.sound ? "This file has no video to look at." : failed.places ||
         "Looking for the source of the audio, after the synchrony …"));
@@ -238,18 +247,19 @@
       "aria-label": "Spectrogram; the part that fits the frames is coloured" });
     seekable(spectrogram, () => state.sound.line, () => 0.1);
     parts.images.replaceChildren(
-      make("ul", { class: "cs-remarks" }, ...(sync && !sync.clear
+      make("ul", { class: "cs-remarks" }, ...(doubtful()
         ? ["Audio and video of this clip do not clearly fit, so these places may mean nothing."] : []).concat(places.remarks)
         .map((text) => make("li", {}, text))),
-      caption("Where in the frame does the audio come from?", "The warmer the colour, the surer the model. "
-        + "A frame without colour has no source of the audio in it. Press one to go there."),
+      caption(asked ? `Where in the frame is ${asked}?` : "Where in the frame does the audio come from?", "The warmer the colour, the surer the model. "
+        + (asked ? "A frame without colour does not show it. Press one to go there." : "A frame without colour has no source of the audio in it. Press one to go there.")),
       scale("heat", "not here", "here"),
-      make("div", { class: "cs-frames" + (sync && !sync.clear ? " cs-dim" : "") }, ...frames.map((frame) =>
+      make("div", { class: "cs-frames" + (doubtful() ? " cs-dim" : "") }, ...frames.map((frame) =>
         make("button", { type: "button", class: "cs-frame", onclick: () => { seek(frame.time); if (parts.player) parts.player.scrollIntoView({ block: "nearest" }); } },
           make("img", { src: frame.url, alt: "", loading: "lazy" }),
           make("span", {}, make("b", {}, clock(frame.time)), frame.source ? "" : ` ${places.none}`)))),
-      caption("Which part of the audio belongs to the frames?", "The other way round: time runs to the right, pitch upwards, loud is white; "
-        + "coloured is what fits the frame of that moment."),
+      asked ? caption(`When and at which pitch is ${asked} heard?`, "Time runs to the right, pitch upwards, loud is white; coloured is what fits the words.")
+        : caption("Which part of the audio belongs to the frames?", "The other way round: time runs to the right, pitch upwards, loud is white; "
+          + "coloured is what fits the frame of that moment."),
       spectrogram,
       ...(state.video ? [make("video", { class: "cs-video", src: state.video, controls: true, playsinline: true, preload: "metadata",
         "aria-label": "The clip with the source of the audio drawn in" })] : []));
@@ -287,21 +297,40 @@
     parts.hits.replaceChildren(...(hits
       ? [caption(`${hits.length} moments found, best first.`, "Similarity is how alike the model finds the two: 1 is the same, 0 has nothing in common. Press one to play it."),
         make("ol", { class: "cs-hits" }, ...hits.map(hit))]
-      : [waiting("Move the player to a moment, choose what to look for, and press the button.")]));
+      : [waiting("Move the player to a moment, choose what to look for, and press the button" + (parts.labels && parts.labels.dataset.words ? "; or write words." : "."))]));
+  }
+
+  /* When a label is true: a strip of moments, the darker the surer. */
+  function moments(name, starts, scores) {
+    if (starts.length < 2) return [];
+    const best = scores.indexOf(Math.max(...scores)), when = clock(starts[best]);
+    const strip = make("button", { type: "button", class: "cs-when", "aria-label": `${name}: surest at ${when}, ${scores[best].toFixed(2)}; go there` },
+      ...scores.map((score) => {
+        const cell = make("i");
+        cell.style.opacity = Math.min(1, Math.max(0.05, score));
+        return cell;
+      }));
+    strip.addEventListener("click", (event) => {
+      const cell = event.detail ? [...strip.children].indexOf(event.target) : -1; // by the keyboard: to the surest
+      seek(starts[cell < 0 ? best : cell]);
+    });
+    return [make("span", { class: "cs-label-when" }, `surest at ${when}`), strip];
   }
 
   function fillLabels() {
     if (!parts.labels) return;
     const { labels } = state;
     parts.labels.replaceChildren(...(labels
-      ? [caption("What the model hears and sees.", `Scores from 0 to 1, mean over ${labels.moments} moments of the clip.`),
-        make("ul", { class: "cs-labels" }, ...labels.labels.map(([name, score]) => {
+      ? [caption("What the model hears and sees.", `Scores from 0 to 1, for the clip with its ${labels.moments} moments, and below for each of them. Press a strip to go there.`),
+        make("ul", { class: "cs-labels" }, ...labels.labels.map(([name, score], place) => {
           const bar = make("span", { class: "cs-filled" });
           bar.style.width = `${Math.round(100 * Math.min(1, Math.max(0, score)))}%`;
           return make("li", {}, make("span", { class: "cs-label-name" }, name),
-            make("span", { class: "cs-track", "aria-hidden": "true" }, bar), make("span", { class: "cs-label-score" }, score.toFixed(3)));
+            make("span", { class: "cs-track", "aria-hidden": "true" }, bar), make("span", { class: "cs-label-score" }, score.toFixed(3)),
+            ...moments(name, labels.when.starts, labels.when.scores[place]));
         }))]
-      : [waiting(state.failed.labels || "Labels come last, after the places.")]));
+      : [waiting(state.failed.labels || (parts.labels.dataset.words ? "Write labels, and press the button: each is scored for the clip and for every moment of it."
+        : "Labels come last, after the places."))]));
   }
 
   function fillDownloads() {
@@ -402,13 +431,14 @@
     if (view.sound) Object.assign(view.sound, { levels: draw.unpack(view.sound.levels), fits: draw.unpack(view.sound.fits) });
     for (const name of FOUND) if (view[name]) state[name] = view[name];
     for (const entry of view.downloads || []) state.downloads.set(entry.name, entry);
-    const stage = within("player", ".cs-stage"); // nothing that fits: no strong colours
-    if (stage) stage.classList.toggle("cs-dim", Boolean(state.sync && !state.sync.clear));
-    fillVerdict(); fillSync(); fillDownloads();
+    const stage = within("player", ".cs-stage");
+    if (stage) stage.classList.toggle("cs-dim", doubtful());
+    fillVerdict(); fillSync(); fillDownloads(); nameHeat();
     if (view.clip || view.sync || view.frames || view.video || view.error) fillImages();
     if (view.clip || view.hits) fillHits();
     if (view.clip || view.labels || view.error) fillLabels();
-    if (view.frames) tell("The source of the audio is found.");
+    if (view.frames) tell(view.places && view.places.asked ? "The words were looked for." : "The source of the audio is found.");
+    if (view.labels) tell("The labels are there.");
     if (view.hits) tell(`${view.hits.length} moments are found.`);
     drawAll();
   }
