@@ -5,22 +5,34 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModel, BertModel
 
-from cavmae_sync_hf import CavMaeSyncModel, CavMaeSyncProcessor, DataError, TrainingError, save_for_hub
+from cavmae_sync_hf import (
+    CavMaeSyncModel,
+    CavMaeSyncProcessor,
+    CavMaeSyncTextDualEncoderModel,
+    DataError,
+    TrainingError,
+    save_for_hub,
+)
 from cavmae_sync_hf.data.dataset import CavMaeSyncDataset
 from cavmae_sync_hf.data.prepare import prepare
 from cavmae_sync_hf.data.sources import read_source
 from cavmae_sync_hf.model.errors_cavmae_sync import DataWarning
 from cavmae_sync_hf.training.captions import (
+    Caption,
+    CaptionSet,
     choose_captions,
     load_tokenizer,
     open_captioned,
     read_captions,
     tell_cut_texts,
 )
+from cavmae_sync_hf.training.text_data import KnownTexts, TextSet
+from cavmae_sync_hf.training.text_metrics import evaluate_text
 from helpers.clips import noise, write_clip
 from helpers.tiny import tiny_config, tiny_text_config, tiny_tokenizer
 from helpers.tiny_shards import tiny_processor, write_shards
@@ -59,6 +71,34 @@ def desk(tmp_path_factory) -> Path:
     return folder
 
 
+def test_evaluation__takes_any_clip_of_which_a_caption_is_true(desk):
+    """Clips and words as vectors on axes; clips 0 and 1 are the same, and each has the one caption."""
+    model = CavMaeSyncTextDualEncoderModel.from_av_text_pretrained(desk / "model", desk / "encoder").eval()
+    texts = KnownTexts(model, tiny_tokenizer())
+    rng = torch.Generator().manual_seed(0)
+    moments = torch.nn.functional.normalize(torch.randn(3, 4, 32, generator=rng), dim=-1)
+    moments[1] = moments[0]
+    there = torch.ones(3, 4, dtype=torch.bool)
+    rows = [["a dog"], ["a dog"], []]
+
+    def recall(rows: list[list[str]]) -> dict:
+        captions = CaptionSet([[Caption(text, text, spans=((0.0, 2.0),)) for text in row] for row in rows], rows)
+        clips = TextSet(
+            {"audio": moments, "video": moments}, {"audio": there, "video": there},
+            times=np.tile(np.arange(4) + 0.5, (3, 1)), captions=captions, records=None,
+        )  # fmt: skip
+        return evaluate_text(model, texts, clips)
+
+    first, second, third = recall(rows), recall([["a dog"], [], []]), recall([[], [], ["a dog"]])
+
+    assert first["texts"] == 1 and first["chance"] == pytest.approx(200 / 3)
+    assert second["chance"] == pytest.approx(100 / 3)
+    assert {first["text_to_clip_r1"], third["text_to_clip_r1"]} == {0, 100}
+    logits = model.moment_logits("audio", texts.encode(["a dog"]), model.encode_clips({"audio": moments}, {}))[0, 0]
+    pairs = [float(inside > outside) for inside in logits[:2] for outside in logits[2:]]
+    assert first["moment_auroc_audio"] == pytest.approx(np.mean(pairs))
+
+
 def words_of(found) -> list[list[str]]:
     return [[caption.text for caption in said] for said in found.captions]
 
@@ -74,7 +114,11 @@ def test_command__trains_on_shards_with_captions_and_spans(desk, tmp_path, run):
     assert "1 of 4 clips have no caption: 'c'" in err
     record = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert record["clips"] == {"train": 4, "same": 4}
-    assert record["metrics"]["same"]["texts"] == 8 and record["metrics"]["same"]["chance"] == 25
+    found = record["metrics"]["same"]
+    # "a dog barks" and "drum" are of several clips, and each is asked once.
+    assert found["texts"] == 5 and found["chance"] == pytest.approx(100 * (2 + 1 + 3 + 1 + 1) / 4 / 5)
+    assert found["chance_r10"] == found["text_to_clip_r10"] == 100
+    assert {"moment_auroc_audio", "moment_auroc_video"} <= found.keys()
     assert type(AutoModel.from_pretrained(tmp_path / "out" / "model")).__name__ == "CavMaeSyncTextDualEncoderModel"
 
 

@@ -246,7 +246,7 @@ class CaptionCollator:
         for place, sample in enumerate(samples):
             true = [self.numbers[key] for key in sample["keys"]]
             keys[place, : len(true)] = torch.tensor(true, dtype=torch.long)
-        marks = [_moments_of(caption.spans if caption.true else (), times[place]) for place, caption in chosen]
+        marks = [moments_inside(caption.spans if caption.true else (), times[place]) for place, caption in chosen]
         return batch | self.texts.inputs([caption.text for _, caption in chosen]) | {
             "caption_clip_ids": torch.tensor([place if caption.true else -1 for place, caption in chosen]),
             "caption_keys": torch.tensor([self.numbers[caption.key] for _, caption in chosen]),
@@ -255,7 +255,7 @@ class CaptionCollator:
         }  # fmt: skip
 
 
-def _moments_of(spans: Sequence[tuple[float, float]], times: np.ndarray) -> np.ndarray:
+def moments_inside(spans: Sequence[tuple[float, float]], times: np.ndarray) -> np.ndarray:
     """1 at the moments in a span, 0 at others, -1 where there are no spans."""
     if not spans:
         return np.full(len(times), -1, np.int64)

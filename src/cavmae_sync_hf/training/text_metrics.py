@@ -1,6 +1,7 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
 """What a model with text knows of a set, in wordings seen in training and in others."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from ..metrics import mean_average_precision, roc_auc
 from ..model.modeling_text_cavmae_sync import CavMaeSyncTextDualEncoderModel
 from ..syncworld.captions import Statement, Wording, statements, write
 from ..syncworld.voices import CLASS_NAMES
-from .text_data import KnownTexts, TextSet
+from .text_data import KnownTexts, TextSet, moments_inside
 
 
 @torch.no_grad()
@@ -25,7 +26,9 @@ def evaluate_text(
     that names exactly what sounds, with audio alone, video alone and both; `zero_shot_map` of the classes by name, and
     `zero_shot_top1`; `moment_auroc` of names at moments; `twins`: which of two clips that differ in time alone an
     order is true of; `opposites`: a true sentence against the same with two words exchanged. Of other sets with
-    captions `text_to_clip_r1` and `text_to_clip_r10`.
+    captions `text_to_clip_r1` and `text_to_clip_r10`: whether one of the clips of which a caption is true is the
+    first, or among the first ten, captions that say the same being asked once; and, where captions have spans,
+    `moment_auroc` of the moments of their clips inside of the spans against those outside.
 
     Args:
         model: In evaluation mode.
@@ -45,12 +48,7 @@ def evaluate_text(
     if clips.records is None:
         if clips.captions is None:
             return {}
-        pairs = [(caption.text, place) for place, row in enumerate(clips.captions.captions) for caption in row]
-        scores = logits([text for text, _ in pairs])["audio_video"]
-        own = torch.tensor([place for _, place in pairs])
-        ranks = (scores > scores[torch.arange(len(own)), own].unsqueeze(1)).sum(dim=1)
-        recalls = {f"text_to_clip_r{k}": 100 * (ranks < k).double().mean().item() for k in (1, 10)}
-        return recalls | {"chance": 100 / len(clips), "texts": len(pairs)}
+        return _caption_metrics(model, texts, clips, encoded)
     result: dict[str, Any] = {"clips": len(clips), "chance": {"recall": 100 / len(clips), "twins": 50, "auroc": 0.5}}
     known = [statements(record) for record in clips.records]
     audible = torch.tensor([[name in record["label_names"] for name in CLASS_NAMES] for record in clips.records])
@@ -68,6 +66,43 @@ def evaluate_text(
         found |= _order_metrics(known, partners, logits, rng, wording)
         result[wording] = found
     return result
+
+
+def _caption_metrics(
+    model: CavMaeSyncTextDualEncoderModel, texts: KnownTexts, clips: TextSet, encoded: Any
+) -> dict[str, Any]:
+    """Captions of a set that is no SyncWorld, against its clips and their moments."""
+    assert clips.captions is not None
+    asked: dict[str, str] = {}
+    for row in clips.captions.captions:
+        for caption in row:
+            asked.setdefault(caption.key, caption.text)
+    if not asked:
+        return {}
+    known = texts.encode(list(asked.values()))
+    scores = model.compare(known, encoded)["audio_video"].cpu()
+    right = torch.tensor([[key in true for true in map(set, clips.captions.keys)] for key in asked])
+    best = scores.masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True)
+    ranks = ((scores >= best) & ~right).sum(dim=1)
+    found: dict[str, Any] = {f"text_to_clip_r{k}": _share(ranks < k) for k in (1, 10)}
+    count, wrong = len(clips), (~right).sum(dim=1).tolist()
+    for name, k in (("chance", 1), ("chance_r10", min(10, count))):  # of k clips drawn none is right
+        found[name] = 100 * float(np.mean([1 - math.comb(others, k) / math.comb(count, k) for others in wrong]))
+    numbers = {key: number for number, key in enumerate(asked)}
+    spans = [
+        (numbers[caption.key], clip, caption.spans)
+        for clip, row in enumerate(clips.captions.captions)
+        for caption in row
+        if caption.spans
+    ]
+    for side in ("audio", "video") if spans else ():
+        moments = model.moment_logits(side, known, encoded).cpu().numpy()
+        there = clips.present[side].numpy()
+        values = np.concatenate([moments[text, clip][there[clip]] for text, clip, _ in spans])
+        inside = np.concatenate([moments_inside(own, clips.times[clip])[there[clip]] for _, clip, own in spans])
+        if 0 < inside.sum() < len(inside):
+            found[f"moment_auroc_{side}"] = roc_auc(inside.astype(int), values)
+    return found | {"texts": len(asked)}
 
 
 def _class_metrics(
