@@ -82,7 +82,13 @@ IMAGE_ENCODERS = [pair for pair in ENCODERS if pair[0] == "video"]
 
 
 @pytest.mark.parametrize(
-    ("modality", "kind"), [*IMAGE_ENCODERS, ("audio", "audio-spectrogram-transformer"), ("audio", "wavlm")]
+    ("modality", "kind"),
+    [
+        *IMAGE_ENCODERS,
+        ("audio", "audio-spectrogram-transformer"),
+        ("audio", "wavlm"),
+        ("audio", "qwen2_audio_encoder"),
+    ],
 )
 @torch.no_grad()
 def test_removed_patches__are_not_seen(modality, kind):
@@ -146,12 +152,12 @@ def test_frames__are_normalised_as_the_encoder_was_trained(kind, mean, std):
     torch.testing.assert_close(heard_by_encoder(own, ours)[:, 1], (pixels[:, 1] - 0.2) / 0.5, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["vit", "dinov2", "dinov3_vit", "clip_vision_model", "videomae"])
+@pytest.mark.parametrize("kind", ["vit", "dinov2", "dinov3_vit", "clip_vision_model", "videomae", "vjepa2"])
 @torch.no_grad()
 def test_another_image_size__is_taken(kind):
     model = model_of("video", kind, image_size=48)
     frames = torch.randn(1, 2, 3, 48, 48)
-    side = 4 if kind == "videomae" else 6  # its positions are fixed, so frames are resized
+    side = 4 if kind in ("videomae", "vjepa2") else 6  # its positions are fixed, so frames are resized
     assert model.config.video_grid == (side, side)
     assert model(pixel_values_videos=frames).video_patch_embeds.shape == (1, 2, side * side, 32)
 
@@ -514,6 +520,8 @@ def test_earlier_settings__are_saved_as_ever():
 
 BAD = [
     ({"video_encoder_config": {"model_type": "dinov9"}}, "known encoders are 'vit'.* Perhaps 'dinov"),
+    ({"audio_encoder_config": {"model_type": "clap_audio_model"}}, "'clap_audio_model'; known encoders are 'audio-spec"),
+    ({"audio_encoder_config": {"model_type": "wav2vec2-bert"}}, "'wav2vec2-bert'; known encoders are 'audio-spec"),
     ({"video_encoder_config": {"hidden_size": 3}}, "no `model_type`"),
     ({"video_encoder_config": encoder_settings("audio", "hubert")}, "give it as `audio_encoder_config`"),
     ({"video_encoder_config": encoder_settings("video", "vit", patch_size=14)}, "28 or 42 would work"),

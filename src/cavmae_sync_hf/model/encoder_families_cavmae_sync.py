@@ -102,12 +102,25 @@ FAMILIES: dict[str, EncoderFamily] = {
     "siglip_vision_model": _image(blocks="encoder.layers", norm="post_layernorm", statistics=_HALF, **_WITHOUT_CLASS),
     "aimv2_vision_model": _image(blocks="encoder.layers", norm="rms_norm", statistics=_CLIP, **_WITHOUT_CLASS),
     "videomae": EncoderFamily("video", "clip", **_VIDEO_BLOCKS, **_WITHOUT_CLASS, fixed_size=True),
+    "vjepa2": EncoderFamily(
+        "video",
+        "clip",
+        "pixel_values_videos",
+        blocks="encoder.layer",
+        norm="encoder.layernorm",
+        **_WITHOUT_CLASS,
+        fixed_size=True,
+    ),
     "swin": _image(**_WINDOWED),
     "swinv2": _image(**_WINDOWED),
     "audio-spectrogram-transformer": _audio(
         "log_mel", blocks="layers", norm="layernorm", prefix=lambda config: 2, classes=2, statistics=_AST_STATISTICS
     ),
     "whisper": _audio("whisper", "input_features", blocks="layers", norm="layer_norm", **_WITHOUT_CLASS),
+    # Behind its blocks it joins tokens by pairs.
+    "qwen2_audio_encoder": _audio(
+        "whisper", "input_features", blocks="layers", norm="layer_norm", **_WITHOUT_CLASS, drops_tokens=False
+    ),
     "wav2vec2": _audio("waveform", **_SPEECH),
     "hubert": _audio("waveform", **_SPEECH),
     "unispeech": _audio("waveform", **_SPEECH),
@@ -191,7 +204,7 @@ def hidden_width(config: Any) -> int:
     """Width of an encoder's tokens."""
     if encoder_family(config).input == "image" and hasattr(config, "depths"):
         return int(config.embed_dim * 2 ** (len(config.depths) - 1))
-    return int(config.hidden_size)
+    return int(config.d_model if config.model_type == "qwen2_audio_encoder" else config.hidden_size)
 
 
 def patch_size(config: Any) -> int:
@@ -202,7 +215,8 @@ def patch_size(config: Any) -> int:
 
 def fixed_image_size(config: Any) -> int:
     """Side of the frames that an encoder of `fixed_size` takes."""
-    return int(config.image_size[0] if isinstance(config.image_size, list | tuple) else config.image_size)
+    size = config.crop_size if config.model_type == "vjepa2" else config.image_size
+    return int(size[0] if isinstance(size, list | tuple) else size)
 
 
 def video_grid(config: Any, size: tuple[int, int]) -> tuple[int, int]:
@@ -224,7 +238,7 @@ def audio_grid(config: Any, frames: int) -> tuple[int, int]:
         rows = (config.num_mel_bins - config.patch_size) // config.frequency_stride + 1
         return rows, (frames - config.patch_size) // config.time_stride + 1
     if family.input == "whisper":
-        return 1, (frames + 1) // 2
+        return 1, -(-frames // _whisper_step(config))
     samples = frames * family.sampling_rate // FRAMES_PER_SECOND
     if family.input == "raw_waveform":
         return 1, -(-samples // config.dac_config.hop_length)
@@ -233,13 +247,18 @@ def audio_grid(config: Any, frames: int) -> tuple[int, int]:
     return 1, samples
 
 
+def _whisper_step(config: Any) -> int:
+    """Steps of 10 ms that a token of Whisper's architecture stands for."""
+    return 4 if config.model_type == "qwen2_audio_encoder" else 2
+
+
 def frames_per_column(config: Any) -> float:
     """Steps of 10 ms from one time column of an audio encoder to the next."""
     family = encoder_family(config)
     if family.input == "log_mel":
         return float(config.time_stride)
     if family.input == "whisper":
-        return 2.0
+        return float(_whisper_step(config))
     per_frame = family.sampling_rate // FRAMES_PER_SECOND
     if family.input == "raw_waveform":
         return config.dac_config.hop_length / per_frame

@@ -40,7 +40,7 @@ if is_peft_available():
 # Weights that no token passes: they stand in for masked ones, which here are left out.
 _UNUSED_WEIGHTS = ("mask_token", "masked_spec_embed", "embedder.dac_encoder", "embedder.bottleneck")
 # Heads over the tokens, which are pooled by this package, and the names under which modules hold them.
-_HEADS = ("pooler", "head")
+_HEADS = ("pooler", "head", "predictor")
 _LORA_TARGETS = ("q_proj", "v_proj", "query", "value", "qkv")
 _VARIANCE_FLOOR = 1e-7  # of Wav2Vec2's feature extractor
 _WHISPER_FFT, _WHISPER_HOP = 400, 160
@@ -298,6 +298,8 @@ class CavMaeSyncEncoderTower(nn.Module):
                 args = (gather_patches(args[0], index), *args[1:])
             # Compiled and exported graphs spell out that all tokens see each other, for the number before.
             args = (args[0], *(None if _is_mask(value, seen) else value for value in args[1:]))
+            if self.encoder.config.model_type == "vjepa2":  # which turns them by their place in the input
+                args = (args[0], index)
             kwargs = {name: None if _is_mask(value, seen) else value for name, value in kwargs.items()}
             tables = kwargs.get("position_embeddings")
             if tables is not None:
@@ -344,6 +346,8 @@ class CavMaeSyncEncoderTower(nn.Module):
         if kind == "clip":
             values = values.unsqueeze(1).expand(-1, config.tubelet_size, -1, -1, -1)
         inputs: dict[str, Any] = {self.family.argument: values}
+        if config.model_type == "vjepa2":
+            inputs["skip_predictor"] = True
         if config.model_type == "vit_mae":  # it shuffles the patches by noise
             inputs["noise"] = torch.arange(math.prod(grid), device=values.device).expand(len(values), -1)
         if "interpolate_pos_encoding" in inspect.signature(self.encoder.forward).parameters:
