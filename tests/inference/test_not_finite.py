@@ -136,7 +136,7 @@ def test_classification__names_the_clip(videos):
         classify(model, CavMaeSyncProcessor.from_config(model.config), videos["a"])
 
 
-@pytest.mark.parametrize("method", ["occlusion", "cosine"])
+@pytest.mark.parametrize("method", ["relevance", "occlusion", "cosine"])
 def test_localization__says_when(videos, method):
     model = CavMaeSyncModel(tiny_config()).eval()
     with torch.no_grad():

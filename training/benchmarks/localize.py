@@ -4,10 +4,11 @@
     python training/benchmarks/localize.py MODEL world/spatial
 
 Every clip of the spatial preset shows two objects, one of which sounds now and then. Counted are the moments at 16
-times of a clip at which something sounds. Beside the two methods of `localize` stand the centre of the frame, chance
-(the mean share of patches in the object's box), and each method with the audio of another clip, which tells what of
-the result is owed to the frame alone. "Right of two" is the share of moments whose highest patch is nearer to the
-sounding object than to the silent one.
+times of a clip at which something sounds. Beside the methods of `localize` stand the centre of the frame, chance (the
+mean share of patches in the object's box), and each method with the audio of another clip and with noise, which tells
+what of the result is owed to the frame alone. "Right of two" is the share of moments whose highest patch is nearer to
+the sounding object than to the silent one. The cost of the frame's maps is that of as many passes of both towers
+forward over the same moments, processor time, the quickest of several.
 
 In the spectrogram, the highest patch should lie at a time at which the object sounds; counted are windows that hold at
 least a quarter of silence. Beside it stands the middle of the window, which is where a window's own moment is.
@@ -24,6 +25,8 @@ import torch
 
 from cavmae_sync_hf.inference.loading import load_model
 from cavmae_sync_hf.inference.localize import METHODS, LocalizationResult, localize
+from cavmae_sync_hf.inference.occlusion import occlusion_maps
+from cavmae_sync_hf.inference.relevance import relevance_maps
 from cavmae_sync_hf.metrics.localization import (
     boxes_in_view,
     localization_metrics,
@@ -132,6 +135,25 @@ def report(name: str, scene: Scene, maps: torch.Tensor) -> None:
     )
 
 
+@torch.no_grad()
+def cost(model: Any, processor: Any, record: dict[str, Any], method: str, repeats: int = 5) -> float:
+    """Processor time of a pass forward and of a method's maps of the frames, in passes forward."""
+    inputs = processor(videos=record["path"], return_tensors="pt")
+    embeds = model(**inputs).audio_embeds
+    make_maps = {"relevance": relevance_maps, "occlusion": occlusion_maps}[method]
+    works: dict[str, Callable[[], Any]] = {
+        "forward": lambda: model(**inputs),
+        "maps": lambda: make_maps(model, "video", inputs["pixel_values_videos"], embeds),
+    }
+    best = dict.fromkeys(works, float("inf"))
+    for _ in range(repeats):
+        for name, work in works.items():
+            began = time.process_time()
+            work()
+            best[name] = min(best[name], time.process_time() - began)
+    return 1 + best["maps"] / best["forward"]
+
+
 def main() -> None:
     arguments = parse_arguments()
     model, processor = load_model(arguments.model, device=arguments.device, modalities="both")
@@ -158,6 +180,10 @@ def main() -> None:
             other = records[(place + 2) % len(records)]["path"]
             return find(place, decode_media(other, sampling_rate=rate, want_video=False).waveform)
 
+        def find_with_noise(place: int, find: Callable[..., LocalizationResult] = find) -> LocalizationResult:
+            samples = np.random.default_rng(place).normal(0, 0.1, round(records[place]["duration"] * rate))
+            return find(place, samples.astype(np.float32)[None])
+
         scene = Scene(side, edge)
         seconds = run(records, scene, find)
         maps = torch.from_numpy(np.stack(scene.maps))
@@ -166,11 +192,16 @@ def main() -> None:
             report("centre of the frame", scene, centre_maps(len(maps), model.config.video_grid))
         report(method, scene, maps)
         print(f"    right of two {scene.right_of_two():.1%} (chance 50 %)")
+        if method != "cosine":
+            print(f"    cost of the frames' maps, in passes forward: {cost(model, processor, records[0], method):.1f}")
         if not arguments.no_control:
             control = Scene(side, edge)
             run(records, control, find_with_other_audio)
             report(f"{method}, another clip's audio", control, torch.from_numpy(np.stack(control.maps)))
             print(f"    right of two {control.right_of_two():.1%}")
+            noise = Scene(side, edge)
+            run(records, noise, find_with_noise)
+            report(f"{method}, noise", noise, torch.from_numpy(np.stack(noise.maps)))
         if scene.time_maps:
             heard = torch.from_numpy(np.stack(scene.time_maps))
             windows = torch.from_numpy(np.stack(scene.windows))

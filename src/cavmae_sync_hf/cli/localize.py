@@ -53,9 +53,12 @@ def localize(
     end: End = None,
     fps: Annotated[float, typer.Option(help="Moments per second for which maps are made.")] = 5.0,
     method: Annotated[
-        Literal["occlusion", "cosine"],
-        typer.Option(help="Leave out patch after patch, or compare the patches themselves: fast, but points badly."),
-    ] = "occlusion",
+        Literal["relevance", "occlusion", "cosine"] | None,
+        typer.Option(
+            help="relevance: one pass forward and back; occlusion: leave out patch after patch, slow; cosine: compare "
+            "the patches themselves, points badly. Default: relevance, or occlusion for encoders of other models."
+        ),
+    ] = None,
     least_strength: Annotated[
         float | None,
         typer.Option(

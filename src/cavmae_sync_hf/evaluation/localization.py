@@ -21,6 +21,7 @@ from ..data.tables import MEDIA_SUFFIXES
 from ..files import StrPath
 from ..inference.features import OFFSETS, move_inputs, not_finite_error
 from ..inference.occlusion import occlusion_maps
+from ..inference.relevance import relevance_maps
 from ..metrics import boxes_in_view, compute, patch_maps, pointing_accuracy
 from ..metrics.localization import time_pointing_accuracy, upsample_maps
 from ..model.alignment_cavmae_sync import window_times
@@ -55,7 +56,7 @@ def evaluate_localization(
         processor: Its processor.
         data: `"syncworld"`: a SyncWorld split, or shards of one. `"masks"`: a table as `read_prompts` takes it.
         protocol: One of `LOCALIZATION_PROTOCOLS`, by name, or one of your own.
-        maps: Other maps than the protocol's: `"occlusion"` or `"cosine"`.
+        maps: Other maps than the protocol's, one of `MAPS`.
         truth: The SyncWorld split of shards that lie elsewhere.
         options: See `RunOptions`.
 
@@ -226,6 +227,14 @@ class _Mapper:
             own = patch_maps(output.audio_embeds, output.video_patch_embeds, grids[0])
             other = patch_maps(others, output.video_patch_embeds, grids[0])
             time = patch_maps(output.video_embeds, output.audio_patch_embeds, grids[1])
+        elif self.method == "relevance":
+            frames = inputs["pixel_values_videos"]
+            own, other = (
+                relevance_maps(model, "video", frames, audio - self.silence, present=wanted).maps
+                for audio in (output.audio_embeds, others)
+            )
+            windows = inputs["input_values"]
+            time = relevance_maps(model, "audio", windows, output.video_embeds, present=wanted, candidates=0).maps
         else:
             # Every frame twice in a row, which the model looks at once: with its own audio and with another.
             frames, both = (values.repeat_interleave(2, dim=1) for values in (inputs["pixel_values_videos"], wanted))
@@ -246,6 +255,8 @@ class _Mapper:
             return patch_maps(embeds, patches, model.config.video_grid).mean(dim=0).cpu()
         # Maps are linear in what is compared with, so the mean of the maps is the map of the mean.
         query = (embeds.mean(dim=0) - self.silence)[None, None]
+        if self.method == "relevance":
+            return relevance_maps(model, "video", frames, query).maps[0, 0].cpu()
         return occlusion_maps(model, "video", frames, query)[0, 0].float().cpu()
 
 

@@ -1,16 +1,17 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
 """Where in the frame the sounding object is, and when and at which pitch in the audio the frame's content is.
 
-`localize` gives both maps for every moment of a video. By default a patch's value is how far the similarity falls
-without the patch and its neighbours (`occlusion_maps`). Parts of a frame are left out: the tower does not get their
-tokens, as in the pretraining of a masked autoencoder, so the model is used as it was trained and no grey box has to
-stand for nothing. Parts of an audio window are made silent, since for audio there is a nothing, and a gap between two
-sounds must not count for being left out. The plain cosine of patch embeddings, `"cosine"`, is faster by the number of
-patches and points far less well. With a text, its embedding takes the place of the other modality's.
+`localize` gives both maps for every moment of a video. By default they show what each patch contributes to the
+similarity (`relevance_maps`). By `"occlusion"` a patch's value is how far the similarity falls without the patch and
+its neighbours (`occlusion_maps`), at the cost of a pass per patch. Parts of a frame are left out: the tower does not
+get their tokens, as in the pretraining of a masked autoencoder, so the model is used as it was trained and no grey box
+has to stand for nothing. Parts of an audio window are made silent, since for audio there is a nothing, and a gap
+between two sounds must not count for being left out. The plain cosine of patch embeddings, `"cosine"`, points far less
+well. With a text, its embedding takes the place of the other modality's.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, Literal, cast
@@ -34,10 +35,11 @@ from .features import OFFSETS, check_towers, evaluating, move_inputs, not_finite
 from .loudness import SILENCE_DB, span_loudness
 from .moments import MediaSpan, Progress, format_clock, read_ahead, read_moments, report_seconds, source_name
 from .occlusion import default_block, embed_without, occlusion_maps
+from .relevance import has_relevance, relevance_maps
 from .strength import LEAST_LOG_ODDS, LEAST_STRENGTH, NEAR_SECONDS, NO_SOURCE, NOT_SEEN, source_strength
 from .texts import TextVectors, embed_texts
 
-METHODS = ("occlusion", "cosine")
+METHODS = ("relevance", "occlusion", "cosine")
 DEFAULT_FPS = 5.0
 # Columns of the stored spectrogram are the highest of so many of its frames: 20 ms, enough for a plot of it.
 _POOLED_FRAMES = 2
@@ -92,7 +94,8 @@ class LocalizationResult:
             trained to tell moments inside and outside of the spans of captions.
         loudness: Of the audio within 0.25 s of each moment, dB of full scale, `(moments,)`.
         video_maps: Where in the frame the sounding object is, `(moments, rows, columns)` float32, top to bottom. By
-            occlusion: fall of the cosine; above 0 speaks for the audio.
+            occlusion: fall of the cosine; above 0 speaks for the audio. By relevance the highest value is that fall,
+            and the others are shares of it.
         audio_maps: When and at which pitch in its window the frame's content is, `(moments, rows, columns)` float32,
             low to high mel and earlier to later.
         spectrogram: Log-mel of the span as the model sees it, `(mel bins, columns)` float16; the columns are
@@ -100,7 +103,7 @@ class LocalizationResult:
         frequencies: Where each mel bin is centred, Hz.
         view: Which part of the frame the maps cover.
         fps: Moments per second.
-        method: `"occlusion"` or `"cosine"`.
+        method: `"relevance"`, `"occlusion"` or `"cosine"`.
         settings: What else the maps depend on: the block left out, the model's fingerprint.
         least_strength: Strength from which on a moment has a source.
         channel: Which channel of the audio was heard.
@@ -204,7 +207,7 @@ class LocalizationResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON: peaks and boxes of every moment, without the maps."""
-        measure = "fall" if self.method == "occlusion" else "cosine"
+        measure = "cosine" if self.method == "cosine" else "fall"
         moments = []
         for k, (peak, box) in enumerate(zip(self.peaks(), self.boxes(), strict=True)):
             here, heard = bool(self.present[k]), bool(self.compared[k])
@@ -259,7 +262,7 @@ def localize(
     start: float | None = None,
     end: float | None = None,
     fps: float = DEFAULT_FPS,
-    method: Literal["occlusion", "cosine"] = "occlusion",
+    method: Literal["relevance", "occlusion", "cosine"] | None = None,
     block: tuple[int, int] | None = None,
     stride: int | None = None,
     least_strength: float | None = None,
@@ -287,9 +290,11 @@ def localize(
         start: Where in the video to start, seconds.
         end: Where to end, seconds.
         fps: Moments per second.
-        method: `"occlusion"`, which runs the towers once for every patch, or `"cosine"` of the final patches.
-        block: Rows and columns of frame patches that are left out together, odd; see `default_block`.
-        stride: Patches from one place that is tried to the next; see `occlusion_maps`.
+        method: `"relevance"`, one pass forward and back and a few places left out (`relevance_maps`); `"occlusion"`,
+            which runs the towers once for every patch; or `"cosine"` of the final patches. Default: relevance, or
+            occlusion where a tower is another model's encoder.
+        block: Rows and columns of frame patches that are taken together, odd; see `default_block`.
+        stride: Of occlusion, patches from one place that is tried to the next; see `occlusion_maps`.
         least_strength: Nats from which on a moment has a source. The default, 2.5, suits the example model; another
             model's is found with clips of which it is known. With a text 0: as likely as not.
         batch_size: Moments decoded at a time.
@@ -310,6 +315,8 @@ def localize(
     """
     base = cast(CavMaeSyncModel, model.base_model)
     check_towers(base)
+    if method is None:
+        method = "relevance" if has_relevance(base) else "occlusion"
     if method not in METHODS:
         raise InferenceError(f"There is no method {method!r}; use {' or '.join(METHODS)}.")
     if not (math.isfinite(fps) and fps > 0 and batch_size >= 1):
@@ -444,6 +451,8 @@ class _Mapper:
             both = seen
             places = *output.video_embeds.shape[:2], -1
             asked = for_video = for_audio = self.query.found.embeds[0].to(output.video_embeds).expand(places)
+        windows = cut_windows(moved["input_values"], moved.get(OFFSETS), model.config.audio_length)
+        hidden = None
         if self.method == "cosine":
             video_patches, audio_patches = (
                 output[f"{name}_patch_embeds"] if self.query is None
@@ -453,20 +462,29 @@ class _Mapper:
             video_maps = patch_maps(for_video, video_patches, model.config.video_grid)
             audio_maps = patch_maps(for_audio, audio_patches, model.config.audio_grid)
             video_maps, audio_maps = video_maps * seen[..., None, None], audio_maps * heard[..., None, None]
+        elif self.method == "relevance":
+            video_maps, hidden = relevance_maps(
+                model, "video", moved["pixel_values_videos"], asked, present=seen, block=self.block,
+                projection=self._projection("video"),
+            )  # fmt: skip
+            audio_maps = relevance_maps(
+                model, "audio", windows, for_audio, present=heard, fill=self.floor,
+                projection=self._projection("audio"),
+            ).maps  # fmt: skip
         else:
             video_maps = occlusion_maps(
                 model, "video", moved["pixel_values_videos"], asked, present=seen, block=self.block,
-                stride=self.stride, project=self._projection("video"),
+                stride=self.stride, projection=self._projection("video"),
             )  # fmt: skip
-            windows = cut_windows(moved["input_values"], moved.get(OFFSETS), model.config.audio_length)
             audio_maps = occlusion_maps(
                 model, "audio", windows, for_audio, present=heard, stride=self.stride, fill=self.floor,
-                project=self._projection("audio"),
+                projection=self._projection("audio"),
             )  # fmt: skip
         if self.query is None:
-            hidden = embed_without(
-                model, "video", moved["pixel_values_videos"], video_maps.flatten(-2).argmax(-1), block=self.block
-            )
+            if hidden is None:
+                hidden = embed_without(
+                    model, "video", moved["pixel_values_videos"], video_maps.flatten(-2).argmax(-1), block=self.block
+                )
             strength = source_strength(
                 output.audio_embeds[0], output.video_embeds[0], silence=self.silence, hidden=hidden[0],
                 temperature=model.config.temperature,
@@ -489,11 +507,9 @@ class _Mapper:
             "audio_maps": audio_maps[0].float().cpu().numpy(),
         }
 
-    def _projection(self, modality: str) -> Callable[[Tensor], Tensor] | None:
-        """What brings embeddings into the space of the text, if that is another."""
-        if self.query is None or not self.query.found.projections:
-            return None
-        return partial(self.query.found.project, modality)
+    def _projection(self, modality: str) -> Tensor | None:
+        """Weights that bring embeddings into the space of the text, if that is another."""
+        return None if self.query is None else self.query.found.projections.get(modality)
 
     def settings(self) -> dict[str, Any]:
         """What the maps depend on besides the model."""
@@ -501,8 +517,8 @@ class _Mapper:
             return {}
         config = self.model.config
         video = self.block or default_block(config.video_grid)
-        return {"video_block": list(video), "audio_block": list(default_block(config.audio_grid)),
-                "audio_against": "silence"}  # fmt: skip
+        blocks = {"video_block": list(video), "audio_block": list(default_block(config.audio_grid))}
+        return blocks if self.method == "relevance" else blocks | {"audio_against": "silence"}
 
 
 class _Canvas:

@@ -1,7 +1,7 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
 """How far a similarity falls where a part of a frame or of a window is left out."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..model.errors_cavmae_sync import InferenceError
 from ..model.modeling_cavmae_sync import CavMaeSyncModel, select_distinct
+from .texts import project
 
 # Grids of more patches are asked at every second patch: the time grows with the square of their number.
 _LARGE_GRID = 100
@@ -33,7 +34,7 @@ def occlusion_maps(
     block: tuple[int, int] | None = None,
     stride: int | None = None,
     fill: float | None = None,
-    project: Callable[[Tensor], Tensor] | None = None,
+    projection: Tensor | None = None,
 ) -> Tensor:
     """How far the similarity with a query falls where a part is left out.
 
@@ -48,7 +49,7 @@ def occlusion_maps(
         stride: Patches from one place that is tried to the next; between them the map is interpolated. Default: 1 for
             small grids, 2 for others.
         fill: Value that replaces a part in the input; `None` leaves its tokens out.
-        project: Brings embeddings into the space of the queries.
+        projection: Weights `(P, hidden)` that bring embeddings into the space of the queries, if that is another.
 
     Returns:
         `(batch, frames, rows, columns)` float32 in units of the cosine: the fall of `embedding . query` when the block
@@ -62,9 +63,9 @@ def occlusion_maps(
     kept = [_without(grid, (row, column), (height, width)) for row in rows for column in columns]
     encode = partial(_embed_parts, model, modality) if fill is None else partial(_embed_filled, model, modality, fill)
     distinct, places = select_distinct(images, present, model.config.deduplicate_windows)
-    whole, without = _embed(model, modality, distinct), encode(distinct, kept)
-    if project is not None:
-        whole, without = project(whole), project(without)
+    whole, without = (
+        project(part, projection) for part in (_embed(model, modality, distinct), encode(distinct, kept))
+    )
     falls = whole.unsqueeze(1) - without
     wanted = queries.flatten(0, 1).to(falls)
     values = torch.einsum("mph,mh->mp", falls if places is None else falls[places], wanted)
@@ -76,7 +77,13 @@ def occlusion_maps(
 
 @torch.no_grad()
 def embed_without(
-    model: CavMaeSyncModel, modality: str, inputs: Tensor, places: Tensor, *, block: tuple[int, int] | None = None
+    model: CavMaeSyncModel,
+    modality: str,
+    inputs: Tensor,
+    places: Tensor,
+    *,
+    block: tuple[int, int] | None = None,
+    fill: float | None = None,
 ) -> Tensor:
     """Embeddings of frames or windows each of which lacks one block.
 
@@ -86,6 +93,7 @@ def embed_without(
         inputs: `input_values` or `pixel_values_videos` of the model.
         places: Number of the patch in the middle of the block, row by row, `(batch, frames)`.
         block: Rows and columns of the block; see `default_block`.
+        fill: Value that replaces it in the input; `None` leaves its tokens out.
 
     Returns:
         `(batch, frames, hidden)` float32.
@@ -93,7 +101,10 @@ def embed_without(
     images = model.as_images(modality, inputs).flatten(0, 1)
     grid = model.tower(modality).grid(images)
     chosen = [divmod(place, grid[1]) for place in places.flatten().tolist()]
-    kept = [_without(grid, place, block or default_block(grid)).flatten().nonzero()[:, 0] for place in chosen]
+    masks = [_without(grid, place, block or default_block(grid)) for place in chosen]
+    if fill is not None:
+        return _embed(model, modality, _filled(images, torch.stack(masks), fill)).unflatten(0, inputs.shape[:2])
+    kept = [mask.flatten().nonzero()[:, 0] for mask in masks]
     result = images.new_empty(len(images), model.config.hidden_size, dtype=torch.float32)
     for length in {len(ids) for ids in kept}:  # blocks cut at the border leave more patches
         rows = torch.tensor([row for row, ids in enumerate(kept) if len(ids) == length], device=images.device)
@@ -130,13 +141,18 @@ def _embed_parts(model: CavMaeSyncModel, modality: str, images: Tensor, kept: li
 
 def _embed_filled(model: CavMaeSyncModel, modality: str, fill: float, images: Tensor, kept: list[Tensor]) -> Tensor:
     """The same where what is not kept has a value instead."""
-    masks = torch.stack(kept).to(images.device, torch.float32).unsqueeze(1)
-    masks = torch.nn.functional.interpolate(masks, size=images.shape[-2:], mode="nearest").bool()
+    masks = torch.stack(kept)
     result = images.new_empty(len(images), len(kept), model.config.hidden_size, dtype=torch.float32)
     for samples, places in _pairs(len(images), len(kept), images.device):
-        filled = images[samples].masked_fill(~masks[places], fill)
-        result[samples, places] = _embed(model, modality, filled)
+        result[samples, places] = _embed(model, modality, _filled(images[samples], masks[places.cpu()], fill))
     return result
+
+
+def _filled(images: Tensor, kept: Tensor, fill: float) -> Tensor:
+    """Images with a value where their patches are not `kept`, bool `(samples, rows, columns)`."""
+    mask = kept.to(images.device, torch.float32).unsqueeze(1)
+    mask = torch.nn.functional.interpolate(mask, size=images.shape[-2:], mode="nearest")
+    return images.masked_fill(mask == 0, fill)
 
 
 def _pairs(samples: int, parts: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:

@@ -34,10 +34,14 @@ class TextVectors:
 
     def project(self, modality: str, embeds: Tensor) -> Tensor:
         """Vectors `(..., hidden)` of the audio-visual model in the space of texts, `(..., P)`."""
-        if modality not in self.projections:
-            return embeds
-        weights = self.projections[modality].to(embeds.device)
-        return torch.nn.functional.normalize(embeds.float() @ weights.T, dim=-1)
+        return project(embeds, self.projections.get(modality))
+
+
+def project(embeds: Tensor, weights: Tensor | None) -> Tensor:
+    """Embeddings `(..., hidden)` in the space of texts, `(..., P)`: by weights `(P, hidden)`, if that is another."""
+    if weights is None:
+        return embeds
+    return torch.nn.functional.normalize(embeds.float() @ weights.to(embeds.device).T, dim=-1)
 
 
 def tokenize(
