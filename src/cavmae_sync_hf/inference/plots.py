@@ -188,12 +188,12 @@ def _strip_words(found: LocalizationResult, count: str) -> tuple[str, str]:
     if found.text is not None:
         return (
             f'Where "{printable(found.text)}" is: {count} show it',
-            "How to read it: the warmer a place, the less the frame fits the words without it. Strength (nats) is the "
+            "How to read it: the warmer a place, the more of it fits the words. Strength (nats) is the "
             f"log-odds that they are true of the frame; below {least} it is not seen, and the heat is dimmed.",
         )
     return (
         f"Where the sound comes from: {count} have a source in the frame",
-        "How to read it: the warmer a place, the less the frame fits its audio without it. Strength (nats) says how "
+        "How to read it: the warmer a place, the more of it fits the audio. Strength (nats) says how "
         f"much better the two fit than without sound or place; below {least} there is no source, and the heat is "
         "dimmed. Silent moments have no heat.",
     )
