@@ -208,7 +208,7 @@ def test_localize__writes_everything(run, saved, videos, tmp_path):
     assert out.count("wrote ") == 5 and "0:00.2" in out
     assert probe_media(folder / "0.0.places.mp4").duration == pytest.approx(2.0, abs=0.06)
     values = json.loads((folder / "0.0.places.json").read_text())
-    assert len(values["moments"]) == 4 and values["width"] == 64 and values["method"] == "occlusion"
+    assert len(values["moments"]) == 4 and values["width"] == 64 and values["method"] == "relevance"
     with np.load(folder / "0.0.maps.npz") as arrays:
         assert arrays["video_maps"].shape == (4, 4, 4) and arrays["audio_maps"].shape == (4, 2, 6)
 
