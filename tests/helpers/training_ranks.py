@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from accelerate import PartialState
@@ -12,8 +13,21 @@ from torch.distributed.tensor import DTensor
 from cavmae_sync_hf.data.dataset import CavMaeSyncDataset
 from cavmae_sync_hf.model.modeling_cavmae_sync import CavMaeSyncForPreTraining
 from cavmae_sync_hf.training import CavMaeSyncTrainer, EvaluationSet, PretrainingArguments
+from cavmae_sync_hf.training.settings import TextArguments
+from cavmae_sync_hf.training.text import run_text
+from cavmae_sync_hf.training.text_arguments import TextRunArguments
 from helpers.tiny import tiny_config
 from helpers.tiny_shards import tiny_processor
+
+
+def train_text(rank: int, settings: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
+    """`cavmae-sync text` on two processes; what the first one records."""
+    os.environ.update(LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE="2", OMP_NUM_THREADS="1")
+    # A run to its end leaves the group, whose store the other may still wait at.
+    with mock.patch("torch.distributed.destroy_process_group"):
+        status, record = run_text(TextArguments(**settings), TextRunArguments(ddp_backend="gloo", **run))
+    return {"status": status, "loss": record["loss"]}
+
 
 FSDP = {
     "version": 2,

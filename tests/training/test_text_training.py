@@ -5,6 +5,7 @@ import dataclasses
 import json
 import shutil
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -19,13 +20,17 @@ from cavmae_sync_hf import (
     make_world,
     save_for_hub,
 )
-from cavmae_sync_hf.training.captions import Caption, CaptionSet, label_captions
+from cavmae_sync_hf.training.captions import Caption, CaptionSet, choose_captions, label_captions, open_captioned
 from cavmae_sync_hf.training.settings import TextArguments
 from cavmae_sync_hf.training.text import run_text
 from cavmae_sync_hf.training.text_arguments import TextRunArguments
 from cavmae_sync_hf.training.text_data import KnownTexts, TextSet
 from cavmae_sync_hf.training.text_trainer import train_text
+from helpers.clips import write_clip
 from helpers.tiny import tiny_config, tiny_text_config, tiny_tokenizer
+from helpers.tiny_shards import write_shards
+from helpers.training_ranks import train_text as train_text_by_ranks
+from helpers.two_ranks import run_ranks
 
 COMMAND = ("text",)
 
@@ -205,3 +210,38 @@ def test_joint__trains_the_model_and_keeps_its_contrast(desk, tmp_path, trains):
     log = json.loads((tmp_path / "out" / "checkpoint-3" / "trainer_state.json").read_text())["log_history"]
     assert status == 0 and all(entry["audio_video_loss"] > 0 for entry in log if "loss" in entry)
     assert "text_to_clip_r1_audio_video" in record["metrics"]["semantic"]["seen"]
+
+
+def test_joint__on_two_processes_is_one_with_the_joined_batch(desk, tmp_path):
+    settings = {"joint": True, "frames_per_clip": 2, "eval_data": {}, "text_config": {"text_dropout": 0.0}}
+    own, _ = arguments(desk, tmp_path, **settings)
+    _, alone = run_text(*arguments(desk, tmp_path / "one", **settings))
+    run = {"output_dir": str(tmp_path / "two"), "max_steps": 3, "per_device_train_batch_size": 2, "use_cpu": True}
+
+    ranks = run_ranks(train_text_by_ranks, tmp_path, dataclasses.asdict(own), run | {"disable_tqdm": True})
+
+    assert [rank["status"] for rank in ranks] == [0, 0]
+    assert ranks[0]["loss"] == pytest.approx(alone["loss"], rel=1e-3)
+    one, two = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two"))
+    for name, values in one.items():
+        torch.testing.assert_close(two[name], values, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("kind", ["shards", "data set"])
+def test_labels__of_shards_and_data_sets_train_by_templates(desk, tmp_path, kind):
+    names = ["a dog", "rain", "a bell"]
+    videos = [write_clip(tmp_path / f"{number}.mp4", seconds=1.0) for number in range(3)]
+    if kind == "data set":
+        labels = datasets.Features({"video": datasets.Value("string"), "label": datasets.ClassLabel(names=names)})
+        rows = {"video": [str(video) for video in videos], "label": [0, 1, 2]}
+        source = datasets.Dataset.from_dict(rows, features=labels)
+    else:
+        source = write_shards(tmp_path / "shards", [3])
+    (tmp_path / "names.txt").write_text("\n".join(names))
+    dataset = open_captioned(source, CavMaeSyncProcessor.from_pretrained(desk / "model"))
+
+    found = choose_captions(
+        dataset, class_names=None if kind == "data set" else tmp_path / "names.txt", templates=["hear {}", "{}"]
+    )
+
+    assert [[caption.text for caption in said] for said in found.captions] == [[f"hear {one}", one] for one in names]

@@ -41,6 +41,8 @@ def gather_with_gradient(tensor: Tensor, sizes: list[int]) -> Tensor:
         tensor = torch.cat([tensor, tensor.new_zeros(longest - len(tensor), *tensor.shape[1:])])
     assert dist.group.WORLD is not None
     gathered = all_gather_tensor_autograd(tensor.contiguous(), gather_dim=0, group=dist.group.WORLD)
+    if gathered.requires_grad:  # the collective of the backward pass takes no others
+        gathered.register_hook(torch.Tensor.contiguous)
     if min(sizes) == longest:
         return gathered
     return torch.cat([rows[:size] for rows, size in zip(gathered.split(longest), sizes, strict=True)])

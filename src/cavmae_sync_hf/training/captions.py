@@ -176,6 +176,7 @@ def choose_captions(
     records: Sequence[Mapping[str, Any]] | None = None,
     *,
     class_names: StrPath | None = None,
+    templates: Sequence[str] | None = None,
     per_clip: int = 8,
     seed: int = 0,
 ) -> CaptionSet:
@@ -187,6 +188,7 @@ def choose_captions(
         table: See `read_captions`.
         records: SyncWorld's truth of every clip.
         class_names: File with the names of the classes; default: those stored with the set.
+        templates: As of `label_captions`.
         per_clip, seed: As of `syncworld_captions`.
 
     Raises:
@@ -204,7 +206,7 @@ def choose_captions(
                 "--caption-column or --spans."
             )
         names = find_labels(dataset, {}, None if class_names is None else str(class_names), None).names
-        found = label_captions(dataset.labels(), list(names or ()))
+        found = label_captions(dataset.labels(), list(names or ()), templates or TEMPLATES)
     tell_of_clips_without(dataset.clip_ids(), found.captions)
     return found
 

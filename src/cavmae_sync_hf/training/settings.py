@@ -370,6 +370,7 @@ class TextArguments:
         caption_column: Column of captions, or several, of a list or data set of `train_data`, as `prepare` takes it.
         eval_captions: Likewise, of evaluation sets that are no SyncWorld.
         class_names: File with the names of the classes; default: those stored with the training set.
+        templates: Sentences that labels become, each with a place for the name, `{}`.
         text_config: Settings of `CavMaeSyncTextDualEncoderConfig` that differ, as a mapping or JSON.
         captions_per_clip: Captions that SyncWorld's truth gives each clip, and their opposites.
         captions_per_step: Captions of a clip in a batch.
@@ -396,6 +397,7 @@ class TextArguments:
     caption_column: list[str] | None = setting(None, "Column of captions of a list or data set of train_data.")
     eval_captions: str | None = setting(None, "Likewise, of evaluation sets.")
     class_names: str | None = setting(None, "File of class names.")
+    templates: list[str] | None = setting(None, "Sentences that labels become, {} in the name's place.")
     text_config: dict[str, Any] | str | None = setting(
         None, "Settings of CavMaeSyncTextDualEncoderConfig that differ, as JSON."
     )

@@ -200,7 +200,7 @@ class _Run:
         captions: CaptionSet | None = None
         if training and not arguments.bridge:
             captions = choose_captions(
-                dataset, arguments.captions, records, class_names=arguments.class_names,
+                dataset, arguments.captions, records, class_names=arguments.class_names, templates=arguments.templates,
                 per_clip=arguments.captions_per_clip, seed=self.training.seed,
             )  # fmt: skip
         elif not training and records is None:
