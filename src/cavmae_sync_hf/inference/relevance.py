@@ -31,6 +31,8 @@ _SAMPLES_AT_A_TIME = 64
 # An activation's ratio of output to input is that at this input where it is smaller: at 0 there is none.
 _LEAST_INPUT = 1e-6
 _LEAST_HEAT = 1e-6
+# The most of a patch beside the peak, which another candidate may have been.
+_BESIDE_PEAK = 0.999
 
 
 class RelevanceMaps(NamedTuple):
@@ -116,7 +118,7 @@ def relevance_maps(
     size = block or default_block((values.shape[-2], values.shape[-1]))
     sums = _filtered(values, size, centre=1)
     # Summed, a map is right about the peak and too wide; with more weight in the middle it is neither.
-    maps = _share(sums) * _share(_filtered(values, size, centre=max(size)))
+    maps = _BESIDE_PEAK * _share(sums) * _share(_filtered(values, size, centre=max(size)))
     peaks, falls, hidden = sums.flatten(1).argmax(dim=1), sums.flatten(1).amax(dim=1), None
     if candidates:
         places = sums.flatten(1).topk(min(candidates, sums[0].numel()), dim=1).indices
