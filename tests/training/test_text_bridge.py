@@ -147,5 +147,8 @@ def test_what_is_no_teacher__is_refused(desk, tmp_path):
     AutoModel.from_pretrained(desk / "clip").save_pretrained(tmp_path / "bare")
     with pytest.raises(TrainingError, match="is no CLIP or SigLIP with tokenizer and image processor"):
         Teacher(str(tmp_path / "bare"))
+    CLIPImageProcessor().save_pretrained(tmp_path / "bare")
+    with pytest.raises(TrainingError, match="has no tokenizer"):
+        Teacher(str(tmp_path / "bare"))
     with pytest.raises(TrainingError, match="leave out `captions`, or `bridge`"):
         arguments(desk, "clip", captions="captions.csv")

@@ -22,6 +22,7 @@ from ..model.errors_cavmae_sync import TrainingError
 from ..model.modeling_cavmae_sync import CavMaeSyncModel
 from ..model.modeling_text_cavmae_sync import CavMaeSyncTextDualEncoderModel
 from ..provenance import model_fingerprint
+from .captions import load_tokenizer
 from .feature_cache import MomentCache, stacked
 from .text_data import TextSet
 
@@ -52,12 +53,12 @@ class Teacher:
                     "or SigLIP."
                 )
             self.images: Any = AutoImageProcessor.from_pretrained(place)
-            # SigLIP reads the filling of texts, too; so do all that take this tokenizer for it.
-            reads_all = model.text_model.config.model_type.startswith("siglip")
-            names = {"model_input_names": ["input_ids"]} if reads_all else {}
-            longest = model.text_model.config.max_position_embeddings
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(place, **names)
-            self.tokenizer.model_max_length = min(self.tokenizer.model_max_length, longest)
+            self.tokenizer: Any = load_tokenizer(place)
+            if model.text_model.config.model_type.startswith("siglip"):  # reads the filling of texts, too
+                limit = self.tokenizer.model_max_length
+                self.tokenizer = AutoTokenizer.from_pretrained(
+                    place, model_input_names=["input_ids"], model_max_length=limit
+                )
         except (OSError, ValueError) as error:
             if isinstance(error, TrainingError):
                 raise
