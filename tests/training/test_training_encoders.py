@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import ASTConfig, ASTModel, AutoModelForPreTraining, Dinov2Config, Dinov2Model
 
 from cavmae_sync_hf import CavMaeSyncForPreTraining, CavMaeSyncProcessor, DataError, TrainingError
@@ -15,8 +16,10 @@ from cavmae_sync_hf.data.dataset import CavMaeSyncDataset
 from cavmae_sync_hf.data.prepare import prepare
 from cavmae_sync_hf.data.streaming import CavMaeSyncStreamingDataset
 from cavmae_sync_hf.training import CavMaeSyncTrainer, PretrainingArguments
+from cavmae_sync_hf.training.initialization import build_for_pretraining
 from cavmae_sync_hf.training.pretrain import pretrain
 from cavmae_sync_hf.training.sets import InMemoryDataset, make_syncworld
+from cavmae_sync_hf.training.settings import ModelArguments
 from cavmae_sync_hf.training.token_cache import keep_tokens
 from helpers.clips import noise, write_clip
 from helpers.encoders import encoder_config, encoder_settings
@@ -121,6 +124,15 @@ def test_whole_clips__are_heard_in_training_and_evaluation(shards, tmp_path, fra
         chosen = dataset.maker.make(dataset.source, number, sample["epoch"])
         for name in ("input_values", "window_offsets"):
             assert torch.equal(sample[name], chosen[name])
+
+
+def test_settings_that_do_not_fit_the_model_to_start_from__are_refused_before_training(tmp_path):
+    model = make_model(audio_context="clip")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(StrictDataclassError, match="nothing can be removed and recovered: use 0"):
+        build_for_pretraining(
+            ModelArguments(init_from=str(tmp_path), model_config={"reconstruction_loss_weight": 0.1})
+        )
 
 
 def test_recipe_for_dinov2_and_ast__runs_two_steps_on_small_encoders(shards, tmp_path):

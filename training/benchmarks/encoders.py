@@ -7,7 +7,7 @@
 `recall` trains on SyncWorld with the recipe `syncworld_tiny`, once with the towers and once with a ViT and an AST of
 the same width, depth, patches and first positions from scratch, in as many steps, and prints the held-out recall of
 each seed. The world is made where it is not there yet. The variant `clips` is the ViT and AST with
-`audio_context="clip"`: the AST hears 5.12 s at once, without reconstruction, which such a model has not.
+`audio_context="clip"`: the AST hears 2.56 s (`--clip-length`) at once. Such a model has no reconstruction.
 
 `step` times a training step with a frozen DINOv2 and AST (random weights, ViT-B sizes unless `--small`) on clips, on
 kept tokens, and with both trained. A step is forward, backward and Adam, on a batch in memory; the variants take
@@ -55,12 +55,6 @@ FROM_SCRATCH: dict[str, Any] = {
     "audio_encoder_layer": 3,
     "encoder_training": "full",
 }
-WHOLE_CLIPS: dict[str, Any] = {
-    "audio_context": "clip",
-    "audio_clip_length": 512,
-    "audio_encoder_config": FROM_SCRATCH["audio_encoder_config"] | {"max_length": 512},
-    "reconstruction_loss_weight": 0.0,
-}
 METRICS = ("semantic_audio_to_video_r1", "semantic_video_to_audio_r1", "semantic_shift_accuracy")
 
 
@@ -93,7 +87,17 @@ def recall(arguments: argparse.Namespace) -> None:
             if name == "towers":
                 words += ["--model_config", json.dumps(TINY)]
             else:
-                settings = TINY | FROM_SCRATCH | (WHOLE_CLIPS if name == "clips" else {})
+                settings = TINY | FROM_SCRATCH
+                if name == "clips":
+                    longer = {"max_length": arguments.clip_length}
+                    settings |= {
+                        "audio_context": "clip", "audio_clip_length": arguments.clip_length,
+                        "audio_encoder_config": settings["audio_encoder_config"] | longer,
+                        "reconstruction_loss_weight": 0.0,
+                    }  # fmt: skip
+                    names = ("audio_mask_ratio", "video_mask_ratio", "contrastive_loss_weight",
+                             "reconstruction_loss_weight", "bidirectional_contrast")  # fmt: skip
+                    words += ["--model_config", json.dumps({name: settings[name] for name in names})]
                 words += ["--init_from", str(_with_positions(out.with_name(f"{out.name}_start"), seed, settings))]
             words += ["--syncworld", json.dumps(world), "--save_strategy", "no", "--log_level", "error"]
             if pretrain(words):
@@ -126,7 +130,6 @@ def context(arguments: argparse.Namespace) -> None:
         )
         times = batch["frame_times"]
         apart = (times.unsqueeze(1) - times.unsqueeze(2)).abs() >= 2.0  # (clips, moments, moments)
-        clip_videos = torch.nn.functional.normalize(video.mean(dim=1), dim=-1)
         for name, values in heard.items():
             parts = []
             for some, where in zip(values.split(10), offsets.split(10), strict=True):
@@ -136,7 +139,7 @@ def context(arguments: argparse.Namespace) -> None:
             similarity = audio @ video.transpose(1, 2)  # (clips, moments of audio, frames)
             own = similarity.diagonal(dim1=1, dim2=2).unsqueeze(-1)
             told = (own > similarity)[apart].float().mean().item()
-            clips = torch.nn.functional.normalize(audio.mean(dim=1), dim=-1) @ clip_videos.T
+            clips = torch.einsum("afh,vfh->av", audio, video)  # same moments, as the evaluation in training
             found = (clips.argmax(dim=1) == torch.arange(len(clips))).float().mean().item()
             print(
                 f"{folder}, sound {name}: R@1 {found:.1%} of {len(clips)} clips, own frame above one 2 s or more "
@@ -210,6 +213,7 @@ def main() -> None:
     one.add_argument("--steps", type=int, default=400)
     one.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     one.add_argument("--variants", nargs="+", default=["towers", "encoders"], choices=["towers", "encoders", "clips"])
+    one.add_argument("--clip-length", type=int, default=256, help="Of the variant `clips`, steps of 10 ms.")
     one.set_defaults(run=recall)
     two = commands.add_parser("step")
     two.add_argument("--batch-size", type=int, default=4)

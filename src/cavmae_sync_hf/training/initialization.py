@@ -77,7 +77,7 @@ def build_for_pretraining(
             None, config=conversion.config, state_dict=conversion.state_dict, **extra
         )
     else:
-        read_config(source)
+        _changed(read_config(source), changes)  # now, not when the trained model is saved
         check_weight_files(source)
         model = CavMaeSyncForPreTraining.from_pretrained(source, **changes, **extra)
         check_finite(model, source)
