@@ -369,7 +369,8 @@ def test_programs__are_told_in_a_sentence_what_cannot_be(
 
 def test_programs__are_offered_what_is_meant_for_them_and_are_bounded_like_visitors(page, client, visitor, video):
     offered = client.view_api(print_info=False, return_format="dict")
-    assert set(offered["named_endpoints"]) == {"/sync", "/localize", "/search"} and not offered["unnamed_endpoints"]
+    assert set(offered["named_endpoints"]) == {"/sync", "/localize", "/classify", "/search"}
+    assert not offered["unnamed_endpoints"]
 
     assert visitor.ask("sync", {"path": "/etc/passwd"}, None).status_code == 400
     assert Visitor(page, Host="evil.example").ask("sync", None, None).status_code == 403

@@ -9,6 +9,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor, BertModel
 
@@ -20,6 +21,8 @@ from cavmae_sync_hf import (
     make_world,
     save_for_hub,
 )
+from cavmae_sync_hf.evaluation.results import read_results
+from cavmae_sync_hf.provenance import folder_digest
 from cavmae_sync_hf.training.captions import Caption, CaptionSet, choose_captions, label_captions, open_captioned
 from cavmae_sync_hf.training.settings import TextArguments
 from cavmae_sync_hf.training.text import run_text
@@ -88,6 +91,16 @@ def test_run__gives_a_model_with_text(desk, tmp_path):
         assert names <= set(semantic[wording]) and "twins" in temporal[wording]
         assert all(0 <= semantic[wording][name] <= 100 for name in names)
     assert semantic["chance"] == {"recall": 25.0, "twins": 50, "auroc": 0.5}
+    # The same as results files of these weights, and in the card.
+    results = read_results(tmp_path / "out" / "results-semantic.json")
+    assert results["metrics"]["unseen_zero_shot_map"] == pytest.approx(semantic["unseen"]["zero_shot_map"])
+    assert results["checkpoint"]["sha256"] == folder_digest(tmp_path / "out" / "model")
+    card = ModelCard.load(tmp_path / "out" / "model" / "README.md")
+    shown = {(entry.metric_type, entry.dataset_type): entry.metric_value for entry in card.data.eval_results}
+    recall = "unseen_text_to_clip_r1_audio_video"
+    assert shown[recall, "semantic"] == pytest.approx(semantic["unseen"]["text_to_clip_r1_audio_video"], abs=1e-3)
+    assert shown["chance_recall", "semantic"] == 25 and ("unseen_twins", "temporal") in shown
+    assert "for 3 steps on 4 clips" in card.text and "text=[" in card.text
 
 
 def test_command__prints_metrics_and_replaces_nothing(desk, tmp_path, run):

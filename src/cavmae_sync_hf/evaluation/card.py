@@ -42,6 +42,18 @@ _TASKS = {
     "sync": ("audio-visual-synchrony", "audio-visual synchrony"),
     "localization": ("sound-localization", "sound localization"),
     "classification": ("video-classification", "audio-visual classification"),
+    "text": ("text-to-audio-visual-retrieval", "texts of clips and moments"),
+}
+_TEXT_METRICS = {
+    "text_to_clip_r1_audio_video": "recall at 1, text to clip (%)",
+    "text_to_clip_r1_audio": "recall at 1, text to clip by audio (%)",
+    "text_to_clip_r1_video": "recall at 1, text to clip by video (%)",
+    "clip_to_text_r1": "recall at 1, clip to text (%)",
+    "zero_shot_map": "mean average precision of classes by name (%)",
+    "zero_shot_top1": "best class by name is there (%)",
+    "moment_auroc_audio": "AUROC of names at moments, heard",
+    "moment_auroc_video": "AUROC of names at moments, seen",
+    "twins": "right clip of two that differ in time alone (%)",
 }
 # What is worth a line in a card, by task and by the metric's name.
 _HEADLINES: dict[str, dict[str, str]] = {
@@ -85,6 +97,17 @@ _HEADLINES: dict[str, dict[str, str]] = {
         "auc": "AUC of one threshold",
         "equal_error_rate": "equal error rate of one threshold",
         "pair_accuracy": "right partner of two clips that differ in time alone",
+    },
+    "text": {
+        "text_to_clip_r1": "recall at 1, text to clip (%)",
+        "text_to_clip_r10": "recall at 10, text to clip (%)",
+        **{
+            f"{wording}_{metric}": f"{text}, {words}"
+            for wording, words in (("unseen", "wordings not trained with"), ("seen", "wordings of training"))
+            for metric, text in _TEXT_METRICS.items()
+        },
+        **{name: text for name, text in _TEXT_METRICS.items() if name.startswith("moment_auroc")},
+        "chance_recall": "recall at 1 by chance (%)",
     },
 }
 

@@ -122,6 +122,12 @@ class SyncProtocol(Protocol):
     score: str = "mean"
 
 
+TEXT_PROTOCOL = Protocol(
+    name="text",
+    version="2",
+    summary="texts against all clips of the data; of SyncWorld in wordings of training and in others",
+)
+
 P = TypeVar("P", bound=Protocol)
 
 

@@ -35,7 +35,7 @@ def make_record(
     """A results record, plain values all through.
 
     Args:
-        task: `"retrieval"`, `"classification"`, `"localization"` or `"sync"`.
+        task: `"retrieval"`, `"classification"`, `"localization"`, `"sync"` or `"text"`.
         protocol: A protocol of `evaluation.protocols`.
         metrics: Values by name. What is not finite becomes `None`, since JSON has no other word for it.
         model: What was evaluated.

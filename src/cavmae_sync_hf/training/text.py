@@ -11,7 +11,7 @@ from the clips themselves; with `bridge` words are learned over the frames, with
 
 import copy
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,10 @@ import torch
 from transformers.utils import logging
 
 from ..data.dataset import CavMaeSyncDataset, InputMaker
-from ..files import write_json
+from ..evaluation.card import card_text
+from ..evaluation.protocols import TEXT_PROTOCOL
+from ..evaluation.results import make_record, write_results
+from ..files import write_json, write_text
 from ..hub import save_for_hub
 from ..inference.loading import load_model, saved_model
 from ..model.errors_cavmae_sync import TrainingError
@@ -38,7 +41,7 @@ from .sets import find_sources
 from .settings import TextArguments
 from .text_arguments import TextRunArguments
 from .text_data import KnownTexts, TextSet
-from .text_metrics import evaluate_text
+from .text_metrics import evaluate_text, flat_metrics
 from .text_trainer import CavMaeSyncTextTrainer, train_bridge, train_text
 
 Progress = Callable[..., None] | None
@@ -133,8 +136,9 @@ class _Run:
             "metrics": metrics,
         }
         if self.is_main:
+            sets: dict[str, tuple[TextSet, CavMaeSyncDataset]] = {}
             for name, source in evaluation.items():
-                held_out, dataset = self._set(name, source)
+                held_out, dataset = sets[name] = self._set(name, source)
                 metrics[name] = evaluate_text(self.model, texts, held_out, self.training.seed)
                 seen = self._frames(name, dataset)
                 if seen is not None:
@@ -146,9 +150,35 @@ class _Run:
                 overwrite=True,
             )  # fmt: skip
             write_json(self.output / "metrics.json", record, overwrite=True)
+            self._write_results(sets, evaluation, metrics, training)
         trainer.accelerator.wait_for_everyone()
         trainer.end()
         return 0, record
+
+    def _write_results(
+        self,
+        sets: dict[str, tuple[TextSet, CavMaeSyncDataset]],
+        sources: Mapping[str, str],
+        metrics: Mapping[str, dict[str, Any]],
+        training: str,
+    ) -> None:
+        """Metrics as results files, `results-NAME.json`, and in the card of the saved model."""
+        folder, paths = self.output / "model", []
+        saved: Any = self.model
+        saved.name_or_path = str(folder)  # whose weights' checksum the results name
+        for name, (clips, dataset) in sets.items():
+            flat = flat_metrics(metrics[name])
+            if not flat:
+                continue
+            record = make_record(
+                "text", TEXT_PROTOCOL, flat, model=saved,
+                data={"name": sources[name], "kind": "captions" if clips.records is None else "syncworld",
+                      "fingerprint": dataset.source.fingerprint},
+                counts={"clips_seen": len(clips), "clips_expected": len(clips)},
+                settings={"training": self._mode}, seeds={"wordings": self.training.seed},
+            )  # fmt: skip
+            paths.append(write_results(self.output / f"results-{name}.json", record, overwrite=True))
+        write_text(folder / "README.md", card_text(folder, paths, CardDetails(training=training)))
 
     @property
     def _mode(self) -> str:

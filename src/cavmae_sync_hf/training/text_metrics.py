@@ -2,7 +2,7 @@
 """What a model with text knows of a set, in wordings seen in training and in others."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -103,6 +103,17 @@ def _caption_metrics(
         if 0 < inside.sum() < len(inside):
             found[f"moment_auroc_{side}"] = roc_auc(inside.astype(int), values)
     return found | {"texts": len(asked)}
+
+
+def flat_metrics(metrics: Mapping[str, Any], start: str = "") -> dict[str, float]:
+    """Metrics in one level, such as `unseen_zero_shot_map`; `chance` alone, of captions, is `chance_recall`."""
+    found: dict[str, float] = {}
+    for name, value in metrics.items():
+        if isinstance(value, Mapping):
+            found |= flat_metrics(value, f"{start}{name}_")
+        else:
+            found["chance_recall" if name == "chance" else f"{start}{name}"] = value
+    return found
 
 
 def _class_metrics(
