@@ -494,12 +494,15 @@ def test_words__need_a_model_with_text(handler, tmp_path):
         Endpoints(handler).classify("program", upload)
 
 
-def test_map_plan__gives_slow_models_less_to_do():
+def test_map_plan__gives_slow_models_less_to_do(monkeypatch):
     engine = Engine()
     engine._pass_seconds = {"audio": 1e-4, "video": 1e-4}
     assert engine.map_plan(10) == {"fps": 5.0}
-    engine._pass_seconds = {"audio": 0.02, "video": 0.02}
-    assert engine.map_plan(10)["fps"] < 5
+    engine._pass_seconds = {"audio": 0.1, "video": 0.1}
+    assert engine.map_plan(10) == {"fps": 2.5}
+    monkeypatch.setattr("cavmae_sync_hf.app.engine.has_relevance", lambda model: False)
+    assert engine.map_plan(10)["method"] == "cosine"  # another model's encoder, once for every patch
+    monkeypatch.undo()
     engine._pass_seconds = {"audio": 5.0, "video": 5.0}
     assert engine.map_plan(10)["method"] == "cosine"
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ..inference.loading import has_text, load_model
+from ..inference.relevance import has_relevance
 from ..model.errors_cavmae_sync import ModelError
 from ..names import EXAMPLE, HUB, hub_name
 from .demo_clips import DemoClips
@@ -27,6 +28,8 @@ _QUICK_PLAN: dict[str, Any] = {"fps": 1.0, "method": "cosine"}
 # What a visitor waits for them at most, as far as it can be foreseen.
 _MAP_SECONDS = 45.0
 _TRIAL_MOMENTS = 4
+# A pass forward and back, and three forward with a place left out.
+_RELEVANCE_PASSES = 6
 
 
 class Engine:
@@ -84,11 +87,16 @@ class Engine:
     def map_plan(self, seconds: float) -> dict[str, Any]:
         """Arguments of `localize` with which a clip of so many seconds takes a bearable time on this machine.
 
-        The method that points best runs a tower once for every patch, which large models do only on a GPU.
+        Relevance takes a few passes of a tower for each moment. Where a tower is another model's encoder, it runs once
+        for every patch.
         """
+        known = has_relevance(self.model)
         for plan in _MAP_PLANS:
             moments = max(1.0, seconds * plan["fps"])
-            cost = sum(_places(grid, plan.get("stride")) * self._seconds_of(name) for name, grid in self._grids())
+            cost = sum(
+                (_RELEVANCE_PASSES if known else _places(grid, plan.get("stride"))) * self._seconds_of(name)
+                for name, grid in self._grids()
+            )
             if moments * cost <= _MAP_SECONDS:
                 return dict(plan)
         return dict(_QUICK_PLAN)
