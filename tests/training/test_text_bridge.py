@@ -24,7 +24,7 @@ from cavmae_sync_hf import (
     save_for_hub,
 )
 from cavmae_sync_hf.inference.texts import embed_texts
-from cavmae_sync_hf.training.bridge import Teacher, bridge_metrics
+from cavmae_sync_hf.training.bridge import Teacher, bridge_metrics, centred, common_part
 from cavmae_sync_hf.training.settings import TextArguments
 from cavmae_sync_hf.training.text import run_text
 from cavmae_sync_hf.training.text_arguments import TextRunArguments
@@ -111,6 +111,8 @@ def synthetic(teacher_seed: int, count: int) -> tuple[TextSet, torch.Tensor]:
 @pytest.mark.parametrize("shuffled", [False, True], ids=["own frames", "frames of others"])
 def test_projections__learn_where_held_out_frames_lie_and_the_control_does_not(desk, tmp_path, shuffled):
     (clips, frames), (held_out, wanted) = synthetic(1, 64), synthetic(2, 24)
+    common = common_part(frames)
+    frames, wanted = centred(frames, common), centred(wanted, common)
     av_model, processor = load_model(desk / "model")
     model = Teacher(str(desk / "clip")).join(av_model)
     before = bridge_metrics(model, held_out, wanted)

@@ -15,7 +15,6 @@ from .values_cavmae_sync import Allowed, check_values, choice, flag, number, opt
 # Of every setting of its own.
 TEXT_CONFIG_VALUES: dict[str, Allowed] = {
     "projection_dim": optional(whole(1, 1 << 14)),
-    "projection_bias": flag(),
     "text_pooling": choice("mean", "cls", "eos", "pooler"),
     "num_text_layers": whole(0, 1 << 6),
     "text_dropout": number(0, 1, below=True),
@@ -45,9 +44,6 @@ class CavMaeSyncTextDualEncoderConfig(ConfigSavedWithCode, PreTrainedConfig):
         projection_dim (`int`, *optional*):
             Width of the space of text, audio and video. `None`: text is brought into the space of the audio-visual
             model itself, so that its indexes can be searched by words. A number: audio and video are projected, too.
-        projection_bias (`bool`, *optional*, defaults to `False`):
-            Whether the projections of audio and video add a vector of their own, as a space needs whose vectors all
-            lie to one side (those of CLIP do).
         text_pooling (`str`, *optional*, defaults to `"mean"`):
             How one vector is made of the text encoder's tokens: `"mean"`, `"cls"` (the first), `"eos"` (the last) or
             `"pooler"` (`pooler_output` of the text encoder).
@@ -121,7 +117,6 @@ class CavMaeSyncTextDualEncoderConfig(ConfigSavedWithCode, PreTrainedConfig):
     av_config: CavMaeSyncConfig | PreTrainedConfig | dict | None = None
     text_config: PreTrainedConfig | dict | None = None
     projection_dim: int | None = None
-    projection_bias: bool = False
     text_pooling: Literal["mean", "cls", "eos", "pooler"] = "mean"
     num_text_layers: int = 1
     text_dropout: float | int = 0.2

@@ -397,7 +397,7 @@ class CavMaeSyncTextDualEncoderModel(CavMaeSyncTextPreTrainedModel):
         self.text_head = CavMaeSyncTextHead(config)
         self.projections = nn.ModuleDict(
             {
-                name: nn.Linear(av_config.hidden_size, config.projection_dim, bias=config.projection_bias)
+                name: nn.Linear(av_config.hidden_size, config.projection_dim, bias=False)
                 for name in _MODALITIES
                 if config.projection_dim and av_config.modality in (name, "multimodal")
             }

@@ -67,6 +67,8 @@ class Teacher:
                 f"{name}: is no CLIP or SigLIP with tokenizer and image processor ({reason})."
             ) from error
         self.model = model.eval().requires_grad_(False).to(device)
+        projection, text_config = getattr(model, "text_projection", None), model.text_model.config
+        self.width = text_config.projection_size if projection is None else projection.out_features
 
     @torch.no_grad()
     def embed(self, pixels: Tensor) -> Tensor:
@@ -83,17 +85,15 @@ class Teacher:
         """
         own = self.model
         projection, bias = getattr(own, "text_projection", None), getattr(own, "logit_bias", None)
-        width = own.text_model.config.hidden_size
-        dim = projection.out_features if projection is not None else own.text_model.config.projection_size
         model: Any = CavMaeSyncTextDualEncoderModel.from_av_text_pretrained(
-            av_model, own, projection_dim=dim, projection_bias=True, text_pooling="pooler", num_text_layers=0,
+            av_model, own, projection_dim=self.width, text_pooling="pooler", num_text_layers=0,
             text_dropout=0.0, num_clip_layers=0, score_sequences=False,
             text_loss="softmax" if bias is None else "sigmoid", logit_scale_init_value=own.logit_scale.item(),
             logit_bias_init_value=0.0 if bias is None else bias.item(),
         )  # fmt: skip
         head = model.to(own.device).eval().text_head.projection
         head.bias.zero_()
-        head.weight.copy_(torch.eye(width) if projection is None else projection.weight)
+        head.weight.copy_(torch.eye(self.width) if projection is None else projection.weight)
         tokens = self.tokenizer(_PROBE, padding="max_length", truncation=True, return_tensors="pt").to(own.device)
         found = model.get_text_features(**tokens).pooler_output
         wanted = torch.nn.functional.normalize(own.get_text_features(**tokens).pooler_output, dim=-1)
@@ -148,7 +148,7 @@ def cached_frames(
     """
     cache = MomentCache(folder.expanduser(), model_fingerprint(teacher.model, teacher.images), dataset, ["image"])
     cache.open(refresh)
-    width, done = 0, len(dataset) - sum(len(cache.clips(part)) for part in cache.missing())
+    done = len(dataset) - sum(len(cache.clips(part)) for part in cache.missing())
     for part in cache.missing():
         loader = DataLoader(
             Subset(_Frames(dataset, teacher.images), cache.clips(part)), batch_size=None, num_workers=num_workers
@@ -159,16 +159,33 @@ def cached_frames(
                 rows.append(count)
             else:
                 found = teacher.embed(pixels)
-                width = found.shape[-1]
                 if not bool(found.isfinite().all()):
                     raise TrainingError(f"{teacher.name}: gives vectors of frames that are not finite.")
                 rows.append(found.half().numpy())
             done += 1
             if progress is not None:
                 progress(done, len(dataset))
-        whole = [np.zeros((row, width or 1), np.float16) if isinstance(row, int) else row for row in rows]
+        whole = [np.zeros((row, teacher.width), np.float16) if isinstance(row, int) else row for row in rows]
         cache.write(part, {"image": stacked(whole)})
     return torch.from_numpy(cache.read()["image"].astype(np.float32)).nan_to_num()
+
+
+def common_part(teacher: Tensor) -> Tensor:
+    """What all frames `(clips, moments, P)` have in common, `(P,)`: their mean."""
+    shown = teacher.any(dim=-1)
+    if not bool(shown.any()):
+        raise TrainingError("No clip has a frame, and `bridge` learns from frames; name clips with video.")
+    return teacher[shown].mean(dim=0)
+
+
+def centred(teacher: Tensor, common: Tensor) -> Tensor:
+    """Frames without what they have in common, L2-normalised; zeros where there is none.
+
+    The vectors of a CLIP's images all lie to one side, which projections without a bias cannot follow. To a text this
+    part is the same in every frame, and takes no part in which of them it finds.
+    """
+    shown = teacher.any(dim=-1, keepdim=True)
+    return torch.nn.functional.normalize((teacher - common) * shown, dim=-1)
 
 
 @torch.no_grad()
@@ -178,22 +195,20 @@ def bridge_metrics(model: CavMaeSyncTextDualEncoderModel, clips: TextSet, teache
     Args:
         model: In evaluation mode.
         clips: The set.
-        teacher: Its frames, `(clips, moments, P)`.
+        teacher: Its frames, `centred`, `(clips, moments, P)`.
 
     Returns:
-        By modality the mean cosine, and that with the frame of another clip, which chance would reach. What all
-        frames of the set have in common is taken off before, for it would make all cosines large.
+        By modality the mean cosine, and that with the frame of another clip, which chance would reach.
     """
     found: dict[str, Any] = {}
     shown = teacher.any(dim=-1)
-    common = teacher[shown].mean(dim=0)
     for name, values in clips.moments.items():
-        projected = model.project(name, values.to(model.device)).float().cpu() - common
+        projected = model.project(name, values.to(model.device)).float().cpu()
         for what, shift in (("cosine", 0), ("cosine_other_clips", 1)):
             there = clips.present[name] & shown.roll(shift, dims=0)
-            cosines = torch.cosine_similarity(projected, teacher.roll(shift, dims=0) - common, dim=-1)[there]
+            cosines = torch.cosine_similarity(projected, teacher.roll(shift, dims=0), dim=-1)[there]
             found[f"{what}_{name}"] = cosines.mean().item() if len(cosines) else math.nan
     return found
 
 
-__all__ = ["Teacher", "bridge_metrics", "cached_frames"]
+__all__ = ["Teacher", "bridge_metrics", "cached_frames", "centred", "common_part"]

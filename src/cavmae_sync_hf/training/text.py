@@ -33,7 +33,7 @@ from ..model_card import CardDetails
 from ..provenance import software_versions
 from ..syncworld import find_truth
 from .arguments import parse_arguments
-from .bridge import Teacher, bridge_metrics, cached_frames
+from .bridge import Teacher, bridge_metrics, cached_frames, centred, common_part
 from .captions import CaptionSet, choose_captions, load_tokenizer, open_captioned, own_captions
 from .earlier_run import check_output, remove_checkpoints
 from .feature_cache import cached_moments
@@ -213,10 +213,13 @@ class _Run:
         """Where the teacher puts the frames of a set."""
         if self.teacher is None:
             return None
-        return cached_frames(
+        found = cached_frames(
             self.teacher, dataset, self.cache / f"{name}_frames", refresh=self.arguments.refresh_cache,
             num_workers=self.training.dataloader_num_workers, progress=self._counter(f"frames of {name}"),
         )  # fmt: skip
+        if name == "train":
+            self.common = common_part(found)
+        return centred(found, self.common)
 
     def _counter(self, what: str) -> Callable[[int, int], None] | None:
         progress = self.progress

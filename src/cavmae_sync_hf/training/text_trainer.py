@@ -149,7 +149,7 @@ def train_bridge(
     Args:
         model: From `bridge.join_by_frames`.
         clips: Embeddings of the moments.
-        teacher: Embeddings of their frames, L2-normalised `(clips, moments, P)`, zeros where there is none.
+        teacher: Embeddings of their frames, from `bridge.centred`, `(clips, moments, P)`, zeros where there is none.
         training, processor, resume: As of `train_text`.
 
     Returns:
