@@ -420,6 +420,7 @@ def test_words__are_looked_for_in_the_frame_and_the_audio_again(wordy):
 
     words = wordy.locate_words("visitor", turn, "the bell")
     film = wordy.video("visitor", turn)
+    other = wordy.locate_words("visitor", turn, "the dog")
     again = wordy.locate_words("visitor", turn, "")
 
     assert words["places"]["asked"] == "the bell" and words["places"]["none"] == "not seen"
@@ -429,6 +430,7 @@ def test_words__are_looked_for_in_the_frame_and_the_audio_again(wordy):
     ]  # fmt: skip
     assert json.loads(fetch(wordy.workspace, words["downloads"][2]))["words"]["text"] == "the bell"
     assert film["downloads"][0]["name"] == "in-sync-words.mp4"
+    assert not {frame["url"] for frame in words["frames"]} & {frame["url"] for frame in other["frames"]}
     assert again["places"]["asked"] is None and again["frames"] == before["frames"]
     json.dumps(words, allow_nan=False)
 

@@ -275,11 +275,14 @@ class RequestHandler:
             _download(session, facts, f"{clip.stem}-{name}.json", f"{said[2]}, as numbers"),
             _download(session, arrays, f"{clip.stem}-{name}.npz", "Maps as NumPy arrays"),
         ]
+        # Those of other words have other addresses, or a browser would show what it has kept.
+        session.state["places"] = turn = session.state.get("places", 0) + 1
+        session.remove("words-frame-")
         numbers, frames = frame_numbers(len(found.times)), []
         for number, image in zip(
             numbers, overlay_frames(found, clip.file, size=_FRAME_SIDE, indices=numbers), strict=True
         ):
-            path = session.path(f"{name}-frame-{number}.jpg")
+            path = session.path(f"{name}-frame-{turn}-{number}.jpg")
             image.save(path, format="JPEG", quality=88)
             facts_of = {"time": round(float(found.times[number]), 3), "source": bool(found.has_source[number])}
             frames.append({"url": session.offer(path, path.name), **facts_of})
@@ -294,7 +297,7 @@ class RequestHandler:
             if found is None:
                 raise AppError("The places are not found yet; wait a moment and press again.")
             name, what = ("sources", "the source of the audio") if found.text is None else ("words", "the words")
-            target = session.path(f"{name}.mp4")
+            target = session.path(f"{name}-{session.state['places']}.mp4")
             write_overlay_video(found, clip.file, target, overwrite=True, progress=tell)
             entry = _download(session, target, f"{clip.stem}-{name}.mp4", f"Video with {what}")
             return {"downloads": [entry], "video": entry["url"]}
