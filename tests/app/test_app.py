@@ -503,7 +503,7 @@ def test_map_plan__gives_slow_models_less_to_do(monkeypatch):
     engine._pass_seconds = {"audio": 0.1, "video": 0.1}
     assert engine.map_plan(10) == {"fps": 2.5}
     monkeypatch.setattr("cavmae_sync_hf.app.engine.has_relevance", lambda model: False)
-    assert engine.map_plan(10)["method"] == "cosine"  # another model's encoder, once for every patch
+    assert engine.map_plan(10) == {"fps": 1.0, "stride": 3}  # another model's encoder, once for every patch
     monkeypatch.undo()
     engine._pass_seconds = {"audio": 5.0, "video": 5.0}
     assert engine.map_plan(10)["method"] == "cosine"
