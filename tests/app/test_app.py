@@ -420,6 +420,7 @@ def test_words__are_looked_for_in_the_frame_and_the_audio_again(wordy):
 
     words = wordy.locate_words("visitor", turn, "the bell")
     film = wordy.video("visitor", turn)
+    saved = json.loads(fetch(wordy.workspace, words["downloads"][2]))
     other = wordy.locate_words("visitor", turn, "the dog")
     again = wordy.locate_words("visitor", turn, "")
 
@@ -428,7 +429,7 @@ def test_words__are_looked_for_in_the_frame_and_the_audio_again(wordy):
     assert [entry["name"] for entry in words["downloads"]] == [
         "in-sync-words.png", "in-sync-words-spectrogram.png", "in-sync-words.json", "in-sync-words.npz",
     ]  # fmt: skip
-    assert json.loads(fetch(wordy.workspace, words["downloads"][2]))["words"]["text"] == "the bell"
+    assert saved["words"]["text"] == "the bell"
     assert film["downloads"][0]["name"] == "in-sync-words.mp4"
     assert not {frame["url"] for frame in words["frames"]} & {frame["url"] for frame in other["frames"]}
     assert again["places"]["asked"] is None and again["frames"] == before["frames"]
