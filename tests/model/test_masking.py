@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from cavmae_sync_hf.model.masking_cavmae_sync import gather_patches, random_masking, structured_noise
+from cavmae_sync_hf.model.masking_cavmae_sync import gather_patches, random_masking, removed_part, structured_noise
 
 
 def test_random_masking__keeps_the_smallest_noise():
@@ -43,3 +43,19 @@ def test_structured_noise__chooses_columns_evenly():
     masks = structured_noise(torch.rand(4000, 32), (4, 8), 0.5, "time").unflatten(1, (4, 8)) > 1
     # Each of 8 columns is removed with probability 1/2: 4000 draws have a standard deviation of 0.8 %.
     assert (masks[:, 0].float().mean(dim=0) - 0.5).abs().max() < 0.04
+
+
+def test_removed_part__is_any_of_the_removed_patches_alike():
+    torch.manual_seed(0)
+    masking = random_masking(torch.rand(4000, 12), 0.75)
+    picked = removed_part(masking, 0.5)
+    assert picked.shape == (4000, 5) and all(len(set(row)) == 5 for row in picked[:50].tolist())
+    assert masking.mask.gather(1, picked).all()
+    # Every patch is removed in 3 of 4 samples, and then picked in 5 of 9.
+    share = torch.zeros(4000, 12).scatter(1, picked, 1.0).mean(dim=0)
+    assert (share - 0.75 * 5 / 9).abs().max() < 0.04
+    assert removed_part(masking, 0.0).sort(dim=1).values.tolist()[0] == masking.mask[0].nonzero().flatten().tolist()
+    assert (
+        removed_part(masking, 0.99).shape == (4000, 1)
+        and removed_part(random_masking(torch.rand(2, 4), 0), 0.5).numel() == 0
+    )

@@ -4,6 +4,8 @@ import torch
 from cavmae_sync_hf.model.modeling_cavmae_sync import CavMaeSyncForPreTraining
 from helpers.tiny import tiny_config, tiny_inputs
 
+INPUTS = {"audio": "input_values", "video": "pixel_values_videos"}
+
 
 def noises(batch_size: int = 2, num_frames: int = 3) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
@@ -211,3 +213,88 @@ def test_distillation__is_one_less_the_cosine_over_what_is_present():
     torch.testing.assert_close(output.loss, plain.loss + 0.5 * output.distillation_loss)
     with pytest.raises(ValueError, match="`audio_teacher_embeds` has shape"):
         model(**inputs, **noise, **(targets | {"audio_teacher_embeds": torch.zeros(2, 2, 32)}))
+
+
+# Decoders that do less than the published one
+
+DECODERS = {
+    "a part": {"decoder_mask_ratio": 0.5},
+    "cross": {"decoder_type": "cross"},
+    "cross, a part": {"decoder_type": "cross", "decoder_mask_ratio": 0.5},
+}
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_decoder__is_judged_by_what_it_reconstructs_alone(name):
+    model = CavMaeSyncForPreTraining(tiny_config(norm_pix_loss=False, **DECODERS[name])).train()
+    inputs, noise = tiny_inputs(), noises()
+    output = model(**inputs, **noise)
+    part = "decoder_mask_ratio" in DECODERS[name]
+    for modality, removed in (("audio", 9), ("video", 12)):
+        mask = output[f"{modality}_reconstruction_mask"] if part else output[f"{modality}_mask"]
+        assert (mask <= output[f"{modality}_mask"]).all()
+        assert mask.sum(-1).eq(removed - removed // 2 if part else removed).all()
+        patches = getattr(model, f"patchify_{modality}")(inputs[INPUTS[modality]])
+        predicted = output[f"{modality}_reconstruction"]
+        error = (predicted - patches).square().mean(dim=-1)
+        torch.testing.assert_close(output[f"{modality}_reconstruction_loss"], error[mask.bool()].mean())
+        assert predicted[~mask.bool()].abs().max() == 0 and predicted[mask.bool()].abs().amax(dim=-1).min() > 0
+    output.loss.backward()
+    assert [name for name, weight in model.named_parameters() if weight.grad is None or not weight.grad.any()] == []
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_decoder__fills_every_removed_patch_outside_of_training_steps(name, tmp_path):
+    model = CavMaeSyncForPreTraining(tiny_config(**DECODERS[name])).train()
+    inputs, noise = tiny_inputs(), noises()
+    step = model(**inputs, **noise)
+    filled = model.inpaint(**inputs, **noise)  # needs no `eval()`: there is no gradient, so no step
+    change = model.patchify_video(filled.pixel_values_videos - inputs["pixel_values_videos"]).abs().amax(dim=-1)
+    assert torch.equal(change > 0, step.video_mask.bool())
+    model.eval()
+    output = model(**inputs, **noise)
+    assert output.audio_reconstruction_mask is None
+    assert torch.equal(output.audio_reconstruction.any(-1), step.audio_mask.bool()) == (model.decoder.crosses)
+    if name == "cross, a part":  # patches do not see each other, so it is the same which others are asked for
+        told = step.audio_reconstruction_mask.bool()
+        torch.testing.assert_close(output.audio_reconstruction[told], step.audio_reconstruction[told])
+
+    model.save_pretrained(tmp_path)
+    again = CavMaeSyncForPreTraining.from_pretrained(tmp_path).eval()
+    assert again.config.decoder_mask_ratio == model.config.decoder_mask_ratio
+    torch.testing.assert_close(again(**inputs, **noise).loss, output.loss)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_decoder__hides_an_absent_modality_from_the_other(name, attention):
+    config = tiny_config(norm_pix_loss=False, **DECODERS[name])
+    model = CavMaeSyncForPreTraining._from_config(config, attn_implementation=attention).train()
+    inputs, noise, mask = tiny_inputs(), noises(), torch.ones(2, 3, dtype=torch.bool)
+    plain, all_there = (model(**inputs, **noise, padding_mask=given) for given in (None, mask))
+    torch.testing.assert_close(all_there.video_reconstruction, plain.video_reconstruction)
+    mask[0, 2] = False
+    first = model(**inputs, **noise, padding_mask=mask)
+    inputs["input_values"][0, 2] = 100.0
+    second = model(**inputs, **noise, padding_mask=mask)
+    torch.testing.assert_close(first.loss, second.loss)
+    torch.testing.assert_close(first.video_reconstruction, second.video_reconstruction)
+    changed = (first.video_reconstruction - plain.video_reconstruction).abs().amax(dim=(-1, -2)) > 1e-6
+    assert changed.tolist() == [[False, False, True], [False, False, False]]
+
+
+def test_decoder__of_older_configurations_is_the_published_one(tmp_path):
+    config = tiny_config()
+    config.save_pretrained(tmp_path)
+    saved = (tmp_path / "config.json").read_text()
+    assert "decoder_type" not in saved and "decoder_mask_ratio" not in saved  # as files were before there were these
+    again = type(config).from_pretrained(tmp_path)
+    assert (again.decoder_type, again.decoder_mask_ratio) == ("self", 0)
+
+
+def test_decoder__that_crosses_needs_something_removed():
+    with pytest.raises(Exception, match="predicts what was removed"):
+        tiny_config(decoder_type="cross", audio_mask_ratio=0, video_mask_ratio=0)
+    model = CavMaeSyncForPreTraining(tiny_config(decoder_type="cross", audio_mask_ratio=0))
+    output = model(**tiny_inputs())
+    assert output.audio_reconstruction_loss == 0 and output.video_reconstruction_loss > 0

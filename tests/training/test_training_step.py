@@ -53,6 +53,9 @@ PUBLISHED = {
         num_contrastive_head_layers=1, num_joint_layers=2, reconstruction_loss_weight=0.0
     ),
     "reconstruction alone": CavMaeSyncConfig.cav_mae_sync(contrastive_loss_weight=0.0),
+    "half of the removed patches": CavMaeSyncConfig.cav_mae_sync(decoder_mask_ratio=0.5),
+    "a cross-attention decoder": CavMaeSyncConfig.cav_mae_sync(decoder_type="cross"),
+    "that of half of them": CavMaeSyncConfig.cav_mae_sync(decoder_type="cross", decoder_mask_ratio=0.5),
 }
 
 

@@ -49,6 +49,8 @@ CONFIG_VALUES: dict[str, Allowed] = {
     "decoder_num_hidden_layers": whole(1, 1 << 9),
     "decoder_num_attention_heads": whole(1, 1 << 10),
     "decoder_intermediate_size": whole(1, 1 << 17),
+    "decoder_type": choice("self", "cross"),
+    "decoder_mask_ratio": number(0, 1, below=True),
     "audio_mask_ratio": number(0, 1, below=True),
     "video_mask_ratio": number(0, 1, below=True),
     "contrastive_mask_ratio": optional(number(0, 1, below=True)),
@@ -86,6 +88,8 @@ _ENCODER_SETTINGS = ("audio_encoder_config", "video_encoder_config") + tuple(
     for name in CONFIG_VALUES
     if "encoder_" in name or name in ("audio_context", "audio_clip_length", "save_encoders")
 )
+# Saved where they are not as published, likewise.
+_DECODER_OPTIONS = {"decoder_type": "self", "decoder_mask_ratio": 0}
 _MEL_BINS = 128
 _CLIP_LENGTH = 1024  # the published length of a clip
 # The positions of a grid, patches times width, are made before any weight is read.
@@ -149,6 +153,14 @@ class CavMaeSyncConfig(ConfigSavedWithCode, PreTrainedConfig):
             Attention heads of each decoder layer.
         decoder_intermediate_size (`int`, *optional*, defaults to 2048):
             Width of the feed-forward part of each decoder layer.
+        decoder_type (`str`, *optional*, defaults to `"self"`):
+            What decoder layers attend to. `"self"`: all tokens of the decoder, visible and removed patches, to each
+            other (MAE, as published). `"cross"`: each removed patch to the visible ones alone (CrossMAE, Fu et al.
+            2024), which costs less; visible patches are then not predicted.
+        decoder_mask_ratio (`float`, *optional*, defaults to 0.0):
+            Share of the removed patches that a training step does not reconstruct (the decoder's masking of VideoMAE
+            V2, Wang et al. 2023). Which ones is random. 0: all are reconstructed, as published, and so they are
+            outside of training steps.
         audio_mask_ratio (`float`, *optional*, defaults to 0.75):
             Share of audio patches removed in pretraining.
         video_mask_ratio (`float`, *optional*, defaults to 0.75):
@@ -248,6 +260,8 @@ class CavMaeSyncConfig(ConfigSavedWithCode, PreTrainedConfig):
         "video_mask",
         "audio_reconstruction",
         "video_reconstruction",
+        "audio_reconstruction_mask",
+        "video_reconstruction_mask",
         "audio_patch_embeds",
         "video_patch_embeds",
         "frame_logits",
@@ -280,6 +294,8 @@ class CavMaeSyncConfig(ConfigSavedWithCode, PreTrainedConfig):
     decoder_num_hidden_layers: int = 8
     decoder_num_attention_heads: int = 16
     decoder_intermediate_size: int = 2048
+    decoder_type: Literal["self", "cross"] = "self"
+    decoder_mask_ratio: float | int = 0.0
     audio_mask_ratio: float | int = 0.75
     video_mask_ratio: float | int = 0.75
     contrastive_mask_ratio: float | int | None = None
@@ -389,8 +405,11 @@ class CavMaeSyncConfig(ConfigSavedWithCode, PreTrainedConfig):
         super().__post_init__(**kwargs, **({"custom_pipelines": pipelines} if pipelines else {}))
 
     def to_dict(self) -> dict[str, Any]:
-        """All settings; those of encoders where there is one."""
+        """All settings; those of encoders where there is one, and of the decoder where it is not the published one."""
         settings = super().to_dict()
+        for name, published in _DECODER_OPTIONS.items():
+            if settings.get(name) == published:
+                settings.pop(name)
         if not self.encoders:
             for name in _ENCODER_SETTINGS:
                 settings.pop(name, None)
@@ -523,7 +542,12 @@ class CavMaeSyncConfig(ConfigSavedWithCode, PreTrainedConfig):
                 )
 
     def validate_objectives(self) -> None:
-        """Refuse mask ratios that leave nothing to see."""
+        """Refuse mask ratios that leave nothing to see, or nothing to a decoder that needs something removed."""
+        if self.decoder_type == "cross" and not self.audio_mask_ratio and not self.video_mask_ratio:
+            raise ValueError(
+                "`audio_mask_ratio` and `video_mask_ratio` are both 0; a decoder of `decoder_type` 'cross' predicts "
+                "what was removed: use more for one of them, or 'self'."
+            )
         fewest = min(self.audio_grid, self.video_grid, key=math.prod)
         for name, (rows, columns) in (
             ("audio_mask_ratio", self.audio_grid),

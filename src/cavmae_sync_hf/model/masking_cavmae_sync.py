@@ -41,6 +41,20 @@ def random_masking(noise: Tensor, mask_ratio: float) -> Masking:
     return Masking(order[:, :num_keep], mask, ids_restore)
 
 
+def removed_part(masking: Masking, share: float) -> Tensor:
+    """Indices of the removed patches but for a random `share` of them, `(batch, picked)`; at least one, if any is.
+
+    They are taken evenly from the order of the noise, so that the noise decides them, too, and a structured masking's
+    columns or rows keep their share.
+    """
+    kept, patches = masking.ids_keep.shape[1], masking.ids_restore.shape[1]
+    removed = patches - kept
+    picked = min(removed, max(1, removed - int(removed * share)))
+    places = kept + torch.arange(picked, device=masking.ids_restore.device) * removed // max(1, picked)
+    # The inverse of a permutation is the order that sorts it.
+    return masking.ids_restore.argsort(dim=1)[:, places]
+
+
 def structured_noise(noise: Tensor, grid: tuple[int, int], mask_ratio: float, mode: str) -> Tensor:
     """Raise the noise of whole spectrogram columns or rows, so that `random_masking` removes them first.
 
@@ -75,4 +89,4 @@ def gather_patches(tokens: Tensor, ids: Tensor) -> Tensor:
     return tokens.gather(1, ids.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
-__all__ = ["Masking", "gather_patches", "random_masking", "structured_noise"]
+__all__ = ["Masking", "gather_patches", "random_masking", "removed_part", "structured_noise"]

@@ -35,7 +35,7 @@ from .losses_cavmae_sync import (
     reconstruction_loss,
     unpatchify,
 )
-from .masking_cavmae_sync import Masking, gather_patches, random_masking, structured_noise
+from .masking_cavmae_sync import Masking, gather_patches, random_masking, removed_part, structured_noise
 
 logger = logging.get_logger(__name__)
 
@@ -194,7 +194,7 @@ def eager_attention_forward(
 
 
 class CavMaeSyncAttention(nn.Module):
-    """Multi-head self-attention through transformers' attention interface."""
+    """Multi-head attention through transformers' attention interface."""
 
     def __init__(self, config: CavMaeSyncConfig, hidden_size: int, num_heads: int):
         super().__init__()
@@ -207,12 +207,17 @@ class CavMaeSyncAttention(nn.Module):
         self.v_proj = nn.Linear(hidden_size, hidden_size)
         self.o_proj = nn.Linear(hidden_size, hidden_size)
 
-    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Attend within `(samples, tokens, hidden)`; also gives the probabilities where they are computed."""
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, memory: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend within `(samples, tokens, hidden)`, or from it to a memory `(samples, others, hidden)`; also gives
+        the probabilities where they are computed.
+        """
         shape = hidden_states.shape
+        memory = hidden_states if memory is None else memory
         query, key, value = (
-            projection(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
+            projection(values).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for projection, values in ((self.q_proj, hidden_states), (self.k_proj, memory), (self.v_proj, memory))
         )
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
@@ -260,9 +265,14 @@ class CavMaeSyncLayer(GradientCheckpointingLayer):
         return self._transform(hidden_states, self.layernorm_before, self.layernorm_after, attention_mask)
 
     def _transform(
-        self, hidden_states: Tensor, norm_before: nn.Module, norm_after: nn.Module, attention_mask: Tensor | None
+        self,
+        hidden_states: Tensor,
+        norm_before: nn.Module,
+        norm_after: nn.Module,
+        attention_mask: Tensor | None,
+        memory: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        mixed, weights = self.attention(norm_before(hidden_states), attention_mask)
+        mixed, weights = self.attention(norm_before(hidden_states), attention_mask, memory)
         hidden_states = hidden_states + mixed
         return hidden_states + self.mlp(norm_after(hidden_states)), weights
 
@@ -281,6 +291,16 @@ class CavMaeSyncJointLayer(CavMaeSyncLayer):
         """As `CavMaeSyncLayer`; `norms` is `"audio"`, `"video"` or `"fused"`."""
         before, after = self.layernorm_before.get_submodule(norms), self.layernorm_after.get_submodule(norms)
         return self._transform(hidden_states, before, after, attention_mask)
+
+
+class CavMaeSyncCrossLayer(CavMaeSyncLayer):
+    """A layer whose tokens attend to those of a memory, not to each other."""
+
+    def forward(  # type: ignore[override]
+        self, hidden_states: Tensor, attention_mask: Tensor | None, memory: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `CavMaeSyncLayer`, with a memory `(samples, others, hidden)`."""
+        return self._transform(hidden_states, self.layernorm_before, self.layernorm_after, attention_mask, memory)
 
 
 @dataclass
@@ -366,7 +386,9 @@ class CavMaeSyncPreTrainedModel(WithEncoders, PreTrainedModel):
     main_input_name = "pixel_values_videos"
     input_modalities = ["video", "audio"]
     supports_gradient_checkpointing = True
-    _no_split_modules = ["CavMaeSyncEmbeddings", "CavMaeSyncLayer", "CavMaeSyncJointLayer", "CavMaeSyncDecoder"]
+    _no_split_modules = [
+        "CavMaeSyncEmbeddings", "CavMaeSyncLayer", "CavMaeSyncJointLayer", "CavMaeSyncCrossLayer", "CavMaeSyncDecoder",
+    ]  # fmt: skip
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -531,11 +553,12 @@ def select_distinct(images: Tensor, present: Tensor | None, deduplicate: bool) -
         first[:, 1:] |= ~present[:, :-1]
         first &= present
     first = first.flatten()
-    if not bool(first.any()):
-        first[0] = True  # all are absent: the layers still need something to run on
-    if bool(first.all()):
+    picked = first.nonzero().squeeze(1)  # the one look at the data: what waits for the device
+    if len(picked) == len(flat):
         return flat, None
-    return flat[first], first.cumsum(0) - 1
+    if not len(picked):  # all are absent: the layers still need something to run on
+        return flat[:1], torch.zeros_like(first, dtype=torch.long)
+    return flat[picked], first.cumsum(0) - 1
 
 
 def pool_clip(embeds: Tensor) -> Tensor:
@@ -549,6 +572,23 @@ def both_present(padding_mask: Tensor | None, padding_mask_videos: Tensor | None
         mask = padding_mask if padding_mask_videos is None else padding_mask_videos
         return None if mask is None else mask.bool()
     return padding_mask.bool() & padding_mask_videos.bool()
+
+
+def _some_absent(present: dict[str, Tensor | None]) -> bool:
+    """Whether a mask hides anything, and must be known to the attention, where it rules out the fastest kernels.
+
+    To look at masks is to wait for their device. Trainer's batches have none where all is present.
+    """
+    masks = [mask for mask in present.values() if mask is not None]
+    if not masks:
+        return False
+    return torch.compiler.is_compiling() or not all(bool(mask.all()) for mask in masks)
+
+
+def _put_patches(values: Tensor, ids: Tensor, count: int) -> Tensor:
+    """Patches `(samples, picked, size)` at their places among `count`, zeros elsewhere."""
+    everywhere = values.new_zeros(values.shape[0], count, values.shape[-1])
+    return everywhere.scatter(1, ids.unsqueeze(-1).expand_as(values), values)
 
 
 def _tower_outputs(encoding: ModalityEncoding) -> dict[str, Any]:
@@ -964,7 +1004,7 @@ class CavMaeSyncForPreTrainingOutput(ModelOutput):
             InfoNCE over the pairs of the batch; pairs of the same clip are negatives of each other only with
             `config.intra_clip_negatives`.
         audio_reconstruction_loss, video_reconstruction_loss (`torch.Tensor` scalar, *optional*):
-            Mean squared error over the removed patches.
+            Mean squared error over the removed patches (those that were reconstructed).
         distillation_loss (`torch.Tensor` scalar, *optional*):
             One less the cosine of an embedding and its teacher's, mean over the embeddings of both modalities; where
             a teacher's embeddings were given.
@@ -975,7 +1015,8 @@ class CavMaeSyncForPreTrainingOutput(ModelOutput):
             1 where a patch was removed: in the pass that reconstructs, or in the only one there is.
         audio_reconstruction, video_reconstruction (`torch.Tensor` of shape `(batch_size, num_frames, patches, size)`):
             The decoder's patches, in normalised values under `norm_pix_loss`; `unpatchify_audio` and
-            `unpatchify_video` put them together.
+            `unpatchify_video` put them together. Zeros where none was predicted: visible patches with
+            `config.decoder_type="cross"`, and those that `config.decoder_mask_ratio` leaves out of a training step.
         audio_embeds, video_embeds (`torch.Tensor` of shape `(batch_size, num_frames, hidden_size)`):
             L2-normalised embeddings made from the visible patches (of the contrastive pass, where it is a pass of its
             own).
@@ -985,6 +1026,9 @@ class CavMaeSyncForPreTrainingOutput(ModelOutput):
             On `output_hidden_states=True`: the visible tokens and the output of every tower layer.
         audio_attentions, video_attentions (`tuple` of `(batch_size, num_frames, heads, tokens, tokens)`):
             On `output_attentions=True` (eager attention): the towers' attention probabilities.
+        audio_reconstruction_mask, video_reconstruction_mask (`torch.Tensor` `(batch_size, num_frames, patches)`):
+            1 where a removed patch was reconstructed, in a training step with `config.decoder_mask_ratio` above 0;
+            `None`: all were.
     """
 
     loss: Tensor | None = None
@@ -1005,6 +1049,8 @@ class CavMaeSyncForPreTrainingOutput(ModelOutput):
     video_hidden_states: tuple[Tensor, ...] | None = None
     audio_attentions: tuple[Tensor, ...] | None = None
     video_attentions: tuple[Tensor, ...] | None = None
+    audio_reconstruction_mask: Tensor | None = None
+    video_reconstruction_mask: Tensor | None = None
 
 
 @dataclass
@@ -1040,7 +1086,7 @@ class CavMaeSyncModalityEmbeddings(nn.Module):
 
 
 class CavMaeSyncDecoder(nn.Module):
-    """Recovers every patch of both modalities from the fused visible ones."""
+    """Recovers patches of both modalities from the fused visible ones."""
 
     def __init__(self, config: CavMaeSyncConfig):
         super().__init__()
@@ -1056,9 +1102,13 @@ class CavMaeSyncDecoder(nn.Module):
             }
         )
         heads, inner = config.decoder_num_attention_heads, config.decoder_intermediate_size
+        self.crosses = config.decoder_type == "cross"
+        layer = CavMaeSyncCrossLayer if self.crosses else CavMaeSyncLayer
         self.layers = nn.ModuleList(
-            [CavMaeSyncLayer(config, width, heads, inner) for _ in range(config.decoder_num_hidden_layers)]
+            [layer(config, width, heads, inner) for _ in range(config.decoder_num_hidden_layers)]
         )
+        if self.crosses:
+            self.memory_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.predictions = nn.ModuleDict(
             {
@@ -1073,6 +1123,7 @@ class CavMaeSyncDecoder(nn.Module):
         maskings: dict[str, Masking],
         grids: dict[str, tuple[int, int]],
         attention_mask: Tensor | None = None,
+        wanted: dict[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Predict patches `(samples, patches, values)` per modality.
 
@@ -1081,20 +1132,36 @@ class CavMaeSyncDecoder(nn.Module):
             maskings: Per modality which patches those are.
             grids: Per modality the patch grid.
             attention_mask: In the form of the attention implementation; `None` when every sample has both modalities.
+            wanted: Per modality the indices of the removed patches to predict, `(samples, wanted)`, which then are
+                all that is given; `None`: all patches, which a decoder that crosses does not do.
         """
         fused = self.embed(fused)
         kept = [masking.ids_keep.shape[1] for masking in maskings.values()]
         visible = dict(zip(maskings, fused.split(kept, dim=1), strict=True))
-        parts = []
+        memory, parts, counts = [], [], []
         for modality, masking in maskings.items():
-            removed = masking.ids_restore.shape[1] - masking.ids_keep.shape[1]
-            mask_tokens = self.mask_token.expand(fused.shape[0], removed, -1)
-            tokens = gather_patches(torch.cat([visible[modality], mask_tokens], dim=1), masking.ids_restore)
             embedding = self.modality_embeddings(modality)
-            parts.append(tokens + (self.positions[modality](grids[modality]) + embedding).to(embedding.dtype))
-        hidden_states = self.norm(run_layers(self.layers, torch.cat(parts, dim=1), attention_mask))
+            places = (self.positions[modality](grids[modality]) + embedding).to(embedding.dtype)
+            if wanted is None:
+                removed = masking.ids_restore.shape[1] - masking.ids_keep.shape[1]
+                mask_tokens = self.mask_token.expand(fused.shape[0], removed, -1)
+                tokens = gather_patches(torch.cat([visible[modality], mask_tokens], dim=1), masking.ids_restore)
+                parts.append(tokens + places)
+                counts.append(parts[-1].shape[1])
+                continue
+            places = places.expand(fused.shape[0], -1, -1)
+            seen = visible[modality] + gather_patches(places, masking.ids_keep)
+            asked = self.mask_token + gather_patches(places, wanted[modality])
+            memory.append(seen)
+            parts.append(asked if self.crosses else torch.cat([seen, asked], dim=1))
+            counts.append(asked.shape[1])
+        given = (self.memory_norm(torch.cat(memory, dim=1)),) if self.crosses else ()
+        hidden_states = self.norm(run_layers(self.layers, torch.cat(parts, dim=1), attention_mask, *given))
+        predictions = {}
         split = hidden_states.split([part.shape[1] for part in parts], dim=1)
-        return {modality: self.predictions[modality](part) for modality, part in zip(maskings, split, strict=True)}
+        for modality, part, count in zip(maskings, split, counts, strict=True):
+            predictions[modality] = self.predictions[modality](part[:, part.shape[1] - count :])
+        return predictions
 
 
 class CavMaeSyncForPreTraining(CavMaeSyncPreTrainedModel):
@@ -1384,34 +1451,61 @@ class CavMaeSyncForPreTraining(CavMaeSyncPreTrainedModel):
         present: dict[str, Tensor | None],
         with_loss: bool,
     ) -> None:
-        """Decode all patches from the visible ones, and compare the removed ones with the true ones."""
+        """Decode patches from the visible ones, and compare the removed ones with the true ones."""
+        config = self.config
         patches = {modality: self.model.patch_tokens(values) for modality, values in tokens.items()}
+        # A part of the removed patches serves to learn from; to look at, or to measure, all of them are wanted.
+        left_out = config.decoder_mask_ratio if self.training and torch.is_grad_enabled() else 0.0
+        crosses, wanted = config.decoder_type == "cross", None
+        if left_out or crosses:
+            wanted = {modality: removed_part(masking, left_out) for modality, masking in maskings.items()}
         fused_mask = decoder_mask = None
-        if any(mask is not None for mask in present.values()):
-            fused = torch.cat(list(patches.values()), dim=1)
-            fused_mask = self._attention_mask(fused, present, [p.shape[1] for p in patches.values()])
-            lengths = [masking.ids_restore.shape[1] for masking in maskings.values()]
-            decoded = fused.new_empty(fused.shape[0], sum(lengths), self.config.decoder_hidden_size)
-            decoder_mask = self._attention_mask(decoded, present, lengths)
+        if _some_absent(present):
+            like, kept = patches["audio"], [values.shape[1] for values in patches.values()]
+            fused_mask = self._attention_mask(like, present, kept, sum(kept))
+            if wanted is None:
+                asked = [
+                    masking.ids_restore.shape[1] - count
+                    for masking, count in zip(maskings.values(), kept, strict=True)
+                ]
+            else:
+                asked = [ids.shape[1] for ids in wanted.values()]
+            seen = kept if crosses else [count + more for count, more in zip(kept, asked, strict=True)]
+            decoder_mask = self._attention_mask(like, present, seen, sum(asked) if crosses else sum(seen))
         fused = self.model.fuse(patches["audio"], patches["video"], fused_mask)
         grids = {modality: self.model.tower(modality).grid(values) for modality, values in images.items()}
-        predictions = self.decoder(fused, maskings, grids, decoder_mask)
+        predictions = self.decoder(fused, maskings, grids, decoder_mask, wanted)
         for modality, prediction in predictions.items():
-            output[f"{modality}_reconstruction"] = prediction.unflatten(0, output[f"{modality}_mask"].shape[:2])
+            batch_shape, masking = output[f"{modality}_mask"].shape[:2], maskings[modality]
+            ids = None if wanted is None else wanted[modality]
+            shown = prediction if ids is None else _put_patches(prediction, ids, masking.mask.shape[1])
+            output[f"{modality}_reconstruction"] = shown.unflatten(0, batch_shape)
+            if left_out and ids is not None:
+                decoded = torch.zeros_like(masking.mask).scatter(1, ids, 1.0)
+                output[f"{modality}_reconstruction_mask"] = decoded.unflatten(0, batch_shape)
             if with_loss:
-                valid = present[modality]
+                target, mask, valid = patchify(images[modality], config.patch_size), masking.mask, present[modality]
+                if ids is not None:
+                    target, mask = gather_patches(target, ids), torch.ones_like(ids, dtype=mask.dtype)
                 output[f"{modality}_reconstruction_loss"] = reconstruction_loss(
                     prediction,
-                    patchify(images[modality], self.config.patch_size),
-                    maskings[modality].mask,
-                    norm_pix_loss=self.config.norm_pix_loss,
+                    target,
+                    mask,
+                    norm_pix_loss=config.norm_pix_loss,
                     valid=None if valid is None else valid.flatten(),
                     distributed=self.model.trains_together,
                 )
 
-    def _attention_mask(self, inputs_embeds: Tensor, present: dict[str, Tensor | None], lengths: list[int]) -> Any:
-        """Hide an absent modality's tokens from the other's; `lengths` are the token counts of (audio, video)."""
-        samples, device = inputs_embeds.shape[0], inputs_embeds.device
+    def _attention_mask(self, like: Tensor, present: dict[str, Tensor | None], lengths: list[int], asking: int) -> Any:
+        """Hide an absent modality's tokens from the other's.
+
+        Args:
+            like: Of the samples, type and device of the tokens.
+            present: By modality, `(batch, frames)`.
+            lengths: Counts of the (audio, video) tokens that are attended to.
+            asking: Count of the tokens that attend to them.
+        """
+        samples, device = like.shape[0], like.device
         masks = [
             torch.ones(samples, dtype=torch.bool, device=device) if mask is None else mask.flatten()
             for mask in present.values()
@@ -1422,7 +1516,13 @@ class CavMaeSyncForPreTraining(CavMaeSyncPreTrainedModel):
             [(mask | nothing).unsqueeze(1).expand(-1, length) for mask, length in zip(masks, lengths, strict=True)],
             dim=1,
         )
-        return create_bidirectional_mask(config=self.config, inputs_embeds=inputs_embeds, attention_mask=visible)
+        return create_bidirectional_mask(
+            config=self.config,
+            inputs_embeds=like.new_empty(samples, asking, 1),
+            attention_mask=visible,
+            encoder_hidden_states=like.new_empty(samples, sum(lengths), 1),
+            allow_is_bidirectional_skip=False,  # `_some_absent` has looked, once for all masks
+        )
 
     def _fill(self, patches: Tensor, prediction: Tensor, mask: Tensor) -> Tensor:
         """True patches where visible, predicted ones where removed; all `(batch, frames, patches, values)`."""

@@ -33,7 +33,7 @@ def pretraining_flops_by_part(config: CavMaeSyncConfig) -> dict[str, int]:
     own_ratio = config.contrastive_mask_ratio if align else None
     apart = own_ratio is not None
     parts = dict.fromkeys(("audio tower", "video tower", "contrast", "fusion", "decoder"), 0)
-    fused, decoded = 0, 0
+    fused, asked = 0, 0
     for modality, grid, ratio, channels in (
         ("audio", config.audio_grid, config.audio_mask_ratio, 1),
         ("video", config.video_grid, config.video_mask_ratio, config.num_channels),
@@ -55,10 +55,19 @@ def pretraining_flops_by_part(config: CavMaeSyncConfig) -> dict[str, int]:
         if align:
             layers = config.num_joint_layers + config.num_contrastive_head_layers
             parts["contrast"] += _STEP * layers * _layer(contrasted + extra, width, inner)
-        fused, decoded = fused + kept, decoded + patches
-        parts["decoder"] += _STEP * 2 * patches * config.decoder_hidden_size * values
+        removed = patches - kept
+        if config.decoder_type == "cross" or config.decoder_mask_ratio:
+            predicted = min(removed, max(1, removed - int(removed * config.decoder_mask_ratio)))
+        else:
+            predicted = patches
+        fused, asked = fused + kept, asked + min(removed, predicted)
+        parts["decoder"] += _STEP * 2 * predicted * config.decoder_hidden_size * values
     parts["fusion"] = _STEP * config.num_joint_layers * _layer(fused, width, inner)
-    decoder_layer = _layer(decoded, config.decoder_hidden_size, config.decoder_intermediate_size)
+    decoder_sizes = config.decoder_hidden_size, config.decoder_intermediate_size
+    if config.decoder_type == "cross":
+        decoder_layer = _layer(asked, *decoder_sizes, memory=fused)
+    else:
+        decoder_layer = _layer(fused + asked, *decoder_sizes)
     parts["decoder"] += _STEP * config.decoder_num_hidden_layers * decoder_layer
     parts["decoder"] += _STEP * 2 * fused * width * config.decoder_hidden_size
     return parts if decode else parts | {"fusion": 0, "decoder": 0}
@@ -107,9 +116,18 @@ def _encoder_flops(config: CavMaeSyncConfig, modality: str, tokens: int) -> int:
     return config.tower_layers(modality) * _layer(tokens, width, inner)
 
 
-def _layer(tokens: int, width: int, inner: int) -> int:
-    """Matrix products of a transformer layer: four projections, scores and their use, the feed-forward part."""
-    return 2 * tokens * (4 * width * width + 2 * width * inner) + 4 * tokens * tokens * width
+def _layer(tokens: int, width: int, inner: int, memory: int | None = None) -> int:
+    """Matrix products of a transformer layer: four projections, scores and their use, the feed-forward part.
+
+    Args:
+        tokens: That go through it.
+        width: Of a token.
+        inner: Of the feed-forward part.
+        memory: Tokens that they attend to, if it is not they themselves.
+    """
+    others = tokens if memory is None else memory
+    projections = 2 * (2 * tokens + 2 * others) * width * width
+    return projections + 4 * tokens * others * width + 2 * tokens * 2 * width * inner
 
 
 def measure_peak(device: torch.device, dtype: torch.dtype, size: int | None = None, seconds: float = 0.5) -> float:
