@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("worlds", nargs="+", help="SyncWorld splits of the spatial preset")
     parser.add_argument("--clips", type=int, default=60, help="of each split")
-    parser.add_argument("--method", default="occlusion")
+    parser.add_argument("--method", default="relevance")
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     model, processor = load_model(arguments.model, device=arguments.device, modalities="both")
