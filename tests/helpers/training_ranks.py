@@ -73,3 +73,33 @@ def train(rank: int, shards: Path, out: Path, sharded: bool, more: dict[str, Any
     losses = [entry["contrastive_loss"] for entry in trainer.state.log_history if "contrastive_loss" in entry]
     split = any(isinstance(parameter, DTensor) for parameter in trainer.model_wrapped.parameters())
     return {"split": split, "seen": seen, "metrics": metrics, "losses": losses, "audio": audio}
+
+
+def train_poisoned(rank: int, shards: Path, out: Path) -> dict[str, Any]:
+    """A run in which one clip's audio is not finite, looked at after three steps; its error and its weights."""
+    os.environ.update(LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE="2", OMP_NUM_THREADS="1")
+
+    class Poisoned(CavMaeSyncDataset):
+        def __getitem__(self, index: int) -> dict[str, Any]:
+            sample = super().__getitem__(index)
+            if sample["clip_id"] == "clip-5":
+                sample["input_values"][0, 3, 3] = torch.nan
+            return sample
+
+    torch.manual_seed(3)
+    processor = tiny_processor()
+    trainer = CavMaeSyncTrainer(
+        CavMaeSyncForPreTraining(tiny_config(contrastive_loss_weight=0.0)),
+        PretrainingArguments(
+            output_dir=str(out), use_cpu=True, ddp_backend="gloo", per_device_train_batch_size=2, max_steps=3,
+            save_strategy="no", logging_steps=3, disable_tqdm=True, dataloader_pin_memory=False, log_level="error",
+        ),
+        processor=processor,
+        train_dataset=Poisoned(shards, processor, frames=2),
+    )  # fmt: skip
+    try:
+        trainer.train()
+        error = ""
+    except ValueError as found:
+        error = str(found)
+    return {"error": error, "weights": {name: value.clone() for name, value in trainer.model.state_dict().items()}}

@@ -13,7 +13,7 @@ import json
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -44,6 +44,7 @@ from .arguments import RunArguments
 from .earlier_run import check_output, last_checkpoint, remove_checkpoints
 from .evaluation import map_clips
 from .freezing import plain_model
+from .loss_guard import LossGuard
 from .sets import INPUT_NAMES, EvaluationSet
 from .speed import SpeedMeter, measure_peak, memory_in_use
 
@@ -51,6 +52,8 @@ _logger = logging.get_logger(__name__)
 
 _DATA_STATE = "data_state.json"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# Most steps between two looks at losses and signals, where the log is written more seldom.
+_LOOK_STEPS = 100
 
 
 class EpochSampler(Sampler[int]):
@@ -81,11 +84,20 @@ class EpochSampler(Sampler[int]):
         yield from torch.randperm(len(self), generator=generator).tolist()
 
 
+def looks(state: Any, control: Any) -> bool:
+    """Whether a step ends with a look at what the device and other processes have to say: where it is logged, saved,
+    evaluated or the last one, and every 100 steps. A look waits for them.
+    """
+    told = control.should_log or control.should_save or control.should_evaluate or control.should_training_stop
+    return told or state.global_step % _LOOK_STEPS == 0
+
+
 class SaveOnSignal(TrainerCallback):
     """At SIGTERM (and the first Ctrl-C) the step at hand is finished, a checkpoint saved and the training left.
 
-    Schedulers send SIGTERM some seconds before they kill. All processes stop at the same step, even where the signal
-    reached only one of them. A second Ctrl-C interrupts at once.
+    Schedulers send SIGTERM some seconds before they kill. Several processes agree at the next step that is logged (or
+    saved, or evaluated; at least every 100 steps), and stop together, even where the signal reached only one of them.
+    A second Ctrl-C interrupts at once.
 
     Attributes:
         received: The signal that ended the training, `None` if none did.
@@ -116,6 +128,8 @@ class SaveOnSignal(TrainerCallback):
         """Ask for a checkpoint and the end, if any process was told to end."""
         number = 0 if self.received is None else int(self.received)
         if world_size() > 1:
+            if not looks(state, control):
+                return control
             agreed = torch.tensor([number], device=args.device)
             dist.all_reduce(agreed, op=dist.ReduceOp.MAX)
             number = int(agreed)
@@ -198,6 +212,7 @@ class CavMaeSyncBaseTrainer(Trainer):
         self._sums: dict[str, Tensor] = {}
         self._batches = 0
         self._meter = SpeedMeter(flops_per_pair)
+        self._guard: LossGuard | None = None
         self._resume_from: str | None = None
         self._loader: StreamingLoader | None = None
         self._streamed: Iterator[Any] | None = None
@@ -230,8 +245,13 @@ class CavMaeSyncBaseTrainer(Trainer):
             half = {"bf16": torch.bfloat16, "fp16": torch.float16}
             dtype = half.get(self.accelerator.mixed_precision, torch.float32)
             self._meter.peak_tflops = measure_peak(self.args.device, dtype)
-        with self._signals.listening(), worker_deaths():
-            return super().train(self._resume_from, *args, **kwargs)
+        try:
+            with self._signals.listening(), worker_deaths():
+                return super().train(self._resume_from, *args, **kwargs)
+        finally:
+            if self._guard is not None:
+                self._guard.detach()
+            self._guard = None
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Trainer's, which takes whatever a checkpoint holds; here weights that are not finite are refused."""
@@ -316,40 +336,47 @@ class CavMaeSyncBaseTrainer(Trainer):
         return {name: inputs[name] for name in (*INPUT_NAMES, "labels") if name in inputs}
 
     def _check_and_note(self, output: Any, inputs: dict[str, Tensor], clip_ids: list[str] | None) -> None:
-        """Stop where the loss is not finite; add the batch to what the next log line says."""
-        if not bool(torch.isfinite(output.loss.detach())):
-            self._refuse(output, inputs, clip_ids)
+        """Keep weights from a loss that is not finite; add the batch to what the next log line says."""
+        clips, frames = _clips_and_frames(inputs)
+        if self._guard is None:
+            self._guard = LossGuard()
+            if self.optimizer is not None:
+                self._guard.attach(self.optimizer, scales_gradients=self.accelerator.scaler is not None)
+        self._guard.note(
+            output,
+            inputs,
+            [f"clip {place} of the batch" for place in range(clips)] if clip_ids is None else list(clip_ids),
+            step=self.state.global_step + 1,
+            parts=tuple(name for name in self.logged_parts if name.endswith("loss")),
+            last=self.accelerator.sync_gradients,
+        )
+        if not self._guard.waits:
+            self._refuse_not_finite()
         for name in self.logged_parts:
             value = getattr(output, name, None)
             if value is not None:
                 value = value.detach().float()
                 self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._batches += 1
-        clips, frames = _clips_and_frames(inputs)
         self._meter.add(clips, clips * frames)
 
-    def _refuse(self, output: Any, inputs: dict[str, Tensor], clip_ids: list[str] | None) -> None:
-        """Stop, naming the clips whose inputs, else whose outputs, are not finite."""
-        count = _clips_and_frames(inputs)[0]
-        names = list(clip_ids) if clip_ids is not None else [f"clip {place} of the batch" for place in range(count)]
-        why, bad = "whose inputs are not finite", _not_finite(inputs.values(), count)
-        if not bad.any():
-            why = "whose outputs are not finite, while their inputs are"
-            bad = _not_finite((value for value in output.values() if isinstance(value, Tensor)), count)
-        if not bad.any() or bad.all():
-            why = "none of which stands out: lower the learning rate or `max_grad_norm`"
-            bad = torch.ones_like(bad)
-        clips = [name for name, is_bad in zip(names, bad.tolist(), strict=True) if is_bad]
-        losses = [name for name in self.logged_parts if name.endswith("loss") and output.get(name) is not None]
-        parts = ", ".join(f"{name} {output[name].item():g}" for name in losses or ["loss"])
+    def _refuse_not_finite(self) -> None:
+        """Stop if one of the losses since the last call is not finite."""
+        found = None if self._guard is None else self._guard.check(self.args.process_index)
+        if found is None:
+            return
+        message, clips = found
         kept = last_checkpoint(self.args.output_dir)
         raise NonFiniteLossError(
-            f"The loss of step {self.state.global_step + 1} on process {self.args.process_index} is not finite "
-            f"({parts}), with the clips {', '.join(clips)}, {why}. No weight was changed by it."
-            + ("" if kept else " There is no checkpoint yet."),
+            message + ("" if kept else " There is no checkpoint yet."),
             clips,
             hint=Hint("resume_from_checkpoint", str(kept), "go on from there") if kept else (),
         )
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        if looks(self.state, self.control):
+            self._refuse_not_finite()
+        super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Operations of a batch's step, for Trainer's `total_flos`."""
@@ -596,15 +623,6 @@ def _clips_and_frames(inputs: dict[str, Any]) -> tuple[int, int]:
         if name in inputs
     )
     return values.shape[0], values.shape[1]
-
-
-def _not_finite(tensors: Iterable[Tensor], count: int) -> Tensor:
-    """True for the rows of a batch in which any of the tensors is not finite."""
-    bad = torch.zeros(count, dtype=torch.bool)
-    for values in tensors:
-        if values.is_floating_point() and values.ndim and len(values) == count:
-            bad |= ~torch.isfinite(values.detach().flatten(1)).all(dim=1).cpu()
-    return bad
 
 
 def run_to_end(trainer: CavMaeSyncBaseTrainer) -> int:

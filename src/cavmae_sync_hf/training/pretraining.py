@@ -70,7 +70,7 @@ class MomentumTeacher:
         torch._foreach_lerp_(mine, theirs, 1 - keep)
 
     @torch.no_grad()
-    def guide(self, inputs: dict[str, Tensor], uniform: dict[str, Tensor]) -> dict[str, Tensor]:
+    def guide(self, inputs: dict[str, Tensor], uniform: dict[str, Tensor] | None) -> dict[str, Tensor]:
         """Noise for the contrastive pass and target embeddings.
 
         A patch is visible with a chance that grows with the attention that the global token pays it in the last joint
@@ -79,7 +79,8 @@ class MomentumTeacher:
 
         Args:
             inputs: Arguments of the model, `(batch, frames, ...)`.
-            uniform: By modality noise in [0, 1), `(batch, frames, patches)`, to draw from.
+            uniform: By modality noise in [0, 1), `(batch, frames, patches)`, to draw from; `None`: there is no such
+                pass, and no noise is given.
 
         Returns:
             `contrastive_{audio,video}_noise` and `{audio,video}_teacher_embeds`, as the model takes them.
@@ -92,13 +93,15 @@ class MomentumTeacher:
         for modality, values in images.items():
             shape, record = values.shape[:2], LayerRecord(attentions=[])
             embeds, _ = encoder.separate(modality, encoder.tower(modality)(values.flatten(0, 1)), record)
+            given[f"{modality}_teacher_embeds"] = embeds.unflatten(0, shape)
+            if uniform is None:
+                continue
             recorded: Any = record.attentions
             # Where every layer is plain, all are recorded, the contrastive head's behind the joint ones.
             weights = recorded[len(encoder.joint_layers) - 1 if len(recorded) > 1 else 0].float()
             paid = weights[:, :, 0, 1:].mean(dim=1) if encoder.config.use_global_tokens else weights.mean(dim=(1, 2))
             rates = paid.clamp(min=1e-8).unflatten(0, shape)
             given[f"contrastive_{modality}_noise"] = -torch.log1p(-uniform[modality].to(rates.device)) / rates
-            given[f"{modality}_teacher_embeds"] = embeds.unflatten(0, shape)
         return given
 
     def save(self, folder: Path) -> None:
@@ -210,18 +213,27 @@ class CavMaeSyncTrainer(CavMaeSyncBaseTrainer):
         given = {name: inputs[name] for name in INPUT_NAMES if name in inputs}
         if not model.training:
             return given
-        taught = bool(self.args.teacher_momentum)
-        apart = self._config.contrastive_mask_ratio is not None
-        noise = self._noise(given, with_contrastive=apart or taught)
+        config = self._config
+        apart = config.contrastive_mask_ratio is not None and bool(config.contrastive_loss_weight)
+        # A pass for the decoder, and one for the contrast, or one for both.
+        passes = (
+            ("",) if not apart else ("", "contrastive_") if config.reconstruction_loss_weight else ("contrastive_",)
+        )
+        noise = self._noise(given, passes)
         given |= noise
-        if taught:
-            uniform = {modality: noise[f"contrastive_{modality}_noise"] for modality in _INPUTS}
+        if self.args.teacher_momentum:
+            uniform = {modality: noise[f"contrastive_{modality}_noise"] for modality in _INPUTS} if apart else None
             with self.compute_loss_context_manager():
                 given |= self._current_teacher().guide(given, uniform)
         return given
 
-    def _noise(self, inputs: dict[str, Tensor], with_contrastive: bool = False) -> dict[str, Tensor]:
-        """Uniform noise that decides the masks: other on every process, the same again after a resume."""
+    def _noise(self, inputs: dict[str, Tensor], passes: tuple[str, ...] = ("",)) -> dict[str, Tensor]:
+        """Uniform noise that decides the masks: other on every process, the same again after a resume.
+
+        Args:
+            inputs: Of the model.
+            passes: Prefixes of the names of each pass's noise.
+        """
         step = self.state.global_step
         batch = self._mask_place[1] + 1 if self._mask_place[0] == step else 0
         self._mask_place = (step, batch)
@@ -229,7 +241,7 @@ class CavMaeSyncTrainer(CavMaeSyncBaseTrainer):
         encoder = self.accelerator.unwrap_model(self.model, keep_torch_compile=False).model
         noise = {}
         # That of the contrastive pass is drawn last, so that the other's does not depend on it.
-        for prefix in ("", "contrastive_") if with_contrastive else ("",):
+        for prefix in passes:
             for modality, name in _INPUTS.items():
                 tower, values = encoder.tower(modality), inputs.get(f"{modality}_tokens")
                 if values is None:
