@@ -133,6 +133,27 @@ def test_benchmark__a_step_has_the_gradients_of_the_model_in_every_variant(bench
             assert not torch.equal(weight, start[name]) or not other.grad.any()
 
 
+def test_benchmark__compares_decoders(benchmark, capsys):
+    words = ["--model-config", json.dumps(TINY), "--batch-size", "2", "--rounds", "1", "--decoders"]
+    benchmark.main([*words, "--json"])
+    (result,) = json.loads(capsys.readouterr().out)["results"]
+    rows = {row["name"]: row["gflop_per_sample"] for row in result["variants"]}
+    assert tuple(rows) == benchmark.DECODERS
+    published = CavMaeSyncConfig.cav_mae_sync(**TINY)
+    assert rows["eager+fused"] == result["published_gflop_per_sample"] == pretraining_flops(published) / 1e9
+    cross = CavMaeSyncConfig.cav_mae_sync(**TINY, decoder_type="cross", decoder_mask_ratio=0.5)
+    assert rows["eager+fused+cross+half"] == pretraining_flops(cross) / 1e9
+    assert rows["eager+fused+quarter"] < rows["eager+fused+half"] < rows["eager+fused"]
+    work = benchmark.PretrainingStep(tiny_config(), "cpu", torch.float32, 2)
+    for name in benchmark.DECODERS:  # what is timed does what is counted
+        step, variant = work.prepare(benchmark.Variant.parse(name)), benchmark.Variant.parse(name)
+        with FlopCounterMode(display=False) as counter:
+            step()
+        assert counter.get_total_flops() == pytest.approx(2 * work.flops(variant), rel=1e-3)
+    benchmark.main([*words[:-1], "--variants", "eager+cross"])
+    assert "of the published work" in capsys.readouterr().out
+
+
 def test_benchmark__counts_only_the_optimiser_of_the_variant(benchmark):
     work = benchmark.PretrainingStep(tiny_config(), "cpu", torch.float32, 2)
     plain, fused = benchmark.Variant.parse("sdpa"), benchmark.Variant.parse("sdpa+fused")

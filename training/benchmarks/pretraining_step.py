@@ -13,6 +13,13 @@ rounds. A variant is an attention implementation and what is added to it:
     +fused      Adam as one kernel, where it otherwise is a few (CUDA) or one per weight and operation (CPU)
     +checked    the loss is looked at before the backward pass, as the trainer does to stop at one that is not finite
     +mask       the batch says which windows are present (all are), as where some window of a batch is absent
+    +cross      a decoder that attends to the visible patches alone (`decoder_type`)
+    +half       half of the removed patches are reconstructed (`decoder_mask_ratio`)
+    +quarter    a quarter of them is
+
+`--decoders` compares decoders: the published one, and those that do less. Beside its time each has the operations that
+it counts, as a share of those of the published computation: matrix products of a step at the same sizes, with the
+published decoder, which need no foreign code to be known.
 
 Utilisation is the model's FLOPs (`pretraining_flops`, checked against torch's counter in the tests) over the time and
 the rate of a large matrix product in the same precision, measured in every round. Memory is the most that was held
@@ -23,6 +30,7 @@ of gradients where parts meet, the drawing of masks and what the processor needs
 """
 
 import argparse
+import copy
 import json
 import statistics
 import sys
@@ -43,7 +51,9 @@ from cavmae_sync_hf.model.masking_cavmae_sync import Masking, random_masking
 from cavmae_sync_hf.training import measure_peak, pretraining_flops
 from cavmae_sync_hf.training.speed import pretraining_flops_by_part
 
-EXTRAS = ("compiled", "fused", "checked", "mask")
+EXTRAS = ("compiled", "fused", "checked", "mask", "cross", "half", "quarter")
+DECODERS = ("eager+fused", "eager+fused+half", "eager+fused+quarter", "eager+fused+cross", "eager+fused+cross+half",
+            "eager+fused+cross+quarter")  # fmt: skip
 DEFAULT_VARIANTS = ("eager", "sdpa", "sdpa+checked", "sdpa+fused", "sdpa+compiled+fused", "sdpa+compiled+fused+mask")
 # The authors' optimiser: torch's Adam, whose weight decay is part of the gradient.
 ADAM: dict[str, Any] = {"lr": 2e-4, "betas": (0.95, 0.999), "weight_decay": 5e-7}
@@ -69,6 +79,13 @@ class Variant:
     def __str__(self) -> str:
         return "+".join([self.attention, *(extra for extra in EXTRAS if extra in self.extras)])
 
+    @property
+    def decoder(self) -> dict[str, Any]:
+        """Settings of the model's configuration that it changes."""
+        shares = [ratio for extra, ratio in (("half", 0.5), ("quarter", 0.75)) if extra in self.extras]
+        settings: dict[str, Any] = {"decoder_mask_ratio": max(shares)} if shares else {}
+        return settings | ({"decoder_type": "cross"} if "cross" in self.extras else {})
+
 
 class PretrainingStep:
     """One model and one batch, and the ways of making a step with them.
@@ -92,11 +109,14 @@ class PretrainingStep:
                 "input_values": torch.randn(batch_size, 1, config.audio_length, config.num_mel_bins),
             }
         self.parameters = [weight for weight in self.model.parameters() if weight.requires_grad]
+        self._published = config.decoder_type, config.decoder_mask_ratio
+        self._decoders = {config.decoder_type: self.model.decoder}
         self._compiled: Any = None
-        self._optimizers: dict[bool, torch.optim.Optimizer] = {}
+        self._optimizers: dict[tuple[bool, str], torch.optim.Optimizer] = {}
 
     def prepare(self, variant: Variant) -> Callable[[], None]:
         """What makes one step; the model is then set to the variant, until another one is prepared."""
+        self._set_decoder(variant)
         self.model.set_attn_implementation(variant.attention)
         if "compiled" in variant.extras and self._compiled is None:
             # One graph for each batch size: with changing sizes torch would make slower, general ones.
@@ -119,6 +139,28 @@ class PretrainingStep:
 
         return step
 
+    def flops(self, variant: Variant) -> int:
+        """Operations of a sample's step."""
+        config = copy.copy(self.config)
+        config.decoder_type, config.decoder_mask_ratio = self._published
+        for name, value in variant.decoder.items():
+            setattr(config, name, value)
+        return pretraining_flops(config)
+
+    def _set_decoder(self, variant: Variant) -> None:
+        """Give the model the variant's decoder; its encoder stays, and so does the memory of both."""
+        self.config.decoder_type, self.config.decoder_mask_ratio = self._published
+        for name, value in variant.decoder.items():
+            setattr(self.config, name, value)
+        if self.config.decoder_type not in self._decoders:
+            with self.device:
+                made = CavMaeSyncForPreTraining(self.config).decoder
+            self._decoders[self.config.decoder_type] = made.train()
+        if self.model.decoder is not self._decoders[self.config.decoder_type]:
+            self.model.decoder = self._decoders[self.config.decoder_type]
+            self.model.zero_grad()
+            self.parameters = [weight for weight in self.model.parameters() if weight.requires_grad]
+
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
@@ -132,7 +174,9 @@ class PretrainingStep:
 
     def other_state_bytes(self, variant: Variant) -> int:
         """Memory of optimisers that other variants use: a run has one of them."""
-        kept = self._optimizers.get("fused" in variant.extras)
+        kept = self._optimizers.get(
+            ("fused" in variant.extras, variant.decoder.get("decoder_type", self._published[0]))
+        )
         others = [optimizer for optimizer in self._optimizers.values() if optimizer is not kept]
         return sum(
             value.numel() * value.element_size()
@@ -142,9 +186,10 @@ class PretrainingStep:
         )
 
     def _optimizer(self, fused: bool) -> torch.optim.Optimizer:
-        if fused not in self._optimizers:
-            self._optimizers[fused] = torch.optim.Adam(self.parameters, fused=fused or None, **ADAM)
-        return self._optimizers[fused]
+        key = fused, self.config.decoder_type
+        if key not in self._optimizers:
+            self._optimizers[key] = torch.optim.Adam(self.parameters, fused=fused or None, **ADAM)
+        return self._optimizers[key]
 
 
 def measure_variants(
@@ -187,17 +232,18 @@ def measure_variants(
             memory[variant] = max(memory[variant], (most[0] - work.other_state_bytes(variant)) / 2**30)
             times[variant] += [seconds] if turn else []
     peak = statistics.median(peaks)
-    flops = pretraining_flops(work.config) * work.batch_size
     found: list[dict[str, Any]] = []
     for variant in variants:
         if variant in errors:
             found.append({"name": str(variant), "error": errors[variant]})
             continue
         seconds = statistics.median(times[variant])
-        tflops = flops / seconds / 1e12
+        flops = work.flops(variant)
+        tflops = flops * work.batch_size / seconds / 1e12
         found.append(
-            {"name": str(variant), "seconds": seconds, "samples_per_second": work.batch_size / seconds,
-             "tflops": tflops, "utilisation": tflops / peak, "memory_gib": memory[variant]}
+            {"name": str(variant), "gflop_per_sample": flops / 1e9, "seconds": seconds,
+             "samples_per_second": work.batch_size / seconds, "tflops": tflops, "utilisation": tflops / peak,
+             "memory_gib": memory[variant]}
         )  # fmt: skip
     return peak, found
 
@@ -378,6 +424,7 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: bfloat16 on CUDA, else float32")
     parser.add_argument("--batch-size", type=int, nargs="+", default=[], help="samples of a step; default: 64, CPU 4")
     parser.add_argument("--variants", nargs="+", type=Variant.parse, help="see above; default: all that can run")
+    parser.add_argument("--decoders", action="store_true", help="the variants are decoders")
     parser.add_argument("--family", choices=["cav_mae_sync", "cav_mae"], default="cav_mae_sync")
     parser.add_argument("--model-config", type=json.loads, default={}, help="other sizes, as JSON")
     parser.add_argument("--rounds", type=int, help="turns of each variant; default: 5, CPU 3")
@@ -392,6 +439,8 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     arguments.batch_size = arguments.batch_size or [4 if on_cpu else 64]
     arguments.rounds = arguments.rounds or (3 if on_cpu else 5)
     arguments.steps = arguments.steps or (1 if on_cpu else 10)
+    if arguments.decoders and arguments.variants is None:
+        arguments.variants = [Variant.parse(name) for name in DECODERS]
     if arguments.variants is None:
         names = list(DEFAULT_VARIANTS)
         if not on_cpu and arguments.dtype == torch.bfloat16 and is_flash_attn_2_available():
@@ -419,9 +468,11 @@ def show(result: dict[str, Any]) -> None:
         if "error" in row:
             print(f"  {row['name']:34} {row['error']}")
             continue
+        share = row["gflop_per_sample"] / result["published_gflop_per_sample"]
         print(
             f"  {row['name']:34} {1000 * row['seconds']:9.1f} ms  {row['samples_per_second']:9.2f} samples/s"
             f"  {row['tflops']:8.4g} TFLOP/s  {row['utilisation']:6.1%} of the peak  {row['memory_gib']:6.2f} GiB"
+            f"  {share:4.2f} of the published work"
         )
     for row in result.get("parts", ()):
         rate = f"{row['tflops'] / result['peak_tflops']:8.1%} of the peak" if "tflops" in row else ""
@@ -433,6 +484,12 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
     torch.manual_seed(0)
     config = getattr(CavMaeSyncConfig, arguments.family)(**arguments.model_config)
     device = torch.device(arguments.device)
+    published = pretraining_flops(
+        getattr(CavMaeSyncConfig, arguments.family)(
+            **arguments.model_config
+            | {"decoder_type": "self", "decoder_mask_ratio": 0, "contrastive_mask_ratio": None}
+        )
+    )
     report: dict[str, Any] = {
         "torch": torch.__version__,
         "device": device_name(device),
@@ -441,6 +498,7 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
         "results": [],
     }
     if not arguments.json:
+        print(f"published computation: {published / 1e9:.1f} GFLOP a sample (matrix products, counted)")
         head = ", ".join([f"torch {report['torch']}", report["device"], report["dtype"]])
         rounds = f"{arguments.rounds} rounds of {arguments.steps} steps"
         print(f"{head}, {report['gflop_per_sample']:.1f} GFLOP a sample, {rounds}")
@@ -448,6 +506,7 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
         work = PretrainingStep(config, arguments.device, arguments.dtype, batch_size)
         peak, found = measure_variants(work, arguments.variants, arguments.rounds, arguments.steps)
         result = {"batch_size": batch_size, "peak_tflops": peak, "variants": found}
+        result["published_gflop_per_sample"] = published / 1e9
         if arguments.profile is not None:
             result["parts"] = profile(work, arguments.profile, arguments.rounds, arguments.steps)
         show_progress("")
