@@ -3,11 +3,14 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
+from lancedb.index import IvfRq
 
 from cavmae_sync_hf import SearchError
 from cavmae_sync_hf.search import MomentStore, SearchFilters, search_clips, search_moments
-from cavmae_sync_hf.search.approximate import index_config
+from cavmae_sync_hf.search.approximate import index_config, partitions_to_search
 from helpers.indexes import HOP, make_store, random_vectors, unit, vector_query
 
 # Half precision resolves cosines near 1 to 2 ** -11.
@@ -239,7 +242,7 @@ def large(tmp_path_factory) -> MomentStore:
     return store
 
 
-@pytest.mark.parametrize("windows", [1, 6])
+@pytest.mark.parametrize("windows", [1, 6, 16])
 @pytest.mark.parametrize("find", ["audio", "both"])
 def test_search_moments__approximate_agrees_with_exact(large, windows, find):
     agreed, wanted = 0, 0
@@ -256,7 +259,7 @@ def test_search_moments__approximate_agrees_with_exact(large, windows, find):
         # Scores are exact whatever was found, and none is of a place cut off at the border of what was fetched.
         scores = dict(zip(spans(exact), (hit.score for hit in exact), strict=True))
         for hit, span in zip(quick, spans(quick), strict=True):
-            assert hit.windows == windows
+            assert hit.windows == windows or hit.start == 0.0 or hit.end == hit.clip_end
             assert span not in scores or hit.score == pytest.approx(scores[span], abs=1e-5)
         agreed += len(set(spans(exact)) & set(spans(quick)))
         wanted += len(exact)
@@ -269,11 +272,87 @@ def test_search_moments__approximate_heeds_filters(large):
     filters = SearchFilters(exclude_same_file=True, within=(5.0, 15.0), files="*/1*.mp4")
 
     exact = search_moments(large, query, find="audio", exact=True, filters=filters)
-    quick = search_moments(large, query, find="audio", filters=filters)
+    quick = search_moments(large, query, find="audio", exact=False, filters=filters)
 
-    assert spans(quick) == spans(exact) and len(quick)
+    assert not quick.exact and spans(quick) == spans(exact) and len(quick)
+    # So few moments are all compared.
+    assert search_moments(large, query, find="audio", filters=filters).exact
     for hit in quick:
         assert hit.start >= 5.0 and hit.end <= 15.0 and Path(hit.path).stem.startswith("1")
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [
+        {"within": (None, 30.0)},  # most of the moments are left: more are looked for and some dropped
+        {"min_loudness": -25.0},
+        {"min_loudness": -15.0},  # few are: the approximate index is told of it
+        {"within": (3.0, 6.0), "min_loudness": -25.0},
+    ],
+)
+def test_search_moments__approximate_limits_give_what_exact_ones_do(tmp_path, filters):
+    loudness = np.tile([-10.0, -20.0, -20.0, -20.0, -40.0], 16)
+    clips = {f"/{n}.mp4": {"audio": clustered(80, n), "loudness": loudness} for n in range(12)}
+    store = make_store(tmp_path / "index", clips)
+    store.build_index(index_config(960), 960, ["audio"])
+    chosen = SearchFilters(min_overlap=0.1, **filters)
+
+    for windows in (1, 6):
+        query = vector_query(clustered(80, 3)[8 : 8 + windows].astype(np.float32))
+        exact = search_moments(store, query, find="audio", exact=True, filters=chosen)
+        quick = search_moments(store, query, find="audio", filters=chosen)
+
+        assert not quick.exact and len(quick) == len(exact) > 3
+        assert len(set(spans(quick)) & set(spans(exact))) >= 0.9 * len(exact)
+        assert quick[0].score == pytest.approx(exact[0].score, abs=1e-5)
+
+
+def test_search_moments__approximate_finds_clips_whose_rows_lie_apart(tmp_path):
+    # Rows of two clips, written in turn and backwards: no row lies beside the one of the moment that follows.
+    clips = {f"/{n}.mp4": {"audio": clustered(80, n)} for n in range(6)}
+    whole = make_store(tmp_path / "whole", clips)
+    apart = make_store(tmp_path / "apart", {path: clips[path] for path in list(clips)[2:]})
+    entries = [entry for entry in whole.entries().values() if entry.path in ("/0.mp4", "/1.mp4")]
+    mixed = pa.Table.from_batches(whole.scan(apart._moments.schema.names)).filter(
+        pc.is_in(pc.field("rows"), pa.array([entry.rows for entry in entries]))
+    )
+    apart.append(mixed.sort_by([("window", "descending"), ("rows", "ascending")]).to_batches())
+    apart.register(entries)
+    for store in (whole, apart):
+        store.build_index(index_config(480), 480, ["audio"])
+
+    for windows in (1, 5, 16):
+        query = vector_query(clustered(80, 1)[30 : 30 + windows].astype(np.float32))
+        hits = search_moments(apart, query, find="audio")
+
+        assert not hits.exact and hits[0].windows == windows
+        assert spans(hits)[0] == ("1", 15.0, 15.0 + windows * HOP)
+        assert hits.hits == search_moments(whole, query, find="audio").hits
+
+
+def test_search_moments__approximate_index_of_an_earlier_version_is_searched_alike(large, tmp_path):
+    clips = {f"/{n}.mp4": {"audio": clustered(80, n)} for n in range(5)}
+    store = make_store(tmp_path / "index", clips)
+    plan = IvfRq(distance_type="cosine", num_partitions=40)
+    store._moments.create_index("audio", config=plan, name="audio_80000")  # as version 0.1.0 named them
+
+    assert (store.partitions("audio"), store.trained_on()) == (40, {"audio": 80000})
+    assert (large.partitions("audio"), large.trained_on()) == (1, {"audio": 1600, "video": 1600})
+    assert [partitions_to_search(parts) for parts in (12, 40, 500, 5000)] == [12, 20, 25, 250]
+    hits = search_moments(store, vector_query(clustered(80, 2)[30:33].astype(np.float32)), find="audio")
+    assert not hits.exact and spans(hits)[0] == ("2", 15.0, 16.5)
+
+
+def test_search_moments__sees_what_others_write_meanwhile(tmp_path):
+    store = make_store(tmp_path / "index", {"/a.mp4": {"audio": random_vectors(5, 1)}})
+    query = vector_query(random_vectors(5, 2))
+    before = search_moments(store, query, find="audio")
+
+    make_store(tmp_path / "index", {"/b.mp4": {"audio": random_vectors(5, 2)}})
+    store.refresh()
+
+    assert {hit.path for hit in before} == {"/a.mp4"}
+    assert search_moments(store, query, find="audio")[0].path == "/b.mp4"
 
 
 def test_search_moments__approximate_without_an_index_is_refused(store):

@@ -1,14 +1,16 @@
 """Recall and speed of the approximate index against comparing every moment, and what a search finds on SyncWorld.
 
     python training/benchmarks/search.py                                    # 1,000,000 moments of 768 values
-    python training/benchmarks/search.py --moments 100000 --hidden 256
+    python training/benchmarks/search.py --moments 100000 --hidden 256 --index kept
     python training/benchmarks/search.py --world outputs/syncworld/semantic --model MODEL
 
 The first form makes an index of synthetic videos: each is near one of a few thousand themes, with an offset of its
 own, and wanders slowly about it, so that neighbours in time are alike as those of real videos are. Queries are stored
 moments with noise. It counts how many of the ten nearest moments, by comparing all of them, the approximate index
-gives back (recall@10), for several efforts; then whole searches along the diagonal are timed, queries of one moment
-and of sixteen. The index lies in a temporary folder (`--folder`), which is removed.
+gives back (recall@10), for several efforts. Then the approximate call alone (ten nearest of one vector, 200 compared
+exactly) and whole searches along the diagonal, of one moment and of sixteen, with and without filters, take turns, so
+that what else the machine does slows all alike; the ratios of their medians are printed. The index lies in a temporary
+folder (`--folder`), which is removed; `--index` keeps it, and uses the one that is there.
 
 The second form indexes the clips of a SyncWorld and asks for each by its audio alone, among the frames of all, and
 by its frames, among all audio: whether its own file comes first, and whether the moment found is the one asked for.
@@ -16,6 +18,7 @@ by its frames, among all audio: whether its own file comes first, and whether th
 
 import argparse
 import os
+import resource
 import statistics
 import tempfile
 import time
@@ -38,14 +41,14 @@ from cavmae_sync_hf.search import (
     index_videos,
     search_moments,
 )
-from cavmae_sync_hf.search.approximate import REFINE, index_config, partitions_to_search
+from cavmae_sync_hf.search.approximate import index_config, partitions_to_search
 from cavmae_sync_hf.search.querying import Side
 from cavmae_sync_hf.search.tables import moments_schema, new_rows_name
 
 HOP = 0.5
 MOMENTS_PER_VIDEO = 1000
 THEMES = 2000
-BATCH = 10_000
+REFINE = 20
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -53,8 +56,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--moments", type=int, default=1_000_000)
     parser.add_argument("--hidden", type=int, default=768)
     parser.add_argument("--queries", type=int, default=200)
+    parser.add_argument("--exact", type=int, default=5, help="searches that are compared with exact ones")
     parser.add_argument("--noise", type=float, default=0.5, help="of the queries, as a share of their length")
     parser.add_argument("--folder", help="where the temporary folder is made")
+    parser.add_argument("--index", type=Path, help="index that is kept, and used where there is one")
     parser.add_argument("--world", type=Path, help="folder of a SyncWorld split instead")
     parser.add_argument("--model", help="folder or Hub name of a model, for --world")
     parser.add_argument("--hop", type=float, default=HOP, help="seconds between moments, for --world")
@@ -79,10 +84,10 @@ def video_vectors(generator: np.random.Generator, themes: np.ndarray) -> np.ndar
     return unit(themes[generator.integers(len(themes))] + 0.5 * offset + 1.0 * wander).astype(np.float16)
 
 
-def make_index(folder: str, arguments: argparse.Namespace) -> MomentStore:
+def make_index(folder: Path, arguments: argparse.Namespace) -> MomentStore:
     """An index of synthetic videos; only audio has vectors."""
     settings = IndexSettings(hop=HOP, hidden_size=arguments.hidden, window_seconds=4.16, weights="synthetic", model="")
-    store = MomentStore.create(Path(folder) / "index", settings)
+    store = MomentStore.create(folder, settings)
     generator = np.random.default_rng(0)
     themes = unit(generator.standard_normal((THEMES, arguments.hidden), dtype=np.float32))
     entries: list[ClipEntry] = []
@@ -153,19 +158,11 @@ def nearest_exactly(store: MomentStore, vectors: np.ndarray, count: int) -> list
     return [set(row) for row in names]
 
 
-def timed(work: Callable[[Any], Any], items: list[Any]) -> tuple[list[Any], list[float]]:
-    """Results and milliseconds of each call; the first, which opens files, is made twice."""
-    work(items[0])
-    results, times = [], []
-    for item in items:
-        begin = time.perf_counter()
-        results.append(work(item))
-        times.append(1000 * (time.perf_counter() - begin))
-    return results, times
-
-
-def say_times(times: list[float]) -> str:
-    return f"{statistics.median(times):7.1f} ms median, {np.quantile(times, 0.95):7.1f} ms at the 95th percentile"
+def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    """What a call gives, and its milliseconds."""
+    begin = time.perf_counter()
+    result = work()
+    return result, 1000 * (time.perf_counter() - begin)
 
 
 def measure_recall(store: MomentStore, arguments: argparse.Namespace) -> None:
@@ -174,68 +171,113 @@ def measure_recall(store: MomentStore, arguments: argparse.Namespace) -> None:
     begin = time.perf_counter()
     expected = nearest_exactly(store, queries, 10)
     seconds = time.perf_counter() - begin
-    print(f"all {len(queries)} queries compared with every moment in {seconds:.1f} s")
-    chosen = partitions_to_search(store.count()), REFINE
-    for partitions, refine in (
-        (chosen[0] // 2, REFINE // 2),
-        (chosen[0], REFINE // 4),
-        chosen,
-        (chosen[0] * 2, REFINE),
-    ):
+    print(f"all {len(queries)} queries compared with every moment in {seconds:.1f} s", flush=True)
+    chosen = partitions_to_search(store.partitions("audio")), REFINE
+    efforts = [(chosen[0] // 2, REFINE // 2), (chosen[0], REFINE // 4), chosen, (chosen[0] * 2, REFINE)]
+    recalls: dict[Any, list[float]] = {effort: [] for effort in efforts}
+    times: dict[Any, list[float]] = {effort: [] for effort in efforts}
+    for vector, wanted in zip(queries, expected, strict=True):
+        for effort in efforts:
+            (ids, _, _), took = timed(lambda effort=effort, vector=vector: nearest(store, vector, *effort))
+            rows = store.take(ids, ["rows", "window"])
+            found = set(zip(rows["rows"].to_pylist(), rows["window"].to_pylist(), strict=True))
+            recalls[effort].append(len(found & wanted) / 10)
+            times[effort].append(took)
+    for effort in efforts:
+        mark = "  <- the approximate call" if effort == chosen else ""
+        print(
+            f"{effort[0]:4d} of {store.partitions('audio')} parts, refined {effort[1]:2d}-fold: recall@10 "
+            f"{np.mean(recalls[effort]):.4f}, {statistics.median(times[effort]):.1f} ms median{mark}",
+            flush=True,
+        )
 
-        def nearest(vector: np.ndarray, partitions: int = partitions, refine: int = refine) -> set[tuple[str, int]]:
-            names, windows, _, _ = store.nearest("audio", vector[None], 10, partitions=partitions, refine=refine)
-            return set(zip(names.to_pylist(), windows.tolist(), strict=True))
 
-        found, times = timed(nearest, list(queries))
-        recall = np.mean([len(one & other) / 10 for one, other in zip(found, expected, strict=True)])
-        mark = "  <- used" if (partitions, refine) == chosen else ""
-        print(f"{partitions:4d} parts, refined {refine:2d}-fold: recall@10 {recall:.4f}, {say_times(times)}{mark}")
+def nearest(store: MomentStore, vector: np.ndarray, partitions: int, refine: int) -> Any:
+    return store.nearest("audio", vector[None], 10, partitions=partitions, refine=refine)
+
+
+def as_query(audio: np.ndarray) -> Query:
+    there = np.ones(len(audio), bool)
+    return Query(
+        name="query", by="audio", audio=audio, video=np.zeros_like(audio), audio_present=there, video_present=~there,
+        start=0.0, seconds=len(audio) * HOP,
+    )  # fmt: skip
 
 
 def measure_searches(store: MomentStore, arguments: argparse.Namespace) -> None:
-    """Time of whole searches, and whether they give what exact ones do."""
-    for windows in (1, 16):
-        vectors = make_queries(store, arguments.queries // 4, windows, arguments.noise, seed=windows)
-        there = np.ones(windows, bool)
-        queries = [
-            Query(
-                name="query",
-                by="audio",
-                audio=audio,
-                video=np.zeros_like(audio),
-                audio_present=there,
-                video_present=~there,
-                start=0.0,
-                seconds=windows * HOP,
+    """Time of whole searches beside the approximate call, and whether they give what exact ones do."""
+    count = arguments.queries // 4
+    partitions = partitions_to_search(store.partitions("audio"))
+    queries = {
+        windows: [as_query(audio) for audio in make_queries(store, count, windows, arguments.noise, seed=windows)]
+        for windows in (1, 16)
+    }
+    half, late = "*[02468].mp4", MOMENTS_PER_VIDEO * HOP * 0.6
+    filters = {
+        "no filter": SearchFilters(),
+        "files: half of them": SearchFilters(files=half),
+        "files: one in a hundred": SearchFilters(files="*00.mp4"),
+        "time: the first 60 %": SearchFilters(within=(None, late)),
+        "time: a tenth": SearchFilters(within=(late, late + MOMENTS_PER_VIDEO * HOP * 0.1)),
+        "louder than -30 dB: all are": SearchFilters(min_loudness=-30.0),
+    }
+    times: dict[Any, list[float]] = {"call": []} | {(w, name): [] for w in queries for name in filters}
+    found: dict[Any, list[Any]] = {key: [] for key in times}
+    for number in range(-2, count):  # the first ones open files
+        for key in times:
+            if key == "call":
+                audio = queries[1][number].audio[0]
+                result, took = timed(lambda audio=audio: nearest(store, audio, partitions, REFINE))
+            else:
+                query, chosen = queries[key[0]][number], filters[key[1]]
+                result, took = timed(
+                    lambda query=query, chosen=chosen: search_moments(store, query, find="audio", filters=chosen)
+                )
+            if number >= 0:
+                times[key].append(took)
+                found[key].append(result)
+    medians = {key: statistics.median(values) for key, values in times.items()}
+    print(f"approximate call: {medians['call']:.1f} ms median, {min(times['call']):.1f} ms least")
+    for windows in queries:
+        for name in filters:
+            key = windows, name
+            print(
+                f"search of {windows:2d} moments, {name}: {medians[key]:.1f} ms median, {min(times[key]):.1f} least; "
+                f"{medians[key] / medians['call']:.2f} times the call, "
+                f"{medians[key] / medians[windows, 'no filter']:.2f} times the search without filters",
+                flush=True,
             )
-            for audio in vectors
-        ]
-        quick, times = timed(lambda query: search_moments(store, query, find="audio", top=10), queries)
-        some = queries[:5]
-        exact, exact_times = timed(lambda query: search_moments(store, query, find="audio", top=10, exact=True), some)
-        same = [
-            len({(hit.path, hit.start) for hit in one} & {(hit.path, hit.start) for hit in other}) / len(other)
-            for one, other in zip(quick, exact, strict=False)
-        ]
-        firsts = np.mean([one[0].path == other[0].path for one, other in zip(quick, exact, strict=False)])
-        print(f"search of {windows:2d} moments, ten hits: {say_times(times)}; exactly: {say_times(exact_times)}")
+    for windows, name in ((w, name) for w in queries for name in list(filters)[: 1 + 4 * (w == 16)]):
+        same, firsts = [], []
+        begin = time.perf_counter()
+        for query, one in list(zip(queries[windows], found[windows, name], strict=True))[: arguments.exact]:
+            other = search_moments(store, query, find="audio", exact=True, filters=filters[name])
+            same.append(len({(h.path, h.start) for h in one} & {(h.path, h.start) for h in other}) / len(other))
+            firsts.append(one[0].path == other[0].path)
         print(
-            f"  of {len(some)} compared with exact: {np.mean(same):.3f} of ten hits the same, first file {firsts:.2f}"
+            f"{windows} moments, {name}: {np.mean(same):.3f} of the exact search's hits, first file "
+            f"{np.mean(firsts):.2f}; {len(same)} compared, {(time.perf_counter() - begin) / len(same):.1f} s each",
+            flush=True,
         )
 
 
 def synthetic(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        place = arguments.index or Path(folder) / "index"
         begin = time.perf_counter()
-        store = make_index(folder, arguments)
-        print(f"{store.count()} moments of {arguments.hidden} written in {time.perf_counter() - begin:.0f} s")
-        begin = time.perf_counter()
-        store.build_index(index_config(store.count()), store.count(), ["audio"])
-        print(f"approximate index built in {time.perf_counter() - begin:.0f} s")
-        size = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
+        store = MomentStore.open(place) if place.exists() else make_index(place, arguments)
+        print(f"{store.count()} moments, written or opened in {time.perf_counter() - begin:.0f} s", flush=True)
+        if not store.indexed_columns():
+            begin, work = time.perf_counter(), time.process_time()
+            store.build_index(index_config(store.count()), store.count(), ["audio"])
+            print(
+                f"approximate index built in {time.perf_counter() - begin:.0f} s, {time.process_time() - work:.0f} s "
+                f"of the processor; peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10:.0f} MiB"
+            )
+        size = sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
         print(
-            f"{size / 2**30:.2f} GiB on disk; load of the machine {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
+            f"{size / 2**30:.2f} GiB on disk; load of the machine {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores",
+            flush=True,
         )
         measure_recall(store, arguments)
         measure_searches(store, arguments)

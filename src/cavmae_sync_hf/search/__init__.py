@@ -12,10 +12,11 @@ from typing import Any
 from .cutting import CutClip, cut_hits
 from .indexing import IndexSummary, index_status, index_videos
 from .querying import Query, embed_query
-from .searching import Hit, SearchFilters, SearchResult, search, search_clips, search_moments
+from .searching import Hit, SearchResult, search, search_clips, search_moments
 from .settings import IndexSettings
 from .store import MomentStore
 from .tables import ClipEntry
+from .view import SearchFilters
 from .writing import write_hits
 
 __all__ = [

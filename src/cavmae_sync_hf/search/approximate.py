@@ -13,17 +13,18 @@ from .store import MomentStore
 
 # Comparing as many moments takes about a second on two cores.
 DEFAULT_THRESHOLD = 100_000
+# Where filters leave no more, all of it is compared, which takes no longer than the approximate index.
+COMPARED_ALL = 20_000
 # Small pieces of the tables that a search may have to visit.
 _PIECES = 32
 # Rows that the index does not cover are compared one by one: exact, but slow.
 _UNCOVERED_SHARE = 0.05
 # The parts are made for the vectors that there are; so many times more need parts of their own.
 _GROWTH_UNTIL_REBUILT = 4
-_ROWS_PER_PARTITION = 2_000
+# Half of the time to build it goes into comparing every vector with every part; larger ones search as well.
+_ROWS_PER_PARTITION = 5_000
 _SEARCHED_SHARE = 0.05
 _LEAST_SEARCHED = 20
-# Times as many moments as are asked for are compared exactly.
-REFINE = 20
 
 
 def index_config(rows: int) -> Any:
@@ -38,9 +39,8 @@ def number_of_partitions(rows: int) -> int:
     return max(1, round(rows / _ROWS_PER_PARTITION))
 
 
-def partitions_to_search(rows: int) -> int:
-    """Of these, how many a search looks into."""
-    total = number_of_partitions(rows)
+def partitions_to_search(total: int) -> int:
+    """How many of so many parts of an index a search looks into."""
     return min(total, max(_LEAST_SEARCHED, math.ceil(_SEARCHED_SHARE * total)))
 
 

@@ -13,11 +13,12 @@ and repeats the other on top of it: no lock is needed, on any store.
 import contextlib
 import os
 import random
+import re
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -38,12 +39,16 @@ from .tables import (
 )
 
 MOMENTS, CLIPS = "moments", "clips"
+_Found = TypeVar("_Found")
 _METADATA_KEY = b"cavmae_sync_index"
 # LanceDB itself repeats a commit that another one overtook; this is for those that it gives up.
 _COMMIT_ATTEMPTS = 12
 _COMMIT_WAIT_SECONDS = 0.05
 # So many values go into one SQL list; longer ones are asked for in portions.
 _IN_LIST = 1000
+# In the names of approximate indexes.
+_PARTITIONS = re.compile(r"_p(\d+)_")
+_EARLIER_ROWS_PER_PARTITION = 2_000
 _CONFLICT_WORDS = ("conflict", "concurrent", "retry", "contention")
 
 
@@ -70,7 +75,7 @@ class MomentStore:
     def __init__(self, uri: str, *, connection: Any, moments: Any, clips: Any, settings: IndexSettings) -> None:
         self.uri, self.settings = uri, settings
         self._connection, self._moments, self._clips = connection, moments, clips
-        self._entries: tuple[int, dict[str, ClipEntry]] | None = None
+        self._remembered: dict[str, tuple[tuple[int, int], Any]] = {}
 
     @classmethod
     def open(cls, uri: StrPath, storage_options: dict[str, str] | None = None) -> "MomentStore":
@@ -149,6 +154,16 @@ class MomentStore:
             else:
                 self._clips.checkout_latest()
 
+    def remember(self, what: str, find: Callable[[], _Found]) -> _Found:
+        """What `find` found last time, until somebody has written."""
+        with _reading(self.uri):
+            version = self._moments.version, -1 if self._clips is None else self._clips.version
+        known = self._remembered.get(what)
+        if known is None or known[0] != version:
+            known = self._remembered[what] = version, find()
+        found: _Found = known[1]
+        return found
+
     @property
     def has_thumbnails(self) -> bool:
         """Whether any row has an image."""
@@ -159,16 +174,15 @@ class MomentStore:
 
     def entries(self) -> dict[str, ClipEntry]:
         """All clips by key, without their vectors; as of the last `refresh`."""
+        return self.remember("entries", self._read_entries)
+
+    def _read_entries(self) -> dict[str, ClipEntry]:
         if self._clips is None:
             return {}
         with _reading(self.uri):
-            version = self._clips.version
-            if self._entries is None or self._entries[0] != version:
-                columns = [name for name in self._clips.schema.names if name not in ("audio", "video", "turn")]
-                found = self._clips.search().select(columns).limit(None).to_arrow()
-                entries = [as_entry(row) for row in found.to_pylist() if row["key"]]
-                self._entries = (version, {entry.key: entry for entry in entries})
-            return self._entries[1]
+            columns = [name for name in self._clips.schema.names if name not in ("audio", "video", "turn")]
+            found = self._clips.search().select(columns).limit(None).to_arrow()
+        return {entry.key: entry for entry in (as_entry(row) for row in found.to_pylist() if row["key"])}
 
     def with_vectors(self, keys: Sequence[str]) -> dict[str, ClipEntry]:
         """Some clips by key, with their vectors."""
@@ -244,19 +258,22 @@ class MomentStore:
 
     def loose_rows(self) -> list[str]:
         """Names of rows in `moments` that belong to no clip: to be left out of every search."""
+        return self.remember("loose rows", self._find_loose_rows)
+
+    def _find_loose_rows(self) -> list[str]:
         used = {entry.rows: entry.moments for entry in self.entries().values() if entry.rows}
         with _reading(self.uri):
             if self._moments.count_rows() == sum(used.values()):
                 return []
         return sorted(set(self.count_by_rows()) - set(used))
 
-    def only_rows(self, kept: Collection[str], left_out: Collection[str]) -> list[str]:
-        """Conditions for rows of some names; `kept` and `left_out` are all names that clips have."""
-        others = [*left_out, *self.loose_rows()]
-        if not others:
+    @staticmethod
+    def only_rows(kept: Collection[str], left_out: Collection[str]) -> list[str]:
+        """Conditions for rows of some names; `kept` and `left_out` are all names that rows have."""
+        if not left_out:
             return []
-        if len(others) <= len(kept):
-            return [f"rows NOT IN ({_sql_list(others)})"]
+        if len(left_out) <= len(kept):
+            return [f"rows NOT IN ({_sql_list(left_out)})"]
         return [f"rows IN ({_sql_list(kept)})"] if kept else ["false"]
 
     def incomplete(self) -> list[str]:
@@ -305,8 +322,16 @@ class MomentStore:
 
     def count(self) -> int:
         """Number of rows in `moments`, those included that belong to no clip."""
+        return self.remember("count", self._count_rows)
+
+    def _count_rows(self) -> int:
         with _reading(self.uri):
             return int(self._moments.count_rows())
+
+    def share_of(self, where: str) -> float:
+        """Share of all rows that fulfil a condition, 0 to 1."""
+        with _reading(self.uri):
+            return int(self._moments.count_rows(where)) / max(1, self.count())
 
     def scan(self, columns: Sequence[str], where: str | None = None) -> Iterator[Any]:
         """Record batches of all rows that fulfil a condition, in no certain order."""
@@ -322,8 +347,8 @@ class MomentStore:
         where: str | None = None,
         *,
         partitions: int,
-        refine: int,
-    ) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray]:
+        refine: int | None = None,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Rows whose vectors lie nearest to each of some vectors, by the approximate index.
 
         Args:
@@ -332,52 +357,65 @@ class MomentStore:
             count: Rows for each.
             where: Condition that rows must fulfil.
             partitions: Parts of the index that are looked into.
-            refine: `count * refine` rows are compared exactly.
+            refine: `count * refine` rows are compared exactly; default: none, by what the index holds of them alone.
 
         Returns:
-            For each row found, its name (an Arrow array), its window, which vector it was found for, and the cosine.
+            For each row found, its row id, which vector it was found for, and the cosine, which without `refine` is
+            an estimate.
         """
         with _reading(self.uri):
             queries = vectors.astype(np.float32)
             query = self._moments.search(
                 queries[0] if len(queries) == 1 else list(queries), vector_column_name=column, query_type="vector"
             )
-            query = query.distance_type("cosine").limit(count).nprobes(partitions).refine_factor(refine)
+            query = query.distance_type("cosine").limit(count).nprobes(partitions)
+            query = query if refine is None else query.refine_factor(refine)
             query = query if where is None else query.where(where, prefilter=True)
-            found = query.select(["rows", "window", "_distance"]).to_arrow()
+            found = query.select(["_distance"]).with_row_id(True).to_arrow()
         which = found["query_index"].to_numpy() if "query_index" in found.column_names else np.zeros(len(found))
         cosines = 1.0 - found["_distance"].to_numpy()
-        return found["rows"], found["window"].to_numpy().astype(np.int64), which.astype(np.int64), cosines
+        return found["_rowid"].to_numpy().astype(np.int64), which.astype(np.int64), cosines
 
-    def locate(self, rows: Collection[str], where: str | None = None) -> tuple[np.ndarray, Any, np.ndarray]:
-        """Of all rows with some names that fulfil a condition: row ids, names (an Arrow array) and windows."""
+    def locate(self, rows: Collection[str]) -> tuple[np.ndarray, Any, np.ndarray]:
+        """Of all rows with some names: row ids, names (an Arrow array) and windows."""
         import pyarrow as pa
 
         tables = []
         for part in _portions(sorted(rows)):
-            condition = f"rows IN ({_sql_list(part)})" + (f" AND {where}" if where else "")
             with _reading(self.uri):
-                query = self._moments.search().where(condition).select(["rows", "window"])
+                query = self._moments.search().where(f"rows IN ({_sql_list(part)})").select(["rows", "window"])
                 tables.append(query.with_row_id(True).limit(None).to_arrow())
         table = pa.concat_tables(tables)
-        return table["_rowid"].to_numpy(), table["rows"], table["window"].to_numpy()
+        return table["_rowid"].to_numpy().astype(np.int64), table["rows"], table["window"].to_numpy()
 
     def take(self, ids: np.ndarray, columns: Sequence[str]) -> Any:
-        """Some rows as a table, in no certain order."""
+        """Some rows as a table of the columns and `_rowid`, in no certain order; ids that no row has are left out."""
         with _reading(self.uri):
-            return self._moments.take_row_ids(ids.tolist()).select(list(columns)).to_arrow()
+            return self._moments.take_row_ids(ids.tolist()).select(list(columns)).with_row_id().to_arrow()
 
     # --- upkeep --------------------------------------------------------------------------------------------------
 
     def indexed_columns(self) -> dict[str, int]:
         """Vector columns with an approximate index, and how many rows it covers."""
-        found = [item for item in self._list_indices() if item.columns[0] in ("audio", "video")]
+        found = [
+            item for item in self.remember("indices", self._list_indices) if item.columns[0] in ("audio", "video")
+        ]
         return {item.columns[0]: int(item.num_indexed_rows) for item in found}
 
     def trained_on(self) -> dict[str, int]:
         """Vector columns with an approximate index, and how many rows there were when it was built."""
-        found = {item.columns[0]: item.name.rpartition("_")[2] for item in self._list_indices()}
+        indices = self.remember("indices", self._list_indices)
+        found = {item.columns[0]: item.name.rpartition("_")[2] for item in indices}
         return {column: int(rows) for column, rows in found.items() if column in ("audio", "video") and rows.isdigit()}
+
+    def partitions(self, column: str) -> int:
+        """Parts of the approximate index of a vector column."""
+        for item in self.remember("indices", self._list_indices):
+            number = _PARTITIONS.search(item.name)
+            if item.columns[0] == column and number is not None:
+                return int(number[1])
+        # Indexes of earlier versions do not tell, but all were made alike.
+        return max(1, round(self.trained_on().get(column, 0) / _EARLIER_ROWS_PER_PARTITION))
 
     def has_vectors(self, column: str) -> bool:
         """Whether any row has a vector there."""
@@ -402,12 +440,13 @@ class MomentStore:
 
         Args:
             config: LanceDB's description of the index.
-            rows: For how many rows it was made, which its name tells.
+            rows: For how many rows it was made, which its name tells, as it does its parts.
             columns: Which ones.
         """
         from lancedb.index import BTree
 
-        for column, plan, name in [("rows", BTree(), "rows_idx")] + [(c, config, f"{c}_{rows}") for c in columns]:
+        parts = f"_p{config.num_partitions}_{rows}"
+        for column, plan, name in [("rows", BTree(), "rows_idx")] + [(c, config, f"{c}{parts}") for c in columns]:
             old = [item.name for item in self._list_indices() if item.columns == [column] and item.name != name]
             self._commit(self._moments, partial(self._moments.create_index, column, config=plan, name=name))
             for other in old:

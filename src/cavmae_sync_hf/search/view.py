@@ -1,0 +1,205 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""What of an index is searched: its clips, told by numbers, and what filters leave of them and of their moments."""
+
+import fnmatch
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..inference.loudness import SILENCE_DB
+from ..model.errors_cavmae_sync import QueryError
+from .comparing import Comparison
+from .querying import Query
+from .store import MomentStore
+from .tables import ClipEntry, content_of, file_key
+
+_SECONDS_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class SearchFilters:
+    """Which moments may be found.
+
+    Attributes:
+        exclude_same_file: Leave out the file that the query is from, and its copies.
+        within: Start and end in seconds: moments outside this span of their files are left out; `None` in either
+            place for no limit.
+        files: Pattern, such as `*/interviews/*.mp4`, of the paths that are searched; default: all.
+        min_loudness: Quieter moments are left out, dB of full scale. Default: those that are silent, where stored
+            audio is compared; `-inf` leaves none out.
+        min_overlap: Share of the query's windows that must meet a moment: less at the border of a clip is no hit.
+        min_gap: Hits of one file lie at least so far apart, seconds. Default: the longer of the hits and the audio
+            window of a moment, so that no audio is in two hits.
+        per_file: Hits of one file, at most; default: any number.
+    """
+
+    exclude_same_file: bool = False
+    within: tuple[float | None, float | None] = (None, None)
+    files: str | None = None
+    min_loudness: float | None = None
+    min_overlap: float = 0.75
+    min_gap: float | None = None
+    per_file: int | None = None
+
+    def __post_init__(self) -> None:
+        first, last = self.within
+        for value in self.within:
+            if value is not None and not value >= 0:
+                raise QueryError(f"within is {self.within!r}; it holds seconds of at least 0.")
+        if first is not None and last is not None and last <= first:
+            raise QueryError(f"within is {self.within!r}; its end must come after its start.")
+        if not 0 < self.min_overlap <= 1:
+            raise QueryError(f"min_overlap is {self.min_overlap!r}; it must be above 0 and at most 1.")
+        if self.min_gap is not None and not self.min_gap >= 0:
+            raise QueryError(f"min_gap is {self.min_gap!r}; it must be a number of seconds of at least 0.")
+        if self.min_loudness is not None and math.isnan(self.min_loudness):
+            raise QueryError("min_loudness is NaN; it must be a number of dB.")
+        if self.per_file is not None and (isinstance(self.per_file, bool) or not self.per_file >= 1):
+            raise QueryError(f"per_file is {self.per_file!r}; it must be at least 1.")
+
+
+@dataclass(frozen=True)
+class _Clips:
+    """The clips of an index that have moments, as of one version of it.
+
+    Attributes:
+        entries: The clips, by their keys; a clip is told by its place among them.
+        numbers: That place, by the name of its rows.
+        files: Number of each clip's file, `(clips,)`: hits of one file keep apart.
+        starts: Where each starts in its file, seconds, `(clips,)`.
+        ends: Where each ends, `(clips,)`.
+        moments: How many each has, `(clips,)`.
+        loose: Names of rows that belong to no clip.
+        partitions: Parts of the approximate index, by the column.
+        shares: Share of the rows that fulfil a condition, as far as asked for.
+    """
+
+    entries: list[ClipEntry]
+    numbers: dict[str, int]
+    files: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
+    moments: np.ndarray
+    loose: list[str]
+    partitions: dict[str, int]
+    shares: dict[str, float]
+
+    @classmethod
+    def of(cls, store: MomentStore) -> "_Clips":
+        """Those of an index."""
+        entries = sorted((entry for entry in store.entries().values() if entry.rows), key=lambda entry: entry.key)
+        paths = {path: number for number, path in enumerate(dict.fromkeys(entry.path for entry in entries))}
+        return cls(
+            entries=entries,
+            numbers={entry.rows: number for number, entry in enumerate(entries)},
+            files=np.array([paths[entry.path] for entry in entries], np.int64),
+            starts=np.array([entry.start for entry in entries], np.float64),
+            ends=np.array([entry.end for entry in entries], np.float64),
+            moments=np.array([entry.moments for entry in entries], np.int64),
+            loose=store.loose_rows(),
+            partitions={column: store.partitions(column) for column in store.indexed_columns()},
+            shares={},
+        )
+
+
+@dataclass(frozen=True)
+class View:
+    """What of an index is searched.
+
+    Attributes:
+        store: The index.
+        clips: All of its clips.
+        searched: Which of them are searched, `(clips,)` bool.
+        limits: Column, least and greatest value that moments may have, where they are limited.
+        of_clips: Condition for LanceDB that leaves out the query's own file and rows of no clip, where there are any.
+        where: Condition for rows that are searched, within the limits.
+        filters: As asked for.
+    """
+
+    store: MomentStore
+    clips: _Clips
+    searched: np.ndarray
+    limits: tuple[tuple[str, float, float], ...]
+    of_clips: str | None
+    where: str | None
+    filters: SearchFilters
+
+    @classmethod
+    def of(cls, store: MomentStore, query: Query, comparison: Comparison, filters: SearchFilters) -> "View":
+        """What the filters leave."""
+        clips = store.remember("clips", lambda: _Clips.of(store))
+        searched = np.ones(len(clips.entries), bool)
+        if filters.exclude_same_file:
+            own = _of_same_file(query, clips.entries)
+            searched &= np.array([entry.key not in own for entry in clips.entries], bool)
+        if filters.files is not None:
+            fits = re.compile(fnmatch.translate(filters.files)).match
+            searched &= np.array([fits(entry.path) is not None for entry in clips.entries], bool)
+        loudness = filters.min_loudness
+        if loudness is None:
+            loudness = SILENCE_DB if comparison.needs_sound else -math.inf
+        first, last = filters.within
+        limits = []
+        if loudness > -math.inf:
+            limits.append(("loudness", float(loudness), math.inf))
+        if first is not None:
+            limits.append(("start", first - _SECONDS_TOLERANCE, math.inf))
+        if last is not None:
+            limits.append(("end", -math.inf, last + _SECONDS_TOLERANCE))
+        conditions = [f"`{name}` >= {least!r}" for name, least, _ in limits if least > -math.inf]
+        conditions += [f"`{name}` <= {greatest!r}" for name, _, greatest in limits if greatest < math.inf]
+        kept, left_out = ([clips.entries[at].rows for at in np.flatnonzero(mask)] for mask in (searched, ~searched))
+        of_clips = store.only_rows(kept, [*left_out, *clips.loose])
+        # Hits of other files than those that are asked for are few enough to be dropped afterwards.
+        drops = filters.files is not None and not filters.exclude_same_file and not clips.loose
+        return cls(
+            store=store, clips=clips, searched=searched, limits=tuple(limits),
+            of_clips=None if drops else " AND ".join(of_clips) or None,
+            where=" AND ".join(conditions + of_clips) or None, filters=filters,
+        )  # fmt: skip
+
+    def numbers_of(self, names: Any) -> np.ndarray:
+        """Number of the clip that each of some rows belongs to, -1 for those that are not searched."""
+        coded = (names.combine_chunks() if hasattr(names, "combine_chunks") else names).dictionary_encode()
+        numbers = np.array([self.clips.numbers.get(name, -1) for name in coded.dictionary.to_pylist()], np.int64)
+        if not len(numbers):
+            return np.zeros(0, np.int64)
+        numbers[numbers >= 0] = np.where(self.searched[numbers], numbers, -1)[numbers >= 0]
+        return numbers[coded.indices.to_numpy()]
+
+    def allowed_share(self) -> float:
+        """About how much of what `of_clips` leaves is searched and within the limits, 0 to 1."""
+        moments = self.clips.moments
+        share = 1.0 if self.of_clips is not None else float(moments[self.searched].sum() / max(1, moments.sum()))
+        for name, least, _ in self.limits:
+            if name == "loudness":
+                condition, shares = f"loudness >= {least!r}", self.clips.shares
+                if condition not in shares:
+                    shares[condition] = self.store.share_of(condition)
+                share *= shares[condition]
+        first, last = self.filters.within
+        if first is not None or last is not None:
+            begins, ends = self.clips.starts[self.searched], self.clips.ends[self.searched]
+            inside = np.minimum(ends, np.inf if last is None else last) - np.maximum(begins, first or 0.0)
+            share *= float(np.maximum(inside, 0).sum() / max(1e-9, (ends - begins).sum()))
+        return min(1.0, share)
+
+    def allows(self, rows: Any) -> np.ndarray:
+        """Which rows of a table keep the limits, `(rows,)` bool."""
+        allowed = np.ones(len(rows), bool)
+        for name, least, greatest in self.limits:
+            values = rows[name].to_numpy()
+            allowed &= (values >= least) & (values <= greatest)
+        return allowed
+
+
+def _of_same_file(query: Query, everything: list[ClipEntry]) -> frozenset[str]:
+    """Keys of the clips of the query's file and of files with the same content."""
+    content = query.content
+    if query.path is not None:
+        content = content_of(query.path)
+    own = {entry.key for entry in everything if query.path is not None and entry.key.startswith(file_key(query.path))}
+    return frozenset(own | {entry.key for entry in everything if content and entry.content == content})
