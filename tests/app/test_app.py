@@ -17,6 +17,7 @@ from cavmae_sync_hf.app.engine import Engine
 from cavmae_sync_hf.app.handlers import SEARCHES, RequestHandler
 from cavmae_sync_hf.app.views import bytes_view
 from cavmae_sync_hf.app.workspace import Limits, Workspace
+from cavmae_sync_hf.model.errors_cavmae_sync import DiskError
 from cavmae_sync_hf.model.media_cavmae_sync import decode_media
 from helpers.clips import write_clip
 from helpers.little_app import PLAYLIST, decode_here, make_video, send, watch_processes, write_tone
@@ -155,6 +156,17 @@ def test_steps__of_a_clip_that_is_not_looked_at_any_more_stop(handler):
         handler.pick("visitor", 2)
 
     assert handler.measure("visitor", second, change_clip) == {}
+
+
+@pytest.mark.parametrize("error", [DiskError("x.png: cannot be written"), AppError("too long"), OSError("gone")])
+def test_steps__whose_files_went_with_their_clip_say_nothing_of_the_next(handler, monkeypatch, caplog, error):
+    def draw(*_, **__):
+        handler.pick("visitor", 1)  # removes what was made for the clip before
+        raise error
+
+    monkeypatch.setattr("cavmae_sync_hf.inference.plots.draw_timeline", draw)
+    assert handler.measure("visitor", handler.pick("visitor", 0)["turn"]) == {}
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("number", [-1, 4, None, "0", True, 0.0])

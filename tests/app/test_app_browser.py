@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import time
+import traceback
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -124,6 +125,14 @@ def visit(browser, app):
     visit = Visit(browser, app, viewport={"width": 1440, "height": 900})
     yield visit
     visit.context.close()
+
+
+@pytest.fixture(autouse=True)
+def nothing_breaks(caplog):
+    """A request that fails on the server is told on the page, where the next test would find it."""
+    yield
+    broken = [record for record in caplog.get_records("call") if record.message == "A request failed."]
+    assert not broken, "".join(traceback.format_exception(*broken[0].exc_info))
 
 
 def test_first_screen__says_what_it_does_and_offers_clips(visit):

@@ -144,6 +144,7 @@ class RequestHandler:
         name = display_name(self.name_of(upload))
         # Outside the visitor's folder, so that the clip they look at stays until there is another.
         incoming = self.workspace.uploads / f"{secrets.token_hex(8)}.copy"
+        session, turn = None, -1
         try:
             session = self.workspace.session(visitor)
             turn = session.turn
@@ -164,7 +165,7 @@ class RequestHandler:
                     name=name, audio=choice, frames=old.path if old else None, progress=show,
                 )  # fmt: skip
                 _check_turn(session, turn)
-            session.begin()
+            turn = session.begin()
             has_video = facts["kind"] != "audio"
             path, stem = session.path("clip.mp4" if has_video else "clip.wav"), file_stem(name, set())
             title = name
@@ -181,12 +182,8 @@ class RequestHandler:
                 session, clip, " ".join([note, *facts["remarks"]]),
                 warning=_EXAMPLE_WARNING if self.engine.is_example else "",
             )  # fmt: skip
-        except AppError as error:
-            return _message(spelled(error))
-        except Superseded:
-            return {}
-        except Exception:
-            return self.broken()
+        except Exception as error:
+            return self.failed(error, session, turn)
         finally:
             incoming.unlink(missing_ok=True)
             self.workspace.remove_upload(upload)
@@ -425,7 +422,7 @@ class RequestHandler:
         """Moments of the index that are like audio or an image that was sent; it is removed at once."""
         if not upload:
             return {}
-        name, turn = display_name(self.name_of(upload)), -1
+        name, session, turn = display_name(self.name_of(upload)), None, -1
         try:
             session = self.workspace.session(visitor)
             turn = session.turn
@@ -439,14 +436,9 @@ class RequestHandler:
                         return {"turn": turn} | found
             finally:
                 target.unlink(missing_ok=True)
-        except Superseded:
-            return {}
-        except (CavMaeSyncError, ImportError) as error:
-            if isinstance(error, DiskError):
-                return self.broken() | {"turn": turn}
-            return _message(spelled(error)) | {"turn": turn}
-        except Exception:
-            return self.broken() | {"turn": turn}
+        except Exception as error:
+            told = self.failed(error, session, turn)
+            return told | {"turn": turn} if told else told
         finally:
             self.workspace.remove_upload(upload)
 
@@ -572,15 +564,9 @@ class RequestHandler:
                 tell = self.teller(session, session.turn, progress)
                 tell()
                 return {"turn": session.turn} | work(session, clip, tell)
-        except Superseded:
-            return {}
-        except (CavMaeSyncError, ImportError) as error:
-            told = self.broken() if isinstance(error, DiskError) else _message(spelled(error))
-        except Exception:
-            if turn != session.turn:  # the visitor has gone, and the folder with them
-                return {}
-            told = self.broken()
-        return told | {"turn": session.turn, "step": once}
+        except Exception as error:
+            told = self.failed(error, session, turn)
+            return told | {"turn": turn, "step": once} if told else told
 
     def teller(self, session: Session, turn: int, progress: Progress | None) -> Progress:
         """Reports progress, and stops the work when the visitor has gone on or it takes too long."""
@@ -600,6 +586,17 @@ class RequestHandler:
         """What the visitor calls an upload."""
         sent = self.workspace.upload(upload)
         return sent.name if sent is not None else os.path.basename(upload)
+
+    def failed(self, error: Exception, session: Session | None, turn: int) -> View:
+        """What to say of work that an error ended; call it where the error is handled.
+
+        Nothing where the visitor has gone on since `turn`: the files of that turn were removed while it was at work.
+        """
+        if isinstance(error, Superseded) or (session is not None and session.turn != turn):
+            return {}
+        if isinstance(error, CavMaeSyncError | ImportError) and not isinstance(error, DiskError):
+            return _message(spelled(error))
+        return self.broken()
 
     def broken(self) -> View:
         """What to say when it is not the visitor's doing; the details are for the operator."""
