@@ -23,7 +23,8 @@ published decoder, which need no foreign code to be known.
 
 Utilisation is the model's FLOPs (`pretraining_flops`, checked against torch's counter in the tests) over the time and
 the rate of a large matrix product in the same precision, measured in every round. Memory is the most that was held
-during a step: on CUDA of tensors, on Linux CPUs of the whole process.
+during a step: on CUDA of tensors, on Linux CPUs of the whole process. On a CPU that others use, too, the time that
+processors worked for a step says more than the time that it took.
 
 `--profile` times the step's parts, each by itself, forward and backward; what is left of the whole step are the sums
 of gradients where parts meet, the drawing of masks and what the processor needs to start kernels.
@@ -205,9 +206,10 @@ def measure_variants(
 
     Returns:
         The peak in TFLOP/s, and for each variant `name`, `seconds` per step, `samples_per_second`, `tflops`,
-        `utilisation`, `memory_gib`; or `name` and `error`.
+        `utilisation`, `memory_gib`, `processor_seconds` per step; or `name` and `error`.
     """
     times: dict[Variant, list[float]] = {variant: [] for variant in variants}
+    processor: dict[Variant, list[float]] = {variant: [] for variant in variants}
     memory: dict[Variant, float] = dict.fromkeys(variants, 0.0)
     errors: dict[Variant, str] = {}
     peaks = []
@@ -223,7 +225,9 @@ def measure_variants(
                 if not turn:
                     step()
                 with most_memory(work.device) as most:
+                    began = time.process_time()
                     seconds = time_calls(step, steps if turn else 1, work.device)
+                    used = time.process_time() - began
             except torch.OutOfMemoryError:
                 errors[variant] = "out of memory"
                 work.model.zero_grad()
@@ -231,6 +235,7 @@ def measure_variants(
                 continue
             memory[variant] = max(memory[variant], (most[0] - work.other_state_bytes(variant)) / 2**30)
             times[variant] += [seconds] if turn else []
+            processor[variant] += [used / steps] if turn else []
     peak = statistics.median(peaks)
     found: list[dict[str, Any]] = []
     for variant in variants:
@@ -243,7 +248,7 @@ def measure_variants(
         found.append(
             {"name": str(variant), "gflop_per_sample": flops / 1e9, "seconds": seconds,
              "samples_per_second": work.batch_size / seconds, "tflops": tflops, "utilisation": tflops / peak,
-             "memory_gib": memory[variant]}
+             "memory_gib": memory[variant], "processor_seconds": statistics.median(processor[variant])}
         )  # fmt: skip
     return peak, found
 
@@ -472,7 +477,7 @@ def show(result: dict[str, Any]) -> None:
         print(
             f"  {row['name']:34} {1000 * row['seconds']:9.1f} ms  {row['samples_per_second']:9.2f} samples/s"
             f"  {row['tflops']:8.4g} TFLOP/s  {row['utilisation']:6.1%} of the peak  {row['memory_gib']:6.2f} GiB"
-            f"  {share:4.2f} of the published work"
+            f"  {share:4.2f} of the published work  {row['processor_seconds']:7.3f} s of processors"
         )
     for row in result.get("parts", ()):
         rate = f"{row['tflops'] / result['peak_tflops']:8.1%} of the peak" if "tflops" in row else ""
