@@ -96,6 +96,7 @@ def text_batch(clips: slice, texts: slice, keys: bool) -> dict[str, torch.Tensor
     inputs["caption_moments"] = torch.tensor([row[3] for row in rows])
     if keys:
         inputs["caption_keys"] = torch.tensor([row[2] for row in rows])
+        inputs["hard_clip_ids"] = torch.where(inputs["caption_keys"] == 1, inputs["caption_clip_ids"], -1)
         known = _CLIP_KEYS[clips]
         inputs["clip_keys"] = known[:, : int((known >= 0).sum(dim=1).max())]
     return inputs

@@ -281,6 +281,23 @@ def test_statements_of_clips__are_positives_and_made_negatives_are_none():
     torch.testing.assert_close(output.text_audio_video_loss, text_loss(output.logits_per_text, positives))
 
 
+def test_hard_pairs__count_more():
+    model, inputs, words = build(hard_pair_weight=5), tiny_inputs(2, 3), texts(3)
+    output = model(
+        **words,
+        **inputs,
+        caption_clip_ids=torch.tensor([0, 1, -1]),
+        caption_keys=torch.tensor([7, 8, 9]),
+        hard_clip_ids=torch.tensor([-1, 1, 1]),  # the third is the second with two words exchanged
+        return_loss=True,
+    )
+
+    signs = torch.tensor([[1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+    counted = torch.tensor([[1.0, 1.0], [1.0, 5.0], [1.0, 5.0]])
+    expected = -(torch.nn.functional.logsigmoid(signs * output.logits_per_text) * counted).sum() / 3
+    torch.testing.assert_close(output.text_audio_video_loss, expected)
+
+
 def test_spans__train_the_moments():
     model, inputs, words = build(score_sequences=False), tiny_inputs(2, 4), texts(2)
     spans = torch.tensor([[1, 0, 0, -1], [-1, -1, -1, -1]])

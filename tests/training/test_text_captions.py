@@ -29,6 +29,7 @@ from cavmae_sync_hf.training.captions import (
     load_tokenizer,
     open_captioned,
     read_captions,
+    syncworld_captions,
     tell_cut_texts,
 )
 from cavmae_sync_hf.training.text_data import KnownTexts, TextSet
@@ -220,3 +221,22 @@ def test_encoder_without_a_tokenizer__is_refused(desk, tmp_path, run):
 
     assert code == 1 and "has no tokenizer; save it there: AutoTokenizer.from_pretrained(NAME)" in err
     assert not (tmp_path / "out").exists()
+
+
+def test_captions_of_syncworld__come_with_their_opposites_as_hard_pairs():
+    events = [("bell", 1.0, 2.0, 10), ("bark", 4.0, 5.0, 80)]
+    record = {
+        "width": 100,
+        "objects": [{"label_name": name} for name, *_ in events],
+        "events": [
+            {"label_name": name, "start": start, "end": end, "boxes": [[x, 0, x + 10, 10]]}
+            for name, start, end, x in events
+        ],
+    }
+
+    (said,) = syncworld_captions([record], per_clip=40, seed=0).captions
+
+    by_hardness = {hard: {one.key.partition(":")[0] for one in said if one.hard == hard} for hard in (False, True)}
+    assert by_hardness == {False: {"sounds", "heard", "count"}, True: {"order", "side"}}
+    assert sum(one.true for one in said) == 40 and all(one.hard for one in said if not one.true)
+    assert sum(one.hard and one.true for one in said) == sum(not one.true for one in said)

@@ -27,6 +27,7 @@ TEXT_CONFIG_VALUES: dict[str, Allowed] = {
     "logit_bias_init_value": number(-1e3, 1e3),
     "moment_loss_weight": number(0, 1e6),
     "audio_video_loss_weight": number(0, 1e6),
+    "hard_pair_weight": number(0, 1e6),
 }
 
 
@@ -74,6 +75,9 @@ class CavMaeSyncTextDualEncoderConfig(ConfigSavedWithCode, PreTrainedConfig):
             Weight of the loss of moments, where captions have spans.
         audio_video_loss_weight (`float`, *optional*, defaults to 0.0):
             Weight of the contrastive loss of audio and video, for joint training.
+        hard_pair_weight (`float`, *optional*, defaults to 8.0):
+            How often a hard pair counts in the sigmoid loss: a text and a clip of which it is true, while it is false
+            in nearly the same words ("a before b", "b before a"), or the reverse. Other clips tell little of it.
 
     Raises:
         StrictDataclassClassValidationError: A value cannot work; the message says which one and what would.
@@ -129,6 +133,7 @@ class CavMaeSyncTextDualEncoderConfig(ConfigSavedWithCode, PreTrainedConfig):
     logit_bias_init_value: float | int = -5.0
     moment_loss_weight: float | int = 1.0
     audio_video_loss_weight: float | int = 0.0
+    hard_pair_weight: float | int = 8.0
 
     @classmethod
     def from_av_text_configs(

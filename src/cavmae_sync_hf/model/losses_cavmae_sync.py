@@ -78,7 +78,13 @@ def contrastive_loss(
     return ContrastiveLoss(loss, accuracy.detach())
 
 
-def text_loss(logits: Tensor, positives: Tensor, kind: str = "sigmoid", valid: Tensor | None = None) -> Tensor:
+def text_loss(
+    logits: Tensor,
+    positives: Tensor,
+    kind: str = "sigmoid",
+    valid: Tensor | None = None,
+    weights: Tensor | None = None,
+) -> Tensor:
     """Loss of texts and clips of which any may belong to any, a scalar in float32.
 
     `"sigmoid"` judges every pair by itself: `-mean_t sum_b log sigmoid(z * logit)` with `z` 1 for pairs that belong
@@ -90,13 +96,15 @@ def text_loss(logits: Tensor, positives: Tensor, kind: str = "sigmoid", valid: T
         positives: True where they belong together, same shape.
         kind: `"sigmoid"` or `"softmax"`.
         valid: False for clips that lack what is compared, `(clips,)`.
+        weights: How often each pair counts in the sigmoid loss, `(texts, clips)`; default: once.
     """
     logits = logits.float()
     if valid is None:
         valid = torch.ones(logits.shape[1], dtype=torch.bool, device=logits.device)
     if kind == "sigmoid":
         signs = positives.to(logits.dtype) * 2 - 1
-        return -(nn.functional.logsigmoid(signs * logits) * valid).sum() / max(1, len(logits))
+        counted = valid if weights is None else valid * weights
+        return -(nn.functional.logsigmoid(signs * logits) * counted).sum() / max(1, len(logits))
     losses = []
     for scores, wanted in (
         (logits.masked_fill(~valid, -torch.inf), positives & valid),

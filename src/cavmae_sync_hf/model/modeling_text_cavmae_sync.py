@@ -533,6 +533,7 @@ class CavMaeSyncTextDualEncoderModel(CavMaeSyncTextPreTrainedModel):
         caption_keys: Tensor | None = None,
         clip_keys: Tensor | None = None,
         caption_moments: Tensor | None = None,
+        hard_clip_ids: Tensor | None = None,
         teacher_embeds: Tensor | None = None,
         return_loss: bool | None = None,
         **kwargs: Any,
@@ -558,6 +559,10 @@ class CavMaeSyncTextDualEncoderModel(CavMaeSyncTextPreTrainedModel):
                 Numbers of texts that are true of a clip beyond those in the batch, filled up with -1.
             caption_moments (`torch.Tensor` of shape `(T, F)`, *optional*):
                 Where in its clip a text is true: 1 at those moments, 0 at the others, -1 where it is not known.
+            hard_clip_ids (`torch.Tensor` of shape `(T,)`, *optional*):
+                The clip with which each text makes a hard pair, by its place in the batch, -1 for none: the text is
+                true of the clip and false in nearly the same words, or the reverse. Such pairs count
+                `config.hard_pair_weight` times.
             teacher_embeds (`torch.Tensor` of shape `(B, F, P)`, *optional*):
                 Where the model that the text encoder comes from, such as a CLIP, puts the frames: L2-normalised,
                 zeros where there is none. The loss is then that of the projections and needs no texts.
@@ -609,6 +614,7 @@ class CavMaeSyncTextDualEncoderModel(CavMaeSyncTextPreTrainedModel):
             clip_embeds=clips.embeds.get(clips.targets[-1]) if clips.targets else None,
             text_model_output=features,
         )
+        logits: dict[str, Tensor] = {}
         if texts is not None and clips.moments:
             logits = self.compare(texts, clips)
             result.logits_per_text = logits[clips.targets[-1]]
@@ -631,7 +637,12 @@ class CavMaeSyncTextDualEncoderModel(CavMaeSyncTextPreTrainedModel):
                         "`caption_clip_ids`."
                     )
                 caption_clip_ids = torch.arange(count, device=texts.embeds.device)
-            self._add_losses(result, texts, clips, moments, caption_clip_ids, caption_keys, clip_keys, caption_moments)
+            if hard_clip_ids is None:
+                hard_clip_ids = torch.full_like(caption_clip_ids, -1)
+            self._add_losses(
+                result, texts, clips, logits, moments, caption_clip_ids, caption_keys, clip_keys, caption_moments,
+                hard_clip_ids,
+            )  # fmt: skip
         return result
 
     def encode_clips(self, moments: dict[str, Tensor], present: dict[str, Tensor]) -> "_Clips":
@@ -706,14 +717,19 @@ class CavMaeSyncTextDualEncoderModel(CavMaeSyncTextPreTrainedModel):
         result: CavMaeSyncTextOutput,
         texts: TextEncoding,
         clips: "_Clips",
+        logits: dict[str, Tensor],
         moments: dict[str, Tensor],
         caption_clip_ids: Tensor,
         caption_keys: Tensor,
         clip_keys: Tensor | None,
         caption_moments: Tensor | None,
+        hard_clip_ids: Tensor,
     ) -> None:
         """Put the losses into the output."""
-        own = caption_clip_ids.unsqueeze(1) == torch.arange(clips.count, device=caption_clip_ids.device)
+        own, hard = (
+            ids.unsqueeze(1) == torch.arange(clips.count, device=ids.device)
+            for ids in (caption_clip_ids, hard_clip_ids)
+        )
         losses: list[Tensor] = []
         if caption_moments is not None:
             rows = own.any(dim=1)
@@ -737,13 +753,14 @@ class CavMaeSyncTextDualEncoderModel(CavMaeSyncTextPreTrainedModel):
         if clip_keys is None:
             clip_keys = caption_keys.new_full((clips.count, 1), -1)
         if self.trains_together:
-            texts, clips, caption_keys, clip_keys, own = _join(texts, clips, caption_keys, clip_keys, own)
+            texts, clips, caption_keys, clip_keys, own, hard = _join(texts, clips, caption_keys, clip_keys, own, hard)
+            logits = self.compare(texts, clips)
         same = caption_keys.unsqueeze(1) == caption_keys
         positives = (same.float() @ own.float()) > 0
         positives |= (caption_keys.view(-1, 1, 1) == clip_keys).any(dim=-1)
-        logits = self.compare(texts, clips)
+        weights = torch.where(hard, float(self.config.hard_pair_weight), 1.0)
         for target in clips.targets:
-            loss = text_loss(logits[target], positives, self.config.text_loss, clips.complete(target))
+            loss = text_loss(logits[target], positives, self.config.text_loss, clips.complete(target), weights)
             result[f"text_{target}_loss"] = loss
             losses.append(loss)
         result.loss = torch.stack(losses).sum()
@@ -813,8 +830,8 @@ def _same_texts(values: Tensor, attention_mask: Tensor | None, together: bool) -
 
 
 def _join(
-    texts: TextEncoding, clips: _Clips, caption_keys: Tensor, clip_keys: Tensor, own: Tensor
-) -> tuple[TextEncoding, _Clips, Tensor, Tensor, Tensor]:
+    texts: TextEncoding, clips: _Clips, caption_keys: Tensor, clip_keys: Tensor, own: Tensor, hard: Tensor
+) -> tuple[TextEncoding, _Clips, Tensor, Tensor, Tensor, Tensor]:
     """The texts and clips of all processes; every process then computes the whole loss.
 
     The gradient of a gathered row is the sum of what all processes' losses ask of it, and these are equal; the mean
@@ -846,15 +863,19 @@ def _join(
         name: None if values is None else gather_with_gradient(values, text_sizes)
         for name, values in vars(texts).items()
     }
-    # Texts of no clip have a row of False.
-    place = torch.where(own.any(dim=1), own.long().argmax(dim=1) + first, -1)
-    places = gather_with_gradient(place, text_sizes)
+
+    def gather_pairs(pairs: Tensor) -> Tensor:  # texts of no clip have a row of False
+        place = torch.where(pairs.any(dim=1), pairs.long().argmax(dim=1) + first, -1)
+        places = gather_with_gradient(place, text_sizes)
+        return places.unsqueeze(1) == torch.arange(sum(clip_sizes), device=device)
+
     return (
         TextEncoding(**everyone),
         joined,
         gather_with_gradient(caption_keys, text_sizes),
         gather_clips(clip_keys, statements, -1),
-        places.unsqueeze(1) == torch.arange(sum(clip_sizes), device=device),
+        gather_pairs(own),
+        gather_pairs(hard),
     )
 
 

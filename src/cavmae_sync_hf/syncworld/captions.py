@@ -2,7 +2,7 @@
 """Sentences that are true of a SyncWorld clip, in several wordings, from its truth.
 
 A `Statement` says what is true; `write` puts it into words. Two texts of one statement say the same, so the clips of
-one are those of the other. Half of the names and patterns are kept from training (`wording="unseen"`): whether a model
+one are those of the other. Other names and patterns are kept from training (`wording="unseen"`): whether a model
 understands them shows what its text encoder brought along.
 """
 
@@ -22,42 +22,110 @@ _NUMBERS = {1: "once", 2: "twice", 3: "three times", 4: "four times", 5: "five t
 
 # Names of every class: those of training, and others.
 NAMES: dict[str, dict[Wording, tuple[str, ...]]] = {
-    "bell": {"seen": ("a bell", "a chime", "a ringing bell"), "unseen": ("a church bell", "a tolling bell")},
-    "string": {"seen": ("a string", "a guitar", "a plucked string"), "unseen": ("a harp", "a guitar string")},
-    "whistle": {"seen": ("a whistle", "whistling", "a tin whistle"), "unseen": ("a referee's whistle", "a whistling")},
-    "hum": {"seen": ("a hum", "humming", "a low hum"), "unseen": ("a deep humming", "a humming engine")},
-    "hiss": {"seen": ("a hiss", "hissing", "a hissing noise"), "unseen": ("hissing steam", "the hiss of a snake")},
-    "bark": {"seen": ("a bark", "a dog", "a barking dog"), "unseen": ("a hound", "a dog that barks")},
-    "clicks": {"seen": ("clicks", "clicking", "a clicking sound"), "unseen": ("a mouse click", "repeated clicks")},
-    "siren": {"seen": ("a siren", "an alarm", "a wailing siren"), "unseen": ("an ambulance siren", "a police siren")},
-    "chirp": {"seen": ("a chirp", "a bird", "chirping"), "unseen": ("a chirping bird", "birdsong")},
-    "buzz": {"seen": ("a buzz", "a bee", "buzzing"), "unseen": ("a buzzing insect", "a buzzing bee")},
-    "drum": {"seen": ("a drum", "drumming", "a drum beat"), "unseen": ("a bass drum", "a beaten drum")},
-    "bubble": {"seen": ("a bubble", "bubbling", "bubbles"), "unseen": ("bubbling water", "boiling bubbles")},
+    "bell": {
+        "seen": ("a bell", "a chime", "a ringing bell", "chimes", "the ring of a bell"),
+        "unseen": ("a church bell", "a tolling bell"),
+    },
+    "string": {
+        "seen": ("a string", "a guitar", "a plucked string", "a string instrument", "guitar music"),
+        "unseen": ("a harp", "a guitar string"),
+    },
+    "whistle": {
+        "seen": ("a whistle", "whistling", "a tin whistle", "the whistle of a train", "someone who whistles"),
+        "unseen": ("a referee's whistle", "a whistling"),
+    },
+    "hum": {
+        "seen": ("a hum", "humming", "a low hum", "a droning motor", "the hum of a machine"),
+        "unseen": ("a deep humming", "a humming engine"),
+    },
+    "hiss": {
+        "seen": ("a hiss", "hissing", "a hissing noise", "escaping gas", "the hiss of a pipe"),
+        "unseen": ("hissing steam", "the hiss of a snake"),
+    },
+    "bark": {
+        "seen": ("a bark", "a dog", "a barking dog", "a dog's bark", "the barking of a dog"),
+        "unseen": ("a hound", "a dog that barks"),
+    },
+    "clicks": {
+        "seen": ("clicks", "clicking", "a clicking sound", "the click of a button", "a series of clicks"),
+        "unseen": ("a mouse click", "repeated clicks"),
+    },
+    "siren": {
+        "seen": ("a siren", "an alarm", "a wailing siren", "an emergency siren", "a fire alarm"),
+        "unseen": ("an ambulance siren", "a police siren"),
+    },
+    "chirp": {
+        "seen": ("a chirp", "a bird", "chirping", "a bird that chirps", "tweeting"),
+        "unseen": ("a chirping bird", "birdsong"),
+    },
+    "buzz": {
+        "seen": ("a buzz", "a bee", "buzzing", "a mosquito", "the buzz of a wasp"),
+        "unseen": ("a buzzing insect", "a buzzing bee"),
+    },
+    "drum": {
+        "seen": ("a drum", "drumming", "a drum beat", "drums", "the beat of a drum"),
+        "unseen": ("a bass drum", "a beaten drum"),
+    },
+    "bubble": {
+        "seen": ("a bubble", "bubbling", "bubbles", "gurgling", "the bubbling of a liquid"),
+        "unseen": ("bubbling water", "boiling bubbles"),
+    },
 }
 PATTERNS: dict[str, dict[Wording, tuple[str, ...]]] = {
     "sounds": {
-        "seen": ("{all}", "the sound of {all}", "{all} can be heard", "there is {all}, and nothing else"),
+        "seen": (
+            "{all}",
+            "the sound of {all}",
+            "{all} can be heard",
+            "there is {all}, and nothing else",
+            "only {all} can be heard",
+            "what sounds is {all}",
+            "audio with {all} alone",
+        ),
         "unseen": ("a recording of {all}", "we hear {all}", "{all} and no other sound"),
     },
     "heard": {
-        "seen": ("{a}", "the sound of {a}", "{a} is heard", "one hears {a}"),
+        "seen": (
+            "{a}",
+            "the sound of {a}",
+            "{a} is heard",
+            "one hears {a}",
+            "there is {a}",
+            "the noise of {a}",
+            "{a} can be heard",
+        ),
         "unseen": ("a recording of {a}", "we hear {a}", "listen to {a}"),
     },
     "silent": {
-        "seen": ("{all} while {b} is silent", "{b} is seen in silence, and {all} is heard"),
+        "seen": (
+            "{all} while {b} is silent",
+            "{b} is seen in silence, and {all} is heard",
+            "{b} is there but silent, and {all} can be heard",
+            "{all} is heard, {b} is not",
+        ),
         "unseen": ("one hears {all} but {b} makes no sound", "{all} sounds, {b} stays quiet"),
     },
     "order": {
-        "seen": ("first {a}, then {b}", "{a} before {b}", "{a}, then {b}", "{b} after {a}"),
+        "seen": (
+            "first {a}, then {b}",
+            "{a} before {b}",
+            "{a}, then {b}",
+            "{b} after {a}",
+            "{a} comes first and {b} second",
+        ),
         "unseen": ("{a} followed by {b}", "it begins with {a}, and later comes {b}"),
     },
     "count": {
-        "seen": ("{a} sounds {n}", "{n} {a} is heard"),
+        "seen": ("{a} sounds {n}", "{n} {a} is heard", "{a} is heard {n}", "{n}: {a}"),
         "unseen": ("one hears {a} {n}", "{a}, {n}"),
     },
     "side": {
-        "seen": ("{a} on the {side}", "{a} is heard, on the {side} of the image"),
+        "seen": (
+            "{a} on the {side}",
+            "{a} is heard, on the {side} of the image",
+            "{side}, {a}",
+            "{a} in the {side} part",
+        ),
         "unseen": ("{a} at the {side} side", "to the {side} there is {a}"),
     },
 }

@@ -32,12 +32,14 @@ class Caption:
         key: Equal for captions that say the same.
         true: Whether it is true of the clip; made negatives are not.
         spans: Where in the clip, seconds; empty where it is about the whole or nobody knows.
+        hard: Whether it is true of the clip and false in nearly the same words, or the reverse.
     """
 
     text: str
     key: str
     true: bool = True
     spans: tuple[tuple[float, float], ...] = ()
+    hard: bool = False
 
 
 @dataclass
@@ -75,10 +77,11 @@ def syncworld_captions(
             kind = kinds[rng.integers(len(kinds))]
             choices = [statement for statement in known if statement.kind == kind]
             statement = choices[rng.integers(len(choices))]
-            said.append(Caption(write(statement, rng, wording), statement.key, spans=statement.spans))
             opposite: Statement | None = statement.opposite
-            if opposite is not None and opposite.key not in true:
-                said.append(Caption(write(opposite, rng, wording), opposite.key, true=False))
+            hard = opposite is not None and opposite.key not in true
+            said.append(Caption(write(statement, rng, wording), statement.key, spans=statement.spans, hard=hard))
+            if opposite is not None and hard:
+                said.append(Caption(write(opposite, rng, wording), opposite.key, true=False, hard=True))
         captions.append(said)
         keys.append(sorted(true))
     return CaptionSet(captions, keys)

@@ -250,6 +250,7 @@ class CaptionCollator:
         return batch | self.texts.inputs([caption.text for _, caption in chosen]) | {
             "caption_clip_ids": torch.tensor([place if caption.true else -1 for place, caption in chosen]),
             "caption_keys": torch.tensor([self.numbers[caption.key] for _, caption in chosen]),
+            "hard_clip_ids": torch.tensor([place if caption.hard else -1 for place, caption in chosen]),
             "clip_keys": keys,
             "caption_moments": torch.from_numpy(np.stack(marks)),
         }  # fmt: skip

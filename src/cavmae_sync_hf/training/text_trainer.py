@@ -22,6 +22,7 @@ from .text_data import CaptionCollator, CaptionedClips, KnownTexts, Moments, Tex
 _INPUTS = (
     *INPUT_NAMES, "audio_embeds", "video_embeds", "teacher_embeds", "text_hidden_states", "input_ids",
     "attention_mask", "token_type_ids", "caption_clip_ids", "caption_keys", "clip_keys", "caption_moments",
+    "hard_clip_ids",
 )  # fmt: skip
 # Scalars such as the scale of similarities have far to go.
 _SCALARS = 10.0
