@@ -115,7 +115,7 @@ def test_folder__goes_on_after_a_kill_in_the_middle_of_a_video(tiny, videos, tmp
             add(store, number, some())
 
         FeatureFolder.add = add_until_killed  # in this copy of the process alone
-        extract_to_folder(*tiny, videos, out, **settings)
+        raise AssertionError(f"not killed: {extract_to_folder(*tiny, videos, out, **settings)}")
 
     status = run_forked(killed)
     assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
