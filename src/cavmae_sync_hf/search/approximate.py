@@ -13,8 +13,9 @@ from .store import MomentStore
 
 # Comparing as many moments takes about a second on two cores.
 DEFAULT_THRESHOLD = 100_000
-# Where filters leave no more, all of it is compared, which takes no longer than the approximate index.
-COMPARED_ALL = 20_000
+# Where a pattern of files leaves no more for each window of a query, all of it is compared, which takes no longer than
+# the approximate index.
+COMPARED_ALL, COMPARED_ALL_MOST = 2_000, 20_000
 # Small pieces of the tables that a search may have to visit.
 _PIECES = 32
 # Rows that the index does not cover are compared one by one: exact, but slow.

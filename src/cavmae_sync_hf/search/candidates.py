@@ -17,16 +17,16 @@ from .comparing import Comparison, similarity
 from .querying import Query
 from .view import View
 
-# Windows of a long query that look for candidates; all of them are compared.
-_MAX_PROBES = 16
+# Windows that look for candidates: all of so many, half of more up to so many; all of the query's are compared.
+_PROBES = (8, 16)
 # Moments that each of them finds first; more, where hits of one file crowd out the others.
 _PER_PROBE = 800
 _MOST_PER_PROBE = 3200
 # As many times more where words are compared in a space of their own, of which the index knows no distances.
 _PROJECTED = 4
 # Places in clips that are compared along the diagonal: as many as lie in so many bytes of vectors, within limits.
-_CANDIDATE_BYTES = 16 << 20
-_CANDIDATES = (64, 512)
+_CANDIDATE_BYTES = 32 << 20
+_CANDIDATES = (64, 800)
 # Where filters leave less, the approximate index is told of them.
 _LEAST_SHARE = 0.3
 # Moments beside a candidate that are tried as well.
@@ -115,7 +115,8 @@ def _compare_nearest(
     import pyarrow as pa
 
     places = np.flatnonzero(query.present)
-    probes = places[np.unique(np.linspace(0, len(places) - 1, min(len(places), _MAX_PROBES)).round().astype(int))]
+    looking = min(len(places), int(np.clip(len(places) // 2, *_PROBES)))
+    probes = places[np.unique(np.linspace(0, len(places) - 1, looking).round().astype(int))]
     count = per_probe * (_PROJECTED if query.projections else 1)
     ids, meets, votes = [], [], []
     for asked, stored in comparison.all_pairs:

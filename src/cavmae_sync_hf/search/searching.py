@@ -22,7 +22,7 @@ from ..inference.loudness import SILENCE_DB
 from ..model.errors_cavmae_sync import Hint, QueryError, SearchError
 from ..model.modeling_cavmae_sync import CavMaeSyncModel
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
-from .approximate import COMPARED_ALL
+from .approximate import COMPARED_ALL, COMPARED_ALL_MOST
 from .candidates import Found, compare_all, compare_candidates, rows_under
 from .comparing import Comparison, clip_similarity
 from .querying import (
@@ -263,8 +263,9 @@ def search_moments(
                              hint=Hint("exact", None))  # fmt: skip
         exact = True
     if exact is None:
-        few = filters.files is not None and view.clips.moments[view.searched].sum() <= COMPARED_ALL
-        exact = not approximate or bool(few)
+        few = min(COMPARED_ALL * len(query), COMPARED_ALL_MOST)
+        left = int(view.clips.moments[view.searched].sum())
+        exact = not approximate or (filters.files is not None and left <= few)
     elif not exact and not approximate:
         raise SearchError(f"{store.uri}: has no approximate index; search exactly.")
     if not view.searched.any():
