@@ -33,6 +33,8 @@ def run_forked(work: Callable[[], object]) -> int:
     if child:
         return os.waitpid(child, 0)[1]
     try:
+        if "torch" in sys.modules:  # the threads of its pool do not live on in a copy
+            sys.modules["torch"].set_num_threads(1)
         work()
     except BaseException:
         traceback.print_exc()

@@ -115,7 +115,8 @@ def test_folder__goes_on_after_a_kill_in_the_middle_of_a_video(tiny, videos, tmp
             add(store, number, some())
 
         FeatureFolder.add = add_until_killed  # in this copy of the process alone
-        raise AssertionError(f"not killed: {extract_to_folder(*tiny, videos, out, **settings)}")
+        summary = extract_to_folder(*tiny, videos, out, **settings)
+        raise AssertionError(f"not killed: {summary}, failed: {summary.failed} {summary.errors}")
 
     status = run_forked(killed)
     assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
