@@ -35,6 +35,18 @@ def make_trainer(
     )
 
 
+class PoisonedDataset(CavMaeSyncDataset):
+    """The first frame or window of the clip `clip-5`, of the input named `poisoned`, holds a NaN."""
+
+    poisoned = "input_values"
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        sample = super().__getitem__(index)
+        if sample["clip_id"] == "clip-5":
+            sample[self.poisoned][0][..., 3, 3] = torch.nan
+        return sample
+
+
 def streaming(shards: Path, processor: Any) -> CavMaeSyncStreamingDataset:
     """A training set that is streamed."""
     return CavMaeSyncStreamingDataset(shards, processor, frames=2, batch_size=4, uneven="drop", shuffle_buffer=5)

@@ -16,6 +16,7 @@ from cavmae_sync_hf.training import CavMaeSyncTrainer, EvaluationSet, Pretrainin
 from cavmae_sync_hf.training.settings import TextArguments
 from cavmae_sync_hf.training.text import run_text
 from cavmae_sync_hf.training.text_arguments import TextRunArguments
+from helpers.pretraining_runs import PoisonedDataset
 from helpers.tiny import tiny_config
 from helpers.tiny_shards import tiny_processor
 
@@ -79,13 +80,6 @@ def train_poisoned(rank: int, shards: Path, out: Path) -> dict[str, Any]:
     """A run in which one clip's audio is not finite, looked at after three steps; its error and its weights."""
     os.environ.update(LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE="2", OMP_NUM_THREADS="1")
 
-    class Poisoned(CavMaeSyncDataset):
-        def __getitem__(self, index: int) -> dict[str, Any]:
-            sample = super().__getitem__(index)
-            if sample["clip_id"] == "clip-5":
-                sample["input_values"][0, 3, 3] = torch.nan
-            return sample
-
     torch.manual_seed(3)
     processor = tiny_processor()
     trainer = CavMaeSyncTrainer(
@@ -95,7 +89,7 @@ def train_poisoned(rank: int, shards: Path, out: Path) -> dict[str, Any]:
             save_strategy="no", logging_steps=3, disable_tqdm=True, dataloader_pin_memory=False, log_level="error",
         ),
         processor=processor,
-        train_dataset=Poisoned(shards, processor, frames=2),
+        train_dataset=PoisonedDataset(shards, processor, frames=2),
     )  # fmt: skip
     try:
         trainer.train()

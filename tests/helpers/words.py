@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import BertModel
 
 from cavmae_sync_hf import (
     CavMaeSyncModel,
     CavMaeSyncProcessor,
     CavMaeSyncTextDualEncoderConfig,
     CavMaeSyncTextDualEncoderModel,
+    save_for_hub,
 )
 from helpers.tiny import tiny_config, tiny_text_config, tiny_tokenizer
 
@@ -43,6 +45,15 @@ def teach(
     wanted = torch.stack([torch.as_tensor(vector).float() for vector in meanings.values()])
     head.projection.weight.copy_((torch.linalg.pinv(torch.stack(pooled)) @ wanted).T)
     head.projection.bias.zero_()
+
+
+def save_parts(folder: Path) -> None:
+    """A tiny model in `model`, and a text encoder with its tokenizer in `encoder`."""
+    torch.manual_seed(0)
+    config = tiny_config()
+    save_for_hub(CavMaeSyncModel(config), CavMaeSyncProcessor.from_config(config), folder / "model")
+    BertModel(tiny_text_config()).save_pretrained(folder / "encoder")
+    tiny_tokenizer().save_pretrained(folder / "encoder")
 
 
 def save(model: Any, processor: Any, folder: Path) -> Path:

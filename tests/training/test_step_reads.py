@@ -9,10 +9,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainerCallback
 
 from cavmae_sync_hf import NonFiniteLossError
-from cavmae_sync_hf.data.dataset import CavMaeSyncDataset
 from cavmae_sync_hf.model.modeling_cavmae_sync import CavMaeSyncForPreTraining
 from cavmae_sync_hf.training import CavMaeSyncTrainer
-from helpers.pretraining_runs import AtStep, make_trainer, weights
+from helpers.pretraining_runs import AtStep, PoisonedDataset, make_trainer, weights
 from helpers.tiny import tiny_config, tiny_inputs
 from helpers.training_ranks import train_poisoned
 from helpers.two_ranks import run_ranks
@@ -137,16 +136,6 @@ def test_noise__is_drawn_for_the_passes_there_are(shards, tmp_path):
         assert set(given) == {"pixel_values_videos", "input_values"} | expected
 
 
-class Poisoned(CavMaeSyncDataset):
-    """One clip's audio holds a NaN."""
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        sample = super().__getitem__(index)
-        if sample["clip_id"] == "clip-5":
-            sample["input_values"][0, 3, 3] = torch.nan
-        return sample
-
-
 class Remember(TrainerCallback):
     """The weights after each step."""
 
@@ -161,7 +150,7 @@ class Remember(TrainerCallback):
 def test_loss_that_is_not_finite__is_told_with_the_log_and_changes_nothing(optim, shards, tmp_path):
     remember = Remember()
     trainer = make_trainer(
-        shards, tmp_path, lambda s, p: Poisoned(s, p, frames=2), callbacks=[remember], optim=optim,
+        shards, tmp_path, lambda s, p: PoisonedDataset(s, p, frames=2), callbacks=[remember], optim=optim,
         logging_steps=8, max_steps=8, seed=2,
     )  # fmt: skip
     with pytest.raises(NonFiniteLossError, match="clip-5, whose inputs are not finite") as caught:

@@ -11,12 +11,9 @@ import torch
 from transformers import AutoModel, BertModel
 
 from cavmae_sync_hf import (
-    CavMaeSyncModel,
-    CavMaeSyncProcessor,
     CavMaeSyncTextDualEncoderModel,
     DataError,
     TrainingError,
-    save_for_hub,
 )
 from cavmae_sync_hf.data.dataset import CavMaeSyncDataset
 from cavmae_sync_hf.data.prepare import prepare
@@ -35,8 +32,9 @@ from cavmae_sync_hf.training.captions import (
 from cavmae_sync_hf.training.text_data import KnownTexts, TextSet
 from cavmae_sync_hf.training.text_metrics import evaluate_text
 from helpers.clips import noise, write_clip
-from helpers.tiny import tiny_config, tiny_text_config, tiny_tokenizer
+from helpers.tiny import tiny_text_config, tiny_tokenizer
 from helpers.tiny_shards import tiny_processor, write_shards
+from helpers.words import save_parts
 
 COMMAND = ("text",)
 # A list of two segments of a file and of two whole files, with their captions, and words with times.
@@ -54,11 +52,7 @@ WORDS = "file,start,end,text\na.mp4,0.5,1.5,drum\nb.mp4,1,2,drum\nb.mp4,1,2,bell
 def desk(tmp_path_factory) -> Path:
     """A model, a text encoder, three videos with a list and a table, and shards of them."""
     folder = tmp_path_factory.mktemp("text-captions")
-    torch.manual_seed(0)
-    config = tiny_config()
-    save_for_hub(CavMaeSyncModel(config), CavMaeSyncProcessor.from_config(config), folder / "model")
-    BertModel(tiny_text_config()).save_pretrained(folder / "encoder")
-    tiny_tokenizer().save_pretrained(folder / "encoder")
+    save_parts(folder)
     (folder / "videos").mkdir()
     for name in "abc":
         write_clip(folder / "videos" / f"{name}.mp4", seconds=2, audio=noise(2.0))

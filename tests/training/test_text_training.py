@@ -19,7 +19,6 @@ from cavmae_sync_hf import (
     CavMaeSyncTextDualEncoderModel,
     TrainingError,
     make_world,
-    save_for_hub,
 )
 from cavmae_sync_hf.evaluation.results import read_results
 from cavmae_sync_hf.provenance import folder_digest
@@ -30,10 +29,11 @@ from cavmae_sync_hf.training.text_arguments import TextRunArguments
 from cavmae_sync_hf.training.text_data import KnownTexts, TextSet
 from cavmae_sync_hf.training.text_trainer import train_text
 from helpers.clips import write_clip
-from helpers.tiny import tiny_config, tiny_text_config, tiny_tokenizer
+from helpers.tiny import tiny_tokenizer
 from helpers.tiny_shards import write_shards
 from helpers.training_ranks import train_text as train_text_by_ranks
 from helpers.two_ranks import run_ranks
+from helpers.words import save_parts
 
 COMMAND = ("text",)
 
@@ -42,11 +42,7 @@ COMMAND = ("text",)
 def desk(tmp_path_factory):
     """A model, a text encoder, and a small world."""
     folder = tmp_path_factory.mktemp("text-training")
-    torch.manual_seed(0)
-    config = tiny_config()
-    save_for_hub(CavMaeSyncModel(config), CavMaeSyncProcessor.from_config(config), folder / "model")
-    BertModel(tiny_text_config()).save_pretrained(folder / "encoder")
-    tiny_tokenizer().save_pretrained(folder / "encoder")
+    save_parts(folder)
     for split, preset in (("train", "mixed"), ("semantic", "semantic"), ("temporal", "temporal")):
         make_world(
             folder / "world", clips=4, seed=3, split=split, preset=preset, size=48, seconds=4.0, fps=5, workers=1

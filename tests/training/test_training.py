@@ -24,7 +24,7 @@ from cavmae_sync_hf.training import (
     last_checkpoint,
     pretraining_flops,
 )
-from helpers.pretraining_runs import AtStep, losses, make_trainer, streaming, weights
+from helpers.pretraining_runs import AtStep, PoisonedDataset, losses, make_trainer, streaming, weights
 from helpers.tiny import tiny_config, tiny_inputs
 from helpers.tiny_shards import tiny_processor, write_shards
 
@@ -119,18 +119,11 @@ def test_checkpoint__holds_model_processor_and_code(shards, tmp_path):
 
 @pytest.mark.parametrize("where", ["inputs", "weights"])
 def test_non_finite_loss__stops_before_the_update_and_names_the_clips(where, shards, tmp_path):
-    class Poisoned(CavMaeSyncDataset):
-        def __getitem__(self, index: int) -> dict[str, Any]:
-            sample = super().__getitem__(index)
-            if sample["clip_id"] == "clip-5":
-                sample["input_values"][0, 3, 3] = torch.nan
-            return sample
-
     def poison() -> None:
         with torch.no_grad():
             trainer.model.decoder.mask_token.fill_(torch.inf)
 
-    kind, callbacks = (Poisoned, None) if where == "inputs" else (CavMaeSyncDataset, [AtStep(2, poison)])
+    kind, callbacks = (PoisonedDataset, None) if where == "inputs" else (CavMaeSyncDataset, [AtStep(2, poison)])
     trainer = make_trainer(
         shards, tmp_path, lambda s, p: kind(s, p), callbacks=callbacks, save_strategy="steps", save_steps=1
     )

@@ -30,7 +30,7 @@ from cavmae_sync_hf.training import (
 )
 from cavmae_sync_hf.training.classification import BalancedEpochSampler
 from helpers.classification_runs import ARGUMENTS, Marked, make_trainer, save_pretrained
-from helpers.pretraining_runs import AtStep, weights
+from helpers.pretraining_runs import AtStep, PoisonedDataset, weights
 from helpers.tiny import tiny_config, tiny_inputs
 from helpers.tiny_shards import tiny_processor, write_shards
 
@@ -327,12 +327,8 @@ def test_push_to_hub__uploads_model_processor_code_and_card(many_labels, tmp_pat
 
 
 def test_non_finite_loss__names_the_clips(shards, tmp_path):
-    class Poisoned(CavMaeSyncDataset):
-        def __getitem__(self, index: int) -> dict[str, Any]:
-            sample = super().__getitem__(index)
-            if sample["clip_id"] == "clip-5":
-                sample["pixel_values_videos"][0, 0, 3, 3] = torch.nan
-            return sample
+    class Poisoned(PoisonedDataset):
+        poisoned = "pixel_values_videos"
 
     trainer = make_trainer(shards, tmp_path, model={"modality": "video"}, data=Poisoned)
     with pytest.raises(NonFiniteLossError, match="clip-5") as caught:

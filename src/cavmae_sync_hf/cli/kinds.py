@@ -10,6 +10,7 @@ import glob
 import importlib.metadata
 import inspect
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,9 +32,10 @@ from . import terminal
 _DISTRIBUTION = "cavmae-sync-hf"
 
 
-class Kind:
+class Kind(ABC):
     """What an argument stands for."""
 
+    @abstractmethod
     def check(self, value: Any, values: Mapping[str, Any]) -> None:
         """Refuse a value that cannot be used.
 
@@ -41,7 +43,6 @@ class Kind:
             value: Of the argument; not `None`.
             values: Of all arguments of the subcommand.
         """
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
