@@ -121,26 +121,22 @@ def relevance_maps(
     sums = _filtered(values, size, centre=1)
     # Summed, a map is right about the peak and too wide; with more weight in the middle it is neither.
     maps = _BESIDE_PEAK * _share(sums) * _share(_filtered(values, size, centre=max(size)))
-    peaks, falls, hidden = sums.flatten(1).argmax(dim=1), sums.flatten(1).amax(dim=1), None
+    values, places = sums.flatten(1).topk(min(max(1, candidates), sums[0].numel()), dim=1)  # (samples, candidates)
+    heights, best, hidden = values, torch.zeros_like(places[:, :1]), None
     if candidates:
-        places = sums.flatten(1).topk(min(candidates, sums[0].numel()), dim=1).indices
         without = torch.stack([
             embed_without(
                 model, modality, inputs, place.view(queries.shape[:2]), block=size, fill=fill
             ).flatten(0, 1)
             for place in places.T
         ], dim=1)  # (samples, candidates, hidden)  # fmt: skip
-        fall = torch.einsum(
-            "skh,sh->sk",
-            project(embeds, projection).unsqueeze(1) - project(without, projection),
-            queries.flatten(0, 1).to(without),
-        )
-        best = (fall + _SUM_WEIGHT * sums.flatten(1).gather(1, places)).argmax(dim=1)
-        falls = fall.gather(1, best[:, None])[:, 0]
-        peaks = places.gather(1, best[:, None])[:, 0]
-        hidden = without[torch.arange(len(best), device=best.device), best].unflatten(0, queries.shape[:2])
-    maps = maps.flatten(1).scatter(1, peaks[:, None], 1.0) * falls.clamp(min=_LEAST_HEAT)[:, None]
-    maps = maps.view(*queries.shape[:2], *values.shape[-2:])
+        lost = project(embeds, projection).unsqueeze(1) - project(without, projection)
+        heights = torch.einsum("skh,sh->sk", lost, queries.flatten(0, 1).to(lost))
+        best = (heights + _SUM_WEIGHT * values).argmax(dim=1, keepdim=True)
+        hidden = without.take_along_dim(best.unsqueeze(-1), dim=1)[:, 0].unflatten(0, queries.shape[:2])
+    height = heights.gather(1, best).clamp(min=_LEAST_HEAT)
+    maps = maps.flatten(1).scatter(1, places.gather(1, best), 1.0) * height
+    maps = maps.view(*queries.shape[:2], *sums.shape[-2:])
     return RelevanceMaps(maps if present is None else maps * present[..., None, None].to(maps), hidden)
 
 

@@ -151,7 +151,7 @@ def _compare_nearest(
     expected = _code(clips[:, None], beside)[(beside >= 0) & (beside < view.clips.moments[clips][:, None])]
     absent = np.setdiff1d(expected, _code(numbers, windows))
     if len(absent):
-        more = np.isin(clips, np.unique(_clip_of(absent)))
+        more = np.isin(clips, np.unique(absent >> 32))
         others = rows_under(view, clips[more], firsts[more] - slack, reach, columns)
         others = others.filter(~np.isin(others["_rowid"].to_numpy(), rows["_rowid"].to_numpy()))
         rows = pa.concat_tables([rows, others])
@@ -178,10 +178,6 @@ def _strongest(ids: np.ndarray, meets: np.ndarray, votes: np.ndarray, most: int)
 def _code(clips: np.ndarray, windows: np.ndarray) -> np.ndarray:
     """Clip and moment as one number; no clip has so many moments, and no query begins so far before one."""
     return clips.astype(np.int64) * (1 << 32) + windows.astype(np.int64) + (1 << 20)
-
-
-def _clip_of(codes: np.ndarray) -> np.ndarray:
-    return codes >> 32
 
 
 def _pick(view: View, found: Alignments, top: int) -> list[int]:
