@@ -278,8 +278,11 @@ def test_projection__approximate_index_finds_what_all_moments_have(projected, tm
     quick, exact = (search(large, None, *projected, text=DOG, top=10, exact=exact) for exact in (None, True))
 
     assert not quick.exact
-    assert found(quick) == pytest.approx(found(exact), abs=1e-6)
-    assert set(found(exact)) <= set(told_by_model(projected, clips, DOG))
+    # The index is turned at random when it is built, and random moments are the hardest to tell apart.
+    assert len(found(quick).keys() & found(exact).keys()) >= 9
+    told = told_by_model(projected, clips, DOG)
+    for hits in (quick, exact):
+        assert found(hits) == pytest.approx({key: told[key] for key in found(hits)}, abs=1e-5)
 
 
 def test_model__is_the_one_that_the_index_remembers(words, tmp_path):

@@ -133,7 +133,7 @@ def _compare_nearest(
     slack = _SLACK if len(query) > 1 else 0
     reach = len(query) + 2 * slack
     row_bytes = 2 * view.store.settings.hidden_size * len(comparison.stored)
-    most = int(np.clip(_CANDIDATE_BYTES // (reach * row_bytes), *_CANDIDATES)) * per_probe // _PER_PROBE
+    most = int(np.clip(_CANDIDATE_BYTES // (reach * row_bytes), *_CANDIDATES)) * count // _PER_PROBE
     near, met = _strongest(np.concatenate(ids), np.concatenate(meets), np.concatenate(votes), most)
     if not len(near):
         return Alignments.none(), None
