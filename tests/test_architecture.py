@@ -10,8 +10,8 @@ ROOT = Path(cavmae_sync_hf.__file__).parent
 # From bottom to top; rooms of one layer do not import each other. `model` travels with weights and imports nothing.
 LAYERS: tuple[set[str], ...] = (
     {"model"}, {"files"}, {"provenance", "names"}, {"metrics", "syncworld"}, {"data"}, {"model_card"},
-    {"hub", "selfcheck"}, {"convert"}, {"inference"}, {"evaluation", "search", "export"}, {"training"}, {"app"},
-    {"cli"},
+    {"hub", "selfcheck"}, {"convert"}, {"inference"}, {"export"}, {"loading"}, {"evaluation", "search"},
+    {"training"}, {"app"}, {"cli"},
 )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from cavmae_sync_hf.data.dataset import CavMaeSyncDataset
 from cavmae_sync_hf.data.shards import check_shards
 from cavmae_sync_hf.evaluation import evaluate_retrieval, read_results
 from cavmae_sync_hf.inference.extract import extract_to_folder
-from cavmae_sync_hf.inference.loading import load_model
+from cavmae_sync_hf.loading import load_model
 from cavmae_sync_hf.model.auto_map_cavmae_sync import AUTO_MAP
 from cavmae_sync_hf.search import index_videos, search
 from cavmae_sync_hf.syncworld import load_syncworld, read_truth

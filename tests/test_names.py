@@ -5,7 +5,8 @@ import pytest
 
 from cavmae_sync_hf import DataError, ModelError
 from cavmae_sync_hf.data.sources import read_source
-from cavmae_sync_hf.inference.loading import choose_device, load_model, saved_model
+from cavmae_sync_hf.inference.loading import choose_device, saved_model
+from cavmae_sync_hf.loading import load_model
 from cavmae_sync_hf.names import check_model_name, example_model, hub_name, model_names, nothing_at
 
 

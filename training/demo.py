@@ -25,9 +25,9 @@ from transformers import AutoModel, AutoProcessor
 from cavmae_sync_hf.data.clock import format_clock
 from cavmae_sync_hf.evaluation.localization import evaluate_localization
 from cavmae_sync_hf.files import check_free, whole_file
-from cavmae_sync_hf.inference.loading import load_model
 from cavmae_sync_hf.inference.localize import localize
 from cavmae_sync_hf.inference.plots import draw_strip
+from cavmae_sync_hf.loading import load_model
 from cavmae_sync_hf.training.pretrain import pretrain
 
 matplotlib.use("Agg")

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from .hub import push_to_hub, register_auto_classes, save_for_hub
     from .inference.classify import classify
     from .inference.extract import extract_features
-    from .inference.loading import load_model
     from .inference.localize import localize
     from .inference.sync import measure_sync
+    from .loading import load_model
     from .model.configuration_cavmae_sync import CavMaeSyncConfig
     from .model.configuration_text_cavmae_sync import CavMaeSyncTextDualEncoderConfig
     from .model.feature_extraction_cavmae_sync import CavMaeSyncFeatureExtractor
@@ -69,7 +69,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     ),
     "data.prepare": ("prepare",),
     "syncworld": ("make_world",),
-    "inference.loading": ("load_model",),
+    "loading": ("load_model",),
     "inference.sync": ("measure_sync",),
     "inference.localize": ("localize",),
     "inference.classify": ("classify",),

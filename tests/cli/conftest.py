@@ -28,5 +28,5 @@ def models(tmp_path_factory) -> dict[str, Path]:
 def telling(monkeypatch) -> str:
     """The commands load the model that knows the answer."""
     pair = ramp_pair()
-    monkeypatch.setattr("cavmae_sync_hf.inference.loading.load_model", lambda *_, **__: pair)
+    monkeypatch.setattr("cavmae_sync_hf.loading.load_model", lambda *_, **__: pair)
     return "example"

@@ -10,7 +10,7 @@ import pytest
 from cavmae_sync_hf import CavMaeSyncProcessor, MediaWarning, SearchError, index_videos, measure_sync, search
 from cavmae_sync_hf.data.dataset import CavMaeSyncDataset
 from cavmae_sync_hf.data.shards import read_index
-from cavmae_sync_hf.inference.loading import load_model
+from cavmae_sync_hf.loading import load_model
 from cavmae_sync_hf.model.errors_cavmae_sync import Hint
 from cavmae_sync_hf.model.media_source_cavmae_sync import MediaSource
 from cavmae_sync_hf.search import MomentStore

@@ -274,8 +274,8 @@ def test_index_info__tells_an_unexpected_error(run, models, videos, tmp_path, fa
 
 
 def test_python__of_one_file_raises_an_error_of_the_package(models, videos, fail_on):
-    from cavmae_sync_hf.inference.loading import load_model
     from cavmae_sync_hf.inference.sync import measure_sync
+    from cavmae_sync_hf.loading import load_model
 
     fail_on(IndexError("tuple index out of range"))
 
@@ -287,8 +287,8 @@ def test_python__of_one_file_raises_an_error_of_the_package(models, videos, fail
 @pytest.mark.parametrize("error", [MediaError(f"{BAD}: is odd."), IndexError("tuple index out of range")])
 def test_python__batches_go_on_where_they_are_told_what_to_do_with_errors(models, videos, fail_on, error):
     from cavmae_sync_hf.inference.classify import classify
-    from cavmae_sync_hf.inference.loading import load_model
     from cavmae_sync_hf.inference.sync import score_alignment
+    from cavmae_sync_hf.loading import load_model
 
     fail_on(error)
     files, told = sorted(videos.glob("*.mp4")), {}

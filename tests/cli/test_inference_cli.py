@@ -292,7 +292,7 @@ def test_out__takes_a_table_or_a_folder(run, saved, videos, tmp_path, command, m
     assert all(least <= float(row[column]) <= most for row in rows[:-1])
     assert json.loads((tmp_path / "found.json").read_text(encoding="utf-8")) == json.loads(printed)
     before = (tmp_path / "found.csv").read_bytes()
-    monkeypatch.setattr("cavmae_sync_hf.inference.loading.load_model", None)
+    monkeypatch.setattr("cavmae_sync_hf.loading.load_model", None)
     code, _, err = run(command, *named, *quick, "--out", tmp_path / "found.csv")
     assert code == 1 and "found.csv is there already" in err and (tmp_path / "found.csv").read_bytes() == before
 

@@ -49,7 +49,7 @@ def videos(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory, videos, model) -> Path:
-    from cavmae_sync_hf.inference.loading import load_model
+    from cavmae_sync_hf.loading import load_model
     from cavmae_sync_hf.search import index_videos
 
     place = tmp_path_factory.mktemp("index") / "index"
@@ -180,7 +180,7 @@ def test_search__cuts_and_writes_its_hits(run, index, videos, tmp_path):
 
 @pytest.mark.parametrize("reencode", [(), ("--reencode",)])
 def test_search__clips_have_the_audio_track_that_was_indexed(run, model, tmp_path, reencode):
-    from cavmae_sync_hf.inference.loading import load_model
+    from cavmae_sync_hf.loading import load_model
     from cavmae_sync_hf.search import index_videos
 
     source = write_audio_tracks(tmp_path / "two.mkv", [{"language": "en"}, {"language": "de"}], seconds=2.0)
@@ -214,7 +214,7 @@ def test_search__hits_whose_files_are_gone_are_named(run, videos, index, tmp_pat
 
 
 def test_search__outputs_are_checked_before_the_model_is_loaded(run, index, videos, tmp_path, monkeypatch):
-    monkeypatch.setattr("cavmae_sync_hf.inference.loading.load_model", None)
+    monkeypatch.setattr("cavmae_sync_hf.loading.load_model", None)
     (tmp_path / "hits.html").write_text("mine")
     for options, code, words in (
         (("--out", tmp_path / "hits.xml"), 1, "ends in .csv or .json or .html or .edl or .otio"),

@@ -22,7 +22,7 @@ from cavmae_sync_hf import (
 from cavmae_sync_hf.evaluation import evaluate_retrieval, write_results
 from cavmae_sync_hf.evaluation.card import card_text, read_details, results_details
 from cavmae_sync_hf.evaluation.results import read_results
-from cavmae_sync_hf.inference.loading import load_model
+from cavmae_sync_hf.loading import load_model
 from helpers.clips import noise, write_clip
 from helpers.tiny import tiny_config
 from helpers.tiny_shards import tiny_processor, write_shards

@@ -32,8 +32,8 @@ from cavmae_sync_hf.evaluation import (
 )
 from cavmae_sync_hf.evaluation.clips import fit_processor
 from cavmae_sync_hf.evaluation.protocols import RETRIEVAL_PROTOCOLS, SyncProtocol
-from cavmae_sync_hf.inference.loading import load_model
 from cavmae_sync_hf.inference.occlusion import occlusion_maps
+from cavmae_sync_hf.loading import load_model
 from cavmae_sync_hf.metrics import (
     boxes_in_view,
     classification_metrics,

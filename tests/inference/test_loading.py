@@ -12,7 +12,7 @@ from cavmae_sync_hf import (
     CavMaeSyncProcessor,
     ModelError,
 )
-from cavmae_sync_hf.inference.loading import load_model
+from cavmae_sync_hf.loading import load_model
 from cavmae_sync_hf.names import example_model
 from cavmae_sync_hf.syncworld import make_world
 from helpers.tiny import tiny_config

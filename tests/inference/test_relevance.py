@@ -7,11 +7,11 @@ from transformers import ViTConfig
 from cavmae_sync_hf import CavMaeSyncModel, CavMaeSyncProcessor, InferenceError
 from cavmae_sync_hf.evaluation.localization import evaluate_localization
 from cavmae_sync_hf.inference import relevance
-from cavmae_sync_hf.inference.loading import load_model
 from cavmae_sync_hf.inference.localize import localize
 from cavmae_sync_hf.inference.occlusion import embed_without, occlusion_maps
 from cavmae_sync_hf.inference.relevance import contributions, relevance_maps
 from cavmae_sync_hf.inference.texts import project
+from cavmae_sync_hf.loading import load_model
 from cavmae_sync_hf.syncworld import make_world, read_truth
 from helpers.tiny import tiny_config, tiny_inputs
 

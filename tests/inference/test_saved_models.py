@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cavmae_sync_hf import CavMaeSyncForAudioVisualClassification, CavMaeSyncProcessor, ModelError
-from cavmae_sync_hf.inference.loading import load_model
+from cavmae_sync_hf.loading import load_model
 from helpers.tiny import tiny_config
 
 WEIGHTS = "model.safetensors"

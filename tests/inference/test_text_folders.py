@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cavmae_sync_hf import CavMaeSyncModel, CavMaeSyncTextDualEncoderModel, ModelError
-from cavmae_sync_hf.inference.loading import load_model
+from cavmae_sync_hf.loading import load_model
 from cavmae_sync_hf.provenance import weights_fingerprint
 from helpers.tiny import tiny_inputs
 from helpers.words import save, text_model

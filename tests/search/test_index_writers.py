@@ -110,7 +110,7 @@ import json, os, signal, sys, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from cavmae_sync_hf.inference.loading import load_model
+from cavmae_sync_hf.loading import load_model
 from cavmae_sync_hf.search import MomentStore, embedding, index_videos
 
 model, folder, index, begin, die = sys.argv[1:]

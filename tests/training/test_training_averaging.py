@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForVideoClassification, AutoProcessor
 
 from cavmae_sync_hf import TrainingError
-from cavmae_sync_hf.inference.loading import load_model
+from cavmae_sync_hf.loading import load_model
 from cavmae_sync_hf.training import average_checkpoints, average_weights, checkpoints_of_epochs
 from helpers.classification_runs import make_trainer
 from helpers.pretraining_runs import weights

@@ -18,7 +18,7 @@ from transformers import AutoModelForVideoClassification, AutoProcessor
 from cavmae_sync_hf import NonFiniteLossError, TrainingError
 from cavmae_sync_hf.data.dataset import CavMaeSyncCollator, CavMaeSyncDataset
 from cavmae_sync_hf.data.streaming import CavMaeSyncStreamingDataset
-from cavmae_sync_hf.inference.loading import load_model
+from cavmae_sync_hf.loading import load_model
 from cavmae_sync_hf.model.modeling_cavmae_sync import CavMaeSyncForAudioVisualClassification
 from cavmae_sync_hf.training import (
     CavMaeSyncClassificationTrainer,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cavmae_sync_hf.inference.loading import load_model
+from cavmae_sync_hf.loading import load_model
 from helpers.classification_runs import SGD, make_trainer, train_rank, weights
 from helpers.tiny_shards import write_shards
 from helpers.two_ranks import run_ranks

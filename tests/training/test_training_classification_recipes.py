@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForVideoClassification
 
-from cavmae_sync_hf.inference.loading import load_model
+from cavmae_sync_hf.loading import load_model
 from cavmae_sync_hf.model.modeling_cavmae_sync import CavMaeSyncForPreTraining
 from cavmae_sync_hf.model.processing_cavmae_sync import CavMaeSyncProcessor
 from cavmae_sync_hf.training import (

@@ -13,7 +13,7 @@ pytest.importorskip("peft")
 from peft import PeftModel
 from transformers import AutoModel, AutoModelForVideoClassification
 
-from cavmae_sync_hf.inference.loading import load_model
+from cavmae_sync_hf.loading import load_model
 from cavmae_sync_hf.model.modeling_cavmae_sync import CavMaeSyncForAudioVisualClassification
 from cavmae_sync_hf.training import add_lora, merged_copy
 from helpers.classification_runs import make_trainer, save_pretrained

@@ -33,7 +33,7 @@ from cavmae_sync_hf.data.dataset import CavMaeSyncCollator, CavMaeSyncDataset
 from cavmae_sync_hf.export import ExportedModel, export_model
 from cavmae_sync_hf.export.tower_files import load_tower, write_onnx
 from cavmae_sync_hf.export.towers import TowerIO, example_input, make_towers, trace
-from cavmae_sync_hf.inference.loading import load_model
+from cavmae_sync_hf.loading import load_model
 from cavmae_sync_hf.metrics import retrieval_metrics
 
 RUNTIMES = ("PyTorch", "ONNX Runtime", "8-bit weights")

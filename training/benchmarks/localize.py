@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from cavmae_sync_hf.inference.loading import load_model
 from cavmae_sync_hf.inference.localize import METHODS, LocalizationResult, localize
 from cavmae_sync_hf.inference.occlusion import occlusion_maps
 from cavmae_sync_hf.inference.relevance import relevance_maps
+from cavmae_sync_hf.loading import load_model
 from cavmae_sync_hf.metrics.localization import (
     boxes_in_view,
     localization_metrics,

@@ -284,7 +284,7 @@ def synthetic(arguments: argparse.Namespace) -> None:
 
 
 def world(arguments: argparse.Namespace) -> None:
-    from cavmae_sync_hf.inference.loading import load_model
+    from cavmae_sync_hf.loading import load_model
 
     model, processor = load_model(arguments.model, modalities="both")
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from cavmae_sync_hf.inference.loading import load_model
 from cavmae_sync_hf.inference.localize import LocalizationResult, localize
+from cavmae_sync_hf.loading import load_model
 from cavmae_sync_hf.model.media_cavmae_sync import decode_media
 from cavmae_sync_hf.syncworld import read_truth
 

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from cavmae_sync_hf.inference.loading import load_model
 from cavmae_sync_hf.inference.sync import SYNC_SCORES, SyncResult, sync_from_embeddings
+from cavmae_sync_hf.loading import load_model
 from cavmae_sync_hf.metrics.synchrony import sync_detection
 from cavmae_sync_hf.model.media_cavmae_sync import decode_media
 from cavmae_sync_hf.syncworld import read_truth

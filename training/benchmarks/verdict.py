@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from sync import Embedder, shift
 
-from cavmae_sync_hf.inference.loading import load_model
 from cavmae_sync_hf.inference.sync import SyncResult, sync_from_embeddings
+from cavmae_sync_hf.loading import load_model
 from cavmae_sync_hf.model.media_cavmae_sync import decode_media
 from cavmae_sync_hf.syncworld import read_truth
 

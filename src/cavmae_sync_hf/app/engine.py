@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from ..inference.loading import has_text, load_model
+from ..inference.loading import has_text
 from ..inference.relevance import has_relevance
+from ..loading import load_model
 from ..model.errors_cavmae_sync import ModelError
 from ..names import EXAMPLE, HUB, hub_name
 from .demo_clips import DemoClips

@@ -195,7 +195,7 @@ def _evaluate(context: typer.Context, evaluate: Callable[..., dict[str, Any]], *
     device = terminal.choose_device(device)
     from ..data.failures import Failure
     from ..evaluation.results import write_results
-    from ..inference.loading import load_model
+    from ..loading import load_model
 
     loaded, processor = load_model(model, device=device, **wanted)
     options = settings(context, "model", "data", "device", "out", "overwrite", "as_json")

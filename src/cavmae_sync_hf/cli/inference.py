@@ -103,8 +103,8 @@ def sync(
         files = ResultFiles(out, names, _SYNC_FILES, overwrite)
         terminal.kept = f"Files of finished videos in {out} are kept; run the command again for the others."
     device = terminal.choose_device(device)
-    from ..inference.loading import load_model
     from ..inference.sync import measure_sync
+    from ..loading import load_model
     from ..provenance import model_fingerprint
 
     loaded, processor = load_model(model, device=device, modalities="both")
@@ -189,8 +189,8 @@ def classify(
     """
     device = terminal.choose_device(device)
     from ..inference.classify import iter_classify
-    from ..inference.loading import load_model
     from ..inference.texts import tokenize
+    from ..loading import load_model
     from ..model.pipeline_inputs_cavmae_sync import check_modality
     from ..model.pipelines_text_cavmae_sync import check_labels, check_template
 
@@ -304,7 +304,7 @@ def extract(
     import torch
 
     from ..inference.extract import extract_to_folder
-    from ..inference.loading import load_model
+    from ..loading import load_model
 
     loaded, processor = load_model(model, device=device, dtype=getattr(torch, dtype))
     terminal.kept = f"Finished videos in {out} are kept; run the same command again to go on."

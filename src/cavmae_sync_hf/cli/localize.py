@@ -94,9 +94,9 @@ def localize(
         files = ResultFiles(out, names, _FILES | ({"video": "places.mp4"} if draw_video else {}), overwrite)
         terminal.kept = f"Files that lie in {out} are whole; run the command again to have all of them."
     device = terminal.choose_device(device)
-    from ..inference.loading import load_model
     from ..inference.localize import localize as run_localize
     from ..inference.texts import embed_texts
+    from ..loading import load_model
 
     loaded, processor = load_model(
         model, use="embedding" if text is None else "text", device=device, modalities="both"

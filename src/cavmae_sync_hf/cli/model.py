@@ -116,7 +116,7 @@ def selfcheck(
         cavmae-sync selfcheck my-model a.mp4 b.mp4 c.mp4
     """
     device = terminal.choose_device(device)
-    from ..inference.loading import load_model
+    from ..loading import load_model
     from ..selfcheck import selfcheck as run_selfcheck
 
     loaded, processor = load_model(model, device=device)
@@ -147,7 +147,8 @@ def export(
         cavmae-sync export my-model towers --int8
     """
     from ..export import export_model
-    from ..inference.loading import has_text, load_model
+    from ..inference.loading import has_text
+    from ..loading import load_model
 
     loaded, processor = load_model(model, use="text" if has_text(model) else "embedding")
     terminal.kept = f"{out} is as it was before; run the command again."

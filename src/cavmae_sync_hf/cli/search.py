@@ -122,7 +122,7 @@ def index(
         cavmae-sync index videos/ my.index --model example
     """
     device = terminal.choose_device(device)
-    from ..inference.loading import load_model
+    from ..loading import load_model
     from ..search import index_videos
 
     loaded, processor = load_model(model, device=device, modalities="both")

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from ..inference.features import move_inputs, not_finite_error
-from ..inference.loading import has_text, load_model
+from ..inference.loading import has_text
 from ..inference.texts import tokenize
+from ..loading import load_model
 from ..model.errors_cavmae_sync import ModelError
 from ..model.modeling_cavmae_sync import pool_clip
 from ..model.modeling_text_cavmae_sync import CavMaeSyncTextDualEncoderModel

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, cast, overload
+from typing import Any, Literal, cast
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -74,51 +74,7 @@ _CLASSES: dict[str, Any] = {
 _INSIDE = f"{CavMaeSyncTextDualEncoderModel.base_model_prefix}."
 
 
-@overload
-def load_model(
-    name: StrPath,
-    *,
-    use: Literal["embedding"] = "embedding",
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
-    modalities: Literal["any", "both"] = "any",
-) -> tuple[CavMaeSyncModel, CavMaeSyncProcessor]: ...
-
-
-@overload
-def load_model(
-    name: StrPath,
-    *,
-    use: Literal["classification"],
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
-    modalities: Literal["any", "both"] = "any",
-) -> tuple[CavMaeSyncForAudioVisualClassification, CavMaeSyncProcessor]: ...
-
-
-@overload
-def load_model(
-    name: StrPath,
-    *,
-    use: Literal["pretraining"],
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
-    modalities: Literal["any", "both"] = "any",
-) -> tuple[CavMaeSyncForPreTraining, CavMaeSyncProcessor]: ...
-
-
-@overload
-def load_model(
-    name: StrPath,
-    *,
-    use: Literal["text"],
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
-    modalities: Literal["any", "both"] = "any",
-) -> tuple[CavMaeSyncTextDualEncoderModel, CavMaeSyncProcessor]: ...
-
-
-def load_model(
+def load_torch_model(
     name: StrPath,
     *,
     use: Literal["embedding", "classification", "pretraining", "text"] = "embedding",
@@ -126,24 +82,7 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     modalities: Literal["any", "both"] = "any",
 ) -> tuple[Any, CavMaeSyncProcessor]:
-    """A model in evaluation mode, and its processor, from a folder or the Hub.
-
-    Args:
-        name: Folder of a saved model, Hub repository as `OWNER/NAME` or `hf://OWNER/NAME`, with `@REVISION` for a
-            branch, tag or commit of it, `published:NAME` for weights of the methods' authors
-            (`cavmae_sync_hf.convert.published_weights` lists them; fetched and converted once), or `example` for the
-            small model that comes with the package. The Hub is asked for nothing else.
-        use: `"embedding"` loads the encoder of any checkpoint, of a model with text the audio-visual model inside;
-            `"classification"` and `"pretraining"` need a checkpoint that has that head, `"text"` one of a
-            `CavMaeSyncTextDualEncoderModel` with its tokenizer.
-        device: Where the model goes, `"auto"` for the first of CUDA, MPS and CPU that this machine has; inputs that
-            you hand to it yourself have to go there, too.
-        dtype: Of its weights.
-        modalities: `"both"` refuses models of one tower, for uses that compare audio and video.
-
-    Raises:
-        ModelError: There is no such model, it is of another kind, or lacks what the use needs.
-    """
+    """A model that PyTorch runs, and its processor; arguments and errors as of `loading.load_model`."""
     name = saved_model(name)
     from transformers.utils import logging
 

@@ -17,8 +17,9 @@ from transformers import PreTrainedModel
 
 from ..data.clock import format_clock
 from ..files import StrPath
-from ..inference.loading import has_text, load_model
+from ..inference.loading import has_text
 from ..inference.loudness import SILENCE_DB
+from ..loading import load_model
 from ..model.errors_cavmae_sync import Hint, QueryError, SearchError
 from ..model.modeling_cavmae_sync import CavMaeSyncModel
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor

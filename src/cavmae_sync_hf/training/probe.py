@@ -21,7 +21,7 @@ from accelerate import PartialState
 from ..data.dataset import CavMaeSyncDataset
 from ..files import check_free, write_json
 from ..inference.features import choose_features
-from ..inference.loading import load_model
+from ..loading import load_model
 from ..metrics import accuracy, compute, mean_average_precision
 from ..model.errors_cavmae_sync import TrainingError
 from ..model.modeling_cavmae_sync import CavMaeSyncModel

@@ -25,7 +25,8 @@ from ..evaluation.protocols import TEXT_PROTOCOL
 from ..evaluation.results import make_record, write_results
 from ..files import write_json, write_text
 from ..hub import save_for_hub
-from ..inference.loading import load_model, saved_model
+from ..inference.loading import saved_model
+from ..loading import load_model
 from ..model.errors_cavmae_sync import TrainingError
 from ..model.modeling_text_cavmae_sync import CavMaeSyncTextDualEncoderModel
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
