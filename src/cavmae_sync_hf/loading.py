@@ -1,12 +1,16 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
 """A model's name becomes a model and its processor, fit for a use."""
 
-from typing import Any, Literal, overload
+import os
+from collections.abc import Callable
+from typing import Any, Literal, cast, overload
 
 import torch
 
+from .export.cache import load_onnx_model
 from .files import StrPath
 from .inference.loading import load_torch_model
+from .model.errors_cavmae_sync import Hint, ModelError
 from .model.modeling_cavmae_sync import (
     CavMaeSyncForAudioVisualClassification,
     CavMaeSyncForPreTraining,
@@ -15,6 +19,10 @@ from .model.modeling_cavmae_sync import (
 from .model.modeling_text_cavmae_sync import CavMaeSyncTextDualEncoderModel
 from .model.processing_cavmae_sync import CavMaeSyncProcessor
 
+Backend = Literal["torch", "onnx"]
+Precision = Literal["float32", "bfloat16", "int8"]
+_PRECISIONS = {"torch": ("float32", "bfloat16"), "onnx": ("float32", "int8")}
+
 
 @overload
 def load_model(
@@ -22,8 +30,11 @@ def load_model(
     *,
     use: Literal["embedding"] = "embedding",
     device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     modalities: Literal["any", "both"] = "any",
+    backend: Backend = "torch",
+    precision: Precision = "float32",
+    progress: Callable[..., None] | None = None,
 ) -> tuple[CavMaeSyncModel, CavMaeSyncProcessor]: ...
 
 
@@ -33,8 +44,11 @@ def load_model(
     *,
     use: Literal["classification"],
     device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     modalities: Literal["any", "both"] = "any",
+    backend: Backend = "torch",
+    precision: Precision = "float32",
+    progress: Callable[..., None] | None = None,
 ) -> tuple[CavMaeSyncForAudioVisualClassification, CavMaeSyncProcessor]: ...
 
 
@@ -44,8 +58,11 @@ def load_model(
     *,
     use: Literal["pretraining"],
     device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     modalities: Literal["any", "both"] = "any",
+    backend: Backend = "torch",
+    precision: Precision = "float32",
+    progress: Callable[..., None] | None = None,
 ) -> tuple[CavMaeSyncForPreTraining, CavMaeSyncProcessor]: ...
 
 
@@ -55,8 +72,11 @@ def load_model(
     *,
     use: Literal["text"],
     device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     modalities: Literal["any", "both"] = "any",
+    backend: Backend = "torch",
+    precision: Precision = "float32",
+    progress: Callable[..., None] | None = None,
 ) -> tuple[CavMaeSyncTextDualEncoderModel, CavMaeSyncProcessor]: ...
 
 
@@ -65,8 +85,11 @@ def load_model(
     *,
     use: Literal["embedding", "classification", "pretraining", "text"] = "embedding",
     device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     modalities: Literal["any", "both"] = "any",
+    backend: Backend = "torch",
+    precision: Precision = "float32",
+    progress: Callable[..., None] | None = None,
 ) -> tuple[Any, CavMaeSyncProcessor]:
     """A model in evaluation mode, and its processor, from a folder or the Hub.
 
@@ -80,10 +103,45 @@ def load_model(
             `CavMaeSyncTextDualEncoderModel` with its tokenizer.
         device: Where the model goes, `"auto"` for the first of CUDA, MPS and CPU that this machine has; inputs that
             you hand to it yourself have to go there, too.
-        dtype: Of its weights.
+        dtype: Of its weights, in place of `precision`; in PyTorch alone.
         modalities: `"both"` refuses models of one tower, for uses that compare audio and video.
+        backend: `"torch"`, or `"onnx"` for towers that ONNX Runtime runs on this machine's processor: exported and
+            checked as by `cavmae-sync export` when they are first asked for, and kept in the user's cache. Such a
+            model embeds audio, frames and texts; it cannot be trained, nor say what depends on which patch.
+        precision: `"float32"` or `"bfloat16"` of `"torch"`, `"float32"` or `"int8"` of `"onnx"`.
+        progress: Called with steps done, their number and what is being done, where the model is exported.
 
     Raises:
-        ModelError: There is no such model, it is of another kind, or lacks what the use needs.
+        ExportError: The model cannot be exported.
+        ImportError: `backend="onnx"` without the `export` extra.
+        ModelError: There is no such model, it is of another kind, or lacks what the use needs; or backend, precision,
+            device and use do not go together.
     """
-    return load_torch_model(name, use=use, device=device, dtype=dtype, modalities=modalities)
+    _check_backend(backend, precision, dtype)
+    if backend == "torch":
+        dtype = dtype or getattr(torch, precision)
+        return load_torch_model(name, use=use, device=device, dtype=dtype, modalities=modalities)
+    in_torch = Hint("backend", "torch", "run it in PyTorch")
+    if use not in ("embedding", "text"):
+        raise ModelError(f"ONNX Runtime runs the towers alone, without the {use} head that this needs.", hint=in_torch)
+    if str(device) not in ("auto", "cpu"):
+        raise ModelError(f"ONNX Runtime runs models on the CPU, and the device is {device}.", hint=in_torch)
+    return load_onnx_model(
+        os.fspath(name), use=use, modalities=modalities, precision=cast(Any, precision), progress=progress
+    )
+
+
+def _check_backend(backend: str, precision: str, dtype: torch.dtype | None) -> None:
+    """Refuse what does not go together."""
+    if backend not in _PRECISIONS:
+        raise ModelError(f"There is no backend {backend!r}.", hint=Hint("backend", "torch", "run it in PyTorch"))
+    known = _PRECISIONS[backend]
+    if precision not in known:
+        hints = [Hint("precision", "float32", "keep the model's own")]
+        hints += [Hint("backend", name, "have it") for name, others in _PRECISIONS.items() if precision in others]
+        raise ModelError(
+            f"The backend {backend} runs models in {' or '.join(known)}, not {precision}.", hint=tuple(hints)
+        )
+    given = None if dtype is None else str(dtype).removeprefix("torch.")
+    if given not in (None, precision) and (precision != "float32" or backend != "torch"):
+        raise ModelError(f"`dtype` is {given} and `precision` {precision}; name one of them.")

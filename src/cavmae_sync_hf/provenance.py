@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # `cavmae-sync --version` does not wait for torch
     from transformers import PreTrainedModel
 
 __all__ = [
+    "backend_of",
     "checkpoint_record",
     "folder_digest",
     "install_line",
@@ -89,8 +90,11 @@ def checkpoint_record(model: "PreTrainedModel") -> dict[str, Any]:
     Returns:
         `name` as it was loaded, `class`, `parameters`, and `sha256` of what `sha256_of` says: the weights' file where
         the model came from a folder or the Hub (`sha256sum` gives the same; of several files, of the lines that it
-        prints), else of the tensors in memory.
+        prints), else of the tensors in memory. Of a model in ONNX Runtime, those of the model it was made from.
     """
+    exported = _exported(model)
+    if exported is not None:
+        return dict(exported["checkpoint"])
     name = str(getattr(model, "name_or_path", "") or getattr(model.config, "_name_or_path", ""))
     record: dict[str, Any] = {"name": name or None, "class": type(model).__name__}
     record["parameters"] = sum(parameter.numel() for parameter in model.parameters())
@@ -109,6 +113,20 @@ def folder_digest(folder: StrPath) -> str | None:
     return _files_digest(files) if files else None
 
 
+def backend_of(model: Any) -> dict[str, str]:
+    """What runs a model, and in which precision: `{"backend": "torch", "precision": "float32"}`."""
+    exported = _exported(model)
+    if exported is not None:
+        return {"backend": exported["backend"], "precision": exported["precision"]}
+    return {"backend": "torch", "precision": str(model.dtype).removeprefix("torch.")}
+
+
+def _exported(model: Any) -> "Mapping[str, Any] | None":
+    """What a model that PyTorch does not run says of the one that it was made from."""
+    found: Mapping[str, Any] | None = getattr(getattr(model, "base_model", model), "exported", None)
+    return found
+
+
 def model_fingerprint(model: "PreTrainedModel", processor: Any) -> str:
     """Checksum of all that decides a model's features: weights, their type, configuration and processor.
 
@@ -122,6 +140,10 @@ def model_fingerprint(model: "PreTrainedModel", processor: Any) -> str:
     for part in (model.config, *parts):
         settings = {key: value for key, value in part.to_dict().items() if key not in _INCIDENTAL}
         digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+    exported = _exported(model)
+    if exported is not None:
+        digest.update("{backend} {precision} {weights}".format(**exported).encode())
+        return digest.hexdigest()
     _add_tensors(digest, model.state_dict(), lambda name, tensor: f"{name} {tensor.dtype} {tuple(tensor.shape)}")
     return digest.hexdigest()
 
@@ -132,6 +154,9 @@ def weights_fingerprint(model: "PreTrainedModel") -> str:
     Weights count in bfloat16, so that an index made in half precision on a GPU can be searched in single precision
     elsewhere: vectors of both agree to the precision in which they are stored.
     """
+    exported = _exported(model)
+    if exported is not None:
+        return str(exported["weights"])
     import torch
 
     base = getattr(model, model.base_model_prefix, model)

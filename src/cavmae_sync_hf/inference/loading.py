@@ -70,6 +70,7 @@ _CLASSES: dict[str, Any] = {
     "pretraining": CavMaeSyncForPreTraining,
     "text": CavMaeSyncTextDualEncoderModel,
 }
+Use = Literal["embedding", "classification", "pretraining", "text"]
 # Of the audio-visual model in the weights of a model with text.
 _INSIDE = f"{CavMaeSyncTextDualEncoderModel.base_model_prefix}."
 
@@ -77,12 +78,36 @@ _INSIDE = f"{CavMaeSyncTextDualEncoderModel.base_model_prefix}."
 def load_torch_model(
     name: StrPath,
     *,
-    use: Literal["embedding", "classification", "pretraining", "text"] = "embedding",
+    use: Use = "embedding",
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     modalities: Literal["any", "both"] = "any",
 ) -> tuple[Any, CavMaeSyncProcessor]:
     """A model that PyTorch runs, and its processor; arguments and errors as of `loading.load_model`."""
+    name, outer, processor = read_model(name, use=use, modalities=modalities)
+    config = audio_visual_config(outer)
+    check_weight_files(name, _CLASSES[use], outer if use == "text" else config)
+    inside: dict[str, Any] = {}
+    if outer is not config and use != "text":
+        inside = {"config": config, "key_mapping": {f"^{re.escape(_INSIDE)}": ""}}
+    with _reasons_told(name):
+        model, report = _CLASSES[use].from_pretrained(name, dtype=dtype, output_loading_info=True, **inside)
+    if use == "text":
+        model.base_model.config._name_or_path = str(name)
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ModelError(f"{name}: the weights lack {shorten(missing, 3)}; save the model anew.")
+    check_finite(model, name)
+    return model.to(choose_device(device)).eval(), processor
+
+
+def read_model(
+    name: StrPath, *, use: Use = "embedding", modalities: Literal["any", "both"] = "any"
+) -> tuple[str, Any, CavMaeSyncProcessor]:
+    """All of a saved model but its weights, fit for a use: name, configuration and processor.
+
+    Arguments and errors are those of `loading.load_model`. The configuration of a model with text is the whole of it.
+    """
     name = saved_model(name)
     from transformers.utils import logging
 
@@ -107,7 +132,6 @@ def load_torch_model(
             f"{remedy}.",
             hint=hint,
         )
-    check_weight_files(name, _CLASSES[use], outer if use == "text" else config)
     processor = read_processor(name)
     if use == "text" and not processor.has_tokenizer:
         raise ModelError(
@@ -118,18 +142,7 @@ def load_torch_model(
         with _told(Path(name)):
             clip_length = config.heard_length if config.audio_context == "clip" else None
             check_extractor(config.audio_encoder_config, processor.feature_extractor, clip_length)
-    inside: dict[str, Any] = {}
-    if with_text and use != "text":
-        inside = {"config": config, "key_mapping": {f"^{re.escape(_INSIDE)}": ""}}
-    with _reasons_told(name):
-        model, report = _CLASSES[use].from_pretrained(name, dtype=dtype, output_loading_info=True, **inside)
-    if use == "text":
-        model.base_model.config._name_or_path = str(name)
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise ModelError(f"{name}: the weights lack {shorten(missing, 3)}; save the model anew.")
-    check_finite(model, name)
-    return model.to(choose_device(device)).eval(), processor
+    return name, outer, processor
 
 
 def choose_device(device: str | torch.device = "auto") -> torch.device:

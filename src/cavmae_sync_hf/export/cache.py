@@ -1,0 +1,142 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""Exports that tools make of a model when they first run it in ONNX Runtime, and find again.
+
+Each lies in a folder of the user's cache that is named after all that decides it: configuration, weights, precision
+and the version of the format. It may be removed at any time.
+"""
+
+import gc
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors.torch import load_file, save_file
+
+from ..files import file_digest, locked, parse_json, user_cache, whole_folder, write_json
+from ..inference.loading import load_torch_model, model_folder, read_model
+from ..model.configuration_text_cavmae_sync import audio_visual_config
+from ..model.errors_cavmae_sync import ExportError
+from ..model.processing_cavmae_sync import CavMaeSyncProcessor
+from ..provenance import folder_digest, weights_fingerprint
+from .folder import DESCRIPTION, FORMAT_VERSION, export_model
+from .onnx_models import OnnxModel, OnnxTextModel, OnnxTower
+from .tower_files import require_onnx
+
+# Of the folders' names and of what lies in them beside an export; another one is made anew.
+_CACHE_VERSION = 1
+_RECORD = "cache.json"
+_PARTS = "text_parts.safetensors"
+_PART_NAMES = ("video_gate.", "projections.", "moment_logit_scale", "moment_logit_bias")
+_PATIENCE_SECONDS = 3600.0
+
+
+def load_onnx_model(
+    name: str,
+    *,
+    use: Literal["embedding", "text"],
+    modalities: Literal["any", "both"],
+    precision: Literal["float32", "int8"],
+    progress: Callable[..., None] | None = None,
+) -> tuple[Any, CavMaeSyncProcessor]:
+    """A model whose towers run in ONNX Runtime, and its processor; arguments and errors as of `loading.load_model`."""
+    require_onnx("onnxruntime")
+    name, outer, processor = read_model(name, use=use, modalities=modalities)
+    folder = cached_export(name, use=use, precision=precision, progress=progress)
+    try:
+        record, description = (parse_json((folder / file).read_text("utf-8")) for file in (_RECORD, DESCRIPTION))
+        checkpoint = description["checkpoint"] | {"name": name}
+        exported = {"backend": "onnx", "precision": precision, "weights": record["weights"], "checkpoint": checkpoint}
+        config = audio_visual_config(outer)
+        grids = {"audio": config.audio_grid, "video": config.video_grid, "text": None}
+        towers = {}
+        for modality, entry in description["towers"].items():
+            file = (entry["int8"] if precision == "int8" else entry)["file"]
+            towers[modality] = OnnxTower(entry, folder / file, grids[modality])
+        parts = load_file(folder / _PARTS) if use == "text" else {}
+    except (OSError, ValueError, KeyError) as error:  # removed, or changed, since it was looked through
+        raise ExportError(f"{folder}: cannot be read ({error}); run the same again.") from error
+    text = towers.pop("text", None)
+    config._name_or_path = name
+    model = OnnxModel(config, towers, exported)
+    return (model if text is None else OnnxTextModel(outer, model, text, parts)), processor
+
+
+def cached_export(
+    name: str,
+    *,
+    use: Literal["embedding", "text"] = "embedding",
+    precision: Literal["float32", "int8"] = "float32",
+    progress: Callable[..., None] | None = None,
+) -> Path:
+    """The folder of a model's export, made now where it is not there, or not whole.
+
+    Args:
+        name: Of the model, as `loading.load_model` takes it.
+        use: `"embedding"` for audio and video, `"text"` for the text tower, too.
+        precision: Of the weights.
+        progress: As of `export_model`; called only where the export is made.
+
+    Raises:
+        ExportError: The model cannot be exported.
+        LockedError: Another run has been exporting it for an hour.
+    """
+    place = model_folder(name)
+    key = _key(place, use, precision)
+    base = user_cache() / "exports"
+    folder = base / key[:32]
+    if _is_whole(folder):
+        return folder
+    base.mkdir(parents=True, exist_ok=True)
+    with locked(base / f"{key[:32]}.lock", folder, patience=_PATIENCE_SECONDS):
+        if not _is_whole(folder):
+            _make(name, folder, use=use, precision=precision, progress=progress)
+    return folder
+
+
+def _key(place: Path, use: str, precision: str) -> str:
+    """Checksum of all that decides an export."""
+    config = json.loads((place / "config.json").read_text("utf-8"))
+    inner = config.get("av_config") or config
+    sources = [inner.get(f"{modality}_encoder_source") for modality in ("audio", "video")]
+    facts = {
+        "versions": [_CACHE_VERSION, FORMAT_VERSION],
+        "use": use,
+        "precision": precision,
+        "config": config,
+        "weights": folder_digest(place),
+        # Of encoders that are saved by reference.
+        "encoders": [folder_digest(source) if source and Path(source).is_dir() else source for source in sources],
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _make(
+    name: str, folder: Path, *, use: Literal["embedding", "text"], precision: str, progress: Callable[..., None] | None
+) -> None:
+    require_onnx("onnx", "onnxscript", "onnxruntime")
+    model, processor = load_torch_model(name, use=use)
+    with whole_folder(folder) as made:
+        description = export_model(model, processor, made, int8=precision == "int8", progress=progress)
+        if precision == "int8":
+            for entry in description["towers"].values():
+                for file in (entry["file"], entry.get("data_file")):
+                    if file is not None:
+                        (made / file).unlink()
+        if use == "text":
+            weights = {key: value for key, value in model.state_dict().items() if key.startswith(_PART_NAMES)}
+            save_file({key: value.contiguous() for key, value in weights.items()}, made / _PARTS)
+        files = {path.name: file_digest(path) for path in sorted(made.iterdir()) if path.name != _RECORD}
+        write_json(made / _RECORD, {"weights": weights_fingerprint(model.base_model), "files": files})
+    del model
+    gc.collect()
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether all files are there, as they were written."""
+    try:
+        files = parse_json((folder / _RECORD).read_text("utf-8"))["files"]
+        return all(file_digest(folder / name) == digest for name, digest in files.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
