@@ -68,7 +68,7 @@ class Endpoints:
             clip, engine = copies[0], self.handler.engine
             words = self.handler.read_words(text) if text else None
             found = localize(
-                engine.text_model if words else engine.model, engine.processor, clip.file,
+                engine.torch_model(words=words is not None), engine.processor, clip.file,
                 copies[1].file if audio else None, text=words, damaged="keep", progress=tell,
                 **engine.map_plan(clip.seconds),
             )  # fmt: skip
@@ -97,7 +97,7 @@ class Endpoints:
             options: dict[str, Any] = {"missing": "mask"}
             if labels:
                 options |= {"labels": self.handler.read_labels(labels), "top_k": None}
-            model = engine.text_model if labels else engine.classifier
+            model = engine.torch_model(words=True) if labels else engine.classifier
             if model is None:
                 raise AppError("The model of this page has no classification head; one with text takes `labels`.")
             if labels and copies[0].kind == "audio":

@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 
 from ..inference.loading import has_text
 from ..inference.relevance import has_relevance
-from ..loading import load_model
+from ..loading import Backend, Precision, load_model
 from ..model.errors_cavmae_sync import ModelError
 from ..names import EXAMPLE, HUB, hub_name
 from .demo_clips import DemoClips
@@ -40,6 +41,8 @@ class Engine:
         model: Folder or Hub name; `None` for the model that comes with the package.
         index: Folder or address of an index; `None` to make one of the demo clips at first use.
         device: Where the model runs; `"auto"`: CUDA or MPS where this machine has one, else the CPU.
+        backend, precision, progress: As of `load_model`. In ONNX Runtime the model measures synchrony and searches;
+            maps are made by the same model in PyTorch, loaded when the first is asked for.
 
     Raises:
         ModelError: There is no such model, or it has one tower alone.
@@ -52,20 +55,27 @@ class Engine:
         *,
         index: str | None = None,
         device: str | torch.device = "auto",
+        backend: Backend = "torch",
+        precision: Precision = "float32",
+        progress: Callable[..., None] | None = None,
     ) -> None:
         name = os.fspath(model) if model is not None else EXAMPLE
         self.is_example = model is None or name == EXAMPLE
         self.name = EXAMPLE if self.is_example else name
         # The whole of a model with text; what it compares without words is the audio-visual model inside.
         self.text_model: Any = None
+        self._load = partial(load_model, name, device=device, modalities="both")
+        run: dict[str, Any] = {"backend": backend, "precision": precision, "progress": progress}
         if has_text(name):
-            self.text_model, self.processor = load_model(name, use="text", device=device, modalities="both")
+            self.text_model, self.processor = self._load(use="text", **run)
             self.model: Any = self.text_model.base_model
         else:
-            self.model, self.processor = load_model(name, device=device, modalities="both")
+            self.model, self.processor = self._load(**run)
+        # With its text encoder, if it has one.
+        self._torch_model: Any = (self.text_model or self.model) if backend == "torch" else None
         self.index = index
         self._store: Any = None
-        self._lock = threading.Lock()
+        self._lock, self._torch_lock = threading.Lock(), threading.Lock()
         self._pass_seconds: dict[str, float] = {}
         self.classifier = _classifier(name, device)
         if index is not None:
@@ -75,6 +85,13 @@ class Engine:
     def labels(self) -> int:
         """How many labels the model can tell apart; 0 without a head for it."""
         return int(self.classifier.config.num_labels) if self.classifier is not None else 0
+
+    def torch_model(self, words: bool = False) -> Any:
+        """The model in PyTorch, which makes maps and scores labels in words; with words the one with text."""
+        with self._torch_lock:
+            if self._torch_model is None:
+                self._torch_model = self._load(use="embedding" if self.text_model is None else "text")[0]
+        return self._torch_model if words else self._torch_model.base_model
 
     @property
     def card(self) -> Path | str | None:
@@ -91,7 +108,7 @@ class Engine:
         Relevance takes a few passes of a tower for each moment. Where a tower is another model's encoder, it runs once
         for every patch.
         """
-        known = has_relevance(self.model)
+        known = has_relevance(self.torch_model())
         for plan in _MAP_PLANS:
             moments = max(1.0, seconds * plan["fps"])
             cost = sum(
@@ -108,14 +125,15 @@ class Engine:
     def _seconds_of(self, modality: str) -> float:
         """How long a tower takes for one moment, measured once."""
         if modality not in self._pass_seconds:
-            config, device = self.model.config, self.model.device
+            model = self.torch_model()
+            config, device = model.config, model.device
             shapes = {
                 "audio": (1, _TRIAL_MOMENTS, config.heard_length, config.num_mel_bins),
                 "video": (1, _TRIAL_MOMENTS, config.num_channels, config.image_size, config.image_size),
             }
-            encode = self.model.get_audio_features if modality == "audio" else self.model.get_video_features
+            encode = model.get_audio_features if modality == "audio" else model.get_video_features
             # All different, or the model would see that one will do.
-            inputs = torch.randn(shapes[modality], device=device, dtype=self.model.dtype)
+            inputs = torch.randn(shapes[modality], device=device, dtype=model.dtype)
             more: dict[str, Any] = {}
             if modality == "audio" and config.audio_context == "clip":
                 more["window_offsets"] = torch.zeros(1, _TRIAL_MOMENTS, dtype=torch.long, device=device)

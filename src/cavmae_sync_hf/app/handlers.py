@@ -247,7 +247,7 @@ class RequestHandler:
         from ..inference.plots import draw_spectrogram, draw_strip
 
         plan = self.engine.map_plan(clip.seconds)
-        model = self.engine.model if text is None else self.engine.text_model
+        model = self.engine.torch_model(words=text is not None)
         found = localize(model, self.engine.processor, clip.file, text=text, damaged="keep", progress=tell, **plan)
         if "method" in plan:
             found.remarks.append(
@@ -319,7 +319,8 @@ class RequestHandler:
         def work(session: Session, clip: Clip, tell: Progress) -> View:
             names = self.read_labels(labels)
             options = {"labels": names, "missing": "mask"} | ({} if clip.has_video else {"modality": "audio"})
-            return self._labels(session, clip, tell, self.engine.text_model, names, top_k=None, **options)
+            model = self.engine.torch_model(words=True)
+            return self._labels(session, clip, tell, model, names, top_k=None, **options)
 
         return self._work(work, visitor, turn, progress)
 

@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 import torch
 
+from ..loading import Backend, Precision
 from ..model.errors_cavmae_sync import AppError
 from .access import Access
 from .demo_clips import DemoClips, default_folder, make_demo_clips
@@ -68,10 +69,13 @@ def build_app(
     *,
     index: str | None = None,
     device: str | torch.device = "auto",
+    backend: Backend = "torch",
+    precision: Precision = "float32",
     limits: Limits | None = None,
     demo_folder: str | os.PathLike[str] | None = None,
     allow_hosts: Iterable[str] = (),
     progress: Callable[[int, int], None] | None = None,
+    export_progress: Callable[..., None] | None = None,
 ) -> Page:
     """Make the page; `launch()` serves it, and `close()` removes all its files.
 
@@ -80,11 +84,13 @@ def build_app(
         index: Folder or address of an index that `cavmae-sync index` made with this model; `None` for one of the demo
             clips, made when it is first searched.
         device: Where the model runs; `"auto"`: CUDA or MPS where this machine has one, else the CPU.
+        backend, precision: As of `load_model`; see `Engine`.
         limits: How much visitors may ask for.
         demo_folder: Where the demo clips are kept; default: the user's cache.
         allow_hosts: Names that the page is served under, beside those of this machine, such as that of a proxy before
             it; `.example.org` for all beneath a name, `*` for any.
         progress: Called with the number of demo clips that are there, and of how many.
+        export_progress: As `progress` of `load_model`.
 
     Raises:
         ModelError: There is no such model, or it has one tower alone.
@@ -93,7 +99,7 @@ def build_app(
     """
     allow_hosts = tuple(allow_hosts)
     Access.served_at("", allow_hosts)  # before the work
-    engine = Engine(model, index=index, device=device)
+    engine = Engine(model, index=index, device=device, backend=backend, precision=precision, progress=export_progress)
     demo = make_demo_clips(Path(demo_folder) if demo_folder is not None else default_folder(), progress=progress)
     workspace = Workspace(limits)
     handler = RequestHandler(engine, workspace, demo)

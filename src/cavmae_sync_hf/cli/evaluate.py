@@ -14,7 +14,20 @@ from rich.markup import escape
 from . import terminal
 from .commands import add, group
 from .kinds import FileIn, FileOut, FolderIn, Needs, SourceIn
-from .options import AsJson, AudioTrack, Channel, Device, Media, ModelArgument, Overwrite, Split, settings, time_option
+from .options import (
+    AsJson,
+    AudioTrack,
+    Backend,
+    Channel,
+    Device,
+    Media,
+    ModelArgument,
+    Overwrite,
+    Precision,
+    Split,
+    settings,
+    time_option,
+)
 
 app = group("evaluate", "Score a model on shards, videos or SyncWorld, under a protocol that the result names.")
 
@@ -50,7 +63,8 @@ def _of_any_set(
 
 def _of_all(
     ids: Ids = None, limit: Limit = None, strict: Strict = False, channel: Channel = None,
-    audio_track: AudioTrack = None, device: Device = "auto", batch_size: BatchSize = 8, num_workers: Workers = 0,
+    audio_track: AudioTrack = None, device: Device = "auto", backend: Backend = "torch",
+    precision: Precision = "float32", batch_size: BatchSize = 8, num_workers: Workers = 0,
     out: Out = None, overwrite: Overwrite = False, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Options of all evaluations."""
@@ -85,6 +99,7 @@ def retrieval(
 
     Examples:
         cavmae-sync evaluate retrieval my-model shards/ --out results.json
+        cavmae-sync evaluate retrieval my-model shards/ --backend onnx --precision int8
     """
     from ..evaluation import evaluate_retrieval
 
@@ -192,13 +207,17 @@ def _evaluate(context: typer.Context, evaluate: Callable[..., dict[str, Any]], *
     """Load, run, write and show."""
     model, data, device, out = (context.params[name] for name in ("model", "data", "device", "out"))
     overwrite = context.params["overwrite"]
-    device = terminal.choose_device(device)
+    backend, precision = (context.params[name] for name in ("backend", "precision"))
+    device = terminal.choose_device(device, backend)
     from ..data.failures import Failure
     from ..evaluation.results import write_results
     from ..loading import load_model
 
-    loaded, processor = load_model(model, device=device, **wanted)
-    options = settings(context, "model", "data", "device", "out", "overwrite", "as_json")
+    with terminal.export_progress(model) as show:
+        loaded, processor = load_model(
+            model, device=device, backend=backend, precision=precision, progress=show, **wanted
+        )
+    options = settings(context, "model", "data", "device", "backend", "precision", "out", "overwrite", "as_json")
     command = shlex.join(["cavmae-sync", *sys.argv[1:]])
     terminal.kept = "No results were written; run the command again."
     with terminal.progress_bar("evaluating") as show:

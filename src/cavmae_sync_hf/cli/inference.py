@@ -16,6 +16,7 @@ from .kinds import FileIn, FileOut, FolderOut, MediaIn, Needs, SourceIn
 from .options import (
     AsJson,
     AudioTrack,
+    Backend,
     Channel,
     Damaged,
     Device,
@@ -24,6 +25,7 @@ from .options import (
     Missing,
     Model,
     Overwrite,
+    Precision,
     Split,
     Start,
     time_option,
@@ -78,6 +80,8 @@ def sync(
     audio_track: AudioTrack = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Moments embedded at a time.")] = 32,
     device: Device = "auto",
+    backend: Backend = "torch",
+    precision: Precision = "float32",
     as_json: AsJson = False,
 ) -> None:
     """Measure how well audio and video fit in time: scores per moment, and by how much the audio is late.
@@ -89,6 +93,7 @@ def sync(
         cavmae-sync sync video.mp4 --model example
         cavmae-sync sync video.mp4 --audio dub.wav --model my-model --out found
         cavmae-sync sync videos/ --model my-model --out offsets.csv
+        cavmae-sync sync videos/ --model my-model --backend onnx --precision int8
     """
     if bool(videos) == (labels is not None):
         raise typer.BadParameter("Name videos, or a list of them with --labels; one of the two.")
@@ -102,12 +107,15 @@ def sync(
     if out is not None and not is_table(out):
         files = ResultFiles(out, names, _SYNC_FILES, overwrite)
         terminal.kept = f"Files of finished videos in {out} are kept; run the command again for the others."
-    device = terminal.choose_device(device)
+    device = terminal.choose_device(device, backend)
     from ..inference.sync import measure_sync
     from ..loading import load_model
     from ..provenance import model_fingerprint
 
-    loaded, processor = load_model(model, device=device, modalities="both")
+    with terminal.export_progress(model) as show:
+        loaded, processor = load_model(
+            model, device=device, modalities="both", backend=backend, precision=precision, progress=show
+        )
     processor = processor.with_audio_choice(channel, audio_track)
     options: dict[str, Any] = {
         "start": start, "end": end, "hop": hop, "max_offset": max_offset, "batch_size": batch_size,
@@ -129,7 +137,8 @@ def sync(
     }
     failures = [failure.to_dict("video") for failure in failed]
     entries = [result.to_dict() | {"files": written[number]} for number, result in done.items()]
-    values = {"model": model, "device": device, "videos": entries, "failed": failures, **summary}
+    run = {"device": device, "backend": backend, "precision": precision}
+    values = {"model": model, **run, "videos": entries, "failed": failures, **summary}
     if as_json:
         terminal.print_json(values)
     else:
@@ -282,8 +291,11 @@ def extract(
     split: Split = None,
     batch_frames: Annotated[int, typer.Option(min=1, help="Moments decoded and encoded at a time.")] = 16,
     device: Device = "auto",
+    backend: Backend = "torch",
+    precision: Precision = "float32",
     dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"], typer.Option(help="Of the model's weights; features are float32.")
+        Literal["float32", "bfloat16", "float16"],
+        typer.Option(help="As --precision, and float16; features are float32 in any case."),
     ] = "float32",
     as_json: AsJson = False,
 ) -> None:
@@ -295,8 +307,9 @@ def extract(
 
     Examples:
         cavmae-sync extract videos/ features --model my-model --window 5 --stride 1
+        cavmae-sync extract videos/ features --model my-model --backend onnx --precision int8
     """
-    device = terminal.choose_device(device)
+    device = terminal.choose_device(device, backend)
     if sound is not None:
         terminal.errors.print(f"Note: --sound is now called --audio-context; taken as --audio-context {sound}.")
         audio_context = sound
@@ -305,8 +318,13 @@ def extract(
 
     from ..inference.extract import extract_to_folder
     from ..loading import load_model
+    from ..provenance import backend_of
 
-    loaded, processor = load_model(model, device=device, dtype=getattr(torch, dtype))
+    with terminal.export_progress(model) as show:
+        loaded, processor = load_model(
+            model, device=device, dtype=None if dtype == "float32" else getattr(torch, dtype), backend=backend,
+            precision=precision, progress=show,
+        )  # fmt: skip
     terminal.kept = f"Finished videos in {out} are kept; run the same command again to go on."
     with terminal.progress_bar("extracting") as show:
         summary = extract_to_folder(
@@ -316,7 +334,7 @@ def extract(
             batch_frames=batch_frames, media=media, split=split, progress=show,
         )  # fmt: skip
     if as_json:
-        terminal.print_json(summary.to_dict() | {"device": device})
+        terminal.print_json(summary.to_dict() | {"device": device} | backend_of(loaded))
     else:
         terminal.say(str(summary))
     done = summary.videos - len(summary.errors)

@@ -14,7 +14,7 @@ from ..model.errors_cavmae_sync import printable
 from . import terminal
 from .batch import ResultFiles, ResultsOut, each, find_files, is_table, pair_audio, write_table
 from .kinds import MediaIn
-from .options import AsJson, AudioTrack, Channel, Damaged, Device, End, Model, Overwrite, Start
+from .options import AsJson, AudioTrack, Backend, Channel, Damaged, Device, End, Model, Overwrite, Precision, Start
 
 if TYPE_CHECKING:
     from ..inference.localize import LocalizationResult
@@ -74,13 +74,16 @@ def localize(
     audio_track: AudioTrack = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Moments decoded at a time.")] = 16,
     device: Device = "auto",
+    backend: Backend = "torch",
+    precision: Precision = "float32",
     as_json: AsJson = False,
 ) -> None:
     """Find where in the frame the source of the audio is, and which part of the spectrogram belongs to the frame.
 
     With --text: where and when what the words say is seen and heard.
 
-    Files that cannot be used are named, the others are looked at; the exit code is then 1.
+    Files that cannot be used are named, the others are looked at; the exit code is then 1. ONNX Runtime (--backend)
+    makes maps by --method cosine alone.
 
     Examples:
         cavmae-sync localize video.mp4 --model example
@@ -93,14 +96,18 @@ def localize(
     if out is not None and not is_table(out):
         files = ResultFiles(out, names, _FILES | ({"video": "places.mp4"} if draw_video else {}), overwrite)
         terminal.kept = f"Files that lie in {out} are whole; run the command again to have all of them."
-    device = terminal.choose_device(device)
+    device = terminal.choose_device(device, backend)
+    from ..inference.localize import check_method
     from ..inference.localize import localize as run_localize
     from ..inference.texts import embed_texts
     from ..loading import load_model
 
-    loaded, processor = load_model(
-        model, use="embedding" if text is None else "text", device=device, modalities="both"
-    )
+    with terminal.export_progress(model) as show:
+        loaded, processor = load_model(
+            model, use="embedding" if text is None else "text", device=device, modalities="both", backend=backend,
+            precision=precision, progress=show,
+        )  # fmt: skip
+    check_method(loaded, method)
     if text is not None:
         embed_texts(loaded, processor, [text])  # what is wrong with it is told once, not of every video
 
@@ -123,7 +130,8 @@ def localize(
     }
     entries = [found | {"files": written[number]} for number, found in done.items()]
     failures = [failure.to_dict("video") for failure in failed]
-    values = {"model": model, "device": device, "videos": entries, "failed": failures}
+    run = {"device": device, "backend": backend, "precision": precision}
+    values = {"model": model, **run, "videos": entries, "failed": failures}
     if as_json:
         terminal.print_json(values)
     else:

@@ -51,6 +51,19 @@ Device = Annotated[
         metavar="DEVICE", help="Where to run the model: cpu, cuda, cuda:1, mps; auto takes cuda or mps if there is."
     ),
 ]
+# What runs a model: each subcommand that takes one of these takes the other.
+Backend = Annotated[
+    Literal["torch", "onnx"],
+    typer.Option(
+        help="What runs the model: PyTorch, or ONNX Runtime on the CPU, for which it is exported once into the user's "
+        "cache."
+    ),
+    Needs("export", "ONNX Runtime", value="onnx"),
+]
+Precision = Annotated[
+    Literal["float32", "bfloat16", "int8"],
+    typer.Option(help="Of the model's weights: bfloat16 with torch, int8 with onnx."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]
 Media = Annotated[
     str | None, typer.Option(metavar="FOLDER", help="Folder of the files that a list names."), FolderIn()

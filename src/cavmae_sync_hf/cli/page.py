@@ -8,7 +8,7 @@ import typer
 from . import terminal
 from .completion import model_names
 from .kinds import FolderIn, ModelName
-from .options import Device, time_option
+from .options import Backend, Device, Precision, time_option
 
 
 def app(
@@ -54,35 +54,45 @@ def app(
         typer.Option(help="Room for the files of all visitors, in megabytes; default: 2000, more for large uploads."),
     ] = None,
     device: Device = "auto",
+    backend: Backend = "torch",
+    precision: Precision = "float32",
 ) -> None:
     """Serve a web page that shows synchrony, sources of the audio and similar moments of a clip.
 
-    It works with made demo clips at once. Uploads are limited, decoded in a process of their own, and removed.
+    It works with made demo clips at once. Uploads are limited, decoded in a process of their own, and removed. With
+    --backend onnx, places in the frame are still found in PyTorch, from the first time on that they are looked for.
 
     Examples:
         cavmae-sync app
         cavmae-sync app --model my-model --index my.index --port 8000
+        cavmae-sync app --model my-model --backend onnx --precision int8
     """
     for name, value in (
         ("--max-megabytes", max_megabytes), ("--max-seconds", max_seconds), ("--max-disk", max_disk)
     ):  # fmt: skip
         if value is not None and not value > 0:
             raise typer.BadParameter(f"{value:g} leaves nothing to take; give a number above 0.", param_hint=name)
-    device = terminal.choose_device(device)
+    device = terminal.choose_device(device, backend)
     from ..app import Limits, build_app
 
     try:
         limits = Limits(megabytes=max_megabytes, seconds=max_seconds, disk_megabytes=max_disk)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--max-disk") from error
-    with terminal.progress_bar("making demo clips") as show:
+    with (
+        terminal.export_progress(model or "example", bar=False) as show_export,
+        terminal.progress_bar("making demo clips") as show,
+    ):
         page = build_app(
             model,
             index=index,
             device=device,
+            backend=backend,
+            precision=precision,
             limits=limits,
             allow_hosts=allow_host or (),
             progress=show,
+            export_progress=show_export,
         )
     if host not in ("127.0.0.1", "localhost", "::1") or share:
         terminal.say("Anyone who can reach this address can use the page; there is no password.")

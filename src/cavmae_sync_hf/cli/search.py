@@ -14,7 +14,7 @@ from ..model.errors_cavmae_sync import on_command_line, printable
 from . import terminal
 from .completion import model_names
 from .kinds import FileOut, FolderIn, FolderOut, MediaIn, ModelName, Needs, SourceIn
-from .options import AudioTrack, Channel, Device, Engine, Media, Model, Overwrite, time_option
+from .options import AudioTrack, Backend, Channel, Device, Engine, Media, Model, Overwrite, Precision, time_option
 
 _INDEX = FolderIn("index", holds="moments.lance", remedy="`cavmae-sync index SOURCE INDEX` makes one.")
 # As `search.writing` has them, which would load torch.
@@ -111,6 +111,8 @@ def index(
     workers: Annotated[int | None, typer.Option(help="With Ray: processes that hold the model.")] = None,
     address: Annotated[str | None, typer.Option(help="Of the cluster; default: RAY_ADDRESS, else one here.")] = None,
     device: Device = "auto",
+    backend: Backend = "torch",
+    precision: Precision = "float32",
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Index the moments of videos, or bring an index up to date with them, so that they can be searched.
@@ -120,12 +122,16 @@ def index(
 
     Examples:
         cavmae-sync index videos/ my.index --model example
+        cavmae-sync index videos/ my.index --model my-model --backend onnx --precision int8
     """
-    device = terminal.choose_device(device)
+    device = terminal.choose_device(device, backend)
     from ..loading import load_model
     from ..search import index_videos
 
-    loaded, processor = load_model(model, device=device, modalities="both")
+    with terminal.export_progress(model) as show:
+        loaded, processor = load_model(
+            model, device=device, modalities="both", backend=backend, precision=precision, progress=show
+        )
     terminal.kept = f"All but the last seconds of {index} is kept; run the same command again to go on."
     with terminal.progress_bar("indexing") as show:
         summary = index_videos(
@@ -135,7 +141,7 @@ def index(
             workers=workers, address=address, progress=show,
         )  # fmt: skip
     if as_json:
-        terminal.print_json(summary.to_dict() | {"device": device})
+        terminal.print_json(summary.to_dict() | {"device": device, "backend": backend, "precision": precision})
     else:
         terminal.say(printable(str(summary)))
     done = summary.found - len(summary.errors)
@@ -240,6 +246,8 @@ def search(
     padding: Annotated[float | None, time_option("With --clips: so much more on either side.")] = None,
     overwrite: Overwrite = False,
     device: Device = "auto",
+    backend: Backend = "torch",
+    precision: Precision = "float32",
     as_json: Annotated[bool, typer.Option("--json", help="Print the hits as JSON.")] = False,
 ) -> None:
     """Find the moments of an index that are most like audio, an image or a moment of a video, or what words say.
@@ -258,7 +266,7 @@ def search(
     if clips is None and (reencode or padding is not None):
         raise typer.BadParameter("--reencode and --padding go with --clips.")
     words, query = _words(query, text, then or [])
-    device = terminal.choose_device(device)
+    device = terminal.choose_device(device, backend)
     from ..search import CutClip, MomentStore, SearchFilters, cut_hits, write_hits
     from ..search import search as run_search
     from ..search.searching import load_index_model
@@ -268,7 +276,11 @@ def search(
         min_gap=min_gap, per_file=per_file,
     )  # fmt: skip
     store = MomentStore.open(index)
-    loaded, processor = load_index_model(store, model, words=words is not None, device=device)
+    with terminal.export_progress(model or store.settings.model) as show_export:
+        loaded, processor = load_index_model(
+            store, model, words=words is not None, device=device, backend=backend, precision=precision,
+            progress=show_export,
+        )  # fmt: skip
     result = run_search(
         store, query, loaded, processor, text=words, by=by, find=find, start=start, end=end, text_weight=text_weight,
         then_within=then_within, top=top, whole_clips=whole_clips, exact=exact, filters=filters, channel=channel,
@@ -296,6 +308,7 @@ def search(
     if as_json:
         told: dict[str, Any] = {} if clips is None else {"clips": [cut and cut.to_dict() for cut in cuts or ()]}
         told |= {"failed": [failure.to_dict() for failure in failed], "device": device}
+        told |= {"backend": backend, "precision": precision}
         terminal.print_json(result.to_dict() | told)
     else:
         early = 0.0
@@ -337,6 +350,7 @@ def index_info(
     lines = {
         "index": status["index"],
         "model": f"{status['model'] or 'of no name'} (weights {status['weights'][:12]})",
+        "run by": f"{'ONNX Runtime' if status['backend'] == 'onnx' else 'PyTorch'} in {status['precision']}",
         "moments": f"{status['moments']}, every {status['hop']:g} s, each hears {status['window_seconds']:g} s",
         "clips": f"{status['clips']} of {media}; {status['bad']} bad",
         "approximate index": covered or "none: searches are exact",

@@ -9,7 +9,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -215,13 +215,34 @@ def _plain_progress(what: str, unit: str) -> Callable[..., None]:
     return show
 
 
+@contextmanager
+def export_progress(model: str, *, bar: bool = True) -> Iterator[Callable[..., None]]:
+    """`show(done, total, remark)` for an export that may have to be made before a model can run.
+
+    Args:
+        model: Its name, for the line that tells so.
+        bar: Whether a bar follows the line; not where another one is shown.
+    """
+    with ExitStack() as stack:
+        bars: list[Callable[..., None]] = []
+
+        def show(done: int, total: int, remark: str = "") -> None:
+            if not bars:
+                note(f"exporting {printable(model)} for ONNX Runtime, once: minutes for a large model ...")
+                shown = stack.enter_context(progress_bar("exporting", unit="steps")) if bar else lambda *_: None
+                bars.append(shown)
+            bars[0](done, total, remark)
+
+        yield show
+
+
 def note(text: str) -> None:
     """Print a line on the error stream that is no error."""
     errors.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def choose_device(device: str) -> str:
-    """The device to run on, of `auto` the best that there is, which is told.
+def choose_device(device: str, backend: str = "torch") -> str:
+    """The device to run on, of `auto` the best that there is for a backend, which is told.
 
     One that torch does not know, or that this machine does not have, is refused before anything is loaded.
     """
@@ -230,8 +251,8 @@ def choose_device(device: str) -> str:
     from ..inference.loading import choose_device as choose
 
     if device == "auto":
-        device = str(choose())
-        note(f"running on {device}")
+        device = str(choose()) if backend == "torch" else "cpu"
+        note(f"running on {device}" + (" in ONNX Runtime" if backend == "onnx" else ""))
         return device
     try:
         torch.device(device)

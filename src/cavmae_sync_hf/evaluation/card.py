@@ -174,10 +174,13 @@ def _evidence(record: Mapping[str, Any], task: str, name: str) -> str:
         for package in ("cavmae-sync-hf", "torch", "transformers")
         if package in versions
     )
+    settings = record["settings"]
+    where = f"{settings['dtype']} on {settings['device']}"
+    if settings.get("backend", "torch") != "torch":
+        where = f"{settings['precision']} on {settings['device']} ({settings['backend']})"
     line = (
         f"{task}, {name}: protocol {rules['name']} (version {rules['version']}: {rules['summary']}), data "
-        f"`{record['data']['fingerprint'][:12]}`, {software}, {record['settings']['dtype']} on "
-        f"{record['settings']['device']}, {record['date'][:10]}"
+        f"`{record['data']['fingerprint'][:12]}`, {software}, {where}, {record['date'][:10]}"
     )
     return f"{line}: `{record['command']}`" if record.get("command") else line
 

@@ -20,6 +20,7 @@ from ..data.failures import Failure
 from ..data.tables import MEDIA_SUFFIXES
 from ..files import StrPath
 from ..inference.features import OFFSETS, move_inputs, not_finite_error
+from ..inference.localize import check_method
 from ..inference.occlusion import occlusion_maps
 from ..inference.relevance import relevance_maps
 from ..metrics import boxes_in_view, compute, patch_maps, pointing_accuracy
@@ -70,6 +71,7 @@ def evaluate_localization(
         ValueError: The protocol, the truth or the data cannot be used; the message says why.
     """
     rules = modify(find_protocol(protocol, LOCALIZATION_PROTOCOLS), maps=maps)
+    check_method(model, rules.maps, "maps")
     if rules.truth == "masks":
         if truth is not None:
             raise EvaluationError(f"The protocol {rules.name} has no use for `truth`; the table names the masks.")

@@ -9,7 +9,7 @@ from typing import Any
 from ..files import StrPath, check_free, parse_json, plain, write_json
 from ..model.errors_cavmae_sync import EvaluationError
 from ..model.modeling_cavmae_sync import CavMaeSyncPreTrainedModel
-from ..provenance import checkpoint_record, software_versions
+from ..provenance import backend_of, checkpoint_record, software_versions
 from .protocols import Protocol
 
 FORMAT = "cavmae-sync-results"
@@ -59,6 +59,7 @@ def make_record(
         "settings": {
             "device": str(model.device),
             "dtype": str(model.dtype).removeprefix("torch."),
+            **backend_of(model),
             **(settings or {}),
         },
         "seeds": dict(seeds or {}),

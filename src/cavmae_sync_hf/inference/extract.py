@@ -29,7 +29,7 @@ from ..model.errors_cavmae_sync import CavMaeSyncError, DiskError, Hint, Inferen
 from ..model.media_cavmae_sync import probe_media
 from ..model.modeling_cavmae_sync import CavMaeSyncModel
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
-from ..provenance import model_fingerprint, require_package, software_versions
+from ..provenance import backend_of, model_fingerprint, require_package, software_versions
 from .feature_folder import FeatureFolder, check_folder, nothing_came
 from .features import choose_features
 from .moments import MediaSpan, Progress
@@ -138,8 +138,9 @@ def extract_features(
         hop: From one moment to the next, seconds; must divide `stride`. Default: the longest that does and is no more
             than 0.625 s or the window.
         modalities: `"a"` (audio), `"v"` (frames), `"av"` (both fused), `"a_patches"`, ...; see `features`. Default:
-            all of the first three that the model has. With audio alone no frame is decoded, and moments lie on the
-            grid itself instead of on the frame that is on screen there, at most one frame earlier.
+            all of the first three that the model has, in ONNX Runtime the first two. With audio alone no frame is
+            decoded, and moments lie on the grid itself instead of on the frame that is on screen there, at most one
+            frame earlier.
         layers: Layers whose mean patches are added per modality; negative ones count from the last.
         control: `"scramble"`: frames get the audio of other pieces of the videos; see `ScrambledAudio`.
         seed: Seeds the control.
@@ -302,8 +303,16 @@ class _Job:
             warnings.warn(f"`sound={sound!r}` is now called `audio_context={sound!r}`.", FutureWarning, stacklevel=3)
             audio_context = sound
         if modalities is None:
-            modalities = {"audio": ("a",), "video": ("v",)}.get(model.config.modality, ("a", "v", "av"))
+            both = ("a", "v", "av") if backend_of(model)["backend"] == "torch" else ("a", "v")
+            modalities = {"audio": ("a",), "video": ("v",)}.get(model.config.modality, both)
         features = choose_features(modalities, model.config, layers)
+        inner = [feature.name for feature in features if feature.kind in ("fused", "layer")]
+        if inner and backend_of(model)["backend"] != "torch":
+            raise InferenceError(
+                f"{inner[0]!r} comes from within the model, and ONNX Runtime gives what comes out at its end: a, v, "
+                "a_patches and v_patches.",
+                hint=Hint("backend", "torch", "have it"),
+            )
         self.plan = Plan(
             grid=WindowGrid.of(window, stride, hop),
             features=features,
@@ -379,6 +388,7 @@ class _Job:
             "control": self.control,
             "seed": self.seed if self.control else None,
             "features": {feature.name: feature.describe() for feature in plan.features},
+            **backend_of(self.model),
         }
 
     def facts(self) -> dict[str, Any]:

@@ -226,6 +226,8 @@ class FeatureFolder:
 
     def _compare(self, before: dict[str, Any], lines: list[str] | None) -> None:
         old, new = _comparable(before.get("settings", {})), _comparable(self.identity["settings"])
+        if "precision" not in old:  # an earlier version ran PyTorch; the model's checksum tells in which precision
+            old |= {"backend": "torch", "precision": new["precision"]}
         changed = [key for key in new if old.get(key) != new[key]]
         if before.get("files") != self.kind:
             what = f"is in the format {before.get('files')}, not {self.kind}"

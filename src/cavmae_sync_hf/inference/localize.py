@@ -25,12 +25,12 @@ from ..files import StrPath, whole_file
 from ..metrics.localization import map_boxes, patch_maps
 from ..model.alignment_cavmae_sync import FRAMES_PER_SECOND, view_of
 from ..model.batching_cavmae_sync import cut_windows
-from ..model.errors_cavmae_sync import InferenceError, printable
+from ..model.errors_cavmae_sync import Hint, InferenceError, printable
 from ..model.media_cavmae_sync import decode_media
 from ..model.modeling_cavmae_sync import CavMaeSyncModel
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from ..model.video_processing_cavmae_sync import CavMaeSyncVideoProcessor
-from ..provenance import model_fingerprint
+from ..provenance import backend_of, model_fingerprint
 from .features import OFFSETS, check_towers, evaluating, move_inputs, not_finite_error
 from .loudness import SILENCE_DB, span_loudness
 from .moments import MediaSpan, Progress, format_clock, read_ahead, read_moments, report_seconds, source_name
@@ -319,6 +319,7 @@ def localize(
         method = "relevance" if has_relevance(base) else "occlusion"
     if method not in METHODS:
         raise InferenceError(f"There is no method {method!r}; use {' or '.join(METHODS)}.")
+    check_method(base, method)
     if not (math.isfinite(fps) and fps > 0 and batch_size >= 1):
         raise InferenceError(f"fps is {fps} and batch_size {batch_size}; both must be above 0.")
     query = None if text is None else _TextQuery.of(model, processor, text)
@@ -347,6 +348,7 @@ def localize(
         lacking = "both audio and video" if text is None else "a frame"
         raise InferenceError(f"{source}: no moment has {lacking}; name another span or video.")
     settings = {**mapper.settings(), "model": (fingerprint or model_fingerprint(base, processor))[:16]}
+    settings |= backend_of(base)
     if processor.audio_track is not None:
         settings["audio_track"] = processor.audio_track
     found = LocalizationResult(
@@ -369,6 +371,28 @@ def localize(
     )
     found.remarks += _remarks(found)
     return found
+
+
+def check_method(model: PreTrainedModel, method: str | None, argument: str = "method") -> None:
+    """Refuse ways to make maps that need the model in PyTorch, where it does not run there.
+
+    Args:
+        model: The model.
+        method: One of `METHODS`; `None` for the best.
+        argument: What the caller calls it.
+
+    Raises:
+        InferenceError: It runs elsewhere.
+    """
+    if method != "cosine" and backend_of(model)["backend"] != "torch":
+        raise InferenceError(
+            f"Maps by {method or 'relevance'} leave out patches or go back through the layers, which a model in ONNX "
+            "Runtime cannot.",
+            hint=(
+                Hint("backend", "torch", "have them"),
+                Hint(argument, "cosine", "compare the patches themselves, which points badly"),
+            ),
+        )
 
 
 def _read(processor: CavMaeSyncProcessor, span: MediaSpan, **options: Any) -> Iterator[dict[str, Any]]:

@@ -220,10 +220,10 @@ def index_status(index: StrPath | MomentStore, *, check: bool = False) -> dict[s
         check: Read every row, too, and raise an error where any is missing or damaged.
 
     Returns:
-        `index`, `model`, `weights`, `hop`, `window_seconds`, `hidden_size`, numbers of `clips`, `files`, `bad`,
-        `moments` and `loose_rows` (of runs that were stopped; never found, and swept away in time), `seconds` of
-        media, rows of the `approximate` index by column, `thumbnails`, and `entries`: one mapping per clip, its
-        `problem` empty where there is none.
+        `index`, `model`, `backend`, `precision`, `weights`, `hop`, `window_seconds`, `hidden_size`, numbers of
+        `clips`, `files`, `bad`, `moments` and `loose_rows` (of runs that were stopped; never found, and swept away in
+        time), `seconds` of media, rows of the `approximate` index by column, `thumbnails`, and `entries`: one mapping
+        per clip, its `problem` empty where there is none.
 
     Raises:
         SearchError: There is no index, or it cannot be read, or `check` finds it damaged.
@@ -237,6 +237,8 @@ def index_status(index: StrPath | MomentStore, *, check: bool = False) -> dict[s
     return {
         "index": store.uri,
         "model": settings.model,
+        "backend": settings.backend,
+        "precision": settings.precision,
         "weights": settings.weights,
         "hop": settings.hop,
         "window_seconds": settings.window_seconds,

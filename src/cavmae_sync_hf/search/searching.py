@@ -216,7 +216,7 @@ def search(
 
 
 def load_index_model(
-    store: MomentStore, name: StrPath | None = None, *, words: bool = False, device: str = "cpu"
+    store: MomentStore, name: StrPath | None = None, *, words: bool = False, device: str = "cpu", **run: Any
 ) -> tuple[PreTrainedModel, CavMaeSyncProcessor]:
     """The model to search an index with, and its processor.
 
@@ -225,6 +225,7 @@ def load_index_model(
         name: Of the model; default: the one that the index remembers.
         words: Whether words are searched for, which takes a model with text.
         device: Where it goes.
+        run: `backend`, `precision` and `progress` of `load_model`; the index may have been made with others.
 
     Raises:
         ModelError: It cannot be loaded.
@@ -239,7 +240,7 @@ def load_index_model(
             hint=Hint("model", "MODEL", "name a model with text that has this one inside (`cavmae-sync text` trains "
                       "one on it)"),
         )  # fmt: skip
-    return load_model(known, use="text" if words else "embedding", device=device, modalities="both")
+    return load_model(known, use="text" if words else "embedding", device=device, modalities="both", **run)
 
 
 def search_moments(

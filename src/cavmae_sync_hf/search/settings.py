@@ -13,10 +13,12 @@ from ..files import parse_json
 from ..model.alignment_cavmae_sync import window_seconds
 from ..model.errors_cavmae_sync import Hint, SearchError
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
-from ..provenance import weights_fingerprint
+from ..provenance import backend_of, weights_fingerprint
 
 # Of the tables and of these settings; an index of another one is refused.
 FORMAT = 1
+# What indexes were made with that do not say so.
+_EARLIER = {"backend": "torch", "precision": "float32"}
 # Settings that decide the values of a window and a frame; the rest says how inputs are handed over.
 _AUDIO_SETTINGS = ("sampling_rate", "channel", "num_mel_bins", "audio_length", "mean", "std", "min_window_coverage")
 _FRAME_SETTINGS = (
@@ -37,6 +39,8 @@ class IndexSettings:
         model: Where the model was loaded from: what a search loads when it is given no model.
         processing: Settings of the processor that decide what the model sees and hears.
         format: `FORMAT` when the index was made.
+        backend: What ran the model, `"torch"` or `"onnx"`.
+        precision: Of its weights.
     """
 
     hop: float
@@ -46,6 +50,8 @@ class IndexSettings:
     model: str
     processing: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
+    backend: str = "torch"
+    precision: str = "float32"
 
     @classmethod
     def of(cls, model: PreTrainedModel, processor: CavMaeSyncProcessor, hop: float) -> "IndexSettings":
@@ -78,6 +84,8 @@ class IndexSettings:
             weights=weights_fingerprint(model),
             model=os.path.abspath(place) if place and os.path.isdir(place) else place,  # found from any folder
             processing=parse_json(json.dumps(processing)),  # as it is read back: lists, no tuples
+            backend=backend_of(model)["backend"],
+            precision=backend_of(model)["precision"],
         )
 
     @property
@@ -108,6 +116,7 @@ class IndexSettings:
         try:
             values = parse_json(text)
             version = values["format"]
+            values = _EARLIER | values
         except (ValueError, TypeError, KeyError) as error:
             raise SearchError(f"{index}: its settings cannot be read; make the index anew.") from error
         if version != FORMAT:
@@ -149,6 +158,12 @@ class IndexSettings:
                 hint = Hint(name, before.get(name), f"{purpose} it")
                 raise SearchError(f"{what} Name another index for another choice.", hint=hint)
             raise SearchError(f"{what} To {purpose} it, load the processor it was made with, or make another index.")
+        if adding and (self.backend, self.precision) != (other.backend, other.precision):
+            raise SearchError(
+                f"{index}: was made by {self.backend} in {self.precision}, and this model runs by {other.backend} in "
+                f"{other.precision}. Any may search it; an index holds moments of one.",
+                hint=(Hint("backend", self.backend), Hint("precision", self.precision, "add to it")),
+            )
         if adding and not math.isclose(other.hop, self.hop, rel_tol=1e-9):
             raise SearchError(
                 f"{index}: its moments lie {self.hop:g} s apart, not {other.hop:g} s; add with a hop of {self.hop:g}, "
