@@ -102,12 +102,12 @@ def localize(
     from ..inference.texts import embed_texts
     from ..loading import load_model
 
+    check_method(backend, method)
     with terminal.export_progress(model) as show:
         loaded, processor = load_model(
             model, use="embedding" if text is None else "text", device=device, modalities="both", backend=backend,
             precision=precision, progress=show,
         )  # fmt: skip
-    check_method(loaded, method)
     if text is not None:
         embed_texts(loaded, processor, [text])  # what is wrong with it is told once, not of every video
 

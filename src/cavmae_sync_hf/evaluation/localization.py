@@ -31,6 +31,7 @@ from ..model.errors_cavmae_sync import EvaluationError, Hint, MediaError
 from ..model.media_cavmae_sync import decode_media
 from ..model.modeling_cavmae_sync import CavMaeSyncModel
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
+from ..provenance import backend_of
 from ..syncworld import find_truth, sounding_boxes
 from .clips import ClipFacts, EvaluatedSet, RunOptions, fit_processor, open_evaluation
 from .protocols import LOCALIZATION_PROTOCOLS, LocalizationProtocol, find_protocol, modify
@@ -71,7 +72,7 @@ def evaluate_localization(
         ValueError: The protocol, the truth or the data cannot be used; the message says why.
     """
     rules = modify(find_protocol(protocol, LOCALIZATION_PROTOCOLS), maps=maps)
-    check_method(model, rules.maps, "maps")
+    check_method(backend_of(model)["backend"], rules.maps, "maps")
     if rules.truth == "masks":
         if truth is not None:
             raise EvaluationError(f"The protocol {rules.name} has no use for `truth`; the table names the masks.")

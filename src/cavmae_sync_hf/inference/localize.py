@@ -319,7 +319,7 @@ def localize(
         method = "relevance" if has_relevance(base) else "occlusion"
     if method not in METHODS:
         raise InferenceError(f"There is no method {method!r}; use {' or '.join(METHODS)}.")
-    check_method(base, method)
+    check_method(backend_of(base)["backend"], method)
     if not (math.isfinite(fps) and fps > 0 and batch_size >= 1):
         raise InferenceError(f"fps is {fps} and batch_size {batch_size}; both must be above 0.")
     query = None if text is None else _TextQuery.of(model, processor, text)
@@ -373,18 +373,18 @@ def localize(
     return found
 
 
-def check_method(model: PreTrainedModel, method: str | None, argument: str = "method") -> None:
+def check_method(backend: str, method: str | None, argument: str = "method") -> None:
     """Refuse ways to make maps that need the model in PyTorch, where it does not run there.
 
     Args:
-        model: The model.
+        backend: What runs it (`provenance.backend_of`).
         method: One of `METHODS`; `None` for the best.
         argument: What the caller calls it.
 
     Raises:
         InferenceError: It runs elsewhere.
     """
-    if method != "cosine" and backend_of(model)["backend"] != "torch":
+    if method != "cosine" and backend != "torch":
         raise InferenceError(
             f"Maps by {method or 'relevance'} leave out patches or go back through the layers, which a model in ONNX "
             "Runtime cannot.",
@@ -506,9 +506,12 @@ class _Mapper:
             )  # fmt: skip
         if self.query is None:
             if hidden is None:
+                # Exported towers take whole frames: the place gets the frame's mean colour.
+                fill: Any = None if backend_of(model)["backend"] == "torch" else "mean"
                 hidden = embed_without(
-                    model, "video", moved["pixel_values_videos"], video_maps.flatten(-2).argmax(-1), block=self.block
-                )
+                    model, "video", moved["pixel_values_videos"], video_maps.flatten(-2).argmax(-1), block=self.block,
+                    fill=fill,
+                )  # fmt: skip
             strength = source_strength(
                 output.audio_embeds[0], output.video_embeds[0], silence=self.silence, hidden=hidden[0],
                 temperature=model.config.temperature,

@@ -3,6 +3,7 @@
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -83,7 +84,7 @@ def embed_without(
     places: Tensor,
     *,
     block: tuple[int, int] | None = None,
-    fill: float | None = None,
+    fill: float | Literal["mean"] | None = None,
 ) -> Tensor:
     """Embeddings of frames or windows each of which lacks one block.
 
@@ -93,7 +94,8 @@ def embed_without(
         inputs: `input_values` or `pixel_values_videos` of the model.
         places: Number of the patch in the middle of the block, row by row, `(batch, frames)`.
         block: Rows and columns of the block; see `default_block`.
-        fill: Value that replaces it in the input; `None` leaves its tokens out.
+        fill: Value that replaces it in the input, `"mean"` for the mean of each frame's channels; `None` leaves its
+            tokens out.
 
     Returns:
         `(batch, frames, hidden)` float32.
@@ -103,7 +105,8 @@ def embed_without(
     chosen = [divmod(place, grid[1]) for place in places.flatten().tolist()]
     masks = [_without(grid, place, block or default_block(grid)) for place in chosen]
     if fill is not None:
-        return _embed(model, modality, _filled(images, torch.stack(masks), fill)).unflatten(0, inputs.shape[:2])
+        values = images.mean(dim=(-2, -1), keepdim=True) if fill == "mean" else fill
+        return _embed(model, modality, _filled(images, torch.stack(masks), values)).unflatten(0, inputs.shape[:2])
     kept = [mask.flatten().nonzero()[:, 0] for mask in masks]
     result = images.new_empty(len(images), model.config.hidden_size, dtype=torch.float32)
     for length in {len(ids) for ids in kept}:  # blocks cut at the border leave more patches
@@ -148,11 +151,11 @@ def _embed_filled(model: CavMaeSyncModel, modality: str, fill: float, images: Te
     return result
 
 
-def _filled(images: Tensor, kept: Tensor, fill: float) -> Tensor:
+def _filled(images: Tensor, kept: Tensor, fill: float | Tensor) -> Tensor:
     """Images with a value where their patches are not `kept`, bool `(samples, rows, columns)`."""
     mask = kept.to(images.device, torch.float32).unsqueeze(1)
     mask = torch.nn.functional.interpolate(mask, size=images.shape[-2:], mode="nearest")
-    return images.masked_fill(mask == 0, fill)
+    return torch.where(mask == 0, fill, images)
 
 
 def _pairs(samples: int, parts: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
