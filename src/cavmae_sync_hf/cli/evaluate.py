@@ -99,7 +99,7 @@ def retrieval(
 
     Examples:
         cavmae-sync evaluate retrieval my-model shards/ --out results.json
-        cavmae-sync evaluate retrieval my-model shards/ --backend onnx --precision int8
+        cavmae-sync evaluate retrieval my-model shards/ --backend onnx
     """
     from ..evaluation import evaluate_retrieval
 

@@ -93,7 +93,7 @@ def sync(
         cavmae-sync sync video.mp4 --model example
         cavmae-sync sync video.mp4 --audio dub.wav --model my-model --out found
         cavmae-sync sync videos/ --model my-model --out offsets.csv
-        cavmae-sync sync videos/ --model my-model --backend onnx --precision int8
+        cavmae-sync sync videos/ -m example --backend onnx --precision int8
     """
     if bool(videos) == (labels is not None):
         raise typer.BadParameter("Name videos, or a list of them with --labels; one of the two.")
@@ -307,7 +307,7 @@ def extract(
 
     Examples:
         cavmae-sync extract videos/ features --model my-model --window 5 --stride 1
-        cavmae-sync extract videos/ features --model my-model --backend onnx --precision int8
+        cavmae-sync extract videos/ features -m my-model --backend onnx
     """
     device = terminal.choose_device(device, backend)
     if sound is not None:
