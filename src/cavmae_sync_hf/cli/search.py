@@ -122,7 +122,7 @@ def index(
 
     Examples:
         cavmae-sync index videos/ my.index --model example
-        cavmae-sync index videos/ my.index -m example --backend onnx --precision int8
+        cavmae-sync index films my.index -m example --backend onnx --precision int8
     """
     device = terminal.choose_device(device, backend)
     from ..loading import load_model
