@@ -21,7 +21,7 @@ from statistics import median
 MEASURE = """
 import glob, json, resource, sys, time
 from cavmae_sync_hf.inference.extract import extract_features
-from cavmae_sync_hf.loading import load_model
+from cavmae_sync_hf import load_model
 from cavmae_sync_hf.inference.sync import measure_sync, score_alignment
 
 task, source, name, device = sys.argv[1:]

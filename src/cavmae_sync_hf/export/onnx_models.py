@@ -49,7 +49,7 @@ class OnnxTower(nn.Module):
         """All outputs for inputs of the exported shape."""
         with self._lock:
             if self._session is None:
-                self._session = load_tower(self.path)
+                self._session = load_tower(self.path, torch.get_num_threads())
         found = self._session(self.outputs, *(values.contiguous().numpy() for values in inputs))
         return [torch.from_numpy(values) for values in found]
 
