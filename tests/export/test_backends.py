@@ -252,9 +252,7 @@ def test_cache__that_is_damaged_is_made_anew(little, made):
     content = tower.read_bytes()
     for count, damage in enumerate(
         (
-            lambda: tower.write_bytes(content[:1000]),
             lambda: tower.write_bytes(content[:-100] + bytes(100)),
-            tower.unlink,
             lambda: (folder / "cache.json").write_text("{"),
         ),
         start=2,
@@ -330,6 +328,8 @@ def test_model__says_what_it_cannot_do(model, media):
     copied = pickle.loads(pickle.dumps(small))  # as workers get it
     frames = inputs["pixel_values_videos"].detach()
     assert torch.equal(copied(frames).video_embeds, small(frames).video_embeds)
+    # A vector does not depend on what else is in the batch.
+    assert torch.equal(small(frames).video_embeds[:, :1], small(frames[:, :1]).video_embeds)
 
 
 def test_model__absent_windows_are_zeros_and_equal_ones_alike(model):

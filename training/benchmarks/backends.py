@@ -6,7 +6,7 @@
 
 Needs the extras `export` and `archive`. Every measurement is a process of its own, which indexes all films; the
 backends take turns, and what counts is the ratio of medians, by the clock and by processor time, which other work on
-the machine changes less. Loading is not timed, and an export is made before.
+the machine changes less. What happens once (loading, opening the towers) is not timed, and an export is made before.
 Memory is the highest of the process. Cosines are those of the index's vectors with the ones of PyTorch in float32. The
 films are drawn now, if none are given: every frame and every sound differs, so that none is spared as equal to the one
 before. With `--world`, a SyncWorld split: R@1 of the clips of that split with each backend. `OMP_NUM_THREADS` is the
@@ -39,12 +39,13 @@ from cavmae_sync_hf import evaluate_retrieval, index_videos, load_model
 from cavmae_sync_hf.search import MomentStore
 from cavmae_sync_hf.search.tables import as_matrix
 
-task, source, name, backend, precision, hop, vectors = sys.argv[1:]
+task, source, name, backend, precision, hop, vectors, warm = sys.argv[1:]
 began = time.perf_counter()
 model, processor = load_model(name, backend=backend, precision=precision, modalities="both")
 found = {"loading": time.perf_counter() - began}
 if task == "index":
     with tempfile.TemporaryDirectory() as folder:
+        index_videos(warm, folder + "/first", model, processor, hop=float(hop))  # opens towers, imports
         spent = time.process_time()
         summary = index_videos(source, folder + "/index", model, processor, hop=float(hop))
         found |= {"seconds": summary.seconds, "spent": time.process_time() - spent, "moments": summary.moments}
@@ -102,9 +103,11 @@ def draw_film(path: Path, seconds: float, seed: int) -> None:
             container.mux(packet)
 
 
-def run(task: str, source: Any, model: str, *how: str, hop: float = 0.5, vectors: Any = "", **env: str) -> dict:
+def run(
+    task: str, source: Any, model: str, *how: str, hop: float = 0.5, vectors: Any = "", warm: Any = "", **env: str
+) -> dict:
     """What one process measured."""
-    command = [sys.executable, "-c", MEASURE, task, str(source), model, *how, str(hop), str(vectors)]
+    command = [sys.executable, "-c", MEASURE, task, str(source), model, *how, str(hop), str(vectors), str(warm)]
     done = subprocess.run(command, env=os.environ | env, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -127,7 +130,10 @@ def show_speed(arguments: argparse.Namespace, model: str, films: Path, folder: P
     for number in range(arguments.rounds):
         for how in RUNS:
             vectors = folder / f"{'-'.join(how)}.npy"
-            results[how].append(run("index", films, model, *how, hop=arguments.hop, vectors=vectors, **env))
+            measured = run(
+                "index", films, model, *how, hop=arguments.hop, vectors=vectors, warm=folder / "warm.mp4", **env
+            )
+            results[how].append(measured)
             made = results[how][-1]
             print(
                 f"  round {number + 1}, {' '.join(how)}: {made['moments'] / made['seconds']:.2f} moments/s", flush=True
@@ -170,6 +176,7 @@ def main() -> None:
                 films.mkdir()
                 for number in range(arguments.count):
                     draw_film(films / f"{number}.mp4", arguments.seconds, number)
+            draw_film(folder / "warm.mp4", 1.0, 0)
             show_speed(arguments, model, films, folder, **env)
         if arguments.world is not None:
             print(f"R@1 on {arguments.world}: audio to video, video to audio")

@@ -18,9 +18,6 @@ from ..model.modeling_cavmae_sync import CavMaeSyncModel, LayerRecord
 from ..model.modeling_text_cavmae_sync import CavMaeSyncTextFeatures
 from .tower_files import RunTower, load_tower
 
-# Samples that a tower is given at a time: more are no faster, and take memory.
-_SAMPLES = 16
-
 
 class OnnxTower(nn.Module):
     """One exported tower.
@@ -75,11 +72,17 @@ class OnnxTower(nn.Module):
                 f"those that the model was made for, {tuple(wanted)}.",
                 hint=Hint("backend", "torch", "take others"),
             )
-        parts = []
-        for some in images.split(_SAMPLES):
-            embeds, patches = self.run(some[None])
-            parts.append(torch.cat([embeds[0].unsqueeze(1), patches[0]], dim=1))
-        return torch.cat(parts)
+        # One by one: in 8 bits what is added up has one scale for all that is given together, so that a vector would
+        # depend on others; towers of published sizes are faster so (their values stay in the processor's cache), and
+        # take less memory.
+        found = None
+        for number, image in enumerate(images):
+            embeds, patches = self.run(image[None, None])
+            if found is None:
+                found = embeds.new_empty(len(images), 1 + patches.shape[2], embeds.shape[2])
+            found[number, 0], found[number, 1:] = embeds[0, 0], patches[0, 0]
+        assert found is not None
+        return found
 
 
 def refuse(what: str) -> NoReturn:
