@@ -333,7 +333,7 @@ def test_model__says_what_it_cannot_do(model, media):
 
 
 def test_model__absent_windows_are_zeros_and_equal_ones_alike(model):
-    small, _ = load_model(model, backend="onnx")
+    small, _ = load_model(model, backend="onnx", precision="int8")
     exact, _ = load_model(model)
     inputs = tiny_inputs(2, 3)
     inputs["input_values"][0, 1] = inputs["input_values"][0, 0]
@@ -342,13 +342,15 @@ def test_model__absent_windows_are_zeros_and_equal_ones_alike(model):
     with torch.inference_mode():
         found, wanted = small(**inputs, **masks), exact(**inputs, **masks)
 
+    assert found.similarity.shape == wanted.similarity.shape
     for name in ("audio_embeds", "video_embeds", "video_patch_embeds", "similarity"):
-        torch.testing.assert_close(found[name], wanted[name], atol=1e-4, rtol=1e-4)
+        assert torch.allclose(found[name], wanted[name], atol=0.3 if "patch" in name else 0.05)
     assert torch.equal(found.audio_embeds[0, 0], found.audio_embeds[0, 1]) and not found.audio_embeds[0, 2].any()
 
 
 def test_words__are_embedded_as_in_pytorch(run, media, tmp_path):
-    folder = save(*text_model(projection_dim=16), tmp_path / "words")
+    av_model = CavMaeSyncModel(tiny_config(num_modality_layers=0))  # traced in a second
+    folder = save(*text_model(av_model, projection_dim=16), tmp_path / "words")
     assert run("index", media, tmp_path / "index", "--model", folder, "--backend", "onnx")[0] == 0
     small, processor = load_model(folder, use="text", backend="onnx")
     exact, _ = load_model(folder, use="text")

@@ -30,12 +30,16 @@ import numpy as np
 import torch
 
 from cavmae_sync_hf import CavMaeSyncConfig, CavMaeSyncModel, CavMaeSyncProcessor
+from cavmae_sync_hf.metrics import retrieval_metrics
 
 RUNS = (("torch", "float32"), ("torch", "bfloat16"), ("onnx", "float32"), ("onnx", "int8"))
 MEASURE = """
 import json, resource, sys, tempfile, time
 import numpy as np
-from cavmae_sync_hf import evaluate_retrieval, index_videos, load_model
+from cavmae_sync_hf import index_videos, load_model
+from cavmae_sync_hf.evaluation.clips import open_evaluation
+from cavmae_sync_hf.evaluation.protocols import RETRIEVAL_PROTOCOLS
+from cavmae_sync_hf.evaluation.retrieval import embed_clips
 from cavmae_sync_hf.search import MomentStore
 from cavmae_sync_hf.search.tables import as_matrix
 
@@ -59,8 +63,9 @@ if task == "index":
                 rows[paths[owner], window] = [side[place] for side in sides]
         np.save(vectors, np.array([rows[key] for key in sorted(rows)], np.float32))
 elif task == "retrieval":
-    metrics = evaluate_retrieval(model, processor, source, num_workers=0)["metrics"]
-    found |= {name: value for name, value in metrics.items() if name.endswith("_r1")}
+    clips = open_evaluation(source, processor, RETRIEVAL_PROTOCOLS["clips"], {})
+    embeds = embed_clips(model, clips)
+    np.savez(vectors, **{name: getattr(embeds, name) for name in ("audio", "video", "audio_mask", "video_mask")})
 found["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 print(json.dumps(found))
 """
@@ -155,6 +160,23 @@ def show_speed(arguments: argparse.Namespace, model: str, films: Path, folder: P
         )
 
 
+def show_retrieval(world: Path, model: str, folder: Path, **env: str) -> None:
+    """R@1 with each backend, and with the audio of one and the video of another, as where an index is searched."""
+    found = {}
+    for how in RUNS:
+        run("retrieval", world, model, *how, vectors=folder / "clips.npz", **env)
+        found[how] = dict(np.load(folder / "clips.npz"))
+    exact, small = RUNS[0], RUNS[-1]
+    print(f"{len(found[exact]['audio'])} clips of {world}       R@1 audio to video, video to audio")
+    for audio, video in (*((how, how) for how in RUNS), (exact, small), (small, exact)):
+        metrics = retrieval_metrics(
+            audio_embeds=found[audio]["audio"], audio_mask=found[audio]["audio_mask"],
+            video_embeds=found[video]["video"], video_mask=found[video]["video_mask"],
+        )  # fmt: skip
+        name = " ".join(audio) + ("" if audio == video else f", video by {' '.join(video)}")
+        print(f"{name:40} {metrics['audio_to_video_r1']:.4f}  {metrics['video_to_audio_r1']:.4f}", flush=True)
+
+
 def main() -> None:
     arguments = parse_arguments()
     print(f"{processor_name()}, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}")
@@ -179,13 +201,7 @@ def main() -> None:
             draw_film(folder / "warm.mp4", 1.0, 0)
             show_speed(arguments, model, films, folder, **env)
         if arguments.world is not None:
-            print(f"R@1 on {arguments.world}: audio to video, video to audio")
-            for how in RUNS:
-                found = run("retrieval", arguments.world, model, *how, **env)
-                print(
-                    f"{' '.join(how):16} {found['audio_to_video_r1']:.4f}  {found['video_to_audio_r1']:.4f}",
-                    flush=True,
-                )
+            show_retrieval(arguments.world, model, folder, **env)
 
 
 if __name__ == "__main__":

@@ -5,16 +5,18 @@ Each lies in a folder of the user's cache that is named after all that decides i
 and the version of the format. It may be removed at any time.
 """
 
+import contextlib
 import gc
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 from safetensors.torch import load_file, save_file
 
-from ..files import file_digest, locked, parse_json, user_cache, whole_folder, write_json
+from ..files import file_digest, locked, parse_json, user_cache, whole_folder, write_json, write_text
 from ..inference.loading import load_torch_model, model_folder, read_model
 from ..model.configuration_text_cavmae_sync import audio_visual_config
 from ..model.errors_cavmae_sync import ExportError
@@ -105,11 +107,35 @@ def _key(place: Path, use: str, precision: str) -> str:
         "use": use,
         "precision": precision,
         "config": config,
-        "weights": folder_digest(place),
+        "weights": _weights_digest(place),
         # Of encoders that are saved by reference.
-        "encoders": [folder_digest(source) if source and Path(source).is_dir() else source for source in sources],
+        "encoders": [
+            _weights_digest(Path(source)) if source and Path(source).is_dir() else source for source in sources
+        ],
     }
+    return _digest(facts)
+
+
+def _digest(facts: Any) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _weights_digest(place: Path) -> str | None:
+    """Checksum of a folder's weights, noted for files that have not changed: reading them all takes seconds."""
+    states = [(os.path.realpath(path), *_state(path)) for path in sorted(place.glob("*.safetensors"))]
+    note = user_cache() / "exports" / "weights" / _digest(states)[:32]
+    with contextlib.suppress(OSError):
+        return note.read_text("utf-8")
+    digest = folder_digest(place)
+    if digest is not None:
+        write_text(note, digest)
+    return digest
+
+
+def _state(path: Path) -> list[int]:
+    """Size and time of a file, which are others once it has been written to."""
+    facts = path.stat()
+    return [facts.st_size, facts.st_mtime_ns]
 
 
 def _make(
@@ -127,7 +153,7 @@ def _make(
         if use == "text":
             weights = {key: value for key, value in model.state_dict().items() if key.startswith(_PART_NAMES)}
             save_file({key: value.contiguous() for key, value in weights.items()}, made / _PARTS)
-        files = {path.name: file_digest(path) for path in sorted(made.iterdir()) if path.name != _RECORD}
+        files = {path.name: [*_state(path), file_digest(path)] for path in sorted(made.iterdir())}
         write_json(made / _RECORD, {"weights": weights_fingerprint(model.base_model), "files": files})
     del model
     gc.collect()
@@ -137,6 +163,9 @@ def _is_whole(folder: Path) -> bool:
     """Whether all files are there, as they were written."""
     try:
         files = parse_json((folder / _RECORD).read_text("utf-8"))["files"]
-        return all(file_digest(folder / name) == digest for name, digest in files.items())
+        return all(
+            _state(folder / name) == state or file_digest(folder / name) == digest
+            for name, (*state, digest) in files.items()
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
