@@ -20,14 +20,16 @@ from helpers.tiny import tiny_config
 from helpers.tiny_shards import write_shards
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("pretrain", "finetune", "probe", "text")
+COMMANDS = ("pretrain", "finetune", "probe", "text", "local-head")
 OWN_LOOP = ("probe",)  # which transformers' Trainer does not run
 SCRIPTS = {
     "run_pretraining.py": "pretrain",
     "run_classification.py": "finetune",
     "run_probe.py": "probe",
     "run_text.py": "text",
+    "run_local_head.py": "local-head",
 }
+MODULES = {f"cavmae_sync_hf.training.{command.replace('-', '_')}": command for command in COMMANDS}
 SMALL = [
     "--max_steps", "2", "--per_device_train_batch_size", "4", "--use_cpu", "--disable_tqdm", "true", "--log_level",
     "error", "--dataloader_num_workers", "0", "--save_strategy", "no", "--eval_strategy", "no",
@@ -52,14 +54,15 @@ def test_recipes__are_listed_and_printed_to_be_copied(run, tmp_path):
     code, out, _ = run("recipes", "syncworld_tiny")
     assert (code, out) == (0, (RECIPES / "pretraining" / "syncworld_tiny.yaml").read_text(encoding="utf-8"))
     code, _, err = run("recipes", "syncworld")
-    assert code == 1 and "write classification/syncworld or probe/syncworld or text/syncworld" in err
+    known = [f"{folder}/syncworld" for folder in ("classification", "probe", "text", "local_head")]
+    assert code == 1 and "write " + " or ".join(known) in err
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help__shows_the_own_settings_first_and_where_the_rest_is(command, run):
     code, out, err = run(command, "--help")
     assert code == 0 and "--help-all" in out and "--train_data" in out and "__" not in out
-    assert ("--ddp_timeout" in out, "--push_to_hub" in out) == (False, command in ("pretrain", "finetune"))
+    assert ("--ddp_timeout" in out, "--push_to_hub" in out) == (False, command not in ("probe", "text"))
     code, all_of_them, _ = run(command, "--help-all")
     assert code == 0 and ("--ddp_timeout" in all_of_them) == (command not in OWN_LOOP)
 
@@ -101,6 +104,7 @@ def test_torch__is_not_loaded_for_help_lists_and_refusals(loaded):
         (["finetune", "syncworld", "--init_from", "./no/where"], 1, "./no/where"),
         (["finetune", "audioset_20k", "--train_data", ".", "--class_names", "no.csv"], 1, "no.csv: no such file"),
         (["probe", "vggsound", "--train_data", "."], 1, "name a model by --model"),
+        (["local-head", "--train_data", "."], 1, "nothing to train heads of; name a model by --model"),
     ],
 )
 def test_wrong_words__are_told_in_one_sentence(words, status, message, run, tmp_path, monkeypatch):
@@ -135,9 +139,9 @@ def test_checkpoints__have_the_names_that_trainer_gives():
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules")  # of runpy, for this process has loaded them
-@pytest.mark.parametrize("started", [*SCRIPTS, *(f"cavmae_sync_hf.training.{command}" for command in COMMANDS)])
+@pytest.mark.parametrize("started", [*SCRIPTS, *MODULES])
 def test_script_and_module__are_the_command(started, capfd, monkeypatch):
-    command = SCRIPTS.get(started, started.rpartition(".")[2])
+    command = SCRIPTS.get(started) or MODULES[started]
     monkeypatch.setattr(sys, "argv", [started, "ablations/syncworld"])
     with pytest.raises(SystemExit) as end:
         if started in SCRIPTS:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..inference.loading import has_text
+from ..inference.local import has_local_heads
 from ..inference.relevance import has_relevance
 from ..loading import Backend, Precision, load_model
 from ..model.errors_cavmae_sync import ModelError
@@ -32,6 +33,8 @@ _MAP_SECONDS = 45.0
 _TRIAL_MOMENTS = 4
 # A pass forward and back, and three forward with a place left out.
 _RELEVANCE_PASSES = 6
+# A pass forward with the head, and one with a place left out.
+_LOCAL_PASSES = 3
 
 
 class Engine:
@@ -105,15 +108,16 @@ class Engine:
     def map_plan(self, seconds: float) -> dict[str, Any]:
         """Arguments of `localize` with which a clip of so many seconds takes a bearable time on this machine.
 
-        Relevance takes a few passes of a tower for each moment. Where a tower is another model's encoder, it runs once
-        for every patch.
+        Local heads and relevance take a few passes of a tower for each moment. Where there are no heads and a tower is
+        another model's encoder, it runs once for every patch.
         """
-        known = has_relevance(self.torch_model())
+        model = self.torch_model()
+        passes = _LOCAL_PASSES if has_local_heads(model) else 0
+        passes = passes or (_RELEVANCE_PASSES if has_relevance(model) else 0)
         for plan in _MAP_PLANS:
             moments = max(1.0, seconds * plan["fps"])
             cost = sum(
-                (_RELEVANCE_PASSES if known else _places(grid, plan.get("stride"))) * self._seconds_of(name)
-                for name, grid in self._grids()
+                (passes or _places(grid, plan.get("stride"))) * self._seconds_of(name) for name, grid in self._grids()
             )
             if moments * cost <= _MAP_SECONDS:
                 return dict(plan)

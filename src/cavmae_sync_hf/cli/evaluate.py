@@ -145,7 +145,8 @@ def localization(
     ],
     protocol: Protocol = "syncworld",
     maps: Annotated[
-        str | None, typer.Option(help="relevance, occlusion (slow) or cosine (rough), instead of the protocol's.")
+        str | None,
+        typer.Option(help="local, relevance, occlusion (slow) or cosine (rough), instead of the protocol's."),
     ] = None,
     truth: Annotated[
         str | None, typer.Option(metavar="FOLDER", help="SyncWorld split of shards that lie elsewhere."), FolderIn()

@@ -28,6 +28,8 @@ from ..training.settings import (
     ClassificationSettings,
     DataArguments,
     FlagError,
+    LocalHeadArguments,
+    LocalHeadSettings,
     ModelArguments,
     PretrainingSettings,
     ProbeArguments,
@@ -60,7 +62,8 @@ _MOST_USED = {
 }
 # Of a text side there is one evaluation, and what is uploaded is one folder of what it writes.
 _NOT_OF_TEXT = ("eval_strategy", "push_to_hub", "hub_model_id")
-_DOES = {"probe": "probe", "text": "join"}
+_DOES = {"probe": "probe", "text": "join", "local_head": "train heads of"}
+_WITH_SCIKIT_LEARN = ("classification", "probe", "text")
 _TRAINER_PANEL = "transformers' Trainer, the most used"
 
 
@@ -203,6 +206,24 @@ def _text(words: list[str]) -> int:
     return status
 
 
+def local_head(context: typer.Context) -> None:
+    """Train a model's local heads: localize then takes one pass, for audio, words or any vector.
+
+    RECIPE is a name that `cavmae-sync recipes` lists, or a YAML file; flags win over it. No labels
+    are needed. The model stays as it is; what is trained predicts what hiding a part would do, in
+    minutes on a CPU for a small model.
+
+    Examples:
+        cavmae-sync local-head local_head/syncworld --model example
+        cavmae-sync local-head --model MODEL --train_data SHARDS --frames_per_clip 4
+        torchrun --nproc_per_node 4 -m cavmae_sync_hf.training.local_head RECIPE ...
+    """
+    with _start(context.args, "local_head"):
+        from ..training.local_head import local_head as run
+
+        sys.exit(run(context.args))
+
+
 # What is told before torch is loaded
 
 
@@ -262,7 +283,11 @@ def _check(words: Sequence[str], folder: str) -> None:
     for name in ("class_names", "captions", "eval_captions"):
         if settings.get(name):
             FileIn().check(settings[name], settings)
-    packages = ("accelerate", *(["pyarrow"] if world else []), *(["scikit-learn"] if folder != "pretraining" else []))
+    packages = (
+        "accelerate",
+        *(["pyarrow"] if world else []),
+        *(["scikit-learn"] if folder in _WITH_SCIKIT_LEARN else []),
+    )
     Needs("training", "Training", packages=packages).check()
     if _is_on(settings.get("plots")):
         Needs("training", "Plots of training", packages=("matplotlib",)).check()
@@ -423,6 +448,11 @@ _COMMANDS: dict[str, tuple[Callable[[typer.Context], None], str, dict[str, tuple
     ),
     "probe": (probe, "probe", {"Probe": (ProbeArguments,)}),
     "text": (text, "text", {"Text": (TextArguments,), "Run": (RunSettings,)}),
+    "local-head": (
+        local_head,
+        "local_head",
+        {"Model": (LocalHeadArguments,), "Data": (DataArguments,), "Run": (RunSettings, LocalHeadSettings)},
+    ),
 }
 
 

@@ -20,6 +20,7 @@ from ..data.failures import Failure
 from ..data.tables import MEDIA_SUFFIXES
 from ..files import StrPath
 from ..inference.features import OFFSETS, move_inputs, not_finite_error
+from ..inference.local import local_maps, require_local_heads
 from ..inference.localize import check_method
 from ..inference.occlusion import occlusion_maps
 from ..inference.relevance import relevance_maps
@@ -203,6 +204,8 @@ class _Mapper:
 
     def __init__(self, model: CavMaeSyncModel, processor: CavMaeSyncProcessor, method: str) -> None:
         self.model, self.method = model, method
+        if method == "local":
+            require_local_heads(model)
         extractor = processor.feature_extractor
         silence = (extractor.silence - extractor.mean) / extractor.std
         windows = extractor.windows(torch.empty(0, extractor.num_mel_bins), [0.0])
@@ -223,13 +226,20 @@ class _Mapper:
     ) -> _Maps:
         """Maps of the moments where `wanted` `(clips, frames)` is True; those of others mean nothing."""
         model = self.model
-        output = model(**inputs)
+        output = model(**inputs, output_local_embeds=self.method == "local")
         others, known = other_audio(output.audio_embeds)
         if self.method == "cosine":
             grids = model.config.video_grid, model.config.audio_grid
             own = patch_maps(output.audio_embeds, output.video_patch_embeds, grids[0])
             other = patch_maps(others, output.video_patch_embeds, grids[0])
             time = patch_maps(output.video_embeds, output.audio_patch_embeds, grids[1])
+        elif self.method == "local":
+            grids = model.config.video_grid, model.config.audio_grid
+            own, other = (
+                local_maps(output.video_embeds, output.local_video_embeds, audio - self.silence, grids[0])
+                for audio in (output.audio_embeds, others)
+            )
+            time = local_maps(output.audio_embeds, output.local_audio_embeds, output.video_embeds, grids[1])
         elif self.method == "relevance":
             frames = inputs["pixel_values_videos"]
             own, other = (
@@ -258,6 +268,9 @@ class _Mapper:
             return patch_maps(embeds, patches, model.config.video_grid).mean(dim=0).cpu()
         # Maps are linear in what is compared with, so the mean of the maps is the map of the mean.
         query = (embeds.mean(dim=0) - self.silence)[None, None]
+        if self.method == "local":
+            seen = model.get_video_features(frames, output_local_embeds=True)
+            return local_maps(seen.video_embeds, seen.local_video_embeds, query, model.config.video_grid)[0, 0].cpu()
         if self.method == "relevance":
             return relevance_maps(model, "video", frames, query).maps[0, 0].cpu()
         return occlusion_maps(model, "video", frames, query)[0, 0].float().cpu()

@@ -2,7 +2,8 @@
 """Where in the frame the sounding object is, and when and at which pitch in the audio the frame's content is.
 
 `localize` gives both maps for every moment of a video. By default they show what each patch contributes to the
-similarity (`relevance_maps`). By `"occlusion"` a patch's value is how far the similarity falls without the patch and
+similarity (`relevance_maps`). A model with local heads predicts in one pass what leaving a patch out would do
+(`local_maps`). By `"occlusion"` a patch's value is how far the similarity falls without the patch and
 its neighbours (`occlusion_maps`), at the cost of a pass per patch. Parts of a frame are left out: the tower does not
 get their tokens, as in the pretraining of a masked autoencoder, so the model is used as it was trained and no grey box
 has to stand for nothing. Parts of an audio window are made silent, since for audio there is a nothing, and a gap
@@ -26,20 +27,22 @@ from ..metrics.localization import map_boxes, patch_maps
 from ..model.alignment_cavmae_sync import FRAMES_PER_SECOND, view_of
 from ..model.batching_cavmae_sync import cut_windows
 from ..model.errors_cavmae_sync import Hint, InferenceError, printable
+from ..model.local_cavmae_sync import default_block
 from ..model.media_cavmae_sync import decode_media
 from ..model.modeling_cavmae_sync import CavMaeSyncModel
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from ..model.video_processing_cavmae_sync import CavMaeSyncVideoProcessor
 from ..provenance import backend_of, model_fingerprint
 from .features import OFFSETS, check_towers, evaluating, move_inputs, not_finite_error
+from .local import has_local_heads, local_maps, require_local_heads
 from .loudness import SILENCE_DB, span_loudness
 from .moments import MediaSpan, Progress, format_clock, read_ahead, read_moments, report_seconds, source_name
-from .occlusion import default_block, embed_without, occlusion_maps
+from .occlusion import embed_without, occlusion_maps
 from .relevance import has_relevance, relevance_maps
 from .strength import LEAST_LOG_ODDS, LEAST_STRENGTH, NEAR_SECONDS, NO_SOURCE, NOT_SEEN, source_strength
 from .texts import TextVectors, embed_texts
 
-METHODS = ("relevance", "occlusion", "cosine")
+METHODS = ("local", "relevance", "occlusion", "cosine")
 DEFAULT_FPS = 5.0
 # Columns of the stored spectrogram are the highest of so many of its frames: 20 ms, enough for a plot of it.
 _POOLED_FRAMES = 2
@@ -94,8 +97,8 @@ class LocalizationResult:
             trained to tell moments inside and outside of the spans of captions.
         loudness: Of the audio within 0.25 s of each moment, dB of full scale, `(moments,)`.
         video_maps: Where in the frame the sounding object is, `(moments, rows, columns)` float32, top to bottom. By
-            occlusion: fall of the cosine; above 0 speaks for the audio. By relevance the highest value is that fall,
-            and the others are shares of it.
+            occlusion and local heads: fall of the cosine; above 0 speaks for the audio. By relevance the highest value
+            is that fall, and the others are shares of it.
         audio_maps: When and at which pitch in its window the frame's content is, `(moments, rows, columns)` float32,
             low to high mel and earlier to later.
         spectrogram: Log-mel of the span as the model sees it, `(mel bins, columns)` float16; the columns are
@@ -103,7 +106,7 @@ class LocalizationResult:
         frequencies: Where each mel bin is centred, Hz.
         view: Which part of the frame the maps cover.
         fps: Moments per second.
-        method: `"relevance"`, `"occlusion"` or `"cosine"`.
+        method: One of `METHODS`.
         settings: What else the maps depend on: the block left out, the model's fingerprint.
         least_strength: Strength from which on a moment has a source.
         channel: Which channel of the audio was heard.
@@ -262,7 +265,7 @@ def localize(
     start: float | None = None,
     end: float | None = None,
     fps: float = DEFAULT_FPS,
-    method: Literal["relevance", "occlusion", "cosine"] | None = None,
+    method: Literal["local", "relevance", "occlusion", "cosine"] | None = None,
     block: tuple[int, int] | None = None,
     stride: int | None = None,
     least_strength: float | None = None,
@@ -290,9 +293,10 @@ def localize(
         start: Where in the video to start, seconds.
         end: Where to end, seconds.
         fps: Moments per second.
-        method: `"relevance"`, one pass forward and back and a few places left out (`relevance_maps`); `"occlusion"`,
-            which runs the towers once for every patch; or `"cosine"` of the final patches. Default: relevance, or
-            occlusion where a tower is another model's encoder.
+        method: `"local"`, one pass, for models with local heads (`cavmae-sync local-head`); `"relevance"`, one pass
+            forward and back and a few places left out (`relevance_maps`); `"occlusion"`, which runs the towers once
+            for every patch; or `"cosine"` of the final patches. Default: the first of them that the model allows;
+            relevance needs towers of this package.
         block: Rows and columns of frame patches that are taken together, odd; see `default_block`.
         stride: Of occlusion, patches from one place that is tried to the next; see `occlusion_maps`.
         least_strength: Nats from which on a moment has a source. The default, 2.5, suits the example model; another
@@ -316,10 +320,12 @@ def localize(
     base = cast(CavMaeSyncModel, model.base_model)
     check_towers(base)
     if method is None:
-        method = "relevance" if has_relevance(base) else "occlusion"
+        method = "local" if has_local_heads(base) else "relevance" if has_relevance(base) else "occlusion"
     if method not in METHODS:
         raise InferenceError(f"There is no method {method!r}; use {' or '.join(METHODS)}.")
     check_method(backend_of(base)["backend"], method)
+    if method == "local":
+        require_local_heads(base)
     if not (math.isfinite(fps) and fps > 0 and batch_size >= 1):
         raise InferenceError(f"fps is {fps} and batch_size {batch_size}; both must be above 0.")
     query = None if text is None else _TextQuery.of(model, processor, text)
@@ -465,7 +471,7 @@ class _Mapper:
         model = self.model
         moved = move_inputs(inputs, model)
         moved.setdefault("padding_mask_videos", torch.ones_like(moved["padding_mask"]))
-        output = model(**moved)
+        output = model(**moved, output_local_embeds=self.method == "local")
         heard, seen = moved["padding_mask"], moved["padding_mask_videos"]
         if self.query is None:
             both = heard = seen = heard & seen
@@ -486,6 +492,15 @@ class _Mapper:
             video_maps = patch_maps(for_video, video_patches, model.config.video_grid)
             audio_maps = patch_maps(for_audio, audio_patches, model.config.audio_grid)
             video_maps, audio_maps = video_maps * seen[..., None, None], audio_maps * heard[..., None, None]
+        elif self.method == "local":
+            video_maps = local_maps(
+                output.video_embeds, output.local_video_embeds, asked, model.config.video_grid, present=seen,
+                projection=self._projection("video"),
+            )  # fmt: skip
+            audio_maps = local_maps(
+                output.audio_embeds, output.local_audio_embeds, for_audio, model.config.audio_grid, present=heard,
+                projection=self._projection("audio"),
+            )  # fmt: skip
         elif self.method == "relevance":
             video_maps, hidden = relevance_maps(
                 model, "video", moved["pixel_values_videos"], asked, present=seen, block=self.block,
@@ -543,9 +558,9 @@ class _Mapper:
         if self.method == "cosine":
             return {}
         config = self.model.config
-        video = self.block or default_block(config.video_grid)
+        video = (None if self.method == "local" else self.block) or default_block(config.video_grid)
         blocks = {"video_block": list(video), "audio_block": list(default_block(config.audio_grid))}
-        return blocks if self.method == "relevance" else blocks | {"audio_against": "silence"}
+        return blocks if self.method in ("local", "relevance") else blocks | {"audio_against": "silence"}
 
 
 class _Canvas:

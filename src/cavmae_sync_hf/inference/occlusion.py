@@ -9,19 +9,13 @@ import torch
 from torch import Tensor
 
 from ..model.errors_cavmae_sync import InferenceError
+from ..model.local_cavmae_sync import default_block
 from ..model.modeling_cavmae_sync import CavMaeSyncModel, select_distinct
 from .texts import project
 
 # Grids of more patches are asked at every second patch: the time grows with the square of their number.
 _LARGE_GRID = 100
-_SMALLEST_BLOCK = 3
 _SAMPLES_AT_A_TIME = 128
-
-
-def default_block(grid: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns left out together: about a quarter of each side, odd, at least 3."""
-    rows, columns = (max(_SMALLEST_BLOCK, 2 * round((side / 4 - 1) / 2) + 1) for side in grid)
-    return rows, columns
 
 
 @torch.no_grad()

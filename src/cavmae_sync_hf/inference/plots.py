@@ -169,6 +169,7 @@ def strip_figure(found: LocalizationResult, video: Any, *, count: int = 12, size
     measure = {
         "relevance": f"what the place contributes to the similarity with the {other}",
         "occlusion": "fall of the similarity without the place",
+        "local": "predicted fall of the similarity without the place",
     }.get(found.method, f"cosine with the {other}")
     sheet.scale(_MARGIN, top, 300, 12, f"{measure}, share of the moment's largest")
     ring = sheet.axes(_MARGIN + 330, top - 4, 20, 20)
@@ -277,9 +278,11 @@ def spectrogram_figure(found: LocalizationResult, *, size: tuple[int, int] = (12
     )
     axis.set(ylabel="frequency", xlim=(begin, end), ylim=(-0.5, bins - 0.5))
     other = "frame" if found.text is None else "words"
-    measure = {"relevance": "contribution to the similarity", "occlusion": "fall of the similarity without it"}.get(
-        found.method, f"cosine with the {other}"
-    )
+    measure = {
+        "relevance": "contribution to the similarity",
+        "occlusion": "fall of the similarity without it",
+        "local": "predicted fall without it",
+    }.get(found.method, f"cosine with the {other}")
     sheet.scale(left + inner + 16, _HEADER, 12, upper, f"{measure}\n(1: the window's largest)")
     _draw_strength(sheet.axes(left, _HEADER + upper + gap, inner, lower), found)
     _time_axis(axis, begin, end, labels=False)

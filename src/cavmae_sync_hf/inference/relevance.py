@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from ..model.errors_cavmae_sync import InferenceError
+from ..model.local_cavmae_sync import default_block
 from ..model.modeling_cavmae_sync import (
     CavMaeSyncAttention,
     CavMaeSyncMLP,
     CavMaeSyncModel,
     CavMaeSyncTower,
 )
-from .occlusion import default_block, embed_without
+from .occlusion import embed_without
 from .texts import project
 
 # Blocks of a frame that are left out, of those that contribute most.

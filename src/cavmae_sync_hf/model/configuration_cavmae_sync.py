@@ -66,6 +66,7 @@ CONFIG_VALUES: dict[str, Allowed] = {
     "classifier_type": choice("mean_pooling", "frame_attention"),
     "num_classifier_layers": whole(0, 1 << 9),
     "deduplicate_windows": flag(),
+    "local_head_size": whole(0, 1 << 14),
     "audio_encoder_source": optional(text()),
     "video_encoder_source": optional(text()),
     "audio_encoder_layer": optional(whole(1, 1 << 9)),
@@ -89,7 +90,7 @@ _ENCODER_SETTINGS = ("audio_encoder_config", "video_encoder_config") + tuple(
     if "encoder_" in name or name in ("audio_context", "audio_clip_length", "save_encoders")
 )
 # Saved where they are not as published, likewise.
-_DECODER_OPTIONS = {"decoder_type": "self", "decoder_mask_ratio": 0}
+_OPTIONS = {"decoder_type": "self", "decoder_mask_ratio": 0, "local_head_size": 0}
 _MEL_BINS = 128
 _CLIP_LENGTH = 1024  # the published length of a clip
 # The positions of a grid, patches times width, are made before any weight is read.
@@ -197,6 +198,9 @@ class CavMaeSyncConfig(ConfigSavedWithCode, PreTrainedConfig):
         deduplicate_windows (`bool`, *optional*, defaults to `True`):
             Whether windows and frames that equal their predecessor in the clip are encoded once. Changes the cost, not
             the output. Has no effect in compiled or exported models, whose shapes must not depend on data.
+        local_head_size (`int`, *optional*, defaults to 0):
+            Width of a head for each tower that predicts, from the tokens of one pass, by which vector an embedding
+            falls where a patch is hidden; `cavmae-sync local-head` trains it. 0: there is none, as published.
         audio_encoder_config, video_encoder_config (`dict` or `PreTrainedConfig`, *optional*):
             Encoder of transformers that takes the place of a tower: its configuration, as a mapping with `model_type`.
             `None`: the tower of this package, as published. See `docs/encoders.md` for those that are known.
@@ -264,6 +268,8 @@ class CavMaeSyncConfig(ConfigSavedWithCode, PreTrainedConfig):
         "video_reconstruction_mask",
         "audio_patch_embeds",
         "video_patch_embeds",
+        "local_audio_embeds",
+        "local_video_embeds",
         "frame_logits",
         "audio_hidden_states",
         "video_hidden_states",
@@ -311,6 +317,7 @@ class CavMaeSyncConfig(ConfigSavedWithCode, PreTrainedConfig):
     classifier_type: Literal["mean_pooling", "frame_attention"] = "mean_pooling"
     num_classifier_layers: int = 2
     deduplicate_windows: bool = True
+    local_head_size: int = 0
     audio_encoder_config: dict | PreTrainedConfig | None = None
     video_encoder_config: dict | PreTrainedConfig | None = None
     audio_encoder_source: str | None = None
@@ -405,9 +412,9 @@ class CavMaeSyncConfig(ConfigSavedWithCode, PreTrainedConfig):
         super().__post_init__(**kwargs, **({"custom_pipelines": pipelines} if pipelines else {}))
 
     def to_dict(self) -> dict[str, Any]:
-        """All settings; those of encoders where there is one, and of the decoder where it is not the published one."""
+        """All settings; those of encoders where there is one, and options where they are not as published."""
         settings = super().to_dict()
-        for name, published in _DECODER_OPTIONS.items():
+        for name, published in _OPTIONS.items():
             if settings.get(name) == published:
                 settings.pop(name)
         if not self.encoders:

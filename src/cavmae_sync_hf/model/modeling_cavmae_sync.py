@@ -27,6 +27,7 @@ from .encoders_cavmae_sync import (
     CavMaeSyncEncoderTower,
     WithEncoders,
 )
+from .local_cavmae_sync import CavMaeSyncFall, CavMaeSyncLocalHead
 from .losses_cavmae_sync import (
     ContrastiveLoss,
     contrastive_loss,
@@ -44,7 +45,7 @@ logger = logging.get_logger(__name__)
 KNOWN_ARGUMENTS = (
     "pixel_values_videos", "input_values", "padding_mask", "padding_mask_videos", "attention_mask", "audio_noise",
     "video_noise", "labels", "return_loss", "output_attentions", "output_hidden_states", "return_dict",
-    "num_items_in_batch", "frame_times", "window_times", "window_coverage", "window_offsets",
+    "output_local_embeds", "num_items_in_batch", "frame_times", "window_times", "window_coverage", "window_offsets",
     "frame_indices", "clip_ids", "audio_tokens", "video_tokens",
 )  # fmt: skip
 
@@ -377,6 +378,18 @@ def make_tower(config: CavMaeSyncConfig, modality: str) -> CavMaeSyncTower | Cav
     return CavMaeSyncTower(config, config.num_channels, config.video_grid)
 
 
+def make_local_heads(config: CavMaeSyncConfig) -> nn.ModuleDict:
+    """A local head for every tower; none where the configuration has no `local_head_size`."""
+    heads = nn.ModuleDict()
+    for modality in ("audio", "video"):
+        if config.local_head_size and config.modality in ("multimodal", modality):
+            # What comes in and what each layer makes of it; of an encoder of another model what it gives.
+            own = 0 if modality in config.encoders else config.num_modality_layers
+            count = 1 + own + config.num_joint_layers + config.num_contrastive_head_layers
+            heads[modality] = CavMaeSyncLocalHead(config.hidden_size, count, config.local_head_size)
+    return heads
+
+
 class CavMaeSyncPreTrainedModel(WithEncoders, PreTrainedModel):
     """Loading, saving and initialisation shared by the CAV-MAE Sync models."""
 
@@ -403,7 +416,10 @@ class CavMaeSyncPreTrainedModel(WithEncoders, PreTrainedModel):
         """
         std = self.config.initializer_range
         if isinstance(module, nn.Linear):
-            init.xavier_uniform_(module.weight)
+            if isinstance(module, CavMaeSyncFall):
+                init.zeros_(module.weight)
+            else:
+                init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm):
@@ -467,6 +483,9 @@ class CavMaeSyncModelOutput(ModelOutput):
             Audio patches after the modality's final norm, mel-major: `patch = mel_row * columns + time_column`.
         video_patch_embeds (`torch.Tensor` of shape `(batch_size, num_frames, patches, hidden_size)`):
             Frame patches after the modality's final norm, row-major.
+        local_audio_embeds, local_video_embeds (`torch.Tensor` `(batch_size, num_frames, patches, hidden_size)`):
+            On `output_local_embeds=True`: by which vector the embedding falls where the block around a patch is
+            hidden, as the local head predicts it. Its product with any vector says how much the patch speaks for that.
         audio_hidden_states, video_hidden_states (`tuple` of `(batch_size, num_frames, tokens, hidden_size)`):
             On `output_hidden_states=True`: the embeddings and the output of every layer. Tokens are ordered (global,
             patches, registers); the registers end with the tower.
@@ -484,6 +503,8 @@ class CavMaeSyncModelOutput(ModelOutput):
     video_hidden_states: tuple[Tensor, ...] | None = None
     audio_attentions: tuple[Tensor, ...] | None = None
     video_attentions: tuple[Tensor, ...] | None = None
+    local_audio_embeds: Tensor | None = None
+    local_video_embeds: Tensor | None = None
 
 
 @dataclass
@@ -500,19 +521,23 @@ class CavMaeSyncAudioFeatures(BaseModelOutputWithPooling):
             As `audio_hidden_states` and `audio_attentions` of [`CavMaeSyncModelOutput`].
         audio_embeds (`torch.Tensor` of shape `(batch_size, num_frames, hidden_size)`):
             L2-normalised embedding of every window.
+        local_audio_embeds (`torch.Tensor` of shape `(batch_size, num_frames, patches, hidden_size)`, *optional*):
+            As in [`CavMaeSyncModelOutput`].
     """
 
     audio_embeds: Tensor | None = None
+    local_audio_embeds: Tensor | None = None
 
 
 @dataclass
 class CavMaeSyncVideoFeatures(BaseModelOutputWithPooling):
     """
     Output of `get_video_features`: as [`CavMaeSyncAudioFeatures`], with `video_embeds` of every frame
-    `(batch_size, num_frames, hidden_size)`.
+    `(batch_size, num_frames, hidden_size)`, and `local_video_embeds`.
     """
 
     video_embeds: Tensor | None = None
+    local_video_embeds: Tensor | None = None
 
 
 class ModalityEncoding(NamedTuple):
@@ -522,6 +547,7 @@ class ModalityEncoding(NamedTuple):
     patch_embeds: Tensor
     hidden_states: tuple[Tensor, ...] | None
     attentions: tuple[Tensor, ...] | None
+    local_embeds: Tensor | None = None
 
 
 def select_distinct(images: Tensor, present: Tensor | None, deduplicate: bool) -> tuple[Tensor, Tensor | None]:
@@ -623,7 +649,7 @@ class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
     ```
     """
 
-    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^head\."]
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^head\.", r"local_heads\."]
 
     def __init__(self, config: CavMaeSyncConfig):
         super().__init__(config)
@@ -640,6 +666,7 @@ class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
         self.norms = nn.ModuleDict(
             {name: nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) for name in ("audio", "video", "fused")}
         )
+        self.local_heads = make_local_heads(config)
         self.post_init()
         if self.config.encoders and self.config.save_encoders == "reference":
             patterns: Any = self._keys_to_ignore_on_load_missing
@@ -654,6 +681,7 @@ class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
         padding_mask: Tensor | None = None,
         padding_mask_videos: Tensor | None = None,
         return_loss: bool | None = None,
+        output_local_embeds: bool = False,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         **kwargs: Any,
@@ -663,6 +691,8 @@ class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
         Args:
             return_loss (`bool`, *optional*):
                 Whether to compute the contrastive loss between the windows and frames of the batch.
+            output_local_embeds (`bool`, *optional*, defaults to `False`):
+                Whether to return what the local heads make of each patch (`config.local_head_size`).
         """
         images, present = self.check_inputs(
             pixel_values_videos, input_values, padding_mask, padding_mask_videos, **kwargs
@@ -674,6 +704,7 @@ class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
                 modality,
                 values,
                 present[modality],
+                output_local_embeds=output_local_embeds,
                 output_attentions=output_attentions,
                 output_hidden_states=output_hidden_states,
             )
@@ -698,6 +729,8 @@ class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
             video_hidden_states=video and video.hidden_states,
             audio_attentions=audio and audio.attentions,
             video_attentions=video and video.attentions,
+            local_audio_embeds=audio and audio.local_embeds,
+            local_video_embeds=video and video.local_embeds,
         )
 
     @can_return_tuple
@@ -705,6 +738,7 @@ class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
         self,
         input_values: Tensor,
         padding_mask: Tensor | None = None,
+        output_local_embeds: bool = False,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         **kwargs: Any,
@@ -712,14 +746,19 @@ class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
         """Embed audio windows alone; arguments as in `forward`. `pooler_output` is one vector per clip."""
         images, present = self.check_inputs(None, input_values, padding_mask, None, **kwargs)
         recorded = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
-        encoding = self.encode("audio", images["audio"], present["audio"], **recorded)
-        return CavMaeSyncAudioFeatures(audio_embeds=encoding.embeds, **_tower_outputs(encoding))
+        encoding = self.encode(
+            "audio", images["audio"], present["audio"], output_local_embeds=output_local_embeds, **recorded
+        )
+        return CavMaeSyncAudioFeatures(
+            audio_embeds=encoding.embeds, local_audio_embeds=encoding.local_embeds, **_tower_outputs(encoding)
+        )
 
     @can_return_tuple
     def get_video_features(
         self,
         pixel_values_videos: Tensor,
         padding_mask_videos: Tensor | None = None,
+        output_local_embeds: bool = False,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         **kwargs: Any,
@@ -727,8 +766,12 @@ class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
         """Embed frames alone; arguments as in `forward`. `pooler_output` is one vector per clip."""
         images, present = self.check_inputs(pixel_values_videos, None, None, padding_mask_videos, **kwargs)
         recorded = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
-        encoding = self.encode("video", images["video"], present["video"], **recorded)
-        return CavMaeSyncVideoFeatures(video_embeds=encoding.embeds, **_tower_outputs(encoding))
+        encoding = self.encode(
+            "video", images["video"], present["video"], output_local_embeds=output_local_embeds, **recorded
+        )
+        return CavMaeSyncVideoFeatures(
+            video_embeds=encoding.embeds, local_video_embeds=encoding.local_embeds, **_tower_outputs(encoding)
+        )
 
     def check_inputs(
         self,
@@ -842,6 +885,7 @@ class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
         images: Tensor,
         present: Tensor | None = None,
         *,
+        output_local_embeds: bool = False,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
     ) -> ModalityEncoding:
@@ -851,13 +895,17 @@ class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
             modality: `"audio"` or `"video"`.
             images: From `check_inputs`, `(batch, frames, channels, height, width)`.
             present: From `check_inputs`, `(batch, frames)`.
+            output_local_embeds: As in `forward`.
             output_attentions: As in `forward`.
             output_hidden_states: As in `forward`.
         """
         record = self.make_record(output_attentions, output_hidden_states)
         distinct, places = select_distinct(images, present, self.config.deduplicate_windows)
-        tokens = self.tower(modality)(distinct, record=record)
-        embeds, patch_embeds = self.separate(modality, tokens, record)
+        if output_local_embeds:
+            embeds, patch_embeds, local = self._separate_locally(modality, distinct, record)
+        else:
+            embeds, patch_embeds = self.separate(modality, self.tower(modality)(distinct, record=record), record)
+            local = None
 
         def restore(encoded: Tensor) -> Tensor:
             encoded = encoded if places is None else encoded[places]
@@ -871,7 +919,44 @@ class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
             restore(patch_embeds),
             None if record.hidden_states is None else tuple(map(restore, record.hidden_states)),
             None if record.attentions is None else tuple(restore(weights) for weights in record.attentions),
+            None if local is None else restore(local),
         )
+
+    def _separate_locally(self, modality: str, images: Tensor, record: LayerRecord) -> tuple[Tensor, Tensor, Tensor]:
+        """As the tower and `separate`, with what the local head makes of the tokens of all layers."""
+        if modality not in self.local_heads:
+            raise ValueError(
+                "`output_local_embeds=True` needs a local head, and this model has none (`local_head_size` is 0); "
+                "train one: cavmae-sync local-head."
+            )
+        tower, noted = self.tower(modality), LayerRecord([], record.attentions)
+        tokens = tower(images, record=noted)
+        states: list[Tensor] = noted.hidden_states or []
+        count = len(states)
+        embeds, patches = self.separate(modality, tokens, noted)
+        if record.hidden_states is not None:
+            record.hidden_states += states
+        if not isinstance(tower, CavMaeSyncTower):  # whose layers may be of any width and number
+            states = [tokens, *states[count:]]
+        first, length = int(self.config.use_global_tokens), patches.shape[1]
+        wholes = [state[:, :1] if first else state[:, :length].mean(dim=1, keepdim=True) for state in states]
+        states = [
+            torch.cat([whole, state[:, first : first + length]], dim=1)
+            for whole, state in zip(wholes, states, strict=True)
+        ]
+        return embeds, patches, self.local_heads[modality](states, tower.grid(images))
+
+    def set_local_heads(self, size: int) -> None:
+        """Give the model new, untrained local heads of a width, or with 0 none; all its other weights stay.
+
+        Args:
+            size: As `local_head_size` of the configuration, which it becomes.
+        """
+        self.config.local_head_size = size
+        self.local_heads = make_local_heads(self.config)
+        for module in self.local_heads.modules():
+            self._init_weights(module)
+        self.local_heads.to(self.device, self.dtype)
 
     def separate(self, modality: str, tokens: Tensor, record: LayerRecord | None = None) -> tuple[Tensor, Tensor]:
         """From a tower's tokens `(samples, tokens, hidden)` to embeddings `(samples, hidden)` and patch embeddings."""
@@ -1185,6 +1270,7 @@ class CavMaeSyncForPreTraining(CavMaeSyncPreTrainedModel):
     ```
     """
 
+    _keys_to_ignore_on_load_unexpected = [r"local_heads\."]
     # The losses are means over the batch: the Trainer must divide them by the accumulation steps itself.
     accepts_loss_kwargs = False
 
@@ -1625,7 +1711,7 @@ class CavMaeSyncForAudioVisualClassification(CavMaeSyncPreTrainedModel):
     ```
     """
 
-    _keys_to_ignore_on_load_unexpected = [r"^decoder\."]
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"local_heads\."]
     # The losses are means over the batch: the Trainer must divide them by the accumulation steps itself.
     accepts_loss_kwargs = False
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
         find_labels,
         starting_point,
     )
+    from .local_head import CavMaeSyncLocalHeadTrainer
+    from .local_head_arguments import LocalHeadRunArguments
     from .pretraining import CavMaeSyncTrainer
     from .probe import run_probe
     from .recipe import find_recipe, list_recipes
@@ -56,6 +58,8 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
         "find_labels",
         "starting_point",
     ),
+    "local_head": ("CavMaeSyncLocalHeadTrainer",),
+    "local_head_arguments": ("LocalHeadRunArguments",),
     "pretraining": ("CavMaeSyncTrainer",),
     "probe": ("run_probe",),
     "recipe": ("find_recipe", "list_recipes"),

@@ -41,6 +41,7 @@ def freeze_unused(model: CavMaeSyncForPreTraining) -> list[str]:
         unused += [model.decoder, *_norms(encoder, "fused")]
     if not model.config.contrastive_loss_weight:
         unused += [encoder.contrastive_layers, *_norms(encoder, "audio"), *_norms(encoder, "video")]
+    unused.append(encoder.local_heads)
     return _freeze(model, unused)
 
 
@@ -66,7 +67,11 @@ def freeze_for_text(
     else:
         for tower in av.encoder_towers().values():
             tower.freeze()
-        still += [*_norms(av, "fused"), *([av.audio_tower, av.video_tower] if towers == "frozen" else [])]
+        still += [
+            av.local_heads,
+            *_norms(av, "fused"),
+            *([av.audio_tower, av.video_tower] if towers == "frozen" else []),
+        ]
     pooler = getattr(model.text_model, "pooler", None)
     if config.text_pooling != "pooler" and isinstance(pooler, nn.Module):
         still.append(pooler)
@@ -85,7 +90,7 @@ def idle_modules(model: CavMaeSyncForAudioVisualClassification) -> list[nn.Modul
     single-modality model, while a multimodal one leaves the towers before any joint layer.
     """
     encoder, config = model.model, model.config
-    idle: list[nn.Module] = [encoder.contrastive_layers]
+    idle: list[nn.Module] = [encoder.contrastive_layers, encoder.local_heads]
     multimodal, over_frames = config.modality == "multimodal", config.classifier_type == "frame_attention"
     if over_frames and multimodal:
         return [*idle, encoder.joint_layers, encoder.norms]

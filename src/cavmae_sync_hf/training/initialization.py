@@ -264,10 +264,10 @@ def build_classifier(
 
 
 def _settings(arguments: ModelArguments) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What differs in the configuration and in the processor."""
+    """What differs in the configuration and in the processor; local heads would be of the towers as they were."""
     config: Any = arguments.model_config
     processor: Any = arguments.processor
-    return dict(config or {}), dict(processor or {})
+    return {"local_head_size": 0} | dict(config or {}), dict(processor or {})
 
 
 def _attention(arguments: ModelArguments) -> dict[str, Any]:

@@ -18,6 +18,7 @@ RUN_BY = {
     "classification": "cavmae-sync finetune",
     "probe": "cavmae-sync probe",
     "text": "cavmae-sync text",
+    "local_head": "cavmae-sync local-head",
     "ablations": "python -m cavmae_sync_hf.training.ablations",
 }
 

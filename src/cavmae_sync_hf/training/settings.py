@@ -279,6 +279,38 @@ class ClassificationSettings:
 
 
 @dataclass
+class LocalHeadArguments:
+    """Whose local heads are trained, and how large they are.
+
+    Attributes:
+        model: Name of a model, as `load_model` takes it. Local heads that it has already are replaced.
+        local_head_size: Width of the heads.
+    """
+
+    model: str | None = setting(None, "Model: folder, Hub name, published:NAME or example.")
+    local_head_size: int = setting(256, "Width of the heads.")
+
+    def __post_init__(self) -> None:
+        if self.local_head_size < 1:
+            raise TrainingError(f"`local_head_size` is {self.local_head_size}; it must be at least 1.")
+
+
+@dataclass
+class LocalHeadSettings:
+    """What the training of local heads has beside the settings of every training.
+
+    Attributes:
+        blocks_per_frame: Blocks of patches that are hidden, one at a time, of every frame and window of a step.
+    """
+
+    blocks_per_frame: int = setting(4, "Blocks of every frame and window hidden in a step.")
+
+    def __post_init__(self) -> None:
+        if self.blocks_per_frame < 1:
+            raise TrainingError(f"`blocks_per_frame` is {self.blocks_per_frame}; it must be at least 1.")
+
+
+@dataclass
 class ProbeArguments:
     """What a linear probe is fitted to and evaluated on.
 

@@ -103,6 +103,8 @@ class _Run:
         else:
             encoder = text_encoder(str(arguments.text_model))
             self.tokenizer = load_tokenizer(encoder)
+            if arguments.joint:
+                self.av_model.set_local_heads(0)  # they would be of the model as it was
             settings: Any = ({"audio_video_loss_weight": 1.0} if arguments.joint else {}) | (
                 arguments.text_config or {}  # type: ignore[operator]
             )
