@@ -174,6 +174,29 @@ def test_index_videos__thumbnails(folder, run, loaded, tmp_path):
         assert image.size == (32, 24)
 
 
+def test_index_videos__still_scenes_are_encoded_once(loaded, run, tmp_path):
+    def frame(number: int, time: float) -> np.ndarray:
+        """Two scenes of a second, under noise."""
+        scene = np.random.default_rng(int(time)).integers(60, 200, (6, 8, 3)).repeat(8, 0).repeat(8, 1)
+        return np.clip(scene + np.random.default_rng(number).normal(0, 2, scene.shape), 0, 255).astype(np.uint8)
+
+    write_clip(tmp_path / "still.mp4", frame=frame, audio=noise(2.0))
+    encoded: list[int] = []
+    hook = loaded[0].video_tower.register_forward_pre_hook(lambda _, inputs: encoded.append(len(inputs[0])))
+    vectors = {}
+    for still in (0.0, 0.3):
+        encoded.clear()
+        run(tmp_path / "still.mp4", index=tmp_path / f"index-{still}", still=still)
+        rows = rows_of(tmp_path / f"index-{still}")["still.mp4"]
+        vectors[still] = encoded.copy(), np.array([row[-1] for row in rows], np.float32)
+    hook.remove()
+
+    assert [sum(counts) for counts, _ in vectors.values()] == [8, 2]
+    (_, exact), (_, held) = vectors.values()
+    assert (exact * held).sum(-1).min() > 0.99
+    assert np.array_equal(held, held[[0, 0, 0, 0, 4, 4, 4, 4]]) and not np.array_equal(exact[0], exact[1])
+
+
 def test_index_videos__segments_of_a_list(folder, run, loaded, tmp_path):
     rows = [
         {"path": str(folder / "2.mp4"), "start": 0.5, "end": 1.0, "id": "first"},
@@ -268,7 +291,14 @@ def test_progress__tells_clips_and_speed(folder, run):
 
 @pytest.mark.parametrize(
     "options",
-    [{"engine": "magic"}, {"batch_size": 0}, {"decoders": 0}, {"thumbnails": -1}, {"damaged": "maybe"}],
+    [
+        {"engine": "magic"},
+        {"batch_size": 0},
+        {"decoders": 0},
+        {"thumbnails": -1},
+        {"damaged": "maybe"},
+        {"still": -1.0},
+    ],
 )
 def test_index_videos__refuses_values_that_cannot_work(folder, run, tmp_path, options):
     with pytest.raises(ValueError, match=next(iter(options))):

@@ -3,6 +3,7 @@
     python training/benchmarks/backends.py                        # published sizes with random weights, this processor
     python training/benchmarks/backends.py --model MODEL --films FOLDER
     python training/benchmarks/backends.py --model example --world world/test --no-speed
+    python training/benchmarks/backends.py --scene 2 --still 0.02         # films in which little moves
 
 Needs the extras `export` and `archive`. Every measurement is a process of its own, which indexes all films; the
 backends take turns, and what counts is the ratio of medians, by the clock and by processor time, which other work on
@@ -32,7 +33,8 @@ import torch
 from cavmae_sync_hf import CavMaeSyncConfig, CavMaeSyncModel, CavMaeSyncProcessor
 from cavmae_sync_hf.metrics import retrieval_metrics
 
-RUNS = (("torch", "float32"), ("torch", "bfloat16"), ("onnx", "float32"), ("onnx", "int8"))
+# Backend, precision and the tolerance of still frames.
+RUNS = (("torch", "float32", "0"), ("torch", "bfloat16", "0"), ("onnx", "float32", "0"), ("onnx", "int8", "0"))
 MEASURE = """
 import json, resource, sys, tempfile, time
 import numpy as np
@@ -43,7 +45,7 @@ from cavmae_sync_hf.evaluation.retrieval import embed_clips
 from cavmae_sync_hf.search import MomentStore
 from cavmae_sync_hf.search.tables import as_matrix
 
-task, source, name, backend, precision, hop, vectors, warm = sys.argv[1:]
+task, source, name, backend, precision, still, hop, vectors, warm = sys.argv[1:]
 began = time.perf_counter()
 model, processor = load_model(name, backend=backend, precision=precision, modalities="both")
 found = {"loading": time.perf_counter() - began}
@@ -51,7 +53,7 @@ if task == "index":
     with tempfile.TemporaryDirectory() as folder:
         index_videos(warm, folder + "/first", model, processor, hop=float(hop))  # opens towers, imports
         spent = time.process_time()
-        summary = index_videos(source, folder + "/index", model, processor, hop=float(hop))
+        summary = index_videos(source, folder + "/index", model, processor, hop=float(hop), still=float(still))
         found |= {"seconds": summary.seconds, "spent": time.process_time() - spent, "moments": summary.moments}
         store = MomentStore.open(folder + "/index")
         paths = {entry.rows: entry.path for entry in store.entries().values()}
@@ -78,6 +80,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=2, help="films that are drawn")
     parser.add_argument("--seconds", type=float, default=10.0, help="length of each")
     parser.add_argument("--hop", type=float, default=0.5)
+    parser.add_argument(
+        "--scene", type=float, default=0, help="drawn scenes stand still so many seconds, but for noise"
+    )
+    parser.add_argument("--still", type=float, default=0, help="also with this `--still` of `cavmae-sync index`")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--no-speed", action="store_true", help="retrieval alone")
     parser.add_argument("--world", type=Path, help="SyncWorld split for the retrieval")
@@ -85,15 +91,22 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def draw_film(path: Path, seconds: float, seed: int) -> None:
-    """A film of 640 x 360 with a square that wanders over noise, and tones that change."""
+def draw_film(path: Path, seconds: float, seed: int, scene: float = 0) -> None:
+    """A film of 640 x 360 with a square that wanders over noise, or with scenes that stand still, and tones that
+    change."""
     generator, rate = np.random.default_rng(seed), 16_000
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", rate=25, options={"crf": "28", "preset": "veryfast"})
         video.width, video.height, video.pix_fmt = 640, 360, "yuv420p"
         audio = container.add_stream("aac", rate=rate, layout="mono")
-        ground = generator.integers(0, 255, (9, 16, 3), dtype=np.uint8).repeat(40, 0).repeat(40, 1)
         for number in range(round(seconds * 25)):
+            if number == 0 or (scene and number % round(scene * 25) == 0):
+                ground = generator.integers(0, 255, (9, 16, 3), dtype=np.uint8).repeat(40, 0).repeat(40, 1)
+            if scene:
+                image = np.clip(ground + 3 * generator.standard_normal(ground.shape), 0, 255).astype(np.uint8)
+                for packet in video.encode(av.VideoFrame.from_ndarray(image, format="rgb24")):
+                    container.mux(packet)
+                continue
             image = ground.copy()
             left, top = 300 + int(280 * np.sin(number / 20 + seed)), 150 + int(140 * np.cos(number / 31))
             image[top : top + 60, left : left + 60] = generator.integers(0, 255, 3)
@@ -130,29 +143,33 @@ def processor_name() -> str:
     return f"{facts['model name']} ({family}; {', '.join(sorted(flags))})"
 
 
+def words(how: tuple[str, ...]) -> str:
+    """A backend, its precision and, where there is one, the tolerance, for a line of a table."""
+    return " ".join(how[:2]) + (f", still {how[2]}" if how[2] != "0" else "")
+
+
 def show_speed(arguments: argparse.Namespace, model: str, films: Path, folder: Path, **env: str) -> None:
-    results: dict[tuple[str, str], list[dict]] = {how: [] for how in RUNS}
+    runs = [*RUNS]
+    if arguments.still:
+        runs += [(*how[:2], str(arguments.still)) for how in (RUNS[0], RUNS[-1])]
+    results: dict[tuple[str, ...], list[dict]] = {how: [] for how in runs}
     for number in range(arguments.rounds):
-        for how in RUNS:
+        for how in runs:
             vectors = folder / f"{'-'.join(how)}.npy"
             measured = run(
                 "index", films, model, *how, hop=arguments.hop, vectors=vectors, warm=folder / "warm.mp4", **env
             )
             results[how].append(measured)
             made = results[how][-1]
-            print(
-                f"  round {number + 1}, {' '.join(how)}: {made['moments'] / made['seconds']:.2f} moments/s", flush=True
-            )
-    found = {how: torch.from_numpy(np.load(folder / f"{'-'.join(how)}.npy")) for how in RUNS}
+            print(f"  round {number + 1}, {words(how)}: {made['moments'] / made['seconds']:.2f} moments/s", flush=True)
+    found = {how: torch.from_numpy(np.load(folder / f"{'-'.join(how)}.npy")) for how in runs}
     base = {what: median(made[what] for made in results[RUNS[0]]) for what in ("seconds", "spent")}
-    print(
-        "backend          moments/s   ratio, and of processor time   peak memory   cosine with float32: mean, lowest"
-    )
+    print(f"{'backend':24} moments/s   ratio, and of processor time   peak memory   cosine with float32: mean, lowest")
     for how, made in results.items():
         times = {what: median(one[what] for one in made) for what in base}
         cosines = torch.cosine_similarity(found[how], found[RUNS[0]], dim=-1)
         print(
-            f"{' '.join(how):16} {made[0]['moments'] / times['seconds']:9.2f} "
+            f"{words(how):24} {made[0]['moments'] / times['seconds']:9.2f} "
             f"{base['seconds'] / times['seconds']:7.2f} "
             f"{base['spent'] / times['spent']:23.2f} {median(one['peak'] for one in made):12.0f} MiB   "
             f"{cosines.mean():.5f}, {cosines.min():.5f}   (loaded in {median(one['loading'] for one in made):.1f} s)",
@@ -173,7 +190,7 @@ def show_retrieval(world: Path, model: str, folder: Path, **env: str) -> None:
             audio_embeds=found[audio]["audio"], audio_mask=found[audio]["audio_mask"],
             video_embeds=found[video]["video"], video_mask=found[video]["video_mask"],
         )  # fmt: skip
-        name = " ".join(audio) + ("" if audio == video else f", video by {' '.join(video)}")
+        name = words(audio) + ("" if audio == video else f", video by {words(video)}")
         print(f"{name:40} {metrics['audio_to_video_r1']:.4f}  {metrics['video_to_audio_r1']:.4f}", flush=True)
 
 
@@ -191,13 +208,13 @@ def main() -> None:
             CavMaeSyncProcessor.from_config(config).save_pretrained(model)
         for how in RUNS[2:]:  # exports now, not in what is timed
             run("load", "", model, *how, **env)
-            print(f"{' '.join(how)}: exported, or found", flush=True)
+            print(f"{words(how)}: exported, or found", flush=True)
         if not arguments.no_speed:
             if films is None:
                 films = folder / "films"
                 films.mkdir()
                 for number in range(arguments.count):
-                    draw_film(films / f"{number}.mp4", arguments.seconds, number)
+                    draw_film(films / f"{number}.mp4", arguments.seconds, number, arguments.scene)
             draw_film(folder / "warm.mp4", 1.0, 0)
             show_speed(arguments, model, films, folder, **env)
         if arguments.world is not None:

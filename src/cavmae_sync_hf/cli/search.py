@@ -94,6 +94,12 @@ def index(
     damaged: Annotated[
         Literal["error", "keep"], typer.Option(help="Damaged files are bad, or count as far as they can be decoded.")
     ] = "error",
+    still: Annotated[
+        float,
+        typer.Option(
+            min=0, help="Encode frames once that differ so little, such as 0.02 (docs/export.md); 0: equal ones."
+        ),
+    ] = 0.0,
     channel: Channel = None,
     audio_track: AudioTrack = None,
     retry_bad: Annotated[
@@ -136,9 +142,9 @@ def index(
     with terminal.progress_bar("indexing") as show:
         summary = index_videos(
             source, index, loaded, processor, hop=hop, media=media, thumbnails=thumbnails, damaged=damaged,
-            channel=channel, audio_track=audio_track, retry_bad=retry_bad, remove_missing=not keep_missing,
-            approximate_from=approximate_from or None, batch_size=batch_size, decoders=decoders, engine=engine,
-            workers=workers, address=address, progress=show,
+            still=still, channel=channel, audio_track=audio_track, retry_bad=retry_bad,
+            remove_missing=not keep_missing, approximate_from=approximate_from or None, batch_size=batch_size,
+            decoders=decoders, engine=engine, workers=workers, address=address, progress=show,
         )  # fmt: skip
     if as_json:
         terminal.print_json(summary.to_dict() | {"device": device, "backend": backend, "precision": precision})

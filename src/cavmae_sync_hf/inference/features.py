@@ -29,6 +29,8 @@ INPUTS = (("input_values", "padding_mask"), ("pixel_values_videos", "padding_mas
 
 _MODALITIES = {"a": "audio", "v": "video", "av": "fused"}
 _NAME = re.compile(r"(a|v)(?:_(patches)|_layer_(\d+))?|av")
+# Side of the squares by which frames are compared, pixels.
+_SQUARE = 16
 # What else belongs to the audio, for models that hear windows within longer clips.
 OFFSETS = "window_offsets"
 _INPUT_NAMES = (*(name for pair in INPUTS for name in pair), OFFSETS)
@@ -217,6 +219,31 @@ def move_inputs(inputs: Mapping[str, Any], model: CavMaeSyncPreTrainedModel) -> 
             value = torch.as_tensor(inputs[name]).to(model.device, non_blocking=True)
             moved[name] = value.to(model.dtype) if value.is_floating_point() else value
     return moved
+
+
+class StillFrames:
+    """Frames of one video that hardly differ from the last one that did become that one, which is then encoded once.
+
+    Args:
+        tolerance: How far pixels of any square of 16 x 16 may be from those of the earlier frame on average, in the
+            processor's values; 0 changes nothing, for equal frames are encoded once anyway.
+    """
+
+    def __init__(self, tolerance: float) -> None:
+        self.tolerance = tolerance
+        self._last: Tensor | None = None
+
+    def hold(self, frames: Tensor) -> None:
+        """Change the next frames `(frames, channels, height, width)` in their place."""
+        if not self.tolerance:
+            return
+        for frame in frames:
+            if self._last is not None and self._last.shape == frame.shape:
+                squares = torch.nn.functional.avg_pool2d((frame - self._last).abs(), _SQUARE, ceil_mode=True)
+                if bool((squares.mean(dim=0) <= self.tolerance).all()):
+                    frame.copy_(self._last)
+                    continue
+            self._last = frame
 
 
 @torch.inference_mode()

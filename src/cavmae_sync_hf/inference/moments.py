@@ -32,7 +32,16 @@ from ..model.errors_cavmae_sync import CavMaeSyncError, InferenceError, MediaErr
 from ..model.media_cavmae_sync import probe_media
 from ..model.media_source_cavmae_sync import describe_source
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
-from .features import INPUTS, OFFSETS, Embedder, Feature, choose_features, encode_moments, not_finite_error
+from .features import (
+    INPUTS,
+    OFFSETS,
+    Embedder,
+    Feature,
+    StillFrames,
+    choose_features,
+    encode_moments,
+    not_finite_error,
+)
 
 # Called with what is done, how much there is (0 where unknown) and, in some places, a remark.
 Progress = Callable[..., None]
@@ -126,6 +135,7 @@ def embed_moments(
     missing: str = "error",
     damaged: str = "error",
     want_audio: bool | None = None,
+    still: float = 0.0,
     prepare: Callable[[MediaSpan, dict[str, Any], int], Any] | None = None,
 ) -> Iterator[tuple[MediaSpan, Iterator[MomentChunk]]]:
     """Embed the moments of videos, in memory that grows neither with their number nor with their length.
@@ -153,6 +163,8 @@ def embed_moments(
         missing: `"error"`, or `"mask"` to mark an absent track as absent.
         damaged: `"error"`, or `"keep"` to use what can be decoded of damaged files.
         want_audio: Whether the files' audio is decoded; default: if a feature takes it.
+        still: Frames that hardly differ from an earlier one of their video are taken for it, and so encoded once; see
+            `StillFrames`.
         prepare: Called in the decoding thread with a chunk's span, its inputs (from `read_moments`, with `"media"`,
             the decoded `MediaChunk`, where there is a `hop`) and the number of its first moment; may change the
             inputs, or leave out moments of all of them. What it gives is the chunk's `kept`.
@@ -180,6 +192,7 @@ def embed_moments(
         num_frames=num_frames,
         missing=missing,
         damaged=damaged,
+        still=still,
         want_audio=any(feature.needs_audio for feature in chosen) if want_audio is None else want_audio,
         want_video=any(feature.needs_video for feature in chosen),
         device=None if device is None or device.type == "cpu" else device,
@@ -462,12 +475,16 @@ def _read_chunks(
     processor: CavMaeSyncProcessor,
     prepare: Callable[[MediaSpan, dict[str, Any], int], Any] | None,
     span: MediaSpan,
+    *,
+    still: float,
     **options: Any,
 ) -> Iterator[tuple[dict[str, Tensor], MomentChunk]]:
     """Inputs of some moments, and what is known of them before they are embedded."""
-    first = 0
+    first, frames = 0, StillFrames(still)
     for inputs in read_moments(processor, span, return_media=prepare is not None, **options):
         count = inputs["frame_times"].shape[1]
+        if "pixel_values_videos" in inputs:
+            frames.hold(inputs["pixel_values_videos"][0])
         kept = None if prepare is None else prepare(span, inputs, first)
         first += count
         times = inputs["frame_times"][0].numpy()

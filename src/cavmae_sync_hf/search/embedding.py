@@ -7,6 +7,7 @@ wait in a file.
 
 import contextlib
 import io
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -46,6 +47,7 @@ class EmbeddingOptions:
         decoders: Files decoded at a time; `None`: one per core, at most 4.
         thumbnails: Longer side of a stored image of each moment, pixels; 0 for none.
         damaged: `"error"`: damaged files are bad. `"keep"`: what can be decoded of them counts.
+        still: As of `embed_moments`.
     """
 
     hop: float
@@ -53,6 +55,7 @@ class EmbeddingOptions:
     decoders: int | None = None
     thumbnails: int = 0
     damaged: str = "error"
+    still: float = 0.0
 
     def __post_init__(self) -> None:
         for name, least in (("batch_size", 1), ("decoders", 1), ("thumbnails", 0)):
@@ -61,6 +64,8 @@ class EmbeddingOptions:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise SearchError(f"{name} is {value!r}; it must be a whole number of at least {least}.")
+        if not (math.isfinite(self.still) and self.still >= 0):
+            raise SearchError(f"still is {self.still!r}; it must be a number of at least 0, such as 0.02.")
         if self.damaged not in ("error", "keep"):
             raise SearchError(f'damaged is {self.damaged!r}; it must be "error" or "keep".')
 
@@ -121,6 +126,7 @@ def embed_clips(
         decoders=options.decoders,
         missing="mask",
         damaged=options.damaged,
+        still=options.still,
         prepare=keep,
     )
     for span, chunks in embedded:

@@ -123,6 +123,7 @@ def index_videos(
     decoders: int | None = None,
     thumbnails: int = 0,
     damaged: Literal["error", "keep"] = "error",
+    still: float = 0.0,
     channel: Literal["first", "mean"] | None = None,
     audio_track: int | str | None = None,
     retry_bad: bool = False,
@@ -153,6 +154,9 @@ def index_videos(
         decoders: Files decoded at a time; default: one per core, at most 4.
         thumbnails: Longer side of a stored image of each moment, pixels; 0 for none.
         damaged: `"error"`: damaged files are bad. `"keep"`: what can be decoded of them counts.
+        still: Frames of still scenes are encoded once: those of which no square of 16 x 16 pixels differs from the
+            last one that was encoded by more than this on average, in the processor's values (of which 1 is about a
+            quarter of the way from black to white). 0: only equal ones. Their vectors are then those of that frame.
         channel: `"first"` or `"mean"` of several audio channels; default: the processor's.
         audio_track: Which audio track of files that have several: its number, counted from 0, or its language such as
             `"de"`. Default: the one that a player plays.
@@ -172,7 +176,7 @@ def index_videos(
     """
     begin = time.monotonic()
     options = EmbeddingOptions(
-        hop=hop, batch_size=batch_size, decoders=decoders, thumbnails=thumbnails, damaged=damaged
+        hop=hop, batch_size=batch_size, decoders=decoders, thumbnails=thumbnails, damaged=damaged, still=still
     )
     if engine not in ("local", "ray"):
         raise SearchError(f'engine is {engine!r}; it must be "local" or "ray".')
