@@ -369,3 +369,15 @@ def test_words__are_embedded_as_in_pytorch(run, media, tmp_path):
     assert np.allclose(places[0].video_maps, places[1].video_maps, atol=1e-3)
     with pytest.raises(ExportError, match="cannot score texts and whole clips"):
         small(input_ids=torch.zeros(1, 1, dtype=torch.long))
+
+
+@pytest.mark.slow
+def test_example__finds_as_many_clips_in_8_bits(run, tmp_path):
+    assert run("world", tmp_path / "world", "--split", "semantic", "--preset", "semantic", "--clips", "100")[0] == 0
+    found = []
+    for place, how in (("small", INT8), ("exact", ())):
+        out = tmp_path / f"{place}.json"
+        assert run("evaluate", "retrieval", "example", tmp_path / "world" / "semantic", *how, "--out", out)[0] == 0
+        found.append(json.loads(out.read_text("utf-8"))["metrics"])
+    for way in ("audio_to_video_r1", "video_to_audio_r1"):
+        assert found[1][way] > 0.8 and found[0][way] == pytest.approx(found[1][way], abs=0.011)  # one clip

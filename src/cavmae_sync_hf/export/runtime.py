@@ -64,13 +64,7 @@ class ExportedModel:
             if precision == "int8" and "int8" not in entry:
                 raise ExportError(f"{self.folder} holds no 8-bit towers; export the model with 8-bit weights as well.")
             path = self._file(entry["int8"] if precision == "int8" else entry)
-            try:
-                self._towers[modality] = load_tower(path, threads, providers)
-            except ImportError:
-                raise
-            except Exception as error:  # the libraries have errors of their own for what is no such file
-                reason = " ".join(str(error).split())[:300]
-                raise ExportError(f"{path} cannot be loaded ({reason}); export the model anew.") from error
+            self._towers[modality] = load_tower(path, threads, providers)
         self._processor: CavMaeSyncProcessor | None = None
         self._projections: dict[str, np.ndarray] = {}
         if "projections" in self.description:

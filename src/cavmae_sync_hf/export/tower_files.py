@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..model.errors_cavmae_sync import ExportError
 from ..provenance import require_package
 from .towers import TowerIO, quiet
 
@@ -129,13 +130,23 @@ def load_tower(path: Path, threads: int | None = None, providers: Any = None) ->
     Args:
         path: An ONNX file or a `torch.export` program (`.pt2`).
         threads, providers: As for `open_onnx`.
+
+    Raises:
+        ExportError: It is no such file.
+        ImportError: onnxruntime is missing.
     """
-    if path.suffix == ".onnx":
-        session = open_onnx(path, threads, providers)
-        inputs = [value.name for value in session.get_inputs()]
-        return lambda names, *arrays: session.run(list(names), dict(zip(inputs, arrays, strict=True)))
-    with quiet():
-        module = torch.export.load(path).module()
+    try:
+        if path.suffix == ".onnx":
+            session = open_onnx(path, threads, providers)
+            inputs = [value.name for value in session.get_inputs()]
+            return lambda names, *arrays: session.run(list(names), dict(zip(inputs, arrays, strict=True)))
+        with quiet():
+            module = torch.export.load(path).module()
+    except ImportError:
+        raise
+    except Exception as error:  # the libraries have errors of their own for what is no such file
+        reason = " ".join(str(error).split())[:300]
+        raise ExportError(f"{path} cannot be loaded ({reason}); export the model anew.") from error
 
     def run(names: Sequence[str], *arrays: np.ndarray) -> list[np.ndarray]:
         with torch.no_grad():
