@@ -146,7 +146,26 @@ def test_localize__by_cosine_in_8_bits_is_near(run, model, media, tmp_path):
     assert small["videos"][0]["settings"]["precision"] == "int8"
     for method in ((), ("--method", "occlusion")):
         code, _, error = run(*command, *method, *INT8)
-        assert code == 1 and "Add --backend torch to have them. Add --method cosine" in error
+        assert code == 1 and "Add --backend torch to have them. Add --method local" in error
+
+
+def test_localize__by_local_heads_in_8_bits_is_near(run, media, tmp_path):
+    torch.manual_seed(4)
+    made = CavMaeSyncModel(tiny_config(local_head_size=8, num_modality_layers=1)).eval()
+    for head in made.local_heads.values():  # untrained ones say nothing
+        torch.nn.init.normal_(head.fall.weight)
+    folder = save_for_hub(made, CavMaeSyncProcessor.from_config(made.config), tmp_path / "model")
+    small, processor = load_model(folder, backend="onnx", precision="int8")
+    exact, _ = load_model(folder)
+
+    maps = [localize(model, processor, str(media / "0.mp4"), fps=4) for model in (small, exact)]
+
+    assert [found.method for found in maps] == ["local", "local"]
+    for name in ("video_maps", "audio_maps"):
+        found, wanted = (getattr(one, name) for one in maps)
+        assert np.corrcoef(found.ravel(), wanted.ravel())[0, 1] > 0.98
+    code, out, error = run("localize", media / "0.mp4", "--model", folder, *INT8, "--json")
+    assert code == 0 and json.loads(out)["videos"][0]["method"] == "local", error
 
 
 def test_extract__in_8_bits_is_near_and_stays_apart(run, model, media, tmp_path):

@@ -84,7 +84,7 @@ def localize(
     With --text: where and when what the words say is seen and heard.
 
     Files that cannot be used are named, the others are looked at; the exit code is then 1. ONNX Runtime (--backend)
-    makes maps by --method cosine alone.
+    makes maps by --method local and cosine alone.
 
     Examples:
         cavmae-sync localize video.mp4 --model example
@@ -98,12 +98,14 @@ def localize(
         files = ResultFiles(out, names, _FILES | ({"video": "places.mp4"} if draw_video else {}), overwrite)
         terminal.kept = f"Files that lie in {out} are whole; run the command again to have all of them."
     device = terminal.choose_device(device, backend)
+    from ..inference.loading import read_config
     from ..inference.localize import check_method
     from ..inference.localize import localize as run_localize
     from ..inference.texts import embed_texts
     from ..loading import load_model
 
-    check_method(backend, method)
+    if backend != "torch" and not (method is None and read_config(model).local_head_size):
+        check_method(backend, method)  # before the model is exported
     with terminal.export_progress(model) as show:
         loaded, processor = load_model(
             model, use="embedding" if text is None else "text", device=device, modalities="both", backend=backend,

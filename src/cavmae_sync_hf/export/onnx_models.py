@@ -56,10 +56,14 @@ class OnnxTower(nn.Module):
         return self._grid
 
     def forward(self, images: Tensor, ids_keep: Tensor | None = None, record: LayerRecord | None = None) -> Tensor:
-        """The embeddings of images `(samples, channels, height, width)` and, after each, those of its patches,
-        `(samples, 1 + patches, hidden)`."""
+        """The embeddings of images and, after each, those of its patches, `(samples, 1 + patches, hidden)`."""
         if ids_keep is not None:
             refuse("leave out patches")
+        embeds, patches, *_ = self.outputs_of(images)
+        return torch.cat([embeds.unsqueeze(1), patches], dim=1)
+
+    def outputs_of(self, images: Tensor) -> list[Tensor]:
+        """All outputs, `(samples, ...)`, for images `(samples, channels, height, width)`."""
         if images.requires_grad:
             refuse("give gradients")
         images = images.detach().float().cpu()
@@ -75,13 +79,12 @@ class OnnxTower(nn.Module):
         # One by one: in 8 bits what is added up has one scale for all that is given together, so that a vector would
         # depend on others; towers of published sizes are faster so (their values stay in the processor's cache), and
         # take less memory.
-        found = None
+        found: list[Tensor] = []
         for number, image in enumerate(images):
-            embeds, patches = self.run(image[None, None])
-            if found is None:
-                found = embeds.new_empty(len(images), 1 + patches.shape[2], embeds.shape[2])
-            found[number, 0], found[number, 1:] = embeds[0, 0], patches[0, 0]
-        assert found is not None
+            given = [values[0, 0] for values in self.run(image[None, None])]
+            found = found or [values.new_empty(len(images), *values.shape) for values in given]
+            for whole, values in zip(found, given, strict=True):
+                whole[number] = values
         return found
 
 
@@ -92,7 +95,8 @@ def refuse(what: str) -> NoReturn:
 
 class OnnxModel(CavMaeSyncModel):
     """
-    A `CavMaeSyncModel` whose towers run in ONNX Runtime: embeddings of windows and frames, and of their patches.
+    A `CavMaeSyncModel` whose towers run in ONNX Runtime: embeddings of windows and frames, and of their patches, with
+    what local heads make of these.
 
     Args:
         config: The model's.
@@ -106,6 +110,9 @@ class OnnxModel(CavMaeSyncModel):
         self.exported = dict(exported)
         self.audio_tower, self.video_tower = cast(Any, towers.get("audio")), cast(Any, towers.get("video"))
         self.joint_layers, self.contrastive_layers = nn.ModuleList(), nn.ModuleDict()
+        # They are part of the towers; this says which have one.
+        local = [name for name, tower in towers.items() if f"local_{name}_embeds" in tower.outputs]
+        self.local_heads = nn.ModuleDict({name: nn.Identity() for name in local})
         super(CavMaeSyncModel, self).train(False)
 
     @property
@@ -127,6 +134,13 @@ class OnnxModel(CavMaeSyncModel):
     def separate(self, modality: str, tokens: Tensor, record: LayerRecord | None = None) -> tuple[Tensor, Tensor]:
         """Embeddings `(samples, hidden)` and patch embeddings of what a tower gives."""
         return tokens[:, 0], tokens[:, 1:]
+
+    def _separate_locally(self, modality: str, images: Tensor, record: LayerRecord) -> tuple[Tensor, Tensor, Tensor]:
+        if modality not in self.local_heads:
+            return super()._separate_locally(modality, images, record)  # which says so
+        tower: Any = self.tower(modality)
+        embeds, patches, local = tower.outputs_of(images)
+        return embeds, patches, local
 
     def make_record(self, output_attentions: bool | None, output_hidden_states: bool | None) -> LayerRecord:
         """Refused where anything is to be recorded."""

@@ -51,8 +51,8 @@ class TowerIO:
     dtype: str = "float32"
 
     @classmethod
-    def of(cls, config: CavMaeSyncConfig, modality: str) -> "TowerIO":
-        """The names and sizes of a configuration's tower."""
+    def of(cls, config: CavMaeSyncConfig, modality: str, *, local: bool = False) -> "TowerIO":
+        """The names and sizes of a configuration's tower, with a local head or without."""
         if modality == "audio":
             name, grid = "input_values", config.audio_grid
             shape: tuple[int, ...] = (config.audio_length, config.num_mel_bins)
@@ -60,13 +60,16 @@ class TowerIO:
             name, grid = "pixel_values_videos", config.video_grid
             shape = (config.num_channels, config.image_size, config.image_size)
         width = config.hidden_size
-        outputs = (f"{modality}_embeds", f"{modality}_patch_embeds")
+        patches = (grid[0] * grid[1], width)
+        outputs = {f"{modality}_embeds": (width,), f"{modality}_patch_embeds": patches}
+        if local:
+            outputs[f"local_{modality}_embeds"] = patches
         return cls(
             modality=modality,
             inputs=(name,),
             input_shape=shape,
-            outputs=outputs,
-            output_shapes=((width,), (grid[0] * grid[1], width)),
+            outputs=tuple(outputs),
+            output_shapes=tuple(outputs.values()),
         )
 
     @classmethod
@@ -95,16 +98,20 @@ class Tower(nn.Module):
         own = copy.copy(model)
         own._modules = dict(model._modules)
         own._modules["video_tower" if modality == "audio" else "audio_tower"] = None
+        self.local = modality in model.local_heads
+        own._modules["local_heads"] = nn.ModuleDict({modality: model.local_heads[modality]} if self.local else {})
         own.config = copy.copy(model.config)
         own.config.deduplicate_windows = False
         self.encoder = own
-        self.io = TowerIO.of(model.config, modality)
+        self.io = TowerIO.of(model.config, modality, local=self.local)
 
-    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeddings `(batch, frames, hidden)` and patch embeddings `(batch, frames, patches, hidden)`."""
+    def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        """Embeddings `(batch, frames, hidden)`, patch embeddings `(batch, frames, patches, hidden)` and, with local
+        heads, what they make of each patch."""
         images = self.encoder.as_images(self.io.modality, inputs)
-        encoding = self.encoder.encode(self.io.modality, images)
-        return encoding.embeds, encoding.patch_embeds
+        encoding = self.encoder.encode(self.io.modality, images, output_local_embeds=self.local)
+        found = encoding.embeds, encoding.patch_embeds
+        return found if encoding.local_embeds is None else (*found, encoding.local_embeds)
 
     def example(self, shape: tuple[int, int], seed: int = 0) -> tuple[Tensor, ...]:
         """Inputs of so many clips and frames."""

@@ -11,7 +11,7 @@ from .texts import project
 
 def has_local_heads(model: CavMaeSyncModel) -> bool:
     """Whether both towers have a local head."""
-    return len(getattr(model, "local_heads", ())) == 2  # audio and video; models in ONNX Runtime have none
+    return len(model.local_heads) == 2  # audio and video
 
 
 def require_local_heads(model: CavMaeSyncModel) -> None:

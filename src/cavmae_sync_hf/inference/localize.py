@@ -390,12 +390,13 @@ def check_method(backend: str, method: str | None, argument: str = "method") -> 
     Raises:
         InferenceError: It runs elsewhere.
     """
-    if method != "cosine" and backend != "torch":
+    if method not in ("local", "cosine") and backend != "torch":
         raise InferenceError(
             f"Maps by {method or 'relevance'} leave out patches or go back through the layers, which a model in ONNX "
             "Runtime cannot.",
             hint=(
                 Hint("backend", "torch", "have them"),
+                Hint(argument, "local", "use local heads, where the model has them"),
                 Hint(argument, "cosine", "compare the patches themselves, which points badly"),
             ),
         )
