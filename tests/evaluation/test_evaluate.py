@@ -213,6 +213,8 @@ def test_sync__an_oracle_tells_every_shift(processor, shards):
     record = evaluate_sync(Oracle(), processor, shards, min_shift=0.5)
 
     assert record["metrics"]["accuracy"] == record["metrics"]["auc"] == 1.0
+    # The oracle knows the moment and nothing of the clip: the control with another clip's audio says so.
+    assert record["metrics"]["other_audio_accuracy"] == 1.0 and record["metrics"]["beyond_other_audio"] == 0.0
     assert record["metrics"]["equal_error_rate"] == 0.0
     assert record["metrics"]["same_moment_similarity"] == 1.0 and record["metrics"]["other_moment_similarity"] == 0.0
     assert (

@@ -9,6 +9,9 @@ import torch
 
 from cavmae_sync_hf.metrics.synchrony import (
     alignment_test,
+    bootstrap_interval,
+    loud_moments,
+    other_clips,
     shift_discrimination,
     sync_detection,
     sync_scores,
@@ -137,6 +140,53 @@ def test_shift_discrimination__chance_is_a_half():
     assert shift_discrimination(torch.zeros(3, 16, 16), step=0.625)["accuracy"] == 0.5
 
 
+def test_shift_discrimination__control_exposes_what_all_clips_share():
+    # Every clip sounds in its middle, and the model knows no more than that.
+    course = torch.tensor([0.0, 0, 1, 2, 1, 0, 0, 0, 0, 0])
+    shared = (course[:, None] * course).expand(6, -1, -1) + 0.001 * noise(6, 10, 10)
+    # Of the second kind each window also fits its own frame.
+    own = shared + 5 * torch.eye(10)
+
+    prior = shift_discrimination(shared, step=1.0, other_similarity=shared.roll(1, 0))
+    both = shift_discrimination(own, step=1.0, other_similarity=shared.roll(1, 0))
+
+    assert prior["accuracy"] > 0.8
+    assert prior["other_audio_accuracy"] == pytest.approx(prior["accuracy"], abs=0.05)
+    assert prior["beyond_other_audio_low"] <= prior["beyond_other_audio"] <= prior["beyond_other_audio_high"]
+    assert abs(prior["beyond_other_audio"]) < 0.05
+    chance = shift_discrimination(own, step=1.0, other_similarity=noise(6, 10, 10))
+    assert both["accuracy"] == chance["accuracy"] == 1.0 and chance["beyond_other_audio_low"] > 0.2
+    # A clip whose other has no audio stays out of the difference, but not out of the accuracy.
+    there = torch.ones(6, 10, dtype=torch.bool)
+    there[0] = False
+    partly = shift_discrimination(own, step=1.0, other_similarity=shared.roll(1, 0), other_window_mask=there)
+    assert partly["clips"] == 6
+    assert partly["beyond_other_audio"] == pytest.approx(1 - partly["other_audio_accuracy"])
+
+
+def test_bootstrap_interval__covers_and_narrows():
+    assert bootstrap_interval([0.25] * 5) == (0.25, 0.25)
+    values = noise(100) + 2
+    low, high = bootstrap_interval(values)
+    error = float(values.std()) / 10
+    assert low == pytest.approx(float(values.mean()) - 1.96 * error, abs=0.3 * error)
+    assert high == pytest.approx(float(values.mean()) + 1.96 * error, abs=0.3 * error)
+    assert bootstrap_interval(values) == (low, high)
+
+
+def test_loud_moments__leave_out_the_ends():
+    levels = torch.tensor([[-90.0, -50, -85, -30, -59, -61, -90], [torch.nan] * 7, [-200.0] * 6 + [-10]])
+    assert loud_moments(levels).int().tolist() == [[0, 1, 1, 1, 1, 0, 0], [0] * 7, [0] * 6 + [1]]
+
+
+def test_other_clips__are_neither_the_clip_nor_its_twin():
+    assert other_clips(3).tolist() == [1, 2, 0]
+    assert other_clips(4, [1, 0, 3, 2]).tolist() == [2, 3, 0, 1]
+    assert other_clips(4, [2, 3, 0, 1]).tolist() == [1, 2, 3, 0]
+    with pytest.raises(ValueError, match="hold no other clip"):
+        other_clips(2, [1, 0])
+
+
 def test_temporal_pair_discrimination__by_hand():
     eye = torch.eye(4)
     video = torch.stack([eye[[0, 1]], eye[[1, 0]], eye[[2, 3]], eye[[3, 2]], eye[[0, 2]]])
@@ -174,7 +224,10 @@ def test_temporal_pair_discrimination__masks():
         (lambda: win_rate([1.0], [float("nan")]), "NaN"),
         (lambda: sync_detection([], [1.0]), "0 aligned and 1 shifted"),
         (lambda: shift_discrimination(torch.eye(4), step=0.0), "`step` is 0.0"),
-        (lambda: shift_discrimination(torch.eye(4), step=0.2), "No shift from 2.0 s"),
+        (lambda: shift_discrimination(torch.eye(4), step=0.2, min_shift=2.0), "No shift from 2.0 s"),
+        (lambda: shift_discrimination(torch.eye(9), step=1.0, other_similarity=torch.eye(8)), "must be that of"),
+        (lambda: other_clips(1), "hold no other clip for each"),
+        (lambda: bootstrap_interval([0.1, torch.nan]), "one number per clip"),
         (lambda: shift_discrimination(torch.eye(4), step=1.0, min_overlap=0), "`min_overlap` is 0"),
         (lambda: shift_discrimination(torch.eye(4) * torch.nan, step=1.0), "not finite"),
         (lambda: temporal_pair_discrimination(torch.ones(2, 1, 3), torch.ones(2, 1, 3), [0, 1]), "Clip 0 has partner"),

@@ -169,7 +169,9 @@ def sync(
     model: ModelArgument,
     data: Data,
     protocol: Protocol = "shifted",
-    min_shift: Annotated[float | None, time_option("Smallest shift, instead of 2 s.")] = None,
+    min_shift: Annotated[
+        float | None, time_option("Smallest shift; default: a fifth of the clips, 2 s at most.")
+    ] = None,
     positive: Annotated[
         str | None, typer.Option(metavar="LABEL", help="Label of clips in sync (protocol labelled).")
     ] = None,
@@ -180,8 +182,12 @@ def sync(
 ) -> None:
     """Synchrony: true alignment against shifted audio, or clips in sync against others.
 
+    Beside the accuracy stands that of another clip's audio at the same moments: only what exceeds it comes from
+    the clip itself.
+
     Examples:
         cavmae-sync evaluate sync my-model shards/
+        cavmae-sync evaluate sync my-model shards/ --protocol shifted-loud
     """
     from ..evaluation import evaluate_sync
 

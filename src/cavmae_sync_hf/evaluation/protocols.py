@@ -112,13 +112,16 @@ class SyncProtocol(Protocol):
 
     Args:
         truth: `"shifts"`: every clip against its own audio, shifted; `"labels"`: clips labelled as in sync or not.
-        min_shift: Smallest shift in seconds.
+        min_shift: Smallest shift in seconds; `None`: a fifth of the clips' length, 2 s at most.
+        moments: Which moments of a clip count: `"all"`; `"loud"`: those from the first to the last that is within
+            30 dB of the clip's loudest; `"captions"`: from the first to the last that a caption with a span says.
         score: With labels, what a clip's `auc` is of: `"mean"`, `"minimum"`, `"p10"`, `"median"` or `"z_score"`; the
             others are reported beside it.
     """
 
     truth: Literal["shifts", "labels"] = "shifts"
-    min_shift: float = 2.0
+    min_shift: float | None = None
+    moments: Literal["all", "loud", "captions"] = "all"
     score: str = "mean"
 
 
@@ -212,7 +215,18 @@ LOCALIZATION_PROTOCOLS: Mapping[str, LocalizationProtocol] = _by_name(
 )
 
 SYNC_PROTOCOLS: Mapping[str, SyncProtocol] = _by_name(
-    SyncProtocol(name="shifted", summary="true alignment against the same audio shifted by 2 s or more"),
+    SyncProtocol(
+        name="shifted",
+        version="2",
+        summary="true alignment against shifted audio (2 s or more; a fifth of clips below 10 s), and the same with "
+        "another clip's audio",
+    ),
+    SyncProtocol(name="shifted-loud", summary="the same without the silence at the ends of each clip", moments="loud"),
+    SyncProtocol(
+        name="shifted-captions",
+        summary="the same between the first and last word that captions say",
+        moments="captions",
+    ),
     SyncProtocol(name="labelled", summary="clips labelled as in sync or not, one threshold", truth="labels"),
 )
 

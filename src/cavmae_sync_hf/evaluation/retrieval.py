@@ -23,6 +23,7 @@ class ClipEmbeddings:
         audio, video: `(clips, frames, hidden)` float32, unit length.
         audio_mask, video_mask: `(clips, frames)` bool, False where absent.
         frame_times: `(clips, frames)` seconds.
+        levels: `(clips, frames)` loudness in the middle of each window, dB; see `window_levels` of the processor.
         places: Places of the clips in `EvaluationClips.ids`.
         labels: Label numbers of the clips.
     """
@@ -32,6 +33,7 @@ class ClipEmbeddings:
     audio_mask: Tensor
     video_mask: Tensor
     frame_times: Tensor
+    levels: Tensor
     places: list[int]
     labels: list[list[int]]
 
@@ -58,6 +60,7 @@ def embed_clips(model: CavMaeSyncModel, clips: EvaluationClips) -> ClipEmbedding
             "audio_mask": mask,
             "video_mask": inputs.get("padding_mask_videos", torch.ones_like(mask)).cpu(),
             "frame_times": facts.frame_times.float(),
+            "levels": clips.processor.feature_extractor.window_levels(inputs["input_values"], mask).cpu(),
         }
         for side in ("audio", "video"):
             if not torch.isfinite(found[side][found[f"{side}_mask"].bool()]).all():

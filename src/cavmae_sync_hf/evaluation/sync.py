@@ -11,6 +11,9 @@ from torch import Tensor
 from ..data.failures import Failure
 from ..metrics.synchrony import (
     alignment_test,
+    default_min_shift,
+    loud_moments,
+    other_clips,
     shift_discrimination,
     sync_detection,
     sync_scores,
@@ -48,15 +51,15 @@ def evaluate_sync(
         data: A folder of shards, a folder or list of videos, a SyncWorld split, or what else `read_source` lists. In a
             SyncWorld of temporal pairs the right partner is asked for, too.
         protocol: One of `SYNC_PROTOCOLS`, by name, or one of your own.
-        min_shift: Another smallest shift, seconds (`"shifted"`).
+        min_shift: Another smallest shift, seconds (protocols with shifts).
         score: Another of `SCORES` to be the `auc` (`"labelled"`).
         positive: The label, name or number, of clips in sync (`"labelled"`; all others are out of sync).
         options: See `RunOptions`.
 
     Returns:
-        A results record, see `make_record`. `"shifted"`: those of `shift_discrimination`, `pair_*` of temporal pairs,
-        and mean similarity of the same and of other moments. `"labelled"`: `auc` and `equal_error_rate` of the
-        protocol's score and, with its name before them, of each.
+        A results record, see `make_record`. `"shifted"` and its kin: those of `shift_discrimination` with another
+        clip's audio as the control, `pair_*` of temporal pairs, and mean similarity of the same and of other moments.
+        `"labelled"`: `auc` and `equal_error_rate` of the protocol's score and, with its name before them, of each.
 
     Raises:
         ValueError: The protocol, the labels or the data cannot be used; the message says why.
@@ -75,18 +78,28 @@ def evaluate_sync(
     else:
         twins = _partners(clips, embeddings, data)
         kept, step = _of_one_length(clips, embeddings)
-        metrics = _shifted(embeddings, kept, twins, step=step, min_shift=rules.min_shift)
-        settings = {"seconds_between_moments": round(step, 6)}
+        smallest = rules.min_shift or default_min_shift(step, embeddings.audio.shape[1])
+        counted = _counted(clips, embeddings, rules.moments) & kept[:, None]
+        metrics = _shifted(embeddings, counted, twins, step=step, min_shift=smallest)
+        settings = {"seconds_between_moments": round(step, 6), "smallest_shift": round(smallest, 6)}
     return clips.record("sync", metrics, model=model, frames_per_clip=embeddings.audio.shape[1], **settings)
 
 
 def _shifted(
-    embeddings: ClipEmbeddings, kept: Tensor, twins: list[int | None] | None, *, step: float, min_shift: float
+    embeddings: ClipEmbeddings, counted: Tensor, twins: list[int | None] | None, *, step: float, min_shift: float
 ) -> dict[str, float | int]:
-    """Every kept clip against its own audio shifted, and all against their temporal twins where there are some."""
-    similarity = embeddings.similarity[kept]
-    windows, frames = embeddings.audio_mask[kept], embeddings.video_mask[kept]
-    found = shift_discrimination(similarity, step=step, min_shift=min_shift, window_mask=windows, frame_mask=frames)
+    """Every clip against its own audio shifted, and another's likewise, over the moments that count; and all against
+    their temporal twins where there are some."""
+    similarity = embeddings.similarity
+    windows, frames = embeddings.audio_mask & counted, embeddings.video_mask & counted
+    controls: dict[str, Any] = {}
+    if len(similarity) > 1:
+        others = other_clips(len(similarity), twins)
+        controls["other_similarity"] = embeddings.audio[others] @ embeddings.video.transpose(1, 2)
+        controls["other_window_mask"] = embeddings.audio_mask[others] & counted
+    found = shift_discrimination(
+        similarity, step=step, min_shift=min_shift, window_mask=windows, frame_mask=frames, **controls
+    )
     metrics = {key: value for key, value in found.items() if key != "clips"}
     both = windows[:, :, None] & frames[:, None]
     own = torch.eye(similarity.shape[-1], dtype=torch.bool).expand_as(both)
@@ -102,6 +115,27 @@ def _shifted(
         )
         metrics |= {f"pair_{key}": value for key, value in pairs.items()}
     return metrics
+
+
+def _counted(clips: EvaluationClips, embeddings: ClipEmbeddings, moments: str) -> Tensor:
+    """Which moments of each clip count, `(clips, frames)`."""
+    if moments == "all":
+        return torch.ones_like(embeddings.audio_mask, dtype=torch.bool)
+    if moments == "loud":
+        return loud_moments(embeddings.levels)
+    said = clips.dataset.captions()
+    rows = []
+    for place, times in zip(embeddings.places, embeddings.frame_times, strict=True):
+        spans = [span for text in said[clips.numbers[place]] for span in text.spans]
+        first = min((start for start, _ in spans), default=math.inf)
+        last = max((end for _, end in spans), default=-math.inf)
+        rows.append((times >= first) & (times < last))
+    if not any(row.any() for row in rows):
+        raise EvaluationError(
+            f"{clips.name}: no caption of its clips has a span; prepare it with `--spans FILE`, or take the protocol "
+            "shifted-loud, which goes by loudness."
+        )
+    return torch.stack(rows)
 
 
 def _of_one_length(clips: EvaluationClips, embeddings: ClipEmbeddings) -> tuple[Tensor, float]:

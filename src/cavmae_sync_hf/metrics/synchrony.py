@@ -5,6 +5,7 @@ Everything here is a function of similarity matrices: rows are audio windows, co
 `(windows, frames)` or many `(clips, windows, frames)`. Times are seconds.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ from .classification import equal_error_rate, roc_auc
 from .similarity import paired_similarity
 
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
+# Moments that are so much quieter than their clip's loudest, in dB, count as silence at its ends.
+LOUD_RANGE = 30.0
 
 
 def _matrix(similarity: Any, dimensions: tuple[int, ...] = (2,)) -> Tensor:
@@ -225,15 +228,22 @@ def sync_detection(aligned_scores: Any, shifted_scores: Any) -> dict[str, float]
     return {"auc": roc_auc(labels, scores), "equal_error_rate": equal_error_rate(labels, scores)}
 
 
+def default_min_shift(step: float, moments: int) -> float:
+    """The smallest shift that clips of so many moments are asked for: a fifth of their length, 2 s at most."""
+    return min(2.0, step * moments / 5)
+
+
 def shift_discrimination(
     similarity: Any,
     *,
     step: float,
-    min_shift: float = 2.0,
+    min_shift: float | None = None,
     max_shift: float | None = None,
     min_overlap: int | None = None,
     window_mask: Any = None,
     frame_mask: Any = None,
+    other_similarity: Any = None,
+    other_window_mask: Any = None,
 ) -> dict[str, float | int]:
     """How well the true alignment is told from the same clip's audio shifted by some seconds.
 
@@ -241,34 +251,92 @@ def shift_discrimination(
     directions count. True and shifted alignment are compared as means over the same frames, those that still have a
     window after the shift.
 
+    **The control** is the same question with another clip's audio at the same moments. Clips of one kind share when
+    things happen in them (all begin and end in silence, say), and a model that knows this alone tells true from
+    shifted as well with foreign audio. Only what exceeds the control comes from the clip itself.
+
     Args:
         similarity: Shape `(clips, frames, frames)` or `(frames, frames)`, moments equally far apart.
         step: Seconds between moments.
-        min_shift: Smallest shift in seconds.
+        min_shift: Smallest shift in seconds; default: `default_min_shift`.
         max_shift: Largest shift in seconds; by default as far as the overlap allows.
         min_overlap: Frames that must still have a window after the shift; by default a quarter of them.
         window_mask: True where an audio window is present, of the matrix's shape without its last dimension.
         frame_mask: True where a frame is present, of the same shape.
+        other_similarity: Of another clip's windows with these frames, of the shape of `similarity`, for the control.
+        other_window_mask: True where such a window is present.
 
     Returns:
         `accuracy`: share of comparisons (all clips, all shifts) won by the true alignment, ties counting half, clips
-        weighing alike; chance is 0.5. `all_shifts_accuracy`: share of clips that beat every shift. `auc` and
+        weighing alike; chance is 0.5. `accuracy_low`, `accuracy_high`: its interval of 95 %, see
+        `bootstrap_interval`. `all_shifts_accuracy`: share of clips that beat every shift. `auc` and
         `equal_error_rate` of one threshold over all clips, for the true alignment over all frames against every
-        shift. `clips`: clips compared. `comparisons`: their number.
+        shift. `clips`: clips compared. `comparisons`: their number. With `other_similarity` also
+        `other_audio_accuracy`, `other_audio_auc`, and `beyond_other_audio`, the accuracy less that of the control
+        over the clips that have both, with `..._low` and `..._high`.
 
     Raises:
         ValueError: If no shift fits, no clip can be compared, or present entries are not finite.
     """
     matrix = _matrix(similarity, dimensions=(2, 3))
+    if min_shift is None:
+        min_shift = default_min_shift(step, matrix.shape[-1])
+    shifts, needed = _shifts(
+        matrix.shape[-1], step=step, min_shift=min_shift, max_shift=max_shift, min_overlap=min_overlap
+    )
+    per_clip, metrics = _compare_shifts(matrix, shifts, needed, window_mask, frame_mask)
+    interval = bootstrap_interval(per_clip[~per_clip.isnan()])
+    metrics |= {"accuracy_low": interval[0], "accuracy_high": interval[1]}
+    if other_similarity is not None:
+        others = _matrix(other_similarity, dimensions=(2, 3))
+        if others.shape != matrix.shape:
+            raise ValueError(
+                f"`other_similarity` has shape {tuple(others.shape)}; it must be that of `similarity`, "
+                f"{tuple(matrix.shape)}."
+            )
+        of_others, found = _compare_shifts(others, shifts, needed, other_window_mask, frame_mask)
+        metrics |= {"other_audio_accuracy": found["accuracy"], "other_audio_auc": found["auc"]}
+        beyond = (per_clip - of_others)[~(per_clip - of_others).isnan()]
+        if len(beyond):
+            low, high = bootstrap_interval(beyond)
+            metrics |= {
+                "beyond_other_audio": float(beyond.mean()),
+                "beyond_other_audio_low": low,
+                "beyond_other_audio_high": high,
+            }
+    return metrics
+
+
+def bootstrap_interval(values: Any, *, share: float = 0.95, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """The interval in which the mean of values lies, by drawing as many of them anew with replacement (percentiles).
+
+    Args:
+        values: One per clip, shape `(clips,)`.
+        share: Of the draws' means that lie inside.
+        draws: How often.
+        seed: Of the draws.
+
+    Raises:
+        ValueError: There are no values, or NaN among them.
+    """
+    given = np.asarray(torch.as_tensor(values).cpu().double())
+    if given.ndim != 1 or not len(given) or np.isnan(given).any():
+        raise ValueError(f"The values have shape {given.shape}; give one number per clip, none of them NaN.")
+    drawn = np.random.default_rng(seed).integers(len(given), size=(draws, len(given)))
+    low, high = np.quantile(given[drawn].mean(axis=1), [(1 - share) / 2, (1 + share) / 2])
+    return float(low), float(high)
+
+
+def _compare_shifts(
+    matrix: Tensor, shifts: list[int], needed: int, window_mask: Any, frame_mask: Any
+) -> tuple[Tensor, dict[str, float | int]]:
+    """Each clip's share of won comparisons, NaN where it has none, and the metrics over all clips."""
     shape = tuple(matrix.shape[:-1])
     windows, frames = _present(window_mask, "window_mask", shape), _present(frame_mask, "frame_mask", shape)
     if matrix.ndim == 2:
         matrix, windows, frames = matrix[None], windows[None], frames[None]
     valid = windows[:, :, None] & frames[:, None]
     _check_finite(matrix, valid)
-    shifts, needed = _shifts(
-        matrix.shape[-1], step=step, min_shift=min_shift, max_shift=max_shift, min_overlap=min_overlap
-    )
     matrix = matrix.masked_fill(~valid, 0.0)
     own, own_valid = (part.diagonal(dim1=1, dim2=2) for part in (matrix, valid))
     true, shifted, kept = [], [], []
@@ -287,16 +355,56 @@ def shift_discrimination(
     if not usable.any():
         raise ValueError(f"No clip has {needed} present frames that keep a present window after a shift.")
     wins = (true_scores > shifted_scores).double() + 0.5 * (true_scores == shifted_scores).double()
-    per_clip = (wins * counted).sum(dim=1)[usable] / counted.sum(dim=1)[usable]
+    # 0 / 0 is NaN: a clip without comparisons.
+    per_clip = (wins * counted).sum(dim=1) / counted.sum(dim=1)
     perfect = ((true_scores > shifted_scores) | ~counted).all(dim=1)[usable]
     whole = own.masked_fill(~own_valid, 0).sum(dim=1)[usable] / own_valid.sum(dim=1)[usable]
-    return {
-        "accuracy": float(per_clip.mean()),
+    return per_clip, {
+        "accuracy": float(per_clip[usable].mean()),
         "all_shifts_accuracy": float(perfect.double().mean()),
         **sync_detection(whole, shifted_scores[counted]),
         "clips": int(usable.sum()),
         "comparisons": int(counted.sum()),
     }
+
+
+def loud_moments(levels: Any) -> Tensor:
+    """The moments of each clip from its first loud one to its last, without the silence before and after.
+
+    Args:
+        levels: Loudness of every moment in dB, `(clips, frames)`; NaN where there is no audio.
+
+    Returns:
+        bool `(clips, frames)`. A moment is loud where it is within 30 dB of its clip's loudest.
+    """
+    given = torch.as_tensor(levels).cpu().double()
+    given = given.masked_fill(given.isnan(), -math.inf)
+    loudest = given.amax(dim=1, keepdim=True)
+    loud = (given >= loudest - LOUD_RANGE) & loudest.isfinite()
+    return (loud.cumsum(dim=1) > 0) & (loud.flip(1).cumsum(dim=1).flip(1) > 0)
+
+
+def other_clips(count: int, partners: Any = None) -> Tensor:
+    """For each of so many clips another one, whose audio stands beside its own as a control.
+
+    Args:
+        count: Of clips.
+        partners: Number of each clip's temporal twin, which shares its sounds and is no control; `None` or -1 where
+            there is none.
+
+    Returns:
+        Numbers `(count,)`: those of the clips some places further on, every clip once.
+
+    Raises:
+        ValueError: There is one clip alone, or no such order.
+    """
+    own = torch.arange(count)
+    twins = torch.tensor([-1 if partner is None else int(partner) for partner in partners or [None] * count])
+    for places in range(1, count):
+        others = own.roll(-places)
+        if not bool((others == twins).any()):
+            return others
+    raise ValueError(f"{count} clips hold no other clip for each, which the control with another clip's audio needs.")
 
 
 def _shifts(

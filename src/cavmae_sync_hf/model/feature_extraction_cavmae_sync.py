@@ -247,6 +247,27 @@ class CavMaeSyncFeatureExtractor(SavedWithCode, SequenceFeatureExtractor):
         """Seconds of audio that a row of `input_values` may hold before, and after, the time of its frame."""
         return (self.row_length - self.audio_length // 2) / FRAMES_PER_SECOND
 
+    def window_levels(self, values: Tensor, mask: Tensor | None = None, seconds: float = 0.1) -> Tensor:
+        """How loud the middle of each window is.
+
+        Args:
+            values: `input_values` `(..., audio_length, num_mel_bins)`.
+            mask: True where a window is present, `(...)`.
+            seconds: Length of the middle.
+
+        Returns:
+            float32 `(...)`: mean energy of the mel filters, or of the samples, in dB of an arbitrary unit; NaN where
+            a window is absent, or is heard within a longer clip (`clip_length`), where it is not in the middle.
+        """
+        half = max(1, round(seconds * FRAMES_PER_SECOND / 2))
+        centre = values.shape[-2] // 2
+        raw = values[..., max(0, centre - half) : centre + half, :].float() * self.std + self.mean
+        energy = raw.exp() if self.features == "log_mel" else raw.square()
+        levels = 10 * energy.mean(dim=(-2, -1)).clamp(min=1e-20).log10()
+        if self.clip_length is not None:
+            levels = torch.full_like(levels, torch.nan)
+        return levels if mask is None else levels.masked_fill(~mask.to(levels.device).bool(), torch.nan)
+
     @property
     def silence(self) -> float:
         """What digital silence is before normalisation: the lowest log-mel, or a sample of 0."""

@@ -15,11 +15,14 @@ from ..data.engines import worker_deaths
 from ..metrics import (
     clip_similarity,
     compute,
+    loud_moments,
+    other_clips,
     patch_maps,
     pointing_accuracy,
     shift_discrimination,
     temporal_pair_discrimination,
 )
+from ..metrics.synchrony import default_min_shift
 from ..model.alignment_cavmae_sync import FRAMES_PER_SECOND
 from ..model.distributed_cavmae_sync import world_size
 from ..model.modeling_cavmae_sync import CavMaeSyncForPreTraining
@@ -35,13 +38,14 @@ class Embeddings:
         audio, video: `(clips, frames, hidden)` float32, unit length.
         audio_mask, video_mask: `(clips, frames)` bool, False where a clip has no audio or video.
         frame_times: `(clips, frames)` seconds.
+        levels: `(clips, frames)` loudness in the middle of each window, dB, NaN where it is not known.
         video_maps: `(clips, frames, rows, columns)`, cosine of every patch of a frame with its window.
     """
 
     def __init__(self, parts: dict[str, Tensor]) -> None:
         self.audio, self.video = parts["audio"], parts["video"]
         self.audio_mask, self.video_mask = parts["audio_mask"].bool(), parts["video_mask"].bool()
-        self.frame_times, self.video_maps = parts["frame_times"], parts["video_maps"]
+        self.frame_times, self.levels, self.video_maps = parts["frame_times"], parts["levels"], parts["video_maps"]
 
     def __len__(self) -> int:
         return len(self.audio)
@@ -107,7 +111,9 @@ def map_clips(
     return {name: value.cpu() for name, value in joined.items()}
 
 
-def keep_embeddings(output: Any, inputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
+def keep_embeddings(
+    output: Any, inputs: dict[str, Tensor], batch: dict[str, Any], *, processor: CavMaeSyncProcessor
+) -> dict[str, Tensor]:
     """What `Embeddings` are made of, for `map_clips` of an encoder."""
     everything = torch.ones(inputs["input_values"].shape[:2], dtype=torch.bool, device=inputs["input_values"].device)
     audio_mask = inputs.get("padding_mask", everything)
@@ -119,6 +125,7 @@ def keep_embeddings(output: Any, inputs: dict[str, Tensor], batch: dict[str, Any
         "audio_mask": audio_mask.to(torch.uint8),
         "video_mask": inputs.get("padding_mask_videos", everything).to(torch.uint8),
         "frame_times": batch["frame_times"].float().to(everything.device),
+        "levels": processor.feature_extractor.window_levels(inputs["input_values"], audio_mask),
         "video_maps": patch_maps(output.audio_embeds, output.video_patch_embeds, (height // patch, width // patch)),
     }
 
@@ -127,7 +134,7 @@ def evaluate_alignment(
     embeddings: Embeddings,
     partners: list[int | None] | None = None,
     *,
-    min_shift: float = 2.0,
+    min_shift: float | None = None,
     boxes: list[list[Tensor]] | None = None,
     image_size: int = 224,
 ) -> dict[str, float]:
@@ -137,16 +144,18 @@ def evaluate_alignment(
     Args:
         embeddings: Of whole clips.
         partners: As in `EvaluationSet`.
-        min_shift: Smallest shift in seconds.
+        min_shift: Smallest shift in seconds; default: a fifth of the clips' length, 2 s at most.
         boxes: As in `EvaluationSet`.
         image_size: Side of the frames that the boxes are in, pixels.
 
     Returns:
         `audio_to_video_r1`, `..._r5`, `..._r10`, `..._median_rank`, the same for `video_to_audio`; `shift_accuracy`,
-        `shift_auc` where clips are long enough; `pair_accuracy`, `pair_audio_to_video`, `pair_video_to_audio` where
-        clips have twins; `pointing_accuracy` and `pointing_chance` (of a random patch) where boxes are known: the
-        share of moments at which the patch most like the window lies on what sounds; `same_moment_similarity` and
-        `other_moment_similarity`, means over the clips.
+        `shift_auc` where clips are long enough, `shift_other_audio_accuracy`, the same with another clip's audio at
+        the same moments, and `shift_beyond_other_audio`, their difference, with the bounds of its interval of 95 %
+        (see `shift_discrimination`); `loud_shift_...` without the silence at the ends of each clip;
+        `pair_accuracy`, `pair_audio_to_video`, `pair_video_to_audio` where clips have twins; `pointing_accuracy` and
+        `pointing_chance` (of a random patch) where boxes are known: the share of moments at which the patch most like
+        the window lies on what sounds; `same_moment_similarity` and `other_moment_similarity`, means over the clips.
     """
     masks: dict[str, Any] = {"audio_mask": embeddings.audio_mask, "video_mask": embeddings.video_mask}
     found = compute("retrieval", predictions=embeddings.audio, references=embeddings.video, **masks)
@@ -158,17 +167,9 @@ def evaluate_alignment(
         own = torch.eye(count, dtype=torch.bool)
         metrics["same_moment_similarity"] = float(similarity[:, own].mean())
         metrics["other_moment_similarity"] = float(similarity[:, ~own].mean())
-        if step > 0 and step * (count - max(1, count // 4)) >= min_shift:
-            shifted = shift_discrimination(
-                similarity,
-                step=step,
-                min_shift=min_shift,
-                window_mask=embeddings.audio_mask,
-                frame_mask=embeddings.video_mask,
-            )
-            metrics["shift_accuracy"] = float(shifted["accuracy"])
-            metrics["shift_all_accuracy"] = float(shifted["all_shifts_accuracy"])
-            metrics["shift_auc"] = float(shifted["auc"])
+        smallest = default_min_shift(step, count) if min_shift is None else min_shift
+        if step > 0 and step * (count - max(1, count // 4)) >= smallest:
+            metrics |= _shift_metrics(embeddings, partners, step, smallest)
     if partners is not None:
         pairs = temporal_pair_discrimination(embeddings.audio, embeddings.video, partners, **masks)
         metrics |= {f"pair_{name}": float(pairs[name]) for name in ("accuracy", "audio_to_video", "video_to_audio")}
@@ -176,6 +177,44 @@ def evaluate_alignment(
         sounding = [given for clip in boxes for given in clip]
         pointing = pointing_accuracy(embeddings.video_maps.flatten(0, 1), sounding, (image_size, image_size))
         metrics |= {f"pointing_{name}": float(pointing[name]) for name in ("accuracy", "chance")}
+    return metrics
+
+
+# What is reported of `shift_discrimination`, by its name there.
+_SHIFT_NAMES = {
+    "accuracy": "accuracy",
+    "all_shifts_accuracy": "all_accuracy",
+    "auc": "auc",
+    "other_audio_accuracy": "other_audio_accuracy",
+    "beyond_other_audio": "beyond_other_audio",
+    "beyond_other_audio_low": "beyond_other_audio_low",
+    "beyond_other_audio_high": "beyond_other_audio_high",
+}
+
+
+def _shift_metrics(
+    embeddings: Embeddings, partners: list[int | None] | None, step: float, min_shift: float
+) -> dict[str, float]:
+    """True alignment against shifted audio, and another clip's audio likewise: of all moments and of loud ones."""
+    count = len(embeddings)
+    metrics: dict[str, float] = {}
+    loud = loud_moments(embeddings.levels)
+    for prefix, counted in (("shift", torch.ones_like(loud)), ("loud_shift", loud)):
+        masks: dict[str, Any] = {
+            "window_mask": embeddings.audio_mask & counted,
+            "frame_mask": embeddings.video_mask & counted,
+        }
+        if count > 1:
+            others = other_clips(count, partners)
+            masks["other_similarity"] = embeddings.audio[others] @ embeddings.video.transpose(1, 2)
+            masks["other_window_mask"] = embeddings.audio_mask[others] & counted
+        try:
+            found = shift_discrimination(embeddings.similarity, step=step, min_shift=min_shift, **masks)
+        except ValueError:
+            if prefix == "shift":
+                raise
+            continue  # the loud part of every clip is too short
+        metrics |= {f"{prefix}_{name}": float(found[key]) for key, name in _SHIFT_NAMES.items() if key in found}
     return metrics
 
 

@@ -11,6 +11,7 @@ import contextlib
 import copy
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -299,7 +300,8 @@ class CavMaeSyncTrainer(CavMaeSyncBaseTrainer):
 
     def embed(self, evaluation_set: EvaluationSet) -> Embeddings:
         """Embeddings of all clips of a set, on every process."""
-        return Embeddings(self.map_set(evaluation_set, keep_embeddings, self.data_collator, _encoder))
+        keep = partial(keep_embeddings, processor=self.processor)
+        return Embeddings(self.map_set(evaluation_set, keep, self.data_collator, _encoder))
 
     def _draw(self, name: str, evaluation_set: EvaluationSet, embeddings: Embeddings) -> None:
         folder, step = Path(str(self.args.output_dir)) / "plots", f"step_{self.state.global_step:06d}"

@@ -241,7 +241,8 @@ class PretrainingSettings:
     """What pretraining has beside them.
 
     Attributes:
-        eval_min_shift: Smallest shift in seconds that the true alignment is compared with in evaluation.
+        eval_min_shift: Smallest shift in seconds that the true alignment is compared with in evaluation; `None`: a
+            fifth of the clips' length, 2 s at most.
         plots: Draw reconstructions and similarity matrices into `output_dir/plots` at every evaluation.
         contrast_chunk_size: Clips of a process that go through the model at a time, for batches that memory does not
             hold: same losses and gradients, one forward pass of the towers more. Unlike gradient accumulation, which
@@ -252,7 +253,9 @@ class PretrainingSettings:
         pictures: Old name of `plots`, which still works in this version.
     """
 
-    eval_min_shift: float = setting(2.0, "Smallest shift in the alignment check, seconds.")
+    eval_min_shift: float | None = setting(
+        None, "Smallest shift in the alignment check, seconds; default: a fifth of the clips, 2 s at most."
+    )
     plots: bool = setting(False, "Draw reconstructions and similarities at evaluations.")
     contrast_chunk_size: int = setting(0, "Clips at a time of a batch that contrasts as a whole; 0: all.")
     teacher_momentum: float = setting(0.0, "Momentum of a teacher, such as 0.999; 0: none.")
