@@ -243,6 +243,85 @@ def test_sync__finds_temporal_twins(model, processor, world):
     assert 0 <= record["metrics"]["pair_accuracy"] <= 1
 
 
+class Recognizer(torch.nn.Module):
+    """Gives each moment of each clip a vector of its own, the same to both sides; audio is `late` by so many moments.
+
+    `timing`: gives all clips the same vectors, so that it knows when something is, and not what.
+    """
+
+    def __init__(self, late: int = 0, *, timing: bool = False) -> None:
+        super().__init__()
+        self.config, self.late, self.timing, self.clips = tiny_config(), late, timing, 0
+        self.device, self.dtype, self.name_or_path = torch.device("cpu"), torch.float32, ""
+
+    def forward(self, pixel_values_videos, input_values, **_):
+        audio, video = [], []
+        for _ in input_values:
+            generator = torch.Generator().manual_seed(0 if self.timing else self.clips)
+            vectors = torch.nn.functional.normalize(
+                torch.randn(input_values.shape[1], 32, generator=generator), dim=-1
+            )
+            audio.append(vectors.roll(self.late, dims=0))
+            video.append(vectors)
+            self.clips += 1
+        return SimpleNamespace(audio_embeds=torch.stack(audio), video_embeds=torch.stack(video))
+
+
+@pytest.fixture(scope="module")
+def talks(tmp_path_factory):
+    """Six clips of 2.4 s, of which the middle 1.6 s sound."""
+    folder = tmp_path_factory.mktemp("talks")
+    for seed in range(6):
+        audio = noise(2.4, seed=seed)
+        audio[: int(0.4 * 16000)] *= 1e-4
+        audio[int(2.0 * 16000) :] *= 1e-4
+        write_clip(folder / f"{seed}.mp4", seconds=2.4, audio=audio)
+    return folder
+
+
+@pytest.mark.parametrize(("late", "error"), [(0, 0.0), (1, 0.1), (-3, 0.3)])
+def test_offsets__are_found_and_told_from_another_clips(processor, talks, late, error):
+    record = evaluate_sync(Recognizer(late), processor, talks, "offsets", num_frames=24)
+
+    found = record["metrics"]
+    assert found["clips"] == 6 and found["median_error"] == pytest.approx(error, abs=0.03)
+    for limit in (0.04, 0.08, 0.2):
+        share = float(error <= limit)
+        assert found[f"within_{limit}"] == found[f"within_{limit}_low"] == found[f"within_{limit}_high"] == share
+        assert found[f"within_{limit}_chance"] == pytest.approx((2 * limit + 0.1) / 1.3, rel=0.02)
+    assert found["within_0.04_other_audio"] < 0.5
+    for shift in (0.1, 0.2, 0.4):
+        assert (found[f"shifted_{shift}_auc"] == 1.0) == (late == 0)
+    assert found["other_audio_auc_best_contrast"] == 1.0
+    assert record["protocol"]["name"] == "offsets, num frames 24"
+
+
+def test_offsets__timing_alone_is_exposed_by_the_control(processor, talks):
+    found = evaluate_sync(Recognizer(timing=True), processor, talks, "offsets", num_frames=24)["metrics"]
+
+    assert found["within_0.04"] == found["within_0.04_other_audio"] == 1.0
+    assert found["other_audio_auc_contrast"] == 0.5
+
+
+def test_offsets__of_a_second_and_of_all_moments(processor, talks):
+    class Seen(Recognizer):
+        def forward(self, pixel_values_videos, input_values, padding_mask=None, **_):
+            return super().forward(pixel_values_videos, input_values)
+
+    short, loud, whole = (
+        evaluate_sync(Seen(), processor, talks, "offsets", num_frames=24, **options)["protocol"]
+        for options in ({"seconds": 1.0}, {}, {"moments": "all", "max_offset": 1.0})
+    )
+
+    assert (short["seconds"], loud["moments"], whole["max_offset"]) == (1.0, "loud", 1.0)
+    with pytest.raises(EvaluationError, match="none of the 6 clips can be used; the first.*fewer than 3 moments"):
+        evaluate_sync(Recognizer(), processor, talks, "offsets", num_frames=24, seconds=0.1)
+    with pytest.raises(EvaluationError, match="no caption of its clips has a span"):
+        evaluate_sync(Recognizer(), processor, talks, num_frames=24, moments="captions")
+    with pytest.raises(EvaluationError, match="`seconds` is 0"):
+        evaluate_sync(Recognizer(), processor, talks, "offsets", seconds=0)
+
+
 def test_sync__labelled_lists(processor, tmp_path):
     labels = [[0], [0], [1], [1], [0], [], [1]]
     folder = write_shards(tmp_path / "labelled", [7], labels=labels)

@@ -139,6 +139,19 @@ def test_flags__win_over_the_recipe_and_change_single_keys_of_mappings(tmp_path)
     assert model.model_config == {"hidden_size": 32, "temperature": 0.07}
 
 
+def test_eval_data__may_be_one_source_alone(tmp_path):
+    def sets(*words):
+        (data,) = (
+            kind for kind in parse_arguments(KINDS, ["--output_dir", "out", *words]) if hasattr(kind, "in_memory")
+        )
+        return data.eval_data
+
+    assert sets("--eval_data", "shards/held_out/") == {"held_out": "shards/held_out/"}
+    assert sets("--eval_data", "clips.csv") == {"clips": "clips.csv"}
+    assert sets("--eval_data", '{"a": "b"}') == {"a": "b"}
+    assert sets() is None
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -172,6 +172,14 @@ def sync(
     min_shift: Annotated[
         float | None, time_option("Smallest shift; default: a fifth of the clips, 2 s at most.")
     ] = None,
+    max_offset: Annotated[
+        float | None, time_option("Largest offset tried; default: 0.6 s (protocol offsets).")
+    ] = None,
+    seconds: Annotated[float | None, time_option("Use so much of the middle of each clip (protocol offsets).")] = None,
+    moments: Annotated[str | None, typer.Option(help="Which moments count: all, loud or captions.")] = None,
+    num_frames: Annotated[
+        int | None, typer.Option(min=1, help="Moments per clip; default: the model's. Offsets need many.")
+    ] = None,
     positive: Annotated[
         str | None, typer.Option(metavar="LABEL", help="Label of clips in sync (protocol labelled).")
     ] = None,
@@ -187,7 +195,8 @@ def sync(
 
     Examples:
         cavmae-sync evaluate sync my-model shards/
-        cavmae-sync evaluate sync my-model shards/ --protocol shifted-loud
+        cavmae-sync evaluate sync my-model shards/ --moments loud
+        cavmae-sync evaluate sync my-model talks/ --protocol offsets --num-frames 75
     """
     from ..evaluation import evaluate_sync
 

@@ -35,6 +35,7 @@ from ..training.settings import (
     ProbeArguments,
     RunSettings,
     TextArguments,
+    evaluation_sources,
     mapping,
 )
 from . import commands, terminal
@@ -270,7 +271,7 @@ def _check(words: Sequence[str], folder: str) -> None:
         check_free(Path(settings.get("output_dir", ProbeArguments.output_dir)) / "metrics.json", overwrite=overwrite)
     elif settings.get("output_dir"):
         check_output(RunSettings(settings["output_dir"], settings.get("resume_from_checkpoint"), overwrite))
-    evaluation = mapping("eval_data", settings.get("eval_data")) or {}
+    evaluation = evaluation_sources(settings.get("eval_data")) or {}
     for source in (settings.get("train_data"), *evaluation.values()):
         if source is not None:
             SourceIn().check(str(source), settings)

@@ -111,17 +111,22 @@ class SyncProtocol(Protocol):
     """How the sense for what belongs together in time is scored.
 
     Args:
-        truth: `"shifts"`: every clip against its own audio, shifted; `"labels"`: clips labelled as in sync or not.
+        truth: `"shifts"`: every clip against its own audio, shifted; `"offsets"`: clips in sync, whose offset is to
+            be found; `"labels"`: clips labelled as in sync or not.
         min_shift: Smallest shift in seconds; `None`: a fifth of the clips' length, 2 s at most.
         moments: Which moments of a clip count: `"all"`; `"loud"`: those from the first to the last that is within
             30 dB of the clip's loudest; `"captions"`: from the first to the last that a caption with a span says.
+        max_offset: Largest offset tried, seconds (`"offsets"`).
+        seconds: So much of the middle of the moments that count is used; `None`: all (`"offsets"`).
         score: With labels, what a clip's `auc` is of: `"mean"`, `"minimum"`, `"p10"`, `"median"` or `"z_score"`; the
             others are reported beside it.
     """
 
-    truth: Literal["shifts", "labels"] = "shifts"
+    truth: Literal["shifts", "offsets", "labels"] = "shifts"
     min_shift: float | None = None
     moments: Literal["all", "loud", "captions"] = "all"
+    max_offset: float = 0.6
+    seconds: float | None = None
     score: str = "mean"
 
 
@@ -221,11 +226,12 @@ SYNC_PROTOCOLS: Mapping[str, SyncProtocol] = _by_name(
         summary="true alignment against shifted audio (2 s or more; a fifth of clips below 10 s), and the same with "
         "another clip's audio",
     ),
-    SyncProtocol(name="shifted-loud", summary="the same without the silence at the ends of each clip", moments="loud"),
     SyncProtocol(
-        name="shifted-captions",
-        summary="the same between the first and last word that captions say",
-        moments="captions",
+        name="offsets",
+        summary="the offset of clips in sync, found among -0.6 to 0.6 s, where they are loud; and by another clip's "
+        "audio",
+        truth="offsets",
+        moments="loud",
     ),
     SyncProtocol(name="labelled", summary="clips labelled as in sync or not, one threshold", truth="labels"),
 )

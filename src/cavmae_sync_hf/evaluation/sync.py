@@ -2,15 +2,17 @@
 """Synchrony on a set of clips: audio that belongs to its frames in time told from audio that does not."""
 
 import math
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..data.failures import Failure
+from ..inference.sync import SyncResult, sync_from_embeddings
 from ..metrics.synchrony import (
     alignment_test,
+    bootstrap_interval,
     default_min_shift,
     loud_moments,
     other_clips,
@@ -27,6 +29,9 @@ from .clips import EvaluationClips, RunOptions, open_evaluation
 from .protocols import SYNC_PROTOCOLS, SyncProtocol, find_protocol, modify
 from .retrieval import ClipEmbeddings, embed_clips
 
+# Seconds within which an offset counts as found, and by which audio is shifted to be told from its own.
+OFFSET_LIMITS, OFFSET_SHIFTS = (0.04, 0.08, 0.2), (0.1, 0.2, 0.4)
+_MIN_MOMENTS = 3
 SCORES = ("mean", "minimum", "p10", "median", "z_score")
 # Clips whose moments are this much closer or further apart than in most cannot be shifted by the same seconds.
 _STEP_TOLERANCE = 0.05
@@ -39,6 +44,10 @@ def evaluate_sync(
     protocol: str | SyncProtocol = "shifted",
     *,
     min_shift: float | None = None,
+    max_offset: float | None = None,
+    seconds: float | None = None,
+    moments: Literal["all", "loud", "captions"] | None = None,
+    num_frames: int | None = None,
     score: str | None = None,
     positive: str | int | None = None,
     **options: Unpack[RunOptions],
@@ -52,6 +61,10 @@ def evaluate_sync(
             SyncWorld of temporal pairs the right partner is asked for, too.
         protocol: One of `SYNC_PROTOCOLS`, by name, or one of your own.
         min_shift: Another smallest shift, seconds (protocols with shifts).
+        max_offset: Another largest offset, seconds (`"offsets"`).
+        seconds: Use so much of the middle of each clip's moments alone (`"offsets"`).
+        moments: Which moments count, as in `SyncProtocol` (protocols without labels).
+        num_frames: Moments per clip; default: the processor's. Offsets are found in steps of the time between two.
         score: Another of `SCORES` to be the `auc` (`"labelled"`).
         positive: The label, name or number, of clips in sync (`"labelled"`; all others are out of sync).
         options: See `RunOptions`.
@@ -59,12 +72,21 @@ def evaluate_sync(
     Returns:
         A results record, see `make_record`. `"shifted"` and its kin: those of `shift_discrimination` with another
         clip's audio as the control, `pair_*` of temporal pairs, and mean similarity of the same and of other moments.
+        `"offsets"`: for each limit of `OFFSET_LIMITS` the share of clips whose offset is found to within it, with its
+        interval of 95 %, the share with another clip's audio, and chance; `median_error` in seconds; `shifted_..._auc`
+        of telling the true alignment from one shifted by so many seconds, and `other_audio_auc_...` of telling a
+        clip's own audio from another's, by the mean contrast without an offset and at the best one.
         `"labelled"`: `auc` and `equal_error_rate` of the protocol's score and, with its name before them, of each.
 
     Raises:
         ValueError: The protocol, the labels or the data cannot be used; the message says why.
     """
-    rules = modify(find_protocol(protocol, SYNC_PROTOCOLS), min_shift=min_shift, score=score)
+    rules = modify(
+        find_protocol(protocol, SYNC_PROTOCOLS), min_shift=min_shift, max_offset=max_offset, seconds=seconds,
+        moments=moments, num_frames=num_frames, score=score,
+    )  # fmt: skip
+    if seconds is not None and not seconds > 0:
+        raise EvaluationError(f"`seconds` is {seconds}; it must be above 0.")
     if rules.score not in SCORES:
         raise EvaluationError(f"The score {rules.score!r} is none; choose one of {', '.join(SCORES)}.")
     if rules.truth == "labels" and positive is None:
@@ -76,12 +98,16 @@ def evaluate_sync(
     if rules.truth == "labels":
         metrics, settings = _labelled(clips, embeddings, rules, positive), {"positive": positive}
     else:
-        twins = _partners(clips, embeddings, data)
         kept, step = _of_one_length(clips, embeddings)
-        smallest = rules.min_shift or default_min_shift(step, embeddings.audio.shape[1])
+        twins = _partners(clips, embeddings, data)
         counted = _counted(clips, embeddings, rules.moments) & kept[:, None]
-        metrics = _shifted(embeddings, counted, twins, step=step, min_shift=smallest)
-        settings = {"seconds_between_moments": round(step, 6), "smallest_shift": round(smallest, 6)}
+        settings = {"seconds_between_moments": round(step, 6)}
+        if rules.truth == "offsets":
+            metrics = _offsets(model, clips, embeddings, counted, twins, step=step, rules=rules)
+        else:
+            smallest = rules.min_shift or default_min_shift(step, embeddings.audio.shape[1])
+            metrics = _shifted(embeddings, counted, twins, step=step, min_shift=smallest)
+            settings["smallest_shift"] = round(smallest, 6)
     return clips.record("sync", metrics, model=model, frames_per_clip=embeddings.audio.shape[1], **settings)
 
 
@@ -117,6 +143,93 @@ def _shifted(
     return metrics
 
 
+def _offsets(
+    model: CavMaeSyncModel, clips: EvaluationClips, embeddings: ClipEmbeddings, counted: Tensor,
+    twins: list[int | None] | None, *, step: float, rules: SyncProtocol,
+) -> dict[str, float | int]:  # fmt: skip
+    """What `measure_sync` finds of clips in sync, and of their frames with another clip's audio.
+
+    Frames count as `counted` says, windows wherever they are: at an offset, speech meets the silence beside it.
+    """
+    if rules.seconds is not None:
+        # The middle of what counts.
+        place = counted.cumsum(dim=1) - counted.sum(dim=1, keepdim=True) / 2 - 0.5
+        counted = counted & (place.abs() * step <= rules.seconds / 2)
+    # Of clips that are too short or too quiet nothing can be told, of their own audio or of another's.
+    usable = (counted & embeddings.audio_mask & embeddings.video_mask).sum(dim=1) >= _MIN_MOMENTS
+    for row in (~usable).nonzero()[:, 0].tolist():
+        name = clips.ids[embeddings.places[row]]
+        if not any(failure.name == name for failure in clips.unusable):
+            clips.leave_out(Failure(name, f"has fewer than {_MIN_MOMENTS} moments that count, with audio and frame."))
+    rows = usable.nonzero()[:, 0]
+    kept_twins = None
+    if twins is not None:
+        number = {row: place for place, row in enumerate(rows.tolist())}
+        kept_twins = [None if twins[row] is None else number.get(twins[row]) for row in rows.tolist()]
+    clips.check()
+    if len(rows) < 2:
+        raise EvaluationError(f"{clips.name}: {len(rows)} clips can be measured; the control needs two or more.")
+    others = rows[other_clips(len(rows), kept_twins)]
+
+    def measure(audio_row: int, video_row: int) -> SyncResult:
+        audio, video = (
+            values[row].masked_fill(~mask[row][:, None], torch.nan).numpy()
+            for values, mask, row in (
+                (embeddings.audio, embeddings.audio_mask, audio_row),
+                (embeddings.video, embeddings.video_mask & counted, video_row),
+            )
+        )
+        return sync_from_embeddings(
+            audio, video, embeddings.frame_times[video_row].numpy(), clips.processor, model.config.temperature,
+            hop=step, max_offset=rules.max_offset,
+        )  # fmt: skip
+
+    found = [
+        (measure(row, row), measure(other, row)) for row, other in zip(rows.tolist(), others.tolist(), strict=True)
+    ]
+    own, control = ([pair[side] for pair in found] for side in (0, 1))
+    metrics: dict[str, float | int] = {"clips": len(found)}
+    errors, of_others = (
+        np.array([math.inf if result.offset is None else abs(result.offset) for result in results])
+        for results in (own, control)
+    )
+    metrics["median_error"] = float(np.median(errors))
+    for limit in OFFSET_LIMITS:
+        within = (errors <= limit + 1e-9).astype(float)
+        low, high = bootstrap_interval(within)
+        metrics |= {
+            f"within_{limit:g}": float(within.mean()),
+            f"within_{limit:g}_low": low,
+            f"within_{limit:g}_high": high,
+            f"within_{limit:g}_other_audio": float((of_others <= limit + 1e-9).mean()),
+            # Of an offset drawn evenly from all that are tried.
+            f"within_{limit:g}_chance": min(1.0, (2 * limit + step) / (2 * own[0].max_offset + step)),
+        }
+    for shift in OFFSET_SHIFTS:
+        pairs = [_at(result, 0.0) for result in own], [_at(result, s) for result in own for s in (-shift, shift)]
+        aligned, shifted = ([value for value in values if value is not None] for values in pairs)
+        if aligned and shifted:
+            metrics[f"shifted_{shift:g}_auc"] = sync_detection(aligned, shifted)["auc"]
+    for name, pick in (("contrast", lambda result: _at(result, 0.0)), ("best_contrast", _best)):
+        pairs = [pick(result) for result in own], [pick(result) for result in control]
+        aligned, shifted = ([value for value in values if value is not None] for values in pairs)
+        if aligned and shifted:
+            metrics[f"other_audio_auc_{name}"] = sync_detection(aligned, shifted)["auc"]
+    return metrics
+
+
+def _at(result: SyncResult, offset: float) -> float | None:
+    """Mean contrast at an offset, of those tried."""
+    if not len(result.offsets):
+        return None
+    place = int(np.abs(result.offsets - offset).argmin())
+    return float(result.offset_scores[place]) if abs(result.offsets[place] - offset) <= result.hop / 2 + 1e-9 else None
+
+
+def _best(result: SyncResult) -> float | None:
+    return float(result.offset_scores.max()) if len(result.offset_scores) else None
+
+
 def _counted(clips: EvaluationClips, embeddings: ClipEmbeddings, moments: str) -> Tensor:
     """Which moments of each clip count, `(clips, frames)`."""
     if moments == "all":
@@ -132,8 +245,8 @@ def _counted(clips: EvaluationClips, embeddings: ClipEmbeddings, moments: str) -
         rows.append((times >= first) & (times < last))
     if not any(row.any() for row in rows):
         raise EvaluationError(
-            f"{clips.name}: no caption of its clips has a span; prepare it with `--spans FILE`, or take the protocol "
-            "shifted-loud, which goes by loudness."
+            f"{clips.name}: no caption of its clips has a span; prepare it with `--spans FILE`.",
+            hint=Hint("moments", "loud", "go by loudness instead"),
         )
     return torch.stack(rows)
 
@@ -146,7 +259,7 @@ def _of_one_length(clips: EvaluationClips, embeddings: ClipEmbeddings) -> tuple[
     if gaps.shape[1] == 0 or not bool(both.any()):
         raise EvaluationError(f"{clips.name}: no clip has two moments; shifts need several per clip.")
     steps = torch.stack(
-        [gap[here].median() if here.any() else gap.new_tensor(math.nan) for gap, here in zip(gaps, both, strict=True)]
+        [gap[here].mean() if here.any() else gap.new_tensor(math.nan) for gap, here in zip(gaps, both, strict=True)]
     ).double()
     step = float(steps.nanmedian())
     if not step > 0:

@@ -174,18 +174,20 @@ class CavMaeSyncProcessor(SavedWithCode, ProcessorMixin):
             config: The configuration.
             kwargs: Settings of the feature extractor that the configuration does not hold, such as
                 `alignment="reference"`, `channel`, `mean` and `std`.
+
+        Raises:
+            ValueError: A setting is one of the configuration, where it has another value.
         """
+        held = {name: getattr(config, name) for name in ("num_frames", "audio_length", "num_mel_bins")}
+        for name in held.keys() & kwargs.keys():
+            if kwargs.pop(name) != held[name]:
+                raise ValueError(f"`{name}` of a processor is that of the model's configuration; set it there.")
         heard = config.audio_encoder_config
         if heard is not None and encoder_family(heard).hears_waveforms:
             kwargs = {"features": "waveform", "sampling_rate": encoder_family(heard).sampling_rate} | kwargs
         if config.audio_context == "clip":
             kwargs = {"clip_length": config.heard_length} | kwargs
-        feature_extractor = CavMaeSyncFeatureExtractor(
-            num_frames=config.num_frames,
-            audio_length=config.audio_length,
-            num_mel_bins=config.num_mel_bins,
-            **kwargs,
-        )
+        feature_extractor = CavMaeSyncFeatureExtractor(**held, **kwargs)
         side = config.image_size
         video_processor = CavMaeSyncVideoProcessor(
             size={"shortest_edge": side},

@@ -23,6 +23,7 @@ from ..metrics.localization import boxes_in_view
 from ..model.alignment_cavmae_sync import center_times, reference_indices
 from ..model.errors_cavmae_sync import DataError, TrainingError
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
+from ..model.video_processing_cavmae_sync import CavMaeSyncVideoProcessor
 from ..syncworld import find_truth, make_world, sounding_boxes, temporal_partners
 from .settings import DataArguments, ProbeArguments, TextArguments
 
@@ -85,10 +86,10 @@ class ModalityCollator:
 class InMemoryDataset(CavMaeSyncDataset):
     """A `CavMaeSyncDataset` whose clips are decoded once, at the start, and kept.
 
-    Frames are kept as 8-bit pixels of the source's size and audio as half-precision log-mels, so samples are those of
-    `CavMaeSyncDataset` over shards. Without augmentation the pixels of a batch are normalised together, which a
-    `DataLoader` uses by itself (`__getitems__`). Meant for loading without worker processes, each of which would need
-    a copy unless it is forked.
+    Frames are kept as 8-bit pixels of the model's size, or of the source's where an augmentation is to vary them, and
+    audio as half-precision log-mels, so samples are those of `CavMaeSyncDataset` over shards. Without augmentation the
+    pixels of a batch are normalised together, which a `DataLoader` uses by itself (`__getitems__`). Meant for loading
+    without worker processes, each of which would need a copy unless it is forked.
 
     Args:
         source, processor, frames, augmentation, seed: As of `CavMaeSyncDataset`.
@@ -107,7 +108,8 @@ class InMemoryDataset(CavMaeSyncDataset):
     ) -> None:
         super().__init__(source, processor, frames=frames, augmentation=augmentation, seed=seed)
         whole = processor.feature_extractor.features == "waveform"  # of which halves lose what is soft
-        self.source = _KeptClips(self.source, threads or usable_cores(), whole)
+        resize = partial(_resized, processor.video_processor) if augmentation is None else None
+        self.source = _KeptClips(self.source, threads or usable_cores(), whole, resize)
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """Several samples, as `__getitem__` gives each."""
@@ -131,10 +133,21 @@ class InMemoryDataset(CavMaeSyncDataset):
         return self.maker.choose(clip_id, count, epoch, draw)
 
 
+def _resized(view: CavMaeSyncVideoProcessor, frames: Tensor) -> Tensor:
+    """Frames as the model sees them, in 8 bits, which is what they have before they are normalised."""
+    shown = view(
+        frames, do_sample_frames=False, do_rescale=False, do_normalize=False, input_data_format="channels_first",
+        return_tensors="pt",
+    )  # fmt: skip
+    return shown["pixel_values_videos"][0].to(torch.uint8)
+
+
 class _KeptClips:
     """Clips of another source, held decoded."""
 
-    def __init__(self, source: ClipSource, threads: int, whole: bool) -> None:
+    def __init__(
+        self, source: ClipSource, threads: int, whole: bool, resize: Callable[[Tensor], Tensor] | None
+    ) -> None:
         self.group_sizes = source.group_sizes
         self.fingerprint = source.fingerprint
         self.label_names = source.label_names
@@ -143,10 +156,17 @@ class _KeptClips:
             clip = source.read(number, lambda clip_id, frames: range(frames))
             if clip.log_mel is not None and not whole:
                 clip.log_mel = clip.log_mel.half()
+            if clip.frames is not None and resize is not None:
+                clip.frames = resize(clip.frames)
             return clip
 
+        count, show = sum(self.group_sizes), counter("clips in memory")
+        self._clips: list[LoadedClip] = []
         with ThreadPoolExecutor(threads) as pool:
-            self._clips = list(pool.map(keep, range(sum(self.group_sizes))))
+            for clip in pool.map(keep, range(count)):
+                self._clips.append(clip)
+                if show is not None:
+                    show(len(self._clips), count)
 
     def read(self, number: int, choose: FrameChooser) -> LoadedClip:
         kept = self._clips[number]

@@ -6,8 +6,10 @@ Nothing here loads torch: the command line shows them in its help, and tells a w
 
 import difflib
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any, Literal
 
 from ..model.errors_cavmae_sync import TrainingError
@@ -55,6 +57,18 @@ def mapping(name: str, value: Any) -> dict[str, Any] | None:
     if value is not None and not isinstance(value, dict):
         raise TrainingError(f'`{name}` is {value!r}; it must be a mapping, such as {{"key": value}}.')
     return value
+
+
+def evaluation_sources(value: Any) -> dict[str, str] | None:
+    """`eval_data` as a mapping: given as such or as JSON, or one source alone, which is called as its folder or file.
+
+    Raises:
+        TrainingError: It begins like JSON and is none.
+    """
+    if isinstance(value, str | os.PathLike) and not (text := os.fspath(value).strip()).startswith("{"):
+        name = PurePath(text.partition("?")[0].rstrip("/")).stem or "evaluation"
+        return {name: text} if text and text != "null" else None
+    return mapping("eval_data", value)
 
 
 @dataclass
@@ -162,7 +176,7 @@ class DataArguments:
 
     Attributes:
         train_data: A folder of shards, a folder or list of video files; see `open_clips`.
-        eval_data: Name -> such a source, as a mapping or JSON; each is evaluated under its name.
+        eval_data: Such a source, or name -> source as a mapping or JSON; each is evaluated under its name.
         syncworld: Makes a SyncWorld and its shards before training, where they are not there yet: a mapping with
             `folder`, `train` (clips), `semantic` and `temporal` (clips of these evaluation sets), and any options of
             `make_world`. It gives `train_data` and `eval_data`, unless these are set; where both are, it is not made.
@@ -180,7 +194,7 @@ class DataArguments:
     """
 
     train_data: str | None = setting(None, "Shards, or a folder or list of videos.")
-    eval_data: dict[str, str] | str | None = setting(None, 'Evaluation sets, as JSON: {"name": "folder"}.')
+    eval_data: dict[str, str] | str | None = setting(None, 'Evaluation set, or several as JSON: {"name": "folder"}.')
     syncworld: dict[str, Any] | str | None = setting(
         None, "SyncWorld to make first, as JSON: folder, train, semantic, temporal, options."
     )
@@ -194,7 +208,7 @@ class DataArguments:
     token_dir: str | None = setting(None, "Keep tokens of frozen encoders here, and compute them once.")
 
     def __post_init__(self) -> None:
-        self.eval_data = mapping("eval_data", self.eval_data)
+        self.eval_data = evaluation_sources(self.eval_data)
         self.syncworld = mapping("syncworld", self.syncworld)
         if isinstance(self.augmentation, str) and self.augmentation.lstrip().startswith("{"):
             self.augmentation = mapping("augmentation", self.augmentation)
@@ -321,7 +335,7 @@ class ProbeArguments:
         model: Name of a model, as `load_model` takes it.
         output_dir: Where `metrics.json` goes, and the features unless `cache_dir` says otherwise.
         train_data: A folder of shards, a folder or list of video files; see `open_clips`. With labels.
-        eval_data: Name -> such a source, as a mapping or JSON; each is evaluated under its name.
+        eval_data: Such a source, or name -> source as a mapping or JSON; each is evaluated under its name.
         syncworld: Makes a SyncWorld and its shards first, where they are not there yet; as in `DataArguments`.
         class_names: File with the names of the classes; default: those stored with the training set.
         problem_type: One softmax, or a regression for each class. Default: the former where every training clip has
@@ -347,7 +361,7 @@ class ProbeArguments:
     model: str | None = setting(None, "Model: folder, Hub name, published:NAME or example.")
     output_dir: str = setting("outputs/probe", "Where metrics.json and the features go.")
     train_data: str | None = setting(None, "Shards, or a folder or list of videos; labelled.")
-    eval_data: dict[str, str] | str | None = setting(None, 'Evaluation sets, as JSON: {"name": "folder"}.')
+    eval_data: dict[str, str] | str | None = setting(None, 'Evaluation set, or several as JSON: {"name": "folder"}.')
     syncworld: dict[str, Any] | str | None = setting(
         None, "SyncWorld to make first, as JSON: folder, train, semantic, temporal, options."
     )
@@ -371,8 +385,8 @@ class ProbeArguments:
     seed: int = setting(0, "Seeds the held-out clips and the baselines.")
 
     def __post_init__(self) -> None:
-        for name in ("eval_data", "syncworld"):
-            setattr(self, name, mapping(name, getattr(self, name)))
+        self.eval_data = evaluation_sources(self.eval_data)
+        self.syncworld = mapping("syncworld", self.syncworld)
         unknown = sorted(set(self.baselines) - set(BASELINES))
         if unknown:
             raise TrainingError(f"`baselines` has {unknown[0]!r}; there are {' and '.join(BASELINES)}.")
@@ -397,7 +411,7 @@ class TextArguments:
         text_lr_multiple: The text encoder's, likewise; with `train_text_model`.
         frames_per_clip: Random frames of a clip in a training sample; `0`: all. With `joint`.
         train_data: A folder of shards, a folder or list of video files, or a SyncWorld split.
-        eval_data: Name -> such a source, as a mapping or JSON; each is evaluated under its name.
+        eval_data: Such a source, or name -> source as a mapping or JSON; each is evaluated under its name.
         syncworld: Makes a SyncWorld and its shards first, as in `DataArguments`.
         captions: CSV, JSON or Parquet file with the columns `clip_id`, `text` and perhaps `start` and `end`, seconds
             from the clip's start. Default: what the shards hold, else what SyncWorld's truth says, else the labels as
@@ -424,7 +438,7 @@ class TextArguments:
     text_lr_multiple: float = setting(0.1, "The text encoder's rate over learning_rate.")
     frames_per_clip: int = setting(0, "Random frames of a clip in a sample, with joint; 0: all.")
     train_data: str | None = setting(None, "Shards, or a folder or list of videos.")
-    eval_data: dict[str, str] | str | None = setting(None, 'Evaluation sets, as JSON: {"name": "folder"}.')
+    eval_data: dict[str, str] | str | None = setting(None, 'Evaluation set, or several as JSON: {"name": "folder"}.')
     syncworld: dict[str, Any] | str | None = setting(
         None, "SyncWorld to make first, as JSON: folder, train, semantic, temporal, options."
     )
@@ -443,8 +457,9 @@ class TextArguments:
     refresh_cache: bool = setting(False, "Replace embeddings of another model or set.")
 
     def __post_init__(self) -> None:
-        for name in ("eval_data", "syncworld", "text_config"):
-            setattr(self, name, mapping(name, getattr(self, name)))
+        self.eval_data = evaluation_sources(self.eval_data)
+        self.syncworld = mapping("syncworld", self.syncworld)
+        self.text_config = mapping("text_config", self.text_config)
         for name in ("captions_per_clip", "captions_per_step", "av_lr_multiple", "text_lr_multiple"):
             least = 1 if name.startswith("captions") else 1e-6
             if getattr(self, name) < least:
