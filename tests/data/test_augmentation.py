@@ -3,6 +3,7 @@
 
 import dataclasses
 import math
+import wave
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from cavmae_sync_hf.data.augmentation import (
     AUGMENTATION_PRESETS,
     AugmentationOptions,
+    BackgroundNoise,
     SampleAugmentation,
     blank,
     make_generator,
@@ -19,9 +21,10 @@ from cavmae_sync_hf.data.augmentation import (
     random_crop,
     smooth_labels,
 )
-from cavmae_sync_hf.data.dataset import CavMaeSyncCollator
+from cavmae_sync_hf.data.clips import LoadedClip
+from cavmae_sync_hf.data.dataset import CavMaeSyncCollator, CavMaeSyncDataset
 from cavmae_sync_hf.model.feature_extraction_cavmae_sync import SILENCE, CavMaeSyncFeatureExtractor
-from helpers.tiny_shards import frame_of, tiny_processor
+from helpers.tiny_shards import frame_of, tiny_processor, write_shards
 
 FRAMES = torch.stack([frame_of(0, 0), frame_of(0, 1)])  # (2, 3, 36, 48)
 WINDOWS = torch.randn(3, 48, 16, generator=torch.Generator().manual_seed(0))
@@ -154,6 +157,86 @@ def test_noise__is_uniform_and_bounded():
     assert added.min() >= -1e-6 and added.max() <= 0.1 + 1e-6
     strengths = added.flatten(1).amax(dim=1)
     assert strengths.max() > 0.08 and strengths.min() < 0.02  # each window has a strength of its own
+
+
+class Tones:
+    """A set of clips of one tone each: clip `n` sounds in mel filter `n` alone, `n` times as loud as the first."""
+
+    group_sizes = (8,)
+
+    def read(self, number: int, choose) -> LoadedClip:
+        log_mel = torch.full((50, 16), SILENCE)
+        log_mel[:, number] = math.log(1.0 + number)
+        return LoadedClip(
+            clip_id=str(number), frames=None, frame_times=[0.1], chosen=[0], log_mel=log_mel, labels=[], duration=0.5
+        )
+
+
+def energy(log_mel: torch.Tensor) -> float:
+    return float(log_mel.double().exp().mean())
+
+
+@pytest.mark.parametrize("decibels", [-10.0, 0.0, 20.0])
+def test_background_noise__is_as_loud_as_in_mixed_waveforms(decibels):
+    processor = tiny_processor()
+    processor.feature_extractor = extractor = CavMaeSyncFeatureExtractor()
+    # Mostly low, as speech is: the filter bank's pre-emphasis would make its share of the energy too small.
+    samples = torch.arange(32000) / 16000
+    speech = torch.sin(2 * math.pi * 200 * samples) + 0.3 * torch.sin(2 * math.pi * 1500 * samples)
+    white = torch.randn(32000, generator=torch.Generator().manual_seed(9))
+    white *= (speech.square().mean() / white.square().mean()).sqrt() * 10 ** (-decibels / 20)
+    clean = extractor.log_mel(speech)
+    options = AugmentationOptions(noise_snr_db=(decibels, decibels))
+
+    heard = BackgroundNoise(options, processor).add(clean, Tones(), 0, "clip")
+
+    expected = extractor.log_mel(speech + white)
+    assert heard.shape == clean.shape and bool((heard >= clean).all())
+    assert energy(heard) - energy(clean) == pytest.approx(energy(expected) - energy(clean), rel=0.15)
+    means = [values.exp().mean(dim=0).log() for values in (heard, expected)]
+    assert float((means[0] - means[1]).abs().mean()) < 0.15
+
+
+def test_background_noise__babble_is_four_other_clips():
+    clean = Tones().read(0, None).log_mel
+    options = AugmentationOptions(noise_snr_db=(0.0, 0.0), noise_source="babble")
+
+    added = BackgroundNoise(options, tiny_processor()).add(clean, Tones(), 0, "clip").double().exp() - clean.exp()
+
+    sounding = added.mean(dim=0) > 1e-5 * added.mean(dim=0).max()
+    assert int(sounding.sum()) == 4 and not sounding[0]
+
+
+def test_background_noise__of_recordings_of_a_range_and_repeatable(tmp_path):
+    with wave.open(str(tmp_path / "hum.wav"), "wb") as hum:
+        hum.setparams((1, 2, 16000, 0, "NONE", ""))
+        hum.writeframes((3000 * np.sin(np.arange(16000) * 2 * np.pi * 440 / 16000)).astype("<i2").tobytes())
+    options = AugmentationOptions(noise_snr_db=(-5.0, 5.0), noise_source=str(tmp_path))
+    background, tones = BackgroundNoise(options, tiny_processor()), Tones()
+    clean = tones.read(3, None).log_mel
+
+    made = [background.add(clean, tones, 3, seed) for seed in range(8)]
+
+    again = background.add(clean, tones, 3, 5)
+    assert torch.equal(again, made[5])
+    added = [10 * math.log10(energy(heard) - energy(clean)) for heard in made]
+    assert 3 < max(added) - min(added) <= 10.05
+    # A clip that is silent, or alone with itself, has nothing to be mixed with.
+    alone = BackgroundNoise(AugmentationOptions(noise_snr_db=(0.0, 0.0), noise_source="babble"), tiny_processor())
+    tones.group_sizes = (1,)
+    assert torch.equal(alone.add(clean, tones, 0, 0), clean)
+
+
+def test_background_noise__reaches_samples_and_spares_frames(tmp_path):
+    shards = write_shards(tmp_path / "shards", [5])
+    clean, noisy = (
+        CavMaeSyncDataset(shards, tiny_processor(), frames="all", augmentation=options)[2]
+        for options in (None, AugmentationOptions(noise_snr_db=(0.0, 0.0), noise_source="babble"))
+    )
+
+    assert torch.equal(clean["pixel_values_videos"], noisy["pixel_values_videos"])
+    assert bool((noisy["input_values"] >= clean["input_values"]).all())
+    assert not torch.equal(noisy["input_values"], clean["input_values"])
 
 
 def test_time_roll__shifts_circularly_up_to_the_limit():
@@ -304,6 +387,8 @@ def test_single_label__becomes_probabilities_when_softened():
         {"label_smoothing": 1.1},
         {"time_mask": -1},
         {"noise": -0.1},
+        {"noise_snr_db": (5.0, -5.0)},
+        {"noise_snr_db": (-101.0, 0.0)},
         {"crop_scale": (0.5, 0.1)},
         {"crop_scale": (0.0, 1.0)},
         {"crop_ratio": (0.0, 1.0)},

@@ -296,6 +296,19 @@ def test_offsets__are_found_and_told_from_another_clips(processor, talks, late, 
     assert record["protocol"]["name"] == "offsets, num frames 24"
 
 
+def test_noise__is_added_and_said(model, processor, talks):
+    clean, noisy, again = (
+        evaluate_sync(model, processor, talks, num_frames=8, **options)
+        for options in ({}, *[{"noise_snr_db": -5.0, "noise_source": "babble"}] * 2)
+    )
+
+    assert (noisy["settings"]["noise_snr_db"], noisy["settings"]["noise_source"]) == (-5.0, "babble")
+    assert "noise_snr_db" not in clean["settings"]
+    assert noisy["metrics"] == again["metrics"] != clean["metrics"]
+    with pytest.raises(EvaluationError, match="two numbers of dB"):
+        evaluate_sync(model, processor, talks, noise_snr_db=500.0)
+
+
 def test_offsets__timing_alone_is_exposed_by_the_control(processor, talks):
     found = evaluate_sync(Recognizer(timing=True), processor, talks, "offsets", num_frames=24)["metrics"]
 

@@ -47,6 +47,12 @@ Limit = Annotated[int | None, typer.Option(min=1, help="Take so many clips at mo
 Strict = Annotated[bool, typer.Option("--strict", help="Give no metrics where a clip is missing or unusable.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Clips per batch.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that load clips; 0 loads in this one.")]
+NoiseLevel = Annotated[
+    float | None, typer.Option(help="Add noise to every clip, this many dB below the clip; may be negative.")
+]
+NoiseSource = Annotated[
+    str, typer.Option(help="white, babble (four other clips of the data), or a folder of recordings.")
+]
 
 # Metrics of several views of one set of annotations are shown as a table of views by these.
 _VIEW_METRICS = ("hit_rate", "accuracy", "f1", "f1_macro", "jaccard", "precision", "recall")
@@ -56,7 +62,8 @@ Protocol = Annotated[str, typer.Option(help="Rules to follow; see `evaluate prot
 
 
 def _of_any_set(
-    media: Media = None, labels: Labels = None, split: Split = None,
+    media: Media = None, labels: Labels = None, split: Split = None, noise_snr_db: NoiseLevel = None,
+    noise_source: NoiseSource = "white",
 ) -> None:  # fmt: skip
     """Options of evaluations on any data set."""
 

@@ -17,10 +17,14 @@ import torchvision.transforms.v2.functional as tvF
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
-from ..model.feature_extraction_cavmae_sync import CavMaeSyncFeatureExtractor
+from ..model.feature_extraction_cavmae_sync import PREEMPHASIS, CavMaeSyncFeatureExtractor
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from ..model.video_processing_cavmae_sync import CavMaeSyncVideoProcessor
+from .clips import ClipSource, open_clips
+from .sources import read_source
 
+# Clips that speak at once in babble.
+_VOICES = 4
 # Tries to fit a random crop into the image before the largest possible one is taken, as torchvision has it.
 _CROP_TRIES = 10
 
@@ -46,6 +50,10 @@ class AugmentationOptions:
         mask_fill: What blanked places hold: `"mean"` (0 after normalisation) or `"reference"` (0 before it, as
             published, which is louder than most audio).
         noise: Strength of uniform noise on normalised windows: its range is drawn from `[0, noise]` per window.
+        noise_snr_db: Smallest and largest ratio of the clip's energy to that of noise which is added to its audio, dB;
+            drawn evenly for every sample. `None` adds none.
+        noise_source: `"white"`; `"babble"`: four other clips of the same set at once; or a folder or list of
+            recordings, one of which is drawn.
         time_roll: Windows are shifted, circularly, by up to so many spectrogram frames either way. This breaks the
             alignment within a window by as much, so it suits classification and whole-clip windows.
         mixup: Probability that a sample is mixed with another of its batch (done by the collator).
@@ -67,6 +75,8 @@ class AugmentationOptions:
     time_mask: int = 0
     mask_fill: str = "mean"
     noise: float = 0.0
+    noise_snr_db: tuple[float, float] | None = None
+    noise_source: str = "white"
     time_roll: int = 0
     mixup: float = 0.0
     mixup_alpha: float = 10.0
@@ -82,6 +92,12 @@ class AugmentationOptions:
             value = getattr(self, name)
             if not value >= 0:
                 raise ValueError(f"`{name}` is {value}; it must not be negative.")
+        if self.noise_snr_db is not None:
+            low, high = self.noise_snr_db
+            if not -100.0 <= low <= high <= 100.0:
+                raise ValueError(
+                    f"`noise_snr_db` is {self.noise_snr_db}; give two numbers of dB in [-100, 100], the smaller first."
+                )
         if self.crop_scale is not None and not 0.0 < self.crop_scale[0] <= self.crop_scale[1] <= 1.0:
             raise ValueError(f"`crop_scale` is {self.crop_scale}; give two shares in (0, 1], the smaller one first.")
         if not 0.0 < self.crop_ratio[0] <= self.crop_ratio[1]:
@@ -179,6 +195,87 @@ class SampleAugmentation:
                 shift = torch.randint(-options.time_roll, options.time_roll + 1, (), generator=generators["roll"])
                 window.copy_(window.roll(int(shift), 0))
         return windows
+
+
+class BackgroundNoise:
+    """Adds noise to the audio of clips, at a ratio of energies over the whole clip.
+
+    Shards hold log-mels, where the energies of clip and noise add up; those of two waveforms do so on average, since
+    their cross terms cancel for unrelated audio. Waveforms, where a model hears them, are added themselves.
+
+    Args:
+        options: `noise_snr_db` and `noise_source`.
+        processor: The model's processor.
+
+    Raises:
+        DataError: There are no recordings where `noise_source` says.
+    """
+
+    def __init__(self, options: AugmentationOptions, processor: CavMaeSyncProcessor) -> None:
+        if options.noise_snr_db is None:
+            raise ValueError("`noise_snr_db` is None; give the ratios in dB that noise is added at.")
+        self.snr_db, self.kind = options.noise_snr_db, options.noise_source
+        self.extractor = processor.feature_extractor
+        self.recordings = None if self.kind in ("white", "babble") else open_clips(read_source(self.kind), processor)
+
+    def add(self, log_mel: Tensor, source: ClipSource, number: int, *key: Any) -> Tensor:
+        """Audio of a clip with noise.
+
+        Args:
+            log_mel: The clip's, not normalised, `(time, num_mel_bins)`; or rows of samples.
+            source: The set that the clip is of.
+            number: The clip's number there.
+            key: Seeds the choices.
+
+        Returns:
+            The same shape. A clip, or noise, without any energy stays without noise.
+        """
+        generator = make_generator("background", *key)
+        noise = self._draw(len(log_mel), source, number, generator)
+        if noise is None:
+            return log_mel
+        decibels = _uniform(generator, *self.snr_db)
+        if self.extractor.features == "waveform":
+            power, other = (float(values.double().square().mean()) for values in (log_mel, noise))
+            return (
+                log_mel
+                if not power or not other
+                else log_mel + noise * (power / other * 10 ** (-decibels / 10)) ** 0.5
+            )
+        power, other = (float(self._power(values)) for values in (log_mel, noise))
+        return torch.logaddexp(log_mel, noise + math.log(power / other) - decibels * math.log(10) / 10)
+
+    def _draw(self, length: int, source: ClipSource, number: int, generator: torch.Generator) -> Tensor | None:
+        """As much noise, of any loudness."""
+        if self.kind == "white":
+            samples = length * self.extractor.hop_samples + self.extractor.window_samples
+            noise: Tensor = self.extractor.log_mel(0.1 * torch.randn(samples, generator=generator))
+            return noise[:length]
+        clips, voices = (source, _VOICES) if self.recordings is None else (self.recordings, 1)
+        count = sum(clips.group_sizes)
+        heard = []
+        for place in torch.randperm(count, generator=generator)[: voices + 1].tolist():
+            if clips is source and place == number:
+                continue
+            audio = clips.read(place, lambda *_: []).log_mel
+            if audio is None or not len(audio):
+                continue
+            turned = audio.roll(int(torch.randint(len(audio), (), generator=generator)), 0)
+            heard.append(turned.repeat(-(-length // len(turned)), 1)[:length])
+        heard = heard[:voices]
+        if not heard:
+            return None
+        if self.extractor.features == "waveform":
+            return torch.stack([audio / audio.square().mean().sqrt().clamp(min=1e-8) for audio in heard]).sum(dim=0)
+        # Each as loud as the others.
+        return torch.stack([audio - self._power(audio).log() for audio in heard]).logsumexp(dim=0)
+
+    def _power(self, log_mel: Tensor) -> Tensor:
+        """Mean power of the samples behind a log-mel, up to a factor: the filters add up to 1 at every frequency, and
+        the filter bank's pre-emphasis is undone at the centre of each."""
+        turn = 2 * math.pi * torch.from_numpy(self.extractor.mel_frequencies) / self.extractor.sampling_rate
+        gain = 1 + PREEMPHASIS**2 - 2 * PREEMPHASIS * turn.cos()
+        return (log_mel.exp() / gain).sum(dim=-1).mean().float()
 
 
 def frame_size(video_processor: CavMaeSyncVideoProcessor) -> tuple[int, int]:

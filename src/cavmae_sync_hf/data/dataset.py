@@ -7,7 +7,7 @@ and lets the processor make pixels and windows.
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +20,7 @@ from ..model.batching_cavmae_sync import pad_batch
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from .augmentation import (
     AugmentationOptions,
+    BackgroundNoise,
     SampleAugmentation,
     frame_size,
     make_generator,
@@ -64,6 +65,8 @@ class InputMaker:
         self.frames = frames
         self.seed = seed
         self.augmentation = None if augmentation is None else SampleAugmentation(augmentation, processor)
+        noisy = augmentation is not None and augmentation.noise_snr_db is not None
+        self.noise = BackgroundNoise(augmentation, processor) if noisy else None  # type: ignore[arg-type]
         self.frame_size = frame_size(processor.video_processor)
 
     def make(self, source: ClipSource, number: int, epoch: int, draw: int = 0) -> dict[str, Any]:
@@ -79,6 +82,9 @@ class InputMaker:
             See `sample`.
         """
         clip = source.read(number, lambda clip_id, count: self.choose(clip_id, count, epoch, draw))
+        if self.noise is not None and clip.log_mel is not None:
+            heard = self.noise.add(clip.log_mel, source, number, self.seed, epoch, clip.clip_id, draw)
+            clip = replace(clip, log_mel=heard)
         return self.sample(clip, epoch, draw)
 
     def sample(self, clip: LoadedClip, epoch: int, draw: int = 0, *, pixels: Tensor | None = None) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, get_worker_info
 
 from ..data import crashes
+from ..data.augmentation import AugmentationOptions
 from ..data.dataset import CavMaeSyncCollator, CavMaeSyncDataset, InputMaker
 from ..data.engines import worker_deaths
 from ..data.failures import Failure
@@ -68,6 +69,8 @@ class RunOptions(TypedDict, total=False):
         channel: `"first"` or `"mean"` of several audio channels; default: the processor's.
         audio_track: Which audio track of files that have several, by number or language; default: the one that a
             player plays.
+        noise_snr_db: Add noise to every clip's audio at this ratio of energies, dB; see `AugmentationOptions`.
+        noise_source: Which: `"white"` (default), `"babble"`, or a folder of recordings.
         batch_size: Clips per batch.
         num_workers: Processes that load.
         progress: Called with clips done, their number and a remark.
@@ -82,6 +85,8 @@ class RunOptions(TypedDict, total=False):
     strict: bool
     channel: Literal["first", "mean"] | None
     audio_track: int | str | None
+    noise_snr_db: float | None
+    noise_source: str
     batch_size: int
     num_workers: int
     progress: Progress | None
@@ -147,7 +152,11 @@ class EvaluatedSet:
     def _heard(self) -> dict[str, Any]:
         """What was chosen of the audio, for the record."""
         choice = {"channel": self.processor.feature_extractor.channel, "audio_track": self.processor.audio_track}
-        return {name: value for name, value in choice.items() if self.options.get(name) is not None}
+        chosen: dict[str, Any] = {name: value for name, value in choice.items() if self.options.get(name) is not None}
+        noise = noise_of(self.options)
+        if noise is not None:
+            chosen |= {"noise_snr_db": self.options["noise_snr_db"], "noise_source": noise.noise_source}
+        return chosen
 
     def record(
         self, task: str, metrics: Mapping[str, float | int], *, model: CavMaeSyncPreTrainedModel, **settings: Any
@@ -277,6 +286,21 @@ class _MiddleFrame(InputMaker):
         return [count // 2]
 
 
+def noise_of(options: RunOptions) -> AugmentationOptions | None:
+    """The noise that a run adds to every clip, the same in each run; `None` for none.
+
+    Raises:
+        EvaluationError: The ratio cannot work.
+    """
+    level = options.get("noise_snr_db")
+    if level is None:
+        return None
+    try:
+        return AugmentationOptions(noise_snr_db=(level, level), noise_source=options.get("noise_source", "white"))
+    except ValueError as error:
+        raise EvaluationError(str(error)) from error
+
+
 def fit_processor(
     processor: CavMaeSyncProcessor, protocol: Protocol, options: RunOptions | None = None
 ) -> CavMaeSyncProcessor:
@@ -326,7 +350,7 @@ def open_evaluation(
     if is_shards and given:
         raise EvaluationError(f"{data}: shards have no use for the option `{next(iter(given))}`; leave it out.")
     source = data if is_shards or not given else read_source(data, audio_files=False, **given)
-    dataset = CavMaeSyncDataset(source, processor, frames="all")
+    dataset = CavMaeSyncDataset(source, processor, frames="all", augmentation=noise_of(options))
     if retrieval is not None and retrieval.frames == "middle":
         dataset.maker = _MiddleFrame(processor)
     kind = "shards" if is_shards else "syncworld" if is_path and _exists(os.fspath(data), OPTIONS_NAME) else "videos"
