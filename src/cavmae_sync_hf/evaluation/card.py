@@ -94,8 +94,17 @@ _HEADLINES: dict[str, dict[str, str]] = {
     },
     "sync": {
         "accuracy": "true alignment told from shifted ones",
+        "other_audio_accuracy": "the same with another clip's audio (what timing alone tells)",
+        "beyond_other_audio": "how much the clip's own audio adds to that",
         "auc": "AUC of one threshold",
         "equal_error_rate": "equal error rate of one threshold",
+        **{
+            f"within_{limit:g}{ending}": f"offset found within {limit:g} s{words}"
+            for limit in (0.04, 0.08, 0.2)
+            for ending, words in (("", ""), ("_other_audio", ", another clip's audio"), ("_chance", ", by chance"))
+        },
+        "median_error": "median error of the offset (s)",
+        "other_audio_auc_best_contrast": "AUC of own audio against another clip's",
         "pair_accuracy": "right partner of two clips that differ in time alone",
     },
     "text": {
