@@ -16,7 +16,17 @@ from typing import Any, Literal
 
 from safetensors.torch import load_file, save_file
 
-from ..files import file_digest, locked, parse_json, user_cache, whole_folder, write_json, write_text
+from ..files import (
+    file_digest,
+    locked,
+    parse_json,
+    remove_partial,
+    user_cache,
+    whole_folder,
+    write_json,
+    write_text,
+    writing,
+)
 from ..inference.loading import load_torch_model, model_folder, read_model
 from ..model.configuration_text_cavmae_sync import audio_visual_config
 from ..model.errors_cavmae_sync import ExportError
@@ -82,17 +92,20 @@ def cached_export(
 
     Raises:
         ExportError: The model cannot be exported.
+        DiskError: The cache cannot be written to.
         LockedError: Another run has been exporting it for an hour.
     """
     place = model_folder(name)
     key = _key(place, use, precision)
-    base = user_cache() / "exports"
-    folder = base / key[:32]
+    own = user_cache() / "exports" / key[:32]
+    folder = own / "towers"
     if _is_whole(folder):
         return folder
-    base.mkdir(parents=True, exist_ok=True)
-    with locked(base / f"{key[:32]}.lock", folder, patience=_PATIENCE_SECONDS):
+    with writing(own):
+        own.mkdir(parents=True, exist_ok=True)
+    with locked(own / ".lock", own, patience=_PATIENCE_SECONDS):
         if not _is_whole(folder):
+            remove_partial(own)  # of a run that was killed
             _make(name, folder, use=use, precision=precision, progress=progress)
     return folder
 
@@ -128,7 +141,8 @@ def _weights_digest(place: Path) -> str | None:
         return note.read_text("utf-8")
     digest = folder_digest(place)
     if digest is not None:
-        write_text(note, digest)
+        with contextlib.suppress(OSError):  # a cache that is read alone
+            write_text(note, digest)
     return digest
 
 
