@@ -321,6 +321,13 @@ def test_load_model__refuses_what_does_not_go_together(model, options, words):
     assert words in caught.value.spelled(on_command_line)
 
 
+def test_load_model__without_weights_finds_no_other_ones(little):
+    cache.cached_export(str(little))
+    (little / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="holds no weights"):
+        load_model(little, backend="onnx")
+
+
 def test_load_model__in_bfloat16_and_without_onnx_runtime(model, monkeypatch):
     assert load_model(model, precision="bfloat16")[0].dtype == torch.bfloat16
     monkeypatch.setitem(sys.modules, "onnxruntime", None)

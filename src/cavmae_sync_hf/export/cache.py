@@ -29,7 +29,7 @@ from ..files import (
 )
 from ..inference.loading import load_torch_model, model_folder, read_model
 from ..model.configuration_text_cavmae_sync import audio_visual_config
-from ..model.errors_cavmae_sync import ExportError
+from ..model.errors_cavmae_sync import ExportError, ModelError
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from ..provenance import folder_digest, weights_fingerprint
 from .folder import DESCRIPTION, FORMAT_VERSION, export_model
@@ -133,16 +133,17 @@ def _digest(facts: Any) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _weights_digest(place: Path) -> str | None:
+def _weights_digest(place: Path) -> str:
     """Checksum of a folder's weights, noted for files that have not changed: reading them all takes seconds."""
     states = [(os.path.realpath(path), *_state(path)) for path in sorted(place.glob("*.safetensors"))]
     note = user_cache() / "exports" / "weights" / _digest(states)[:32]
     with contextlib.suppress(OSError):
         return note.read_text("utf-8")
     digest = folder_digest(place)
-    if digest is not None:
-        with contextlib.suppress(OSError):  # a cache that is read alone
-            write_text(note, digest)
+    if digest is None:
+        raise ModelError(f"{place} holds no weights (model.safetensors); save the model anew.")
+    with contextlib.suppress(OSError):  # a cache that is read alone
+        write_text(note, digest)
     return digest
 
 
