@@ -176,6 +176,17 @@ CASES: dict[str, tuple[int, bool, dict[str, Any]]] = {
 }
 
 
+# Cases of whole batches alone.
+DENSE_CASES: dict[str, tuple[int, bool, dict[str, Any]]] = {
+    "patches with patches": (3, False, {"dense_loss_weight": 0.5, "dense_size": 6}),
+    "patches in both directions, absent windows": (
+        2,
+        True,
+        {"dense_loss_weight": 0.5, "bidirectional_contrast": True, "dense_variation_weight": 2.0},
+    ),
+}
+
+
 def train_steps(rank: int) -> dict[str, Any]:
     """One step of data-parallel training for every case, also in chunks, and what evaluation by rank 0 alone gives."""
     results: dict[str, Any] = {}
@@ -184,6 +195,9 @@ def train_steps(rank: int) -> dict[str, Any]:
         inputs = batch(clips, masked)
         results[name] = losses_and_gradients(DistributedDataParallel(model(**settings)), inputs)
         results[name, "chunks"] = losses_and_gradients(DistributedDataParallel(model(**settings)), inputs, 2)
+    for name, (split, masked, settings) in DENSE_CASES.items():
+        inputs = batch(slice(0, split) if rank == 0 else slice(split, 5), masked)
+        results[name] = losses_and_gradients(DistributedDataParallel(model(**settings)), inputs)
     for name, (settings, keys) in TEXT_CASES.items():
         clips, texts = (slice(0, 3), slice(0, 5)) if rank == 0 else (slice(3, 5), slice(5, 9))
         network = DistributedDataParallel(text_model(**settings), find_unused_parameters=True)

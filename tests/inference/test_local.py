@@ -6,7 +6,7 @@ import torch
 
 from cavmae_sync_hf import CavMaeSyncModel, InferenceError
 from cavmae_sync_hf.evaluation.localization import evaluate_localization
-from cavmae_sync_hf.inference.local import local_maps
+from cavmae_sync_hf.inference.local import local_maps, settle_peaks
 from cavmae_sync_hf.inference.localize import localize
 from cavmae_sync_hf.inference.occlusion import embed_without, occlusion_maps
 from cavmae_sync_hf.inference.texts import project
@@ -39,6 +39,27 @@ def test_maps__of_true_falls_are_those_of_occlusion(modality, fill, width):
     expected = occlusion_maps(model, modality, inputs, queries, **options)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
     assert expected.std() > 1e-3 and project(embeds, weights).shape[-1] == (width or 32)
+
+
+@pytest.mark.parametrize("width", [None, 20])
+def test_peaks__are_settled_by_what_is_lost_indeed(width):
+    """Of the highest three patches the one without whose block most is lost becomes the peak, at that height."""
+    torch.manual_seed(0)
+    model, inputs = CavMaeSyncModel(tiny_config()).eval(), tiny_inputs()["pixel_values_videos"]
+    weights = None if width is None else torch.randn(width, 32)
+    queries, maps = torch.randn(2, 3, width or 32), torch.rand(2, 3, 4, 4)
+    with torch.no_grad():
+        embeds = model(pixel_values_videos=inputs).video_embeds
+
+    settled, hidden = settle_peaks(model, "video", inputs, embeds, queries, maps, projection=weights)
+
+    falls = occlusion_maps(model, "video", inputs, queries, projection=weights).flatten(-2)
+    tried = maps.flatten(-2).topk(3).indices
+    lost, best = falls.gather(-1, tried).max(dim=-1, keepdim=True)
+    assert torch.equal(settled.flatten(-2).argmax(-1, keepdim=True), tried.gather(-1, best))
+    torch.testing.assert_close(settled.amax((-2, -1)), lost[..., 0].clamp(min=1e-6), atol=1e-5, rtol=1e-4)
+    found = project(embeds, weights) - project(hidden, weights)
+    torch.testing.assert_close((found * queries).sum(-1), lost[..., 0], atol=1e-5, rtol=1e-4)
 
 
 @pytest.fixture(scope="module")

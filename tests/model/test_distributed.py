@@ -7,6 +7,7 @@ import torch
 
 from helpers.two_ranks import (
     CASES,
+    DENSE_CASES,
     TEXT_CASES,
     batch,
     losses_and_gradients,
@@ -31,6 +32,14 @@ def test_two_processes__equal_one_with_the_joined_batch(ranks, case, chunks):
     expected = losses_and_gradients(model(**settings), batch(slice(0, 5), masked))
     found = [rank[(case, "chunks") if chunks else case] for rank in ranks]
     assert_equal(found, expected)
+
+
+@pytest.mark.parametrize("case", DENSE_CASES)
+def test_dense_loss_of_two_processes__equals_one_with_the_joined_batch(ranks, case):
+    _, masked, settings = DENSE_CASES[case]
+    expected = losses_and_gradients(model(**settings), batch(slice(0, 5), masked))
+    assert expected["dense_loss"] > 0 and expected["dense_regularization_loss"] > 0
+    assert_equal([rank[case] for rank in ranks], expected)
 
 
 @pytest.mark.parametrize("case", TEXT_CASES)

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from cavmae_sync_hf.inference.local import local_maps, settle_peaks
 from cavmae_sync_hf.inference.localize import METHODS, LocalizationResult, localize
 from cavmae_sync_hf.inference.occlusion import occlusion_maps
 from cavmae_sync_hf.inference.relevance import relevance_maps
@@ -46,7 +47,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("model")
     parser.add_argument("world", help="a SyncWorld split, best of the spatial preset")
     parser.add_argument("--clips", type=int, default=100)
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["relevance", "occlusion", "cosine"])
     parser.add_argument("--no-control", action="store_true", help="leave out the audio of another clip")
     parser.add_argument("--device", default="cpu")
     return parser.parse_args()
@@ -140,18 +141,26 @@ def cost(model: Any, processor: Any, record: dict[str, Any], method: str, repeat
     """Processor time of a pass forward and of a method's maps of the frames, in passes forward."""
     inputs = processor(videos=record["path"], return_tensors="pt")
     embeds = model(**inputs).audio_embeds
-    make_maps = {"relevance": relevance_maps, "occlusion": occlusion_maps}[method]
-    works: dict[str, Callable[[], Any]] = {
-        "forward": lambda: model(**inputs),
-        "maps": lambda: make_maps(model, "video", inputs["pixel_values_videos"], embeds),
+    frames = inputs["pixel_values_videos"]
+
+    def make_local_maps() -> None:
+        output = model(**inputs, output_local_embeds=True)
+        maps = local_maps(output.video_embeds, output.local_video_embeds, embeds, model.config.video_grid)
+        settle_peaks(model, "video", frames, output.video_embeds, embeds, maps)
+
+    makers: dict[str, Callable[[], Any]] = {
+        "relevance": lambda: relevance_maps(model, "video", frames, embeds),
+        "occlusion": lambda: occlusion_maps(model, "video", frames, embeds),
+        "local": make_local_maps,
     }
+    works: dict[str, Callable[[], Any]] = {"forward": lambda: model(**inputs), "maps": makers[method]}
     best = dict.fromkeys(works, float("inf"))
     for _ in range(repeats):
         for name, work in works.items():
             began = time.process_time()
             work()
             best[name] = min(best[name], time.process_time() - began)
-    return 1 + best["maps"] / best["forward"]
+    return (method != "local") + best["maps"] / best["forward"]  # local heads take part in the pass forward
 
 
 def main() -> None:
@@ -192,7 +201,7 @@ def main() -> None:
             report("centre of the frame", scene, centre_maps(len(maps), model.config.video_grid))
         report(method, scene, maps)
         print(f"    right of two {scene.right_of_two():.1%} (chance 50 %)")
-        if method != "cosine":
+        if method not in ("cosine", "dense"):
             print(f"    cost of the frames' maps, in passes forward: {cost(model, processor, records[0], method):.1f}")
         if not arguments.no_control:
             control = Scene(side, edge)

@@ -20,7 +20,7 @@ from ..data.failures import Failure
 from ..data.tables import MEDIA_SUFFIXES
 from ..files import StrPath
 from ..inference.features import OFFSETS, move_inputs, not_finite_error
-from ..inference.local import local_maps, require_local_heads
+from ..inference.local import dense_maps, local_maps, require_dense_projections, require_local_heads, settle_peaks
 from ..inference.localize import check_method
 from ..inference.occlusion import occlusion_maps
 from ..inference.relevance import relevance_maps
@@ -206,6 +206,8 @@ class _Mapper:
         self.model, self.method = model, method
         if method == "local":
             require_local_heads(model)
+        if method == "dense":
+            require_dense_projections(model)
         extractor = processor.feature_extractor
         silence = (extractor.silence - extractor.mean) / extractor.std
         windows = extractor.windows(torch.empty(0, extractor.num_mel_bins), [0.0])
@@ -226,17 +228,28 @@ class _Mapper:
     ) -> _Maps:
         """Maps of the moments where `wanted` `(clips, frames)` is True; those of others mean nothing."""
         model = self.model
-        output = model(**inputs, output_local_embeds=self.method == "local")
-        others, known = other_audio(output.audio_embeds)
+        output = model(**inputs, output_local_embeds=self.method in ("local", "dense"))
+        # Of all audio patches it is their mean that patches of a frame are compared with.
+        dense = self.method == "dense"
+        heard = output.local_audio_embeds.mean(dim=-2) if dense else output.audio_embeds
+        others, known = other_audio(heard)
         if self.method == "cosine":
             grids = model.config.video_grid, model.config.audio_grid
             own = patch_maps(output.audio_embeds, output.video_patch_embeds, grids[0])
             other = patch_maps(others, output.video_patch_embeds, grids[0])
             time = patch_maps(output.video_embeds, output.audio_patch_embeds, grids[1])
+        elif dense:
+            own, other = (
+                dense_maps(audio.unsqueeze(-2), output.local_video_embeds).unflatten(-1, model.config.video_grid)
+                for audio in (heard, others)
+            )
+            time = dense_maps(output.local_video_embeds, output.local_audio_embeds, "max")
+            time = time.unflatten(-1, model.config.audio_grid)
         elif self.method == "local":
             grids = model.config.video_grid, model.config.audio_grid
+            frames = inputs["pixel_values_videos"]
             own, other = (
-                local_maps(output.video_embeds, output.local_video_embeds, audio - self.silence, grids[0])
+                self._local(frames, output.video_embeds, output.local_video_embeds, audio - self.silence)
                 for audio in (output.audio_embeds, others)
             )
             time = local_maps(output.audio_embeds, output.local_audio_embeds, output.video_embeds, grids[1])
@@ -258,6 +271,10 @@ class _Mapper:
             time = occlusion_maps(model, "audio", windows, output.video_embeds, present=wanted)
         return _Maps(own.float().cpu(), other.float().cpu(), known, time.float().cpu())
 
+    def _local(self, frames: Tensor, embeds: Tensor, local_embeds: Tensor, queries: Tensor) -> Tensor:
+        maps = local_maps(embeds, local_embeds, queries, self.model.config.video_grid)
+        return settle_peaks(self.model, "video", frames, embeds, queries, maps)[0]
+
     def prompted(self, inputs: dict[str, Tensor]) -> Tensor:
         """Mean over the present windows of one sound of the maps on one image, `(rows, columns)`."""
         model, present, frames = self.model, inputs["padding_mask"], inputs["pixel_values_videos"]
@@ -268,9 +285,14 @@ class _Mapper:
             return patch_maps(embeds, patches, model.config.video_grid).mean(dim=0).cpu()
         # Maps are linear in what is compared with, so the mean of the maps is the map of the mean.
         query = (embeds.mean(dim=0) - self.silence)[None, None]
+        if self.method == "dense":
+            sounds = model.get_audio_features(**heard, output_local_embeds=True).local_audio_embeds[:, present[0]]
+            seen = model.get_video_features(frames, output_local_embeds=True).local_video_embeds
+            maps = dense_maps(sounds.flatten(1, 2).unsqueeze(1), seen)
+            return maps[0, 0].unflatten(-1, model.config.video_grid).cpu()
         if self.method == "local":
             seen = model.get_video_features(frames, output_local_embeds=True)
-            return local_maps(seen.video_embeds, seen.local_video_embeds, query, model.config.video_grid)[0, 0].cpu()
+            return self._local(frames, seen.video_embeds, seen.local_video_embeds, query)[0, 0].cpu()
         if self.method == "relevance":
             return relevance_maps(model, "video", frames, query).maps[0, 0].cpu()
         return occlusion_maps(model, "video", frames, query)[0, 0].float().cpu()

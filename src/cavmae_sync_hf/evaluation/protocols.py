@@ -14,7 +14,7 @@ from ..metrics.similarity import STRATEGIES
 from ..model.errors_cavmae_sync import EvaluationError
 
 # How a patch's share in what sounds is told.
-MAPS = ("local", "relevance", "occlusion", "cosine")
+MAPS = ("local", "relevance", "occlusion", "dense", "cosine")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +89,8 @@ class LocalizationProtocol(Protocol):
 
     Args:
         truth: `"syncworld"`: boxes of what sounds, from a SyncWorld; `"masks"`: a table of images, audio and masks.
-        maps: As `method` of `localize`: `"local"`, `"relevance"`, `"occlusion"`, or `"cosine"` of the audio's
-            embedding with every patch's.
+        maps: As `method` of `localize`: `"local"`, `"relevance"`, `"occlusion"`, `"dense"`, or `"cosine"` of the
+            audio's embedding with every patch's.
         pooling: With masks, `"maps"`: average precision of every map, and one threshold for all of them;
             `"classes"`: both over all pixels of a class, then the mean over classes.
         tolerance: Pixels outside a box at which pointing still counts.
@@ -99,7 +99,7 @@ class LocalizationProtocol(Protocol):
     """
 
     truth: Literal["syncworld", "masks"] = "syncworld"
-    maps: Literal["local", "relevance", "occlusion", "cosine"] = "occlusion"
+    maps: Literal["local", "relevance", "occlusion", "dense", "cosine"] = "occlusion"
     pooling: Literal["maps", "classes"] = "maps"
     tolerance: float = 0.0
     threshold: float = 0.5

@@ -34,7 +34,14 @@ from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from ..model.video_processing_cavmae_sync import CavMaeSyncVideoProcessor
 from ..provenance import backend_of, model_fingerprint
 from .features import OFFSETS, check_towers, evaluating, move_inputs, not_finite_error
-from .local import has_local_heads, local_maps, require_local_heads
+from .local import (
+    dense_maps,
+    has_local_heads,
+    local_maps,
+    require_dense_projections,
+    require_local_heads,
+    settle_peaks,
+)
 from .loudness import SILENCE_DB, span_loudness
 from .moments import MediaSpan, Progress, format_clock, read_ahead, read_moments, report_seconds, source_name
 from .occlusion import embed_without, occlusion_maps
@@ -42,7 +49,7 @@ from .relevance import has_relevance, relevance_maps
 from .strength import LEAST_LOG_ODDS, LEAST_STRENGTH, NEAR_SECONDS, NO_SOURCE, NOT_SEEN, source_strength
 from .texts import TextVectors, embed_texts
 
-METHODS = ("local", "relevance", "occlusion", "cosine")
+METHODS = ("local", "relevance", "occlusion", "dense", "cosine")
 DEFAULT_FPS = 5.0
 # Columns of the stored spectrogram are the highest of so many of its frames: 20 ms, enough for a plot of it.
 _POOLED_FRAMES = 2
@@ -210,7 +217,7 @@ class LocalizationResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON: peaks and boxes of every moment, without the maps."""
-        measure = "cosine" if self.method == "cosine" else "fall"
+        measure = "cosine" if self.method in ("cosine", "dense") else "fall"
         moments = []
         for k, (peak, box) in enumerate(zip(self.peaks(), self.boxes(), strict=True)):
             here, heard = bool(self.present[k]), bool(self.compared[k])
@@ -265,7 +272,7 @@ def localize(
     start: float | None = None,
     end: float | None = None,
     fps: float = DEFAULT_FPS,
-    method: Literal["local", "relevance", "occlusion", "cosine"] | None = None,
+    method: Literal["local", "relevance", "occlusion", "dense", "cosine"] | None = None,
     block: tuple[int, int] | None = None,
     stride: int | None = None,
     least_strength: float | None = None,
@@ -295,8 +302,9 @@ def localize(
         fps: Moments per second.
         method: `"local"`, one pass, for models with local heads (`cavmae-sync local-head`); `"relevance"`, one pass
             forward and back and a few places left out (`relevance_maps`); `"occlusion"`, which runs the towers once
-            for every patch; or `"cosine"` of the final patches. Default: the first of them that the model allows;
-            relevance needs towers of this package.
+            for every patch; `"dense"`, cosines of projected patches, for models trained with `dense_loss_weight`; or
+            `"cosine"` of the final patches. Default: the first of them that the model allows; relevance needs towers
+            of this package.
         block: Rows and columns of frame patches that are taken together, odd; see `default_block`.
         stride: Of occlusion, patches from one place that is tried to the next; see `occlusion_maps`.
         least_strength: Nats from which on a moment has a source. The default, 2.5, suits the example model; another
@@ -326,6 +334,8 @@ def localize(
     check_method(backend_of(base)["backend"], method)
     if method == "local":
         require_local_heads(base)
+    if method == "dense":
+        require_dense_projections(base, words=text is not None)
     if not (math.isfinite(fps) and fps > 0 and batch_size >= 1):
         raise InferenceError(f"fps is {fps} and batch_size {batch_size}; both must be above 0.")
     query = None if text is None else _TextQuery.of(model, processor, text)
@@ -472,7 +482,7 @@ class _Mapper:
         model = self.model
         moved = move_inputs(inputs, model)
         moved.setdefault("padding_mask_videos", torch.ones_like(moved["padding_mask"]))
-        output = model(**moved, output_local_embeds=self.method == "local")
+        output = model(**moved, output_local_embeds=self.method in ("local", "dense"))
         heard, seen = moved["padding_mask"], moved["padding_mask_videos"]
         if self.query is None:
             both = heard = seen = heard & seen
@@ -493,11 +503,21 @@ class _Mapper:
             video_maps = patch_maps(for_video, video_patches, model.config.video_grid)
             audio_maps = patch_maps(for_audio, audio_patches, model.config.audio_grid)
             video_maps, audio_maps = video_maps * seen[..., None, None], audio_maps * heard[..., None, None]
+        elif self.method == "dense":
+            local = output.local_audio_embeds, output.local_video_embeds
+            video_maps = dense_maps(*local).unflatten(-1, model.config.video_grid) * seen[..., None, None]
+            audio_maps = dense_maps(*local[::-1], "max").unflatten(-1, model.config.audio_grid)
+            audio_maps = audio_maps * heard[..., None, None]
         elif self.method == "local":
             video_maps = local_maps(
-                output.video_embeds, output.local_video_embeds, asked, model.config.video_grid, present=seen,
+                output.video_embeds, output.local_video_embeds, asked, model.config.video_grid,
                 projection=self._projection("video"),
             )  # fmt: skip
+            video_maps, hidden = settle_peaks(
+                model, "video", moved["pixel_values_videos"], output.video_embeds, asked, video_maps,
+                projection=self._projection("video"),
+            )  # fmt: skip
+            video_maps = video_maps * seen[..., None, None]
             audio_maps = local_maps(
                 output.audio_embeds, output.local_audio_embeds, for_audio, model.config.audio_grid, present=heard,
                 projection=self._projection("audio"),
@@ -556,7 +576,7 @@ class _Mapper:
 
     def settings(self) -> dict[str, Any]:
         """What the maps depend on besides the model."""
-        if self.method == "cosine":
+        if self.method in ("cosine", "dense"):
             return {}
         config = self.model.config
         video = (None if self.method == "local" else self.block) or default_block(config.video_grid)

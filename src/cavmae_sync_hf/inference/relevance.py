@@ -33,9 +33,9 @@ _SUM_WEIGHT = 0.25
 _SAMPLES_AT_A_TIME = 64
 # An activation's ratio of output to input is that at this input where it is smaller: at 0 there is none.
 _LEAST_INPUT = 1e-6
-_LEAST_HEAT = 1e-6
+LEAST_HEAT = 1e-6
 # The most of a patch beside the peak, which another candidate may have been.
-_BESIDE_PEAK = 0.999
+BESIDE_PEAK = 0.999
 
 
 class RelevanceMaps(NamedTuple):
@@ -121,7 +121,7 @@ def relevance_maps(
     size = block or default_block((values.shape[-2], values.shape[-1]))
     sums = _filtered(values, size, centre=1)
     # Summed, a map is right about the peak and too wide; with more weight in the middle it is neither.
-    maps = _BESIDE_PEAK * _share(sums) * _share(_filtered(values, size, centre=max(size)))
+    maps = BESIDE_PEAK * _share(sums) * _share(_filtered(values, size, centre=max(size)))
     values, places = sums.flatten(1).topk(min(max(1, candidates), sums[0].numel()), dim=1)  # (samples, candidates)
     heights, best, hidden = values, torch.zeros_like(places[:, :1]), None
     if candidates:
@@ -135,7 +135,7 @@ def relevance_maps(
         heights = torch.einsum("skh,sh->sk", lost, queries.flatten(0, 1).to(lost))
         best = (heights + _SUM_WEIGHT * values).argmax(dim=1, keepdim=True)
         hidden = without.take_along_dim(best.unsqueeze(-1), dim=1)[:, 0].unflatten(0, queries.shape[:2])
-    height = heights.gather(1, best).clamp(min=_LEAST_HEAT)
+    height = heights.gather(1, best).clamp(min=LEAST_HEAT)
     maps = maps.flatten(1).scatter(1, places.gather(1, best), 1.0) * height
     maps = maps.view(*queries.shape[:2], *sums.shape[-2:])
     return RelevanceMaps(maps if present is None else maps * present[..., None, None].to(maps), hidden)
@@ -155,7 +155,7 @@ def _filtered(values: Tensor, size: tuple[int, int], centre: int) -> Tensor:
 def _share(values: Tensor) -> Tensor:
     """What is above 0, as shares of the highest."""
     values = values.clamp(min=0)
-    return values / values.amax(dim=(-2, -1), keepdim=True).clamp(min=_LEAST_HEAT)
+    return values / values.amax(dim=(-2, -1), keepdim=True).clamp(min=LEAST_HEAT)
 
 
 def _propagate(

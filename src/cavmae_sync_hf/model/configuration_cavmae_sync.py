@@ -67,6 +67,11 @@ CONFIG_VALUES: dict[str, Allowed] = {
     "num_classifier_layers": whole(0, 1 << 9),
     "deduplicate_windows": flag(),
     "local_head_size": whole(0, 1 << 14),
+    "dense_loss_weight": number(0, 1e6),
+    "dense_size": whole(1, 1 << 14),
+    "dense_nonnegative_weight": number(0, 1e6),
+    "dense_silence_weight": number(0, 1e6),
+    "dense_variation_weight": number(0, 1e6),
     "audio_encoder_source": optional(text()),
     "video_encoder_source": optional(text()),
     "audio_encoder_layer": optional(whole(1, 1 << 9)),
@@ -91,6 +96,10 @@ _ENCODER_SETTINGS = ("audio_encoder_config", "video_encoder_config") + tuple(
 )
 # Saved where they are not as published, likewise.
 _OPTIONS = {"decoder_type": "self", "decoder_mask_ratio": 0, "local_head_size": 0}
+_DENSE_OPTIONS = {
+    "dense_loss_weight": 0, "dense_size": 128, "dense_nonnegative_weight": 0.01, "dense_silence_weight": 0.01,
+    "dense_variation_weight": 0.01,
+}  # fmt: skip
 _MEL_BINS = 128
 _CLIP_LENGTH = 1024  # the published length of a clip
 # The positions of a grid, patches times width, are made before any weight is read.
@@ -201,6 +210,18 @@ class CavMaeSyncConfig(ConfigSavedWithCode, PreTrainedConfig):
         local_head_size (`int`, *optional*, defaults to 0):
             Width of a head for each tower that predicts, from the tokens of one pass, by which vector an embedding
             falls where a patch is hidden; `cavmae-sync local-head` trains it. 0: there is none, as published.
+        dense_loss_weight (`float`, *optional*, defaults to 0.0):
+            Weight of a contrastive loss between the patches of both modalities (DenseAV, Hamilton et al., CVPR 2024):
+            a window and a frame are as alike as audio patches are, on average, to the patch of the frame that each is
+            most like. 0: there is none, as published.
+        dense_size (`int`, *optional*, defaults to 128):
+            Width of the projections in which these patches are compared.
+        dense_nonnegative_weight (`float`, *optional*, defaults to 0.01):
+            Weight, within the dense loss, of similarities below 0, squared.
+        dense_silence_weight (`float`, *optional*, defaults to 0.01):
+            Likewise, of all similarities of audio patches that hold digital silence.
+        dense_variation_weight (`float`, *optional*, defaults to 0.01):
+            Likewise, of changes from an audio patch to the next in time.
         audio_encoder_config, video_encoder_config (`dict` or `PreTrainedConfig`, *optional*):
             Encoder of transformers that takes the place of a tower: its configuration, as a mapping with `model_type`.
             `None`: the tower of this package, as published. See `docs/encoders.md` for those that are known.
@@ -318,6 +339,11 @@ class CavMaeSyncConfig(ConfigSavedWithCode, PreTrainedConfig):
     num_classifier_layers: int = 2
     deduplicate_windows: bool = True
     local_head_size: int = 0
+    dense_loss_weight: float | int = 0.0
+    dense_size: int = 128
+    dense_nonnegative_weight: float | int = 0.01
+    dense_silence_weight: float | int = 0.01
+    dense_variation_weight: float | int = 0.01
     audio_encoder_config: dict | PreTrainedConfig | None = None
     video_encoder_config: dict | PreTrainedConfig | None = None
     audio_encoder_source: str | None = None
@@ -414,7 +440,7 @@ class CavMaeSyncConfig(ConfigSavedWithCode, PreTrainedConfig):
     def to_dict(self) -> dict[str, Any]:
         """All settings; those of encoders where there is one, and options where they are not as published."""
         settings = super().to_dict()
-        for name, published in _OPTIONS.items():
+        for name, published in (_OPTIONS | _DENSE_OPTIONS).items():
             if settings.get(name) == published:
                 settings.pop(name)
         if not self.encoders:
@@ -440,6 +466,11 @@ class CavMaeSyncConfig(ConfigSavedWithCode, PreTrainedConfig):
                 for name in names:
                     _require_multiple(name, getattr(self, name), "patch_size", self.patch_size)
         self._check_encoders()
+        if self.dense_loss_weight and (self.local_head_size or not self.contrastive_loss_weight):
+            raise ValueError(
+                f"`dense_loss_weight` is {self.dense_loss_weight}, which needs `contrastive_loss_weight` above 0 and "
+                "`local_head_size` 0: it goes with the other contrast, and `local_video_embeds` are of one kind."
+            )
         for width, heads in (
             ("hidden_size", "num_attention_heads"),
             ("decoder_hidden_size", "decoder_num_attention_heads"),

@@ -1,7 +1,8 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
 """The losses of pretraining: contrast between the modalities and reconstruction of removed patches."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -47,6 +48,101 @@ def contrastive_loss(
             numbers of pairs may differ. The loss is then this process's share (see `share_of_mean`): averaged over
             the processes, as data-parallel training does with gradients, it is the loss of the joined batch.
     """
+    return _info_nce(
+        audio_embeds, video_embeds, temperature, _products, _products, bidirectional=bidirectional, valid=valid,
+        clip_ids=clip_ids, distributed=distributed,
+    )  # fmt: skip
+
+
+def dense_contrastive_loss(audio_patches: Tensor, video_patches: Tensor, temperature: float, **options: Any) -> Tensor:
+    """InfoNCE between windows and frames that are compared patch by patch, see `dense_similarities`, a scalar.
+
+    Args:
+        audio_patches: L2-normalised, `(pairs, patches, size)`.
+        video_patches: L2-normalised, `(pairs, patches, size)`.
+        temperature: Divisor of the similarities.
+        options: As of `contrastive_loss`.
+    """
+    return _info_nce(
+        audio_patches, video_patches, temperature, lambda frames, windows: dense_similarities(windows, frames).T,
+        dense_similarities, **options,
+    ).loss  # fmt: skip
+
+
+def dense_similarities(audio_patches: Tensor, video_patches: Tensor) -> Tensor:
+    """Of every window with every frame: mean over its patches of the largest cosine with the frame's (DenseAV).
+
+    Args:
+        audio_patches: L2-normalised, `(windows, patches, size)`.
+        video_patches: L2-normalised, `(frames, patches, size)`.
+
+    Returns:
+        `(windows, frames)`.
+    """
+    return torch.einsum("apd,vqd->avpq", audio_patches, video_patches).amax(dim=-1).mean(dim=-1)
+
+
+def dense_regularization(
+    audio_patches: Tensor,
+    video_patches: Tensor,
+    *,
+    places: Tensor,
+    grid: tuple[int, int],
+    silent: Tensor | None,
+    weights: tuple[float, float, float],
+    valid: Tensor | None = None,
+    distributed: bool = False,
+) -> Tensor:
+    """DenseAV's regularisers of the cosines of a window's patches with its frame's: their weighted sum, a scalar.
+
+    Args:
+        audio_patches: L2-normalised, `(pairs, patches, size)`.
+        video_patches: L2-normalised, `(pairs, patches, size)`.
+        places: Where in the window's grid its patches are, `(pairs, patches)`, mel-major.
+        grid: Rows and columns of it.
+        silent: True for audio patches of silence, `(pairs, patches)`; `None`: none is known to be.
+        weights: Of cosines below 0, of those of silence, and of changes from a patch to the next in time, all squared;
+            each is a mean over the cosines that it is about.
+        valid: False for pairs to leave out, `(pairs,)`.
+        distributed: As of `contrastive_loss`.
+    """
+    with maybe_autocast(audio_patches.device.type, enabled=False):
+        cosines = torch.einsum("apd,aqd->apq", audio_patches.float(), video_patches.float())
+    there = torch.ones_like(places, dtype=torch.bool) if valid is None else valid.unsqueeze(1).expand(places.shape)
+    squares = cosines.square().mean(dim=-1)
+    parts = [(cosines.clamp(max=0).square().mean(dim=-1), there)]
+    parts.append((squares, there & silent if silent is not None else torch.zeros_like(there)))
+    size = grid[0] * grid[1]
+    everywhere = cosines.new_zeros(len(cosines), size, cosines.shape[-1])
+    everywhere = everywhere.scatter(1, places.unsqueeze(-1).expand_as(cosines), cosines).unflatten(1, grid)
+    known = torch.zeros(len(places), size, dtype=torch.bool, device=places.device)
+    known = known.scatter(1, places, there).unflatten(1, grid)
+    steps = (everywhere[:, :, 1:] - everywhere[:, :, :-1]).square().mean(dim=-1)
+    parts.append((steps, known[:, :, 1:] & known[:, :, :-1]))
+    losses = [
+        weight * share_of_mean((values * counted).sum(), counted.sum(), distributed)
+        for weight, (values, counted) in zip(weights, parts, strict=True)
+    ]
+    return torch.stack(losses).sum()
+
+
+def _products(queries: Tensor, keys: Tensor) -> Tensor:
+    return queries @ keys.T
+
+
+def _info_nce(
+    audio_embeds: Tensor,
+    video_embeds: Tensor,
+    temperature: float,
+    frames_to_windows: Callable[[Tensor, Tensor], Tensor],
+    windows_to_frames: Callable[[Tensor, Tensor], Tensor],
+    *,
+    bidirectional: bool = False,
+    valid: Tensor | None = None,
+    clip_ids: Tensor | None = None,
+    distributed: bool = False,
+) -> ContrastiveLoss:
+    """As `contrastive_loss`, of what two functions compare: each gives `(first, second)` of its two arguments."""
     count, device = len(audio_embeds), audio_embeds.device
     video_embeds = video_embeds.to(device)
     valid = torch.ones(count, dtype=torch.bool, device=device) if valid is None else valid.to(device)
@@ -66,10 +162,11 @@ def contrastive_loss(
     excluded = excluded & (own.unsqueeze(1) != torch.arange(len(all_valid), device=device))
     contested = valid & ((~excluded).sum(dim=1) > 1)
     losses, hits = [], []
-    for queries, keys in ((video_embeds, all_audio), (audio_embeds, all_video))[: 2 if bidirectional else 1]:
+    ways = ((video_embeds, all_audio, frames_to_windows), (audio_embeds, all_video, windows_to_frames))
+    for queries, keys, compare in ways[: 2 if bidirectional else 1]:
         # Autocast would round the cosines, which the temperature multiplies, to half precision.
         with maybe_autocast(device.type, enabled=False):
-            scores = queries.float() @ keys.float().T / temperature  # (own pairs, all pairs)
+            scores = compare(queries.float(), keys.float()) / temperature  # (own pairs, all pairs)
         scores = scores.masked_fill(excluded, -torch.inf)
         losses.append((nn.functional.cross_entropy(scores, own, reduction="none") * valid).sum())
         hits.append(((scores.argmax(dim=1) == own) & contested).sum())
@@ -218,6 +315,9 @@ __all__ = [
     "ContrastiveLoss",
     "bridge_loss",
     "contrastive_loss",
+    "dense_contrastive_loss",
+    "dense_regularization",
+    "dense_similarities",
     "moment_loss",
     "patch_statistics",
     "patchify",

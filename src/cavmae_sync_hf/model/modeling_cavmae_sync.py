@@ -31,6 +31,8 @@ from .local_cavmae_sync import CavMaeSyncFall, CavMaeSyncLocalHead
 from .losses_cavmae_sync import (
     ContrastiveLoss,
     contrastive_loss,
+    dense_contrastive_loss,
+    dense_regularization,
     patch_statistics,
     patchify,
     reconstruction_loss,
@@ -486,6 +488,8 @@ class CavMaeSyncModelOutput(ModelOutput):
         local_audio_embeds, local_video_embeds (`torch.Tensor` `(batch_size, num_frames, patches, hidden_size)`):
             On `output_local_embeds=True`: by which vector the embedding falls where the block around a patch is
             hidden, as the local head predicts it. Its product with any vector says how much the patch speaks for that.
+            Of a model with `dense_loss_weight`: projected patches, L2-normalised, of width `dense_size`, whose
+            products with the other modality's are what its dense loss compares.
         audio_hidden_states, video_hidden_states (`tuple` of `(batch_size, num_frames, tokens, hidden_size)`):
             On `output_hidden_states=True`: the embeddings and the output of every layer. Tokens are ordered (global,
             patches, registers); the registers end with the tower.
@@ -649,7 +653,7 @@ class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
     ```
     """
 
-    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^head\.", r"local_heads\."]
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^head\.", r"local_heads\.", r"dense_projections\."]
 
     def __init__(self, config: CavMaeSyncConfig):
         super().__init__(config)
@@ -667,6 +671,13 @@ class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
             {name: nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) for name in ("audio", "video", "fused")}
         )
         self.local_heads = make_local_heads(config)
+        self.dense_projections = nn.ModuleDict(
+            {
+                modality: nn.Linear(config.hidden_size, config.dense_size)
+                for modality in ("audio", "video")
+                if config.dense_loss_weight and config.modality in ("multimodal", modality)
+            }
+        )
         self.post_init()
         if self.config.encoders and self.config.save_encoders == "reference":
             patterns: Any = self._keys_to_ignore_on_load_missing
@@ -901,11 +912,13 @@ class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
         """
         record = self.make_record(output_attentions, output_hidden_states)
         distinct, places = select_distinct(images, present, self.config.deduplicate_windows)
-        if output_local_embeds:
+        local: Tensor | None = None
+        if output_local_embeds and modality not in self.dense_projections:
             embeds, patch_embeds, local = self._separate_locally(modality, distinct, record)
         else:
             embeds, patch_embeds = self.separate(modality, self.tower(modality)(distinct, record=record), record)
-            local = None
+            if output_local_embeds:
+                local = self.project_patches(modality, patch_embeds)
 
         def restore(encoded: Tensor) -> Tensor:
             encoded = encoded if places is None else encoded[places]
@@ -946,13 +959,21 @@ class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
         ]
         return embeds, patches, self.local_heads[modality](states, tower.grid(images))
 
+    def project_patches(self, modality: str, patch_embeds: Tensor) -> Tensor:
+        """Patches as the dense loss compares them, L2-normalised, `(..., patches, dense_size)`."""
+        return nn.functional.normalize(self.dense_projections[modality](patch_embeds), dim=-1)
+
     def set_local_heads(self, size: int) -> None:
         """Give the model new, untrained local heads of a width, or with 0 none; all its other weights stay.
 
         Args:
-            size: As `local_head_size` of the configuration, which it becomes.
+            size: As `local_head_size` of the configuration, which it becomes. Projections of a dense loss go: local
+                embeddings are of one kind.
         """
         self.config.local_head_size = size
+        if size and self.config.dense_loss_weight:
+            self.config.dense_loss_weight = 0.0
+            self.dense_projections = nn.ModuleDict()
         self.local_heads = make_local_heads(self.config)
         for module in self.local_heads.modules():
             self._init_weights(module)
@@ -1084,7 +1105,7 @@ class CavMaeSyncForPreTrainingOutput(ModelOutput):
     Args:
         loss (`torch.Tensor` scalar, *optional*):
             `reconstruction_loss_weight * (audio + video) + contrastive_loss_weight * contrastive +
-            distillation_loss_weight * distillation`.
+            distillation_loss_weight * distillation + dense_loss_weight * (dense + dense_regularization)`.
         contrastive_loss (`torch.Tensor` scalar, *optional*):
             InfoNCE over the pairs of the batch; pairs of the same clip are negatives of each other only with
             `config.intra_clip_negatives`.
@@ -1114,6 +1135,9 @@ class CavMaeSyncForPreTrainingOutput(ModelOutput):
         audio_reconstruction_mask, video_reconstruction_mask (`torch.Tensor` `(batch_size, num_frames, patches)`):
             1 where a removed patch was reconstructed, in a training step with `config.decoder_mask_ratio` above 0;
             `None`: all were.
+        dense_loss, dense_regularization_loss (`torch.Tensor` scalar, *optional*):
+            Contrast between the patches of both modalities, and the weighted sum of its regularisers; where
+            `config.dense_loss_weight` is above 0.
     """
 
     loss: Tensor | None = None
@@ -1136,6 +1160,8 @@ class CavMaeSyncForPreTrainingOutput(ModelOutput):
     video_attentions: tuple[Tensor, ...] | None = None
     audio_reconstruction_mask: Tensor | None = None
     video_reconstruction_mask: Tensor | None = None
+    dense_loss: Tensor | None = None
+    dense_regularization_loss: Tensor | None = None
 
 
 @dataclass
@@ -1270,7 +1296,7 @@ class CavMaeSyncForPreTraining(CavMaeSyncPreTrainedModel):
     ```
     """
 
-    _keys_to_ignore_on_load_unexpected = [r"local_heads\."]
+    _keys_to_ignore_on_load_unexpected = [r"local_heads\.", r"dense_projections\."]
     # The losses are means over the batch: the Trainer must divide them by the accumulation steps itself.
     accepts_loss_kwargs = False
 
@@ -1362,6 +1388,8 @@ class CavMaeSyncForPreTraining(CavMaeSyncPreTrainedModel):
                 output[f"{modality}_patch_embeds"] = patches.unflatten(0, batch_shape)
             if return_loss and contrast:
                 self.align(output, present, {"audio": audio_teacher_embeds, "video": video_teacher_embeds})
+                if self.config.dense_loss_weight:
+                    self._align_patches(output, images["audio"], maskings["audio"], present)
         output.loss = self.weigh(output) if return_loss else None
         for modality, record in records.items():
             for name, recorded in record.batch_first(modality, batch_shape).items():
@@ -1401,6 +1429,47 @@ class CavMaeSyncForPreTraining(CavMaeSyncPreTrainedModel):
         total, count = torch.stack(distances).sum(), torch.stack(counts).sum()
         output.distillation_loss = share_of_mean(total, count, self.model.trains_together)
 
+    def _align_patches(
+        self,
+        output: CavMaeSyncForPreTrainingOutput,
+        images: Tensor,
+        masking: Masking,
+        present: dict[str, Tensor | None],
+    ) -> None:
+        """Add the dense losses of the patch embeddings that `output` holds.
+
+        Args:
+            output: With `audio_patch_embeds` and `video_patch_embeds`.
+            images: The audio input, `(samples, 1, mel, time)`, or an encoder's tokens of it.
+            masking: Which of its patches these are.
+            present: As of `align`.
+        """
+        config, heard, seen = self.config, output.audio_patch_embeds, output.video_patch_embeds
+        assert heard is not None and seen is not None
+        shape = heard.shape[:2]
+        audio = self.model.project_patches("audio", heard.flatten(0, 1))
+        video = self.model.project_patches("video", seen.flatten(0, 1)).to(audio.device)
+        valid = both_present(present["audio"], present["video"])
+        valid = None if valid is None else valid.flatten()
+        clip_ids = None
+        if not config.intra_clip_negatives:
+            clip_ids = torch.arange(shape[0], device=audio.device).repeat_interleave(shape[1])
+        output.dense_loss = dense_contrastive_loss(
+            audio, video, config.temperature, bidirectional=config.bidirectional_contrast,
+            valid=valid, clip_ids=clip_ids, distributed=self.model.trains_together,
+        )  # fmt: skip
+        silent = None
+        if "audio" not in config.encoders:  # digital silence is the same everywhere
+            values = gather_patches(patchify(images, config.patch_size), masking.ids_keep)
+            silent = (values == values[..., :1]).all(dim=-1)
+        output.dense_regularization_loss = dense_regularization(
+            audio, video, places=masking.ids_keep, grid=self.model.tower("audio").grid(images),
+            silent=silent, valid=valid, distributed=self.model.trains_together,
+            weights=(
+                config.dense_nonnegative_weight, config.dense_silence_weight, config.dense_variation_weight,
+            ),
+        )  # fmt: skip
+
     def weigh(self, output: CavMaeSyncForPreTrainingOutput) -> Tensor | None:
         """The weighted sum of the losses that `output` holds, a scalar; `None` where it holds none."""
         config = self.config
@@ -1411,6 +1480,8 @@ class CavMaeSyncForPreTraining(CavMaeSyncPreTrainedModel):
                 (config.reconstruction_loss_weight, output.video_reconstruction_loss),
                 (config.contrastive_loss_weight, output.contrastive_loss),
                 (config.distillation_loss_weight, output.distillation_loss),
+                (config.dense_loss_weight, output.dense_loss),
+                (config.dense_loss_weight, output.dense_regularization_loss),
             )
             if weight and loss is not None
         ]
@@ -1711,7 +1782,7 @@ class CavMaeSyncForAudioVisualClassification(CavMaeSyncPreTrainedModel):
     ```
     """
 
-    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"local_heads\."]
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"local_heads\.", r"dense_projections\."]
     # The losses are means over the batch: the Trainer must divide them by the accumulation steps itself.
     accepts_loss_kwargs = False
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from ..data.engines import worker_deaths
+from ..inference.local import dense_maps
 from ..metrics import (
     clip_similarity,
     compute,
@@ -39,7 +40,8 @@ class Embeddings:
         audio_mask, video_mask: `(clips, frames)` bool, False where a clip has no audio or video.
         frame_times: `(clips, frames)` seconds.
         levels: `(clips, frames)` loudness in the middle of each window, dB, NaN where it is not known.
-        video_maps: `(clips, frames, rows, columns)`, cosine of every patch of a frame with its window.
+        video_maps: `(clips, frames, rows, columns)`, cosine of every patch of a frame with its window; with a dense
+            loss the mean cosine with the window's patches.
     """
 
     def __init__(self, parts: dict[str, Tensor]) -> None:
@@ -119,6 +121,11 @@ def keep_embeddings(
     audio_mask = inputs.get("padding_mask", everything)
     height, width = inputs["pixel_values_videos"].shape[-2:]
     patch = width // round(output.video_patch_embeds.shape[2] ** 0.5)
+    grid = (height // patch, width // patch)
+    if output.local_video_embeds is None:
+        video_maps = patch_maps(output.audio_embeds, output.video_patch_embeds, grid)
+    else:
+        video_maps = dense_maps(output.local_audio_embeds, output.local_video_embeds).unflatten(-1, grid)
     return {
         "audio": output.audio_embeds.float(),
         "video": output.video_embeds.float(),
@@ -126,7 +133,7 @@ def keep_embeddings(
         "video_mask": inputs.get("padding_mask_videos", everything).to(torch.uint8),
         "frame_times": batch["frame_times"].float().to(everything.device),
         "levels": processor.feature_extractor.window_levels(inputs["input_values"], audio_mask),
-        "video_maps": patch_maps(output.audio_embeds, output.video_patch_embeds, (height // patch, width // patch)),
+        "video_maps": video_maps,
     }
 
 

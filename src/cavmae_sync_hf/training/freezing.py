@@ -69,6 +69,7 @@ def freeze_for_text(
             tower.freeze()
         still += [
             av.local_heads,
+            av.dense_projections,
             *_norms(av, "fused"),
             *([av.audio_tower, av.video_tower] if towers == "frozen" else []),
         ]
@@ -90,7 +91,7 @@ def idle_modules(model: CavMaeSyncForAudioVisualClassification) -> list[nn.Modul
     single-modality model, while a multimodal one leaves the towers before any joint layer.
     """
     encoder, config = model.model, model.config
-    idle: list[nn.Module] = [encoder.contrastive_layers, encoder.local_heads]
+    idle: list[nn.Module] = [encoder.contrastive_layers, encoder.local_heads, encoder.dense_projections]
     multimodal, over_frames = config.modality == "multimodal", config.classifier_type == "frame_attention"
     if over_frames and multimodal:
         return [*idle, encoder.joint_layers, encoder.norms]

@@ -142,8 +142,8 @@ class CavMaeSyncTrainer(CavMaeSyncBaseTrainer):
     """
 
     logged_parts = (
-        "contrastive_loss", "distillation_loss", "audio_reconstruction_loss", "video_reconstruction_loss",
-        "contrastive_accuracy",
+        "contrastive_loss", "distillation_loss", "dense_loss", "dense_regularization_loss",
+        "audio_reconstruction_loss", "video_reconstruction_loss", "contrastive_accuracy",
     )  # fmt: skip
     card_task = ("audio-visual-retrieval", "audio-visual alignment")
     card_metrics = {
@@ -166,6 +166,11 @@ class CavMaeSyncTrainer(CavMaeSyncBaseTrainer):
         **kwargs: Any,
     ) -> None:
         _check_teacher(args, model.config)
+        if args.contrast_chunk_size and model.config.dense_loss_weight:
+            raise TrainingError(
+                f"`contrast_chunk_size` is {args.contrast_chunk_size}, and `dense_loss_weight` needs all patches "
+                "at once; leave one of them out."
+            )
         freeze_unused(model)
         self._mask_place = (-1, 0)
         self._teacher: MomentumTeacher | None = None
@@ -301,7 +306,10 @@ class CavMaeSyncTrainer(CavMaeSyncBaseTrainer):
     def embed(self, evaluation_set: EvaluationSet) -> Embeddings:
         """Embeddings of all clips of a set, on every process."""
         keep = partial(keep_embeddings, processor=self.processor)
-        return Embeddings(self.map_set(evaluation_set, keep, self.data_collator, _encoder))
+        part: Callable[[Any], Any] = _encoder
+        if self._config.dense_loss_weight:
+            part = _with_local_embeds
+        return Embeddings(self.map_set(evaluation_set, keep, self.data_collator, part))
 
     def _draw(self, name: str, evaluation_set: EvaluationSet, embeddings: Embeddings) -> None:
         folder, step = Path(str(self.args.output_dir)) / "plots", f"step_{self.state.global_step:06d}"
@@ -338,3 +346,8 @@ def _encoder(model: Any) -> Any:
         register_fsdp_forward_method(whole, "run_encoder")
         return whole.run_encoder
     return encoder
+
+
+def _with_local_embeds(model: Any) -> Any:
+    """The same, which also gives projected patches."""
+    return partial(_encoder(model), output_local_embeds=True)
