@@ -425,7 +425,7 @@ def test_run__refuses_what_cannot_work(saved, shards, held, tmp_path, changes, k
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [({"baselines": ["luck"]}, "'luck'; there are"), ({"features": []}, "empty"), ({"eval_data": "x"}, "no JSON")],
+    [({"baselines": ["luck"]}, "'luck'; there are"), ({"features": []}, "empty"), ({"eval_data": "{x"}, "no JSON")],
 )
 def test_arguments__that_cannot_work_are_refused(changes, words):
     with pytest.raises(TrainingError, match=words):
