@@ -127,7 +127,7 @@ def test_completion__of_bash_knows_subcommands_options_choices_and_models(run, t
     program = tmp_path / "cavmae-sync"
     program.write_text(f"#!{sys.executable}\nfrom cavmae_sync_command import main\nmain()\n", encoding="utf-8")
     program.chmod(0o755)
-    asked = {"lo": "localize", "sync --over": "--overwrite", "sync -m ex": "example", "sync --damaged k": "keep"}
+    asked = {"locali": "localize", "sync --over": "--overwrite", "sync -m ex": "example", "sync --damaged k": "keep"}
     lines = [run("completion", "bash")[1]]
     for line in asked:
         lines.append(f"COMP_WORDS=(cavmae-sync {line}); COMP_CWORD={len(line.split())}")
