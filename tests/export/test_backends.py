@@ -208,16 +208,19 @@ def test_evaluate__in_8_bits_is_near(run, model, media, tmp_path, task):
     assert "int8 on cpu (onnx)" in (tmp_path / "card.md").read_text("utf-8")
 
 
-def test_app__measures_in_8_bits_and_finds_places_in_pytorch(model, media):
+def test_app__measures_in_8_bits_and_finds_places_in_pytorch_without_local_heads(model, media):
     pytest.importorskip("gradio")
     from cavmae_sync_hf.app.engine import Engine
 
     engine = Engine(str(model), backend="onnx", precision="int8")
+    backends = []
+    for heads in (engine.model.local_heads, torch.nn.ModuleDict()):
+        engine.model.local_heads = heads
+        plan = engine.map_plan(1.0)
+        found = localize(engine.map_model(), engine.processor, str(media / "0.mp4"), **plan)
+        backends.append((found.settings["backend"], engine._torch_model is None))
 
-    assert engine.model.exported["precision"] == "int8" and engine._torch_model is None
-    plan = engine.map_plan(1.0)
-    found = localize(engine.torch_model(), engine.processor, str(media / "0.mp4"), **plan)
-    assert found.settings["backend"] == "torch" and engine.torch_model() is engine._torch_model
+    assert backends == [("onnx", True), ("torch", False)] and engine.torch_model() is engine.torch_model()
 
 
 WITH = {

@@ -68,7 +68,7 @@ class Endpoints:
             clip, engine = copies[0], self.handler.engine
             words = self.handler.read_words(text) if text else None
             found = localize(
-                engine.torch_model(words=words is not None), engine.processor, clip.file,
+                engine.map_model(words=words is not None), engine.processor, clip.file,
                 copies[1].file if audio else None, text=words, damaged="keep", progress=tell,
                 **engine.map_plan(clip.seconds),
             )  # fmt: skip

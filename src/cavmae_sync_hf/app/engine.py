@@ -45,7 +45,7 @@ class Engine:
         index: Folder or address of an index; `None` to make one of the demo clips at first use.
         device: Where the model runs; `"auto"`: CUDA or MPS where this machine has one, else the CPU.
         backend, precision, progress: As of `load_model`. In ONNX Runtime the model measures synchrony and searches;
-            maps are made by the same model in PyTorch, loaded when the first is asked for.
+            maps are made by the same model in PyTorch, loaded when the first is asked for, unless it has local heads.
 
     Raises:
         ModelError: There is no such model, or it has one tower alone.
@@ -90,11 +90,17 @@ class Engine:
         return int(self.classifier.config.num_labels) if self.classifier is not None else 0
 
     def torch_model(self, words: bool = False) -> Any:
-        """The model in PyTorch, which makes maps and scores labels in words; with words the one with text."""
+        """The model in PyTorch, which can do all; with words the one with text."""
         with self._torch_lock:
             if self._torch_model is None:
                 self._torch_model = self._load(use="embedding" if self.text_model is None else "text")[0]
         return self._torch_model if words else self._torch_model.base_model
+
+    def map_model(self, words: bool = False) -> Any:
+        """The model that makes maps: where it has no local heads the one in PyTorch; with words the one with text."""
+        if has_local_heads(self.model):
+            return self.text_model if words else self.model
+        return self.torch_model(words)
 
     @property
     def card(self) -> Path | str | None:
@@ -111,7 +117,7 @@ class Engine:
         Local heads and relevance take a few passes of a tower for each moment. Where there are no heads and a tower is
         another model's encoder, it runs once for every patch.
         """
-        model = self.torch_model()
+        model = self.map_model()
         passes = _LOCAL_PASSES if has_local_heads(model) else 0
         passes = passes or (_RELEVANCE_PASSES if has_relevance(model) else 0)
         for plan in _MAP_PLANS:
@@ -129,7 +135,7 @@ class Engine:
     def _seconds_of(self, modality: str) -> float:
         """How long a tower takes for one moment, measured once."""
         if modality not in self._pass_seconds:
-            model = self.torch_model()
+            model = self.map_model()
             config, device = model.config, model.device
             shapes = {
                 "audio": (1, _TRIAL_MOMENTS, config.heard_length, config.num_mel_bins),

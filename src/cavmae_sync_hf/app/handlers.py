@@ -247,7 +247,7 @@ class RequestHandler:
         from ..inference.plots import draw_spectrogram, draw_strip
 
         plan = self.engine.map_plan(clip.seconds)
-        model = self.engine.torch_model(words=text is not None)
+        model = self.engine.map_model(words=text is not None)
         found = localize(model, self.engine.processor, clip.file, text=text, damaged="keep", progress=tell, **plan)
         if "method" in plan:
             found.remarks.append(

@@ -60,7 +60,7 @@ def app(
     """Serve a web page that shows synchrony, sources of the audio and similar moments of a clip.
 
     It works with made demo clips at once. Uploads are limited, decoded in a process of their own, and removed. With
-    --backend onnx, places in the frame are still found in PyTorch, from the first time on that they are looked for.
+    --backend onnx, models without local heads still find places in the frame in PyTorch.
 
     Examples:
         cavmae-sync app
