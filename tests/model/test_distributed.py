@@ -95,3 +95,7 @@ def assert_equal(found: list[dict[str, Any]], expected: dict[str, Any]) -> None:
 def test_evaluation__does_not_wait_for_other_processes(ranks):
     expected = model().eval()(**batch(slice(0, 3), False)).loss.item()
     assert ranks[0]["evaluation"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_sizes__go_from_host_to_host(ranks):
+    assert [rank["sizes"] for rank in ranks] == [[[2, 3], [7, 7]]] * 2

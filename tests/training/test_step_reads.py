@@ -1,16 +1,20 @@
 """A training step waits for nothing: no value is read from the device but where the step is logged."""
 
+import signal
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from cavmae_sync_hf import NonFiniteLossError
+from cavmae_sync_hf.model import losses_cavmae_sync
 from cavmae_sync_hf.model.modeling_cavmae_sync import CavMaeSyncForPreTraining
 from cavmae_sync_hf.training import CavMaeSyncTrainer
+from cavmae_sync_hf.training.base import SaveOnSignal
 from helpers.pretraining_runs import AtStep, PoisonedDataset, make_trainer, weights
 from helpers.tiny import tiny_config, tiny_inputs
 from helpers.training_ranks import train_poisoned
@@ -58,15 +62,50 @@ def test_model__reads_nothing_in_a_step(name):
     assert set(reads.found) == {"_local_scalar_dense"} and len(reads.found) == 1
 
 
-def test_model__copies_nothing_to_the_host():
+@pytest.fixture
+def two_processes(monkeypatch):
+    """As if another process trained beside this one; what they tell each other is lost on the way."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    # Their hosts tell each other the sizes, which `test_distributed.py` tests.
+    monkeypatch.setattr(losses_cavmae_sync, "gather_sizes", lambda *sizes: [[size, size] for size in sizes])
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_model__copies_nothing_to_the_host(processes, request):
     """On a device that is not there: its tensors have shapes and no values, so nothing could be read."""
+    if processes == 2:
+        request.getfixturevalue("two_processes")
+    settings = {"contrastive_mask_ratio": 0.5, "distillation_loss_weight": 0.5, "bidirectional_contrast": True}
     with FakeTensorMode(), torch.device("cuda"), Reads() as reads:
-        model = CavMaeSyncForPreTraining(tiny_config()).train()
+        model = CavMaeSyncForPreTraining(tiny_config(**settings)).train()
+        assert model.model.trains_together == (processes == 2)
         inputs = {name: torch.empty(value.shape) for name, value in tiny_inputs().items()}
-        loss = model(**inputs).loss
+        taught = {f"{modality}_teacher_embeds": torch.empty(2, 3, 32) for modality in ("audio", "video")}
+        loss = model(**inputs, **taught).loss
         assert reads.found == []
         loss.cpu()
     assert reads.found == ["_to_copy"]
+
+
+def test_signal__is_told_to_other_processes_where_a_step_is_logged(two_processes, monkeypatch):
+    asked = []
+
+    def tell(number: torch.Tensor, **kwargs: Any) -> None:  # another process was told in the second step
+        asked.append(state.global_step)
+        number.fill_(signal.SIGTERM if state.global_step >= 2 else 0)
+
+    monkeypatch.setattr(dist, "all_reduce", tell)
+    callback, state = SaveOnSignal(), TrainerState()
+    for state.global_step in range(1, 7):
+        control = TrainerControl(should_log=state.global_step % 3 == 0)
+        callback.on_step_end(TrainingArguments(use_cpu=True), state, control)
+        if control.should_training_stop:
+            break
+    assert asked == [3] and control.should_save and callback.received == signal.SIGTERM
 
 
 def test_attention__is_given_no_mask_that_hides_nothing(monkeypatch):

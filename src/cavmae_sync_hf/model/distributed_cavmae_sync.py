@@ -8,6 +8,9 @@ process's loss asks of another's embeddings flows back to it (a sum over process
 the number of processes, exactly as the shares need.
 """
 
+from typing import Any
+from weakref import WeakKeyDictionary
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -19,11 +22,28 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def gather_sizes(size: int, device: torch.device) -> list[int]:
-    """First dimension of every process's batch, by rank."""
-    sizes = torch.empty(world_size(), dtype=torch.long, device=device)
-    dist.all_gather_into_tensor(sizes, torch.tensor([size], device=device))
-    return sizes.tolist()
+@torch.compiler.disable
+def gather_sizes(*sizes: int) -> list[list[int]]:
+    """What every process has of each of some sizes, by rank.
+
+    They go from host to host in a gloo group of their own: a number that came by way of the device could be read only
+    when all work that was queued there before is done.
+    """
+    values = torch.tensor(sizes, device="cpu")
+    found = values.new_empty(world_size() * len(sizes))
+    dist.all_gather_into_tensor(found, values, group=_hosts())
+    return found.view(-1, len(sizes)).T.tolist()
+
+
+# By what stays the same until the processes part: the group of all of them.
+_groups: "WeakKeyDictionary[Any, dist.ProcessGroup]" = WeakKeyDictionary()
+
+
+def _hosts() -> "dist.ProcessGroup":
+    """The group over which sizes go; made where all processes ask for it first."""
+    if dist.group.WORLD not in _groups:
+        _groups[dist.group.WORLD] = dist.new_group(backend="gloo")
+    return _groups[dist.group.WORLD]
 
 
 def gather_with_gradient(tensor: Tensor, sizes: list[int]) -> Tensor:

@@ -150,7 +150,7 @@ def _info_nce(
     clip_ids = own if clip_ids is None else clip_ids.to(device)
     all_audio, all_video, all_valid, all_clips = audio_embeds, video_embeds, valid, clip_ids
     if distributed:
-        sizes = gather_sizes(count, device)
+        (sizes,) = gather_sizes(count)
         own = own + sum(sizes[: dist.get_rank()])
         clip_ids = clip_ids + own[:1]
         all_audio = gather_with_gradient(audio_embeds.float(), sizes)
@@ -244,7 +244,7 @@ def bridge_loss(embeds: Tensor, targets: Tensor, scale: Tensor, distributed: boo
         distributed: Compare with the targets of all processes; then the loss is this one's share.
     """
     embeds, targets = embeds.float(), targets.float()
-    everyone = gather_with_gradient(targets, gather_sizes(len(targets), targets.device)) if distributed else targets
+    everyone = gather_with_gradient(targets, *gather_sizes(len(targets))) if distributed else targets
     wanted = (scale * targets @ everyone.T).log_softmax(dim=-1)
     found = (scale * embeds @ everyone.T).log_softmax(dim=-1)
     divergence = nn.functional.kl_div(found, wanted, reduction="none", log_target=True).sum()

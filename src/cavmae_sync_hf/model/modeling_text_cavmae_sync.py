@@ -822,8 +822,8 @@ def _same_texts(values: Tensor, attention_mask: Tensor | None, together: bool) -
         values = values.detach().masked_fill(padding, -1)
     first, count = 0, len(values)
     if together:
-        sizes, longest = gather_sizes(count, values.device), max(gather_sizes(values.shape[1], values.device))
-        missing = (0, 0) * (values.ndim - 2) + (0, longest - values.shape[1])
+        sizes, lengths = gather_sizes(count, values.shape[1])
+        missing = (0, 0) * (values.ndim - 2) + (0, max(lengths) - values.shape[1])
         values = gather_with_gradient(nn.functional.pad(values, missing, value=-1), sizes)
         first = sum(sizes[: torch.distributed.get_rank()])
     return torch.unique(values.flatten(1), dim=0, return_inverse=True)[1][first : first + count]
@@ -838,11 +838,10 @@ def _join(
     over processes, which data-parallel training takes, makes it that of one loss.
     """
     device = texts.embeds.device
-    text_sizes, clip_sizes = gather_sizes(len(texts.embeds), device), gather_sizes(clips.count, device)
-    first = sum(clip_sizes[: torch.distributed.get_rank()])
     count = next(iter(clips.moments.values())).shape[1]
-    longest = max(gather_sizes(count, device))
-    statements = max(gather_sizes(clip_keys.shape[1], device))
+    text_sizes, clip_sizes, counts, keys = gather_sizes(len(texts.embeds), clips.count, count, clip_keys.shape[1])
+    first = sum(clip_sizes[: torch.distributed.get_rank()])
+    longest, statements = max(counts), max(keys)
 
     def gather_clips(values: Tensor, length: int, fill: float) -> Tensor:
         if values.shape[1] < length:

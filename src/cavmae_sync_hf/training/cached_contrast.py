@@ -53,7 +53,7 @@ def cached_contrastive_step(
     # Nearly equal parts, the same number of them on every process.
     first = next(iter(inputs.values()))
     clips, device = len(first), first.device
-    sizes = gather_sizes(clips, device) if together else [clips]
+    sizes = gather_sizes(clips)[0] if together else [clips]
     count = min(-(-max(sizes) // chunk_size), min(sizes))
     parts_of = {name: values.tensor_split(count) for name, values in inputs.items()}
     chunks = [{name: parts[number] for name, parts in parts_of.items()} for number in range(count)]
