@@ -282,29 +282,41 @@ def test_search_moments__approximate_heeds_filters(large):
 
 
 @pytest.mark.parametrize(
-    "filters",
+    ("filters", "told"),
     [
-        {"within": (None, 30.0)},  # most of the moments are left: more are looked for and some dropped
-        {"min_loudness": -25.0},
-        {"min_loudness": -15.0},  # few are: the approximate index is told of it
-        {"within": (3.0, 6.0), "min_loudness": -25.0},
+        # Most of the moments are left: more are looked for and some dropped.
+        ({"within": (None, 30.0)}, set()),
+        ({"min_loudness": -25.0}, set()),
+        # Few are: the approximate index is told of it, but of no more than it takes.
+        ({"min_loudness": -15.0}, {"loudness"}),
+        ({"within": (3.0, 6.0), "min_loudness": -25.0}, {"start"}),
     ],
 )
-def test_search_moments__approximate_limits_give_what_exact_ones_do(tmp_path, filters):
+def test_search_moments__approximate_limits_give_what_exact_ones_do(tmp_path, monkeypatch, filters, told):
     loudness = np.tile([-10.0, -20.0, -20.0, -20.0, -40.0], 16)
     clips = {f"/{n}.mp4": {"audio": clustered(80, n), "loudness": loudness} for n in range(12)}
     store = make_store(tmp_path / "index", clips)
     store.build_index(index_config(960), 960, ["audio"])
+    # What LanceDB has to look through all rows for, but for times.
+    assert {index.columns[0] for index in store._moments.list_indices()} == {"rows", "start", "audio"}
+    nearest, conditions = MomentStore.nearest, []
+    monkeypatch.setattr(
+        MomentStore, "nearest", lambda *args, **kwargs: conditions.append(args[4] or "") or nearest(*args, **kwargs)
+    )
     chosen = SearchFilters(min_overlap=0.1, **filters)
 
     for windows in (1, 6):
         query = vector_query(clustered(80, 3)[8 : 8 + windows].astype(np.float32))
         exact = search_moments(store, query, find="audio", exact=True, filters=chosen)
-        quick = search_moments(store, query, find="audio", filters=chosen)
+        conditions.clear()
+        quick = search_moments(store, query, find="audio", exact=False, filters=chosen)
 
+        assert {name for name in ("start", "end", "loudness", "rows") if f"`{name}`" in conditions[0]} == told
         assert not quick.exact and len(quick) == len(exact) > 3
         assert len(set(spans(quick)) & set(spans(exact))) >= 0.9 * len(exact)
         assert quick[0].score == pytest.approx(exact[0].score, abs=1e-5)
+        # So few moments are all compared, where files or times leave them out.
+        assert search_moments(store, query, find="audio", filters=chosen).exact == ("within" in filters)
 
 
 def test_search_moments__approximate_finds_clips_whose_rows_lie_apart(tmp_path):

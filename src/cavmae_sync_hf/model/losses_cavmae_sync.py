@@ -150,7 +150,7 @@ def _info_nce(
     clip_ids = own if clip_ids is None else clip_ids.to(device)
     all_audio, all_video, all_valid, all_clips = audio_embeds, video_embeds, valid, clip_ids
     if distributed:
-        (sizes,) = gather_sizes(count)
+        sizes = gather_sizes(count)[0]
         own = own + sum(sizes[: dist.get_rank()])
         clip_ids = clip_ids + own[:1]
         all_audio = gather_with_gradient(audio_embeds.float(), sizes)

@@ -13,8 +13,8 @@ from .store import MomentStore
 
 # Comparing as many moments takes about a second on two cores.
 DEFAULT_THRESHOLD = 100_000
-# Where a pattern of files leaves no more for each window of a query, all of it is compared, which takes no longer than
-# the approximate index.
+# Where a pattern of files and limits of time leave no more for each window of a query, all of it is compared, which
+# takes no longer than the approximate index.
 COMPARED_ALL, COMPARED_ALL_MOST = 2_000, 20_000
 # Small pieces of the tables that a search may have to visit.
 _PIECES = 32
@@ -22,8 +22,10 @@ _PIECES = 32
 _UNCOVERED_SHARE = 0.05
 # The parts are made for the vectors that there are; so many times more need parts of their own.
 _GROWTH_UNTIL_REBUILT = 4
-# Half of the time to build it goes into comparing every vector with every part; larger ones search as well.
+# Half of the time to build it goes into comparing every vector with every part; larger ones search as well. From a
+# million rows on the parts grow as their number does, each with the root, so that the time is not that of the square.
 _ROWS_PER_PARTITION = 5_000
+_ROWS_OF_ALIKE = 1_000_000
 _SEARCHED_SHARE = 0.05
 _LEAST_SEARCHED = 20
 
@@ -37,7 +39,8 @@ def index_config(rows: int) -> Any:
 
 def number_of_partitions(rows: int) -> int:
     """Parts into which so many vectors are sorted."""
-    return max(1, round(rows / _ROWS_PER_PARTITION))
+    alike = min(rows, math.sqrt(rows * _ROWS_OF_ALIKE))
+    return max(1, round(alike / _ROWS_PER_PARTITION))
 
 
 def partitions_to_search(total: int) -> int:

@@ -70,10 +70,14 @@ def compare_all(view: View, query: Query, comparison: Comparison, top: int) -> F
 def compare_candidates(view: View, query: Query, comparison: Comparison, top: int) -> Found:
     """Compare what the approximate index finds, and look for more until there are hits enough or no more to be had."""
     efforts = [(_PER_PROBE, view.where), (_MOST_PER_PROBE, view.where)]
-    share = view.allowed_share()
-    if share >= _LEAST_SHARE and view.of_clips != view.where:
-        # To look through all rows for those that limits leave takes longer than to drop some of what was found.
-        efforts.insert(0, (math.ceil(_PER_PROBE / share), view.of_clips))
+    share, time_share = view.allowed_share(), view.time_share()
+    # To look through all rows for those that limits leave takes longer than to drop some of what was found.
+    if share * time_share >= _LEAST_SHARE:
+        efforts.insert(0, (math.ceil(_PER_PROBE / (share * time_share)), view.of_clips))
+    elif share >= _LEAST_SHARE:
+        efforts.insert(0, (math.ceil(_PER_PROBE / share), view.of_times))
+    if efforts[0] == efforts[1]:
+        del efforts[0]
     for per_probe, where in efforts:
         found, rows = _compare_nearest(view, query, comparison, per_probe, where)
         picked = _pick(view, found, top)

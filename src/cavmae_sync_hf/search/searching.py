@@ -266,8 +266,8 @@ def search_moments(
         exact = True
     if exact is None:
         few = min(COMPARED_ALL * len(query), COMPARED_ALL_MOST)
-        left = int(view.clips.moments[view.searched].sum())
-        exact = not approximate or (filters.files is not None and left <= few)
+        left = view.clips.moments[view.searched].sum() * view.time_share()
+        exact = not approximate or ((filters.files is not None or filters.within != (None, None)) and left <= few)
     elif not exact and not approximate:
         raise SearchError(f"{store.uri}: has no approximate index; search exactly.")
     if not view.searched.any():

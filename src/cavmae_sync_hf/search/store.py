@@ -436,7 +436,7 @@ class MomentStore:
         self.refresh()
 
     def build_index(self, config: Any, rows: int, columns: Sequence[str] = ("audio", "video")) -> None:
-        """Build the approximate index of some vector columns, and the index of names.
+        """Build the approximate index of some vector columns, and the indexes of names and times.
 
         Args:
             config: LanceDB's description of the index.
@@ -446,7 +446,8 @@ class MomentStore:
         from lancedb.index import BTree
 
         parts = f"_p{config.num_partitions}_{rows}"
-        for column, plan, name in [("rows", BTree(), "rows_idx")] + [(c, config, f"{c}{parts}") for c in columns]:
+        plans = [("rows", BTree(), "rows_idx"), ("start", BTree(), "start_idx")]
+        for column, plan, name in plans + [(c, config, f"{c}{parts}") for c in columns]:
             old = [item.name for item in self._list_indices() if item.columns == [column] and item.name != name]
             self._commit(self._moments, partial(self._moments.create_index, column, config=plan, name=name))
             for other in old:

@@ -115,7 +115,8 @@ class View:
         searched: Which of them are searched, `(clips,)` bool.
         limits: Column, least and greatest value that moments may have, where they are limited.
         of_clips: Condition for LanceDB that leaves out the query's own file and rows of no clip, where there are any.
-        where: Condition for rows that are searched, within the limits.
+        of_times: The same with the limits of time, of which LanceDB has an index.
+        where: Condition for rows that are searched, within all limits.
         filters: As asked for.
     """
 
@@ -124,6 +125,7 @@ class View:
     searched: np.ndarray
     limits: tuple[tuple[str, float, float], ...]
     of_clips: str | None
+    of_times: str | None
     where: str | None
     filters: SearchFilters
 
@@ -141,24 +143,28 @@ class View:
         loudness = filters.min_loudness
         if loudness is None:
             loudness = SILENCE_DB if comparison.needs_sound else -math.inf
-        first, last = filters.within
         limits = []
         if loudness > -math.inf:
             limits.append(("loudness", float(loudness), math.inf))
-        if first is not None:
-            limits.append(("start", first - _SECONDS_TOLERANCE, math.inf))
-        if last is not None:
-            limits.append(("end", -math.inf, last + _SECONDS_TOLERANCE))
-        conditions = [f"`{name}` >= {least!r}" for name, least, _ in limits if least > -math.inf]
-        conditions += [f"`{name}` <= {greatest!r}" for name, _, greatest in limits if greatest < math.inf]
+        first, last = filters.within
+        if first is not None or last is not None:
+            # A moment ends a hop after its start.
+            latest = math.inf if last is None else last - store.settings.hop
+            limits.append(("start", (first or 0.0) - _SECONDS_TOLERANCE, latest + _SECONDS_TOLERANCE))
+        conditions = {
+            name: [f"`{name}` >= {least!r}"] + ([f"`{name}` <= {greatest!r}"] if greatest < math.inf else [])
+            for name, least, greatest in limits
+        }
         kept, left_out = ([clips.entries[at].rows for at in np.flatnonzero(mask)] for mask in (searched, ~searched))
         of_clips = store.only_rows(kept, [*left_out, *clips.loose])
         # Hits of other files than those that are asked for are few enough to be dropped afterwards.
         drops = filters.files is not None and not filters.exclude_same_file and not clips.loose
+        of_times, dropped = conditions.get("start", []), [] if drops else of_clips
         return cls(
             store=store, clips=clips, searched=searched, limits=tuple(limits),
-            of_clips=None if drops else " AND ".join(of_clips) or None,
-            where=" AND ".join(conditions + of_clips) or None, filters=filters,
+            of_clips=" AND ".join(dropped) or None,
+            of_times=" AND ".join(of_times + dropped) or None,
+            where=" AND ".join(conditions.get("loudness", []) + of_times + of_clips) or None, filters=filters,
         )  # fmt: skip
 
     def numbers_of(self, names: Any) -> np.ndarray:
@@ -171,7 +177,7 @@ class View:
         return numbers[coded.indices.to_numpy()]
 
     def allowed_share(self) -> float:
-        """About how much of what `of_clips` leaves is searched and within the limits, 0 to 1."""
+        """About how much of what `of_times` leaves is searched and within the limits, 0 to 1."""
         moments = self.clips.moments
         share = 1.0 if self.of_clips is not None else float(moments[self.searched].sum() / max(1, moments.sum()))
         for name, least, _ in self.limits:
@@ -180,12 +186,14 @@ class View:
                 if condition not in shares:
                     shares[condition] = self.store.share_of(condition)
                 share *= shares[condition]
+        return share
+
+    def time_share(self) -> float:
+        """About how much of the clips that are searched lies within the limits of time, 0 to 1."""
         first, last = self.filters.within
-        if first is not None or last is not None:
-            begins, ends = self.clips.starts[self.searched], self.clips.ends[self.searched]
-            inside = np.minimum(ends, np.inf if last is None else last) - np.maximum(begins, first or 0.0)
-            share *= float(np.maximum(inside, 0).sum() / max(1e-9, (ends - begins).sum()))
-        return min(1.0, share)
+        begins, ends = self.clips.starts[self.searched], self.clips.ends[self.searched]
+        inside = np.minimum(ends, np.inf if last is None else last) - np.maximum(begins, first or 0.0)
+        return min(1.0, float(np.maximum(inside, 0).sum() / max(1e-9, (ends - begins).sum())))
 
     def allows(self, rows: Any) -> np.ndarray:
         """Which rows of a table keep the limits, `(rows,)` bool."""
