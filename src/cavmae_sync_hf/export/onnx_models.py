@@ -113,6 +113,7 @@ class OnnxModel(CavMaeSyncModel):
         # They are part of the towers; this says which have one.
         local = [name for name, tower in towers.items() if f"local_{name}_embeds" in tower.outputs]
         self.local_heads = nn.ModuleDict({name: nn.Identity() for name in local})
+        self.dense_projections = nn.ModuleDict()
         super(CavMaeSyncModel, self).train(False)
 
     @property

@@ -402,8 +402,8 @@ def check_method(backend: str, method: str | None, argument: str = "method") -> 
     """
     if method not in ("local", "cosine") and backend != "torch":
         raise InferenceError(
-            f"Maps by {method or 'relevance'} leave out patches or go back through the layers, which a model in ONNX "
-            "Runtime cannot.",
+            f"Maps by {method or 'relevance'} need more of the model than what comes out at its end, and ONNX Runtime "
+            "gives no more.",
             hint=(
                 Hint("backend", "torch", "have them"),
                 Hint(argument, "local", "use local heads, where the model has them"),
@@ -542,12 +542,9 @@ class _Mapper:
             )  # fmt: skip
         if self.query is None:
             if hidden is None:
-                # Exported towers take whole frames: the place gets the frame's mean colour.
-                fill: Any = None if backend_of(model)["backend"] == "torch" else "mean"
                 hidden = embed_without(
-                    model, "video", moved["pixel_values_videos"], video_maps.flatten(-2).argmax(-1), block=self.block,
-                    fill=fill,
-                )  # fmt: skip
+                    model, "video", moved["pixel_values_videos"], video_maps.flatten(-2).argmax(-1), block=self.block
+                )
             strength = source_strength(
                 output.audio_embeds[0], output.video_embeds[0], silence=self.silence, hidden=hidden[0],
                 temperature=model.config.temperature,

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..model.errors_cavmae_sync import InferenceError
 from ..model.local_cavmae_sync import default_block
 from ..model.modeling_cavmae_sync import CavMaeSyncModel, select_distinct
+from ..provenance import backend_of
 from .texts import project
 
 # Grids of more patches are asked at every second patch: the time grows with the square of their number.
@@ -89,7 +90,7 @@ def embed_without(
         places: Number of the patch in the middle of the block, row by row, `(batch, frames)`.
         block: Rows and columns of the block; see `default_block`.
         fill: Value that replaces it in the input, `"mean"` for the mean of each frame's channels; `None` leaves its
-            tokens out.
+            tokens out, and is `"mean"` for models in ONNX Runtime, which take whole frames.
 
     Returns:
         `(batch, frames, hidden)` float32.
@@ -98,6 +99,8 @@ def embed_without(
     grid = model.tower(modality).grid(images)
     chosen = [divmod(place, grid[1]) for place in places.flatten().tolist()]
     masks = [_without(grid, place, block or default_block(grid)) for place in chosen]
+    if fill is None and backend_of(model)["backend"] != "torch":
+        fill = "mean"
     if fill is not None:
         values = images.mean(dim=(-2, -1), keepdim=True) if fill == "mean" else fill
         return _embed(model, modality, _filled(images, torch.stack(masks), values)).unflatten(0, inputs.shape[:2])
