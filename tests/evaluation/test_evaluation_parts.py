@@ -137,7 +137,9 @@ def test_protocols__have_versions_and_say_what_was_changed():
     assert modify(RETRIEVAL_PROTOCOLS["clips"], strategy="diagonal_mean").name == "clips"
     with pytest.raises(EvaluationError, match="no protocol 'x' here; choose one of clips"):
         find_protocol("x", RETRIEVAL_PROTOCOLS)
-    with pytest.raises(EvaluationError, match="`maps` is 'guess'; choose one of relevance, occlusion, cosine"):
+    with pytest.raises(
+        EvaluationError, match="`maps` is 'guess'; choose one of relevance, local, occlusion, dense, cosine"
+    ):
         modify(PROTOCOLS["localization"]["syncworld"], maps="guess")
     with pytest.raises(EvaluationError, match="`strategy` is 'best'"):
         modify(RETRIEVAL_PROTOCOLS["clips"], strategy="best")

@@ -69,7 +69,7 @@ def world(tmp_path_factory):
     return folder / "spatial"
 
 
-def test_localize__takes_the_heads_where_there_are_some(world):
+def test_localize__takes_the_heads(world):
     model, processor = load_model("example", modalities="both")
     video = next(iter(read_truth(world)))["path"]
     for method in (localize, evaluate_localization):
@@ -83,8 +83,9 @@ def test_localize__takes_the_heads_where_there_are_some(world):
     model.set_local_heads(8)
     for head in model.local_heads.values():
         torch.nn.init.normal_(head.fall.weight, std=0.1)
-    found = localize(model, processor, video, fps=2)
+    found = localize(model, processor, video, fps=2, method="local")
 
+    assert localize(model, processor, video, fps=0.5).method == "relevance"
     assert found.method == "local" and found.settings["video_block"] == [3, 3]
     assert all(getattr(found, name).shape == getattr(relevance, name).shape for name in ("video_maps", "audio_maps"))
     assert found.video_maps[found.present].std() > 0 and (found.similarity == relevance.similarity).all()

@@ -127,5 +127,7 @@ def test_localize__of_other_models_encoders_leaves_out_patches(world):
     video = next(iter(read_truth(world)))["path"]
 
     assert localize(model, processor, video, fps=0.5).method == "occlusion"
+    with_heads = CavMaeSyncModel(tiny_config(video_encoder_config=encoder, local_head_size=4)).eval()
+    assert localize(with_heads, processor, video, fps=0.5).method == "local"
     with pytest.raises(InferenceError, match='The video tower is an encoder .* use method="occlusion"'):
         localize(model, processor, video, fps=0.5, method="relevance")

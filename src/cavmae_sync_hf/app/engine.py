@@ -33,8 +33,8 @@ _MAP_SECONDS = 45.0
 _TRIAL_MOMENTS = 4
 # A pass forward and back, and three forward with a place left out.
 _RELEVANCE_PASSES = 6
-# A pass forward with the head, and one with a place left out.
-_LOCAL_PASSES = 3
+# A pass forward with the head, and three with a place left out.
+_LOCAL_PASSES = 4.5
 
 
 class Engine:
@@ -114,12 +114,11 @@ class Engine:
     def map_plan(self, seconds: float) -> dict[str, Any]:
         """Arguments of `localize` with which a clip of so many seconds takes a bearable time on this machine.
 
-        Local heads and relevance take a few passes of a tower for each moment. Where there are no heads and a tower is
-        another model's encoder, it runs once for every patch.
+        Relevance and local heads take a few passes of a tower for each moment. Where a tower is another model's
+        encoder and there are no heads, it runs once for every patch.
         """
         model = self.map_model()
-        passes = _LOCAL_PASSES if has_local_heads(model) else 0
-        passes = passes or (_RELEVANCE_PASSES if has_relevance(model) else 0)
+        passes = _RELEVANCE_PASSES if has_relevance(model) else _LOCAL_PASSES if has_local_heads(model) else 0
         for plan in _MAP_PLANS:
             moments = max(1.0, seconds * plan["fps"])
             cost = sum(

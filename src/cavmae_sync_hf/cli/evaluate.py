@@ -153,7 +153,7 @@ def localization(
     protocol: Protocol = "syncworld",
     maps: Annotated[
         str | None,
-        typer.Option(help="local, relevance, occlusion (slow), dense or cosine (rough), instead of the protocol's."),
+        typer.Option(help="relevance, local, occlusion (slow), dense or cosine (rough), instead of the protocol's."),
     ] = None,
     truth: Annotated[
         str | None, typer.Option(metavar="FOLDER", help="SyncWorld split of shards that lie elsewhere."), FolderIn()

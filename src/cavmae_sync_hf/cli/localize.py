@@ -53,11 +53,11 @@ def localize(
     end: End = None,
     fps: Annotated[float, typer.Option(help="Moments per second for which maps are made.")] = 5.0,
     method: Annotated[
-        Literal["local", "relevance", "occlusion", "dense", "cosine"] | None,
+        Literal["relevance", "local", "occlusion", "dense", "cosine"] | None,
         typer.Option(
-            help="local: one pass, of a model with local heads; relevance: one forward and back; occlusion: leave out "
-            "patch after patch, slow; dense: projected patches of a model trained for it; cosine: the patches "
-            "themselves, points badly. Default: the first of these that the model allows."
+            help="relevance: one pass forward and back; local: one pass, with local heads; occlusion: leave out patch "
+            "after patch, slow; dense: projected patches of a model trained for it; cosine: the patches "
+            "themselves, points badly. Default: the first of the first three that the model allows."
         ),
     ] = None,
     least_strength: Annotated[

@@ -14,7 +14,7 @@ from ..metrics.similarity import STRATEGIES
 from ..model.errors_cavmae_sync import EvaluationError
 
 # How a patch's share in what sounds is told.
-MAPS = ("local", "relevance", "occlusion", "dense", "cosine")
+MAPS = ("relevance", "local", "occlusion", "dense", "cosine")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,7 @@ class LocalizationProtocol(Protocol):
     """
 
     truth: Literal["syncworld", "masks"] = "syncworld"
-    maps: Literal["local", "relevance", "occlusion", "dense", "cosine"] = "occlusion"
+    maps: Literal["relevance", "local", "occlusion", "dense", "cosine"] = "occlusion"
     pooling: Literal["maps", "classes"] = "maps"
     tolerance: float = 0.0
     threshold: float = 0.5

@@ -49,7 +49,7 @@ from .relevance import has_relevance, relevance_maps
 from .strength import LEAST_LOG_ODDS, LEAST_STRENGTH, NEAR_SECONDS, NO_SOURCE, NOT_SEEN, source_strength
 from .texts import TextVectors, embed_texts
 
-METHODS = ("local", "relevance", "occlusion", "dense", "cosine")
+METHODS = ("relevance", "local", "occlusion", "dense", "cosine")
 DEFAULT_FPS = 5.0
 # Columns of the stored spectrogram are the highest of so many of its frames: 20 ms, enough for a plot of it.
 _POOLED_FRAMES = 2
@@ -272,7 +272,7 @@ def localize(
     start: float | None = None,
     end: float | None = None,
     fps: float = DEFAULT_FPS,
-    method: Literal["local", "relevance", "occlusion", "dense", "cosine"] | None = None,
+    method: Literal["relevance", "local", "occlusion", "dense", "cosine"] | None = None,
     block: tuple[int, int] | None = None,
     stride: int | None = None,
     least_strength: float | None = None,
@@ -300,11 +300,11 @@ def localize(
         start: Where in the video to start, seconds.
         end: Where to end, seconds.
         fps: Moments per second.
-        method: `"local"`, one pass, for models with local heads (`cavmae-sync local-head`); `"relevance"`, one pass
-            forward and back and a few places left out (`relevance_maps`); `"occlusion"`, which runs the towers once
-            for every patch; `"dense"`, cosines of projected patches, for models trained with `dense_loss_weight`; or
-            `"cosine"` of the final patches. Default: the first of them that the model allows; relevance needs towers
-            of this package.
+        method: `"relevance"`, one pass forward and back and a few places left out (`relevance_maps`); `"local"`, one
+            pass and a few places left out, for models with local heads (`cavmae-sync local-head`); `"occlusion"`,
+            which runs the towers once for every patch; `"dense"`, cosines of projected patches, for models trained
+            with `dense_loss_weight`; or `"cosine"` of the final patches. Default: the first of the first three that
+            the model allows; relevance needs towers of this package.
         block: Rows and columns of frame patches that are taken together, odd; see `default_block`.
         stride: Of occlusion, patches from one place that is tried to the next; see `occlusion_maps`.
         least_strength: Nats from which on a moment has a source. The default, 2.5, suits the example model; another
@@ -328,7 +328,7 @@ def localize(
     base = cast(CavMaeSyncModel, model.base_model)
     check_towers(base)
     if method is None:
-        method = "local" if has_local_heads(base) else "relevance" if has_relevance(base) else "occlusion"
+        method = "relevance" if has_relevance(base) else "local" if has_local_heads(base) else "occlusion"
     if method not in METHODS:
         raise InferenceError(f"There is no method {method!r}; use {' or '.join(METHODS)}.")
     check_method(backend_of(base)["backend"], method)
