@@ -70,6 +70,8 @@ def desk(tmp_path_factory) -> Path:
     config = tiny_config(num_frames=16)
     processor = CavMaeSyncProcessor.from_config(config)
     save_for_hub(CavMaeSyncModel(config), processor, folder / "my-model")
+    headed = type(config)(**(config.to_dict() | {"local_head_size": 8}))
+    save_for_hub(CavMaeSyncModel(headed), processor, folder / "my-model-local")
     shutil.copytree(folder / "my-model", folder / "cache" / "published" / "cav-mae-sync" / "model")
     save_for_hub(CavMaeSyncForAudioVisualClassification(config), processor, folder / "my-classifier")
     words = text_model(CavMaeSyncModel(config))

@@ -158,7 +158,10 @@ def test_localize__by_local_heads_in_8_bits_is_near(run, model, media):
     small, processor = load_model(model, backend="onnx", precision="int8")
     exact, _ = load_model(model)
 
-    maps = [localize(one, processor, str(media / "0.mp4"), fps=4) for one in (small, exact)]
+    maps = [
+        localize(one, processor, str(media / "0.mp4"), fps=4, method=method)
+        for one, method in ((small, None), (exact, "local"))
+    ]
 
     assert [found.method for found in maps] == ["local", "local"]
     for name in ("video_maps", "audio_maps"):

@@ -112,7 +112,7 @@ def cached_export(
 
 def _key(place: Path, use: str, precision: str) -> str:
     """Checksum of all that decides an export."""
-    config = json.loads((place / "config.json").read_text("utf-8"))
+    config = parse_json((place / "config.json").read_text("utf-8"))
     inner = config.get("av_config") or config
     sources = [inner.get(f"{modality}_encoder_source") for modality in ("audio", "video")]
     facts = {

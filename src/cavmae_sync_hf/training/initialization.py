@@ -41,6 +41,8 @@ from .freezing import Classifier, add_lora, freeze_idle
 from .sets import EvaluationSet
 from .settings import ClassificationModelArguments, ModelArguments
 
+# Of a model that is continued: they would be of the towers as they were.
+_NO_LOCAL_HEADS = {"local_head_size": 0}
 _CLASSIFIER = CavMaeSyncForAudioVisualClassification.__name__
 
 
@@ -77,6 +79,7 @@ def build_for_pretraining(
             None, config=conversion.config, state_dict=conversion.state_dict, **extra
         )
     else:
+        changes = _NO_LOCAL_HEADS | changes
         _changed(read_config(source), changes)  # now, not when the trained model is saved
         check_weight_files(source)
         model = CavMaeSyncForPreTraining.from_pretrained(source, **changes, **extra)
@@ -145,7 +148,7 @@ def starting_point(arguments: ClassificationModelArguments) -> StartingPoint:
         start = _from_foreign(source, changes, settings, arguments.family)
     else:
         known = read_config(source)
-        config = _changed(known, changes)
+        config = _changed(known, _NO_LOCAL_HEADS | changes)
         processor = _saved_processor(source, settings)
         if processor is None:
             processor = CavMaeSyncProcessor.from_config(config, **({"alignment": "time"} | settings))
@@ -264,10 +267,10 @@ def build_classifier(
 
 
 def _settings(arguments: ModelArguments) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What differs in the configuration and in the processor; local heads would be of the towers as they were."""
+    """What differs in the configuration and in the processor."""
     config: Any = arguments.model_config
     processor: Any = arguments.processor
-    return {"local_head_size": 0} | dict(config or {}), dict(processor or {})
+    return dict(config or {}), dict(processor or {})
 
 
 def _attention(arguments: ModelArguments) -> dict[str, Any]:
