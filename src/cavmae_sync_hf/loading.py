@@ -3,7 +3,7 @@
 
 import os
 from collections.abc import Callable
-from typing import Any, Literal, cast, overload
+from typing import Any, Literal, TypedDict, Unpack, cast, overload
 
 import torch
 
@@ -24,59 +24,38 @@ Precision = Literal["float32", "bfloat16", "int8"]
 _PRECISIONS = {"torch": ("float32", "bfloat16"), "onnx": ("float32", "int8")}
 
 
+class LoadOptions(TypedDict, total=False):
+    """What `load_model` takes beside the name and the use; see there."""
+
+    device: str | torch.device
+    dtype: torch.dtype | None
+    modalities: Literal["any", "both"]
+    backend: Backend
+    precision: Precision
+    progress: Callable[..., None] | None
+
+
 @overload
 def load_model(
-    name: StrPath,
-    *,
-    use: Literal["embedding"] = "embedding",
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
-    modalities: Literal["any", "both"] = "any",
-    backend: Backend = "torch",
-    precision: Precision = "float32",
-    progress: Callable[..., None] | None = None,
+    name: StrPath, *, use: Literal["embedding"] = ..., **options: Unpack[LoadOptions]
 ) -> tuple[CavMaeSyncModel, CavMaeSyncProcessor]: ...
 
 
 @overload
 def load_model(
-    name: StrPath,
-    *,
-    use: Literal["classification"],
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
-    modalities: Literal["any", "both"] = "any",
-    backend: Backend = "torch",
-    precision: Precision = "float32",
-    progress: Callable[..., None] | None = None,
+    name: StrPath, *, use: Literal["classification"], **options: Unpack[LoadOptions]
 ) -> tuple[CavMaeSyncForAudioVisualClassification, CavMaeSyncProcessor]: ...
 
 
 @overload
 def load_model(
-    name: StrPath,
-    *,
-    use: Literal["pretraining"],
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
-    modalities: Literal["any", "both"] = "any",
-    backend: Backend = "torch",
-    precision: Precision = "float32",
-    progress: Callable[..., None] | None = None,
+    name: StrPath, *, use: Literal["pretraining"], **options: Unpack[LoadOptions]
 ) -> tuple[CavMaeSyncForPreTraining, CavMaeSyncProcessor]: ...
 
 
 @overload
 def load_model(
-    name: StrPath,
-    *,
-    use: Literal["text"],
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
-    modalities: Literal["any", "both"] = "any",
-    backend: Backend = "torch",
-    precision: Precision = "float32",
-    progress: Callable[..., None] | None = None,
+    name: StrPath, *, use: Literal["text"], **options: Unpack[LoadOptions]
 ) -> tuple[CavMaeSyncTextDualEncoderModel, CavMaeSyncProcessor]: ...
 
 

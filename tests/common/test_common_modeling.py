@@ -167,10 +167,9 @@ class CavMaeSyncModelTest(modeling_common.ModelTesterMixin, unittest.TestCase):
         config = self.model_tester.get_config()
         self.assertEqual(CavMaeSyncConfig.from_dict(config.to_dict()).to_dict(), config.to_dict())
 
-    def _each_view(self, test, recorded, length):
-        """Run a test of hidden states or attentions for each modality, with its number of tokens.
-
-        The mixin looks at the last sizes; that there are so many, one of each clip and frame, is asked here.
+    def _each_view(self, test, recorded):
+        """Run a test of hidden states or attentions for each modality, with its number of tokens; gives what the view
+        records in a call of its own. The mixin looks at the last sizes alone.
         """
         config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
         for view, patches in ((AudioView, "audio_patches"), (VideoView, "video_patches")):
@@ -179,17 +178,19 @@ class CavMaeSyncModelTest(modeling_common.ModelTesterMixin, unittest.TestCase):
                 self.model_tester.seq_length = 1 + getattr(self.model_tester, patches) + self.model_tester.registers
                 test()
                 model = view._from_config(config, attn_implementation="eager").eval()
-                found = model(**inputs, **{f"output_{recorded}": True})[recorded]
-                self.assertEqual(len(found), length)
-                frames = (self.model_tester.batch_size, self.model_tester.num_frames)
-                self.assertTrue(all(values.shape[:2] == frames for values in found))
+                yield model(**inputs, **{f"output_{recorded}": True})[recorded]
 
     def test_hidden_states_output(self):
-        layers = self.model_tester.num_hidden_layers
-        self._each_view(super().test_hidden_states_output, "hidden_states", layers + 1)
+        tester = self.model_tester
+        for found in self._each_view(super().test_hidden_states_output, "hidden_states"):
+            self.assertEqual(len(found), tester.num_hidden_layers + 1)
+            self.assertEqual({values.shape[:2] for values in found}, {(tester.batch_size, tester.num_frames)})
 
     def test_attention_outputs(self):
-        self._each_view(super().test_attention_outputs, "attentions", self.model_tester.num_hidden_layers)
+        tester = self.model_tester
+        for found in self._each_view(super().test_attention_outputs, "attentions"):
+            self.assertEqual(len(found), tester.num_hidden_layers)
+            self.assertEqual({values.shape[:2] for values in found}, {(tester.batch_size, tester.num_frames)})
 
     def test_model_outputs_equivalence(self):
         # Asks for attentions, which only eager attention gives (others are refused), so it runs with that.

@@ -31,7 +31,7 @@ from cavmae_sync_hf.model.errors_cavmae_sync import on_command_line
 from cavmae_sync_hf.provenance import checkpoint_record, model_fingerprint, weights_fingerprint
 from cavmae_sync_hf.search import MomentStore, search
 from cavmae_sync_hf.search.tables import as_matrix
-from helpers.clips import noise, write_clip
+from helpers.clips import write_clips
 from helpers.every_command import every_command
 from helpers.tiny import tiny_config, tiny_inputs
 from helpers.words import save, text_model
@@ -77,8 +77,7 @@ def little(tmp_path) -> Path:
 @pytest.fixture(scope="module")
 def media(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("media")
-    for seed in range(3):
-        write_clip(folder / f"{seed}.mp4", seconds=2.0, audio=noise(2.0, seed=seed))
+    write_clips(folder, 3, seconds=2.0, darker=0)
     return folder
 
 

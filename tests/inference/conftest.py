@@ -1,5 +1,5 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""Fixtures of the feature extraction tests."""
+"""Fixtures of the tests of what is done with a trained model."""
 
 from pathlib import Path
 
@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from cavmae_sync_hf import CavMaeSyncModel, CavMaeSyncProcessor
+from cavmae_sync_hf.syncworld import make_world
 from helpers.clips import noise, write_clip
 from helpers.tiny import tiny_config
 
@@ -28,3 +29,11 @@ def videos(tmp_path_factory) -> Path:
     for number, seconds in enumerate((6.0, 4.0, 5.0)):
         write_clip(folder / f"{number}.mp4", seconds=seconds, fps=FPS, audio=noise(seconds, seed=number))
     return folder
+
+
+@pytest.fixture(scope="session")
+def spatial_world(tmp_path_factory) -> Path:
+    """Three clips in which one of two objects sounds, of the size of the example model."""
+    folder = tmp_path_factory.mktemp("spatial")
+    make_world(folder, clips=3, preset="spatial", split="spatial", seed=5, size=96)
+    return folder / "spatial"

@@ -11,7 +11,7 @@ from cavmae_sync_hf.inference.localize import localize
 from cavmae_sync_hf.inference.occlusion import embed_without, occlusion_maps
 from cavmae_sync_hf.inference.texts import project
 from cavmae_sync_hf.loading import load_model
-from cavmae_sync_hf.syncworld import make_world, read_truth
+from cavmae_sync_hf.syncworld import read_truth
 from helpers.tiny import tiny_config, tiny_inputs
 
 INPUTS = {"video": "pixel_values_videos", "audio": "input_values"}
@@ -62,18 +62,11 @@ def test_peaks__are_settled_by_what_is_lost_indeed(width):
     torch.testing.assert_close((found * queries).sum(-1), lost[..., 0], atol=1e-5, rtol=1e-4)
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    make_world(folder, clips=3, preset="spatial", split="spatial", seed=5, size=96)
-    return folder / "spatial"
-
-
-def test_localize__takes_the_heads(world):
+def test_localize__takes_the_heads(spatial_world):
     model, processor = load_model("example", modalities="both")
-    video = next(iter(read_truth(world)))["path"]
+    video = next(iter(read_truth(spatial_world)))["path"]
     for method in (localize, evaluate_localization):
-        data, name = (video, "method") if method is localize else (world, "maps")
+        data, name = (video, "method") if method is localize else (spatial_world, "maps")
         with pytest.raises(InferenceError, match="no local heads, .* `cavmae-sync local-head`"):
             method(model, processor, data, **{name: "local"})
     relevance = localize(model, processor, video, fps=2)
@@ -91,7 +84,7 @@ def test_localize__takes_the_heads(world):
     assert found.video_maps[found.present].std() > 0 and (found.similarity == relevance.similarity).all()
     assert np.isfinite(found.strength[found.present]).all()
     assert {"fall", "peak", "box"} <= found.to_dict()["moments"][0].keys()
-    record = evaluate_localization(model, processor, world, maps="local")
+    record = evaluate_localization(model, processor, spatial_world, maps="local")
     assert record["protocol"]["maps"] == "local"
     assert 0 <= record["metrics"]["pointing_accuracy"] < 0.6  # of heads that know nothing
     assert record["metrics"]["time_pointing_maps"] > 0

@@ -12,7 +12,7 @@ from cavmae_sync_hf.inference.occlusion import embed_without, occlusion_maps
 from cavmae_sync_hf.inference.relevance import contributions, relevance_maps
 from cavmae_sync_hf.inference.texts import project
 from cavmae_sync_hf.loading import load_model
-from cavmae_sync_hf.syncworld import make_world, read_truth
+from cavmae_sync_hf.syncworld import read_truth
 from helpers.tiny import tiny_config, tiny_inputs
 
 INPUTS = {"video": "pixel_values_videos", "audio": "input_values"}
@@ -93,17 +93,10 @@ def test_maps__of_one_candidate_are_those_of_the_largest_sum(model):
     assert not one[0, 2].any() and (one[present] >= 0).all()
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    make_world(folder, clips=3, preset="spatial", split="spatial", seed=5, size=96)
-    return folder / "spatial"
-
-
-def test_localize__by_relevance_points_at_what_sounds(world):
+def test_localize__by_relevance_points_at_what_sounds(spatial_world):
     """The small trained model finds it where leaving out patch after patch does; with other audio it does not."""
     model, processor = load_model("example", modalities="both")
-    record = next(iter(read_truth(world)))
+    record = next(iter(read_truth(spatial_world)))
     found = localize(model, processor, record["path"], fps=2)
     slow = localize(model, processor, record["path"], fps=2, method="occlusion")
 
@@ -113,18 +106,18 @@ def test_localize__by_relevance_points_at_what_sounds(world):
     apart = ((found.peaks() - slow.peaks())[strong] ** 2).sum(axis=1) ** 0.5
     assert (apart < 0.2).mean() > 0.7
     assert found.settings["video_block"] == [3, 3] and found.to_dict()["moments"][0].keys() >= {"fall", "peak"}
-    record = evaluate_localization(model, processor, world, maps="relevance")
+    record = evaluate_localization(model, processor, spatial_world, maps="relevance")
     assert record["protocol"]["maps"] == "relevance"
     assert record["metrics"]["pointing_accuracy"] > 0.6 > 3 * record["metrics"]["pointing_chance"]
     assert record["metrics"]["time_pointing_accuracy"] > record["metrics"]["time_pointing_chance"]
 
 
-def test_localize__of_other_models_encoders_leaves_out_patches(world):
+def test_localize__of_other_models_encoders_leaves_out_patches(spatial_world):
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     encoder = ViTConfig(**sizes, image_size=32, patch_size=8)
     model = CavMaeSyncModel(tiny_config(video_encoder_config=encoder)).eval()
     processor = CavMaeSyncProcessor.from_config(model.config)
-    video = next(iter(read_truth(world)))["path"]
+    video = next(iter(read_truth(spatial_world)))["path"]
 
     assert localize(model, processor, video, fps=0.5).method == "occlusion"
     with_heads = CavMaeSyncModel(tiny_config(video_encoder_config=encoder, local_head_size=4)).eval()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any, NoReturn
 
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.trainer_utils import SchedulerType
 
 from ..model.errors_cavmae_sync import TrainingError
 from .recipe import find_recipe, read_recipe
@@ -46,6 +47,17 @@ class RunArguments(RunSettings, TrainingArguments):
             self.dataloader_multiprocessing_context = self.dataloader_prefetch_factor = None
             self.dataloader_persistent_workers = False
         super().__post_init__()
+
+
+@dataclass
+class SmallRunArguments(RunArguments):
+    """`RunArguments` with defaults for what is trained beside frozen encoders in a thousand steps."""
+
+    max_steps: int = setting(1000, "Steps to train.")
+    warmup_steps: float = setting(0.1, "Steps of warm-up, or their share of all.")
+    lr_scheduler_type: SchedulerType | str = setting("cosine", "Course of the rate.")
+    logging_steps: float = setting(0.1, "Steps from one line of the log to the next, or their share of all.")
+    save_total_limit: int | None = setting(1, "Checkpoints that are kept.")
 
 
 @dataclass

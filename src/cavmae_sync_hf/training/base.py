@@ -4,7 +4,7 @@
 `CavMaeSyncBaseTrainer` adds to transformers' Trainer what these models need: orders that depend on the seed and the
 epoch alone, so that a resumed run is the run that was not interrupted; checkpoints that hold the processor; a stop
 with the clips named where a loss is not finite; the parts of the loss and the speed in the log; own evaluation sets.
-`run_to_end` is what a training script does with a trainer.
+`start_run` and `run_to_end` are what a training command does before and with a trainer.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import json
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -34,13 +34,14 @@ from ..data.augmentation import make_generator
 from ..data.engines import worker_deaths
 from ..data.streaming import CavMaeSyncStreamingDataset, StreamingLoader
 from ..files import parse_json, whole_files, write_json, write_text, writing
+from ..hub import register_auto_classes
 from ..inference.loading import check_finite
 from ..model.configuration_cavmae_sync import CavMaeSyncConfig
 from ..model.distributed_cavmae_sync import world_size
 from ..model.errors_cavmae_sync import DiskError, Hint, NonFiniteLossError, TrainingError, printable
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from ..model_card import CardDetails, create_model_card
-from .arguments import RunArguments
+from .arguments import RunArguments, parse_arguments
 from .earlier_run import check_output, last_checkpoint, remove_checkpoints
 from .evaluation import map_clips
 from .freezing import plain_model
@@ -623,6 +624,24 @@ def _clips_and_frames(inputs: dict[str, Any]) -> tuple[int, int]:
         if name in inputs
     )
     return values.shape[0], values.shape[1]
+
+
+def start_run(kinds: Sequence[Any], words: Sequence[str], folder: str) -> tuple[Any, ...]:
+    """Read the words of a training, and refuse an output folder that it cannot use before the work, not after it.
+
+    Args:
+        kinds: As of `parse_arguments`, the last one of `RunArguments`.
+        words: As of `parse_arguments`.
+        folder: Of its recipes.
+
+    Returns:
+        One object of each kind.
+    """
+    register_auto_classes()
+    filled = parse_arguments(kinds, words, folder)
+    logging.set_verbosity(filled[-1].get_process_log_level())
+    check_output(filled[-1])
+    return filled
 
 
 def run_to_end(trainer: CavMaeSyncBaseTrainer) -> int:

@@ -6,14 +6,9 @@
 
 from collections.abc import Sequence
 
-from transformers.utils import logging
-
-from ..hub import register_auto_classes
-from .arguments import parse_arguments
-from .base import run_to_end
+from .base import run_to_end, start_run
 from .classification import CavMaeSyncClassificationTrainer
 from .classification_arguments import ClassificationArguments
-from .earlier_run import check_output
 from .initialization import build_classifier, find_labels, starting_point
 from .sets import augmentation_options, build_sets
 from .settings import ClassificationModelArguments, DataArguments
@@ -32,21 +27,10 @@ def finetune(words: Sequence[str]) -> int:
     Raises:
         CavMaeSyncError: The recipe, a flag, the model, the data or the output folder cannot be used.
     """
-    register_auto_classes()
     kinds = (ClassificationModelArguments, DataArguments, ClassificationArguments)
-    model_arguments, data_arguments, training_arguments = parse_arguments(kinds, words, "classification")
-    logging.set_verbosity(training_arguments.get_process_log_level())
-    check_output(training_arguments)  # before the work, not after it
-
+    model_arguments, data_arguments, training_arguments = start_run(kinds, words, "classification")
     start = starting_point(model_arguments)
-    with training_arguments.main_process_first(desc="data preparation"):
-        train_set, evaluation_sets = build_sets(
-            data_arguments,
-            start.processor,
-            seed=training_arguments.seed,
-            batch_size=training_arguments.per_device_train_batch_size,
-            is_main=training_arguments.process_index == 0,
-        )
+    train_set, evaluation_sets = build_sets(data_arguments, start.processor, training_arguments)
     labels = find_labels(train_set, evaluation_sets, model_arguments.class_names, model_arguments.problem_type)
     model = build_classifier(start, labels, model_arguments, training_arguments.seed)
     trainer = CavMaeSyncClassificationTrainer(

@@ -13,11 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.utils import logging
 
 from ..data.augmentation import make_generator
 from ..data.dataset import CavMaeSyncCollator
-from ..hub import register_auto_classes
 from ..inference.local import local_maps
 from ..inference.occlusion import embed_without
 from ..loading import load_model
@@ -26,9 +24,7 @@ from ..model.distributed_cavmae_sync import share_of_mean
 from ..model.errors_cavmae_sync import TrainingError
 from ..model.modeling_cavmae_sync import CavMaeSyncModel
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
-from .arguments import parse_arguments
-from .base import CavMaeSyncBaseTrainer, run_to_end
-from .earlier_run import check_output
+from .base import CavMaeSyncBaseTrainer, run_to_end, start_run
 from .local_head_arguments import LocalHeadRunArguments
 from .sets import EvaluationSet, ModalityCollator, build_sets
 from .settings import DataArguments, LocalHeadArguments
@@ -252,11 +248,8 @@ def local_head(words: Sequence[str]) -> int:
     Raises:
         CavMaeSyncError: The recipe, a flag, the model, the data or the output folder cannot be used.
     """
-    register_auto_classes()
     kinds = (LocalHeadArguments, DataArguments, LocalHeadRunArguments)
-    arguments, data, training = parse_arguments(kinds, words, "local_head")
-    logging.set_verbosity(training.get_process_log_level())
-    check_output(training)  # before the work, not after it
+    arguments, data, training = start_run(kinds, words, "local_head")
     if data.streaming or data.token_dir:
         name = "streaming" if data.streaming else "token_dir"
         raise TrainingError(f"`{name}` has no use here: blocks are hidden in the clips themselves; leave it out.")
@@ -264,11 +257,7 @@ def local_head(words: Sequence[str]) -> int:
     model, processor = load_model(str(arguments.model), device=training.device, modalities="both")
     torch.manual_seed(training.seed)
     model.set_local_heads(arguments.local_head_size)
-    with training.main_process_first(desc="data preparation"):
-        train_set, evaluation_sets = build_sets(
-            data, processor, seed=training.seed, batch_size=training.per_device_train_batch_size,
-            is_main=training.process_index == 0,
-        )  # fmt: skip
+    train_set, evaluation_sets = build_sets(data, processor, training)
     trainer = CavMaeSyncLocalHeadTrainer(
         model, training, processor=processor, train_dataset=train_set, evaluation_sets=evaluation_sets
     )

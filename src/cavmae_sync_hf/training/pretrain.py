@@ -8,13 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from accelerate import PartialState
-from transformers.utils import logging
 
-from ..hub import register_auto_classes
 from ..model.errors_cavmae_sync import TrainingError
-from .arguments import PretrainingArguments, parse_arguments
-from .base import run_to_end
-from .earlier_run import check_output
+from .arguments import PretrainingArguments
+from .base import run_to_end, start_run
 from .initialization import build_for_pretraining
 from .pretraining import CavMaeSyncTrainer
 from .sets import build_sets, counter
@@ -35,22 +32,11 @@ def pretrain(words: Sequence[str]) -> int:
     Raises:
         CavMaeSyncError: The recipe, a flag, the model, the data or the output folder cannot be used.
     """
-    register_auto_classes()
     kinds = (ModelArguments, DataArguments, PretrainingArguments)
-    model_arguments, data_arguments, training_arguments = parse_arguments(kinds, words, "pretraining")
-    logging.set_verbosity(training_arguments.get_process_log_level())
-    check_output(training_arguments)  # before the work, not after it
-
+    model_arguments, data_arguments, training_arguments = start_run(kinds, words, "pretraining")
     model, processor = build_for_pretraining(model_arguments, training_arguments.seed)
-    with training_arguments.main_process_first(desc="data preparation"):
-        train_set: Any
-        train_set, evaluation_sets = build_sets(
-            data_arguments,
-            processor,
-            seed=training_arguments.seed,
-            batch_size=training_arguments.per_device_train_batch_size,
-            is_main=training_arguments.process_index == 0,
-        )
+    train_set: Any
+    train_set, evaluation_sets = build_sets(data_arguments, processor, training_arguments)
     if data_arguments.token_dir:
         if training_arguments.teacher_momentum:
             raise TrainingError("A teacher sees the clips themselves; leave out `token_dir` or `teacher_momentum`.")

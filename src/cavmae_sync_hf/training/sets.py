@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import TrainingArguments
 
 from ..data.augmentation import AUGMENTATION_PRESETS, AugmentationOptions
 from ..data.captions import TimedText
@@ -281,39 +282,40 @@ def find_sources(
 
 
 def build_sets(
-    arguments: DataArguments, processor: CavMaeSyncProcessor, *, seed: int, batch_size: int, is_main: bool = True
+    arguments: DataArguments, processor: CavMaeSyncProcessor, training: TrainingArguments
 ) -> tuple[CavMaeSyncDataset | CavMaeSyncStreamingDataset, dict[str, EvaluationSet]]:
     """The training set and the evaluation sets.
 
     Args:
         arguments: What to build.
         processor: The model's processor.
-        seed: Seeds order and samples.
-        batch_size: Samples of a process in a batch; only streaming needs it.
-        is_main: Whether this process makes a SyncWorld where one is asked for.
+        training: Of the run: seed, size of batches and processes, of which the first makes a SyncWorld where one is
+            asked for.
 
     Raises:
         TrainingError: There is no training set.
         DataError: A source cannot be used.
     """
-    train, evaluation = find_sources(arguments, processor, is_main)
-    options: dict[str, Any] = {
-        "frames": arguments.frames_per_clip,
-        "augmentation": augmentation_options(arguments.augmentation),
-        "seed": seed,
-    }
-    kind = InMemoryDataset if arguments.in_memory else CavMaeSyncDataset
-    train_set: CavMaeSyncDataset | CavMaeSyncStreamingDataset
-    if arguments.streaming:
-        train_set = CavMaeSyncStreamingDataset(
-            train, processor, shuffle_buffer=arguments.shuffle_buffer, batch_size=batch_size, uneven="drop", **options
-        )
-    else:
-        train_set = kind(train, processor, **options)
-    sets = {}
-    for name, source in evaluation.items():
-        dataset = kind(source, processor, frames="all")
-        sets[name] = EvaluationSet(dataset, *_syncworld_truth(source, dataset, processor))
+    with training.main_process_first(desc="data preparation"):
+        train, evaluation = find_sources(arguments, processor, training.process_index == 0)
+        options: dict[str, Any] = {
+            "frames": arguments.frames_per_clip,
+            "augmentation": augmentation_options(arguments.augmentation),
+            "seed": training.seed,
+        }
+        kind = InMemoryDataset if arguments.in_memory else CavMaeSyncDataset
+        train_set: CavMaeSyncDataset | CavMaeSyncStreamingDataset
+        if arguments.streaming:
+            train_set = CavMaeSyncStreamingDataset(
+                train, processor, shuffle_buffer=arguments.shuffle_buffer,
+                batch_size=training.per_device_train_batch_size, uneven="drop", **options,
+            )  # fmt: skip
+        else:
+            train_set = kind(train, processor, **options)
+        sets = {}
+        for name, source in evaluation.items():
+            dataset = kind(source, processor, frames="all")
+            sets[name] = EvaluationSet(dataset, *_syncworld_truth(source, dataset, processor))
     return train_set, sets
 
 
