@@ -335,6 +335,14 @@ def test_offsets__of_a_second_and_of_all_moments(processor, talks):
         evaluate_sync(Recognizer(), processor, talks, "offsets", seconds=0)
 
 
+def test_sync__of_two_twins_alone_has_no_control(model, processor, world):
+    metrics = evaluate_sync(model, processor, world, min_shift=1.0, limit=2)["metrics"]
+
+    assert metrics["pair_clips"] == 2 and "accuracy" in metrics and "other_audio_accuracy" not in metrics
+    with pytest.raises(EvaluationError, match="2 clips hold no other clip for each"):
+        evaluate_sync(model, processor, world, "offsets", moments="all", limit=2)
+
+
 def test_sync__labelled_lists(processor, tmp_path):
     labels = [[0], [0], [1], [1], [0], [], [1]]
     folder = write_shards(tmp_path / "labelled", [7], labels=labels)

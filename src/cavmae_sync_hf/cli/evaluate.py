@@ -234,12 +234,8 @@ def _evaluate(context: typer.Context, evaluate: Callable[..., dict[str, Any]], *
     device = terminal.choose_device(device, backend)
     from ..data.failures import Failure
     from ..evaluation.results import write_results
-    from ..loading import load_model
 
-    with terminal.export_progress(model) as show:
-        loaded, processor = load_model(
-            model, device=device, backend=backend, precision=precision, progress=show, **wanted
-        )
+    loaded, processor = terminal.load(model, device=device, backend=backend, precision=precision, **wanted)
     options = settings(context, "model", "data", "device", "backend", "precision", "out", "overwrite", "as_json")
     command = shlex.join(["cavmae-sync", *sys.argv[1:]])
     terminal.kept = "No results were written; run the command again."

@@ -109,13 +109,9 @@ def sync(
         terminal.kept = f"Files of finished videos in {out} are kept; run the command again for the others."
     device = terminal.choose_device(device, backend)
     from ..inference.sync import measure_sync
-    from ..loading import load_model
     from ..provenance import model_fingerprint
 
-    with terminal.export_progress(model) as show:
-        loaded, processor = load_model(
-            model, device=device, modalities="both", backend=backend, precision=precision, progress=show
-        )
+    loaded, processor = terminal.load(model, device=device, backend=backend, precision=precision, modalities="both")
     processor = processor.with_audio_choice(channel, audio_track)
     options: dict[str, Any] = {
         "start": start, "end": end, "hop": hop, "max_offset": max_offset, "batch_size": batch_size,
@@ -317,14 +313,10 @@ def extract(
     import torch
 
     from ..inference.extract import extract_to_folder
-    from ..loading import load_model
     from ..provenance import backend_of
 
-    with terminal.export_progress(model) as show:
-        loaded, processor = load_model(
-            model, device=device, dtype=None if dtype == "float32" else getattr(torch, dtype), backend=backend,
-            precision=precision, progress=show,
-        )  # fmt: skip
+    kind = None if dtype == "float32" else getattr(torch, dtype)
+    loaded, processor = terminal.load(model, device=device, backend=backend, precision=precision, dtype=kind)
     terminal.kept = f"Finished videos in {out} are kept; run the same command again to go on."
     with terminal.progress_bar("extracting") as show:
         summary = extract_to_folder(

@@ -102,15 +102,13 @@ def localize(
     from ..inference.localize import check_method
     from ..inference.localize import localize as run_localize
     from ..inference.texts import embed_texts
-    from ..loading import load_model
 
     if backend != "torch" and not (method is None and read_config(model).local_head_size):
         check_method(backend, method)  # before the model is exported
-    with terminal.export_progress(model) as show:
-        loaded, processor = load_model(
-            model, use="embedding" if text is None else "text", device=device, modalities="both", backend=backend,
-            precision=precision, progress=show,
-        )  # fmt: skip
+    loaded, processor = terminal.load(
+        model, device=device, backend=backend, precision=precision, modalities="both",
+        use="embedding" if text is None else "text",
+    )  # fmt: skip
     if text is not None:
         embed_texts(loaded, processor, [text])  # what is wrong with it is told once, not of every video
 

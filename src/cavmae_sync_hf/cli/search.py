@@ -131,13 +131,9 @@ def index(
         cavmae-sync index films my.index -m example --backend onnx --precision int8
     """
     device = terminal.choose_device(device, backend)
-    from ..loading import load_model
     from ..search import index_videos
 
-    with terminal.export_progress(model) as show:
-        loaded, processor = load_model(
-            model, device=device, modalities="both", backend=backend, precision=precision, progress=show
-        )
+    loaded, processor = terminal.load(model, device=device, backend=backend, precision=precision, modalities="both")
     terminal.kept = f"All but the last seconds of {index} is kept; run the same command again to go on."
     with terminal.progress_bar("indexing") as show:
         summary = index_videos(

@@ -241,6 +241,15 @@ def note(text: str) -> None:
     errors.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
+def load(name: str, *, device: str, backend: str, precision: str, **wanted: Any) -> tuple[Any, Any]:
+    """A model and its processor as of `load_model`, with progress where it is exported first."""
+    from ..loading import load_model
+
+    options: Any = {"device": device, "backend": backend, "precision": precision} | wanted
+    with export_progress(name) as show:
+        return load_model(name, progress=show, **options)
+
+
 def choose_device(device: str, backend: str = "torch") -> str:
     """The device to run on, of `auto` the best that there is for a backend, which is told.
 

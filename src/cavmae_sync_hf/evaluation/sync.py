@@ -16,7 +16,7 @@ from ..metrics.synchrony import (
     default_min_shift,
     loud_moments,
     other_clips,
-    shift_discrimination,
+    shifts_with_control,
     sync_detection,
     sync_scores,
     temporal_pair_discrimination,
@@ -118,14 +118,10 @@ def _shifted(
     their temporal twins where there are some."""
     similarity = embeddings.similarity
     windows, frames = embeddings.audio_mask & counted, embeddings.video_mask & counted
-    controls: dict[str, Any] = {}
-    if len(similarity) > 1:
-        others = other_clips(len(similarity), twins)
-        controls["other_similarity"] = embeddings.audio[others] @ embeddings.video.transpose(1, 2)
-        controls["other_window_mask"] = embeddings.audio_mask[others] & counted
-    found = shift_discrimination(
-        similarity, step=step, min_shift=min_shift, window_mask=windows, frame_mask=frames, **controls
-    )
+    found = shifts_with_control(
+        embeddings.audio, embeddings.video, counted, twins, audio_mask=embeddings.audio_mask,
+        video_mask=embeddings.video_mask, step=step, min_shift=min_shift,
+    )  # fmt: skip
     metrics = {key: value for key, value in found.items() if key != "clips"}
     both = windows[:, :, None] & frames[:, None]
     own = torch.eye(similarity.shape[-1], dtype=torch.bool).expand_as(both)
@@ -167,9 +163,10 @@ def _offsets(
         number = {row: place for place, row in enumerate(rows.tolist())}
         kept_twins = [None if twins[row] is None else number.get(twins[row]) for row in rows.tolist()]
     clips.check()
-    if len(rows) < 2:
-        raise EvaluationError(f"{clips.name}: {len(rows)} clips can be measured; the control needs two or more.")
-    others = rows[other_clips(len(rows), kept_twins)]
+    try:
+        others = rows[other_clips(len(rows), kept_twins)]
+    except ValueError as error:
+        raise EvaluationError(f"{clips.name}: {error}") from error
 
     def measure(audio_row: int, video_row: int) -> SyncResult:
         audio, video = (

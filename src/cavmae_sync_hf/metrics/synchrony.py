@@ -5,6 +5,7 @@ Everything here is a function of similarity matrices: rows are audio windows, co
 `(windows, frames)` or many `(clips, windows, frames)`. Times are seconds.
 """
 
+import contextlib
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -305,6 +306,42 @@ def shift_discrimination(
                 "beyond_other_audio_high": high,
             }
     return metrics
+
+
+def shifts_with_control(
+    audio_embeds: Tensor,
+    video_embeds: Tensor,
+    counted: Tensor,
+    partners: Any = None,
+    *,
+    audio_mask: Tensor,
+    video_mask: Tensor,
+    step: float,
+    min_shift: float | None = None,
+) -> dict[str, float | int]:
+    """`shift_discrimination` of clips, and as its control of their frames with the audio of `other_clips`.
+
+    Args:
+        audio_embeds: Shape `(clips, frames, hidden)`.
+        video_embeds: Of the same shape.
+        counted: Which moments count, `(clips, frames)` bool.
+        partners: As of `other_clips`.
+        audio_mask: True where a window is present, `(clips, frames)`.
+        video_mask: True where a frame is present, `(clips, frames)`.
+        step, min_shift: As of `shift_discrimination`.
+
+    Returns:
+        As `shift_discrimination`; without the control where the clips hold no other one for each.
+    """
+    controls: dict[str, Any] = {}
+    with contextlib.suppress(ValueError):
+        others = other_clips(len(audio_embeds), partners)
+        controls["other_similarity"] = audio_embeds[others] @ video_embeds.transpose(1, 2)
+        controls["other_window_mask"] = audio_mask[others] & counted
+    return shift_discrimination(
+        audio_embeds @ video_embeds.transpose(1, 2), step=step, min_shift=min_shift,
+        window_mask=audio_mask & counted, frame_mask=video_mask & counted, **controls,
+    )  # fmt: skip
 
 
 def bootstrap_interval(values: Any, *, share: float = 0.95, draws: int = 2000, seed: int = 0) -> tuple[float, float]:

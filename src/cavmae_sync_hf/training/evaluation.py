@@ -17,13 +17,11 @@ from ..metrics import (
     clip_similarity,
     compute,
     loud_moments,
-    other_clips,
     patch_maps,
     pointing_accuracy,
-    shift_discrimination,
     temporal_pair_discrimination,
 )
-from ..metrics.synchrony import default_min_shift
+from ..metrics.synchrony import default_min_shift, shifts_with_control
 from ..model.alignment_cavmae_sync import FRAMES_PER_SECOND
 from ..model.distributed_cavmae_sync import world_size
 from ..model.modeling_cavmae_sync import CavMaeSyncForPreTraining
@@ -203,20 +201,14 @@ def _shift_metrics(
     embeddings: Embeddings, partners: list[int | None] | None, step: float, min_shift: float
 ) -> dict[str, float]:
     """True alignment against shifted audio, and another clip's audio likewise: of all moments and of loud ones."""
-    count = len(embeddings)
     metrics: dict[str, float] = {}
     loud = loud_moments(embeddings.levels)
     for prefix, counted in (("shift", torch.ones_like(loud)), ("loud_shift", loud)):
-        masks: dict[str, Any] = {
-            "window_mask": embeddings.audio_mask & counted,
-            "frame_mask": embeddings.video_mask & counted,
-        }
-        if count > 1:
-            others = other_clips(count, partners)
-            masks["other_similarity"] = embeddings.audio[others] @ embeddings.video.transpose(1, 2)
-            masks["other_window_mask"] = embeddings.audio_mask[others] & counted
         try:
-            found = shift_discrimination(embeddings.similarity, step=step, min_shift=min_shift, **masks)
+            found = shifts_with_control(
+                embeddings.audio, embeddings.video, counted, partners, audio_mask=embeddings.audio_mask,
+                video_mask=embeddings.video_mask, step=step, min_shift=min_shift,
+            )  # fmt: skip
         except ValueError:
             if prefix == "shift":
                 raise
