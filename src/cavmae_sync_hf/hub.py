@@ -190,7 +190,10 @@ def _check_pair(model: CavMaeSyncPreTrainedModel, processor: CavMaeSyncProcessor
         "audio_length": extractor.audio_length,
         "num_mel_bins": extractor.num_mel_bins,
         "image_size": shape["height"],
+        "frames_per_moment": video_processor.frames_per_moment,
     }
+    if config.frames_per_moment > 1:
+        made["frame_step"] = video_processor.frame_step
     for name, value in made.items():
         wanted = getattr(config, name)
         if value is not None and value != wanted:

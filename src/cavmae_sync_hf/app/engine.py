@@ -138,7 +138,7 @@ class Engine:
             config, device = model.config, model.device
             shapes = {
                 "audio": (1, _TRIAL_MOMENTS, config.heard_length, config.num_mel_bins),
-                "video": (1, _TRIAL_MOMENTS, config.num_channels, config.image_size, config.image_size),
+                "video": (1, _TRIAL_MOMENTS, config.frame_channels, config.image_size, config.image_size),
             }
             encode = model.get_audio_features if modality == "audio" else model.get_video_features
             # All different, or the model would see that one will do.

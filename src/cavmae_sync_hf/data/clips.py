@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..files import StrPath, parse_json
+from ..model.batching_cavmae_sync import MomentFrames, nearest_frames
 from ..model.errors_cavmae_sync import DataError, Hint
 from ..model.feature_extraction_cavmae_sync import CavMaeSyncFeatureExtractor
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
@@ -44,7 +45,8 @@ class LoadedClip:
 
     Attributes:
         clip_id: Its name in the set.
-        frames: `(len(chosen), 3, height, width)` uint8, `None` without video.
+        frames: `(len(chosen), 3, height, width)` uint8, `None` without video; of moments of several frames
+            `MomentFrames`, each frame once.
         frame_times: Seconds from the clip's start of *all* frames, those not chosen included.
         chosen: Indices of the frames used.
         log_mel: `(log-mel frames, mel bins)` float32 of the whole clip, not normalised, `None` without audio; its
@@ -55,13 +57,22 @@ class LoadedClip:
     """
 
     clip_id: str
-    frames: Tensor | None
+    frames: Tensor | MomentFrames | None
     frame_times: list[float]
     chosen: list[int]
     log_mel: Tensor | None
     labels: list[int]
     duration: float
     captions: list[TimedText] = field(default_factory=list)
+
+    @property
+    def images(self) -> Tensor | None:
+        """The frames that are decoded, `(num_images, 3, height, width)`; `None` without video."""
+        return self.frames.images if isinstance(self.frames, MomentFrames) else self.frames
+
+    def stacked(self, pixels: Tensor) -> Tensor:
+        """What the images have become, as the model takes moments, `(len(chosen), channels, height, width)`."""
+        return self.frames.stacked(pixels) if isinstance(self.frames, MomentFrames) else pixels
 
 
 class ClipSource(Protocol):
@@ -135,7 +146,7 @@ class ShardClips(ClipSource):
     def __init__(self, folder: StrPath, processor: CavMaeSyncProcessor) -> None:
         self.folder = os.fspath(folder)
         self.index = read_index(self.folder)
-        self.feature_extractor = processor.feature_extractor
+        self.feature_extractor, self.shifts = processor.feature_extractor, processor.video_processor.shifts
         _check_fit(self.index, self.feature_extractor, self.folder)
         if processor.audio_track not in (None, self.index.audio_track):
             raise DataError(
@@ -161,7 +172,8 @@ class ShardClips(ClipSource):
     def read(self, number: int, choose: FrameChooser) -> LoadedClip:
         group = int(np.searchsorted(self._bounds, number, side="right")) - 1
         shard = self._shard(group)
-        return _read_shard_clip(shard, number - int(self._bounds[group]), choose, self.feature_extractor)
+        place = number - int(self._bounds[group])
+        return _read_shard_clip(shard, place, choose, extractor=self.feature_extractor, shifts=self.shifts)
 
     def labels(self) -> list[list[int]]:
         return [list(row["labels"]) for row in read_clip_table(self.folder)]
@@ -209,7 +221,8 @@ class VideoClips(ClipSource):
             missing="keep",
             silent="keep",
         )
-        self._packer = ClipPacker(options, clips.rows)
+        self._packer = ClipPacker(options, clips.rows, moment_options=processor.video_processor.moment_options)
+        self.shifts = processor.video_processor.shifts
 
     @property
     def group_sizes(self) -> list[int]:
@@ -230,11 +243,18 @@ class VideoClips(ClipSource):
             raise DataError(f"{error} Take the clip out of the list, or repair it.") from error
         times = clip.frame_times or self.feature_extractor.default_frame_times(clip.duration)
         chosen = list(choose(record.id, len(times)))
-        stored = [clip.frames[index] for index in chosen] if clip.frames else []
+        used, places = chosen, None
+        if clip.frames and clip.places is not None:
+            kept, places = clip.places[chosen].unique(return_inverse=True)
+            used = kept.tolist()
+        elif clip.frames and len(self.shifts) > 1:
+            used, places = _frames_of_moments(times, chosen, self.shifts, record.source)
+        stored = [clip.frames[index] for index in used] if clip.frames else []
         frames = [decode_jpeg(frame) if isinstance(frame, bytes) else frame for frame in stored]
+        images = torch.stack(frames) if frames else None
         return LoadedClip(
             clip_id=record.id,
-            frames=torch.stack(frames) if frames else None,
+            frames=images if images is None or places is None else MomentFrames(images, places),
             frame_times=times,
             chosen=chosen,
             log_mel=None if clip.waveform is None else self.feature_extractor.log_mel(clip.waveform),
@@ -318,9 +338,14 @@ class _OpenShard:
 
 
 def _read_shard_clip(
-    shard: _OpenShard, number: int, choose: FrameChooser, extractor: CavMaeSyncFeatureExtractor
+    shard: _OpenShard,
+    number: int,
+    choose: FrameChooser,
+    *,
+    extractor: CavMaeSyncFeatureExtractor,
+    shifts: Sequence[float],
 ) -> LoadedClip:
-    """Read one clip of a shard, with the chosen frames only."""
+    """Read one clip of a shard, with the chosen frames only, and those beside them that a moment has."""
     key, places = shard.members(number)
     try:
         info = parse_json(shard.content(places["json"]))
@@ -329,14 +354,17 @@ def _read_shard_clip(
         if jpegs and len(jpegs) != len(times):
             raise ValueError(f"{len(jpegs)} frames but {len(times)} times")
         chosen = list(choose(info["id"], len(times)))
-        wanted = [jpegs[index] for index in chosen] if jpegs else []
+        used, beside = chosen, None
+        if jpegs and len(shifts) > 1:
+            used, beside = _frames_of_moments(times, chosen, shifts, f"{shard.path}: clip {key}")
+        wanted = [jpegs[index] for index in used] if jpegs else []
         names = [*wanted, *(name for name in ("log_mel.npy", FLAC_NAME, "json") if name in places)]
         stored = decode_clip(key, {name: shard.content(places[name]) for name in names})
-        waveform = stored.waveform()
+        waveform, frames = stored.waveform(), stored.frames() if wanted else None
         log_mel = torch.from_numpy(stored.log_mel).float() if len(stored.log_mel) else None
         return LoadedClip(
             clip_id=info["id"],
-            frames=stored.frames() if wanted else None,
+            frames=frames if frames is None or beside is None else MomentFrames(frames, beside),
             frame_times=times,
             chosen=chosen,
             log_mel=log_mel if waveform is None else extractor.log_mel(waveform),
@@ -344,8 +372,25 @@ def _read_shard_clip(
             duration=float(info["duration"]),
             captions=given_texts(info),
         )
+    except DataError:
+        raise
     except (KeyError, TypeError, OSError, ValueError, EOFError, MemoryError) as error:  # a MediaError is a ValueError
         raise DataError(f"{shard.path}: clip {key} cannot be read ({error!r}); prepare the set again.") from error
+
+
+def _frames_of_moments(
+    times: Sequence[float], chosen: Sequence[int], shifts: Sequence[float], name: str
+) -> tuple[list[int], Tensor]:
+    """Numbers of the frames that moments need, ascending, and of each moment's frames among those."""
+    try:
+        used, places = nearest_frames(times, chosen, shifts).unique(return_inverse=True)
+    except ValueError as error:
+        most = shifts[1] - shifts[0]
+        raise DataError(
+            f"{name}: {error}; prepare the set again with more of them (num_frames), about {most:g} s apart, or name "
+            "the folder or list of the video files instead."
+        ) from error
+    return used.tolist(), places
 
 
 def _members(data: mmap.mmap, position: int, path: str) -> Iterator[tuple[str, int, int, int]]:

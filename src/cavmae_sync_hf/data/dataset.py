@@ -93,18 +93,17 @@ class InputMaker:
         Args:
             clip: The clip.
             epoch, draw: As of `make`.
-            pixels: Normalised pixels of its frames, where they are known.
+            pixels: Normalised pixels of its images, where they are known.
 
         Returns:
-            `pixel_values_videos` `(n, 3, height, width)` and `input_values` `(n, audio_length, num_mel_bins)`,
+            `pixel_values_videos` `(n, channels, height, width)` and `input_values` `(n, audio_length, num_mel_bins)`,
             float32; `padding_mask_videos` and `padding_mask` `(n,)` bool, False where the clip has no frame or no
             audio; `frame_times` `(n,)` float64 seconds; `frame_indices` `(n,)`; `labels` (list of numbers);
             `captions` (list of texts) and `caption_spans` (of each text a list of its spans, start and end in seconds
             from the clip's start, empty where it is about the whole); `clip_id`; `epoch`.
         """
         key = (self.seed, epoch, clip.clip_id, draw)
-        if pixels is None:
-            pixels = self._pixels(clip, key)
+        pixels = self._pixels(clip, key) if pixels is None else clip.stacked(pixels)
         extractor = self.processor.feature_extractor
         log_mel = torch.empty(0, extractor.num_mel_bins) if clip.log_mel is None else clip.log_mel
         windows = extractor.windows(log_mel, clip.frame_times, chosen=clip.chosen)
@@ -140,13 +139,14 @@ class InputMaker:
 
     def _pixels(self, clip: LoadedClip, key: tuple[Any, ...]) -> Tensor:
         """Normalised pixels of the chosen frames, zeros where the clip has none."""
-        if clip.frames is None:
-            return torch.zeros(len(clip.chosen), 3, *self.frame_size)
-        frames = clip.frames if self.augmentation is None else self.augmentation.frames(clip.frames, *key)
+        images = clip.images
+        if images is None:
+            return torch.zeros(len(clip.chosen), 3 * len(self.processor.video_processor.shifts), *self.frame_size)
+        frames = images if self.augmentation is None else self.augmentation.frames(images, *key)
         done = self.processor.video_processor(
             frames, do_sample_frames=False, input_data_format="channels_first", return_tensors="pt"
         )
-        return done["pixel_values_videos"][0]
+        return clip.stacked(done["pixel_values_videos"][0])
 
 
 class CavMaeSyncDataset(Dataset):

@@ -155,12 +155,14 @@ class DecodedClip:
         frame_times: Seconds from the clip's start.
         waveform: `(num_samples,)` float32, `None` without audio.
         duration: Seconds.
+        places: Of moments of several frames, numbers among `frames` of each moment's, `(moments, frames)`.
     """
 
     frames: list[torch.Tensor | bytes]
     frame_times: list[float]
     waveform: torch.Tensor | None
     duration: float
+    places: torch.Tensor | None = None
 
 
 class ClipPacker:
@@ -170,12 +172,18 @@ class ClipPacker:
         options: What is kept of a clip.
         rows: The rows of a data set that records may refer to.
         versions: Versions of the software, for the record.
+        moment_options: Of `decode_media`, for clips whose moments have several frames.
     """
 
     def __init__(
-        self, options: PrepareOptions, rows: MediaRows | None = None, versions: Mapping[str, str] | None = None
+        self,
+        options: PrepareOptions,
+        rows: MediaRows | None = None,
+        versions: Mapping[str, str] | None = None,
+        moment_options: Mapping[str, Any] | None = None,
     ) -> None:
         self.options, self.rows = options, rows
+        self.moment_options = dict(moment_options or {})
         self.versions = dict(versions or {})
         self.extractor = options.extractor()
 
@@ -236,9 +244,12 @@ class ClipPacker:
         if audio is not None:
             own = self._decode_audio(record, audio)
             media.waveform, media.duration = own.waveform, max(media.duration, own.duration)
-        frames = list(media.frames) if media.frames is not None else []
+        moments = media.moments
+        images = media.frames if moments is None else moments.images
+        frames = list(images) if images is not None else []
         times = media.frame_times.tolist() if media.frame_times is not None else []
-        return DecodedClip(frames, times, media.waveform, media.duration)
+        places = None if moments is None else moments.places
+        return DecodedClip(frames, times, media.waveform, media.duration, places)
 
     def _decode_video(self, record: ClipRecord, file: Any, with_audio: bool) -> DecodedMedia:
         options, start, end = self.options, record.start, record.end
@@ -260,6 +271,7 @@ class ClipPacker:
             damaged=options.damaged,
             threads=1,
             name=record.source,
+            **self.moment_options,
         )
         self._check_length(record, media.duration)
         wanted = math.inf if end is None else end - (start or 0.0)

@@ -58,7 +58,7 @@ class TowerIO:
             shape: tuple[int, ...] = (config.audio_length, config.num_mel_bins)
         else:
             name, grid = "pixel_values_videos", config.video_grid
-            shape = (config.num_channels, config.image_size, config.image_size)
+            shape = (config.frame_channels, config.image_size, config.image_size)
         width = config.hidden_size
         patches = (grid[0] * grid[1], width)
         outputs = {f"{modality}_embeds": (width,), f"{modality}_patch_embeds": patches}

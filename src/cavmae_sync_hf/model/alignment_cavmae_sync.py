@@ -56,6 +56,17 @@ def step_times(hop: float, count: int, first: int = 0) -> list[float]:
     return [(first + index + 0.5) * hop for index in range(count)]
 
 
+def moment_shifts(frames_per_moment: int, frame_step: float) -> list[float]:
+    """From the time of a moment to those of its frames: `j * frame_step` for `j = -k // 2 ... k // 2`, seconds.
+
+    Args:
+        frames_per_moment: k, an odd number.
+        frame_step: Seconds from one of these frames to the next.
+    """
+    half = frames_per_moment // 2
+    return [place * frame_step for place in range(-half, half + 1)]
+
+
 def frame_at(time: float, frame_rate: float) -> int:
     """Number of the frame on screen at a time, for a constant rate: `floor(time * frame_rate)`, the last that began.
 

@@ -3,7 +3,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,13 +11,75 @@ from torch import Tensor
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.utils import TensorType
 
+from .alignment_cavmae_sync import TIME_TOLERANCE
+
 # Inputs of the model and the mask of each; the entries of a clip with one value per window or frame, beside them.
 _MASKS = {"input_values": "padding_mask", "pixel_values_videos": "padding_mask_videos"}
 # What a batch is made of: inputs, or in their place the tokens that an encoder gave of them.
 _VALUES = (*_MASKS, "audio_tokens", "video_tokens")
+# Frames may be so many times as far apart as those of a moment are wanted; then the nearest is always the middle one.
+_FURTHEST_STEPS = 2.0
 _PER_MOMENT = frozenset(
     (*_VALUES, *_MASKS.values(), "attention_mask", "frame_times", "window_times", "window_coverage", "window_offsets")
 )
+
+
+class MomentFrames(NamedTuple):
+    """The frames of moments that have several each.
+
+    Attributes:
+        images: Every frame once, `(num_images, channels, height, width)` where they are decoded.
+        places: Numbers of the frames of each moment among them, the earliest first,
+            `(num_moments, frames_per_moment)`.
+    """
+
+    images: Any
+    places: Tensor
+
+    def of(self, moments: Sequence[int]) -> "MomentFrames":
+        """The frames of some of the moments, by their numbers."""
+        used, places = self.places[list(moments)].unique(return_inverse=True)
+        return MomentFrames(self.images[used], places)
+
+    def stacked(self, pixels: Tensor | None = None) -> Tensor:
+        """The frames of each moment as channels of one, `(num_moments, frames_per_moment * channels, height, width)`.
+
+        Args:
+            pixels: What the images have become, one for each; default: the images themselves.
+        """
+        values: Tensor = self.images if pixels is None else pixels
+        return values[self.places.to(values.device)].flatten(1, 2)
+
+    @property
+    def middle(self) -> Tensor:
+        """The frame of the time of each moment, `(num_moments, channels, height, width)`."""
+        images: Tensor = self.images
+        return images[self.places[:, self.places.shape[1] // 2]]
+
+
+def nearest_frames(times: Sequence[float], chosen: Sequence[int], shifts: Sequence[float]) -> Tensor:
+    """Which of some frames are those of moments, by their times: the nearest to each wanted one.
+
+    Args:
+        times: When each frame is on screen, seconds.
+        chosen: Numbers of the frames that are the middle ones of the moments.
+        shifts: From a moment's time to those of its frames, seconds.
+
+    Returns:
+        Numbers of frames `(num_moments, len(shifts))`; the middle ones are the chosen.
+
+    Raises:
+        ValueError: The frames are too far apart to be told from each other: the same would stand for several.
+    """
+    known = torch.tensor(times, dtype=torch.float64)
+    step = shifts[1] - shifts[0]
+    gap = float(known.max() - known.min()) / max(1, len(known) - 1)
+    if gap > _FURTHEST_STEPS * step + TIME_TOLERANCE:
+        raise ValueError(f"its frames are {gap:.3g} s apart, and the {len(shifts)} frames of a moment {step:.3g} s")
+    wanted = known[list(chosen)].unsqueeze(1) + torch.tensor(shifts, dtype=torch.float64)
+    places = (wanted.unsqueeze(-1) - known).abs().argmin(dim=-1)
+    places[:, len(shifts) // 2] = torch.tensor(list(chosen))
+    return places
 
 
 def stack_padded(clips: Sequence[Tensor], longest: int, fill: float | bool = 0.0) -> Tensor:
@@ -134,4 +196,13 @@ def holds(clips: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]]) -> s
     return "pt" if isinstance(first[0] if isinstance(clips, Mapping) else first, Tensor) else "np"
 
 
-__all__ = ["cut_windows", "holds", "pad_batch", "stack_all", "stack_padded", "to_batch"]
+__all__ = [
+    "MomentFrames",
+    "cut_windows",
+    "holds",
+    "nearest_frames",
+    "pad_batch",
+    "stack_all",
+    "stack_padded",
+    "to_batch",
+]

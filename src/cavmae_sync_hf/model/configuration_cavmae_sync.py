@@ -22,7 +22,7 @@ from .encoder_families_cavmae_sync import (
     video_grid,
     waveform_values,
 )
-from .values_cavmae_sync import Allowed, check_values, choice, flag, number, optional, per_channel, text, whole
+from .values_cavmae_sync import Allowed, check_values, choice, flag, number, odd, optional, per_channel, text, whole
 
 # Of every setting of its own, and of the number of labels.
 CONFIG_VALUES: dict[str, Allowed] = {
@@ -42,6 +42,8 @@ CONFIG_VALUES: dict[str, Allowed] = {
     "num_mel_bins": whole(1, 1 << 10),
     "audio_length": whole(1, 1 << 16),
     "num_frames": whole(1, 1 << 16),
+    "frames_per_moment": odd(1, 99),
+    "frame_step": number(0, 10, above=True),
     "use_global_tokens": flag(),
     "num_register_tokens": whole(0, 1 << 12),
     "num_contrastive_head_layers": whole(0, 1 << 9),
@@ -95,7 +97,9 @@ _ENCODER_SETTINGS = ("audio_encoder_config", "video_encoder_config") + tuple(
     if "encoder_" in name or name in ("audio_context", "audio_clip_length", "save_encoders")
 )
 # Saved where they are not as published, likewise.
-_OPTIONS = {"decoder_type": "self", "decoder_mask_ratio": 0, "local_head_size": 0}
+_OPTIONS = {
+    "decoder_type": "self", "decoder_mask_ratio": 0, "local_head_size": 0, "frames_per_moment": 1, "frame_step": 0.04,
+}  # fmt: skip
 _DENSE_OPTIONS = {
     "dense_loss_weight": 0, "dense_size": 128, "dense_nonnegative_weight": 0.01, "dense_silence_weight": 0.01,
     "dense_variation_weight": 0.01,
@@ -147,7 +151,14 @@ class CavMaeSyncConfig(ConfigSavedWithCode, PreTrainedConfig):
         audio_length (`int`, *optional*, defaults to 416):
             Spectrogram frames (10 ms each) in one audio window. A multiple of `patch_size`.
         num_frames (`int`, *optional*, defaults to 16):
-            Frames, and windows, sampled from a clip by default. The model takes any number.
+            Moments, each a frame and a window, sampled from a clip by default. The model takes any number.
+        frames_per_moment (`int`, *optional*, defaults to 1):
+            Consecutive frames that the video tower sees of each moment, an odd number: the frame of the moment is the
+            middle one. They are stacked as channels, the earliest first, so that a patch is one of all of them and
+            shows what moves (as in SyncNet, Chung and Zisserman 2016); only the middle one is reconstructed. 1: a
+            single frame, as published.
+        frame_step (`float`, *optional*, defaults to 0.04):
+            Seconds between these frames, where there are several.
         use_global_tokens (`bool`, *optional*, defaults to `True`):
             Whether each modality has a global token that carries the contrastive objective. Without them the mean
             of the patch tokens does (plain CAV-MAE).
@@ -314,6 +325,8 @@ class CavMaeSyncConfig(ConfigSavedWithCode, PreTrainedConfig):
     num_mel_bins: int = 128
     audio_length: int = 416
     num_frames: int = 16
+    frames_per_moment: int = 1
+    frame_step: float | int = 0.04
     use_global_tokens: bool = True
     num_register_tokens: int = 8
     num_contrastive_head_layers: int = 0
@@ -382,6 +395,11 @@ class CavMaeSyncConfig(ConfigSavedWithCode, PreTrainedConfig):
     def num_hidden_layers(self) -> int:
         """Layers that a token of one modality passes: its tower and the joint layers."""
         return self.num_modality_layers + self.num_joint_layers
+
+    @property
+    def frame_channels(self) -> int:
+        """Channels that the video tower sees of a moment: those of all its frames."""
+        return self.num_channels * self.frames_per_moment
 
     @property
     def encoders(self) -> dict[str, Any]:
@@ -538,6 +556,11 @@ class CavMaeSyncConfig(ConfigSavedWithCode, PreTrainedConfig):
             _require_multiple("image_size", self.image_size, name, patch_size(encoder))
         if self.num_channels != 3:
             raise ValueError(f"`num_channels` is {self.num_channels}; encoders take 3.")
+        if self.frames_per_moment != 1:
+            raise ValueError(
+                f"`frames_per_moment` is {self.frames_per_moment}; the encoder {encoder.model_type!r} takes single "
+                "frames: use 1, or this package's own video tower."
+            )
 
     def _check_audio_encoder(self, encoder: Any) -> None:
         family, kind = encoder_family(encoder), encoder.model_type

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from .alignment_cavmae_sync import TIME_TOLERANCE, center_times, reference_indices, shown_time
+from .batching_cavmae_sync import MomentFrames
 from .errors_cavmae_sync import Hint, MediaError, MissingTrackError
 from .media_clock_cavmae_sync import LONGEST_PAUSE_SECONDS
 from .media_decoders_cavmae_sync import FramePicker, IndexPicker, Pick, TimeGrid, VideoDecoder
@@ -43,7 +44,7 @@ class DecodedMedia:
 
     Attributes:
         frames: `(num_frames, 3, height, width)` uint8 RGB, upright as shown, with square pixels (see
-            `FrameConverter`); `None` without video.
+            `FrameConverter`); `None` without video. Of moments of several frames the middle ones.
         frame_times: `(num_frames,)` float64, when each frame appeared on screen in seconds (the asked time for a
             frame that stays for more than a second); `None` without video.
         asked_times: `(num_frames,)` float64, the times asked for, in seconds; `None` without video.
@@ -56,6 +57,7 @@ class DecodedMedia:
         native_sampling_rate: Rate of the audio track in the file, Hz, 0 without audio.
         native_channels: Channels of the audio track in the file, 0 without audio.
         num_bad_packets: Packets that could not be decoded.
+        moments: The frames of moments that have several; `None` where they have one each.
     """
 
     frames: torch.Tensor | None
@@ -70,6 +72,7 @@ class DecodedMedia:
     native_sampling_rate: int = 0
     native_channels: int = 0
     num_bad_packets: int = 0
+    moments: MomentFrames | None = None
 
 
 @dataclass
@@ -120,6 +123,8 @@ def decode_media(
     want_video: bool = True,
     missing: str = "error",
     damaged: str = "error",
+    frames_per_moment: int = 1,
+    frame_step: float = 0.04,
     short_side: int | None = None,
     threads: int = 0,
     name: str | None = None,
@@ -147,6 +152,9 @@ def decode_media(
         missing: `"error"`, or `"mask"` to return `None` for a wanted track that is not there (both missing is an
             error).
         damaged: `"error"` refuses truncated and corrupt files, `"keep"` uses what can be decoded of them.
+        frames_per_moment: Frames for each of the times, an odd number of which the middle one is on screen then. At
+            the borders of the clip or segment its first and last frame stand for those outside.
+        frame_step: Seconds from one of them to the next.
         short_side: Scale frames to this shorter side while converting. `None` keeps their size, which is what parity
             with the published pixels needs.
         threads: Threads of the video decoder, 0 for as many as there are cores.
@@ -172,6 +180,8 @@ def decode_media(
         want_video=want_video,
         missing=missing,
         damaged=damaged,
+        frames_per_moment=frames_per_moment,
+        frame_step=frame_step,
         short_side=short_side,
         threads=threads,
     )
@@ -478,7 +488,8 @@ class _Clip(Reading):
             )
         self.clip_end = min(request.end, duration)
         span = self.clip_end - request.start
-        self.asked: list[float] = []  # times, ascending
+        self.in_order: list[float] = []  # times, those of a moment's frames after each other
+        self.asked: list[float] = []  # the same, ascending
         self.indices: list[int] | None = None  # numbers of frames, where they are what is asked for
         picker: FramePicker | IndexPicker | None = None
         if reader.video is not None and request.alignment == "reference" and request.frame_times is None:
@@ -486,13 +497,15 @@ class _Clip(Reading):
             whole = request.start == 0 and request.end == math.inf
             total = total_frames or (reader.video.stream.frames if whole else 0) or max(1, round(span * rate))
             self.indices = reference_indices(total, rate, request.num_frames)
-            self.asked = [request.start + index / rate for index in self.indices]
+            self.asked = self.in_order = [request.start + index / rate for index in self.indices]
             picker = IndexPicker(self.indices)
         elif reader.video is not None:
             if request.frame_times is not None:
-                self.asked = sorted(request.start + time for time in request.frame_times)
+                moments = [request.start + time for time in request.frame_times]
             else:
-                self.asked = center_times(span, request.num_frames, request.start)
+                moments = center_times(span, request.num_frames, request.start)
+            self.in_order = [time for moment in moments for time in request.around(moment, self.clip_end)]
+            self.asked = sorted(self.in_order)
             picker = FramePicker(TimeGrid(self.asked))
         super().__init__(reader, request, picker, with_audio=with_audio, skip=skip)
         self.images: np.ndarray | None = None  # (len(asked), height, width, 3), each frame once
@@ -600,11 +613,6 @@ class _Clip(Reading):
         if not present["video"]:
             return media
         asked = torch.tensor(self.asked, dtype=torch.float64) - request.start
-        if request.frame_times is not None and asked.max() > media.duration + TRUNCATION_TOLERANCE:
-            raise MediaError(
-                f"{name}: a frame is asked for at {asked.max():.3f} s, the clip lasts {media.duration:.3f} s; "
-                "ask for times inside it."
-            )
         if self.indices is None:
             end = request.start + media.duration
             shown = [
@@ -615,11 +623,20 @@ class _Clip(Reading):
         else:
             times = asked.clone()  # the published clock: frame number / fps
         places = torch.tensor(self.places)
-        if request.frame_times is not None:  # back to the order in which they were asked
-            order = torch.tensor(request.frame_times, dtype=torch.float64).argsort(stable=True).argsort()
+        if self.in_order != self.asked:  # back to the order in which they were asked
+            order = torch.tensor(self.in_order, dtype=torch.float64).argsort(stable=True).argsort()
             times, asked, places = times[order], asked[order], places[order]
         assert self.images is not None
         images = torch.from_numpy(self.images[: self.places[-1] + 1])
+        if request.frames_per_moment > 1:
+            middle = slice(request.frames_per_moment // 2, None, request.frames_per_moment)
+            media.moments = MomentFrames(images.permute(0, 3, 1, 2), places.unflatten(0, (-1, len(request.shifts))))
+            times, asked, places = times[middle], asked[middle], places[middle]
+        if request.frame_times is not None and asked.max() > media.duration + TRUNCATION_TOLERANCE:
+            raise MediaError(
+                f"{name}: a frame is asked for at {asked.max():.3f} s, the clip lasts {media.duration:.3f} s; "
+                "ask for times inside it."
+            )
         if not torch.equal(places, torch.arange(len(images))):
             images = images[places]
         media.frames, media.frame_times, media.asked_times = images.permute(0, 3, 1, 2), times, asked

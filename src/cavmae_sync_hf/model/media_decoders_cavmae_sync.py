@@ -61,12 +61,14 @@ class Pick(NamedTuple):
         time: When it appears on screen, seconds.
         until: When the next frame follows, seconds (as far as frames were decoded).
         frame: The decoded frame.
+        place: Which of the frames of its moment it is, counted from 0.
     """
 
     asked: int
     time: float
     until: float
     frame: Any
+    place: int = 0
 
 
 class FramePicker:
@@ -105,6 +107,64 @@ class FramePicker:
         while self.last is not None and self.next < self.grid.count and self.grid.time(self.next) < end:
             self.next += 1
             yield Pick(self.next - 1, self.last[0], end, self.last[1])
+
+
+class MomentPicker(FramePicker):
+    """Picks, for each wanted time, several frames around it.
+
+    Args:
+        grid: The wanted times.
+        shifts: From each of them to those of its frames, seconds, ascending.
+        start: Where the span starts, before which nothing is looked for.
+        end: Likewise, where it ends.
+    """
+
+    def __init__(self, grid: TimeGrid, shifts: Sequence[float], start: float, end: float) -> None:
+        super().__init__(grid)
+        self.pickers = [FramePicker(_ShiftedGrid(grid, shift, start, end) if shift else grid) for shift in shifts]
+
+    def push(self, time: float, frame: Any) -> Iterator[Pick]:
+        """Take the next frame; yield what it settles."""
+        for place, picker in enumerate(self.pickers):
+            for pick in picker.push(time, frame):
+                yield pick._replace(place=place)
+        self.last = self.pickers[0].last
+
+    @property
+    def done(self) -> bool:
+        """Whether everything asked is answered."""
+        return all(picker.done for picker in self.pickers)
+
+    def asks(self, begin: float, end: float) -> bool:
+        """Whether a frame on screen from `begin` to `end` is wanted."""
+        return any(picker.asks(begin, end) for picker in self.pickers)
+
+    def flush(self, end: float = math.inf) -> Iterator[Pick]:
+        """No more frames: the last one answers what is left of the moments before `end`."""
+        for place, picker in enumerate(self.pickers):
+            while self.last is not None and picker.next < self.grid.count and self.grid.time(picker.next) < end:
+                picker.next += 1
+                yield Pick(picker.next - 1, self.last[0], end, self.last[1], place)
+
+
+class _ShiftedGrid(TimeGrid):
+    """The times of another grid, all later (or earlier) by as much, those outside of a span moved to its border."""
+
+    def __init__(self, grid: TimeGrid, shift: float, start: float, end: float) -> None:
+        super().__init__()
+        self.grid, self.shift, self.first, self.final = grid, shift, start, end - 2 * TIME_TOLERANCE
+        self.count = grid.count
+
+    def time(self, index: int) -> float:
+        """The wanted time number `index`."""
+        return max(self.first, min(self.grid.time(index) + self.shift, self.final))
+
+    def count_before(self, time: float) -> int:
+        """How many wanted times lie before `time`."""
+        limit = time - TIME_TOLERANCE
+        if limit <= self.first:
+            return 0
+        return int(self.grid.count) if limit > self.final else self.grid.count_before(time - self.shift)
 
 
 class IndexPicker:

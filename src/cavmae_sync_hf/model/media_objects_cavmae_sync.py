@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .alignment_cavmae_sync import TIME_TOLERANCE, center_times, reference_indices, shown_time
+from .batching_cavmae_sync import MomentFrames
 from .errors_cavmae_sync import Hint, MediaError, MissingTrackError
 from .media_request_cavmae_sync import MediaRequest
 from .media_source_cavmae_sync import decoder_kind, describe_source
@@ -179,8 +180,9 @@ def decode_object(given: Any, request: MediaRequest, name: str | None = None) ->
                 f"{reader.name}: a frame is asked for at {max(asked):.3f} s, the clip lasts {span:.3f} s; ask for "
                 "times inside it."
             )
-        images, shown = reader.frames([request.start + time for time in asked], request.short_side)
-        times = [time - request.start for time in shown]
+        moments, shown = _moments(reader, request, [request.start + time for time in asked])
+        images, times = moments.middle, [time - request.start for time in shown]
+        result["moments"] = moments if request.frames_per_moment > 1 else None
     return result | {
         "frames": images,
         "frame_times": torch.tensor(times, dtype=torch.float64),
@@ -189,13 +191,21 @@ def decode_object(given: Any, request: MediaRequest, name: str | None = None) ->
     }
 
 
+def _moments(reader: DecoderObject, request: MediaRequest, asked: list[float]) -> tuple[MomentFrames, list[float]]:
+    """The frames of moments at times of the track, and when the middle ones appeared."""
+    count = request.frames_per_moment
+    end = min(request.end, reader.duration or math.inf)
+    images, shown = reader.frames([each for time in asked for each in request.around(time, end)], request.short_side)
+    return MomentFrames(images, torch.arange(len(images)).view(-1, count)), shown[count // 2 :: count]
+
+
 def iter_object(
     reader: DecoderObject, request: MediaRequest, hop: float
-) -> Iterator[tuple[list[float], list[float], Tensor]]:
+) -> Iterator[tuple[list[float], list[float], MomentFrames]]:
     """Frames of a decoder of video at the centres of steps, `request.num_frames` at a time.
 
     Yields:
-        Asked times, times at which the frames appeared, both from the start of the span, and the frames.
+        Asked times, times at which the frames appeared, both from the start of the span, and the moments' frames.
     """
     span = min(request.end, reader.duration or 0.0) - request.start
     count = max(0, math.ceil((span - TIME_TOLERANCE) / hop - 0.5))
@@ -203,8 +213,8 @@ def iter_object(
         raise MediaError(f"{reader.name}: no frame lies in this span; choose an earlier start or a smaller hop.")
     for first in range(0, count, request.num_frames):
         asked = [(place + 0.5) * hop for place in range(first, min(first + request.num_frames, count))]
-        images, shown = reader.frames([request.start + time for time in asked], request.short_side)
-        yield asked, [time - request.start for time in shown], images
+        moments, shown = _moments(reader, request, [request.start + time for time in asked])
+        yield asked, [time - request.start for time in shown], moments
 
 
 def _cut(samples: Tensor, request: MediaRequest) -> Tensor:

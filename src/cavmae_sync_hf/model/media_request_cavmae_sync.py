@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .alignment_cavmae_sync import TIME_TOLERANCE, moment_shifts
 from .errors_cavmae_sync import MediaError
 from .media_selection_cavmae_sync import check_audio_track
 
@@ -38,6 +39,8 @@ class MediaRequest:
     want_video: bool = True
     missing: str = "error"
     damaged: str = "error"
+    frames_per_moment: int = 1
+    frame_step: float = 0.04
     short_side: int | None = None
     max_pixels: int | None = None
     threads: int = 0
@@ -56,6 +59,11 @@ class MediaRequest:
         self.audio_track = check_audio_track(self.audio_track)
         self.num_frames = _as_whole("num_frames", self.num_frames)
         self.sampling_rate = _as_whole("sampling_rate", self.sampling_rate)
+        if self.frames_per_moment > 1 and self.alignment != "time" and self.frame_times is None:
+            raise ValueError(
+                f"frames_per_moment is {self.frames_per_moment}, and the frames of a moment are told by time: use "
+                f"alignment='time', not {self.alignment!r}."
+            )
         if self.short_side is not None and self.short_side < 1:
             raise ValueError(f"short_side must be at least 1 pixel, got {self.short_side}.")
         if self.frame_times is not None:
@@ -69,6 +77,21 @@ class MediaRequest:
                     f"{self.frame_times!r}."
                 )
             self.frame_times = times.tolist()
+
+    @property
+    def shifts(self) -> list[float]:
+        """From the time of a moment to those of its frames, seconds, ascending."""
+        return moment_shifts(self.frames_per_moment, self.frame_step)
+
+    def around(self, time: float, end: float) -> list[float]:
+        """Times of the frames of a moment, those outside of the span moved to its border.
+
+        Args:
+            time: Of the moment, seconds of the file.
+            end: Where the span ends, likewise.
+        """
+        last = max(time, end - 2 * TIME_TOLERANCE)
+        return [min(max(self.start, time + shift), last) if shift else time for shift in self.shifts]
 
     @property
     def begin(self) -> float:

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 
 from .alignment_cavmae_sync import HELD_FRAME_SECONDS, TIME_TOLERANCE, shown_time
+from .batching_cavmae_sync import MomentFrames
 from .errors_cavmae_sync import MediaError
 from .media_cavmae_sync import Reading, read_media
-from .media_decoders_cavmae_sync import FramePicker, Pick, TimeGrid
+from .media_decoders_cavmae_sync import FramePicker, MomentPicker, Pick, TimeGrid
 from .media_objects_cavmae_sync import DecoderObject, iter_object
 from .media_request_cavmae_sync import SAMPLING_RATE, MediaRequest, as_seconds
 from .media_source_cavmae_sync import MediaSource, decoder_kind, encoded_source
@@ -35,7 +36,8 @@ class MediaChunk:
     """Some frames in a row and the audio around them. Times are seconds from the start of the span that is read.
 
     Attributes:
-        frames: `(num_frames, 3, height, width)` uint8 RGB, upright; `None` without video.
+        frames: `(num_frames, 3, height, width)` uint8 RGB, upright; `None` without video. Of moments of several frames
+            the middle ones.
         frame_times: `(num_frames,)` float64, the time that stands for each frame, as in `DecodedMedia`; without
             video the asked times.
         asked_times: `(num_frames,)` float64, the centres of the steps.
@@ -45,6 +47,7 @@ class MediaChunk:
         sampling_rate: Hz.
         start: Where the span starts in the file, seconds.
         source: Name of the file.
+        moments: The frames of moments that have several; `None` where they have one each.
     """
 
     frames: torch.Tensor | None
@@ -55,6 +58,7 @@ class MediaChunk:
     sampling_rate: int
     start: float
     source: str
+    moments: MomentFrames | None = None
 
 
 def iter_media(
@@ -72,6 +76,8 @@ def iter_media(
     want_video: bool = True,
     missing: str = "error",
     damaged: str = "error",
+    frames_per_moment: int = 1,
+    frame_step: float = 0.04,
     short_side: int | None = None,
     max_pixels: int | None = None,
     threads: int = 0,
@@ -100,6 +106,7 @@ def iter_media(
         missing: `"error"`, or `"mask"` to go on without a wanted track that is not there.
         damaged: `"error"`: a truncated or corrupt file ends in an error, after all that could be decoded has been
             handed out. `"keep"`: it ends there without one.
+        frames_per_moment, frame_step: As for `decode_media`.
         short_side: Scale frames to this shorter side while converting; `None` keeps their size.
         max_pixels: Largest frame that is accepted, width times height, wherever in the file it comes; `None` for any.
         threads: Threads of the video decoder, 0 for as many as there are cores.
@@ -126,6 +133,8 @@ def iter_media(
         want_video=want_video,
         missing=missing,
         damaged=damaged,
+        frames_per_moment=frames_per_moment,
+        frame_step=frame_step,
         short_side=short_side,
         max_pixels=max_pixels,
         threads=threads,
@@ -150,9 +159,9 @@ def _object_chunks(source: Any, request: MediaRequest, hop: float, context: floa
             num_frames=request.num_frames, context=context, start=request.start, end=end, name=reader.name,
         )  # fmt: skip
         return
-    for asked, shown, images in iter_object(reader, request, hop):
+    for asked, shown, moments in iter_object(reader, request, hop):
         yield MediaChunk(
-            frames=images,
+            frames=moments.middle,
             frame_times=torch.tensor(shown, dtype=torch.float64),
             asked_times=torch.tensor(asked, dtype=torch.float64),
             waveform=None,
@@ -160,6 +169,7 @@ def _object_chunks(source: Any, request: MediaRequest, hop: float, context: floa
             sampling_rate=request.sampling_rate,
             start=request.start,
             source=reader.name,
+            moments=moments if request.frames_per_moment > 1 else None,
         )
 
 
@@ -168,7 +178,11 @@ class _Stream(Reading):
 
     def __init__(self, reader: MediaReader, request: MediaRequest, hop: float, context: float) -> None:
         self.grid = TimeGrid(offset=request.start + 0.5 * hop, step=hop, end=request.end)
-        picker = FramePicker(self.grid) if reader.video is not None else None
+        picker: FramePicker | None = None
+        if reader.video is not None and request.frames_per_moment > 1:
+            picker = MomentPicker(self.grid, request.shifts, request.start, request.end)
+        elif reader.video is not None:
+            picker = FramePicker(self.grid)
         super().__init__(reader, request, picker, keep_times=False)
         self.context = context
         self.is_finished = False
@@ -176,7 +190,9 @@ class _Stream(Reading):
         self.is_changed = True  # since that was found out
         self.next = 0  # number of the next frame to hand out
         self.total: float = self.grid.count  # how many there are, as far as it is known
-        self.pending: deque[tuple[float, np.ndarray]] = deque()  # (time, image) of frames that wait for their audio
+        # (time, image) of frames that wait for their audio: for each frame of a moment a row of them.
+        self.waiting: list[deque[tuple[float, np.ndarray]]] = [deque() for _ in request.shifts]
+        self.pending = self.waiting[len(self.waiting) // 2]
         self._shown: tuple[Any, np.ndarray] | None = None
         self.pieces: deque[np.ndarray] = deque()  # audio held, without gaps
         # Sample numbers count from the start of the span; the pre-roll lies below zero and is dropped.
@@ -228,7 +244,7 @@ class _Stream(Reading):
         self.lacks, self.is_changed = set(), False
         count = self.request.num_frames
         until = self.grid.time(self.next + count - 1)
-        if self.video is not None and len(self.pending) < count:
+        if self.video is not None and min(map(len, self.waiting)) < count:
             self.lacks.add("video")
         elif self.video is not None:
             until = max(until, self.pending[count - 1][0])
@@ -242,11 +258,14 @@ class _Stream(Reading):
         """Hand out the next chunk and drop what nothing needs any more."""
         count = int(min(self.request.num_frames, self.total - self.next))
         asked = [self.grid.time(self.next + place) - self.request.start for place in range(count)]
-        frames, times = None, asked
+        frames, times, moments = None, asked, None
         if self.video is not None:
-            taken = [self.pending.popleft() for _ in range(count)]
-            times = [time - self.request.start for time, _ in taken]
-            frames = torch.from_numpy(np.stack([image for _, image in taken])).permute(0, 3, 1, 2)
+            taken = [[row.popleft() for _ in range(count)] for row in self.waiting]
+            middle = taken[len(taken) // 2]
+            times = [time - self.request.start for time, _ in middle]
+            frames = _as_frames([image for _, image in middle])
+            if len(taken) > 1:
+                moments = _as_moments([[image for _, image in moment] for moment in zip(*taken, strict=True)])
         self.next += count
         self.is_changed = True
         # Whole seconds keep every chunk on the spectrogram's grid, whatever the hop of the spectrogram.
@@ -260,6 +279,7 @@ class _Stream(Reading):
             sampling_rate=self.request.sampling_rate,
             start=self.request.start,
             source=self.reader.name,
+            moments=moments,
         )
 
     def _audio_of(self, second: int, last: float) -> torch.Tensor:
@@ -288,7 +308,7 @@ class _Stream(Reading):
             if self._shown is None or pick.frame is not self._shown[0]:
                 self._shown = (pick.frame, np.array(self.convert(pick.frame)))
             asked = self.grid.time(pick.asked)
-            self.pending.append((shown_time(pick.time, pick.until, asked), self._shown[1]))
+            self.waiting[pick.place].append((shown_time(pick.time, pick.until, asked), self._shown[1]))
 
     def add_audio(self, pieces: list[np.ndarray]) -> None:
         for piece in pieces:
@@ -313,6 +333,18 @@ class _Stream(Reading):
                 "earlier start or a smaller hop."
             )
         self.is_finished = True
+
+
+def _as_frames(images: list[np.ndarray]) -> torch.Tensor:
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+
+
+def _as_moments(moments: list[list[np.ndarray]]) -> MomentFrames:
+    """Frames of moments, each of which is there once, since the same one is the same array."""
+    distinct = {id(image): image for moment in moments for image in moment}
+    numbers = {name: number for number, name in enumerate(distinct)}
+    places = torch.tensor([[numbers[id(image)] for image in moment] for moment in moments])
+    return MomentFrames(_as_frames(list(distinct.values())), places)
 
 
 def iter_waveform(

@@ -55,7 +55,8 @@ KNOWN_ARGUMENTS = (
 # The arguments that every `forward` shares, and what each raises.
 _INPUTS = """\
     pixel_values_videos (`torch.Tensor` of shape `(batch_size, num_frames, num_channels, height, width)`):
-        Frames, normalised by the processor.
+        Frames, normalised by the processor; of `config.frames_per_moment` frames the channels one after the other,
+        `num_channels * frames_per_moment` of them.
     input_values (`torch.Tensor` of shape `(batch_size, num_frames, audio_length, num_mel_bins)`):
         Audio windows (log-mel spectrograms), normalised by the processor.
     padding_mask (`torch.Tensor` of shape `(batch_size, num_frames)`, *optional*):
@@ -369,6 +370,12 @@ class CavMaeSyncTower(nn.Module):
         return images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size
 
 
+def middle_frames(config: CavMaeSyncConfig, images: Tensor) -> Tensor:
+    """The middle frame of every moment, `(..., num_channels, height, width)` of the channels of all its frames."""
+    first = config.frames_per_moment // 2 * config.num_channels
+    return images[..., first : first + config.num_channels, :, :] if config.frames_per_moment > 1 else images
+
+
 def make_tower(config: CavMaeSyncConfig, modality: str) -> CavMaeSyncTower | CavMaeSyncEncoderTower | None:
     """The tower of a modality: this package's, or another model's encoder; `None` where the model has none."""
     if config.modality not in ("multimodal", modality):
@@ -377,7 +384,7 @@ def make_tower(config: CavMaeSyncConfig, modality: str) -> CavMaeSyncTower | Cav
         return CavMaeSyncEncoderTower(config, modality)
     if modality == "audio":
         return CavMaeSyncTower(config, 1, config.audio_grid)
-    return CavMaeSyncTower(config, config.num_channels, config.video_grid)
+    return CavMaeSyncTower(config, config.frame_channels, config.video_grid)
 
 
 def make_local_heads(config: CavMaeSyncConfig) -> nn.ModuleDict:
@@ -1061,9 +1068,14 @@ class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
         if modality == "video":
             if encoder is not None:
                 patch = 1 if encoder_family(encoder).fixed_size else patch_size(encoder)
-            expected = f"(batch_size, num_frames, {config.num_channels}, height, width)"
-            if inputs.ndim != 5 or inputs.shape[2] != config.num_channels:
-                raise ValueError(f"`pixel_values_videos` has shape {tuple(inputs.shape)}; expected {expected}.")
+            expected = f"(batch_size, num_frames, {config.frame_channels}, height, width)"
+            if inputs.ndim != 5 or inputs.shape[2] != config.frame_channels:
+                several = config.frames_per_moment > 1
+                stacked = f", {config.frames_per_moment} frames a moment as CavMaeSyncProcessor stacks them"
+                raise ValueError(
+                    f"`pixel_values_videos` has shape {tuple(inputs.shape)}; expected {expected}"
+                    f"{stacked if several else ''}."
+                )
             if inputs.shape[3] % patch or inputs.shape[4] % patch:
                 raise ValueError(
                     f"`pixel_values_videos` has frames of {inputs.shape[3]} x {inputs.shape[4]} pixels, not multiples "
@@ -1120,9 +1132,10 @@ class CavMaeSyncForPreTrainingOutput(ModelOutput):
         audio_mask, video_mask (`torch.Tensor` of shape `(batch_size, num_frames, patches)`):
             1 where a patch was removed: in the pass that reconstructs, or in the only one there is.
         audio_reconstruction, video_reconstruction (`torch.Tensor` of shape `(batch_size, num_frames, patches, size)`):
-            The decoder's patches, in normalised values under `norm_pix_loss`; `unpatchify_audio` and
-            `unpatchify_video` put them together. Zeros where none was predicted: visible patches with
-            `config.decoder_type="cross"`, and those that `config.decoder_mask_ratio` leaves out of a training step.
+            The decoder's patches, in normalised values under `norm_pix_loss`; of moments of several frames those of
+            the middle one. `unpatchify_audio` and `unpatchify_video` put them together. Zeros where none was
+            predicted: visible patches with `config.decoder_type="cross"`, and those that `config.decoder_mask_ratio`
+            leaves out of a training step.
         audio_embeds, video_embeds (`torch.Tensor` of shape `(batch_size, num_frames, hidden_size)`):
             L2-normalised embeddings made from the visible patches (of the contrastive pass, where it is a pass of its
             own).
@@ -1171,7 +1184,8 @@ class CavMaeSyncInpaintingOutput(ModelOutput):
 
     Args:
         pixel_values_videos (`torch.Tensor` of shape `(batch_size, num_frames, num_channels, height, width)`):
-            The frames with their removed patches filled in, in the processor's normalised values.
+            The frames (of moments of several frames the middle ones) with their removed patches filled in, in the
+            processor's normalised values.
         input_values (`torch.Tensor` of shape `(batch_size, num_frames, audio_length, num_mel_bins)`):
             The spectrograms with their removed patches filled in.
         video_mask, audio_mask (`torch.Tensor` of shape `(batch_size, num_frames, patches)`):
@@ -1529,9 +1543,10 @@ class CavMaeSyncForPreTraining(CavMaeSyncPreTrainedModel):
         )
 
     def patchify_video(self, pixel_values_videos: Tensor) -> Tensor:
-        """Frames `(batch, frames, channels, height, width)` as patches `(batch, frames, patches, values)`."""
-        patches = patchify(self.model.as_images("video", pixel_values_videos).flatten(0, 1), self.config.patch_size)
-        return patches.unflatten(0, pixel_values_videos.shape[:2])
+        """Frames `(batch, frames, channels, height, width)` as patches `(batch, frames, patches, values)`, of moments
+        of several frames the middle one."""
+        images = middle_frames(self.config, self.model.as_images("video", pixel_values_videos))
+        return patchify(images.flatten(0, 1), self.config.patch_size).unflatten(0, images.shape[:2])
 
     def patchify_audio(self, input_values: Tensor) -> Tensor:
         """Windows `(batch, frames, audio_length, mel)` as patches `(batch, frames, patches, values)`, mel-major."""
@@ -1539,7 +1554,8 @@ class CavMaeSyncForPreTraining(CavMaeSyncPreTrainedModel):
         return patches.unflatten(0, input_values.shape[:2])
 
     def unpatchify_video(self, patches: Tensor, height: int | None = None, width: int | None = None) -> Tensor:
-        """Inverse of `patchify_video`; the frame size defaults to the configured one."""
+        """Frames `(batch, frames, num_channels, height, width)` of what `patchify_video` gives; the size defaults to
+        the configured one."""
         height, width = height or self.config.image_size, width or self.config.image_size
         grid = (height // self.config.patch_size, width // self.config.patch_size)
         return unpatchify(patches.flatten(0, 1), grid, self.config.patch_size).unflatten(0, patches.shape[:2])
@@ -1641,7 +1657,8 @@ class CavMaeSyncForPreTraining(CavMaeSyncPreTrainedModel):
                 decoded = torch.zeros_like(masking.mask).scatter(1, ids, 1.0)
                 output[f"{modality}_reconstruction_mask"] = decoded.unflatten(0, batch_shape)
             if with_loss:
-                target, mask, valid = patchify(images[modality], config.patch_size), masking.mask, present[modality]
+                true = middle_frames(config, images[modality]) if modality == "video" else images[modality]
+                target, mask, valid = patchify(true, config.patch_size), masking.mask, present[modality]
                 if ids is not None:
                     target, mask = gather_patches(target, ids), torch.ones_like(ids, dtype=mask.dtype)
                 output[f"{modality}_reconstruction_loss"] = reconstruction_loss(

@@ -440,7 +440,7 @@ class CavMaeSyncRetrievalPipeline(_EmbeddingPipeline):
             if config.audio_context == "clip":
                 times = times | {"window_offsets": torch.zeros(1, count, dtype=torch.long)}
             return times | {"input_values": values, "padding_mask": absent, "window_times": [[0.0, 0.0]] * count}
-        shape = (config.num_channels, config.image_size, config.image_size)
+        shape = (config.frame_channels, config.image_size, config.image_size)
         return times | {"pixel_values_videos": torch.zeros(1, count, *shape), "padding_mask_videos": absent}
 
     def _forward(self, inputs: dict[str, Any], **_: Any) -> dict[str, Any]:  # type: ignore[override]

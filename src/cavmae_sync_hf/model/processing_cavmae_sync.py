@@ -25,7 +25,7 @@ from transformers.video_utils import VideoMetadata
 
 from .alignment_cavmae_sync import FRAMES_PER_SECOND, window_times
 from .auto_map_cavmae_sync import AUTO_MAP, SavedWithCode
-from .batching_cavmae_sync import stack_padded, to_batch
+from .batching_cavmae_sync import MomentFrames, nearest_frames, stack_padded, to_batch
 from .configuration_cavmae_sync import CavMaeSyncConfig
 from .encoder_families_cavmae_sync import encoder_family
 from .errors_cavmae_sync import Hint, MissingTrackError
@@ -77,7 +77,7 @@ class _Clip:
         fps: Frame rate of decoded frames.
         video_metadata: What a loader says about decoded frames.
         times: Times of the frames in seconds, `None` when nobody knows them.
-        pixels: `(num_frames, 3, height, width)`, `None` without video.
+        pixels: `(num_frames, channels, height, width)`, `None` without video.
         waveform: What the feature extractor takes, `None` without audio.
         duration: Seconds, `None` when unknown.
     """
@@ -195,6 +195,8 @@ class CavMaeSyncProcessor(SavedWithCode, ProcessorMixin):
             num_frames=config.num_frames,
             alignment=feature_extractor.alignment,
         )
+        if config.frames_per_moment > 1:
+            video_processor.frames_per_moment, video_processor.frame_step = config.frames_per_moment, config.frame_step
         return cls(feature_extractor, video_processor)
 
     def with_audio_choice(
@@ -355,7 +357,8 @@ class CavMaeSyncProcessor(SavedWithCode, ProcessorMixin):
             `pixel_values_videos` `(batch, num_frames, 3, height, width)` and `input_values`
             `(batch, num_frames, audio_length, num_mel_bins)`, as far as there are videos and audio; `padding_mask`
             `(batch, num_frames)` bool with the latter, True where a window is present; `padding_mask_videos` only
-            when a frame is absent, so that the model need not look for padding where there is none.
+            when a frame is absent, so that the model need not look for padding where there is none. Of a model that
+            sees several frames of a moment, `pixel_values_videos` has their channels one after the other.
 
         Raises:
             ValueError: An input cannot be used (`MediaError` for files); the message says which, why and the remedy.
@@ -530,6 +533,7 @@ class CavMaeSyncProcessor(SavedWithCode, ProcessorMixin):
             "end": end,
         }
         rules: dict[str, Any] = {"missing": missing, "damaged": damaged}
+        shown = rules | self.video_processor.moment_options
         track: dict[str, Any] = {
             "sampling_rate": extractor.sampling_rate,
             "channel": extractor.channel,
@@ -537,7 +541,7 @@ class CavMaeSyncProcessor(SavedWithCode, ProcessorMixin):
         }
         if audio is None:
             chunks = iter_media(
-                video, context=context, want_audio=want_audio, want_video=want_video, **span, **track, **rules
+                video, context=context, want_audio=want_audio, want_video=want_video, **span, **track, **shown
             )
         elif not want_audio or not want_video:
             raise ValueError("`audio` goes with the frames of `video`; leave out `want_audio` and `want_video`.")
@@ -549,12 +553,13 @@ class CavMaeSyncProcessor(SavedWithCode, ProcessorMixin):
             else:
                 waveform = hearing._one_waveform(audio, sampling_rate)
                 heard = iter_waveform(waveform, extractor.sampling_rate, context=context, **span)
-            chunks = with_audio_of(iter_media(video, context=0.0, want_audio=False, **span, **rules), heard)
+            chunks = with_audio_of(iter_media(video, context=0.0, want_audio=False, **span, **shown), heard)
 
         # In a function of its own, so that arguments are refused at once and not with the first chunk.
         def batches() -> Iterator[BatchFeature]:
             for chunk in chunks:
-                pixels = self._pixels(chunk.frames, chunk.source, options, device)
+                frames = chunk.frames if chunk.moments is None else chunk.moments
+                pixels = self._pixels(frames, chunk.source, options, device)
                 output = pad_clips([pixels], len(chunk.frame_times)) | _chunk_windows(extractor, chunk, device)
                 batch = to_batch(output, return_tensors)
                 if return_media:
@@ -653,8 +658,10 @@ class CavMaeSyncProcessor(SavedWithCode, ProcessorMixin):
                 frame_times=clip.times,
                 want_audio=settings.own_audio,
                 **both,
+                **self.video_processor.moment_options,
             )
-            frames, clip.name, clip.duration = media.frames, media.source, media.duration
+            frames = media.frames if media.moments is None else media.moments
+            clip.name, clip.duration = media.source, media.duration
             if media.frame_times is not None:
                 clip.times = media.frame_times.tolist()
             _set_waveform(clip, media.waveform, extractor.sampling_rate, None)
@@ -695,25 +702,55 @@ class CavMaeSyncProcessor(SavedWithCode, ProcessorMixin):
                 num_frames=extractor.num_frames if settings.num_frames is None else settings.num_frames,
                 alignment=extractor.alignment,
             ).tolist()
-            clip.times = None if clip.times is None else [clip.times[place] for place in places]
+            times, clip.times = clip.times, None if clip.times is None else [clip.times[place] for place in places]
+            if len(self.video_processor.shifts) > 1:
+                return self._find_moments(clip.name, frames, times, places)
             return frames[places] if hasattr(frames, "shape") else [frames[place] for place in places]
         if settings.num_frames is not None and total != settings.num_frames:
             raise ValueError(
                 f"{clip.name}: num_frames is {settings.num_frames} but the clip has {total} frames; leave num_frames "
                 "out, or pass do_sample_frames=True with fps to take some of them."
             )
+        if len(self.video_processor.shifts) > 1:
+            return self._find_moments(clip.name, frames, clip.times, range(total))
         return frames
+
+    def _find_moments(self, name: str, frames: Any, times: list[float] | None, chosen: Sequence[int]) -> MomentFrames:
+        """The frames of moments among decoded ones: by their times, or where nobody knows them those beside each."""
+        shifts = self.video_processor.shifts
+        if times is None:
+            beside = torch.arange(len(shifts)) - len(shifts) // 2
+            places = (torch.tensor(list(chosen)).unsqueeze(1) + beside).clamp(0, len(frames) - 1)
+            return MomentFrames(frames, places)
+        try:
+            return MomentFrames(frames, nearest_frames(times, chosen, shifts))
+        except ValueError as error:
+            raise ValueError(
+                f"{name}: {error}; give all frames of the video, with do_sample_frames=True to take some of them, or "
+                "the file itself."
+            ) from error
 
     def _pixels(
         self, frames: Any, name: str, options: dict[str, Any], device: str | torch.device | None
     ) -> torch.Tensor:
-        """Pixels `(num_frames, 3, height, width)` of one clip; none of them, in the right size, without frames."""
-        given = torch.zeros(1, 3, 8, 8, dtype=torch.uint8) if frames is None else frames
+        """Pixels `(num_frames, channels, height, width)` of one clip; none of them, in the right size, without frames.
+
+        Args:
+            frames: Its frames, or `MomentFrames`, of which each is made pixels of once.
+            name: For messages.
+            options: For the video processor.
+            device: Likewise.
+        """
+        if frames is None:
+            black = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+            frames = MomentFrames(black, torch.zeros(0, len(self.video_processor.shifts), dtype=torch.long))
+        moments = frames if isinstance(frames, MomentFrames) else None
+        given = frames if moments is None else moments.images
         if device:
             options = options | {"device": device}
         done = self.video_processor([given], names=[name], do_sample_frames=False, return_tensors="pt", **options)
         pixels = done["pixel_values_videos"][0]
-        return pixels[:0] if frames is None else pixels
+        return pixels if moments is None else moments.stacked(pixels)
 
 
 def _chunk_windows(

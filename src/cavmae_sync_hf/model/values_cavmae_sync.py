@@ -53,6 +53,12 @@ def whole(least: int, most: int) -> Allowed:
     return Allowed(words, lambda value: _is_whole(value) and least <= value <= most)
 
 
+def odd(least: int, most: int) -> Allowed:
+    """Odd whole numbers of a range, both ends included."""
+    words = f"an odd whole number from {least} to {most}"
+    return Allowed(words, lambda value: _is_whole(value) and least <= value <= most and value % 2 == 1)
+
+
 def number(least: float, most: float, *, above: bool = False, below: bool = False) -> Allowed:
     """Finite numbers of a range.
 

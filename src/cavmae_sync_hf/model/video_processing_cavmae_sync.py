@@ -29,13 +29,20 @@ from transformers.utils import TensorType
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata
 
-from .alignment_cavmae_sync import center_crop_window, center_times, check_alignment, reference_indices, resized_size
+from .alignment_cavmae_sync import (
+    center_crop_window,
+    center_times,
+    check_alignment,
+    moment_shifts,
+    reference_indices,
+    resized_size,
+)
 from .auto_map_cavmae_sync import SavedWithCode, complete_auto_map
 from .batching_cavmae_sync import stack_padded, to_batch
 from .media_cavmae_sync import decode_media
 from .media_source_cavmae_sync import decoder_kind
 from .resize_cavmae_sync import resize_crop_exact
-from .values_cavmae_sync import Allowed, check_values, choice, flag, number, optional, per_channel, sizes, whole
+from .values_cavmae_sync import Allowed, check_values, choice, flag, number, odd, optional, per_channel, sizes, whole
 
 # Of every setting that is saved or may be.
 VIDEO_VALUES: dict[str, Allowed] = {
@@ -47,6 +54,8 @@ VIDEO_VALUES: dict[str, Allowed] = {
     "image_mean": optional(per_channel(number(-1e6, 1e6))),
     "image_std": optional(per_channel(number(0, 1e6, above=True))),
     "num_frames": whole(1, 1 << 16),
+    "frames_per_moment": optional(odd(1, 99)),
+    "frame_step": optional(number(0, 10, above=True)),
     "alignment": choice("time", "reference"),
     **dict.fromkeys(
         ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb", "do_sample_frames", "do_pad",
@@ -99,6 +108,9 @@ class CavMaeSyncVideoProcessor(SavedWithCode, BaseVideoProcessor):
 
     Decoded frames are all used; `do_sample_frames=True` picks `num_frames` of them by `alignment`.
 
+    Attributes `frames_per_moment` and `frame_step` (seconds) say that a model sees several frames of each moment.
+    [`CavMaeSyncProcessor`] heeds them, which finds these frames and stacks what this class makes of each.
+
     Clips with fewer frames than the longest of a batch are filled up with zeros and `padding_mask_videos`
     `(batch, num_frames)`, True where a frame is present, is returned as well; otherwise there is no mask.
     """
@@ -119,6 +131,8 @@ class CavMaeSyncVideoProcessor(SavedWithCode, BaseVideoProcessor):
     do_convert_rgb = True
     do_sample_frames = False
     num_frames = 16
+    frames_per_moment = 1
+    frame_step = 0.04
     alignment = "time"
     exact_resize = True
 
@@ -127,6 +141,16 @@ class CavMaeSyncVideoProcessor(SavedWithCode, BaseVideoProcessor):
         # Written into the saved settings, and completed where those of an earlier version are loaded.
         self.auto_map = complete_auto_map(getattr(self, "auto_map", None))
         check_values(self.to_dict(), VIDEO_VALUES)
+
+    @property
+    def moment_options(self) -> dict[str, Any]:
+        """Which frames of a file are those of a moment, as arguments of `decode_media`."""
+        return {"frames_per_moment": self.frames_per_moment, "frame_step": self.frame_step}
+
+    @property
+    def shifts(self) -> list[float]:
+        """From the time of a moment to those of its frames, seconds, ascending."""
+        return moment_shifts(self.frames_per_moment, self.frame_step)
 
     def fetch_videos(self, video_url_or_urls: Any, sample_indices_fn: Any = None) -> Any:
         """Decode a file, or a list of files, with the processor's `num_frames` and `alignment`.

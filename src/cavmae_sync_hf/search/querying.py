@@ -191,7 +191,7 @@ def embed_query(
             raise QueryError(f"{name}: is an image, which has no start and end; leave them out.")
         frames = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
         device = None if model.device.type == "cpu" else model.device
-        inputs = processor.video_processor([frames], do_sample_frames=False, return_tensors="pt", device=device)
+        inputs = processor(videos=[frames], return_tensors="pt", device=device)
         features = choose_features(("v",), model.config)
         encoded = encode_moments(model, inputs, features)
         if encoded.broken(features).any():

@@ -72,6 +72,8 @@ class IndexSettings:
         of_audio, of_frames = processor.feature_extractor.to_dict(), processor.video_processor.to_dict()
         processing = {name: of_audio.get(name) for name in _AUDIO_SETTINGS}
         processing |= {name: of_frames.get(name) for name in _FRAME_SETTINGS}
+        if processor.video_processor.frames_per_moment > 1:
+            processing |= processor.video_processor.moment_options
         if processor.feature_extractor.clip_length is not None:
             processing["clip_length"] = processor.feature_extractor.clip_length
         if processor.audio_track is not None:

@@ -18,6 +18,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from ..data.dataset import CavMaeSyncDataset
 from ..inference.loading import saved_model
+from ..model.batching_cavmae_sync import MomentFrames
 from ..model.errors_cavmae_sync import TrainingError
 from ..model.modeling_cavmae_sync import CavMaeSyncModel
 from ..model.modeling_text_cavmae_sync import CavMaeSyncTextDualEncoderModel
@@ -118,7 +119,8 @@ class _Frames(Dataset):
         clip = self.dataset.source.read(number, lambda clip_id, count: range(count))
         if clip.frames is None:
             return len(clip.chosen), None
-        return len(clip.chosen), self.images(images=list(clip.frames), return_tensors="pt")["pixel_values"]
+        frames = clip.frames.middle if isinstance(clip.frames, MomentFrames) else clip.frames
+        return len(clip.chosen), self.images(images=list(frames), return_tensors="pt")["pixel_values"]
 
 
 def cached_frames(

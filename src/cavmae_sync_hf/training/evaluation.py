@@ -250,6 +250,7 @@ def draw_reconstructions(
     ]
     filled: Any = model.inpaint(frames, windows, video_noise=noise[0].to(device), audio_noise=noise[1].to(device))
     patches = {"video": model.patchify_video(frames), "audio": model.patchify_audio(windows)}
+    shown = model.unpatchify_video(patches["video"], *frames.shape[-2:])
     # Removed patches in the colour of nothing: the mean of the frames, the floor of the windows.
     seen_video = torch.where(filled.video_mask.bool().unsqueeze(-1), 0.0, patches["video"])
     seen_audio = torch.where(filled.audio_mask.bool().unsqueeze(-1), windows.min(), patches["audio"])
@@ -262,7 +263,7 @@ def draw_reconstructions(
 
     columns = [
         *(pixels(values) for values in
-          (frames, model.unpatchify_video(seen_video, *frames.shape[-2:]), filled.pixel_values_videos)),
+          (shown, model.unpatchify_video(seen_video, *frames.shape[-2:]), filled.pixel_values_videos)),
         *(values[:, 0].mT.cpu() for values in
           (windows, model.unpatchify_audio(seen_audio, windows.shape[2]), filled.input_values)),
     ]  # fmt: skip

@@ -22,6 +22,7 @@ from ..data.streaming import CavMaeSyncStreamingDataset
 from ..files import usable_cores
 from ..metrics.localization import boxes_in_view
 from ..model.alignment_cavmae_sync import center_times, reference_indices
+from ..model.batching_cavmae_sync import MomentFrames
 from ..model.errors_cavmae_sync import DataError, TrainingError
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from ..model.video_processing_cavmae_sync import CavMaeSyncVideoProcessor
@@ -121,7 +122,7 @@ class InMemoryDataset(CavMaeSyncDataset):
         clips = [
             self.source.read(int(index), partial(self._choose, epoch, getattr(index, "draw", 0))) for index in indices
         ]
-        shown = [clip.frames for clip in clips if clip.frames is not None]
+        shown = [clip.images for clip in clips if clip.images is not None]
         if len(shown) < len(clips) or len({tuple(frames.shape[1:]) for frames in shown}) > 1:
             return [self[index] for index in indices]
         done = maker.processor.video_processor(
@@ -158,7 +159,11 @@ class _KeptClips:
             if clip.log_mel is not None and not whole:
                 clip.log_mel = clip.log_mel.half()
             if clip.frames is not None and resize is not None:
-                clip.frames = resize(clip.frames)
+                frames = clip.frames
+                if isinstance(frames, MomentFrames):
+                    clip.frames = frames._replace(images=resize(frames.images))
+                else:
+                    clip.frames = resize(frames)
             return clip
 
         count, show = sum(self.group_sizes), counter("clips in memory")
@@ -172,9 +177,12 @@ class _KeptClips:
     def read(self, number: int, choose: FrameChooser) -> LoadedClip:
         kept = self._clips[number]
         chosen = list(choose(kept.clip_id, len(kept.frame_times)))
+        frames = kept.frames
+        if frames is not None:
+            frames = frames.of(chosen) if isinstance(frames, MomentFrames) else frames[chosen]
         return replace(
             kept,
-            frames=None if kept.frames is None else kept.frames[chosen],
+            frames=frames,
             chosen=chosen,
             log_mel=None if kept.log_mel is None else kept.log_mel.float(),
         )

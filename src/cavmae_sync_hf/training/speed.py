@@ -34,9 +34,9 @@ def pretraining_flops_by_part(config: CavMaeSyncConfig) -> dict[str, int]:
     apart = own_ratio is not None
     parts = dict.fromkeys(("audio tower", "video tower", "contrast", "fusion", "decoder"), 0)
     fused, asked = 0, 0
-    for modality, grid, ratio, channels in (
-        ("audio", config.audio_grid, config.audio_mask_ratio, 1),
-        ("video", config.video_grid, config.video_mask_ratio, config.num_channels),
+    for modality, grid, ratio, channels, predicted_channels in (
+        ("audio", config.audio_grid, config.audio_mask_ratio, 1, 1),
+        ("video", config.video_grid, config.video_mask_ratio, config.frame_channels, config.num_channels),
     ):
         patches, values = grid[0] * grid[1], config.patch_size**2 * channels
         kept = int(patches * (1 - ratio))
@@ -61,7 +61,9 @@ def pretraining_flops_by_part(config: CavMaeSyncConfig) -> dict[str, int]:
         else:
             predicted = patches
         fused, asked = fused + kept, asked + min(removed, predicted)
-        parts["decoder"] += _STEP * 2 * predicted * config.decoder_hidden_size * values
+        parts["decoder"] += (
+            _STEP * 2 * predicted * config.decoder_hidden_size * config.patch_size**2 * predicted_channels
+        )
     parts["fusion"] = _STEP * config.num_joint_layers * _layer(fused, width, inner)
     decoder_sizes = config.decoder_hidden_size, config.decoder_intermediate_size
     if config.decoder_type == "cross":
@@ -85,7 +87,7 @@ def classification_flops(config: CavMaeSyncConfig, encoder_passes: int = 3) -> i
     extra, alone = int(config.use_global_tokens), config.modality != "multimodal"
     over_frames = config.classifier_type == "frame_attention"
     encoder, joined = 0, 0
-    grids = (("audio", config.audio_grid, 1), ("video", config.video_grid, config.num_channels))
+    grids = (("audio", config.audio_grid, 1), ("video", config.video_grid, config.frame_channels))
     for modality, grid, channels in grids:
         if config.modality not in ("multimodal", modality):
             continue
