@@ -11,6 +11,7 @@ processes of their own that take turns.
 """
 
 import argparse
+import importlib
 import json
 import os
 import statistics
@@ -30,7 +31,7 @@ from cavmae_sync_hf import CavMaeSyncConfig, CavMaeSyncProcessor
 try:
     from cavmae_sync_hf.model.media_cavmae_sync import decode_media
 except ModuleNotFoundError:  # 0.1.0, with --against
-    from cavmae_sync_hf.media_cavmae_sync import decode_media
+    decode_media = importlib.import_module("cavmae_sync_hf.media_cavmae_sync").decode_media
 
 
 def parse_arguments() -> argparse.Namespace:
