@@ -227,6 +227,20 @@ def test_background_noise__of_recordings_of_a_range_and_repeatable(tmp_path):
     assert torch.equal(alone.add(clean, tones, 0, 0), clean)
 
 
+def test_background_noise__of_several_sources_draws_one_for_each_sample():
+    clean = Tones().read(0, None).log_mel
+    options = AugmentationOptions(noise_snr_db=(0.0, 0.0), noise_source=("white", "babble"))
+    background = BackgroundNoise(options, tiny_processor())
+    with pytest.raises(ValueError, match="`noise_source` is empty"):
+        AugmentationOptions(noise_snr_db=(0.0, 0.0), noise_source=())
+
+    made = [background.add(clean, Tones(), 0, seed).double().exp() - clean.exp() for seed in range(20)]
+
+    # White noise is in all mel filters but that of the clip, where it is little beside it; babble in those of voices.
+    filters = [int((added.mean(dim=0) > 1e-5 * added.mean(dim=0).max()).sum()) for added in made]
+    assert set(filters) == {4, 16} and 5 <= filters.count(4) <= 15
+
+
 def test_background_noise__reaches_samples_and_spares_frames(tmp_path):
     shards = write_shards(tmp_path / "shards", [5])
     clean, noisy = (

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from cavmae_sync_hf import CavMaeSyncConfig, CavMaeSyncProcessor, DataError
+from cavmae_sync_hf.data.dataset import CavMaeSyncDataset
 from cavmae_sync_hf.data.packing import shrink
 from cavmae_sync_hf.data.prepare import prepare
 from cavmae_sync_hf.data.shards import check_shards, read_clip_table, read_index, read_shard
@@ -91,6 +92,38 @@ def test_prepare__bad_clips_are_listed_with_reasons(videos, prepared):
     assert "7 bad clips left out (1 no audio, 1 no video, 1 silent, 4 unreadable)" in str(prepared)
     # The same report wherever the videos lie.
     assert not any(str(videos) in row["message"] for row in rows.values())
+
+
+def test_prepare__words_of_a_table_are_clips_of_their_own(tmp_path):
+    """Words that are tones: each sample has its own sound and frames, and its word as the label."""
+    words = [("low", 0.2, 0.56, 300), ("high", 0.56, 0.8, 3000), ("mid", 1.2, 1.6, 1000), ("low", 1.6, 1.84, 300)]
+    times = np.arange(2 * 16000) / 16000
+    said = np.zeros(len(times))
+    for _, start, end, hertz in words:
+        said += np.sin(2 * np.pi * hertz * times) * ((times >= start) & (times < end))
+    (tmp_path / "talks").mkdir()
+    write_clip(tmp_path / "talks" / "a.mp4", seconds=2, audio=(0.3 * said[None]).astype(np.float32), rate=16000)
+    rows = [f"train,a.mp4,{word},{start},{end}" for word, start, end, _ in words]
+    rows += ["train,a.mp4,late,1.9,2.9", "train,b.mp4,low,0.1,0.3", "test,a.mp4,other,0.1,0.3"]
+    table = tmp_path / "words.csv"
+    table.write_text("\n".join(["part,file,word,start,end", *rows]))
+
+    summary = prepare(table, tmp_path / "out", media=tmp_path / "talks", split="train", num_frames=4, workers=1)
+
+    processor = CavMaeSyncProcessor.from_config(CavMaeSyncConfig(num_frames=4, audio_length=32), alignment="time")
+    samples = CavMaeSyncDataset(tmp_path / "out", processor, frames="all")
+    assert samples.source.label_names == ["high", "late", "low", "mid"]
+    assert [samples.source.label_names[own] for (own,) in samples.labels()] == ["low", "high", "mid", "low"]
+    for number, (_, start, end, hertz) in enumerate(words):
+        clip = samples.source.read(number, lambda _, count: range(count))
+        assert clip.duration == pytest.approx(end - start, abs=0.001)
+        loudest = processor.feature_extractor.mel_frequencies[clip.log_mel[2:-2].argmax(dim=1)]
+        assert np.abs(loudest / hertz - 1).max() < 0.1
+        shown = [read_number(frame.numpy()) / 25 for frame in clip.frames]
+        assert all(start - 0.04 < time < end for time in shown)
+    left_out = (tmp_path / "out" / "bad_clips.csv").read_text()
+    assert len(summary.failures) == 2
+    assert "a_1.9-2.9" in left_out and "holds 0.1 s of the 1 s" in left_out and "b.mp4: no such file" in left_out
 
 
 def test_prepare__good_clips_are_whole(prepared):

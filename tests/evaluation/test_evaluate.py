@@ -43,7 +43,7 @@ from cavmae_sync_hf.metrics import (
 )
 from cavmae_sync_hf.provenance import checkpoint_record
 from cavmae_sync_hf.syncworld import make_world, read_truth, sounding_boxes
-from helpers.clips import noise, write_clip
+from helpers.clips import noise, tone, write_clip
 from helpers.tiny import tiny_config
 from helpers.tiny_shards import NUM_FRAMES, tiny_processor, write_shards
 
@@ -424,6 +424,40 @@ def test_classification__names_join_data_and_model(processor, tmp_path):
         evaluate_classification(nameless, processor, rows)
     named = evaluate_classification(nameless, processor, rows, class_names=["dog", "cat"])
     assert named["counts"]["clips_seen"] == 3
+
+
+class Listener(CavMaeSyncForAudioVisualClassification):
+    """Says which third of the mel bins is the loudest, and keeps the mean power that it hears of each clip."""
+
+    def forward(self, input_values=None, padding_mask=None, **_):
+        extractor = tiny_processor().feature_extractor
+        power = (input_values * extractor.std + extractor.mean).exp().mean(dim=(1, 2))
+        self.heard = getattr(self, "heard", []) + power.tolist()
+        return SimpleNamespace(logits=torch.stack([part.sum(dim=-1) for part in power.tensor_split(3, dim=-1)], dim=1))
+
+
+def test_classification__in_noise_of_the_wanted_ratio_what_is_heard_is_lost(processor, tmp_path):
+    torch.manual_seed(0)
+    names = {"id2label": {0: "low", 1: "mid", 2: "high"}, "label2id": {"low": 0, "mid": 1, "high": 2}}
+    rows = []
+    for number in range(6):
+        word, hertz = (("low", 300), ("mid", 1500), ("high", 5000))[number % 3]
+        write_clip(tmp_path / f"{number}.mp4", seconds=0.5, rate=16000, audio=tone(0.5, 16000, hertz, 1))
+        rows.append({"path": str(tmp_path / f"{number}.mp4"), "word": word})
+    accuracy, heard = {}, {}
+    for level in (None, 30.0, -20.0):
+        model = Listener(tiny_config(num_labels=3, **names)).eval()
+        record = evaluate_classification(
+            model, processor, rows, inputs=["a"], noise_snr_db=level, noise_source="babble", batch_size=4
+        )
+        accuracy[level], heard[level] = record["metrics"]["accuracy"], torch.tensor(model.heard).sum(dim=-1)
+        assert record["settings"].get("noise_snr_db") == level
+
+    assert accuracy[None] == accuracy[30.0] == 1.0 and accuracy[-20.0] < 0.7
+    added = [(heard[level] - heard[None]).sum() for level in (30.0, -20.0)]
+    assert 10 * math.log10(added[1] / added[0]) == pytest.approx(50.0, abs=0.5)
+    with pytest.raises(EvaluationError, match="two numbers of dB"):
+        evaluate_classification(model, processor, rows, noise_snr_db=500.0)
 
 
 def test_classification__refuses_what_does_not_fit(classifier, processor, shards, tmp_path):

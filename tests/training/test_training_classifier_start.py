@@ -56,6 +56,14 @@ def test_pretrained_folder__gives_encoder_and_processor_and_a_new_head(pretraine
     assert model.config.problem_type == "multi_label_classification"
     processor = starting_point(ClassificationModelArguments(init_from=str(pretrained))).processor
     assert (processor.feature_extractor.audio_length, processor.feature_extractor.alignment) == (48, "time")
+    fewer = ClassificationModelArguments(init_from=str(pretrained), model_config={"num_frames": 2})
+    parts = starting_point(fewer).processor
+    assert (
+        parts.feature_extractor.num_frames
+        == parts.video_processor.num_frames
+        == 2
+        != processor.video_processor.num_frames
+    )
 
 
 def test_head__depends_on_the_seed_alone(pretrained):

@@ -53,7 +53,7 @@ class AugmentationOptions:
         noise_snr_db: Smallest and largest ratio of the clip's energy to that of noise which is added to its audio, dB;
             drawn evenly for every sample. `None` adds none.
         noise_source: `"white"`; `"babble"`: four other clips of the same set at once; or a folder or list of
-            recordings, one of which is drawn.
+            recordings, one of which is drawn. Several of these: one is drawn for every sample.
         time_roll: Windows are shifted, circularly, by up to so many spectrogram frames either way. This breaks the
             alignment within a window by as much, so it suits classification and whole-clip windows.
         mixup: Probability that a sample is mixed with another of its batch (done by the collator).
@@ -76,7 +76,7 @@ class AugmentationOptions:
     mask_fill: str = "mean"
     noise: float = 0.0
     noise_snr_db: tuple[float, float] | None = None
-    noise_source: str = "white"
+    noise_source: str | tuple[str, ...] = "white"
     time_roll: int = 0
     mixup: float = 0.0
     mixup_alpha: float = 10.0
@@ -98,6 +98,8 @@ class AugmentationOptions:
                 raise ValueError(
                     f"`noise_snr_db` is {self.noise_snr_db}; give two numbers of dB in [-100, 100], the smaller first."
                 )
+        if not self.noise_source:
+            raise ValueError("`noise_source` is empty; name white, babble or a folder of recordings.")
         if self.crop_scale is not None and not 0.0 < self.crop_scale[0] <= self.crop_scale[1] <= 1.0:
             raise ValueError(f"`crop_scale` is {self.crop_scale}; give two shares in (0, 1], the smaller one first.")
         if not 0.0 < self.crop_ratio[0] <= self.crop_ratio[1]:
@@ -214,9 +216,12 @@ class BackgroundNoise:
     def __init__(self, options: AugmentationOptions, processor: CavMaeSyncProcessor) -> None:
         if options.noise_snr_db is None:
             raise ValueError("`noise_snr_db` is None; give the ratios in dB that noise is added at.")
-        self.snr_db, self.kind = options.noise_snr_db, options.noise_source
-        self.extractor = processor.feature_extractor
-        self.recordings = None if self.kind in ("white", "babble") else open_clips(read_source(self.kind), processor)
+        self.snr_db, self.extractor = options.noise_snr_db, processor.feature_extractor
+        named = options.noise_source
+        self.kinds = (named,) if isinstance(named, str) else tuple(named)
+        self.recordings = {
+            kind: open_clips(read_source(kind), processor) for kind in self.kinds if kind not in ("white", "babble")
+        }
 
     def add(self, log_mel: Tensor, source: ClipSource, number: int, *key: Any) -> Tensor:
         """Audio of a clip with noise.
@@ -247,11 +252,13 @@ class BackgroundNoise:
 
     def _draw(self, length: int, source: ClipSource, number: int, generator: torch.Generator) -> Tensor | None:
         """As much noise, of any loudness."""
-        if self.kind == "white":
+        several = len(self.kinds) > 1
+        kind = self.kinds[int(torch.randint(len(self.kinds), (), generator=generator))] if several else self.kinds[0]
+        if kind == "white":
             samples = length * self.extractor.hop_samples + self.extractor.window_samples
             noise: Tensor = self.extractor.log_mel(0.1 * torch.randn(samples, generator=generator))
             return noise[:length]
-        clips, voices = (source, _VOICES) if self.recordings is None else (self.recordings, 1)
+        clips, voices = (source, _VOICES) if kind == "babble" else (self.recordings[kind], 1)
         count = sum(clips.group_sizes)
         heard = []
         for place in torch.randperm(count, generator=generator)[: voices + 1].tolist():

@@ -35,11 +35,11 @@ _COLUMNS = {
     "id": ("id", "video_id", "clip_id", "youtube_id", "ytid", "key", "uid"),
     "start": ("start", "start_time", "start_seconds", "start_sec", "begin"),
     "end": ("end", "end_time", "end_seconds", "end_sec", "stop"),
-    "labels": ("labels", "label", "positive_labels", "class", "category", "classes"),
+    "labels": ("labels", "label", "positive_labels", "class", "category", "classes", "word"),
     "names": ("label_names",),
     "audio": ("audio", "wav", "audio_path", "wav_path"),
     "frames": ("video_path",),
-    "split": ("split", "subset"),
+    "split": ("split", "subset", "part"),
 }
 _VGGSOUND_SECONDS = _AUDIOCAPS_SECONDS = 10.0
 # The column that only AudioCaps' tables have.

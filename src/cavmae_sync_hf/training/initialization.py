@@ -84,7 +84,7 @@ def build_for_pretraining(
         check_weight_files(source)
         model = CavMaeSyncForPreTraining.from_pretrained(source, **changes, **extra)
         check_finite(model, source)
-        processor = _saved_processor(source, settings)
+        processor = _saved_processor(source, changes, settings)
         if processor is not None:
             return model, processor
     return model, CavMaeSyncProcessor.from_config(model.config, **({"alignment": alignment} | settings))
@@ -149,7 +149,7 @@ def starting_point(arguments: ClassificationModelArguments) -> StartingPoint:
     else:
         known = read_config(source)
         config = _changed(known, _NO_LOCAL_HEADS | changes)
-        processor = _saved_processor(source, settings)
+        processor = _saved_processor(source, changes, settings)
         if processor is None:
             processor = CavMaeSyncProcessor.from_config(config, **({"alignment": "time"} | settings))
         has_head = _CLASSIFIER in (known.architectures or []) and _same_head(known, config)
@@ -321,11 +321,16 @@ def _from_foreign(source: str, changes: dict[str, Any], settings: dict[str, Any]
     )
 
 
-def _saved_processor(source: str, settings: Mapping[str, Any]) -> CavMaeSyncProcessor | None:
-    """The processor saved with a model, with the settings that were named; `None` where there is none."""
+def _saved_processor(
+    source: str, changes: Mapping[str, Any], settings: Mapping[str, Any]
+) -> CavMaeSyncProcessor | None:
+    """The processor saved with a model, with the settings that were named and the number of frames of a changed
+    configuration; `None` where there is none."""
     if not has_processor(source):
         return None
     processor = read_processor(source)
+    for part in (processor.feature_extractor, processor.video_processor):
+        part.num_frames = changes.get("num_frames", part.num_frames)
     for name, value in settings.items():
         if not hasattr(processor.feature_extractor, name):
             raise TrainingError(f"`processor` has `{name}`, which the feature extractor does not know.")
