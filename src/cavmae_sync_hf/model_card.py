@@ -270,9 +270,16 @@ def _facts(model: PreTrainedModel) -> list[tuple[str, str]]:
         ("Width", str(config.hidden_size)),
         ("Moments per clip", f"{config.num_frames} by default, any number works"),
         ("Audio of a moment", f"{config.audio_length} x {config.num_mel_bins} {heard}, {rows} x {columns} patches"),
-        ("Frame of a moment", f"{config.image_size} x {config.image_size} pixels, {patches}"),
+        (_frames_of(config), f"{config.image_size} x {config.image_size} pixels, {patches}"),
         *text,
     ]
+
+
+def _frames_of(config: CavMaeSyncConfig) -> str:
+    """How many frames are seen of a moment."""
+    if config.frames_per_moment == 1:
+        return "Frame of a moment"
+    return f"{config.frames_per_moment} frames of a moment, {config.frame_step:g} s apart"
 
 
 def _encoders(config: CavMaeSyncConfig) -> list[tuple[str, str]]:

@@ -127,6 +127,7 @@ def test_torch__files_hold_one_tower_each(as_torch, model):
     [
         {"use_global_tokens": False, "num_register_tokens": 0, "position_embedding_type": "learned"},
         {"num_contrastive_head_layers": 1, "num_joint_layers": 2},
+        {"modality": "video", "frames_per_moment": 3},
     ],
 )
 def test_trace__other_architectures(settings):
@@ -137,7 +138,7 @@ def test_trace__other_architectures(settings):
     with torch.no_grad():
         found = trace(tower).module()(inputs)
 
-    for value, wanted in zip(found, reference(model, "audio", inputs), strict=True):
+    for value, wanted in zip(found, reference(model, tower.io.modality, inputs), strict=True):
         np.testing.assert_allclose(value.numpy(), wanted, atol=1e-5)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import ViTMAEConfig, ViTMAEForPreTraining, ViTMAEModel
 
-from cavmae_sync_hf.model.modeling_cavmae_sync import sincos_positions
+from cavmae_sync_hf.model.modeling_cavmae_sync import CavMaeSyncModel, sincos_positions
 from cavmae_sync_hf.training import ModelArguments, build_for_pretraining
 
 # 3 and 2 heads are nobody's published counts: a folder's own configuration must be asked for them.
@@ -160,6 +160,34 @@ def test_mae__every_weight_lands_where_the_authors_put_it(kind, mae, tmp_path):
     assert torch.equal(state["decoder.mask_token"], mae["mask_token"])
     assert torch.equal(state["decoder.predictions.video.weight"], mae["decoder_pred.weight"])
     assert torch.equal(state["decoder.predictions.audio.bias"], mae["decoder_pred.bias"][: PATCH**2])
+
+
+@pytest.mark.parametrize("source", ["published", "own"])
+def test_single_frames__become_several_that_see_a_still_alike(source, mae, tmp_path):
+    single, processor = build(KINDS[0], mae, tmp_path)
+    settings = {"frames_per_moment": 3, "frame_step": 0.05}
+    if source == "published":
+        model, processor = build(KINDS[0], mae, tmp_path, model_config=settings)
+    else:
+        single.save_pretrained(tmp_path / "own")
+        processor.save_pretrained(tmp_path / "own")
+        arguments = ModelArguments(init_from=str(tmp_path / "own"), model_config=settings)
+        model, processor = build_for_pretraining(arguments)
+    assert (processor.video_processor.frames_per_moment, processor.video_processor.frame_step) == (3, 0.05)
+    assert model.config.frame_step == 0.05
+    model.save_pretrained(tmp_path / "several")
+    again = CavMaeSyncModel.from_pretrained(tmp_path / "several").eval()
+    frame = torch.randn(1, 2, 3, single.config.image_size, single.config.image_size)
+    with torch.no_grad():
+        before, seen = (
+            single.model.eval().get_video_features(frame),
+            again.get_video_features(frame.repeat(1, 1, 3, 1, 1)),
+        )
+    torch.testing.assert_close(seen.last_hidden_state, before.last_hidden_state)
+    with pytest.raises(ValueError, match="several: `frames_per_moment` is 3, and weights of several .* those of 5"):
+        build_for_pretraining(
+            ModelArguments(init_from=str(tmp_path / "several"), model_config={"frames_per_moment": 5})
+        )
 
 
 def check_layer(state: dict[str, Tensor], ours: str, mae: dict[str, Tensor], theirs: str, norm: str = "") -> None:

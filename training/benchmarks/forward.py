@@ -45,7 +45,7 @@ def clip_inputs(batch_size: int, config: CavMaeSyncConfig) -> dict[str, torch.Te
     extractor = CavMaeSyncFeatureExtractor(alignment="reference")
     noise = torch.randn(batch_size, 160_000, generator=torch.Generator().manual_seed(0)) * 0.1
     windows = extractor(list(noise), sampling_rate=16_000, return_tensors="pt")["input_values"]
-    frames = torch.randn(batch_size, config.num_frames, config.num_channels, config.image_size, config.image_size)
+    frames = torch.randn(batch_size, config.num_frames, config.frame_channels, config.image_size, config.image_size)
     return {"input_values": windows, "pixel_values_videos": frames}
 
 

@@ -105,7 +105,7 @@ class PretrainingStep:
             self.model = CavMaeSyncForPreTraining(config).train()
             self.inputs = {
                 "pixel_values_videos": torch.randn(
-                    batch_size, 1, config.num_channels, config.image_size, config.image_size
+                    batch_size, 1, config.frame_channels, config.image_size, config.image_size
                 ),
                 "input_values": torch.randn(batch_size, 1, config.audio_length, config.num_mel_bins),
             }

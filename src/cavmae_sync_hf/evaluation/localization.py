@@ -27,7 +27,7 @@ from ..inference.relevance import relevance_maps
 from ..metrics import boxes_in_view, compute, patch_maps, pointing_accuracy
 from ..metrics.localization import time_pointing_accuracy, upsample_maps
 from ..model.alignment_cavmae_sync import window_times
-from ..model.batching_cavmae_sync import cut_windows
+from ..model.batching_cavmae_sync import MomentFrames, cut_windows
 from ..model.errors_cavmae_sync import EvaluationError, Hint, MediaError
 from ..model.media_cavmae_sync import decode_media
 from ..model.modeling_cavmae_sync import CavMaeSyncModel
@@ -375,9 +375,11 @@ def _prompted_map(
     mapper: _Mapper, processor: CavMaeSyncProcessor, prompt: Prompt, mask_size: tuple[int, ...]
 ) -> Tensor:
     """Mean over the audio's windows of the maps on the image, `(rows, columns)` on the CPU."""
+    view, moments = processor.video_processor, None
     if Path(prompt.image).suffix.lower() in MEDIA_SUFFIXES:
         times = None if prompt.time is None else [prompt.time]
-        image = decode_media(prompt.image, num_frames=1, frame_times=times, want_audio=False).frames
+        media = decode_media(prompt.image, num_frames=1, frame_times=times, want_audio=False, **view.moment_options)
+        image, moments = media.frames, media.moments
         assert image is not None  # want_video makes its absence an error
     else:
         try:
@@ -393,9 +395,9 @@ def _prompted_map(
             f"{prompt.mask}: is {mask_size[1]} x {mask_size[0]} pixels, its image {prompt.image} {width} x {height}; "
             "a mask has the size of its image."
         )
-    pixels = processor.video_processor(
-        image, do_sample_frames=False, input_data_format="channels_first", return_tensors="pt"
-    )
+    moments = moments or MomentFrames(image, torch.zeros(1, len(view.shifts), dtype=torch.long))
+    pixels = view(moments.images, do_sample_frames=False, input_data_format="channels_first", return_tensors="pt")
+    pixels["pixel_values_videos"] = moments.stacked(pixels["pixel_values_videos"][0])[None]
     extractor = processor.feature_extractor
     audio = decode_media(
         prompt.audio, sampling_rate=extractor.sampling_rate, channel=extractor.channel,

@@ -986,6 +986,36 @@ class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
             self._init_weights(module)
         self.local_heads.to(self.device, self.dtype)
 
+    def set_frames_per_moment(self, count: int, frame_step: float | None = None) -> None:
+        """Let a model of single frames see several of each moment; all its other weights stay.
+
+        Weights of a patch are repeated for each frame and divided by their number, as those of images are for videos
+        (Carreira and Zisserman 2017): of a moment that stands still the model makes what it made before.
+
+        Args:
+            count: `frames_per_moment` of the configuration, which it becomes.
+            frame_step: Likewise; `None` leaves that as it is.
+
+        Raises:
+            ValueError: The model sees another number of several frames, or has a video encoder of another model.
+        """
+        known, changes = self.config.frames_per_moment, {"frames_per_moment": count}
+        if known not in (1, count):
+            raise ValueError(
+                f"`frames_per_moment` is {known}, and weights of several frames do not become those of {count}; start "
+                "from a model of single frames."
+            )
+        if frame_step is not None:
+            changes["frame_step"] = frame_step
+        type(self.config).from_dict(self.config.to_dict() | changes)  # refuses what cannot work
+        if known != count and isinstance(self.video_tower, CavMaeSyncTower):
+            projection = self.video_tower.embeddings.projection
+            with torch.no_grad():
+                projection.weight = nn.Parameter(projection.weight.repeat(1, count, 1, 1) / count)
+            projection.in_channels *= count
+        for name, value in changes.items():
+            setattr(self.config, name, value)
+
     def separate(self, modality: str, tokens: Tensor, record: LayerRecord | None = None) -> tuple[Tensor, Tensor]:
         """From a tower's tokens `(samples, tokens, hidden)` to embeddings `(samples, hidden)` and patch embeddings."""
         tokens = run_layers(self.joint_layers, tokens, None, modality, record=record)

@@ -43,6 +43,7 @@ from .settings import ClassificationModelArguments, ModelArguments
 
 # Of a model that is continued: they would be of the towers as they were.
 _NO_LOCAL_HEADS = {"local_head_size": 0}
+_MOMENT_SETTINGS = ("frames_per_moment", "frame_step")
 _CLASSIFIER = CavMaeSyncForAudioVisualClassification.__name__
 
 
@@ -63,6 +64,8 @@ def build_for_pretraining(
     source = _place(arguments.init_from)
     extra = _attention(arguments)
     alignment = "time"
+    # Weights of single frames are those of one of several.
+    moment = {} if source is None else {name: changes.pop(name) for name in _MOMENT_SETTINGS if name in changes}
     if source is None:
         encoders = {"audio": arguments.audio_encoder, "video": arguments.video_encoder}
         config = getattr(CavMaeSyncConfig, arguments.family)(**encoder_settings(**encoders, settings=changes))
@@ -78,14 +81,18 @@ def build_for_pretraining(
         model = CavMaeSyncForPreTraining.from_pretrained(
             None, config=conversion.config, state_dict=conversion.state_dict, **extra
         )
+        _widen(model, moment, source)
     else:
         changes = _NO_LOCAL_HEADS | changes
         _changed(read_config(source), changes)  # now, not when the trained model is saved
         check_weight_files(source)
         model = CavMaeSyncForPreTraining.from_pretrained(source, **changes, **extra)
         check_finite(model, source)
+        _widen(model, moment, source)
         processor = _saved_processor(source, changes, settings)
         if processor is not None:
+            for name in moment:
+                setattr(processor.video_processor, name, getattr(model.config, name))
             return model, processor
     return model, CavMaeSyncProcessor.from_config(model.config, **({"alignment": alignment} | settings))
 
@@ -271,6 +278,17 @@ def _settings(arguments: ModelArguments) -> tuple[dict[str, Any], dict[str, Any]
     config: Any = arguments.model_config
     processor: Any = arguments.processor
     return dict(config or {}), dict(processor or {})
+
+
+def _widen(model: CavMaeSyncForPreTraining, moment: Mapping[str, Any], source: str) -> None:
+    """Let a model that was loaded see as many frames of each moment as is asked for."""
+    if not moment:
+        return
+    try:
+        count = moment.get("frames_per_moment", model.config.frames_per_moment)
+        model.model.set_frames_per_moment(count, moment.get("frame_step"))
+    except ValueError as error:
+        raise TrainingError(f"{source}: {error}") from error
 
 
 def _attention(arguments: ModelArguments) -> dict[str, Any]:
