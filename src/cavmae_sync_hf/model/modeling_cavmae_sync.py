@@ -999,7 +999,8 @@ class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
         Raises:
             ValueError: The model sees another number of several frames, or has a video encoder of another model.
         """
-        known, changes = self.config.frames_per_moment, {"frames_per_moment": count}
+        known = self.config.frames_per_moment
+        changes: dict[str, Any] = {"frames_per_moment": count}
         if known not in (1, count):
             raise ValueError(
                 f"`frames_per_moment` is {known}, and weights of several frames do not become those of {count}; start "
