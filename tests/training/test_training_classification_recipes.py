@@ -61,7 +61,7 @@ def finetuned(recipe: str, out: Path, world: dict[str, Any], *more: str) -> int:
 @pytest.mark.parametrize("recipe", NAMES)
 def test_recipe__runs_two_steps_and_saves(recipe, world, pretrained, tmp_path, capsys):
     more = ["--init_from", str(pretrained), "--model_config", "{}"] if recipe == "syncworld" else []
-    if recipe == "vggsound":  # one class a clip, which is not SyncWorld's way
+    if recipe in ("vggsound", "grid_words"):  # one class a clip, which is not SyncWorld's way
         more = ["--problem_type", "multi_label_classification"]
     assert finetuned(recipe, tmp_path, world, *more) == 0
     metrics = json.loads((tmp_path / "metrics.json").read_text())
@@ -72,7 +72,7 @@ def test_recipe__runs_two_steps_and_saves(recipe, world, pretrained, tmp_path, c
     model = AutoModelForVideoClassification.from_pretrained(tmp_path)
     assert list(model.config.id2label.values()) == CLASSES
     assert json.loads((tmp_path / "trainer_state.json").read_text())["global_step"] == 2
-    alignment = "time" if recipe == "syncworld" else "reference"
+    alignment = "time" if recipe in ("syncworld", "grid_words") else "reference"
     assert CavMaeSyncProcessor.from_pretrained(tmp_path).feature_extractor.alignment == alignment
 
 
