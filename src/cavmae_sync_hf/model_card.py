@@ -42,7 +42,7 @@ How its quality differs between groups of people or regions is not known here; m
 
 _LIMITS = (
     "{text}A window of audio is {seconds:.4g} s long and neighbouring windows overlap, so "
-    "offsets of a fraction of a second are not resolved. Single frames are seen, not motion. Silence, still "
+    "offsets of a fraction of a second are not resolved. {motion} Silence, still "
     "images and music laid over a video give similarities that say next to nothing."
 )
 
@@ -225,7 +225,12 @@ def _limits(model: PreTrainedModel, processor: CavMaeSyncProcessor) -> str:
     text = "" if _has_text(model) else "There is no text side. "
     if text == "" and model.config.text_loss == "sigmoid":
         text = "Scores of texts are those of the data that they were learned from, and of its wordings. "
-    return _LIMITS.format(text=text, seconds=window_seconds(processor.feature_extractor.audio_length))
+    shifts = processor.video_processor.shifts
+    motion = "Single frames are seen, not motion."
+    if len(shifts) > 1:
+        motion = f"Of motion it sees the {shifts[-1] - shifts[0]:.4g} s around a moment."
+    seconds = window_seconds(processor.feature_extractor.audio_length)
+    return _LIMITS.format(text=text, seconds=seconds, motion=motion)
 
 
 def _summary(model: PreTrainedModel) -> str:

@@ -11,6 +11,7 @@ from cavmae_sync_hf.data.prepare import prepare
 from cavmae_sync_hf.data.streaming import CavMaeSyncStreamingDataset
 from cavmae_sync_hf.inference.loading import load_torch_model
 from cavmae_sync_hf.model.errors_cavmae_sync import DataError
+from cavmae_sync_hf.model_card import create_model_card
 from cavmae_sync_hf.training import CavMaeSyncTrainer, PretrainingArguments
 from cavmae_sync_hf.training.sets import InMemoryDataset
 from helpers.clips import write_clip
@@ -90,5 +91,6 @@ def test_training__takes_a_step_and_saves_what_it_takes_to_go_on(kind, folder, p
     assert (changed.amax(dim=(0, 2, 3, 4)) > 0).all()  # weights of all three frames
     trainer.save_model(str(tmp_path / "saved"))
     model, loaded = load_torch_model(tmp_path / "saved")
+    assert "Of motion it sees the 0.08 s around a moment." in str(create_model_card(model, loaded))
     pixels = loaded(folder / "clips" / "0.mp4", return_tensors="pt")["pixel_values_videos"]
     assert model(pixel_values_videos=pixels).video_embeds.shape == (1, FRAMES, 32)
