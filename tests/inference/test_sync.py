@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -430,6 +431,24 @@ def test_timeline__has_units_scales_and_a_verdict(pair, videos):
     assert all(labels) and "cosine" in labels and labels.count("fit, nats (0: chance)") == 2
     times = {label.get_text() for axis in figure.axes for label in axis.get_xticklabels()}
     assert "0:02" in times or "0:02.0" in times
+
+
+@pytest.mark.parametrize(("moments", "hop"), [(75, 0.04), (61, 1.0), (300, 30.0)])
+@pytest.mark.parametrize("width", [800, 1200])
+def test_timeline__times_along_an_axis_do_not_touch(pair, moments, hop, width):
+    """Of seconds, of a minute and of hours."""
+    embeds = np.random.default_rng(0).standard_normal((moments, 8)).astype(np.float32)
+    embeds /= np.linalg.norm(embeds, axis=1, keepdims=True)
+    result = sync_from_embeddings(
+        embeds, embeds, hop * np.arange(moments), pair[1], 0.05, hop=hop, max_offset=10 * hop
+    )
+
+    figure = timeline_figure(result, size=(width, 800))
+
+    figure.canvas.draw()
+    for axis in figure.axes:
+        places = [label.get_window_extent() for label in axis.get_xticklabels() if label.get_text()]
+        assert all(first.x1 < second.x0 for first, second in pairwise(places))
 
 
 def test_timeline__of_silence_and_of_gaps(pair, videos, tmp_path):

@@ -30,6 +30,8 @@ _LINE, _ACCENT, _FAINT = "#1f4e79", "#c2410c", "#9aa5b1"
 _DOTS_PER_INCH, _TITLE_POINTS, _POINTS = 100, 11, 9
 # Pixels: around everything, of the lines at the top, of a line of text, and of a letter on average.
 _MARGIN, _HEADER, _TEXT, _LETTER = 16, 56, 17, 6.9
+# Pixels from one time written along an axis to the next.
+_LABEL = 75
 # Narrower sheets cannot hold their legend.
 _LEAST_WIDTH = 900
 _HERTZ = (50, 100, 200, 500, 1000, 2000, 4000, 8000, 16000, 32000)
@@ -327,8 +329,8 @@ def _draw_strength(axis: Any, found: LocalizationResult) -> None:
 
 
 def _time_axis(axis: Any, begin: float, end: float, *, labels: bool = True) -> None:
-    """Round times, written as everywhere: `0:05`, `1:02:03.5`."""
-    marks = ticks(begin, end)
+    """Round times, written as everywhere: `0:05`, `1:02:03.5`; no more than have room."""
+    marks = ticks(begin, end, most=int(np.clip(axis.get_window_extent().width // _LABEL, 2, 10)))
     step = marks[1] - marks[0] if len(marks) > 1 else 1.0
     digits = 0 if step >= 1 else 1 if step >= 0.1 else 2
     axis.set_xticks(marks, [format_clock(time, digits) for time in marks] if labels else [])
