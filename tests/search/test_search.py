@@ -1,5 +1,6 @@
 """Searching by moments: exact along diagonals, right at the borders of files, filtered, and never twice the same."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -289,7 +290,7 @@ def test_search_moments__approximate_heeds_filters(large):
         ({"min_loudness": -25.0}, set()),
         # Few are: the approximate index is told of it, but of no more than it takes.
         ({"min_loudness": -15.0}, {"loudness"}),
-        ({"within": (3.0, 6.0), "min_loudness": -25.0}, {"start"}),
+        ({"within": (3.0, 5.0), "min_loudness": -25.0}, {"start"}),
     ],
 )
 def test_search_moments__approximate_limits_give_what_exact_ones_do(tmp_path, monkeypatch, filters, told):
@@ -317,6 +318,24 @@ def test_search_moments__approximate_limits_give_what_exact_ones_do(tmp_path, mo
         assert quick[0].score == pytest.approx(exact[0].score, abs=1e-5)
         # So few moments are all compared, where files or times leave them out.
         assert search_moments(store, query, find="audio", filters=chosen).exact == ("within" in filters)
+
+
+@pytest.mark.parametrize("filters", [{"files": "/small*"}, {"exclude_same_file": True}])
+def test_search_moments__approximate_where_filters_leave_out_what_is_most_alike(tmp_path, filters):
+    # Nearly all that the first search finds is of the file that is left out: what else it finds is no good choice.
+    generator = np.random.default_rng(0)
+    near = unit(np.eye(16)[:1] + 0.05 * generator.standard_normal((1680, 16)))
+    clips = {"/big.mp4": {"audio": near}}
+    clips |= {f"/small{n}.mp4": {"audio": random_vectors(250, n + 1)} for n in range(6)}
+    store = make_store(tmp_path / "index", clips)
+    store.build_index(index_config(3180), 3180, ["audio"])
+    query = replace(vector_query(near[100:101].astype(np.float32)), path="/big.mp4", content="")
+    chosen = SearchFilters(min_gap=0.0, **filters)
+
+    quick, exact = (search_moments(store, query, find="audio", exact=e, filters=chosen) for e in (False, True))
+
+    assert not quick.exact and len(exact) == 10 and "/big.mp4" not in {hit.path for hit in exact}
+    assert spans(quick) == spans(exact)
 
 
 def test_search_moments__approximate_finds_clips_whose_rows_lie_apart(tmp_path):

@@ -9,7 +9,9 @@ own, and wanders slowly about it, so that neighbours in time are alike as those 
 moments with noise. It counts how many of the ten nearest moments, by comparing all of them, the approximate index
 gives back (recall@10), for several efforts. Then the approximate call alone (ten nearest of one vector, 200 compared
 exactly) and whole searches along the diagonal, of one moment and of sixteen, with and without filters, take turns, so
-that what else the machine does slows all alike; the ratios of their medians are printed. The index lies in a temporary
+that what else the machine does slows all alike; the ratios of their medians are printed, and which of the exact
+search's hits they have, apart for queries whose own file a pattern leaves out: where no other video is of its theme
+(`--themes` says of how many there are), all that is left is equally far. The index lies in a temporary
 folder (`--folder`), which is removed; `--index` keeps it, and uses the one that is there.
 
 The second form indexes the clips of a SyncWorld and asks for each by its audio alone, among the frames of all, and
@@ -17,6 +19,7 @@ by its frames, among all audio: whether its own file comes first, and whether th
 """
 
 import argparse
+import fnmatch
 import os
 import resource
 import statistics
@@ -55,8 +58,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--moments", type=int, default=1_000_000)
     parser.add_argument("--hidden", type=int, default=768)
+    parser.add_argument("--themes", type=int, default=THEMES, help="the fewer, the more videos are alike")
     parser.add_argument("--queries", type=int, default=200)
-    parser.add_argument("--exact", type=int, default=5, help="searches that are compared with exact ones")
+    parser.add_argument("--exact", type=int, default=5, help="searches of each kind that are compared with exact ones")
     parser.add_argument("--noise", type=float, default=0.5, help="of the queries, as a share of their length")
     parser.add_argument("--folder", help="where the temporary folder is made")
     parser.add_argument("--index", type=Path, help="index that is kept, and used where there is one")
@@ -89,7 +93,7 @@ def make_index(folder: Path, arguments: argparse.Namespace) -> MomentStore:
     settings = IndexSettings(hop=HOP, hidden_size=arguments.hidden, window_seconds=4.16, weights="synthetic", model="")
     store = MomentStore.create(folder, settings)
     generator = np.random.default_rng(0)
-    themes = unit(generator.standard_normal((THEMES, arguments.hidden), dtype=np.float32))
+    themes = unit(generator.standard_normal((arguments.themes, arguments.hidden), dtype=np.float32))
     entries: list[ClipEntry] = []
     schema = moments_schema(arguments.hidden)
     windows = np.arange(MOMENTS_PER_VIDEO, dtype=np.int32)
@@ -122,19 +126,19 @@ def make_index(folder: Path, arguments: argparse.Namespace) -> MomentStore:
     return store
 
 
-def make_queries(store: MomentStore, count: int, windows: int, noise: float, seed: int) -> list[np.ndarray]:
-    """Stretches of stored videos with noise, each `(windows, hidden)` float32."""
+def make_queries(
+    store: MomentStore, count: int, windows: int, noise: float, seed: int
+) -> list[tuple[str, np.ndarray]]:
+    """Stretches of stored videos with noise: path of the video, and `(windows, hidden)` float32."""
     generator = np.random.default_rng(seed)
     entries = sorted(store.entries().values(), key=lambda entry: entry.path)
     queries = []
     for entry in generator.choice(np.array(entries, dtype=object), count):
         first = int(generator.integers(MOMENTS_PER_VIDEO - windows))
-        ids, _, numbers = store.locate([entry.rows])
-        chosen = ids[(numbers >= first) & (numbers < first + windows)]
-        rows = store.take(chosen, ["window", "audio"]).sort_by("window")
-        vectors = np.array(rows["audio"].to_pylist(), np.float32)
+        rows = pa.Table.from_batches(store.scan(["window", "audio"], f"rows = '{entry.rows}'")).sort_by("window")
+        vectors = np.array(rows["audio"][first : first + windows].to_pylist(), np.float32)
         blur = generator.standard_normal(vectors.shape).astype(np.float32) / np.sqrt(vectors.shape[1])
-        queries.append(unit(vectors + noise * blur).astype(np.float32))
+        queries.append((entry.path, unit(vectors + noise * blur).astype(np.float32)))
     return queries
 
 
@@ -172,7 +176,9 @@ def timed(work: Callable[[], Any]) -> tuple[Any, np.ndarray]:
 
 def measure_recall(store: MomentStore, arguments: argparse.Namespace) -> None:
     """Recall@10 and time of the nearest moments, for several efforts."""
-    queries = np.concatenate(make_queries(store, arguments.queries, 1, arguments.noise, seed=1))
+    queries = np.concatenate(
+        [audio for _, audio in make_queries(store, arguments.queries, 1, arguments.noise, seed=1)]
+    )
     begin = time.perf_counter()
     expected = nearest_exactly(store, queries, 10)
     seconds = time.perf_counter() - begin
@@ -201,10 +207,10 @@ def nearest(store: MomentStore, vector: np.ndarray, partitions: int, refine: int
     return store.nearest("audio", vector[None], 10, partitions=partitions, refine=refine)
 
 
-def as_query(audio: np.ndarray) -> Query:
+def as_query(path: str, audio: np.ndarray) -> Query:
     there = np.ones(len(audio), bool)
     return Query(
-        name="query", by="audio", audio=audio, video=np.zeros_like(audio), audio_present=there, video_present=~there,
+        name=path, by="audio", audio=audio, video=np.zeros_like(audio), audio_present=there, video_present=~there,
         start=0.0, seconds=len(audio) * HOP,
     )  # fmt: skip
 
@@ -214,7 +220,7 @@ def measure_searches(store: MomentStore, arguments: argparse.Namespace) -> None:
     count = arguments.queries // 4
     partitions = partitions_to_search(store.partitions("audio"))
     queries = {
-        windows: [as_query(audio) for audio in make_queries(store, count, windows, arguments.noise, seed=windows)]
+        windows: [as_query(*made) for made in make_queries(store, count, windows, arguments.noise, seed=windows)]
         for windows in (1, 16)
     }
     half, late = "*[02468].mp4", MOMENTS_PER_VIDEO * HOP * 0.6
@@ -258,15 +264,35 @@ def measure_searches(store: MomentStore, arguments: argparse.Namespace) -> None:
                 flush=True,
             )
     for windows, name in ((w, name) for w in queries for name in list(filters)[:-1]):
-        same, firsts = [], []
-        begin = time.perf_counter()
-        for query, one in list(zip(queries[windows], found[windows, name], strict=True))[: arguments.exact]:
-            other = search_moments(store, query, find="audio", exact=True, filters=filters[name])
-            same.append(len({(h.path, h.start) for h in one} & {(h.path, h.start) for h in other}) / len(other))
-            firsts.append(one[0].path == other[0].path)
+        pattern = filters[name].files
+        pairs = list(zip(queries[windows], found[windows, name], strict=True))
+        inside = [pair for pair in pairs if pattern is None or fnmatch.fnmatch(pair[0].name, pattern)]
+        outside = [pair for pair in pairs if pattern is not None and not fnmatch.fnmatch(pair[0].name, pattern)]
+        for kind, chosen in (("own file in", inside), ("own file left out", outside)):
+            tell_agreement(
+                f"{windows} moments, {name}" + (f", {kind}" if pattern else ""), store, chosen[: arguments.exact],
+                filters[name],
+            )  # fmt: skip
+    print(f"peak {peak():.0f} MiB")
+
+
+def tell_agreement(what: str, store: MomentStore, pairs: list[tuple[Query, Any]], filters: SearchFilters) -> None:
+    """Share of the exact search's hits that others have, and how far their mean score lies below."""
+    same, lost, best = [], [], []
+    begin = time.perf_counter()
+    for query, one in pairs:
+        other = search_moments(store, query, find="audio", exact=True, filters=filters)
+        if not len(other):  # the limits have no room for the query
+            continue
+        same.append(len({(h.path, h.start) for h in one} & {(h.path, h.start) for h in other}) / len(other))
+        lost.append(np.mean([h.score for h in other]) - np.mean([h.score for h in one] or [0.0]))
+        best.append((other[0].score, other[-1].score))
+    if same:
+        first, last = np.mean(best, axis=0)
         print(
-            f"{windows} moments, {name}: {np.mean(same):.3f} of the exact search's hits, first file "
-            f"{np.mean(firsts):.2f}; {len(same)} compared, {(time.perf_counter() - begin) / len(same):.1f} s each",
+            f"{what}: {np.mean(same):.3f} of the exact search's hits, mean score {np.mean(lost):.4f} lower, where its "
+            f"first has {first:.3f} and its last {last:.3f}; {len(same)} compared, "
+            f"{(time.perf_counter() - begin) / len(same):.1f} s each",
             flush=True,
         )
 

@@ -23,8 +23,8 @@ from ..loading import load_model
 from ..model.errors_cavmae_sync import Hint, QueryError, SearchError
 from ..model.modeling_cavmae_sync import CavMaeSyncModel
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
-from .approximate import COMPARED_ALL, COMPARED_ALL_MOST
-from .candidates import Found, compare_all, compare_candidates, rows_under
+from .approximate import COMPARED_ALL, COMPARED_ALL_BYTES, COMPARED_ALL_MOST
+from .candidates import Found, compare_all, compare_candidates
 from .comparing import Comparison, clip_similarity
 from .querying import (
     THEN_WITHIN,
@@ -37,6 +37,7 @@ from .querying import (
     join_words,
     split_text,
 )
+from .runs import code
 from .settings import IndexSettings
 from .store import MomentStore, open_index
 from .view import SearchFilters, View
@@ -266,7 +267,9 @@ def search_moments(
         exact = True
     if exact is None:
         few = min(COMPARED_ALL * len(query), COMPARED_ALL_MOST)
-        left = view.clips.moments[view.searched].sum() * view.time_share()
+        if filters.within == (None, None):  # whole clips, the rows of which lie side by side
+            few = max(few, COMPARED_ALL_BYTES // (2 * store.settings.hidden_size * len(comparison.stored)))
+        left = view.clips.moments.sum() * view.place_share()
         exact = not approximate or ((filters.files is not None or filters.within != (None, None)) and left <= few)
     elif not exact and not approximate:
         raise SearchError(f"{store.uri}: has no approximate index; search exactly.")
@@ -332,9 +335,10 @@ def _hits(view: View, found: Found) -> list[Hit]:
     clips, firsts, lengths = (getattr(found.alignments, name)[found.picked] for name in ("clips", "firsts", "lengths"))
     rows = found.rows
     if rows is None:
-        rows = rows_under(view, clips, firsts, int(lengths.max()), ["rows", "window", "loudness"])
-    numbers, windows = view.numbers_of(rows["rows"]), rows["window"].to_numpy()
-    loudness, ids = rows["loudness"].to_numpy(), rows["_rowid"].to_numpy()
+        met = np.unique(code(clips, firsts)[:, None] + np.arange(lengths.max()))
+        rows = view.store.take(view.runs.rows(met), ["loudness"])
+    loudness, ids = rows["loudness"].to_numpy(), rows["_rowid"].to_numpy().astype(np.int64)
+    numbers, windows = view.runs.moments(ids)
     under = [
         np.flatnonzero((numbers == clip) & (windows >= first) & (windows < first + length))
         for clip, first, length in zip(clips, firsts, lengths, strict=True)

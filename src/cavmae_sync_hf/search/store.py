@@ -333,10 +333,10 @@ class MomentStore:
         with _reading(self.uri):
             return int(self._moments.count_rows(where)) / max(1, self.count())
 
-    def scan(self, columns: Sequence[str], where: str | None = None) -> Iterator[Any]:
-        """Record batches of all rows that fulfil a condition, in no certain order."""
+    def scan(self, columns: Sequence[str], where: str | None = None, *, row_ids: bool = False) -> Iterator[Any]:
+        """Record batches of all rows that fulfil a condition, in no certain order; with `_rowid` if asked for."""
         with _reading(self.uri):
-            query = self._moments.search().select(list(columns)).limit(None)
+            query = self._moments.search().select(list(columns)).with_row_id(row_ids).limit(None)
             yield from (query if where is None else query.where(where)).to_batches(batch_size=8192)
 
     def nearest(
@@ -375,18 +375,6 @@ class MomentStore:
         which = found["query_index"].to_numpy() if "query_index" in found.column_names else np.zeros(len(found))
         cosines = 1.0 - found["_distance"].to_numpy()
         return found["_rowid"].to_numpy().astype(np.int64), which.astype(np.int64), cosines
-
-    def locate(self, rows: Collection[str]) -> tuple[np.ndarray, Any, np.ndarray]:
-        """Of all rows with some names: row ids, names (an Arrow array) and windows."""
-        import pyarrow as pa
-
-        tables = []
-        for part in _portions(sorted(rows)):
-            with _reading(self.uri):
-                query = self._moments.search().where(f"rows IN ({_sql_list(part)})").select(["rows", "window"])
-                tables.append(query.with_row_id(True).limit(None).to_arrow())
-        table = pa.concat_tables(tables)
-        return table["_rowid"].to_numpy().astype(np.int64), table["rows"], table["window"].to_numpy()
 
     def take(self, ids: np.ndarray, columns: Sequence[str]) -> Any:
         """Some rows as a table of the columns and `_rowid`, in no certain order; ids that no row has are left out."""

@@ -5,6 +5,7 @@ import fnmatch
 import math
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,13 @@ from ..inference.loudness import SILENCE_DB
 from ..model.errors_cavmae_sync import QueryError
 from .comparing import Comparison
 from .querying import Query
+from .runs import Runs
 from .store import MomentStore
 from .tables import ClipEntry, content_of, file_key
 
 _SECONDS_TOLERANCE = 1e-6
+# That an open index remembers the fitting files of.
+_PATTERNS = 64
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ class _Clips:
         loose: Names of rows that belong to no clip.
         partitions: Parts of the approximate index, by the column.
         shares: Share of the rows that fulfil a condition, as far as asked for.
+        fits: Which clips' paths fit a pattern, `(clips,)` bool, as far as asked for.
     """
 
     entries: list[ClipEntry]
@@ -86,6 +91,7 @@ class _Clips:
     loose: list[str]
     partitions: dict[str, int]
     shares: dict[str, float]
+    fits: dict[str, np.ndarray]
 
     @classmethod
     def of(cls, store: MomentStore) -> "_Clips":
@@ -102,7 +108,17 @@ class _Clips:
             loose=store.loose_rows(),
             partitions={column: store.partitions(column) for column in store.indexed_columns()},
             shares={},
+            fits={},
         )
+
+    def fitting(self, pattern: str) -> np.ndarray:
+        """Which clips' paths fit a pattern, `(clips,)` bool."""
+        if pattern not in self.fits:
+            fits = re.compile(fnmatch.translate(pattern)).match
+            if len(self.fits) >= _PATTERNS:
+                self.fits.clear()
+            self.fits[pattern] = np.array([fits(entry.path) is not None for entry in self.entries], bool)
+        return self.fits[pattern]
 
 
 @dataclass(frozen=True)
@@ -114,9 +130,6 @@ class View:
         clips: All of its clips.
         searched: Which of them are searched, `(clips,)` bool.
         limits: Column, least and greatest value that moments may have, where they are limited.
-        of_clips: Condition for LanceDB that leaves out the query's own file and rows of no clip, where there are any.
-        of_times: The same with the limits of time, of which LanceDB has an index.
-        where: Condition for rows that are searched, within all limits.
         filters: As asked for.
     """
 
@@ -124,9 +137,6 @@ class View:
     clips: _Clips
     searched: np.ndarray
     limits: tuple[tuple[str, float, float], ...]
-    of_clips: str | None
-    of_times: str | None
-    where: str | None
     filters: SearchFilters
 
     @classmethod
@@ -138,8 +148,7 @@ class View:
             own = _of_same_file(query, clips.entries)
             searched &= np.array([entry.key not in own for entry in clips.entries], bool)
         if filters.files is not None:
-            fits = re.compile(fnmatch.translate(filters.files)).match
-            searched &= np.array([fits(entry.path) is not None for entry in clips.entries], bool)
+            searched &= clips.fitting(filters.files)
         loudness = filters.min_loudness
         if loudness is None:
             loudness = SILENCE_DB if comparison.needs_sound else -math.inf
@@ -151,21 +160,43 @@ class View:
             # A moment ends a hop after its start.
             latest = math.inf if last is None else last - store.settings.hop
             limits.append(("start", (first or 0.0) - _SECONDS_TOLERANCE, latest + _SECONDS_TOLERANCE))
-        conditions = {
-            name: [f"`{name}` >= {least!r}"] + ([f"`{name}` <= {greatest!r}"] if greatest < math.inf else [])
-            for name, least, greatest in limits
-        }
-        kept, left_out = ([clips.entries[at].rows for at in np.flatnonzero(mask)] for mask in (searched, ~searched))
-        of_clips = store.only_rows(kept, [*left_out, *clips.loose])
-        # Hits of other files than those that are asked for are few enough to be dropped afterwards.
-        drops = filters.files is not None and not filters.exclude_same_file and not clips.loose
-        of_times, dropped = conditions.get("start", []), [] if drops else of_clips
-        return cls(
-            store=store, clips=clips, searched=searched, limits=tuple(limits),
-            of_clips=" AND ".join(dropped) or None,
-            of_times=" AND ".join(of_times + dropped) or None,
-            where=" AND ".join(conditions.get("loudness", []) + of_times + of_clips) or None, filters=filters,
-        )  # fmt: skip
+        return cls(store=store, clips=clips, searched=searched, limits=tuple(limits), filters=filters)
+
+    @cached_property
+    def of_places(self) -> str | None:
+        """Condition for LanceDB of clips and times alone, which it has indexes of."""
+        entries, loose = self.clips.entries, self.clips.loose
+        kept, left_out = (
+            [entries[at].rows for at in np.flatnonzero(mask)] for mask in (self.searched, ~self.searched)
+        )
+        return " AND ".join(self._conditions("start") + self.store.only_rows(kept, [*left_out, *loose])) or None
+
+    @cached_property
+    def where(self) -> str | None:
+        """Condition for rows that are searched, within all limits."""
+        return " AND ".join(self._conditions("loudness") + ([self.of_places] if self.of_places else [])) or None
+
+    def _conditions(self, column: str) -> list[str]:
+        found = []
+        for name, least, greatest in self.limits:
+            if name == column:
+                found += [f"`{name}` >= {least!r}"] + ([f"`{name}` <= {greatest!r}"] if greatest < math.inf else [])
+        return found
+
+    @property
+    def runs(self) -> Runs:
+        """Where the rows of the clips lie."""
+        return self.store.remember("runs", lambda: Runs.of(self.store, self.clips.numbers))
+
+    def moments_of(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Clip and moment of each of some rows; the clip is -1 where the row is not searched, or not at this time."""
+        numbers, windows = self.runs.moments(ids)
+        numbers = np.where((numbers >= 0) & self.searched[np.maximum(numbers, 0)], numbers, -1)
+        for name, least, greatest in self.limits:
+            if name == "start":  # as it is written
+                starts = self.clips.starts[np.maximum(numbers, 0)] + windows * self.store.settings.hop
+                numbers = np.where((starts >= least) & (starts <= greatest), numbers, -1)
+        return numbers, windows
 
     def numbers_of(self, names: Any) -> np.ndarray:
         """Number of the clip that each of some rows belongs to, -1 for those that are not searched."""
@@ -176,32 +207,33 @@ class View:
         numbers[numbers >= 0] = np.where(self.searched[numbers], numbers, -1)[numbers >= 0]
         return numbers[coded.indices.to_numpy()]
 
-    def allowed_share(self) -> float:
-        """About how much of what `of_times` leaves is searched and within the limits, 0 to 1."""
+    def place_share(self) -> float:
+        """About how much of all rows is of the clips that are searched and within the limits of time, 0 to 1."""
+        first, last = self.filters.within
+        begins, ends = self.clips.starts[self.searched], self.clips.ends[self.searched]
+        inside = np.minimum(ends, np.inf if last is None else last) - np.maximum(begins, first or 0.0)
+        in_time = min(1.0, float(np.maximum(inside, 0).sum() / max(1e-9, (ends - begins).sum())))
         moments = self.clips.moments
-        share = 1.0 if self.of_clips is not None else float(moments[self.searched].sum() / max(1, moments.sum()))
+        return in_time * float(moments[self.searched].sum() / max(1, moments.sum()))
+
+    def loud_share(self) -> float:
+        """How much of all rows is loud enough, 0 to 1."""
+        share = 1.0
         for name, least, _ in self.limits:
             if name == "loudness":
                 condition, shares = f"loudness >= {least!r}", self.clips.shares
                 if condition not in shares:
                     shares[condition] = self.store.share_of(condition)
-                share *= shares[condition]
+                share = shares[condition]
         return share
 
-    def time_share(self) -> float:
-        """About how much of the clips that are searched lies within the limits of time, 0 to 1."""
-        first, last = self.filters.within
-        begins, ends = self.clips.starts[self.searched], self.clips.ends[self.searched]
-        inside = np.minimum(ends, np.inf if last is None else last) - np.maximum(begins, first or 0.0)
-        return min(1.0, float(np.maximum(inside, 0).sum() / max(1e-9, (ends - begins).sum())))
-
-    def allows(self, rows: Any) -> np.ndarray:
-        """Which rows of a table keep the limits, `(rows,)` bool."""
-        allowed = np.ones(len(rows), bool)
-        for name, least, greatest in self.limits:
-            values = rows[name].to_numpy()
-            allowed &= (values >= least) & (values <= greatest)
-        return allowed
+    def loud_enough(self, rows: Any) -> np.ndarray:
+        """Which rows of a table keep the limit of loudness, `(rows,)` bool."""
+        values, enough = rows["loudness"].to_numpy(), np.ones(len(rows), bool)
+        for name, least, _ in self.limits:
+            if name == "loudness":
+                enough &= values >= least
+        return enough
 
 
 def _of_same_file(query: Query, everything: list[ClipEntry]) -> frozenset[str]:
