@@ -2,13 +2,16 @@
 """The web page without a browser: what every button does, and the command that starts it."""
 
 import base64
+import io
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cavmae_sync_hf import AppError, SearchError, classify, load_model
 from cavmae_sync_hf.app import demo_clips
@@ -535,6 +538,8 @@ def test_build_app__makes_the_page_of_a_space(demo, monkeypatch):
     page = build_app(demo_folder=demo.library.parent)
 
     config = json.dumps(page.get_config_file())
+    picture = re.search(r"data:image/png;base64,([\w+/=]+)", config)
+    assert Image.open(io.BytesIO(base64.b64decode(picture[1]))).format == "PNG" and "GRID corpus" in config
     assert "Does the sound belong to the picture?" in config
     # Uploads go where they are removed, all of them.
     assert {block.GRADIO_CACHE for block in page.blocks.values()} == {str(page.workspace.uploads)}

@@ -1,9 +1,11 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
 """Layout of the page and its events; the steps are in `handlers.py`, the appearance in `assets/`."""
 
+import base64
 import html
 import os
 from collections.abc import Callable, Iterable, Mapping
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,12 @@ _NO_LABELS = """<p class="cs-waiting">The model of this page has no classificati
 hears and sees. Whoever runs the page can give it a fine-tuned classifier, as
 <code>cavmae-sync app --model FOLDER</code>, and its labels appear here; or a model with text, which takes labels in
 words.</p>"""
+_REAL = """<figure class="cs-real">
+<img alt="Similarities of audio and frames of a talking face, and the fit with the audio moved" src="{image}">
+<figcaption>A talking face, and a small model that was trained on 800 clips of the same person (recipe
+<code>grid_lips</code>). On the left each row is a moment of the audio, each column a frame: what belongs together
+lies on the diagonal. On the right the audio is moved: it fits best where it is. Picture made from the GRID corpus
+(M. Cooke, J. Barker, S. Cunningham, X. Shao, 2006; CC BY 4.0).</figcaption></figure>"""
 _WORDS = """<p class="cs-model">This model knows words: search for them, look for them in the frame, and give labels of
 your own, under the tabs beside the clip.</p>"""
 
@@ -154,6 +162,9 @@ class _Layout:
         with gr.Tab("In sync?"):
             _part("matrix")
             _part("offset")
+            with gr.Accordion("A real recording, for comparison", open=False):
+                picture = resources.files(__package__).joinpath("assets", "talking_face.png").read_bytes()
+                gr.HTML(_REAL.format(image=f"data:image/png;base64,{base64.b64encode(picture).decode()}"))
         with gr.Tab("Where?"):
             if self.words:
                 self.place_text = self._words("Or look for words", "the bell", "Empty: the source of the audio again.")
