@@ -113,6 +113,12 @@ def test_command__trains_on_shards_with_captions_and_spans(desk, tmp_path, run):
     # "a dog barks" and "drum" are of several clips, and each is asked once.
     assert found["texts"] == 5 and found["chance"] == pytest.approx(100 * (2 + 1 + 3 + 1 + 1) / 4 / 5)
     assert found["chance_r10"] == found["text_to_clip_r10"] == 100
+    # Of the three clips with captions each has three, two or three of the five texts.
+    assert found["clip_to_text_chance"] == pytest.approx(100 * (3 + 2 + 3) / 5 / 3)
+    assert found["clip_to_text_chance_r10"] == found["clip_to_text_r10"] == 100
+    assert {f"{way}_r1_{side}" for way in ("text_to_clip", "clip_to_text") for side in ("audio", "video")} <= set(
+        found
+    )
     assert {"moment_auroc_audio", "moment_auroc_video"} <= found.keys()
     assert type(AutoModel.from_pretrained(tmp_path / "out" / "model")).__name__ == "CavMaeSyncTextDualEncoderModel"
 

@@ -110,6 +110,8 @@ _HEADLINES: dict[str, dict[str, str]] = {
     "text": {
         "text_to_clip_r1": "recall at 1, text to clip (%)",
         "text_to_clip_r10": "recall at 10, text to clip (%)",
+        "clip_to_text_r1": "recall at 1, clip to text (%)",
+        "clip_to_text_r10": "recall at 10, clip to text (%)",
         **{
             f"{wording}_{metric}": f"{text}, {words}"
             for wording, words in (("unseen", "wordings not trained with"), ("seen", "wordings of training"))

@@ -27,8 +27,9 @@ def evaluate_text(
     `zero_shot_top1`; `moment_auroc` of names at moments; `twins`: which of two clips that differ in time alone an
     order is true of; `opposites`: a true sentence against the same with two words exchanged. Of other sets with
     captions `text_to_clip_r1` and `text_to_clip_r10`: whether one of the clips of which a caption is true is the
-    first, or among the first ten, captions that say the same being asked once; and, where captions have spans,
-    `moment_auroc` of the moments of their clips inside of the spans against those outside.
+    first, or among the first ten, captions that say the same being asked once; `clip_to_text_r1` and `_r10`
+    likewise; both also with audio alone and video alone; and, where captions have spans, `moment_auroc` of the moments
+    of their clips inside of the spans against those outside.
 
     Args:
         model: In evaluation mode.
@@ -80,14 +81,12 @@ def _caption_metrics(
     if not asked:
         return {}
     known = texts.encode(list(asked.values()))
-    scores = model.compare(known, encoded)["audio_video"].cpu()
     right = torch.tensor([[key in true for true in map(set, clips.captions.keys)] for key in asked])
-    best = scores.masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True)
-    ranks = ((scores >= best) & ~right).sum(dim=1)
-    found: dict[str, Any] = {f"text_to_clip_r{k}": _share(ranks < k) for k in (1, 10)}
-    count, wrong = len(clips), (~right).sum(dim=1).tolist()
-    for name, k in (("chance", 1), ("chance_r10", min(10, count))):  # of k clips drawn none is right
-        found[name] = 100 * float(np.mean([1 - math.comb(others, k) / math.comb(count, k) for others in wrong]))
+    found: dict[str, Any] = {}
+    for target, scores in model.compare(known, encoded).items():
+        ending = "" if target == "audio_video" else f"_{target}"
+        found |= _recall("text_to_clip", ending, scores.cpu(), right)
+        found |= _recall("clip_to_text", ending, scores.cpu().T, right.T)
     numbers = {key: number for number, key in enumerate(asked)}
     spans = [
         (numbers[caption.key], clip, caption.spans)
@@ -103,6 +102,21 @@ def _caption_metrics(
         if 0 < inside.sum() < len(inside):
             found[f"moment_auroc_{side}"] = roc_auc(inside.astype(int), values)
     return found | {"texts": len(asked)}
+
+
+def _recall(name: str, ending: str, scores: Tensor, right: Tensor) -> dict[str, float]:
+    """Recall at 1 and 10 of rows that have something right, in per cent; without an ending also that of chance."""
+    asked = right.any(dim=1)
+    scores, right = scores[asked], right[asked]
+    best = scores.masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True)
+    ranks = ((scores >= best) & ~right).sum(dim=1)
+    found = {f"{name}_r{k}{ending}": _share(ranks < k) for k in (1, 10)}
+    if not ending:
+        prefix = "chance" if name == "text_to_clip" else f"{name}_chance"
+        count, wrong = right.shape[1], (~right).sum(dim=1).tolist()
+        for which, k in ((prefix, 1), (f"{prefix}_r10", min(10, count))):  # of k drawn none is right
+            found[which] = 100 * float(np.mean([1 - math.comb(others, k) / math.comb(count, k) for others in wrong]))
+    return found
 
 
 def flat_metrics(metrics: Mapping[str, Any], start: str = "") -> dict[str, float]:
