@@ -16,7 +16,7 @@ VerdictKind: TypeAlias = Literal["in sync", "late", "early", "does not fit", "ca
 # `python training/benchmarks/verdict.py`.
 FITS, FITS_NOT = 0.15, -0.05
 # Share of draws of the video's pieces that must agree on an offset. With half of them, 58 instead of 34 of
-# 100 other sentences of the same person passed as late or early (3 s of speech, the same command).
+# 100 other sentences of the same person passed as late or early (clips of 3 s, steps of 0.04 s).
 LEAST_CONFIDENCE = 0.8
 
 
