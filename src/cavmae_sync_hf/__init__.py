@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .inference.sync import measure_sync
     from .loading import load_model
     from .model.configuration_cavmae_sync import CavMaeSyncConfig
+    from .model.configuration_lm_cavmae_sync import CavMaeSyncLMConfig
     from .model.configuration_text_cavmae_sync import CavMaeSyncTextDualEncoderConfig
     from .model.feature_extraction_cavmae_sync import CavMaeSyncFeatureExtractor
     from .model.media_cavmae_sync import decode_media
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
         CavMaeSyncModelOutput,
         CavMaeSyncPreTrainedModel,
     )
+    from .model.modeling_lm_cavmae_sync import CavMaeSyncForConditionalGeneration, CavMaeSyncLMModel
     from .model.modeling_text_cavmae_sync import CavMaeSyncTextDualEncoderModel, CavMaeSyncTextOutput
     from .model.processing_cavmae_sync import CavMaeSyncProcessor
     from .model.video_processing_cavmae_sync import CavMaeSyncVideoProcessor
@@ -58,6 +60,8 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
         "CavMaeSyncPreTrainedModel",
     ),
     "model.configuration_text_cavmae_sync": ("CavMaeSyncTextDualEncoderConfig",),
+    "model.configuration_lm_cavmae_sync": ("CavMaeSyncLMConfig",),
+    "model.modeling_lm_cavmae_sync": ("CavMaeSyncForConditionalGeneration", "CavMaeSyncLMModel"),
     "model.modeling_text_cavmae_sync": ("CavMaeSyncTextDualEncoderModel", "CavMaeSyncTextOutput"),
     "model.processing_cavmae_sync": ("CavMaeSyncProcessor",),
     "model.video_processing_cavmae_sync": ("CavMaeSyncVideoProcessor",),

@@ -11,6 +11,8 @@ from transformers import (
     AutoFeatureExtractor,
     AutoModel,
     AutoModelForAudioClassification,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
     AutoModelForPreTraining,
     AutoModelForVideoClassification,
     AutoProcessor,
@@ -24,7 +26,10 @@ from .model.auto_classes_cavmae_sync import (
     CavMaeSyncConfig,
     CavMaeSyncFeatureExtractor,
     CavMaeSyncForAudioVisualClassification,
+    CavMaeSyncForConditionalGeneration,
     CavMaeSyncForPreTraining,
+    CavMaeSyncLMConfig,
+    CavMaeSyncLMModel,
     CavMaeSyncModel,
     CavMaeSyncProcessor,
     CavMaeSyncTextDualEncoderConfig,
@@ -44,7 +49,9 @@ _OWN_FILES = (
     *("config.json", "README.md", "processor_config.json", "model*.safetensors*", CODE_FILES),
     *_TOKENIZER_FILES,
 )
-_MODEL_TYPES = (CavMaeSyncConfig.model_type, CavMaeSyncTextDualEncoderConfig.model_type)
+_MODEL_TYPES = tuple(
+    config.model_type for config in (CavMaeSyncConfig, CavMaeSyncTextDualEncoderConfig, CavMaeSyncLMConfig)
+)
 
 
 def register_auto_classes() -> None:
@@ -60,6 +67,10 @@ def register_auto_classes() -> None:
         classifier.register(CavMaeSyncConfig, CavMaeSyncForAudioVisualClassification, exist_ok=True)
     AutoConfig.register(CavMaeSyncTextDualEncoderConfig.model_type, CavMaeSyncTextDualEncoderConfig, exist_ok=True)
     AutoModel.register(CavMaeSyncTextDualEncoderConfig, CavMaeSyncTextDualEncoderModel, exist_ok=True)
+    AutoConfig.register(CavMaeSyncLMConfig.model_type, CavMaeSyncLMConfig, exist_ok=True)
+    AutoModel.register(CavMaeSyncLMConfig, CavMaeSyncLMModel, exist_ok=True)
+    for generator in (AutoModelForMultimodalLM, AutoModelForImageTextToText):
+        generator.register(CavMaeSyncLMConfig, CavMaeSyncForConditionalGeneration, exist_ok=True)
     for config_class in (CavMaeSyncConfig, CavMaeSyncTextDualEncoderConfig):
         AutoFeatureExtractor.register(config_class, CavMaeSyncFeatureExtractor, exist_ok=True)
         AutoVideoProcessor.register(config_class, CavMaeSyncVideoProcessor, exist_ok=True)

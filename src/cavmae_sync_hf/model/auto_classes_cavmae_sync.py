@@ -5,9 +5,11 @@ So whichever class is loaded, all code comes along, and all classes of a folder 
 """
 
 from .configuration_cavmae_sync import CavMaeSyncConfig
+from .configuration_lm_cavmae_sync import CavMaeSyncLMConfig
 from .configuration_text_cavmae_sync import CavMaeSyncTextDualEncoderConfig
 from .feature_extraction_cavmae_sync import CavMaeSyncFeatureExtractor
 from .modeling_cavmae_sync import CavMaeSyncForAudioVisualClassification, CavMaeSyncForPreTraining, CavMaeSyncModel
+from .modeling_lm_cavmae_sync import CavMaeSyncForConditionalGeneration, CavMaeSyncLMModel
 from .modeling_text_cavmae_sync import CavMaeSyncTextDualEncoderModel
 from .pipelines_cavmae_sync import (
     CavMaeSyncClassificationPipeline,
@@ -24,7 +26,10 @@ __all__ = [
     "CavMaeSyncFeatureExtractionPipeline",
     "CavMaeSyncFeatureExtractor",
     "CavMaeSyncForAudioVisualClassification",
+    "CavMaeSyncForConditionalGeneration",
     "CavMaeSyncForPreTraining",
+    "CavMaeSyncLMConfig",
+    "CavMaeSyncLMModel",
     "CavMaeSyncModel",
     "CavMaeSyncProcessor",
     "CavMaeSyncRetrievalPipeline",
