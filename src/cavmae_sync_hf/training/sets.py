@@ -36,7 +36,7 @@ INPUT_NAMES = (
 )  # fmt: skip
 
 # What SyncWorld's evaluation splits hold, by the key that sets their number of clips.
-_EVALUATION_SPLITS = ("semantic", "temporal", "spatial")
+_EVALUATION_SPLITS = ("semantic", "temporal", "spatial", "mixed")
 
 
 @dataclass

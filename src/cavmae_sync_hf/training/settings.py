@@ -296,6 +296,77 @@ class ClassificationSettings:
 
 
 @dataclass
+class InstructionArguments:
+    """Which language model is joined to which model, the chats it learns from, and what is trained.
+
+    Attributes:
+        model: Name of an audio-visual model, as `load_model` takes it, or of one with a language model to go on with.
+        text_model: Folder or Hub name of a causal language model with its tokenizer.
+        text_config: In place of it: settings of one to be made, with `model_type` of any family of transformers; its
+            tokens are the words of the chats.
+        lm_config: Settings of `CavMaeSyncLMConfig` that differ, as a mapping or JSON.
+        train: What is trained: `"projectors"`; `"lora"`: them and low-rank changes of the language model; `"full"`:
+            them and all of the language model. The audio-visual model stays as it is.
+        lora_rank: Rank of the changes.
+        lora_targets: Last parts of the names of the layers that are changed.
+        train_data: File of chats (JSON, JSON lines, Parquet) or a folder saved by `datasets`; or a SyncWorld split.
+        eval_data: Such a source, or name -> source as a mapping or JSON; each is evaluated under its name.
+        syncworld: Makes a SyncWorld and its shards first, as in `DataArguments`.
+        chat_template: Jinja template, or a file of one, where the tokenizer has none.
+        num_frames: Moments of a clip; default: as the model.
+        max_length: Most tokens of a chat.
+        questions_per_chat: Questions about a SyncWorld clip in a chat.
+        moment_labels: Course of what is said at each moment of SyncWorld clips: `start`, `end` (shares of the steps)
+            and `least` (share of the chats), see `LabelSchedule`; without it nothing is said.
+        drop_modality: Share of the chats without audio, and of those without video, while training.
+        controls: Whether evaluation on SyncWorld measures controls.
+        cache_dir: Where tokens of clips are kept, a folder per set; default: `clips` in `output_dir`.
+        refresh_cache: Throw away tokens of another model or set, instead of refusing to go on.
+    """
+
+    model: str | None = setting(None, "Model: folder, Hub name, published:NAME or example.")
+    text_model: str | None = setting(None, "Causal language model: folder or Hub name, with its tokenizer.")
+    text_config: dict[str, Any] | str | None = setting(None, "Settings of a language model to be made, as JSON.")
+    lm_config: dict[str, Any] | str | None = setting(None, "Settings of CavMaeSyncLMConfig that differ, as JSON.")
+    train: Literal["projectors", "lora", "full"] = setting("lora", "What is trained.")
+    lora_rank: int = setting(16, "Rank of the language model's changes, with lora.")
+    lora_targets: list[str] = setting(
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], "Layers that are changed."
+    )
+    train_data: str | None = setting(None, "File of chats, or a SyncWorld split.")
+    eval_data: dict[str, str] | str | None = setting(None, 'Evaluation set, or several as JSON: {"name": "file"}.')
+    syncworld: dict[str, Any] | str | None = setting(
+        None, "SyncWorld to make first, as JSON: folder, train, mixed, temporal, options."
+    )
+    chat_template: str | None = setting(None, "Jinja template, or its file, where the tokenizer has none.")
+    num_frames: int | None = setting(None, "Moments of a clip.")
+    max_length: int | None = setting(None, "Most tokens of a chat.")
+    questions_per_chat: int = setting(6, "Questions about a SyncWorld clip in a chat.")
+    moment_labels: dict[str, float] | str | None = setting(
+        None, "What is said at each moment of SyncWorld clips, as JSON: start, end, least."
+    )
+    drop_modality: float = setting(0.0, "Share of the chats without audio, and of those without video.")
+    controls: bool = setting(True, "Measure controls on SyncWorld.")
+    cache_dir: str | None = setting(None, "Where tokens of clips are kept; default: in output_dir.")
+    refresh_cache: bool = setting(False, "Replace tokens of another model or set.")
+
+    def __post_init__(self) -> None:
+        self.eval_data = evaluation_sources(self.eval_data)
+        for name in ("syncworld", "text_config", "lm_config", "moment_labels"):
+            setattr(self, name, mapping(name, getattr(self, name)))
+        for name in ("lora_rank", "questions_per_chat"):
+            if getattr(self, name) < 1:
+                raise TrainingError(f"`{name}` is {getattr(self, name)}; it must be at least 1.")
+        if not 0 <= self.drop_modality <= 0.5:
+            raise TrainingError(f"`drop_modality` is {self.drop_modality}; use 0 to 0.5.")
+        if self.text_model and self.text_config:
+            raise TrainingError("`text_config` makes a language model and `text_model` names one; leave one out.")
+        unknown = set(self.moment_labels or {}) - {"start", "end", "least"}
+        if unknown:
+            raise TrainingError(f"`moment_labels` has {', '.join(sorted(unknown))}; it takes start, end and least.")
+
+
+@dataclass
 class LocalHeadArguments:
     """Whose local heads are trained, and how large they are.
 

@@ -1,0 +1,377 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""Chats about clips for training and evaluation: read from files, made from SyncWorld's truth, written as tokens."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..files import StrPath, parse_json
+from ..model.batching_cavmae_sync import stack_padded
+from ..model.errors_cavmae_sync import TrainingError, printable
+from ..model.processing_lm_cavmae_sync import CavMaeSyncLMProcessor
+from ..syncworld.questions import KINDS, Question, moment_labels, questions
+
+_MEDIA = ("video", "audio")
+# Where a chat comes from: its file's rows under one of these names, or in these columns.
+_MESSAGES = ("messages", "conversations", "conversation")
+
+
+@dataclass
+class Chat:
+    """A conversation about clips.
+
+    Attributes:
+        messages: `role` and `content` of each turn, content a list of texts, videos and audio clips.
+        clips: Number of the clip of each video and audio clip, in the order of the messages.
+        moment_texts: What is said at each moment of each clip; `None` for nothing.
+    """
+
+    messages: list[dict[str, Any]]
+    clips: list[int]
+    moment_texts: list[Sequence[str]] | None = None
+
+
+@dataclass
+class ClipTokens:
+    """What the audio-visual model makes of a clip, see `CavMaeSyncLMModel.encode_tokens`.
+
+    Attributes:
+        times: Of its moments, seconds, `(moments,)`.
+        tokens: By modality, `(moments, tokens, width)`.
+        present: By modality, which moments are there, `(moments,)`.
+    """
+
+    times: Tensor
+    tokens: dict[str, Tensor] = field(default_factory=dict)
+    present: dict[str, Tensor] = field(default_factory=dict)
+
+    def without(self, *modalities: str) -> "ClipTokens":
+        """The clip without the tokens of modalities."""
+        present = {name: mask & (name not in modalities) for name, mask in self.present.items()}
+        return ClipTokens(self.times, self.tokens, present)
+
+
+def read_chats(path: StrPath) -> list[dict[str, Any]]:
+    """Chats of a JSON, JSON lines or Parquet file, or of a folder that `datasets` has saved.
+
+    Each row has `messages`: a list of turns with `role` and `content`, content a text or a list of `{"type": "text",
+    "text": ...}`, `{"type": "video", "path": ...}` and `{"type": "audio", "path": ...}`. Paths are relative to the file.
+
+    Raises:
+        TrainingError: The file cannot be read, or a row is no chat; the message names it.
+    """
+    source = Path(path).expanduser()
+    try:
+        if source.is_dir():
+            from datasets import load_from_disk
+
+            rows: Any = load_from_disk(str(source))
+        elif source.suffix == ".parquet":
+            import pyarrow.parquet as pq
+
+            rows = pq.read_table(source).to_pylist()
+        elif source.suffix == ".jsonl":
+            lines = source.read_text(encoding="utf-8").splitlines()
+            rows = [parse_json(line) for line in lines if line.strip()]
+        else:
+            rows = parse_json(source.read_text(encoding="utf-8"))
+    except Exception as error:  # whatever a reader makes of a damaged file
+        raise TrainingError(
+            f"{printable(str(path))}: cannot be read as chats ({error}); give a .json, .jsonl or .parquet file, or a "
+            "folder that `datasets` has saved."
+        ) from error
+    if not isinstance(rows, list) and not hasattr(rows, "column_names"):
+        raise TrainingError(f"{printable(str(path))}: holds a {type(rows).__name__}; give a list of chats.")
+    return [_checked_row(row, number, source) for number, row in enumerate(rows)]
+
+
+def _checked_row(row: Any, number: int, source: Path) -> dict[str, Any]:
+    """A row's messages with contents as lists and paths that can be opened from here."""
+    where = f"{printable(str(source))}: row {number}"
+    name = next((name for name in _MESSAGES if isinstance(row, Mapping) and row.get(name)), None)
+    if name is None:
+        raise TrainingError(f"{where} has no `messages`; give each row a list of turns with `role` and `content`.")
+    messages = []
+    for turn in row[name]:
+        if not isinstance(turn, Mapping) or not turn.get("role") or turn.get("content") is None:
+            raise TrainingError(f"{where} has a turn without `role` or `content`: {turn!r}.")
+        content = turn["content"]
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else [_clean(part) for part in content]
+        for part in parts:
+            if part.get("type") in _MEDIA:
+                media = next((part[key] for key in ("path", "url", part["type"]) if part.get(key)), None)
+                if media is None:
+                    raise TrainingError(f"{where} has a {part['type']} without `path`.")
+                if isinstance(media, str) and "://" not in media:
+                    media = str((source.parent / media).resolve())
+                part["path"] = media
+            elif part.get("type") != "text" or not isinstance(part.get("text"), str):
+                raise TrainingError(f"{where} has a content of type {part.get('type')!r}; give text, video or audio.")
+        messages.append({"role": turn["role"], "content": parts})
+    if messages[-1]["role"] != "assistant":
+        raise TrainingError(f"{where} ends with the {messages[-1]['role']}'s turn; the last one is the answer.")
+    return {"messages": messages}
+
+
+def _clean(part: Any) -> dict[str, Any]:
+    """A part of a content without the empty fields that tables give every row."""
+    return {"type": None} if not isinstance(part, Mapping) else {key: value for key, value in part.items() if value}
+
+
+def media_paths(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The media files of chats, each once, in their order."""
+    return list(dict.fromkeys(part["path"] for part in _media_of(rows)))
+
+
+def _media_of(rows: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    for row in rows:
+        for turn in row["messages"]:
+            yield from (part for part in turn["content"] if part["type"] in _MEDIA)
+
+
+class FileChats(Dataset):
+    """The chats of a file.
+
+    Args:
+        rows: From `read_chats`.
+        numbers: Of the clips, by path.
+    """
+
+    def __init__(self, rows: Sequence[dict[str, Any]], numbers: Mapping[str, int]) -> None:
+        self.chats = [Chat(row["messages"], [numbers[part["path"]] for part in _media_of([row])]) for row in rows]
+
+    def __len__(self) -> int:
+        return len(self.chats)
+
+    def __getitem__(self, index: int) -> Chat:
+        return self.chats[index]
+
+
+def question_chat(asked: Sequence[Question], clip: int) -> Chat:
+    """Questions about one clip, one after the other, with their answers."""
+    messages: list[dict[str, Any]] = []
+    for question in asked:
+        content: list[dict[str, Any]] = [{"type": "text", "text": question.text}]
+        if not messages:
+            content.insert(0, {"type": "video"})
+        messages.append({"role": "user", "content": content})
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": question.answer}]})
+    return Chat(messages, [clip])
+
+
+@dataclass
+class LabelSchedule:
+    """How many chats say, at each moment of their clips, what is true of it.
+
+    All of them do so up to `start`, a share of the steps; then fewer and fewer, and from `end` on a share of `least`.
+
+    Attributes:
+        start: Share of the steps.
+        end: Likewise.
+        least: Share of the chats.
+    """
+
+    start: float = 0.0
+    end: float = 0.0
+    least: float = 0.0
+
+    def share(self, done: float) -> float:
+        """Share of the chats after a share of the steps."""
+        if done < self.start:
+            return 1.0
+        if done >= self.end:
+            return self.least
+        return 1.0 - (1.0 - self.least) * (done - self.start) / (self.end - self.start)
+
+
+class SyncWorldChats(Dataset):
+    """Questions from the truth of SyncWorld clips, others in every epoch.
+
+    Args:
+        records: Truth of every clip.
+        per_chat: Questions of a chat.
+        seed: Seeds what is asked, and how.
+        schedule: Of the moments' labels; default: there are none.
+        total: Chats that the training sees in all, for the schedule.
+        kinds: Of questions.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Mapping[str, Any]],
+        *,
+        per_chat: int = 6,
+        seed: int = 0,
+        schedule: LabelSchedule | None = None,
+        total: int = 1,
+        kinds: Sequence[str] = KINDS,
+    ) -> None:
+        self.records, self.per_chat, self.seed, self.kinds = records, per_chat, seed, kinds
+        self.schedule, self.total, self.epoch = schedule or LabelSchedule(), total, 0
+        self._labels = [moment_labels(record) for record in records]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Ask other questions."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Chat:
+        rng = np.random.default_rng(np.random.SeedSequence([self.seed, self.epoch, int(index)]))
+        known = questions(self.records[index], rng, per_kind=2, kinds=self.kinds)
+        asked = [known[place] for place in rng.permutation(len(known))[: self.per_chat]]
+        chat = question_chat(asked, int(index))
+        # An epoch is short beside the whole, so that its middle stands for all of it.
+        done = (self.epoch + 0.5) * len(self) / self.total
+        if rng.random() < self.schedule.share(done):
+            chat.moment_texts = [self._labels[index]]
+        return chat
+
+
+class ChatWriter:
+    """Writes chats as tokens, with labels on the answers (and on the texts of moments) alone.
+
+    Args:
+        processor: Of the model.
+        max_length: Most tokens of a chat.
+
+    Raises:
+        TrainingError: The tokenizer cannot tell where its tokens lie in a text, or has no chat template.
+    """
+
+    def __init__(self, processor: CavMaeSyncLMProcessor, max_length: int | None = None) -> None:
+        self.processor, self.max_length = processor, max_length
+        if not processor.tokenizer.is_fast:
+            raise TrainingError(
+                f"{type(processor.tokenizer).__name__} does not tell where its tokens lie in a text; take a fast "
+                "tokenizer (tokenizer.json)."
+            )
+        if processor.chat_template is None:
+            raise TrainingError(
+                "The tokenizer has no chat template; set `chat_template` (a Jinja template, see transformers' "
+                "documentation of chat templates)."
+            )
+
+    def _render(self, messages: Sequence[Mapping[str, Any]], ask: bool) -> str:
+        return self.processor.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=ask)
+
+    def _pieces(self, messages: list[dict[str, Any]]) -> Iterator[tuple[str, bool]]:
+        """The chat's text in pieces, and whether each is an answer."""
+        done = ""
+        for place, turn in enumerate(messages):
+            if turn["role"] != "assistant":
+                continue
+            asked = self._render(messages[:place], True)
+            answered = self._render(messages[: place + 1], False)
+            if not asked.startswith(done) or not answered.startswith(asked):
+                raise TrainingError(
+                    "The chat template writes earlier turns in another way once there are later ones; give chats of "
+                    "one question, or another `chat_template`."
+                )
+            yield asked[len(done) :], False
+            yield answered[len(asked) :], True
+            done = answered
+
+    def clip_pieces(self, clip: ClipTokens, texts: Sequence[str] | None) -> list[tuple[str, bool]]:
+        """What stands for a clip, in pieces, and whether each is to be said: the texts of its moments are."""
+        times = [float(time) for time in clip.times]
+        masks = [clip.present.get(name, torch.zeros(len(times), dtype=torch.bool)).tolist() for name in _MEDIA]
+        if texts is None:
+            return [(self.processor.clip_text(times, *masks), False)]
+        pieces = []
+        for place, (time, text) in enumerate(zip(times, texts, strict=True)):
+            plain = self.processor.clip_text([time], [masks[0][place]], [masks[1][place]])
+            whole = self.processor.clip_text([time], [masks[0][place]], [masks[1][place]], [text])
+            pieces += [(plain, False), (whole[len(plain) :], True)]
+        return pieces
+
+    def write(self, chat: Chat, clips: Sequence[ClipTokens]) -> dict[str, Tensor]:
+        """`input_ids` and `labels` `(tokens,)` of a chat; labels are -100 but for answers and texts of moments.
+
+        Raises:
+            TrainingError: It has more than `max_length` tokens.
+        """
+        texts = chat.moment_texts or [None] * len(clips)
+        left = iter([self.clip_pieces(clip, said) for clip, said in zip(clips, texts, strict=True)])
+        text, spans = "", []
+        for piece, answers in self._pieces(chat.messages):
+            for part, said in [(piece, True)] if answers else self._split(piece, left):
+                if said:
+                    spans.append((len(text), len(text) + len(part)))
+                text += part
+        encoded = self.processor.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids = torch.tensor(encoded["input_ids"])
+        if self.max_length is not None and len(ids) > self.max_length:
+            raise TrainingError(
+                f"A chat has {len(ids)} tokens, more than `max_length` ({self.max_length}); raise it, or take fewer "
+                "moments (`num_frames`), `tokens_per_frame` or `tokens_per_window`."
+            )
+        begins, ends = torch.tensor(encoded["offset_mapping"]).T
+        said = torch.zeros(len(ids), dtype=torch.bool)
+        for begin, end in spans:
+            said |= (begins < end) & (ends > begin)
+        return {"input_ids": ids, "labels": torch.where(said, ids, -100)}
+
+    def _split(self, text: str, clips: Iterator[list[tuple[str, bool]]]) -> Iterator[tuple[str, bool]]:
+        """A text with its placeholders replaced by what stands for clips, in pieces."""
+        tokens = (self.processor.video_token, self.processor.audio_token)
+        while True:
+            found = [(place, token) for token in tokens if (place := text.find(token)) >= 0]
+            if not found:
+                yield text, False
+                return
+            place, token = min(found)
+            yield text[:place], False
+            yield from next(clips)
+            text = text[place + len(token) :]
+
+    def prompt(self, messages: list[dict[str, Any]], clips: Sequence[ClipTokens]) -> str:
+        """The text of a chat up to the answer that is asked for, with what stands for its clips."""
+        texts = ["".join(piece for piece, _ in self.clip_pieces(clip, None)) for clip in clips]
+        return self.processor.expand(self._render(messages, True), texts)
+
+
+def media_inputs(clips: Sequence[ClipTokens]) -> dict[str, Tensor]:
+    """The model's inputs of clips in the order of their placeholders."""
+    inputs: dict[str, Tensor] = {}
+    for name, mask in (("video", "padding_mask_videos"), ("audio", "padding_mask")):
+        there = [clip for clip in clips if name in clip.tokens and bool(clip.present[name].any())]
+        if there:
+            longest = max(len(clip.times) for clip in there)
+            inputs[f"{name}_tokens"] = stack_padded([clip.tokens[name].float() for clip in there], longest)
+            inputs[mask] = stack_padded([clip.present[name] for clip in there], longest)
+    return inputs
+
+
+@dataclass
+class ChatCollator:
+    """Makes batches of chats, filled up on the right.
+
+    Attributes:
+        writer: Writes them.
+        clip: Gives a clip's tokens by its number.
+        pad_token_id: Fills up.
+    """
+
+    writer: ChatWriter
+    clip: Callable[[int], ClipTokens]
+    pad_token_id: int
+
+    def __call__(self, chats: Sequence[Chat]) -> dict[str, Tensor]:
+        """Make a batch."""
+        clips = [[self.clip(number) for number in chat.clips] for chat in chats]
+        rows = [self.writer.write(chat, own) for chat, own in zip(chats, clips, strict=True)]
+        batch = {
+            name: torch.nn.utils.rnn.pad_sequence([row[name] for row in rows], batch_first=True, padding_value=fill)
+            for name, fill in (("input_ids", self.pad_token_id), ("labels", -100))
+        }
+        mask = [torch.ones(len(row["input_ids"]), dtype=torch.long) for row in rows]
+        batch["attention_mask"] = torch.nn.utils.rnn.pad_sequence(mask, batch_first=True)
+        return batch | media_inputs([clip for own in clips for clip in own])
