@@ -17,7 +17,7 @@ from .voices import CLASS_NAMES
 Wording = Literal["seen", "unseen"]
 KINDS = ("sounds", "heard", "silent", "order", "count", "side")
 # Middle of the frame: what lies there is neither left nor right.
-_SIDES = (0.42, 0.58)
+SIDES = (0.42, 0.58)
 _NUMBERS = {1: "once", 2: "twice", 3: "three times", 4: "four times", 5: "five times", 6: "six times"}
 
 # Names of every class: those of training, and others.
@@ -184,8 +184,8 @@ def statements(record: Mapping[str, Any]) -> list[Statement]:
         if len(own) in _NUMBERS:
             found.append(Statement("count", (name,), _NUMBERS[len(own)]))
         centre = np.mean([(box[0] + box[2]) / 2 for event in own for box in event["boxes"]]) / record["width"]
-        if not _SIDES[0] <= centre <= _SIDES[1]:
-            found.append(Statement("side", (name,), "left" if centre < _SIDES[0] else "right", spans))
+        if not SIDES[0] <= centre <= SIDES[1]:
+            found.append(Statement("side", (name,), "left" if centre < SIDES[0] else "right", spans))
     begins = sorted(events, key=lambda name: events[name][0]["start"])  # no two begin at once, or the first is named
     for place, name in enumerate(begins):
         for later in begins[place + 1 :]:

@@ -1,0 +1,454 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""Questions about a SyncWorld clip with their answers, from its truth, in a small closed vocabulary.
+
+Words are what white space separates. Every word of a question, an answer or a moment's label is one of `vocabulary`,
+so that a tokenizer of whole words knows them all. Patterns of `wording="unseen"` are kept from training and made of
+words of training. Answers name classes as `CLASS_NAMES` does and write times as the text of a clip does, `3.4s`.
+
+Answers are balanced where a clip leaves a choice, as an answer that is commoner than others can be guessed;
+`score_answers` tells what guessing would reach.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ..model.alignment_cavmae_sync import center_times
+from .captions import NAMES, SIDES, Wording
+from .scene import NUM_FRAME_TIMES
+from .voices import CLASS_NAMES
+
+KINDS = ("what", "when", "count", "order", "side", "silent", "describe")
+NOTHING = "nothing"
+# What sounds must not change for so long before and after a moment, seconds, to be asked about.
+STEADY_SECONDS = 0.2
+_NUMBERS = ("one", "two", "three", "four", "five", "six")
+
+PATTERNS: dict[str, dict[Wording, tuple[str, ...]]] = {
+    "what": {
+        "seen": (
+            "what sounds at {time} ?",
+            "what is heard at {time} ?",
+            "at {time} , what can be heard ?",
+            "which sound is there at {time} ?",
+        ),
+        "unseen": ("at {time} , what sounds ?", "what sound can be heard at {time} ?", "at {time} , what is heard ?"),
+    },
+    "when": {
+        "seen": (
+            "when does the {a} first sound ?",
+            "when is the {a} heard first ?",
+            "at what time does the {a} start ?",
+            "when can the {a} first be heard ?",
+        ),
+        "unseen": ("when does the {a} start ?", "at what time is the {a} first heard ?"),
+    },
+    "count": {
+        "seen": (
+            "how often does the {a} sound ?",
+            "how many times does the {a} sound ?",
+            "how many times is the {a} heard ?",
+        ),
+        "unseen": ("how often is the {a} heard ?", "how often can the {a} be heard ?"),
+    },
+    "order": {
+        "seen": (
+            "does the {a} first sound before the {b} ?",
+            "is the {a} first heard before the {b} ?",
+            "does the {a} start before the {b} ?",
+            "is the {b} first heard after the {a} ?",
+        ),
+        "unseen": ("does the {b} start after the {a} ?", "can the {a} first be heard before the {b} ?"),
+    },
+    "side": {
+        "seen": (
+            "is the {a} left or right at {time} ?",
+            "at {time} , is the {a} left or right ?",
+            "on which side is the {a} at {time} ?",
+        ),
+        "unseen": ("at {time} , on which side is the {a} ?", "on which side can the {a} be seen at {time} ?"),
+    },
+    "silent": {
+        "seen": (
+            "what is seen but never sounds ?",
+            "what is seen but never heard ?",
+            "what can be seen but not heard ?",
+        ),
+        "unseen": ("what can be seen but never sounds ?", "what is seen but not heard ?"),
+    },
+    "describe": {
+        "seen": (
+            "describe the clip .",
+            "describe what is heard .",
+            "what is heard , and when ?",
+        ),
+        "unseen": ("describe what can be heard .", "describe what sounds , and when ."),
+    },
+}
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about a clip, and its answer.
+
+    Attributes:
+        kind: One of `KINDS`: what sounds at a moment; when a class first sounds; how many times it does; whether one
+            first sounds before another; on which side of the frame one that sounds is at a moment; which class is on
+            screen and never sounds; all that sounds, in order of its first time.
+        text: The question in words.
+        answer: The answer in words.
+        choices: All answers there are, empty for `describe`.
+        classes: The classes the question names, in order.
+        time: The moment it asks about, seconds.
+        span: Of `when`: the first and the last time that is right, seconds.
+    """
+
+    kind: str
+    text: str
+    answer: str
+    choices: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    time: float | None = None
+    span: tuple[float, float] | None = None
+
+
+def written_time(time: float) -> str:
+    """A time as questions, answers and the text of a clip write it, `3.4s`."""
+    return f"{time:.1f}s"
+
+
+def question_names(name: str) -> tuple[str, str]:
+    """What questions call a class: its name, and one other word, of the names that `captions` trains on."""
+    return name, NAMES[name]["seen"][1].removeprefix("a ").removeprefix("an ")
+
+
+def vocabulary(durations: Iterable[float] = (10.0,)) -> list[str]:
+    """All words of questions, answers and moment labels, sorted.
+
+    Args:
+        durations: Lengths of the clips in seconds; the times of their 16 moments are words, too.
+    """
+    texts = [pattern for kind in PATTERNS.values() for pattern in kind["seen"]]
+    texts += [word for name in CLASS_NAMES for word in question_names(name)]
+    texts += [NOTHING, "left", "right", "and", "yes", "no", ",", "at", *_NUMBERS]
+    texts += [written_time(time) for duration in durations for time in center_times(duration, NUM_FRAME_TIMES)]
+    return sorted({word for text in texts for word in text.split() if "{" not in word})
+
+
+def questions(
+    record: Mapping[str, Any],
+    rng: np.random.Generator,
+    wording: Wording = "seen",
+    per_kind: int = 1,
+    kinds: Sequence[str] = KINDS,
+) -> list[Question]:
+    """Questions about a clip, in the order of `kinds`.
+
+    Half of `what` are about moments at which something sounds, with all classes of the clip alike; `when` passes over
+    most of the classes that begin early, as every clip has one; `count` prefers numbers that few classes have; `order`
+    is yes as often as no; and `side` left as often as right, where the clip has both.
+
+    Args:
+        record: Truth of the clip.
+        rng: Chooses what is asked and how.
+        wording: `"seen"`: patterns for training; `"unseen"`: others, of the same words.
+        per_kind: Most questions of each kind. There are fewer where the clip does not hold as many, or where more
+            would make an answer common; no question is asked twice.
+        kinds: The kinds to ask.
+
+    Raises:
+        ValueError: A kind is unknown, or `per_kind` is not positive.
+    """
+    _check(kinds, per_kind)
+    asked = []
+    for kind in kinds:
+        asked += [_worded(found, rng, wording) for found in _chosen(_candidates(record, kind), rng, per_kind)]
+    return asked
+
+
+def twin_questions(
+    record: Mapping[str, Any],
+    partner: Mapping[str, Any],
+    rng: np.random.Generator,
+    wording: Wording = "seen",
+    per_kind: int = 1,
+    kinds: Sequence[str] = ("what", "when", "order", "describe"),
+) -> list[tuple[Question, Question]]:
+    """Questions in the same words about both clips of a temporal pair, where no answer is right for both.
+
+    Whoever does not use when things sound in each clip answers at most one of the two.
+
+    Args:
+        record: Truth of one clip.
+        partner: Truth of the other.
+        rng, wording, per_kind, kinds: As of `questions`; the kinds that the pair differs in.
+
+    Returns:
+        Pairs of the question to `record`'s clip and that to `partner`'s.
+
+    Raises:
+        ValueError: The clips are no temporal pair, a kind is unknown, or `per_kind` is not positive.
+    """
+    _check(kinds, per_kind)
+    if (record["split"], record["partner"]) != (partner["split"], partner["index"]):
+        raise ValueError(
+            f"{record['clip_id']} and {partner['clip_id']} are no temporal pair; the partner of {record['clip_id']} "
+            f"is clip {record['partner']} of its split."
+        )
+    pairs = []
+    for kind in kinds:
+        same = {(other.classes, other.time): other for other in _candidates(partner, kind)}
+        found = [(one, same[one.classes, one.time]) for one in _candidates(record, kind)
+                 if (one.classes, one.time) in same]  # fmt: skip
+        found = [(one, other) for one, other in found if _exclude(one, other)]
+        for place in rng.permutation(len(found))[:per_kind]:
+            one, other = found[place]
+            one = _worded(one, rng, wording)
+            pairs.append((one, replace(other, text=one.text)))
+    return pairs
+
+
+def moment_labels(record: Mapping[str, Any]) -> list[str]:
+    """What sounds at each of the moments of `frame_times`, and on which side of the frame.
+
+    ` bell left`, ` bell` in the middle, ` bell left and drum right`, ` nothing`; each begins with a space.
+    """
+    labels = []
+    for slots, boxes in zip(record["sounding_objects"], record["sounding_boxes"], strict=True):
+        heard = []
+        for slot, box in zip(slots, boxes, strict=True):
+            side = _side(box, record["width"])
+            heard.append(f"{record['objects'][slot]['label_name']} {side}".rstrip())
+        labels.append(f" {' and '.join(sorted(heard)) or NOTHING}")
+    return labels
+
+
+def is_right(question: Question, answer: str) -> bool:
+    """Whether an answer in words is right.
+
+    The answer must hold the right choice and no other one; of `when` one time, at most the distance of two moments
+    from the true one; of `describe` the right classes in the right order.
+    """
+    words = answer.lower().replace(",", " ").replace(".", " ").split()
+    if question.span is not None:
+        times = re.findall(r"\d+(?:\.\d+)?", answer)
+        return len(times) == 1 and question.span[0] <= float(times[0]) <= question.span[1]
+    if question.kind == "describe":
+        order = [word for word in words if word in CLASS_NAMES]
+        return order == [word for word in question.answer.split() if word in CLASS_NAMES]
+    return {word for word in words if word in question.choices} == {question.answer}
+
+
+def score_answers(asked: Sequence[Question], answers: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Accuracy of answers for each kind of question, beside what guessing reaches.
+
+    Args:
+        asked: The questions.
+        answers: One answer in words to each.
+
+    Returns:
+        For each kind in per cent `accuracy`; `majority`, of the one answer that is right most often; `chance`, of any
+        of the choices, 0 where there are none; and `count`, the number of questions.
+
+    Raises:
+        ValueError: There are not as many answers as questions.
+    """
+    if len(asked) != len(answers):
+        raise ValueError(f"There are {len(asked)} questions but {len(answers)} answers.")
+    by_kind: dict[str, list[tuple[Question, str]]] = defaultdict(list)
+    for question, answer in zip(asked, answers, strict=True):
+        by_kind[question.kind].append((question, answer))
+    scores = {}
+    for kind, rows in by_kind.items():
+        guesses = {choice for question, _ in rows for choice in (*question.choices, question.answer)}
+        majority = max(np.mean([is_right(question, guess) for question, _ in rows]) for guess in guesses)
+        scores[kind] = {
+            "accuracy": 100 * float(np.mean([is_right(question, answer) for question, answer in rows])),
+            "count": len(rows),
+            "majority": 100 * float(majority),
+            "chance": 100 * float(np.mean([_chance(question) for question, _ in rows])),
+        }
+    return scores
+
+
+def score_twins(
+    pairs: Sequence[tuple[Question, Question]], answers: Sequence[tuple[str, str]]
+) -> dict[str, dict[str, float]]:
+    """How often both answers to a pair of `twin_questions` are right, for each kind.
+
+    Args:
+        pairs: The questions.
+        answers: Two answers in words to each pair.
+
+    Returns:
+        For each kind in per cent `accuracy`; `chance`, of any two of the choices, 0 where there are none; and `count`,
+        the number of pairs. One and the same answer to both is never right.
+
+    Raises:
+        ValueError: There are not as many answers as pairs.
+    """
+    if len(pairs) != len(answers):
+        raise ValueError(f"There are {len(pairs)} pairs of questions but {len(answers)} pairs of answers.")
+    by_kind: dict[str, list[tuple[bool, float]]] = defaultdict(list)
+    for (one, other), (first, second) in zip(pairs, answers, strict=True):
+        both = is_right(one, first) and is_right(other, second)
+        by_kind[one.kind].append((both, _chance(one) * _chance(other)))
+    scores = {}
+    for kind, rows in by_kind.items():
+        right, chance = np.mean(np.array(rows, float), axis=0)
+        scores[kind] = {"accuracy": 100 * float(right), "count": len(rows), "chance": 100 * float(chance)}
+    return scores
+
+
+def conversation(asked: Sequence[Question], video: str) -> dict[str, Any]:
+    """Questions about one clip and their answers as a row of a chat data set.
+
+    The video comes with the first question. Later answers may follow from earlier ones (`describe` tells the order):
+    ask one question a row where that must not be.
+
+    Raises:
+        ValueError: There are no questions.
+    """
+    if not asked:
+        raise ValueError(f"There are no questions about {video}; leave the clip out.")
+    messages = []
+    for question in asked:
+        content = [{"type": "text", "text": question.text}]
+        if not messages:
+            content.insert(0, {"type": "video", "path": video})
+        messages.append({"role": "user", "content": content})
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": question.answer}]})
+    return {"messages": messages}
+
+
+def _check(kinds: Sequence[str], per_kind: int) -> None:
+    """Refuse kinds that there are not, and to ask nothing."""
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if unknown:
+        raise ValueError(f"Unknown kind of question {unknown[0]!r}; use {', '.join(KINDS)}.")
+    if per_kind < 1:
+        raise ValueError(f"per_kind must be at least 1, got {per_kind}.")
+
+
+def _side(box: Sequence[float], width: int) -> str:
+    """`left` or `right`, or nothing for the middle of the frame."""
+    centre = (box[0] + box[2]) / 2 / width
+    return "" if SIDES[0] <= centre <= SIDES[1] else "left" if centre < SIDES[0] else "right"
+
+
+def _candidates(record: Mapping[str, Any], kind: str) -> list[Question]:
+    """All questions of a kind that can be asked about a clip, without words."""
+    times = record["frame_times"]
+    names = [item["label_name"] for item in record["objects"]]
+    events: dict[str, list[Mapping[str, Any]]] = {}
+    for event in sorted(record["events"], key=lambda event: event["start"]):
+        events.setdefault(event["label_name"], []).append(event)
+    onsets = {name: own[0]["start"] for name, own in events.items()}  # in the order in which they begin
+    hop = record["duration"] / len(times)
+    if kind == "what":
+        edges = [event[edge] for event in record["events"] for edge in ("start", "end")]
+        # Nearly every clip begins and ends with silence, so that the time alone would tell the answer there.
+        inner = list(zip(times, record["sounding_objects"], strict=True))[1:-1]
+        choices = (*CLASS_NAMES, NOTHING)
+        return [
+            Question(kind, "", names[slots[0]] if slots else NOTHING, choices, time=time)
+            for time, slots in inner
+            if len(slots) < 2 and all(abs(edge - time) >= STEADY_SECONDS for edge in edges)
+        ]
+    if kind == "when":
+        choices = tuple(written_time(time) for time in times)
+        late = hop + 0.05  # a written time is off by up to half of its last digit
+        return [
+            Question(kind, "", written_time(moment), choices, (name,), span=(onsets[name] - late, onsets[name] + late))
+            for name, own in events.items()
+            if own[0]["start"] <= (moment := _first_moment(own[0], times)) < own[0]["end"]
+        ]
+    if kind == "count":
+        counts = [(name, len(own)) for name, own in events.items() if len(own) <= len(_NUMBERS)]
+        return [Question(kind, "", _NUMBERS[count - 1], _NUMBERS, (name,)) for name, count in counts]
+    if kind == "order":
+        return [
+            Question(kind, "", "yes" if onsets[a] < onsets[b] else "no", ("yes", "no"), (a, b))
+            for a in events
+            for b in events
+            if abs(onsets[a] - onsets[b]) >= hop / 2
+        ]
+    if kind == "side":
+        return [
+            Question(kind, "", side, ("left", "right"), (names[slot],), time=time)
+            for time, slots, boxes in zip(times, record["sounding_objects"], record["sounding_boxes"], strict=True)
+            for slot, box in zip(slots, boxes, strict=True)
+            if (side := _side(box, record["width"]))
+        ]
+    if kind == "silent":
+        silent = sorted({name for name in names if name not in events})
+        return [Question(kind, "", silent[0], CLASS_NAMES)] if len(silent) == 1 else []
+    if not events or len(set(onsets.values())) < len(onsets):  # nothing to say, or no one order to say it in
+        return []
+    firsts = {name: written_time(_first_moment(own[0], times)) for name, own in events.items()}
+    return [Question(kind, "", " , ".join(f"{name} at {time}" for name, time in firsts.items()))]
+
+
+def _first_moment(event: Mapping[str, Any], times: Sequence[float]) -> float:
+    """The first moment in an event, or the one nearest to its start where it has none."""
+    inside = [time for time in times if event["start"] <= time < event["end"]]
+    return inside[0] if inside else min(times, key=lambda time: abs(time - event["start"]))
+
+
+def _chosen(candidates: Sequence[Question], rng: np.random.Generator, most: int) -> list[Question]:
+    """Up to `most` of the questions of a kind that can be asked, so that its answers are balanced."""
+    left = [candidates[place] for place in rng.permutation(len(candidates))]
+    if not left:
+        return []
+    kind = left[0].kind
+    if kind == "when":
+        # Every clip has a class that begins early, and few have one that begins late.
+        shares = [(one.choices.index(one.answer) + 1) / (len(one.choices) / 2) for one in left]
+        return [one for one, share in zip(left, shares, strict=True) if rng.random() < share][:most]
+    if kind == "count":
+        weights = np.array([_NUMBERS.index(one.answer) + 1.0 for one in left]) ** 2
+        order = rng.choice(len(left), min(most, len(left)), replace=False, p=weights / weights.sum())
+        return [left[place] for place in order]
+    if kind not in ("what", "order", "side"):
+        return left[:most]
+    chosen: list[Question] = []
+    halves = {"what": NOTHING, "order": "yes", "side": "left"}
+    turn = bool(rng.integers(2))
+    while left and len(chosen) < most:
+        fitting = [one for one in left if (one.answer == halves[kind]) == turn]
+        if not fitting and kind == "what":
+            break
+        answers = [one.answer for one in chosen]
+        # `left` is in random order, but a class that sounds for long has more moments in it: draw the class first.
+        fresh = sorted({one.answer for one in fitting or left}, key=lambda answer: (answers.count(answer), answer))
+        fresh = [answer for answer in fresh if answers.count(answer) == answers.count(fresh[0])]
+        answer = str(rng.choice(fresh))
+        chosen.append(next(one for one in fitting or left if one.answer == answer))
+        left.remove(chosen[-1])
+        turn = not turn
+    return chosen
+
+
+def _worded(question: Question, rng: np.random.Generator, wording: Wording) -> Question:
+    """The question in words of a wording."""
+    names = [str(rng.choice(question_names(name))) for name in question.classes]
+    parts = dict(zip("ab", names, strict=False))
+    if question.time is not None:
+        parts["time"] = written_time(question.time)
+    return replace(question, text=str(rng.choice(PATTERNS[question.kind][wording])).format(**parts))
+
+
+def _exclude(one: Question, other: Question) -> bool:
+    """Whether no answer is right for both of two questions in the same words."""
+    if one.span is not None and other.span is not None:
+        return one.span[1] < other.span[0] or other.span[1] < one.span[0]
+    return not is_right(other, one.answer)
+
+
+def _chance(question: Question) -> float:
+    """The share of the choices that is right."""
+    return float(np.mean([is_right(question, choice) for choice in question.choices])) if question.choices else 0.0
