@@ -10,7 +10,7 @@ Answers are balanced where a clip leaves a choice, as an answer that is commoner
 """
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -202,9 +202,8 @@ def twin_questions(
     pairs = []
     for kind in kinds:
         same = {(other.classes, other.time): other for other in _candidates(partner, kind)}
-        found = [(one, same[one.classes, one.time]) for one in _candidates(record, kind)
-                 if (one.classes, one.time) in same]  # fmt: skip
-        found = [(one, other) for one, other in found if _exclude(one, other)]
+        found = [(one, same.get((one.classes, one.time))) for one in _candidates(record, kind)]
+        found = [(one, other) for one, other in found if other is not None and _exclude(one, other)]
         for place in rng.permutation(len(found))[:per_kind]:
             one, other = found[place]
             one = _worded(one, rng, wording)
@@ -233,14 +232,12 @@ def is_right(question: Question, answer: str) -> bool:
     The answer must hold the right choice and no other one; of `when` one time, at most the distance of two moments
     from the true one; of `describe` the right classes in the right order.
     """
-    words = answer.lower().replace(",", " ").replace(".", " ").split()
     if question.span is not None:
         times = re.findall(r"\d+(?:\.\d+)?", answer)
         return len(times) == 1 and question.span[0] <= float(times[0]) <= question.span[1]
     if question.kind == "describe":
-        order = [word for word in words if word in CLASS_NAMES]
-        return order == [word for word in question.answer.split() if word in CLASS_NAMES]
-    return {word for word in words if word in question.choices} == {question.answer}
+        return _said(answer, CLASS_NAMES) == _said(question.answer, CLASS_NAMES)
+    return set(_said(answer, question.choices)) == {question.answer}
 
 
 def score_answers(asked: Sequence[Question], answers: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -264,12 +261,14 @@ def score_answers(asked: Sequence[Question], answers: Sequence[str]) -> dict[str
         by_kind[question.kind].append((question, answer))
     scores = {}
     for kind, rows in by_kind.items():
-        guesses = {choice for question, _ in rows for choice in (*question.choices, question.answer)}
-        majority = max(np.mean([is_right(question, guess) for question, _ in rows]) for guess in guesses)
+        choices = {choice for question, _ in rows for choice in question.choices}
+        guesses = [sum(is_right(question, choice) for question, _ in rows) for choice in choices]
+        if not choices:
+            guesses = list(Counter(_said(question.answer, CLASS_NAMES) for question, _ in rows).values())
         scores[kind] = {
             "accuracy": 100 * float(np.mean([is_right(question, answer) for question, answer in rows])),
             "count": len(rows),
-            "majority": 100 * float(majority),
+            "majority": 100 * max(guesses) / len(rows),
             "chance": 100 * float(np.mean([_chance(question) for question, _ in rows])),
         }
     return scores
@@ -315,14 +314,17 @@ def conversation(asked: Sequence[Question], video: str) -> dict[str, Any]:
     """
     if not asked:
         raise ValueError(f"There are no questions about {video}; leave the clip out.")
-    messages = []
+    messages: list[dict[str, Any]] = []
     for question in asked:
-        content = [{"type": "text", "text": question.text}]
-        if not messages:
-            content.insert(0, {"type": "video", "path": video})
-        messages.append({"role": "user", "content": content})
+        media = [] if messages else [{"type": "video", "path": video}]
+        messages.append({"role": "user", "content": [*media, {"type": "text", "text": question.text}]})
         messages.append({"role": "assistant", "content": [{"type": "text", "text": question.answer}]})
     return {"messages": messages}
+
+
+def _said(answer: str, words: Sequence[str]) -> tuple[str, ...]:
+    """Those of some words that an answer holds, in its order; punctuation and capitals do not matter."""
+    return tuple(word for word in re.findall(r"\w+", answer.lower()) if word in words)
 
 
 def _check(kinds: Sequence[str], per_kind: int) -> None:
