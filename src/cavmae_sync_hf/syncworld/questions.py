@@ -149,8 +149,8 @@ def questions(
     """Questions about a clip, in the order of `kinds`.
 
     Half of `what` are about moments at which something sounds, with all classes of the clip alike; `when` passes over
-    most of the classes that begin early, as every clip has one; `count` prefers numbers that few classes have; `order`
-    is yes as often as no; and `side` left as often as right, where the clip has both.
+    most of the classes that begin early, as every clip has one; `order` is yes as often as no; and `side` left as often
+    as right, where the clip has both. One `count` a clip is more balanced than several: a class alone sounds often.
 
     Args:
         record: Truth of the clip.
@@ -353,8 +353,8 @@ def _candidates(record: Mapping[str, Any], kind: str) -> list[Question]:
     hop = record["duration"] / len(times)
     if kind == "what":
         edges = [event[edge] for event in record["events"] for edge in ("start", "end")]
-        # Nearly every clip begins and ends with silence, so that the time alone would tell the answer there.
-        inner = list(zip(times, record["sounding_objects"], strict=True))[1:-1]
+        # Clips begin with silence, and end with more of it: there the time alone would tell the answer.
+        inner = list(zip(times, record["sounding_objects"], strict=True))[1:-2]
         choices = (*CLASS_NAMES, NOTHING)
         return [
             Question(kind, "", names[slots[0]] if slots else NOTHING, choices, time=time)
@@ -411,10 +411,6 @@ def _chosen(candidates: Sequence[Question], rng: np.random.Generator, most: int)
         # Every clip has a class that begins early, and few have one that begins late.
         shares = [(one.choices.index(one.answer) + 1) / (len(one.choices) / 2) for one in left]
         return [one for one, share in zip(left, shares, strict=True) if rng.random() < share][:most]
-    if kind == "count":
-        weights = np.array([_NUMBERS.index(one.answer) + 1.0 for one in left]) ** 2
-        order = rng.choice(len(left), min(most, len(left)), replace=False, p=weights / weights.sum())
-        return [left[place] for place in order]
     if kind not in ("what", "order", "side"):
         return left[:most]
     chosen: list[Question] = []
