@@ -11,15 +11,13 @@ Answers are balanced where a clip leaves a choice, as an answer that is commoner
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from ..model.alignment_cavmae_sync import center_times
 from .captions import NAMES, SIDES, Wording
-from .scene import NUM_FRAME_TIMES
 from .voices import CLASS_NAMES
 
 KINDS = ("what", "when", "count", "order", "side", "silent", "describe")
@@ -126,16 +124,16 @@ def question_names(name: str) -> tuple[str, str]:
     return name, NAMES[name]["seen"][1].removeprefix("a ").removeprefix("an ")
 
 
-def vocabulary(durations: Iterable[float] = (10.0,)) -> list[str]:
+def vocabulary(duration: float = 10.0) -> list[str]:
     """All words of questions, answers and moment labels, sorted.
 
     Args:
-        durations: Lengths of the clips in seconds; the times of their 16 moments are words, too.
+        duration: Of the longest clip in seconds; every tenth of a second up to it is a word, too.
     """
     texts = [pattern for kind in PATTERNS.values() for pattern in kind["seen"]]
     texts += [word for name in CLASS_NAMES for word in question_names(name)]
     texts += [NOTHING, "left", "right", "and", "yes", "no", ",", "at", *_NUMBERS]
-    texts += [written_time(time) for duration in durations for time in center_times(duration, NUM_FRAME_TIMES)]
+    texts += [written_time(tenth / 10) for tenth in range(round(10 * duration) + 1)]
     return sorted({word for text in texts for word in text.split() if "{" not in word})
 
 
@@ -149,8 +147,8 @@ def questions(
     """Questions about a clip, in the order of `kinds`.
 
     Half of `what` are about moments at which something sounds, with all classes of the clip alike; `when` passes over
-    most of the classes that begin early, as every clip has one; `order` is yes as often as no; and `side` left as often
-    as right, where the clip has both. One `count` a clip is more balanced than several: a class alone sounds often.
+    most of the classes that begin early, as every clip has one; `order` is yes as often as no; and `side` left as
+    often as right, where the clip has both. One `count` a clip is more balanced than several: a class alone sounds often.
 
     Args:
         record: Truth of the clip.

@@ -5,7 +5,8 @@ The audio-visual model stays as it is: what it makes of all clips is computed on
 answers alone. As a rule the projectors come first (`train="projectors"`), then low-rank changes of the language model
 with them (`train="lora"`, the model of the first training as `model`).
 
-`torchrun -m cavmae_sync_hf.training.instruction` and `accelerate launch -m` start the same command on several processes.
+`torchrun -m cavmae_sync_hf.training.instruction` and `accelerate launch -m` start the same command on several
+processes.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
-from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging
 
@@ -175,7 +176,9 @@ class _Run:
         config = AutoConfig.from_pretrained(saved_model(name)) if not name.startswith("published:") else None
         if config is not None and config.model_type == "cavmae_sync_lm":
             if arguments.text_model or arguments.text_config or arguments.lm_config:
-                raise TrainingError(f"{name} has a language model; leave out `text_model`, `text_config`, `lm_config`.")
+                raise TrainingError(
+                    f"{name} has a language model; leave out `text_model`, `text_config`, `lm_config`."
+                )
             processor = CavMaeSyncLMProcessor.from_pretrained(saved_model(name))
             model = CavMaeSyncForConditionalGeneration.from_pretrained(saved_model(name))
             av_processor = CavMaeSyncProcessor(processor.feature_extractor, processor.video_processor)
@@ -229,7 +232,9 @@ class _Run:
         model, train = self.model, self.arguments.train
         model.requires_grad_(train == "full")
         model.model.av_model.requires_grad_(False)
-        projectors = [f"{name}_projector" for name in _MODALITIES if getattr(model.model, f"{name}_projector") is not None]
+        projectors = [
+            f"{name}_projector" for name in _MODALITIES if getattr(model.model, f"{name}_projector") is not None
+        ]
         if train == "lora":
             peft = require_package("peft", "lora", "LoRA")
             known = {name.rpartition(".")[2] for name, layer in model.model.language_model.named_modules()
@@ -270,7 +275,9 @@ class _Run:
             rows = read_chats(path)
             paths = media_paths(rows)
             if not paths:
-                raise TrainingError(f"{source}: its chats have no clips; name them as {{'type': 'video', 'path': ...}}.")
+                raise TrainingError(
+                    f"{source}: its chats have no clips; name them as {{'type': 'video', 'path': ...}}."
+                )
             return None, rows, CavMaeSyncDataset(VideoClips(paths), self.av_processor, frames="all")
         dataset = CavMaeSyncDataset(source, self.av_processor, frames="all")
         records = find_truth(source, dataset.clip_ids())

@@ -15,7 +15,9 @@ from .settings import setting
 class InstructionRunArguments(SmallRunArguments):
     """`SmallRunArguments` with the defaults of projectors and low-rank changes."""
 
-    output_dir: str | None = setting("outputs/instruction", "Where checkpoints, the model, metrics.json and tokens go.")
+    output_dir: str | None = setting(
+        "outputs/instruction", "Where checkpoints, the model, metrics.json and tokens go."
+    )
     per_device_train_batch_size: int = setting(16, "Chats of a process in a batch.")
     learning_rate: float = setting(2e-4, "Its highest value, after the warm-up.")
     weight_decay: float = setting(0.0, "Of AdamW.")
@@ -26,8 +28,8 @@ class InstructionRunArguments(SmallRunArguments):
         super().__post_init__()
         if self.push_to_hub:
             raise TrainingError(
-                "`push_to_hub` would upload the tokens of clips as well; leave it out, and upload the folder `model` of "
-                "output_dir when it is done: `push_to_hub(model, processor, NAME)`."
+                "`push_to_hub` would upload the tokens of clips as well; leave it out, and upload the folder `model` "
+                "of output_dir when it is done: `push_to_hub(model, processor, NAME)`."
             )
         if self.eval_strategy != "no":
             raise TrainingError("`eval_strategy` must be no: answers are evaluated once, at the end.")

@@ -61,7 +61,8 @@ def read_chats(path: StrPath) -> list[dict[str, Any]]:
     """Chats of a JSON, JSON lines or Parquet file, or of a folder that `datasets` has saved.
 
     Each row has `messages`: a list of turns with `role` and `content`, content a text or a list of `{"type": "text",
-    "text": ...}`, `{"type": "video", "path": ...}` and `{"type": "audio", "path": ...}`. Paths are relative to the file.
+    "text": ...}`, `{"type": "video", "path": ...}` and `{"type": "audio", "path": ...}`. Paths are relative to the
+    file.
 
     Raises:
         TrainingError: The file cannot be read, or a row is no chat; the message names it.

@@ -81,9 +81,7 @@ def answers_of(
 def _prompts(model: Any, writer: ChatWriter, chats: Sequence[Chat], clips: Sequence[ClipTokens]) -> dict[str, Any]:
     """The model's inputs of chats up to their last answers."""
     own = [[clips[number] for number in chat.clips] for chat in chats]
-    asked = [
-        chat.messages[:-1] if chat.messages[-1]["role"] == "assistant" else chat.messages for chat in chats
-    ]
+    asked = [chat.messages[:-1] if chat.messages[-1]["role"] == "assistant" else chat.messages for chat in chats]
     texts = [writer.prompt(messages, media) for messages, media in zip(asked, own, strict=True)]
     encoded = writer.processor.tokenizer(
         texts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt"
@@ -94,8 +92,8 @@ def _prompts(model: Any, writer: ChatWriter, chats: Sequence[Chat], clips: Seque
 
 
 def evaluate_syncworld(
-    model: Any, writer: ChatWriter, records: Sequence[Mapping[str, Any]], clips: Sequence[ClipTokens], *, seed: int = 0,
-    controls: Sequence[str] = CONTROLS, progress: Progress = None,
+    model: Any, writer: ChatWriter, records: Sequence[Mapping[str, Any]], clips: Sequence[ClipTokens], *,
+    seed: int = 0, controls: Sequence[str] = CONTROLS, progress: Progress = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Accuracies on SyncWorld clips by kind of question, with controls.
 
