@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     )
     from .model.modeling_text_cavmae_sync import CavMaeSyncTextDualEncoderModel, CavMaeSyncTextOutput
     from .model.processing_cavmae_sync import CavMaeSyncProcessor
+    from .model.processing_lm_cavmae_sync import CavMaeSyncLMProcessor
     from .model.video_processing_cavmae_sync import CavMaeSyncVideoProcessor
     from .model_card import CardDetails
     from .search import index_videos
@@ -60,6 +61,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "model.configuration_text_cavmae_sync": ("CavMaeSyncTextDualEncoderConfig",),
     "model.modeling_text_cavmae_sync": ("CavMaeSyncTextDualEncoderModel", "CavMaeSyncTextOutput"),
     "model.processing_cavmae_sync": ("CavMaeSyncProcessor",),
+    "model.processing_lm_cavmae_sync": ("CavMaeSyncLMProcessor",),
     "model.video_processing_cavmae_sync": ("CavMaeSyncVideoProcessor",),
     "model_card": ("CardDetails",),
     "hub": (

@@ -16,6 +16,7 @@ from .pipelines_cavmae_sync import (
 )
 from .pipelines_text_cavmae_sync import CavMaeSyncZeroShotClassificationPipeline
 from .processing_cavmae_sync import CavMaeSyncProcessor
+from .processing_lm_cavmae_sync import CavMaeSyncLMProcessor
 from .video_processing_cavmae_sync import CavMaeSyncVideoProcessor
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "CavMaeSyncFeatureExtractor",
     "CavMaeSyncForAudioVisualClassification",
     "CavMaeSyncForPreTraining",
+    "CavMaeSyncLMProcessor",
     "CavMaeSyncModel",
     "CavMaeSyncProcessor",
     "CavMaeSyncRetrievalPipeline",

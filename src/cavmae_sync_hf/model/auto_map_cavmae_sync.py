@@ -32,6 +32,17 @@ TEXT_AUTO_MAP: dict[str, str] = {
     "AutoModel": "auto_classes_cavmae_sync.CavMaeSyncTextDualEncoderModel",
 } | {name: AUTO_MAP[name] for name in ("AutoFeatureExtractor", "AutoVideoProcessor", "AutoProcessor")}
 
+# Of a language model that sees and hears.
+LM_AUTO_MAP: dict[str, str] = {
+    "AutoConfig": "auto_classes_cavmae_sync.CavMaeSyncLMConfig",
+    "AutoModel": "auto_classes_cavmae_sync.CavMaeSyncLMModel",
+    "AutoModelForMultimodalLM": "auto_classes_cavmae_sync.CavMaeSyncForConditionalGeneration",
+    "AutoModelForImageTextToText": "auto_classes_cavmae_sync.CavMaeSyncForConditionalGeneration",
+    "AutoFeatureExtractor": AUTO_MAP["AutoFeatureExtractor"],
+    "AutoVideoProcessor": AUTO_MAP["AutoVideoProcessor"],
+    "AutoProcessor": "auto_classes_cavmae_sync.CavMaeSyncLMProcessor",
+}
+
 # Tasks of `pipeline(...)`, the class of each, and the auto classes of transformers that load its model.
 CUSTOM_PIPELINES: dict[str, dict[str, Any]] = {
     "audio-visual-classification": {
@@ -163,6 +174,7 @@ __all__ = [
     "AUTO_MAP",
     "CODE_FILES",
     "CUSTOM_PIPELINES",
+    "LM_AUTO_MAP",
     "TEXT_AUTO_MAP",
     "TEXT_PIPELINES",
     "ConfigSavedWithCode",
