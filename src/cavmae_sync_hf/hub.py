@@ -3,6 +3,7 @@
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import transformers
 from huggingface_hub import HfApi
@@ -17,6 +18,7 @@ from transformers import (
     AutoModelForVideoClassification,
     AutoProcessor,
     AutoVideoProcessor,
+    PreTrainedModel,
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
@@ -30,6 +32,7 @@ from .model.auto_classes_cavmae_sync import (
     CavMaeSyncForPreTraining,
     CavMaeSyncLMConfig,
     CavMaeSyncLMModel,
+    CavMaeSyncLMProcessor,
     CavMaeSyncModel,
     CavMaeSyncProcessor,
     CavMaeSyncTextDualEncoderConfig,
@@ -40,7 +43,6 @@ from .model.auto_map_cavmae_sync import CODE_FILES, CUSTOM_PIPELINES, TEXT_PIPEL
 from .model.configuration_text_cavmae_sync import audio_visual_config
 from .model.encoder_families_cavmae_sync import check_extractor
 from .model.errors_cavmae_sync import Hint, ModelError
-from .model.modeling_cavmae_sync import CavMaeSyncPreTrainedModel
 from .model_card import CardDetails, create_model_card
 
 # What a folder written by `save_for_hub` consists of, and nothing else: such a folder may be replaced as a whole.
@@ -71,10 +73,12 @@ def register_auto_classes() -> None:
     AutoModel.register(CavMaeSyncLMConfig, CavMaeSyncLMModel, exist_ok=True)
     for generator in (AutoModelForMultimodalLM, AutoModelForImageTextToText):
         generator.register(CavMaeSyncLMConfig, CavMaeSyncForConditionalGeneration, exist_ok=True)
-    for config_class in (CavMaeSyncConfig, CavMaeSyncTextDualEncoderConfig):
+    for config_class in (CavMaeSyncConfig, CavMaeSyncTextDualEncoderConfig, CavMaeSyncLMConfig):
         AutoFeatureExtractor.register(config_class, CavMaeSyncFeatureExtractor, exist_ok=True)
         AutoVideoProcessor.register(config_class, CavMaeSyncVideoProcessor, exist_ok=True)
-        AutoProcessor.register(config_class, CavMaeSyncProcessor, exist_ok=True)
+        processor_class = CavMaeSyncLMProcessor if config_class is CavMaeSyncLMConfig else CavMaeSyncProcessor
+        AutoProcessor.register(config_class, processor_class, exist_ok=True)
+    # By the model type, under which it is found by its name; the configuration's class takes this place.
 
     for task, entry in (CUSTOM_PIPELINES | TEXT_PIPELINES).items():
         pipeline_class = getattr(auto_classes_cavmae_sync, entry["impl"].split(".")[1])
@@ -89,8 +93,8 @@ def register_auto_classes() -> None:
 
 
 def save_for_hub(
-    model: CavMaeSyncPreTrainedModel,
-    processor: CavMaeSyncProcessor,
+    model: PreTrainedModel,
+    processor: CavMaeSyncProcessor | CavMaeSyncLMProcessor,
     directory: StrPath,
     *,
     card: CardDetails | None = None,
@@ -131,8 +135,8 @@ def save_for_hub(
 
 
 def push_to_hub(
-    model: CavMaeSyncPreTrainedModel,
-    processor: CavMaeSyncProcessor,
+    model: PreTrainedModel,
+    processor: CavMaeSyncProcessor | CavMaeSyncLMProcessor,
     repo_id: str,
     *,
     card: CardDetails | None = None,
@@ -176,7 +180,7 @@ def push_to_hub(
     return str(commit.commit_url)
 
 
-def _check_pair(model: CavMaeSyncPreTrainedModel, processor: CavMaeSyncProcessor) -> None:
+def _check_pair(model: PreTrainedModel, processor: CavMaeSyncProcessor | CavMaeSyncLMProcessor) -> None:
     """Refuse what could be saved but not run."""
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     if model_type not in _MODEL_TYPES:
@@ -191,7 +195,11 @@ def _check_pair(model: CavMaeSyncPreTrainedModel, processor: CavMaeSyncProcessor
             "CavMaeSyncProcessor.from_config(model.config)."
         )
     shape = video_processor.crop_size if video_processor.do_center_crop else video_processor.size
-    if model_type == CavMaeSyncTextDualEncoderConfig.model_type and not processor.has_tokenizer:
+    if model_type == CavMaeSyncLMConfig.model_type:
+        _check_tokens(model.config, processor)
+    elif isinstance(processor, CavMaeSyncLMProcessor):
+        raise ModelError(f"Got a CavMaeSyncLMProcessor for a {type(model).__name__}; pass a CavMaeSyncProcessor.")
+    elif model_type == CavMaeSyncTextDualEncoderConfig.model_type and not processor.has_tokenizer:
         raise ModelError(
             "The processor has no tokenizer, and the model has a text encoder; pass "
             "CavMaeSyncProcessor(feature_extractor, video_processor, tokenizer)."
@@ -218,6 +226,18 @@ def _check_pair(model: CavMaeSyncPreTrainedModel, processor: CavMaeSyncProcessor
             check_extractor(config.audio_encoder_config, extractor, clip_length)
         except ValueError as error:
             raise ModelError(str(error)) from error
+
+
+def _check_tokens(config: Any, processor: CavMaeSyncProcessor | CavMaeSyncLMProcessor) -> None:
+    """Refuse a processor that writes other placeholders than a model with a language model reads."""
+    if not isinstance(processor, CavMaeSyncLMProcessor):
+        raise ModelError(f"Got a {type(processor).__name__} for a model with a language model; pass its LM processor.")
+    for name in ("tokens_per_frame", "tokens_per_window", "video_token_id", "audio_token_id"):
+        if getattr(processor, name) != getattr(config, name):
+            raise ModelError(
+                f"`{name}` of the processor is {getattr(processor, name)} and of the model {getattr(config, name)}; "
+                "make the processor with the model's."
+            )
 
 
 def _check_target(target: Path, overwrite: bool) -> None:

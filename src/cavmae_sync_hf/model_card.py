@@ -13,6 +13,7 @@ from .model.configuration_cavmae_sync import CavMaeSyncConfig
 from .model.configuration_text_cavmae_sync import audio_visual_config
 from .model.encoder_families_cavmae_sync import encoder_family
 from .model.processing_cavmae_sync import CavMaeSyncProcessor
+from .model.processing_lm_cavmae_sync import CavMaeSyncLMProcessor
 
 _PUBLISHED = """\
 @inproceedings{araujo2025cavmaesync,
@@ -93,7 +94,7 @@ class CardDetails:
 
 
 def create_model_card(
-    model: PreTrainedModel, processor: CavMaeSyncProcessor, details: CardDetails | None = None
+    model: PreTrainedModel, processor: CavMaeSyncProcessor | CavMaeSyncLMProcessor, details: CardDetails | None = None
 ) -> ModelCard:
     """The card of a model, filled from the model, its processor and `details`.
 
@@ -135,6 +136,8 @@ def create_model_card(
 
 def usage_snippet(model: PreTrainedModel, name: str) -> str:
     """Lines that load a model by `name` and run it on the file `clip.mp4`."""
+    if _has_language(model):
+        return _language_snippet(name)
     if _has_text(model):
         return _text_snippet(name)
     auto_class = "AutoModelForVideoClassification" if _is_classifier(model) else "AutoModel"
@@ -177,11 +180,29 @@ with torch.no_grad():
 print(outputs.logits_per_text.sigmoid())  # row: text, column: clip"""
 
 
+def _language_snippet(name: str) -> str:
+    return f"""\
+from transformers import AutoModelForMultimodalLM, AutoProcessor
+
+model = AutoModelForMultimodalLM.from_pretrained("{name}", trust_remote_code=True).eval()
+processor = AutoProcessor.from_pretrained("{name}", trust_remote_code=True)
+
+content = [{{"type": "video", "path": "clip.mp4"}}, {{"type": "text", "text": "when does the bell first sound ?"}}]
+inputs = processor.apply_chat_template(
+    [{{"role": "user", "content": content}}], add_generation_prompt=True, tokenize=True, return_dict=True,
+    return_tensors="pt",
+)
+answer = model.generate(**inputs, max_new_tokens=64)[:, inputs["input_ids"].shape[1]:]
+print(processor.batch_decode(answer, skip_special_tokens=True)[0])"""
+
+
 def pipeline_tasks(model: PreTrainedModel) -> list[str]:
     """Tasks of transformers' `pipeline` that a saved model works with; those of transformers itself come first.
 
     transformers' `feature-extraction` is none of them, since it feeds text to a tokenizer.
     """
+    if _has_language(model):
+        return ["any-to-any"]
     if _has_text(model):
         heard = ["zero-shot-audio-classification"] if audio_visual_config(model.config).modality != "video" else []
         return [*heard, *TEXT_PIPELINES]
@@ -217,13 +238,19 @@ def _is_classifier(model: PreTrainedModel) -> bool:
     return "Classification" in type(model).__name__
 
 
+def _has_language(model: PreTrainedModel) -> bool:
+    return hasattr(model.config, "tokens_per_frame")
+
+
 def _has_text(model: PreTrainedModel) -> bool:
     return hasattr(model, "get_text_features")
 
 
-def _limits(model: PreTrainedModel, processor: CavMaeSyncProcessor) -> str:
-    text = "" if _has_text(model) else "There is no text side. "
-    if text == "" and model.config.text_loss == "sigmoid":
+def _limits(model: PreTrainedModel, processor: CavMaeSyncProcessor | CavMaeSyncLMProcessor) -> str:
+    text = "" if _has_text(model) or _has_language(model) else "There is no text side. "
+    if _has_language(model):
+        text = "It answers every question, also those that the clip does not, and may say what is not there. "
+    elif text == "" and model.config.text_loss == "sigmoid":
         text = "Scores of texts are those of the data that they were learned from, and of its wordings. "
     shifts = processor.video_processor.shifts
     motion = "Single frames are seen, not motion."
@@ -235,6 +262,11 @@ def _limits(model: PreTrainedModel, processor: CavMaeSyncProcessor) -> str:
 
 def _summary(model: PreTrainedModel) -> str:
     config = audio_visual_config(model.config)
+    if _has_language(model):
+        return (
+            "A CAV-MAE Sync model with a language model: it answers questions about what is heard and seen in videos, "
+            "and when."
+        )
     if _has_text(model):
         return (
             "A CAV-MAE Sync model with a text encoder: words find clips and moments of them, and name what is heard "
@@ -266,6 +298,15 @@ def _facts(model: PreTrainedModel) -> list[tuple[str, str]]:
     if _has_text(model):
         encoder = model.config.text_config
         text = [("Text encoder", f"{encoder.model_type}, width {encoder.hidden_size}")]
+    elif _has_language(model):
+        language = model.config.text_config
+        text = [
+            ("Language model", f"{language.model_type}, width {language.hidden_size}, {language.vocab_size} tokens"),
+            (
+                "Tokens of a moment",
+                f"{model.config.frame_tokens} for a frame, {model.config.window_tokens} for a window",
+            ),
+        ]
     return [
         ("Class", f"`{type(model).__name__}`"),
         ("Parameters", f"{parameters / 1e6:.1f} M" if parameters >= 1e6 else f"{parameters:,}"),
@@ -306,7 +347,7 @@ def _encoders(config: CavMaeSyncConfig) -> list[tuple[str, str]]:
     return facts
 
 
-def _preprocessing(model: PreTrainedModel, processor: CavMaeSyncProcessor) -> str:
+def _preprocessing(model: PreTrainedModel, processor: CavMaeSyncProcessor | CavMaeSyncLMProcessor) -> str:
     extractor = processor.feature_extractor
     seconds = window_seconds(extractor.audio_length)
     side = audio_visual_config(model.config).image_size

@@ -148,7 +148,8 @@ def questions(
 
     Half of `what` are about moments at which something sounds, with all classes of the clip alike; `when` passes over
     most of the classes that begin early, as every clip has one; `order` is yes as often as no; and `side` left as
-    often as right, where the clip has both. One `count` a clip is more balanced than several: a class alone sounds often.
+    often as right, where the clip has both. One `count` a clip is more balanced than several: a class alone sounds
+    often.
 
     Args:
         record: Truth of the clip.

@@ -40,6 +40,7 @@ from ..model.configuration_cavmae_sync import CavMaeSyncConfig
 from ..model.distributed_cavmae_sync import world_size
 from ..model.errors_cavmae_sync import DiskError, Hint, NonFiniteLossError, TrainingError, printable
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
+from ..model.processing_lm_cavmae_sync import CavMaeSyncLMProcessor
 from ..model_card import CardDetails, create_model_card
 from .arguments import RunArguments, parse_arguments
 from .earlier_run import check_output, last_checkpoint, remove_checkpoints
@@ -173,7 +174,7 @@ class CavMaeSyncBaseTrainer(Trainer):
         model: nn.Module,
         args: RunArguments,
         *,
-        processor: CavMaeSyncProcessor,
+        processor: CavMaeSyncProcessor | CavMaeSyncLMProcessor,
         data_collator: Any,
         flops_per_pair: int,
         train_dataset: Dataset | None = None,
@@ -181,7 +182,7 @@ class CavMaeSyncBaseTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
         **kwargs: Any,
     ) -> None:
-        self.processor = processor
+        self.processor: Any = processor
         self.evaluation_sets = dict(evaluation_sets or {})
         self._signals = SaveOnSignal()
         if not self.evaluation_sets and args.eval_strategy != "no":

@@ -9,7 +9,7 @@ with them (`train="lora"`, the model of the first training as `model`).
 processes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,8 @@ from torch.utils.data import DataLoader, Subset
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from ..data.clips import VideoClips
 from ..data.dataset import CavMaeSyncCollator, CavMaeSyncDataset
-from ..files import read_text, write_json
+from ..files import write_json
 from ..hub import save_for_hub
 from ..inference.loading import saved_model
 from ..loading import load_model
@@ -185,6 +184,7 @@ class _Run:
             return model, processor, av_processor
         av_model, av_processor = load_model(name, device="cpu", modalities="both")
         language: Any
+        tokenizer: Any
         if arguments.text_config:
             language, tokenizer = self._make_language_model()
         elif arguments.text_model:
@@ -195,7 +195,7 @@ class _Run:
         if arguments.chat_template:
             tokenizer.chat_template = _template(arguments.chat_template)
         CavMaeSyncLMProcessor.add_media_tokens(tokenizer)
-        settings: Any = dict(arguments.lm_config or {})  # type: ignore[call-overload]
+        settings: Any = arguments.lm_config or {}
         model = CavMaeSyncForConditionalGeneration.from_av_text_pretrained(av_model, language, tokenizer, **settings)
         processor = CavMaeSyncLMProcessor(
             av_processor.feature_extractor, av_processor.video_processor, tokenizer,
@@ -205,7 +205,7 @@ class _Run:
 
     def _make_language_model(self) -> tuple[Any, PreTrainedTokenizerFast]:
         """A language model with random weights, whose tokens are the words of the chats."""
-        settings: Any = dict(self.arguments.text_config or {})  # type: ignore[call-overload]
+        settings: Any = self.arguments.text_config or {}
         if "model_type" not in settings:
             raise TrainingError('`text_config` needs "model_type", a family of language models such as "qwen3".')
         if self.arguments.train_data:
@@ -263,7 +263,7 @@ class _Run:
         labels: Any = self.arguments.moment_labels
         total = self.training.max_steps * self.training.train_batch_size * self.training.world_size
         chats = SyncWorldChats(
-            records, per_chat=self.arguments.questions_per_chat, seed=self.training.seed,
+            timed(records, clips), per_chat=self.arguments.questions_per_chat, seed=self.training.seed,
             schedule=LabelSchedule(**labels) if labels else None, total=total,
         )  # fmt: skip
         return chats, clips
@@ -278,7 +278,8 @@ class _Run:
                 raise TrainingError(
                     f"{source}: its chats have no clips; name them as {{'type': 'video', 'path': ...}}."
                 )
-            return None, rows, CavMaeSyncDataset(VideoClips(paths), self.av_processor, frames="all")
+            named = [{"path": path, "id": str(number)} for number, path in enumerate(paths)]
+            return None, rows, CavMaeSyncDataset(named, self.av_processor, frames="all")
         dataset = CavMaeSyncDataset(source, self.av_processor, frames="all")
         records = find_truth(source, dataset.clip_ids())
         if records is None:
@@ -286,7 +287,8 @@ class _Run:
         return records, [], dataset
 
     def _file_chats(self, rows: list[dict[str, Any]], dataset: CavMaeSyncDataset) -> FileChats:
-        return FileChats(rows, {path: number for number, path in enumerate(media_paths(rows))})
+        paths = media_paths(rows)
+        return FileChats(rows, {paths[int(name)]: number for number, name in enumerate(dataset.clip_ids())})
 
     def _clips(self, name: str, dataset: CavMaeSyncDataset) -> Callable[[int], ClipTokens]:
         """Tokens of a set's clips by number, computed where the cache lacks them."""
@@ -355,8 +357,9 @@ class _Run:
         if records is not None:
             controls = CONTROLS if self.arguments.controls else ()
             return evaluate_syncworld(
-                model, self.writer, records, clips, seed=self.training.seed, controls=controls, progress=shown
-            )
+                model, self.writer, timed(records, clip), clips, seed=self.training.seed, controls=controls,
+                progress=shown,
+            )  # fmt: skip
         chats: list[Chat] = self._file_chats(rows, dataset).chats
         answers = answers_of(model, self.writer, chats, clips, progress=shown)
         return {"exact": exact_answers(chats, answers), "count": len(chats)}
@@ -366,9 +369,14 @@ class _Run:
         return lambda done, total: progress(done, total, what)
 
 
+def timed(records: Sequence[Mapping[str, Any]], clip: Callable[[int], ClipTokens]) -> list[dict[str, Any]]:
+    """Truth with the times of the clips' own frames, which the text of a clip names."""
+    return [dict(record) | {"frame_times": clip(number).times.tolist()} for number, record in enumerate(records)]
+
+
 def _template(text: str) -> str:
     """A chat template given as such or by its file."""
-    return text if "{" in text else read_text(Path(text).expanduser())
+    return text if "{" in text else Path(text).expanduser().read_text(encoding="utf-8")
 
 
 def _count(model: torch.nn.Module, trained: bool = False) -> int:

@@ -299,12 +299,12 @@ class ChatWriter:
         Raises:
             TrainingError: It has more than `max_length` tokens.
         """
-        texts = chat.moment_texts or [None] * len(clips)
+        texts: Sequence[Any] = chat.moment_texts or [None] * len(clips)
         left = iter([self.clip_pieces(clip, said) for clip, said in zip(clips, texts, strict=True)])
         text, spans = "", []
         for piece, answers in self._pieces(chat.messages):
-            for part, said in [(piece, True)] if answers else self._split(piece, left):
-                if said:
+            for part, is_said in [(piece, True)] if answers else self._split(piece, left):
+                if is_said:
                     spans.append((len(text), len(text) + len(part)))
                 text += part
         encoded = self.processor.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -359,15 +359,17 @@ class ChatCollator:
         writer: Writes them.
         clip: Gives a clip's tokens by its number.
         pad_token_id: Fills up.
+        drop: Share of the clips that lose their audio, and of those that lose their video.
     """
 
     writer: ChatWriter
     clip: Callable[[int], ClipTokens]
     pad_token_id: int
+    drop: float = 0.0
 
     def __call__(self, chats: Sequence[Chat]) -> dict[str, Tensor]:
         """Make a batch."""
-        clips = [[self.clip(number) for number in chat.clips] for chat in chats]
+        clips = [[self._maybe_less(self.clip(number)) for number in chat.clips] for chat in chats]
         rows = [self.writer.write(chat, own) for chat, own in zip(chats, clips, strict=True)]
         batch = {
             name: torch.nn.utils.rnn.pad_sequence([row[name] for row in rows], batch_first=True, padding_value=fill)
@@ -376,3 +378,11 @@ class ChatCollator:
         mask = [torch.ones(len(row["input_ids"]), dtype=torch.long) for row in rows]
         batch["attention_mask"] = torch.nn.utils.rnn.pad_sequence(mask, batch_first=True)
         return batch | media_inputs([clip for own in clips for clip in own])
+
+    def _maybe_less(self, clip: ClipTokens) -> ClipTokens:
+        """The clip, or it without one of its modalities; drawn from torch's generator, which checkpoints keep."""
+        if not self.drop:
+            return clip
+        drawn = float(torch.rand(()))
+        lost = "audio" if drawn < self.drop else "video" if drawn < 2 * self.drop else ""
+        return clip.without(lost) if lost else clip

@@ -27,7 +27,7 @@ from ..model.errors_cavmae_sync import DataError, TrainingError
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from ..model.video_processing_cavmae_sync import CavMaeSyncVideoProcessor
 from ..syncworld import find_truth, make_world, sounding_boxes, temporal_partners
-from .settings import DataArguments, ProbeArguments, TextArguments
+from .settings import DataArguments, InstructionArguments, ProbeArguments, TextArguments
 
 # Inputs of the models by modality: values, and the mask of those that are there.
 _INPUTS = {"video": ("pixel_values_videos", "padding_mask_videos"), "audio": ("input_values", "padding_mask")}
@@ -264,7 +264,9 @@ def make_syncworld(
 
 
 def find_sources(
-    arguments: DataArguments | ProbeArguments | TextArguments, processor: CavMaeSyncProcessor, is_main: bool = True
+    arguments: DataArguments | InstructionArguments | ProbeArguments | TextArguments,
+    processor: CavMaeSyncProcessor,
+    is_main: bool = True,
 ) -> tuple[str, dict[str, str]]:
     """Where the clips to train on are, and those of the evaluation sets, by name.
 
