@@ -28,6 +28,7 @@ from ..training.settings import (
     ClassificationSettings,
     DataArguments,
     FlagError,
+    InstructionArguments,
     LocalHeadArguments,
     LocalHeadSettings,
     ModelArguments,
@@ -61,9 +62,10 @@ _MOST_USED = {
     "push_to_hub": ("", "Upload model, processor, code and card at the end."),
     "hub_model_id": ("NAME", "Repository on the Hub, as OWNER/NAME."),
 }
-# Of a text side there is one evaluation, and what is uploaded is one folder of what it writes.
-_NOT_OF_TEXT = ("eval_strategy", "push_to_hub", "hub_model_id")
-_DOES = {"probe": "probe", "text": "join", "local_head": "train heads of"}
+# Of what is joined to a model there is one evaluation, and what is uploaded is one folder of what is written.
+_NOT_OF_JOINED = ("eval_strategy", "push_to_hub", "hub_model_id")
+_JOINED = ("text", "instruct")
+_DOES = {"probe": "probe", "text": "join", "local_head": "train heads of", "instruction": "join"}
 _WITH_SCIKIT_LEARN = ("classification", "probe", "text")
 _TRAINER_PANEL = "transformers' Trainer, the most used"
 
@@ -180,21 +182,29 @@ def text(context: typer.Context) -> None:
         sys.exit(_text(context.args))
 
 
-def _text(words: list[str]) -> int:
-    from ..training.text import text as run
-
+@contextmanager
+def _bars() -> Iterator[Callable[[int, int, str], None]]:
+    """One bar after the other, before and after the training, which shows its own."""
     with ExitStack() as stack:
         bars: dict[str, Callable[..., None]] = {}
 
         def show(done: int, total: int, what: str) -> None:
-            """One bar after the other, before the training, which shows its own."""
             if what not in bars:
                 stack.close()
-                bars[what] = stack.enter_context(terminal.progress_bar(what, "texts" if "texts" in what else "clips"))
+                unit = next((unit for unit in ("texts", "answers") if unit in what), "clips")
+                bars[what] = stack.enter_context(terminal.progress_bar(what, unit))
             bars[what](done, total)
             if done == total:
                 stack.close()
+                del bars[what]
 
+        yield show
+
+
+def _text(words: list[str]) -> int:
+    from ..training.text import text as run
+
+    with _bars() as show:
         status, record = run(words, show)
     if "metrics" not in record or int(os.environ.get("RANK", "0")):
         return status
@@ -223,6 +233,49 @@ def local_head(context: typer.Context) -> None:
         from ..training.local_head import local_head as run
 
         sys.exit(run(context.args))
+
+
+def instruct(context: typer.Context) -> None:
+    """Join a language model to a model and train it on chats: questions about clips get answers.
+
+    RECIPE is a name that `cavmae-sync recipes` lists, or a YAML file; flags win over it. The model
+    stays as it is. Train the projectors first, then low-rank changes of the language model.
+
+    Examples:
+        cavmae-sync instruct instruction/syncworld
+        cavmae-sync instruct qwen3_projectors --model MODEL --train_data chats.jsonl
+        cavmae-sync instruct qwen3_lora --model outputs/qwen3_projectors/model --train_data ...
+    """
+    with _start(context.args, "instruction"):
+        from ..training.instruction import instruct as run
+
+        with _bars() as show:
+            status, record = run(context.args, show)
+        if not int(os.environ.get("RANK", "0")):
+            for name, metrics in record.get("metrics", {}).items():
+                terminal.say(f"{name}:")
+                for line in _answer_lines(metrics):
+                    terminal.say(f"  {line}")
+        sys.exit(status)
+
+
+def _answer_lines(metrics: dict[str, Any]) -> Iterator[str]:
+    """What a table of answers says, per cent."""
+    if "seen" not in metrics:
+        yield f"{metrics['exact']:.1f} of {metrics['count']} answers are those of the chats, word for word"
+        return
+    yield f"{'':9} {'right':>6} {'other words':>11} {'commonest':>9} {'chance':>6} {'questions':>9}"
+    for kind, row in metrics["seen"].items():
+        other = metrics["unseen"].get(kind, {}).get("accuracy", float("nan"))
+        guessed = f"{row['majority']:9.1f} {row['chance']:6.1f} {row['count']:9}"
+        yield f"{kind:9} {row['accuracy']:6.1f} {other:11.1f} {guessed}"
+    for control, kinds in metrics["controls"].items():
+        yield f"{control}: {', '.join(f'{kind} {value:.1f}' for kind, value in kinds.items())}"
+    if "twins" in metrics:
+        pairs = (f"{kind} {row['accuracy']:.1f} of {row['count']}" for kind, row in metrics["twins"].items())
+        yield f"both of temporal twins: {', '.join(pairs)}"
+    if "moments" in metrics:
+        yield "when by digits {digits:.1f}, by scores of moments {scores:.1f}".format(**metrics["moments"])
 
 
 # What is told before torch is loaded
@@ -364,7 +417,7 @@ def _with_flags(name: str, all_of_them: bool = False) -> Callable[..., None]:
         rows += [("transformers' Trainer", *row) for row in _flags(RunArguments) if row[0] not in shown]
     elif by_trainer:
         rows += [(_TRAINER_PANEL, flag, metavar, None, text) for flag, (metavar, text) in _MOST_USED.items()]
-        rows = [row for row in rows if name != "text" or row[1] not in _NOT_OF_TEXT]
+        rows = [row for row in rows if name not in _JOINED or row[1] not in _NOT_OF_JOINED]
     recipe = typer.Argument(
         help="Recipe of the package, or a YAML file.", metavar="RECIPE", autocompletion=list_recipes
     )
@@ -449,6 +502,7 @@ _COMMANDS: dict[str, tuple[Callable[[typer.Context], None], str, dict[str, tuple
     ),
     "probe": (probe, "probe", {"Probe": (ProbeArguments,)}),
     "text": (text, "text", {"Text": (TextArguments,), "Run": (RunSettings,)}),
+    "instruct": (instruct, "instruction", {"Instruction": (InstructionArguments,), "Run": (RunSettings,)}),
     "local-head": (
         local_head,
         "local_head",

@@ -22,7 +22,7 @@ from transformers.utils import logging
 
 from ..data.dataset import CavMaeSyncCollator, CavMaeSyncDataset
 from ..files import write_json
-from ..hub import save_for_hub
+from ..hub import register_auto_classes, save_for_hub
 from ..inference.loading import saved_model
 from ..loading import load_model
 from ..model.errors_cavmae_sync import TrainingError
@@ -46,6 +46,7 @@ from .instruction_data import (
     FileChats,
     LabelSchedule,
     SyncWorldChats,
+    holds_chats,
     media_paths,
     read_chats,
 )
@@ -172,6 +173,7 @@ class _Run:
         """The model, its processor, and that of its audio-visual model."""
         arguments = self.arguments
         name = str(arguments.model)
+        register_auto_classes()  # the command line does without it as long as it can
         config = AutoConfig.from_pretrained(saved_model(name)) if not name.startswith("published:") else None
         if config is not None and config.model_type == "cavmae_sync_lm":
             if arguments.text_model or arguments.text_config or arguments.lm_config:
@@ -208,7 +210,7 @@ class _Run:
         settings: Any = self.arguments.text_config or {}
         if "model_type" not in settings:
             raise TrainingError('`text_config` needs "model_type", a family of language models such as "qwen3".')
-        if self.arguments.train_data:
+        if self.arguments.train_data and holds_chats(self.arguments.train_data):
             texts = [
                 part["text"] for row in read_chats(self.arguments.train_data) for turn in row["messages"]
                 for part in turn["content"] if part["type"] == "text"
@@ -270,9 +272,8 @@ class _Run:
 
     def _open(self, source: str) -> tuple[Any, list[dict[str, Any]], CavMaeSyncDataset]:
         """Truth of a SyncWorld, or else rows of a file of chats; and the clips."""
-        path = Path(source).expanduser()
-        if path.is_file() or (path / "dataset_info.json").is_file():
-            rows = read_chats(path)
+        if holds_chats(source):
+            rows = read_chats(source)
             paths = media_paths(rows)
             if not paths:
                 raise TrainingError(

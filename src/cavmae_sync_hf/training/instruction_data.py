@@ -57,6 +57,12 @@ class ClipTokens:
         return ClipTokens(self.times, self.tokens, present)
 
 
+def holds_chats(path: StrPath) -> bool:
+    """Whether a source is a file of chats or a folder that `datasets` has saved, by its name and files alone."""
+    source = Path(path).expanduser()
+    return source.is_file() or (source / "state.json").is_file()
+
+
 def read_chats(path: StrPath) -> list[dict[str, Any]]:
     """Chats of a JSON, JSON lines or Parquet file, or of a folder that `datasets` has saved.
 

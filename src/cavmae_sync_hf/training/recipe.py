@@ -19,6 +19,7 @@ RUN_BY = {
     "probe": "cavmae-sync probe",
     "text": "cavmae-sync text",
     "local_head": "cavmae-sync local-head",
+    "instruction": "cavmae-sync instruct",
     "ablations": "python -m cavmae_sync_hf.training.ablations",
 }
 
