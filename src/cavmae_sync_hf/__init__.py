@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .model.modeling_lm_cavmae_sync import CavMaeSyncForConditionalGeneration, CavMaeSyncLMModel
     from .model.modeling_text_cavmae_sync import CavMaeSyncTextDualEncoderModel, CavMaeSyncTextOutput
     from .model.processing_cavmae_sync import CavMaeSyncProcessor
+    from .model.processing_lm_cavmae_sync import CavMaeSyncLMProcessor
     from .model.video_processing_cavmae_sync import CavMaeSyncVideoProcessor
     from .model_card import CardDetails
     from .search import index_videos
@@ -64,6 +65,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "model.modeling_lm_cavmae_sync": ("CavMaeSyncForConditionalGeneration", "CavMaeSyncLMModel"),
     "model.modeling_text_cavmae_sync": ("CavMaeSyncTextDualEncoderModel", "CavMaeSyncTextOutput"),
     "model.processing_cavmae_sync": ("CavMaeSyncProcessor",),
+    "model.processing_lm_cavmae_sync": ("CavMaeSyncLMProcessor",),
     "model.video_processing_cavmae_sync": ("CavMaeSyncVideoProcessor",),
     "model_card": ("CardDetails",),
     "hub": (

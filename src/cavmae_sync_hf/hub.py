@@ -30,6 +30,7 @@ from .model.auto_classes_cavmae_sync import (
     CavMaeSyncForPreTraining,
     CavMaeSyncLMConfig,
     CavMaeSyncLMModel,
+    CavMaeSyncLMProcessor,
     CavMaeSyncModel,
     CavMaeSyncProcessor,
     CavMaeSyncTextDualEncoderConfig,
@@ -75,6 +76,8 @@ def register_auto_classes() -> None:
         AutoFeatureExtractor.register(config_class, CavMaeSyncFeatureExtractor, exist_ok=True)
         AutoVideoProcessor.register(config_class, CavMaeSyncVideoProcessor, exist_ok=True)
         AutoProcessor.register(config_class, CavMaeSyncProcessor, exist_ok=True)
+    # By the model type, under which it is found by its name; the configuration's class takes this place.
+    AutoProcessor.register("cavmae_sync_lm", CavMaeSyncLMProcessor, exist_ok=True)
 
     for task, entry in (CUSTOM_PIPELINES | TEXT_PIPELINES).items():
         pipeline_class = getattr(auto_classes_cavmae_sync, entry["impl"].split(".")[1])

@@ -18,6 +18,7 @@ from .pipelines_cavmae_sync import (
 )
 from .pipelines_text_cavmae_sync import CavMaeSyncZeroShotClassificationPipeline
 from .processing_cavmae_sync import CavMaeSyncProcessor
+from .processing_lm_cavmae_sync import CavMaeSyncLMProcessor
 from .video_processing_cavmae_sync import CavMaeSyncVideoProcessor
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "CavMaeSyncForPreTraining",
     "CavMaeSyncLMConfig",
     "CavMaeSyncLMModel",
+    "CavMaeSyncLMProcessor",
     "CavMaeSyncModel",
     "CavMaeSyncProcessor",
     "CavMaeSyncRetrievalPipeline",

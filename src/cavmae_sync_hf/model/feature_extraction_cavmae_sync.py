@@ -9,6 +9,7 @@ frame, by one of the two rules of `alignment_cavmae_sync.py`:
 """
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -420,6 +421,27 @@ class CavMaeSyncFeatureExtractor(SavedWithCode, SequenceFeatureExtractor):
         """What fills up each entry of a clip that has fewer windows than others."""
         nan = math.nan
         return {"input_values": self.outside_value, "frame_times": nan, "window_times": nan}
+
+    def fetch_audio(self, audio_url_or_urls: Any, sampling_rate: int | None = None) -> Any:
+        """Decode files of audio, or of video, as pipelines of transformers ask it of a processor's part.
+
+        Args:
+            audio_url_or_urls: A file, or a list in which files may be; anything else is handed back as it is.
+            sampling_rate: Rate of the waveforms, Hz; default: the extractor's.
+
+        Returns:
+            `{"array": (num_samples,), "sampling_rate": ...}` in place of each file.
+
+        Raises:
+            MediaError: A file cannot be used.
+        """
+        if isinstance(audio_url_or_urls, str | os.PathLike):
+            rate = self.sampling_rate if sampling_rate is None else sampling_rate
+            media = decode_media(audio_url_or_urls, sampling_rate=rate, channel=self.channel, want_video=False)
+            return {"array": media.waveform, "sampling_rate": rate}
+        if isinstance(audio_url_or_urls, list | tuple):
+            return [self.fetch_audio(one, sampling_rate=sampling_rate) for one in audio_url_or_urls]
+        return audio_url_or_urls
 
     def log_mel(self, waveforms: Tensor | Sequence[Tensor]) -> Any:
         """Kaldi's log-mel filter bank, not normalised.

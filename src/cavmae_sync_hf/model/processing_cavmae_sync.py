@@ -392,7 +392,7 @@ class CavMaeSyncProcessor(SavedWithCode, ProcessorMixin):
             ("start", start, files, "only files are cut"),
             ("end", end, files, "only files are cut"),
         ):
-            for clip, part in zip(clips, _per_clip(name, value, heeds=heeds, reason=reason), strict=True):
+            for clip, part in zip(clips, per_clip(name, value, heeds=heeds, reason=reason), strict=True):
                 setattr(clip, name, part)
         if audio_track is not None and not own_audio and not any(is_media_source(clip.audio) for clip in clips):
             raise ValueError("audio_track means nothing for this input: no audio of a file is read. Leave it out.")
@@ -788,16 +788,19 @@ def _check_rules(missing: Any, damaged: Any, num_frames: Any) -> None:
         raise ValueError(f"num_frames is {num_frames!r}; it must be a whole number of at least 1.")
 
 
+def split_audio(audio: Any) -> list[Any]:
+    """Tell one clip of audio from several, files or waveforms; returns a list of clips."""
+    if is_media_source(audio):
+        return [audio]
+    if isinstance(audio, list | tuple) and any(map(is_media_source, audio)):
+        return list(audio)
+    return split_waveforms(audio)[0]
+
+
 def _pair_clips(videos: Any, audio: Any) -> list[_Clip]:
     """Tell one clip from several, and pair videos with their audio."""
     shown = split_clips(videos) if videos is not None else None
-    heard = None
-    if is_media_source(audio):
-        heard = [audio]
-    elif isinstance(audio, list | tuple) and any(map(is_media_source, audio)):
-        heard = list(audio)
-    elif audio is not None:
-        heard = split_waveforms(audio)[0]
+    heard = split_audio(audio) if audio is not None else None
     if shown is not None and heard is not None and len(shown) != len(heard):
         raise ValueError(
             f"Got {len(shown)} videos and {len(heard)} waveforms; pass one waveform per video (several channels of "
@@ -864,7 +867,7 @@ def _set_times(
             raise ValueError(f"{clip.name} has frame_times and fps, which could differ; leave one of them out.")
 
 
-def _per_clip(name: str, value: Any, *, heeds: list[bool], reason: str) -> list[Any]:
+def per_clip(name: str, value: Any, *, heeds: list[bool], reason: str) -> list[Any]:
     """Every clip's part of an argument, one value for all or one per clip; refuses what nothing would heed.
 
     Args:
@@ -906,4 +909,4 @@ def _known_times(clips: list[_Clip]) -> list[list[float]]:
     return rows
 
 
-__all__ = ["CavMaeSyncProcessor"]
+__all__ = ["CavMaeSyncProcessor", "per_clip", "split_audio"]
