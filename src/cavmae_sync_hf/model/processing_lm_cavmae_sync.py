@@ -9,13 +9,10 @@ seen and heard, and a clip may have any number of moments. Files are decoded by 
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from PIL import Image
-from torch import Tensor
 from transformers import AddedToken, PreTrainedTokenizerBase
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import OmniModalProcessorMixin, TextKwargs
@@ -23,23 +20,30 @@ from transformers.utils import TensorType
 
 from .alignment_cavmae_sync import center_times
 from .auto_map_cavmae_sync import LM_AUTO_MAP, SavedWithCode
-from .batching_cavmae_sync import stack_all, to_batch
-from .feature_extraction_cavmae_sync import CavMaeSyncFeatureExtractor, samples_and_rate
-from .media_cavmae_sync import decode_media, probe_media
-from .processing_cavmae_sync import CavMaeSyncProcessor, per_clip, split_audio
-from .video_processing_cavmae_sync import (
-    CavMaeSyncVideoProcessor,
-    is_media_source,
-    pad_clips,
-    split_clips,
-    split_frames,
-)
+from .batching_cavmae_sync import to_batch
+from .clips_lm_cavmae_sync import LoadedMedia, MediaClip, pair_clips, rate_beside, set_options, stack_media
+from .feature_extraction_cavmae_sync import CavMaeSyncFeatureExtractor
+from .processing_cavmae_sync import CavMaeSyncProcessor
+from .values_cavmae_sync import Allowed, check_values, number, optional, shown, whole
+from .video_processing_cavmae_sync import CavMaeSyncVideoProcessor, is_media_source, split_frames
 
 VIDEO_TOKEN, AUDIO_TOKEN = "<|video|>", "<|audio|>"
 # A tokenizer without a length of its own has a huge one.
 _LONGEST_CONTEXT = 1_000_000
 # Stands for the time of a moment whose clip's length is not known yet: as many digits as any has.
 _LATE_SECONDS = 99999.9
+
+_MOST_TOKENS = 1 << 16
+_SQUARE = Allowed(
+    "a square number: 0, 1, 4, 9, 16, ...",
+    lambda value: whole(0, _MOST_TOKENS)(value) and math.isqrt(value) ** 2 == value,
+)
+LM_PROCESSOR_VALUES: dict[str, Allowed] = {"tokens_per_frame": _SQUARE, "tokens_per_window": whole(0, _MOST_TOKENS)}
+_CALL_VALUES: dict[str, Allowed] = {
+    "num_frames": optional(whole(1, 1 << 16)),
+    "fps": optional(number(0, 1000, above=True)),
+    "max_length": optional(whole(1, 1 << 30)),
+}
 
 # Set before the template of a tokenizer that takes texts alone: contents that are lists become texts. It ends with a
 # line break, which Jinja takes away (`trim_blocks`), so that what follows begins as it does by itself.
@@ -63,93 +67,6 @@ CONTENT_PRELUDE = (
     "{%- endfor -%}"
     "{%- set messages = cavmae_sync.messages %}\n"
 )
-
-
-@dataclass
-class _Clip:
-    """One clip, from what was given to what the model takes.
-
-    Attributes:
-        name: For messages.
-        kind: `"video"` or `"audio"`, which of the placeholders stands for it.
-        media: What was given: a file, frames, or a waveform.
-        audio: Audio of its own for a video.
-        hears: Whether a video's own audio is used.
-        start: Where a file is cut, seconds.
-        end: Likewise.
-        video_metadata: What a loader says about decoded frames.
-        times: The asked moments, or the times of decoded frames, seconds.
-        texts: What is said at each moment.
-        count: How many moments it has at most.
-        shows: Whether there are frames, as far as known.
-        sounds: Whether there is audio, likewise.
-        duration: Seconds, `None` where unknown.
-    """
-
-    name: str
-    kind: str
-    media: Any
-    audio: Any = None
-    hears: bool = True
-    start: float | None = None
-    end: float | None = None
-    video_metadata: Any = None
-    times: list[float] | None = None
-    texts: list[str] | None = None
-    count: int = 1
-    shows: bool = True
-    sounds: bool = True
-    duration: float | None = None
-
-    @property
-    def is_decoded(self) -> bool:
-        """Whether it is frames, not a file."""
-        return self.kind == "video" and not is_media_source(self.media)
-
-    @property
-    def is_seen(self) -> bool:
-        """Whether its frames are expected."""
-        return self.kind == "video" and self.shows
-
-    @property
-    def is_heard(self) -> bool:
-        """Whether its windows are expected."""
-        own = self.hears and self.sounds and not self.is_decoded
-        return self.kind == "audio" or self.audio is not None or own
-
-    def times_of(self, count: int) -> list[float]:
-        """`count` of the asked moments, evenly chosen."""
-        times = self.times or []
-        return [times[int(place)] for place in center_times(len(times), count)]
-
-    def texts_of(self, count: int) -> list[str] | None:
-        """The texts where it has `count` moments: of moments that became one, they follow each other."""
-        if self.texts is None:
-            return None
-        merged: list[list[str]] = [[] for _ in range(count)]
-        for place, text in enumerate(self.texts):
-            merged[place * count // len(self.texts)] += [text] if text else []
-        return [" ".join(texts) for texts in merged]
-
-
-@dataclass
-class _LoadedClip:
-    """One clip as the model takes it.
-
-    Attributes:
-        times: Of its moments, seconds, `(num_moments,)`.
-        video_mask: Which frames are present, likewise.
-        audio_mask: Which windows are present, likewise.
-        pixels: `(num_moments, channels, height, width)`; `None` where no frame is present.
-        windows: `input_values`, and `window_offsets` where there are such, with one value per moment; empty where no
-            window is present.
-    """
-
-    times: Tensor
-    video_mask: Tensor
-    audio_mask: Tensor
-    pixels: Tensor | None
-    windows: dict[str, Tensor]
 
 
 class CavMaeSyncLMProcessor(SavedWithCode, OmniModalProcessorMixin):
@@ -197,19 +114,17 @@ class CavMaeSyncLMProcessor(SavedWithCode, OmniModalProcessorMixin):
         tokens_per_frame: int = 9,
         tokens_per_window: int = 4,
     ) -> None:
-        for name, value in (("tokens_per_frame", tokens_per_frame), ("tokens_per_window", tokens_per_window)):
-            whole = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-            if not whole or (name == "tokens_per_frame" and math.isqrt(value) ** 2 != value):
-                kinds = "a square (0, 1, 4, 9, 16, ...)" if name == "tokens_per_frame" else "a whole number from 0 on"
-                raise ValueError(f"`{name}` is {value!r}; it must be {kinds}.")
+        check_values(
+            {"tokens_per_frame": tokens_per_frame, "tokens_per_window": tokens_per_window}, LM_PROCESSOR_VALUES
+        )
         if chat_template is None:
             chat_template = _for_lists(getattr(tokenizer, "chat_template", None))
         super().__init__(feature_extractor, video_processor, tokenizer, chat_template=chat_template)
         lacking = _lacking(tokenizer)
         if lacking:
             raise ValueError(
-                f"The tokenizer ({type(tokenizer).__name__}, {len(tokenizer)} tokens) does not have {' and '.join(lacking)} as "
-                "one token; call CavMaeSyncLMProcessor.add_media_tokens(tokenizer) first, and "
+                f"The tokenizer ({type(tokenizer).__name__}, {len(tokenizer)} tokens) has no token {', '.join(lacking)}"
+                "; call CavMaeSyncLMProcessor.add_media_tokens(tokenizer) first, and "
                 "resize_token_embeddings(len(tokenizer)) of the language model."
             )
         if "padding_side" not in tokenizer.init_kwargs:
@@ -271,24 +186,24 @@ class CavMaeSyncLMProcessor(SavedWithCode, OmniModalProcessorMixin):
             ValueError: They are not of one length, a present moment has no time, or a text holds a placeholder.
         """
         moments = [float(time) for time in times]
-        shown, heard = ([bool(value) for value in values] for values in (video_present, audio_present))
+        seen, heard = ([bool(value) for value in values] for values in (video_present, audio_present))
         said: list[str | None] = [None] * len(moments) if texts is None else list(texts)
-        if not len(moments) == len(shown) == len(heard) == len(said):
+        if not len(moments) == len(seen) == len(heard) == len(said):
             raise ValueError(
-                f"A clip has {len(moments)} times, {len(shown)} frames, {len(heard)} windows and {len(said)} texts; "
+                f"A clip has {len(moments)} times, {len(seen)} frames, {len(heard)} windows and {len(said)} texts; "
                 "give one of each for every moment."
             )
         parts: list[str] = []
-        for number, (time, sees, hears, text) in enumerate(zip(moments, shown, heard, said, strict=True)):
+        for place, (time, sees, hears, text) in enumerate(zip(moments, seen, heard, said, strict=True)):
             if text and (self.video_token in text or self.audio_token in text):
-                raise ValueError(f"The text of moment {number} holds a placeholder of media: {text!r}; remove it.")
+                raise ValueError(f"The text of moment {place} holds a placeholder of media: {text!r}; remove it.")
             if math.isfinite(time):
                 parts.append(f"{time:.1f}s")
                 parts.append(self.video_token * (1 + self.tokens_per_frame) * sees)
                 parts.append(self.audio_token * (1 + self.tokens_per_window) * hears)
                 parts.append(text or "")
             elif sees or hears:
-                raise ValueError(f"Moment {number} is present and its time is {time}; give it in seconds.")
+                raise ValueError(f"Moment {place} is present and its time is {time}; give it in seconds.")
         return "".join(parts)
 
     def expand(self, text: str, clip_texts: Sequence[str]) -> str:
@@ -305,7 +220,7 @@ class CavMaeSyncLMProcessor(SavedWithCode, OmniModalProcessorMixin):
         if len(kinds) != len(clip_texts):
             raise ValueError(
                 f"The text has {len(kinds)} placeholders ({self.video_token}, {self.audio_token}) and there are "
-                f"{len(clip_texts)} clips; give one placeholder for each: {_shortened(text)!r}."
+                f"{len(clip_texts)} clips; give one placeholder for each: {shown(text)}."
             )
         return self._expanded([text], [kinds], [list(clip_texts)])[0][0]
 
@@ -391,7 +306,7 @@ class CavMaeSyncLMProcessor(SavedWithCode, OmniModalProcessorMixin):
         texts = [text] if isinstance(text, str) else text
         if not isinstance(texts, list | tuple) or not texts or not all(isinstance(one, str) for one in texts):
             raise ValueError(
-                f"`text` is {_shortened(repr(text))}; pass a text or a list of texts, with {self.video_token} where a "
+                f"`text` is {shown(text)}; pass a text or a list of texts, with {self.video_token} where a "
                 f"video belongs and {self.audio_token} where audio alone does."
             )
         words = {name: kwargs.pop(name) for name in list(kwargs) if name in TextKwargs.__annotations__}
@@ -403,23 +318,31 @@ class CavMaeSyncLMProcessor(SavedWithCode, OmniModalProcessorMixin):
         return_text_replacement_offsets = words.pop("return_text_replacement_offsets", return_text_replacement_offsets)
 
         kinds = [self._placeholders(one) for one in texts]
-        rows = self._pair(kinds, videos, audio, audio_from_video_indices, load_audio_from_video)
+        rows = pair_clips(
+            kinds,
+            tokens={"video": self.video_token, "audio": self.audio_token},
+            videos=videos,
+            audio=audio,
+            indices=audio_from_video_indices,
+            load_audio=load_audio_from_video,
+        )
         clips = [clip for row in rows for clip in row]
-        _set_options(clips, start=start, end=end, video_metadata=video_metadata)
-        _set_times(clips, frame_times)
-        _set_texts(clips, moment_texts)
-        if fps is not None and (num_frames is not None or not _positive(fps)):
-            raise ValueError(f"fps is {fps!r} and num_frames {num_frames!r}; give one of them, above zero.")
+        options = {"start": start, "end": end, "video_metadata": video_metadata}
+        set_options(clips, frame_times=frame_times, moment_texts=moment_texts, **options)
+        check_values({"num_frames": num_frames, "fps": fps, "max_length": max_length}, _CALL_VALUES)
+        if fps is not None and num_frames is not None:
+            raise ValueError(f"fps is {fps} and num_frames {num_frames}; both say how many moments: give one of them.")
+        own = self.feature_extractor.num_frames
         for clip in clips:
-            clip.count = self._count(clip, num_frames, fps, sampling_rate, do_sample_frames)
+            clip.choose_count(own, num_frames=num_frames, fps=fps, rate=sampling_rate, sampled=do_sample_frames)
 
         limit = self.tokenizer.model_max_length if max_length is None else max_length
         known = None if limit >= _LONGEST_CONTEXT else limit
-        media: list[_LoadedClip] = []
+        media: list[LoadedMedia] = []
         clip_texts: list[list[str]] = []
-        for number, (one, of, row) in enumerate(zip(texts, kinds, rows, strict=True)):
+        for place, (one, of, row) in enumerate(zip(texts, kinds, rows, strict=True)):
             length = partial(self._length, one, of, words)
-            loaded, held = self._load_row(number, row, length, known, sampling_rate, kwargs)
+            loaded, held = self._load_row(place, row, length, known, sampling_rate, kwargs)
             media += loaded
             clip_texts.append(held)
         expanded, offsets = self._expanded(list(texts), kinds, clip_texts)
@@ -433,7 +356,9 @@ class CavMaeSyncLMProcessor(SavedWithCode, OmniModalProcessorMixin):
             data["text_replacement_offsets"] = offsets
         if return_mm_token_type_ids:
             data["mm_token_type_ids"] = self.create_mm_token_type_ids(tokens["input_ids"])
-        data |= to_batch(self._stack(media, return_times), return_tensors)
+        data |= to_batch(
+            stack_media(media, self.feature_extractor.outside_value, with_times=return_times), return_tensors
+        )
         return BatchFeature(data, tensor_type=return_tensors, skip_tensor_conversion=self.skip_tensor_conversion)
 
     def apply_chat_template(  # type: ignore[override]
@@ -486,9 +411,8 @@ class CavMaeSyncLMProcessor(SavedWithCode, OmniModalProcessorMixin):
 
     def _placeholders(self, text: str) -> list[str]:
         """The kinds of the placeholders of a text, in order, without those that are marked as plain text."""
-        _, offsets = self.get_text_with_replacements(
-            [text], [], [""] * text.count(self.video_token), [""] * text.count(self.audio_token)
-        )
+        found = ([""] * text.count(token) for token in (self.video_token, self.audio_token))
+        offsets: list[Any] = self.get_text_with_replacements([text], [], *found)[1]
         return [entry["type"] for entry in offsets[0]]
 
     def _expanded(
@@ -506,132 +430,15 @@ class CavMaeSyncLMProcessor(SavedWithCode, OmniModalProcessorMixin):
         expanded, _ = self._expanded([text], [kinds], [clip_texts])
         return len(self.tokenizer(expanded[0], **(words | {"verbose": False, "truncation": False}))["input_ids"])
 
-    def _pair(
-        self,
-        kinds: list[list[str]],
-        videos: Any,
-        audio: Any,
-        indices: Sequence[int | None] | None,
-        load_audio: bool,
-    ) -> list[list[_Clip]]:
-        """The clips of each text, in the order of its placeholders."""
-        shown, shown_counts = _flat(videos, split_clips, _is_frame)
-        heard, heard_counts = _flat(audio, split_audio, _is_number)
-        own: dict[int, Any] = {}
-        hears = [load_audio] * len(shown)
-        if indices is not None:
-            wrong = [i for i in indices if i is not None and not 0 <= i < len(shown)]
-            alone = [place for place, i in enumerate(indices) if i is None]
-            if wrong or len(heard) not in (len(indices), len(alone)):
-                raise ValueError(
-                    f"audio_from_video_indices is {list(indices)} for {len(heard)} audio inputs and {len(shown)} "
-                    "videos; give None for each clip of audio alone and the number of a video for each of its own."
-                )
-            hears = [number in indices for number in range(len(shown))]
-            if len(heard) == len(indices) and len(alone) < len(indices):
-                own = {i: heard[place] for place, i in enumerate(indices) if i is not None}
-                heard, heard_counts = [heard[place] for place in alone], None
-        for token, kind, given, counts in (
-            (self.video_token, "video", shown, shown_counts),
-            (self.audio_token, "audio", heard, heard_counts),
-        ):
-            found = [row.count(kind) for row in kinds]
-            if counts is not None and len(counts) != len(kinds):
-                raise ValueError(
-                    f"There are {len(kinds)} texts and {len(counts)} lists of {kind} inputs; give one each."
-                )
-            for number, (wanted, there) in enumerate(
-                zip(found, counts, strict=True) if counts is not None else [(sum(found), len(given))]
-            ):
-                where = f"Text {number} has" if counts is not None or len(kinds) == 1 else "The texts have"
-                if wanted > there:
-                    raise ValueError(
-                        f"{where} {wanted} placeholders {token} and {there} {kind} inputs; each stands for one. "
-                        f"Give as many, or take {token} out of the text (chats: sanitize_control_tokens=True "
-                        "keeps it as plain text)."
-                    )
-                if wanted < there:
-                    raise ValueError(
-                        f"{where} {wanted} placeholders {token} and {there} {kind} inputs; write {token} into the "
-                        "text where each belongs."
-                    )
-        left = {"video": iter(enumerate(shown)), "audio": iter(enumerate(heard))}
-        rows: list[list[_Clip]] = []
-        for row in kinds:
-            rows.append([])
-            for kind in row:
-                number, given_clip = next(left[kind])
-                clip = _Clip(f"{kind.capitalize()} {number}", kind, given_clip)
-                if kind == "video":
-                    clip.audio, clip.hears = own.get(number), hears[number]
-                rows[-1].append(clip)
-        return rows
-
-    def _count(
-        self, clip: _Clip, num_frames: int | None, fps: float | None, rate: int | None, sampled: bool | None
-    ) -> int:
-        """How many moments a clip has before its text is made to fit."""
-        most = None
-        if clip.is_decoded:
-            most = len(split_frames(clip.media))
-            if clip.times is None and not clip.video_metadata and clip.audio is None:
-                raise ValueError(
-                    f"{clip.name} is decoded frames whose times are unknown; pass `video_metadata` ({{'fps': ...}}) "
-                    "or `frame_times`, or the file itself."
-                )
-        elif clip.times is not None:
-            most = len(clip.times)
-        wanted = most
-        if fps is not None and sampled is not False:
-            wanted = max(1, round(self._duration(clip, rate) * fps))
-        elif num_frames is not None and sampled is not False:
-            wanted = num_frames
-        elif most is None:
-            wanted = self.feature_extractor.num_frames if clip.texts is None else len(clip.texts)
-        count = wanted if most is None else min(most, wanted if wanted is not None else most)
-        if not isinstance(count, int) or count < 1:
-            raise ValueError(f"num_frames is {num_frames!r}; it must be a whole number of at least 1.")
-        if clip.texts is not None and len(clip.texts) != count:
-            raise ValueError(
-                f"{clip.name} has {count} moments and {len(clip.texts)} moment_texts; give one per moment."
-            )
-        return count
-
-    def _duration(self, clip: _Clip, rate: int | None) -> float:
-        """Length of a clip in seconds, without decoding it where its header says it."""
-        if clip.duration is not None:
-            return clip.duration
-        if clip.is_decoded:
-            metadata = clip.video_metadata or {}
-            times = clip.times
-            if times is None and metadata.get("fps"):
-                total = len(split_frames(clip.media))
-                indices = metadata.get("frames_indices")
-                times = [float(i) / metadata["fps"] for i in (range(total) if indices is None else indices)]
-            if times is None:
-                raise ValueError(f"{clip.name}: fps says nothing of frames whose times are unknown; leave it out.")
-            clip.duration = (max(times) - min(times)) * len(times) / max(1, len(times) - 1)
-        elif not is_media_source(clip.media):
-            samples, own_rate = samples_and_rate(clip.media, _rate_of(clip.media, rate), clip.name)
-            clip.duration = torch.as_tensor(samples).shape[-1] / own_rate
-        else:
-            info = probe_media(clip.media)
-            clip.shows, clip.sounds = info.has_video, info.has_audio
-            whole = info.duration
-            if whole is None:
-                whole = decode_media(clip.media, num_frames=1, missing="mask").duration
-            clip.duration = max(0.0, min(whole, math.inf if clip.end is None else clip.end) - (clip.start or 0.0))
-        return clip.duration
-
     def _load_row(
         self,
-        number: int,
-        row: list[_Clip],
+        place: int,
+        row: list[MediaClip],
         length: Callable[[list[str]], int],
         limit: int | None,
         rate: int | None,
         options: dict[str, Any],
-    ) -> tuple[list[_LoadedClip], list[str]]:
+    ) -> tuple[list[LoadedMedia], list[str]]:
         """The clips of one text, of as many moments as its length allows, and what stands for them."""
         if not row:
             return [], []
@@ -651,7 +458,7 @@ class CavMaeSyncLMProcessor(SavedWithCode, OmniModalProcessorMixin):
         if too_long(most):
             for clip in row:
                 if not clip.is_decoded:
-                    self._duration(clip, rate)
+                    clip.measure(rate)
             share = max(1, bisect_left(range(1, most + 1), True, key=too_long))
         while True:
             loaded = [self._load(clip, count, rate, options) for clip, count in zip(row, counts(share), strict=True)]
@@ -665,7 +472,7 @@ class CavMaeSyncLMProcessor(SavedWithCode, OmniModalProcessorMixin):
             if share == 1:
                 own = length([""] * len(row))
                 raise ValueError(
-                    f"Text {number} has {own} tokens of its own and {len(row)} clips of at least {found - own} tokens "
+                    f"Text {place} has {own} tokens of its own and {len(row)} clips of at least {found - own} tokens "
                     f"together, one moment each; that is {found}, and {limit} are allowed. Give fewer clips or a "
                     f"shorter text, a larger max_length up to the language model's context, or use a model with a "
                     f"smaller tokens_per_frame (now {self.tokens_per_frame}) or tokens_per_window (now "
@@ -673,12 +480,12 @@ class CavMaeSyncLMProcessor(SavedWithCode, OmniModalProcessorMixin):
                 )
             share -= 1
 
-    def _least(self, counts: list[tuple[_Clip, int]]) -> int:
+    def _least(self, counts: list[tuple[MediaClip, int]]) -> int:
         """The placeholders of clips with so many moments, and one token for each time."""
         frame, window = 1 + self.tokens_per_frame, 1 + self.tokens_per_window
         return sum(count * (1 + frame * clip.is_seen + window * clip.is_heard) for clip, count in counts)
 
-    def _draft(self, clip: _Clip, count: int) -> str:
+    def _draft(self, clip: MediaClip, count: int) -> str:
         """What will stand for a clip of so many moments, at most."""
         if clip.times is not None:
             times = clip.times_of(count)
@@ -686,9 +493,9 @@ class CavMaeSyncLMProcessor(SavedWithCode, OmniModalProcessorMixin):
             times = [_LATE_SECONDS] * count if clip.duration is None else center_times(clip.duration, count)
         return self.clip_text(times, [clip.is_seen] * count, [clip.is_heard] * count, clip.texts_of(count))
 
-    def _load(self, clip: _Clip, count: int, rate: int | None, options: dict[str, Any]) -> _LoadedClip:
+    def _load(self, clip: MediaClip, count: int, rate: int | None, options: dict[str, Any]) -> LoadedMedia:
         """Read one clip, as `CavMaeSyncProcessor` does."""
-        own_rate = _rate_of(clip.audio if clip.kind == "video" else clip.media, rate)
+        own_rate = rate_beside(clip.audio if clip.kind == "video" else clip.media, rate)
         call: dict[str, Any] = {"start": clip.start, "end": clip.end, "sampling_rate": own_rate}
         if clip.kind == "audio":
             call["audio"] = [clip.media]
@@ -713,27 +520,13 @@ class CavMaeSyncLMProcessor(SavedWithCode, OmniModalProcessorMixin):
         video_mask = absent if pixels is None else done.get("padding_mask_videos", ~absent[None])[0].cpu()
         audio_mask = done["padding_mask"][0].cpu() if "padding_mask" in done else absent
         windows = {name: done[name][0] for name in ("input_values", "window_offsets") if name in done}
-        return _LoadedClip(
+        return LoadedMedia(
             times,
             video_mask,
             audio_mask,
             pixels if bool(video_mask.any()) else None,
             windows | {"padding_mask": done["padding_mask"][0]} if bool(audio_mask.any()) else {},
         )
-
-    def _stack(self, clips: list[_LoadedClip], return_times: bool) -> dict[str, Tensor]:
-        """The media of a batch; clips with fewer moments are filled up."""
-        output: dict[str, Tensor] = {}
-        shown = [clip.pixels for clip in clips if clip.pixels is not None]
-        heard = [clip.windows for clip in clips if clip.windows]
-        if shown:
-            output |= pad_clips(shown)
-        if heard:
-            fills = {"input_values": self.feature_extractor.outside_value}
-            output |= stack_all({name: [clip[name] for clip in heard] for name in heard[0]}, fills)
-        if return_times and clips:
-            output |= stack_all({"frame_times": [clip.times for clip in clips]}, {"frame_times": math.nan})
-        return output
 
 
 def _lacking(tokenizer: PreTrainedTokenizerBase) -> list[str]:
@@ -755,93 +548,4 @@ def _for_lists(template: Any) -> Any:
     return template if template is None or template.startswith(CONTENT_PRELUDE) else CONTENT_PRELUDE + template
 
 
-def _flat(
-    values: Any, split: Callable[[Any], list[Any]], is_part: Callable[[Any], bool]
-) -> tuple[list[Any], list[int] | None]:
-    """Clips one after the other, and how many each text has where they were given so.
-
-    Args:
-        values: What the call was given.
-        split: Tells one clip from several.
-        is_part: Whether a value is a part of a clip, so that a list of them is one clip.
-    """
-    if values is None:
-        return [], None
-    if isinstance(values, list | tuple) and not values:
-        return [], None
-    if not isinstance(values, list | tuple) or not all(isinstance(inner, list | tuple) for inner in values):
-        return split(values), None
-    if any(is_part(part) for inner in values for part in inner):
-        return split(values), None
-    return [clip for inner in values for clip in inner], [len(inner) for inner in values]
-
-
-def _is_frame(value: Any) -> bool:
-    """Whether a value in a list is one frame of a clip."""
-    return isinstance(value, Image.Image) or getattr(value, "ndim", 4) < 4
-
-
-def _is_number(value: Any) -> bool:
-    """Whether a value in a list is a sample of a waveform."""
-    return isinstance(value, int | float) or getattr(value, "ndim", 1) == 0
-
-
-def _positive(value: Any) -> bool:
-    """Whether a value is a number above zero."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
-
-
-def _rate_of(audio: Any, rate: int | None) -> int | None:
-    """The rate to name beside audio: files and mappings bring their own."""
-    brings = audio is None or is_media_source(audio) or (isinstance(audio, Mapping) and audio.get("sampling_rate"))
-    return None if brings else rate
-
-
-def _shortened(text: str) -> str:
-    """The beginning of a text, for messages."""
-    return text if len(text) <= 80 else f"{text[:80]}..."
-
-
-def _set_options(clips: list[_Clip], **options: Any) -> None:
-    """Give every clip its part of arguments with one value for all or one per clip."""
-    files = [is_media_source(clip.media) or is_media_source(clip.audio) for clip in clips]
-    decoded = [clip.is_decoded for clip in clips]
-    for name, value in options.items():
-        frames = name == "video_metadata"
-        reason = "it says the times of decoded frames" if frames else "only files are cut"
-        parts = per_clip(name, value, heeds=decoded if frames else files, reason=reason)
-        for clip, part in zip(clips, parts, strict=True):
-            setattr(clip, name, part)
-
-
-def _set_times(clips: list[_Clip], frame_times: Any) -> None:
-    """Give every clip its row of frame times."""
-    if frame_times is None:
-        return
-    rows = frame_times.tolist() if hasattr(frame_times, "tolist") else list(frame_times)
-    if rows and all(isinstance(value, int | float) for value in rows):
-        rows = [rows]
-    if len(rows) != len(clips):
-        raise ValueError(f"frame_times has {len(rows)} rows for {len(clips)} clips; give one row of times per clip.")
-    for clip, row in zip(clips, rows, strict=True):
-        clip.times = None if row is None else [float(time) for time in row]
-        if clip.times == []:
-            raise ValueError(f"{clip.name} has an empty row of frame_times; give its moments in seconds, or None.")
-
-
-def _set_texts(clips: list[_Clip], moment_texts: Any) -> None:
-    """Give every clip what is said at its moments."""
-    if moment_texts is None:
-        return
-    if isinstance(moment_texts, str) or len(moment_texts) != len(clips):
-        raise ValueError(
-            f"moment_texts has {len(moment_texts)} entries for {len(clips)} clips; give a list of texts, or None, per "
-            "clip."
-        )
-    for clip, row in zip(clips, moment_texts, strict=True):
-        if isinstance(row, str) or row == []:
-            raise ValueError(f"{clip.name} has {row!r} as moment_texts; give a list with a text per moment.")
-        clip.texts = None if row is None else [text or "" for text in row]
-
-
-__all__ = ["AUDIO_TOKEN", "CONTENT_PRELUDE", "VIDEO_TOKEN", "CavMaeSyncLMProcessor"]
+__all__ = ["AUDIO_TOKEN", "CONTENT_PRELUDE", "LM_PROCESSOR_VALUES", "VIDEO_TOKEN", "CavMaeSyncLMProcessor"]
