@@ -123,8 +123,8 @@ class CavMaeSyncLMProcessor(SavedWithCode, OmniModalProcessorMixin):
         lacking = _lacking(tokenizer)
         if lacking:
             raise ValueError(
-                f"The tokenizer ({type(tokenizer).__name__}, {len(tokenizer)} tokens) has no token {', '.join(lacking)}"
-                "; call CavMaeSyncLMProcessor.add_media_tokens(tokenizer) first, and "
+                f"The tokenizer ({type(tokenizer).__name__}, {len(tokenizer)} tokens) lacks {' and '.join(lacking)}; "
+                "call CavMaeSyncLMProcessor.add_media_tokens(tokenizer) first, and "
                 "resize_token_embeddings(len(tokenizer)) of the language model."
             )
         if "padding_side" not in tokenizer.init_kwargs:
