@@ -72,12 +72,14 @@ def register_auto_classes() -> None:
     AutoModel.register(CavMaeSyncLMConfig, CavMaeSyncLMModel, exist_ok=True)
     for generator in (AutoModelForMultimodalLM, AutoModelForImageTextToText):
         generator.register(CavMaeSyncLMConfig, CavMaeSyncForConditionalGeneration, exist_ok=True)
-    for config_class in (CavMaeSyncConfig, CavMaeSyncTextDualEncoderConfig):
+    for config_class, processor_class in (
+        (CavMaeSyncConfig, CavMaeSyncProcessor),
+        (CavMaeSyncTextDualEncoderConfig, CavMaeSyncProcessor),
+        (CavMaeSyncLMConfig, CavMaeSyncLMProcessor),
+    ):
         AutoFeatureExtractor.register(config_class, CavMaeSyncFeatureExtractor, exist_ok=True)
         AutoVideoProcessor.register(config_class, CavMaeSyncVideoProcessor, exist_ok=True)
-        AutoProcessor.register(config_class, CavMaeSyncProcessor, exist_ok=True)
-    # By the model type, under which it is found by its name; the configuration's class takes this place.
-    AutoProcessor.register("cavmae_sync_lm", CavMaeSyncLMProcessor, exist_ok=True)
+        AutoProcessor.register(config_class, processor_class, exist_ok=True)
 
     for task, entry in (CUSTOM_PIPELINES | TEXT_PIPELINES).items():
         pipeline_class = getattr(auto_classes_cavmae_sync, entry["impl"].split(".")[1])

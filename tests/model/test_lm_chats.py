@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM, pipeline
 
-from cavmae_sync_hf import CavMaeSyncLMProcessor
+from cavmae_sync_hf import CavMaeSyncForConditionalGeneration, CavMaeSyncLMProcessor, CavMaeSyncModel
 from helpers.clips import noise
 from helpers.lm import MASKED, TEMPLATE, A, V, chat, letters, make, write_media, written
+from helpers.tiny import tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +88,7 @@ def test_chat__marks_what_the_assistant_says(media, batched):
 
 
 @pytest.mark.parametrize(
-    "template", ["\n {{ messages[0].content }}", "  {%- if true %}{{ messages[0].content }}{% endif %}\n"]
+    "template", ["\n {{ messages[0].content }}", "  {% if true %}{{ messages[0].content }}{% endif %}\n"]
 )
 def test_template_of_a_tokenizer__renders_as_by_itself(template):
     tokenizer = letters(template)
@@ -162,6 +164,70 @@ def test_last_message__can_be_continued(processor, media):
         begun, continue_final_message=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
     assert written(processor, batch)[0].endswith(f"{V}\n[assistant] It is")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, processor):
+    """A model that has learned nothing, with its processor."""
+    torch.manual_seed(0)
+    size = len(processor.tokenizer)
+    language = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(
+            "qwen3", vocab_size=size, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, head_dim=8,
+            num_key_value_heads=2, intermediate_size=48, pad_token_id=None, eos_token_id=None, bos_token_id=None,
+        )
+    )  # fmt: skip
+    ids = {"video_token_id": processor.video_token_id, "audio_token_id": processor.audio_token_id}
+    model = CavMaeSyncForConditionalGeneration.from_av_text_pretrained(
+        CavMaeSyncModel(tiny_config()), language, tokens_per_frame=0, tokens_per_window=0, **ids
+    )
+    folder = tmp_path_factory.mktemp("model")
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("task", ["any-to-any", "image-text-to-text"])
+def test_pipelines__answer_chats(folder, processor, media, task):
+    asked = [chat(media["both"], "What?"), chat(media["silent"], media["sound"], "And here?")]
+    answer = pipeline(task, model=str(folder))
+    sizes = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+
+    said = answer(text=asked, return_full_text=False, generate_kwargs=sizes)
+
+    for one, given in zip(said, asked, strict=True):
+        inputs = processor.apply_chat_template(
+            given, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        )
+        ids = answer.model.generate(**inputs, **sizes)[:, inputs["input_ids"].shape[1] :]
+        assert one[0]["generated_text"] == processor.decode(ids[0], skip_special_tokens=True)
+
+
+def test_pipeline__answers_texts_with_files(folder, processor, media):
+    answer = pipeline("any-to-any", model=str(folder))
+    sizes = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+
+    said = answer(
+        text=f"{V}{A}What?", videos=str(media["both"]), audio=str(media["sound"]), generate_kwargs=sizes,
+        return_full_text=False,
+    )  # fmt: skip
+
+    inputs = processor(text=f"{V}{A}What?", videos=media["both"], audio=media["sound"], return_tensors="pt")
+    ids = answer.model.generate(**inputs, **sizes)[:, inputs["input_ids"].shape[1] :]
+    assert said[0]["generated_text"] == processor.decode(ids[0], skip_special_tokens=True)
+
+
+def test_batch__answers_as_each_text_alone(folder, processor, media):
+    model = AutoModelForMultimodalLM.from_pretrained(folder)
+    texts, videos = [f"{V}What is heard?", f"{V}Who?", "Hello."], [media["both"], media["long"]]
+    sizes = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+
+    batch = processor(text=texts, videos=videos, fps=2, return_tensors="pt")
+    together = model.generate(**batch, **sizes)[:, batch["input_ids"].shape[1] :]
+
+    for text, given, ids in zip(texts, [*videos, None], together, strict=True):
+        alone = processor(text=text, videos=given, fps=2, return_tensors="pt")
+        assert torch.equal(model.generate(**alone, **sizes)[0, alone["input_ids"].shape[1] :], ids)
 
 
 def test_pipelines__find_what_they_ask_for(processor, media):
