@@ -78,7 +78,6 @@ def register_auto_classes() -> None:
         AutoVideoProcessor.register(config_class, CavMaeSyncVideoProcessor, exist_ok=True)
         processor_class = CavMaeSyncLMProcessor if config_class is CavMaeSyncLMConfig else CavMaeSyncProcessor
         AutoProcessor.register(config_class, processor_class, exist_ok=True)
-    # By the model type, under which it is found by its name; the configuration's class takes this place.
 
     for task, entry in (CUSTOM_PIPELINES | TEXT_PIPELINES).items():
         pipeline_class = getattr(auto_classes_cavmae_sync, entry["impl"].split(".")[1])

@@ -22,6 +22,7 @@ from .alignment_cavmae_sync import center_times
 from .auto_map_cavmae_sync import LM_AUTO_MAP, SavedWithCode
 from .batching_cavmae_sync import to_batch
 from .clips_lm_cavmae_sync import LoadedMedia, MediaClip, pair_clips, rate_beside, set_options, stack_media
+from .configuration_lm_cavmae_sync import LM_CONFIG_VALUES
 from .feature_extraction_cavmae_sync import CavMaeSyncFeatureExtractor
 from .processing_cavmae_sync import CavMaeSyncProcessor
 from .values_cavmae_sync import Allowed, check_values, number, optional, shown, whole
@@ -33,12 +34,6 @@ _LONGEST_CONTEXT = 1_000_000
 # Stands for the time of a moment whose clip's length is not known yet: as many digits as any has.
 _LATE_SECONDS = 99999.9
 
-_MOST_TOKENS = 1 << 16
-_SQUARE = Allowed(
-    "a square number: 0, 1, 4, 9, 16, ...",
-    lambda value: whole(0, _MOST_TOKENS)(value) and math.isqrt(value) ** 2 == value,
-)
-LM_PROCESSOR_VALUES: dict[str, Allowed] = {"tokens_per_frame": _SQUARE, "tokens_per_window": whole(0, _MOST_TOKENS)}
 _CALL_VALUES: dict[str, Allowed] = {
     "num_frames": optional(whole(1, 1 << 16)),
     "fps": optional(number(0, 1000, above=True)),
@@ -114,17 +109,16 @@ class CavMaeSyncLMProcessor(SavedWithCode, OmniModalProcessorMixin):
         tokens_per_frame: int = 9,
         tokens_per_window: int = 4,
     ) -> None:
-        check_values(
-            {"tokens_per_frame": tokens_per_frame, "tokens_per_window": tokens_per_window}, LM_PROCESSOR_VALUES
-        )
+        given = {"tokens_per_frame": tokens_per_frame, "tokens_per_window": tokens_per_window}
+        check_values(given, LM_CONFIG_VALUES)
         if chat_template is None:
             chat_template = _for_lists(getattr(tokenizer, "chat_template", None))
         super().__init__(feature_extractor, video_processor, tokenizer, chat_template=chat_template)
         lacking = _lacking(tokenizer)
         if lacking:
             raise ValueError(
-                f"The tokenizer ({type(tokenizer).__name__}, {len(tokenizer)} tokens) has no token "
-                f"{', '.join(lacking)}; call CavMaeSyncLMProcessor.add_media_tokens(tokenizer) first, and "
+                f"The tokenizer ({type(tokenizer).__name__}, {len(tokenizer)} tokens) lacks {' and '.join(lacking)}; "
+                "call CavMaeSyncLMProcessor.add_media_tokens(tokenizer) first, and "
                 "resize_token_embeddings(len(tokenizer)) of the language model."
             )
         if "padding_side" not in tokenizer.init_kwargs:
@@ -549,4 +543,4 @@ def _for_lists(template: Any) -> Any:
     return template if template is None or template.startswith(CONTENT_PRELUDE) else CONTENT_PRELUDE + template
 
 
-__all__ = ["AUDIO_TOKEN", "CONTENT_PRELUDE", "LM_PROCESSOR_VALUES", "VIDEO_TOKEN", "CavMaeSyncLMProcessor"]
+__all__ = ["AUDIO_TOKEN", "CONTENT_PRELUDE", "VIDEO_TOKEN", "CavMaeSyncLMProcessor"]

@@ -1,0 +1,72 @@
+"""The language model's processor with a tokenizer of letters, chats, and files for both."""
+
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from cavmae_sync_hf import CavMaeSyncLMProcessor, CavMaeSyncProcessor
+from helpers.clips import noise, write_clip
+from helpers.tiny import tiny_config
+
+V, A = "<|video|>", "<|audio|>"
+TEMPLATE = (
+    "{%- for message in messages %}{{ '[' + message.role + '] ' + message.content + '\n' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{ '[assistant] ' }}{%- endif %}"
+)
+MASKED = (
+    "{%- for message in messages %}{{ '[' + message.role + '] ' }}{%- if message.role == 'assistant' %}"
+    "{%- generation %}{{ message.content }}{%- endgeneration %}{%- else %}{{ message.content }}{%- endif %}"
+    "{%- endfor %}"
+)
+
+
+def letters(template: str | None = TEMPLATE, **settings: Any) -> PreTrainedTokenizerFast:
+    """One token per letter, so that lengths can be counted, and what is decoded is what was written."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: number for number, letter in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", **settings)
+    made.chat_template = template
+    return made
+
+
+def make(
+    tokenizer: PreTrainedTokenizerFast | None = None, config: dict[str, Any] | None = None, **settings: Any
+) -> CavMaeSyncLMProcessor:
+    """A processor without pooled tokens, unless they are asked for."""
+    tokenizer = letters() if tokenizer is None else tokenizer
+    CavMaeSyncLMProcessor.add_media_tokens(tokenizer)
+    plain = CavMaeSyncProcessor.from_config(tiny_config(**(config or {})))
+    tokens = {"tokens_per_frame": 0, "tokens_per_window": 0}
+    return CavMaeSyncLMProcessor(plain.feature_extractor, plain.video_processor, tokenizer, **(tokens | settings))
+
+
+def written(processor: CavMaeSyncLMProcessor, batch: Any) -> list[str]:
+    """The texts of a batch, without what fills them up."""
+    return [text.replace("<pad>", "") for text in processor.tokenizer.batch_decode(batch["input_ids"])]
+
+
+def chat(*parts: Any, role: str = "user") -> list[dict[str, Any]]:
+    """A message of a path of a video, a text, or a ready part each."""
+    return [{"role": role, "content": [part if isinstance(part, dict) else told(part) for part in parts]}]
+
+
+def told(part: Any) -> dict[str, str]:
+    if isinstance(part, Path):
+        return {"type": "audio" if part.suffix == ".wav" else "video", "path": str(part)}
+    return {"type": "text", "text": part}
+
+
+def write_media(folder: Path) -> dict[str, Path]:
+    """A file with both tracks, a longer one, and one of each track alone."""
+    return {
+        "both": write_clip(folder / "both.mp4", seconds=2, audio=noise(2)),
+        "long": write_clip(folder / "long.mp4", seconds=4, audio=noise(4, seed=1)),
+        "silent": write_clip(folder / "silent.mp4", seconds=2, audio=False),
+        "sound": write_clip(
+            folder / "sound.wav", seconds=2, video=False, audio=noise(2, seed=2), audio_codec="pcm_s16le"
+        ),
+    }
