@@ -419,12 +419,12 @@ def _chosen(candidates: Sequence[Question], rng: np.random.Generator, most: int)
         fitting = [one for one in left if (one.answer == halves[kind]) == turn]
         if not fitting and kind == "what":
             break
-        answers = [one.answer for one in chosen]
-        # `left` is in random order, but a class that sounds for long has more moments in it: draw the class first.
-        fresh = sorted({one.answer for one in fitting or left}, key=lambda answer: (answers.count(answer), answer))
-        fresh = [answer for answer in fresh if answers.count(answer) == answers.count(fresh[0])]
-        answer = str(rng.choice(fresh))
-        chosen.append(next(one for one in fitting or left if one.answer == answer))
+        pool = fitting or left
+        # A class that sounds for long has more moments than others: the class is drawn first, then the moment.
+        used = Counter(one.answer for one in chosen)
+        fewest = min(used[one.answer] for one in pool)
+        answer = str(rng.choice(sorted({one.answer for one in pool if used[one.answer] == fewest})))
+        chosen.append(next(one for one in pool if one.answer == answer))
         left.remove(chosen[-1])
         turn = not turn
     return chosen
