@@ -44,7 +44,7 @@ def test_clip_text__has_pooled_tokens_and_texts():
         [0.5, 1.5, float("nan")], [True, False, False], [False, True, False], ["hello", None, ""]
     )
 
-    assert text == f"0.5s{V * 5}hello1.5s{A * 3}"
+    assert text == f"0.5s{V * 5} hello\n1.5s{A * 3}"
 
 
 @pytest.mark.parametrize(
@@ -302,7 +302,8 @@ def test_texts_of_moments__follow_their_tokens(processor, media):
     )
     first, second = (row.tolist() for row in batch["frame_times"])
     said = ["hello", "", "", "bye"]
-    shown = "".join(f"{time:.1f}s{V}{A}{text}" for time, text in zip(first, said, strict=True))
+    rows = zip(first, said, strict=True)
+    shown = "".join(f"{time:.1f}s{V}{A}" + (f" {text}\n" if text else "") for time, text in rows)
     assert written(processor, batch) == [shown + "".join(f"{time:.1f}s{A}" for time in second)]
 
 
@@ -429,10 +430,10 @@ def test_asked_times_and_texts__are_thinned_evenly(processor, media):
         videos=media["silent"],
         frame_times=[0.2, 0.6, 1.0, 1.4],
         moment_texts=[["a", "b", "", "d"]],
-        max_length=2 * 5 + 4,
+        max_length=2 * 5 + 9,
         return_tensors="pt",
     )
-    assert written(processor, batch) == [f"0.6s{V}a b1.4s{V}d"]
+    assert written(processor, batch) == [f"0.6s{V} a b\n1.4s{V} d\n"]
 
 
 def test_texts_alone__are_cut_only_on_request(media):
