@@ -20,7 +20,7 @@ from helpers.tiny import tiny_config
 from helpers.tiny_shards import write_shards
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("pretrain", "finetune", "probe", "text", "local-head")
+COMMANDS = ("pretrain", "finetune", "probe", "text", "local-head", "instruct")
 OWN_LOOP = ("probe",)  # which transformers' Trainer does not run
 SCRIPTS = {
     "run_pretraining.py": "pretrain",
@@ -28,6 +28,7 @@ SCRIPTS = {
     "run_probe.py": "probe",
     "run_text.py": "text",
     "run_local_head.py": "local-head",
+    "run_instruction.py": "instruct",
 }
 MODULES = {f"cavmae_sync_hf.training.{command.replace('-', '_')}": command for command in COMMANDS}
 SMALL = [
@@ -54,7 +55,7 @@ def test_recipes__are_listed_and_printed_to_be_copied(run, tmp_path):
     code, out, _ = run("recipes", "syncworld_tiny")
     assert (code, out) == (0, (RECIPES / "pretraining" / "syncworld_tiny.yaml").read_text(encoding="utf-8"))
     code, _, err = run("recipes", "syncworld")
-    known = [f"{folder}/syncworld" for folder in ("classification", "probe", "text", "local_head")]
+    known = [f"{folder}/syncworld" for folder in ("classification", "probe", "text", "local_head", "instruction")]
     assert code == 1 and "write " + " or ".join(known) in err
 
 
@@ -62,7 +63,7 @@ def test_recipes__are_listed_and_printed_to_be_copied(run, tmp_path):
 def test_help__shows_the_own_settings_first_and_where_the_rest_is(command, run):
     code, out, err = run(command, "--help")
     assert code == 0 and "--help-all" in out and "--train_data" in out and "__" not in out
-    assert ("--ddp_timeout" in out, "--push_to_hub" in out) == (False, command not in ("probe", "text"))
+    assert ("--ddp_timeout" in out, "--push_to_hub" in out) == (False, command not in ("probe", "text", "instruct"))
     code, all_of_them, _ = run(command, "--help-all")
     assert code == 0 and ("--ddp_timeout" in all_of_them) == (command not in OWN_LOOP)
 

@@ -247,7 +247,7 @@ def instruct(context: typer.Context) -> None:
         cavmae-sync instruct qwen3_lora --model outputs/qwen3_projectors/model --train_data ...
     """
     with _start(context.args, "instruction"):
-        from ..training.instruction import instruct as run
+        from ..training.instruct import instruct as run
 
         with _bars() as show:
             status, record = run(context.args, show)

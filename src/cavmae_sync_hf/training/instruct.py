@@ -5,7 +5,7 @@ The audio-visual model stays as it is: what it makes of all clips is computed on
 answers alone. As a rule the projectors come first (`train="projectors"`), then low-rank changes of the language model
 with them (`train="lora"`, the model of the first training as `model`).
 
-`torchrun -m cavmae_sync_hf.training.instruction` and `accelerate launch -m` start the same command on several
+`torchrun -m cavmae_sync_hf.training.instruct` and `accelerate launch -m` start the same command on several
 processes.
 """
 
