@@ -24,6 +24,7 @@ from cavmae_sync_hf.syncworld import (
     sounding_boxes,
     sounding_class_sets,
     temporal_partners,
+    truth_at,
 )
 from cavmae_sync_hf.syncworld.appearance import CLASS_APPEARANCES, draw_sprite, sample_appearance
 from cavmae_sync_hf.syncworld.render import render_frames, render_waveform, write_clip
@@ -456,3 +457,13 @@ def test_showing_no_clips__is_refused(tmp_path, show):
     with pytest.raises(ValueError, match="at least one clip to show, got clips=0"):
         show(tmp_path / "train", tmp_path / "show" / "out", clips=0)
     assert not (tmp_path / "show").exists()
+
+
+def test_truth_at_the_clips_own_moments__is_the_truth(tmp_path):
+    make_world(tmp_path, clips=4, seed=1, size=48, workers=1)
+    for record in read_truth(tmp_path / "train"):
+        again = truth_at(record, record["frame_times"])
+        assert again == record
+        fewer = truth_at(record, record["frame_times"][::3])
+        assert fewer["sounding_objects"] == record["sounding_objects"][::3]
+        assert fewer["sounding_boxes"] == record["sounding_boxes"][::3]

@@ -8,7 +8,7 @@ clips of a set made from it, `contact_sheet` and `preview_page` show it.
 from .build import WorldSummary, make_world
 from .preview import contact_sheet, preview_page
 from .scene import PRESETS, WorldOptions, sample_scene, sounding_class_sets
-from .truth import OPTIONS_NAME, find_truth, load_syncworld, read_truth, sounding_boxes, temporal_partners
+from .truth import OPTIONS_NAME, find_truth, load_syncworld, read_truth, sounding_boxes, temporal_partners, truth_at
 from .voices import CLASS_NAMES
 
 __all__ = [
@@ -27,4 +27,5 @@ __all__ = [
     "sounding_boxes",
     "sounding_class_sets",
     "temporal_partners",
+    "truth_at",
 ]

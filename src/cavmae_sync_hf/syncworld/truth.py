@@ -228,6 +228,23 @@ def sounding_boxes(record: Mapping[str, Any], times: Iterable[float]) -> list[li
     return boxes
 
 
+def truth_at(record: Mapping[str, Any], times: Sequence[float]) -> dict[str, Any]:
+    """Truth of a clip with other moments: `frame_times`, and what sounds at each of them.
+
+    Args:
+        record: Truth of a clip.
+        times: Seconds; one object has one box, however many of its sounds overlap.
+    """
+    objects, boxes = [], []
+    for time in times:
+        frame = min(frame_at(time, record["fps"]), record["num_video_frames"] - 1)
+        events = [event for event in record["events"] if event["start_frame"] <= frame < event["end_frame"]]
+        shown = {event["object"]: event["boxes"][frame - event["start_frame"]] for event in events}
+        objects.append(sorted(shown))
+        boxes.append([shown[slot] for slot in sorted(shown)])
+    return dict(record) | {"frame_times": list(times), "sounding_objects": objects, "sounding_boxes": boxes}
+
+
 def temporal_partners(records: Sequence[Mapping[str, Any]]) -> list[int | None] | None:
     """Where the other clip of each temporal pair is among `records`; `None` where no pair is whole."""
     places = {record["index"]: place for place, record in enumerate(records)}

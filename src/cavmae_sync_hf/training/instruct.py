@@ -31,7 +31,7 @@ from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from ..model.processing_lm_cavmae_sync import CavMaeSyncLMProcessor
 from ..model_card import CardDetails
 from ..provenance import model_fingerprint, require_package, software_versions
-from ..syncworld import find_truth
+from ..syncworld import find_truth, truth_at
 from ..syncworld.questions import vocabulary
 from .arguments import parse_arguments
 from .base import CavMaeSyncBaseTrainer
@@ -78,6 +78,11 @@ class InstructionTrainer(CavMaeSyncBaseTrainer):
     """Trains what is not frozen of a model with a language model; batches come from memory and from kept tokens."""
 
     args: InstructionRunArguments
+
+    def __init__(self, model: Any, args: InstructionRunArguments, **kwargs: Any) -> None:
+        chats = max(1, len(kwargs["train_dataset"]) // args.world_size)
+        args.per_device_train_batch_size = min(args.per_device_train_batch_size, chats)
+        super().__init__(model, args, flops_per_pair=0, **kwargs)
 
     def _model_inputs(self, model: torch.nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor]:
         base: Any = self._unwrapped()
@@ -136,9 +141,8 @@ class _Run:
             self.writer, clips, int(self.processor.tokenizer.pad_token_id or 0), drop=self.arguments.drop_modality
         )
         trainer = InstructionTrainer(
-            adapted, self.training, processor=self.processor, train_dataset=train_set, data_collator=collator,
-            flops_per_pair=0,
-        )  # fmt: skip
+            adapted, self.training, processor=self.processor, train_dataset=train_set, data_collator=collator
+        )
         trainer.train(resume_from_checkpoint=self.resume)
         if trainer.stopped_by is not None:
             print(f"Stopped by {trainer.stopped_by.name} after a checkpoint; --resume_from_checkpoint auto goes on.")
@@ -372,7 +376,7 @@ class _Run:
 
 def timed(records: Sequence[Mapping[str, Any]], clip: Callable[[int], ClipTokens]) -> list[dict[str, Any]]:
     """Truth with the times of the clips' own frames, which the text of a clip names."""
-    return [dict(record) | {"frame_times": clip(number).times.tolist()} for number, record in enumerate(records)]
+    return [truth_at(record, clip(number).times.tolist()) for number, record in enumerate(records)]
 
 
 def _template(text: str) -> str:

@@ -1,0 +1,353 @@
+# Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
+"""`cavmae-sync instruct`: chats become tokens with labels, and a model that answers; what it learns and refuses."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM, AutoProcessor
+
+from cavmae_sync_hf import (
+    CavMaeSyncForConditionalGeneration,
+    CavMaeSyncModel,
+    CavMaeSyncProcessor,
+    TrainingError,
+    make_world,
+    save_for_hub,
+)
+from cavmae_sync_hf.training.instruct import run_instruction
+from cavmae_sync_hf.training.instruction_arguments import InstructionRunArguments
+from cavmae_sync_hf.training.instruction_data import Chat, ChatWriter, ClipTokens, LabelSchedule, read_chats
+from cavmae_sync_hf.training.instruction_metrics import CONTROLS, changed
+from cavmae_sync_hf.training.recipe import RECIPES, read_recipe
+from cavmae_sync_hf.training.settings import InstructionArguments
+from helpers.clips import noise, write_clip
+from helpers.lm import A, V, letters, make
+from helpers.tiny import tiny_config
+
+LANGUAGE = {
+    "model_type": "qwen3", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 48, "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory):
+    """A model, a small world, and chats about three files."""
+    folder = tmp_path_factory.mktemp("instruction")
+    torch.manual_seed(0)
+    config = tiny_config()
+    save_for_hub(CavMaeSyncModel(config), CavMaeSyncProcessor.from_config(config), folder / "model")
+    for split, preset in (("train", "mixed"), ("mixed", "mixed")):
+        make_world(
+            folder / "world", clips=4, seed=3, split=split, preset=preset, size=48, seconds=4.0, fps=5, workers=1
+        )
+    write_clip(folder / "both.mp4", seconds=2, audio=noise(2))
+    write_clip(folder / "silent.mp4", seconds=2, audio=False)
+    write_clip(folder / "sound.wav", seconds=2, video=False, audio=noise(2, seed=2), audio_codec="pcm_s16le")
+    rows = [
+        chat_row("both.mp4", "what is heard ?", "noise"),
+        chat_row("silent.mp4", "what is heard ?", "nothing"),
+        chat_row("sound.wav", "and here ?", "noise"),
+    ]
+    rows[2]["messages"] += [{"role": "user", "content": "sure ?"}, {"role": "assistant", "content": "yes"}]
+    (folder / "chats.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return folder
+
+
+def chat_row(path: str, question: str, answer: str) -> dict:
+    kind = "audio" if path.endswith(".wav") else "video"
+    content = [{"type": kind, "path": path}, {"type": "text", "text": question}]
+    return {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]}
+
+
+def arguments(desk, output, **settings) -> tuple[InstructionArguments, InstructionRunArguments]:
+    values = {
+        "model": str(desk / "model"), "text_config": LANGUAGE, "train_data": str(desk / "world" / "train"),
+        "lm_config": {"tokens_per_frame": 1, "tokens_per_window": 0}, "train": "full",
+    }  # fmt: skip
+    run = {"output_dir": str(output), "max_steps": 3, "per_device_train_batch_size": 2, "use_cpu": True}
+    run |= {"disable_tqdm": True, "log_level": "error", "learning_rate": 1e-3}
+    own = {item.name for item in dataclasses.fields(InstructionArguments)}
+    values |= {name: value for name, value in settings.items() if name in own}
+    run |= {name: value for name, value in settings.items() if name not in own}
+    return InstructionArguments(**values), InstructionRunArguments(**run)
+
+
+def test_chats_of_a_file__train_a_model_that_answers(desk, tmp_path):
+    chats = str(desk / "chats.jsonl")
+    run = arguments(
+        desk, tmp_path / "out", train_data=chats, eval_data={"chats": chats}, max_steps=80, learning_rate=1e-2,
+        per_device_train_batch_size=3,
+    )  # fmt: skip
+    status, record = run_instruction(*run)
+
+    assert status == 0 and record["chats"] == {"train": 3}
+    assert record["metrics"]["chats"] == {"exact": 100.0, "count": 3}
+    model = AutoModelForMultimodalLM.from_pretrained(tmp_path / "out" / "model")
+    processor = AutoProcessor.from_pretrained(tmp_path / "out" / "model")
+    assert isinstance(model, CavMaeSyncForConditionalGeneration)
+    said = []
+    for name in ("both.mp4", "silent.mp4"):
+        content = [{"type": "video", "path": str(desk / name)}, {"type": "text", "text": "what is heard ?"}]
+        inputs = processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=True, return_dict=True,
+            return_tensors="pt",
+        )  # fmt: skip
+        given = model.generate(**inputs, max_new_tokens=5, do_sample=False)
+        said.append(processor.tokenizer.decode(given[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+    assert [text.strip() for text in said] == ["noise", "nothing"]
+
+
+def test_syncworld__is_asked_and_told_beside_controls(desk, tmp_path):
+    run = arguments(
+        desk, tmp_path / "out", eval_data={"mixed": str(desk / "world" / "mixed")}, drop_modality=0.2,
+        moment_labels={"start": 0.5, "end": 0.9, "least": 0.1},
+    )  # fmt: skip
+    status, record = run_instruction(*run)
+
+    metrics = record["metrics"]["mixed"]
+    assert status == 0 and {"describe", "side"} <= set(metrics["seen"]) & set(metrics["unseen"])
+    assert set(metrics["controls"]) == set(CONTROLS)
+    for kind, row in metrics["seen"].items():
+        assert set(row) == {"accuracy", "majority", "chance", "count"} and row["count"] > 0, kind
+    assert 0 <= metrics["moments"]["scores"] <= 100 and metrics["twins"]
+    before = CavMaeSyncModel.from_pretrained(desk / "model").state_dict()
+    after = CavMaeSyncForConditionalGeneration.from_pretrained(tmp_path / "out" / "model").model.av_model.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def weights_of(folder) -> dict[str, torch.Tensor]:
+    return CavMaeSyncForConditionalGeneration.from_pretrained(folder / "model").state_dict()
+
+
+def test_interrupted_and_resumed__is_as_if_it_had_not_been(desk, tmp_path):
+    settings = {"max_steps": 4, "cache_dir": str(tmp_path / "clips"), "save_steps": 2, "controls": False}
+    settings |= {"save_total_limit": None, "drop_modality": 0.3}
+    run_instruction(*arguments(desk, tmp_path / "whole", **settings))
+    run_instruction(*arguments(desk, tmp_path / "first", **settings))
+    (tmp_path / "first" / "checkpoint-4").rename(tmp_path / "later")
+    (tmp_path / "first" / "model").rename(tmp_path / "earlier-model")
+    (tmp_path / "first" / "metrics.json").unlink()
+    status, record = run_instruction(*arguments(desk, tmp_path / "first", resume_from_checkpoint="auto", **settings))
+
+    assert status == 0 and record["steps"] == 4
+    whole, resumed = weights_of(tmp_path / "whole"), weights_of(tmp_path / "first")
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
+def test_projectors_then_lora__change_what_they_say_they_do(desk, tmp_path):
+    torch.manual_seed(0)
+    settings = {name: value for name, value in LANGUAGE.items() if name != "model_type"}
+    tokenizer = letters()
+    config = AutoConfig.for_model("qwen3", vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, **settings)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "language")
+    tokenizer.save_pretrained(tmp_path / "language")
+    chats = {"train_data": str(desk / "chats.jsonl")}
+    run_instruction(
+        *arguments(
+            desk,
+            tmp_path / "first",
+            text_config=None,
+            text_model=str(tmp_path / "language"),
+            train="projectors",
+            **chats,
+        )  # fmt: skip
+    )
+    first = weights_of(tmp_path / "first")
+    language = AutoModelForCausalLM.from_pretrained(tmp_path / "language").model.state_dict()
+    kept = {f"model.language_model.{name}": value for name, value in language.items() if "embed" not in name}
+    assert kept and all(torch.equal(first[name], value) for name, value in kept.items())
+
+    pytest.importorskip("peft")
+    run_instruction(
+        *arguments(
+            desk,
+            tmp_path / "second",
+            model=str(tmp_path / "first" / "model"),
+            text_config=None,
+            lm_config=None,
+            train="lora",
+            lora_rank=2,
+            **chats,
+        )  # fmt: skip
+    )
+    second = weights_of(tmp_path / "second")
+    changed_names = {name for name, value in first.items() if not torch.equal(second[name], value)}
+    assert set(first) == set(second)
+    assert any("q_proj" in name for name in changed_names) and any("projector" in name for name in changed_names)
+    assert not any("av_model" in name or "norm.weight" in name and "language" in name for name in changed_names)
+
+
+@pytest.mark.parametrize("name", ["qwen3_projectors", "smollm2_projectors"])
+def test_recipes_of_real_families__run_with_tiny_models(name, desk, tmp_path):
+    family = {"qwen3_projectors": "qwen3", "smollm2_projectors": "llama"}[name]
+    recipe = read_recipe(RECIPES / "instruction" / f"{name}.yaml", (InstructionArguments, InstructionRunArguments))
+    assert recipe["text_model"].split("/")[1].lower().startswith(name.split("_")[0])
+    tokenizer = letters()
+    sizes = {name: value for name, value in LANGUAGE.items() if name != "model_type"}
+    config = AutoConfig.for_model(family, vocab_size=len(tokenizer), **sizes)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "language")
+    tokenizer.save_pretrained(tmp_path / "language")
+    recipe |= {
+        "text_model": str(tmp_path / "language"), "model": str(desk / "model"), "max_steps": 2, "text_config": None,
+        "train_data": str(desk / "chats.jsonl"), "bf16": False,
+    }  # fmt: skip
+    recipe.pop("output_dir")
+
+    status, record = run_instruction(*arguments(desk, tmp_path / "out", **recipe))
+
+    assert status == 0 and record["steps"] == 2
+    assert 0 < record["weights"]["trained"] < record["weights"]["all"]
+
+
+def clip(moments: int = 2) -> ClipTokens:
+    return ClipTokens(
+        torch.tensor([0.5, 1.5][:moments]),
+        {"video": torch.randn(moments, 1, 32), "audio": torch.randn(moments, 1, 32)},
+        {"video": torch.ones(moments, dtype=torch.bool), "audio": torch.tensor([True, False][:moments])},
+    )
+
+
+def turns(*pairs: tuple[str, str]) -> list[dict]:
+    messages: list[dict] = []
+    for question, answer in pairs:
+        content: list[dict] = [{"type": "text", "text": question}]
+        messages.append({"role": "user", "content": content if messages else [{"type": "video"}, *content]})
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    return messages
+
+
+def said(processor, written: dict[str, torch.Tensor]) -> list[str]:
+    """What the labels ask for, in runs."""
+    runs: list[list[int]] = [[]]
+    for label in written["labels"].tolist():
+        if label >= 0:
+            runs[-1].append(label)
+        elif runs[-1]:
+            runs.append([])
+    return [processor.tokenizer.decode(run) for run in runs if run]
+
+
+def test_labels__are_the_answers_and_the_texts_of_moments_alone():
+    processor = make()
+    writer = ChatWriter(processor)
+
+    plain = writer.write(Chat(turns(("who?", "dog"), ("when?", "now")), [0]), [clip()])
+    told = writer.write(Chat(turns(("who?", "dog")), [0], [["bark", "nothing"]]), [clip()])
+
+    assert said(processor, plain) == ["dog\n", "now\n"]
+    assert said(processor, told) == [" bark\n", " nothing\n", "dog\n"]
+    text = processor.tokenizer.decode(told["input_ids"])
+    assert text == f"[user] 0.5s{V}{A} bark\n1.5s{V} nothing\nwho?\n[assistant] dog\n"
+
+
+def test_a_chat_too_long__is_refused_with_its_length():
+    with pytest.raises(TrainingError, match=r"\d+ tokens, more than `max_length` \(10\)"):
+        ChatWriter(make(), max_length=10).write(Chat(turns(("who?", "dog")), [0]), [clip()])
+
+
+def test_a_template_that_rewrites_earlier_turns__is_refused():
+    template = "{%- for message in messages %}{{ messages|length }}{{ message.content }}{%- endfor %}"
+    with pytest.raises(TrainingError, match="writes earlier turns in another way"):
+        ChatWriter(make(letters(template))).write(Chat(turns(("who?", "dog"), ("when?", "now")), [0]), [clip()])
+
+
+def test_a_tokenizer_without_a_template__is_refused():
+    with pytest.raises(TrainingError, match="no chat template; set `chat_template`"):
+        ChatWriter(make(letters(None)))
+
+
+def test_schedule__starts_with_all_and_ends_with_the_least():
+    schedule = LabelSchedule(0.2, 0.6, 0.1)
+    assert [round(schedule.share(done), 3) for done in (0.0, 0.19, 0.4, 0.6, 1.0)] == [1.0, 1.0, 0.55, 0.1, 0.1]
+    assert LabelSchedule().share(0.0) == 0.0
+
+
+@pytest.mark.parametrize("control", CONTROLS)
+def test_controls__take_away_what_they_name(control):
+    clips = [clip() for _ in range(4)]
+    shown = changed(clips, control)
+    if control == "no clip":
+        assert all(len(one.times) == 0 for one in shown)
+    elif control.endswith("alone"):
+        lost = "video" if control == "audio alone" else "audio"
+        assert not any(one.present[lost].any() for one in shown)
+        kept = "audio" if lost == "video" else "video"
+        assert all(torch.equal(one.present[kept], two.present[kept]) for one, two in zip(shown, clips, strict=True))
+    elif control == "another clip":
+        assert all(one is not two for one, two in zip(shown, clips, strict=True)) and shown[0] is clips[2]
+    else:
+        orders = [changed(clips, control, seed)[0].tokens["video"] for seed in range(8)]
+        assert all(torch.equal(one.times, two.times) for one, two in zip(shown, clips, strict=True))
+        assert any(not torch.equal(tokens, clips[0].tokens["video"]) for tokens in orders)
+        assert all(
+            torch.equal(tokens.sum(dim=(0, 1)).sort()[0].round(decimals=3),
+                        clips[0].tokens["video"].sum(dim=(0, 1)).sort()[0].round(decimals=3)) for tokens in orders
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({}, "row 0 has no `messages`"),
+        ({"messages": [{"role": "user"}]}, "a turn without `role` or `content`"),
+        ({"messages": [{"role": "user", "content": [{"type": "video"}]}]}, "a video without `path`"),
+        ({"messages": [{"role": "user", "content": [{"type": "image", "path": "a"}]}]}, "type 'image'"),
+        ({"messages": [{"role": "user", "content": "who?"}]}, "ends with the user's turn"),
+    ],
+    ids=["no messages", "no content", "no path", "image", "no answer"],
+)
+def test_rows_that_are_no_chats__are_named(row, message, tmp_path):
+    (tmp_path / "chats.json").write_text(json.dumps([row]), encoding="utf-8")
+    with pytest.raises(TrainingError, match=message):
+        read_chats(tmp_path / "chats.json")
+
+
+@pytest.mark.parametrize("form", ["json", "jsonl", "parquet", "saved"])
+def test_forms_of_a_file__give_the_same_chats(form, desk, tmp_path):
+    import datasets
+
+    rows = [json.loads(line) for line in (desk / "chats.jsonl").read_text(encoding="utf-8").splitlines()[:2]]
+    for row in rows:  # columns of one type
+        row["messages"][1]["content"] = [{"type": "text", "text": row["messages"][1]["content"]}]
+    target = tmp_path / f"chats.{form}"
+    if form == "json":
+        target.write_text(json.dumps(rows), encoding="utf-8")
+    elif form == "jsonl":
+        target.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    elif form == "parquet":
+        datasets.Dataset.from_list(rows).to_parquet(target)
+    else:
+        datasets.Dataset.from_list(rows).save_to_disk(target)
+
+    found = read_chats(target)
+
+    assert [turn["content"][-1]["text"] for turn in found[1]["messages"]] == ["what is heard ?", "nothing"]
+    assert found[0]["messages"][0]["content"][0]["path"] == str(tmp_path / "both.mp4")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"text_config": None}, "There is no language model"),
+        ({"text_config": {"hidden_size": 8}}, 'needs "model_type"'),
+        ({"text_model": "somewhere"}, "leave one out"),
+        ({"moment_labels": {"begin": 1}}, "has begin; it takes start, end and least"),
+        ({"train": "lora", "lora_targets": ["nobody"]}, "names none of the language model's layers"),
+        ({"drop_modality": 0.7}, "use 0 to 0.5"),
+    ],
+    ids=["none", "no type", "two", "labels", "targets", "drop"],
+)
+def test_settings_that_cannot_work__are_refused(settings, message, desk, tmp_path):
+    with pytest.raises(TrainingError, match=message):
+        run_instruction(*arguments(desk, tmp_path / "out", **settings))
+    assert not (tmp_path / "out" / "model").exists()
+
+
+def test_a_file_without_clips__is_refused(desk, tmp_path):
+    row = {"messages": [{"role": "user", "content": "who?"}, {"role": "assistant", "content": "me"}]}
+    (tmp_path / "chats.json").write_text(json.dumps([row]), encoding="utf-8")
+    with pytest.raises(TrainingError, match="its chats have no clips"):
+        run_instruction(*arguments(desk, tmp_path / "out", train_data=str(tmp_path / "chats.json")))
