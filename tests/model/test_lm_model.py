@@ -52,7 +52,12 @@ def prompt(moments: int = 3, frame: int = 5, window: int = 3) -> list[int]:
 
 def inputs(texts: int = 2, **kwargs: Any) -> dict[str, torch.Tensor]:
     ids = torch.tensor([prompt()] * texts)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **tiny_inputs(texts, **kwargs)}
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **clips(texts, **kwargs)}
+
+
+def clips(count: int = 2, **kwargs: Any) -> dict[str, torch.Tensor]:
+    times = torch.tensor([[0.5, 1.5, 2.5]] * count)
+    return tiny_inputs(count, **kwargs) | {"video_times": times, "audio_times": times}
 
 
 def answers(model: Any, **kwargs: Any) -> torch.Tensor:
@@ -142,7 +147,7 @@ def test_kept_tokens__are_as_good_as_the_clips():
 
 
 def test_absent_moments__have_no_tokens():
-    model, given = build(), tiny_inputs(1)
+    model, given = build(), clips(1)
     ids = torch.tensor([[5, *[VIDEO] * 5, *[AUDIO] * 3, *[VIDEO] * 5, 8]])
     masks = {
         "padding_mask_videos": torch.tensor([[True, True, False]]),
@@ -155,14 +160,14 @@ def test_absent_moments__have_no_tokens():
 
 
 def test_clips_without_video_or_audio__and_several_of_a_text():
-    model, given = build(), tiny_inputs(3)
+    model, given = build(), clips(2)
     seen, heard = [VIDEO] * 5 * 3, [AUDIO] * 3 * 3
     ids = torch.tensor([[5, *seen, 6, *heard, *seen, 7, 8], [0] * 31 + [5, *heard, 7, 8]])
     mask = (ids != 0).long()
-    media = {"pixel_values_videos": given["pixel_values_videos"][:2], "input_values": given["input_values"][:2]}
 
-    together = model(ids, attention_mask=mask, **media).logits
-    alone = model(ids[1:, 31:], input_values=media["input_values"][1:]).logits
+    together = model(ids, attention_mask=mask, **given).logits
+    heard = {name: given[name][1:] for name in ("input_values", "audio_times")}
+    alone = model(ids[1:, 31:], **heard).logits
 
     torch.testing.assert_close(together[1, 31:], alone[0])
 
@@ -185,7 +190,7 @@ def test_generation__of_a_batch_gives_what_each_text_alone_gives(settings):
 
 
 def test_beams__keep_several_clips_of_a_text_together():
-    model, media = build(), tiny_inputs(4)
+    model, media = build(), clips(4)
     clip = [*[VIDEO] * 15, *[AUDIO] * 9]
     ids = torch.tensor([[5, *clip, 6, *clip, 7], [5, *clip, 4, *clip, 9]])
     given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **media}
@@ -204,8 +209,8 @@ def test_generation__with_and_without_a_cache_and_with_encoded_clips():
     expected = answers(model, **given)
     assert torch.equal(answers(model, **given, use_cache=False), expected)
     encoded = {
-        "video": model.get_video_features(given.pop("pixel_values_videos")),
-        "audio": model.get_audio_features(given.pop("input_values")),
+        "video": model.get_video_features(given.pop("pixel_values_videos"), video_times=given.pop("video_times")),
+        "audio": model.get_audio_features(given.pop("input_values"), audio_times=given.pop("audio_times")),
     }
 
     assert torch.equal(answers(model, **given, mm_encoder_outputs=encoded), expected)
@@ -301,9 +306,11 @@ def test_an_audio_model__answers_about_audio_and_refuses_video():
     model = build(av_settings={"modality": "audio"})
     ids = torch.tensor([[5, *[AUDIO] * 9, 8]])
 
-    assert model(ids, input_values=tiny_inputs(1)["input_values"]).logits.isfinite().all()
+    given = clips(1)
+    heard = {name: given[name] for name in ("input_values", "audio_times")}
+    assert model(ids, **heard).logits.isfinite().all()
     with pytest.raises(ValueError, match="audio alone"):
-        model(ids, pixel_values_videos=tiny_inputs(1)["pixel_values_videos"])
+        model(ids, **given)
 
 
 def test_embeddings_in_place_of_ids__find_the_placeholders():
@@ -312,6 +319,19 @@ def test_embeddings_in_place_of_ids__find_the_placeholders():
     embeds = model.get_input_embeddings()(given.pop("input_ids"))
 
     torch.testing.assert_close(model(inputs_embeds=embeds, **given).logits, expected)
+
+
+def test_times__change_nothing_at_first_and_tell_moments_apart_when_they_are_learned():
+    model, given = build(), inputs(1)
+    before = model(**given).logits
+    later = given | {"video_times": given["video_times"] + 1, "audio_times": given["audio_times"] + 1}
+    assert torch.equal(model(**later).logits, before)
+    torch.nn.init.normal_(model.model.audio_projector.time_projection.weight)
+    assert not torch.equal(model(**later).logits, model(**given).logits)
+    with pytest.raises(ValueError, match="`video_times` and `audio_times` in seconds"):
+        model(**{name: value for name, value in given.items() if name != "audio_times"})
+    plain = build(time_frequencies=0)
+    assert torch.equal(plain(**given).logits, plain(**later).logits)
 
 
 @pytest.mark.parametrize(
@@ -334,10 +354,12 @@ def test_a_text_encoder__is_no_language_model():
 
 
 def test_features__name_each_clip_apart():
-    model, given = build(), tiny_inputs(2)
+    model, given = build(), clips(2)
     mask = torch.tensor([[True, True, False], [True, True, True]])
 
-    features = model.get_video_features(given["pixel_values_videos"], padding_mask_videos=mask)
+    features = model.get_video_features(
+        given["pixel_values_videos"], padding_mask_videos=mask, video_times=given["video_times"]
+    )
 
     assert isinstance(features, BaseModelOutputWithPooling)
     assert [tuple(clip.shape) for clip in features.pooler_output] == [(10, 32), (15, 32)]

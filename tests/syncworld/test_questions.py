@@ -41,7 +41,9 @@ def hand_made(events: list[tuple[str, float, float]], places: dict[str, int], in
         "partner": index ^ 1,
         "width": 100,
         "duration": 10.0,
-        "objects": [{"label_name": name} for name in names],
+        "fps": 10,
+        "num_video_frames": 100,
+        "objects": [{"label_name": name, "boxes": [box] * 100} for name, box in zip(names, boxes, strict=True)],
         "events": [{"label_name": name, "start": start, "end": end} for name, start, end in events],
         "frame_times": TIMES,
         "sounding_objects": on,
@@ -158,10 +160,27 @@ def test_short_answers__are_right_in_a_sentence_but_not_among_others():
 def test_moment_labels__tell_class_and_side():
     record = hand_made([("bell", 1.2, 2.4), ("bark", 2.1, 3.9), ("drum", 5.0, 6.0)], PLACES)
     assert moment_labels(record)[:7] == [
-        " nothing", " bell left", " bark right", " bark right", " nothing", " drum", " nothing"
-    ]  # fmt: skip
+        "nothing ; bark right and bell left and drum",
+        "bell left ; bark right and drum",
+        "bark right ; bell left and drum",
+        "bark right ; bell left and drum",
+        "nothing ; bark right and bell left and drum",
+        "drum ; bark right and bell left",
+        "nothing ; bark right and bell left and drum",
+    ]
     both = hand_made([("drum", 1.2, 2.4), ("bell", 1.2, 2.4)], PLACES)
-    assert moment_labels(both)[1] == " bell left and drum"
+    assert moment_labels(both)[1] == "bell left and drum ; bark right"
+
+
+def test_answers__may_come_behind_a_reason_that_does_not_count():
+    for one in questions(RECORD, np.random.default_rng(0)):
+        assert is_right(one, one.reasoned_answer), one
+    (order,) = questions(RECORD, np.random.default_rng(0), kinds=["order"])
+    assert order.reasoned_answer.count(" at ") == 2 and order.reasoned_answer.endswith(f" : {order.answer}")
+    (count,) = questions(RECORD, np.random.default_rng(1), kinds=["count"])
+    assert len(count.reason.split()) == 2 + {"one": 1, "two": 2}[count.answer]
+    wrong = order.reasoned_answer.replace(": yes", ": no") if order.answer == "yes" else f"{order.reason} : yes"
+    assert not is_right(order, wrong)
 
 
 # --- words ----------------------------------------------------------------------------------------------------------
@@ -172,7 +191,7 @@ def test_every_word__is_in_the_vocabulary_and_new_patterns_have_no_new_word(worl
     for record in world:
         for wording in ("seen", "unseen"):
             for one in questions(record, np.random.default_rng(record["index"]), wording, per_kind=2):
-                assert set(one.text.split()) | set(one.answer.split()) <= words, one
+                assert set(one.text.split()) | set(one.reasoned_answer.split()) <= words, one
                 assert all(set(choice.split()) <= words for choice in one.choices)
         assert {word for label in moment_labels(record) for word in label.split()} <= words
     assert len(words) < 250 and "9.7s" in words and "12.0s" in set(vocabulary(12))
@@ -307,7 +326,7 @@ def test_conversation__has_the_video_once():
     assert [message["role"] for message in messages] == ["user", "assistant"] * 2
     assert messages[0]["content"] == [{"type": "video", "path": "clip.mp4"}, {"type": "text", "text": asked[0].text}]
     assert messages[2]["content"] == [{"type": "text", "text": asked[1].text}]
-    assert messages[3]["content"] == [{"type": "text", "text": asked[1].answer}]
+    assert messages[3]["content"] == [{"type": "text", "text": asked[1].reasoned_answer}]
 
 
 def test_bad_input__is_told():

@@ -260,7 +260,7 @@ def test_a_tokenizer_without_a_template__is_refused():
 
 
 def test_schedule__starts_with_all_and_ends_with_the_least():
-    schedule = LabelSchedule(0.2, 0.6, 0.1)
+    schedule = LabelSchedule(0.1, 0.2, 0.6, 0.1)
     assert [round(schedule.share(done), 3) for done in (0.0, 0.19, 0.4, 0.6, 1.0)] == [1.0, 1.0, 0.55, 0.1, 0.1]
     assert LabelSchedule().share(0.0) == 0.0
 
@@ -334,7 +334,7 @@ def test_forms_of_a_file__give_the_same_chats(form, desk, tmp_path):
         ({"text_config": None}, "There is no language model"),
         ({"text_config": {"hidden_size": 8}}, 'needs "model_type"'),
         ({"text_model": "somewhere"}, "leave one out"),
-        ({"moment_labels": {"begin": 1}}, "has begin; it takes start, end and least"),
+        ({"moment_labels": {"begin": 1}}, "has begin; it takes text, start, end and least"),
         ({"train": "lora", "lora_targets": ["nobody"]}, "names none of the language model's layers"),
         ({"drop_modality": 0.7}, "use 0 to 0.5"),
     ],

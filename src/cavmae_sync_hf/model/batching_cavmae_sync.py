@@ -21,7 +21,7 @@ _VALUES = (*_MASKS, "audio_tokens", "video_tokens")
 _FURTHEST_STEPS = 2.0
 _PER_MOMENT = frozenset(
     (*_VALUES, *_MASKS.values(), "attention_mask", "frame_times", "window_times", "window_coverage", "window_offsets")
-)
+) | {"video_times", "audio_times"}
 
 
 class MomentFrames(NamedTuple):

@@ -259,14 +259,15 @@ def stack_media(clips: Sequence[LoadedMedia], outside_value: float, *, with_time
         with_times: Whether to add `frame_times`.
     """
     output: dict[str, Tensor] = {}
-    shown = [clip.pixels for clip in clips if clip.pixels is not None]
-    heard = [clip.windows for clip in clips if clip.windows]
+    shown = [clip for clip in clips if clip.pixels is not None]
+    heard = [clip for clip in clips if clip.windows]
     if shown:
-        output |= pad_clips(shown)
+        output |= pad_clips([clip.pixels for clip in shown if clip.pixels is not None])
+        output |= stack_all({"video_times": [clip.times.float() for clip in shown]}, {})
     if heard:
-        output |= stack_all(
-            {name: [clip[name] for clip in heard] for name in heard[0]}, {"input_values": outside_value}
-        )
+        values = {name: [clip.windows[name] for clip in heard] for name in heard[0].windows}
+        values["audio_times"] = [clip.times.float() for clip in heard]
+        output |= stack_all(values, {"input_values": outside_value})
     if with_times and clips:
         output |= stack_all({"frame_times": [clip.times for clip in clips]}, {"frame_times": math.nan})
     return output

@@ -20,6 +20,7 @@ LM_CONFIG_VALUES: dict[str, Allowed] = {
         lambda value: whole(0, 256)(value) and math.isqrt(value) ** 2 == value,
     ),
     "tokens_per_window": whole(0, 256),
+    "time_frequencies": whole(0, 256),
     "video_token_id": optional(whole(0, 1 << 30)),
     "audio_token_id": optional(whole(0, 1 << 30)),
     "projector_hidden_act": Allowed(
@@ -52,6 +53,9 @@ class CavMaeSyncLMConfig(ConfigSavedWithCode, PreTrainedConfig):
             token alone (0) does not tell where something is.
         tokens_per_window (`int`, *optional*, defaults to 4):
             Tokens of parts of a window beside its global token: means over equal spans of its time.
+        time_frequencies (`int`, *optional*, defaults to 32):
+            How many sines and cosines of a moment's time are added, projected, to its tokens, so that each token knows
+            its time without looking for it in the text; 0 for none. Their weights are 0 at the start.
         projector_hidden_act (`str`, *optional*, defaults to `"gelu"`):
             Activation of the projectors.
         tie_word_embeddings (`bool`, *optional*):
@@ -86,6 +90,7 @@ class CavMaeSyncLMConfig(ConfigSavedWithCode, PreTrainedConfig):
     audio_token_id: int | None = None
     tokens_per_frame: int = 9
     tokens_per_window: int = 4
+    time_frequencies: int = 32
     projector_hidden_act: str = "gelu"
     tie_word_embeddings: bool | None = None
 

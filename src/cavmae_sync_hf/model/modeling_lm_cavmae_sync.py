@@ -2,6 +2,7 @@
 """CAV-MAE Sync joined to a causal language model: moments go in as tokens, words come out."""
 
 import inspect
+import math
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -23,8 +24,12 @@ from .modeling_cavmae_sync import CavMaeSyncModel, CavMaeSyncPreTrainedModel
 _MODALITIES = ("video", "audio")
 
 
+# Shortest and longest period of the sines of a moment's time, seconds.
+_PERIODS = (0.5, 40.0)
+
+
 class CavMaeSyncLMProjector(nn.Module):
-    """From the width of the audio-visual model to that of the language model."""
+    """From the width of the audio-visual model to that of the language model, with the time of each moment."""
 
     def __init__(self, config: CavMaeSyncLMConfig):
         super().__init__()
@@ -33,11 +38,44 @@ class CavMaeSyncLMProjector(nn.Module):
         self.linear_1 = nn.Linear(width, hidden)
         self.activation = ACT2FN[config.projector_hidden_act]
         self.linear_2 = nn.Linear(hidden, hidden)
+        self.time_frequencies = config.time_frequencies
+        if config.time_frequencies:
+            self.time_projection = nn.Linear(2 * config.time_frequencies, hidden, bias=False)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens `(..., width)` as the language model reads them, `(..., hidden)`."""
-        tokens = tokens.to(self.linear_1.weight.dtype)
-        return self.linear_2(self.activation(self.linear_1(self.norm(tokens))))
+    def forward(self, tokens: Tensor, times: Tensor | None = None) -> Tensor:
+        """Tokens as the language model reads them.
+
+        Args:
+            tokens: `(clips, moments, tokens, width)`.
+            times: Of the moments in seconds, `(clips, moments)`.
+
+        Returns:
+            `(clips, moments, tokens, hidden)`.
+
+        Raises:
+            ValueError: Times are needed, and not given.
+        """
+        dtype = self.linear_1.weight.dtype
+        projected = self.linear_2(self.activation(self.linear_1(self.norm(tokens.to(dtype)))))
+        if not self.time_frequencies:
+            return projected
+        if times is None:
+            raise ValueError(
+                "The model needs the times of moments, `video_times` and `audio_times` in seconds; pass all that "
+                "CavMaeSyncLMProcessor gives."
+            )
+        return projected + self.time_projection(time_features(times, self.time_frequencies).to(dtype)).unsqueeze(2)
+
+
+def time_features(times: Tensor, count: int) -> Tensor:
+    """Sines and cosines `(..., 2 * count)` of times in seconds `(...)`, of periods in equal ratios.
+
+    In float32 whatever the weights are: half precision would not tell neighbouring frames of a film apart.
+    """
+    shortest, longest = (math.log(period) for period in _PERIODS)
+    rates = 2 * math.pi * torch.exp(-torch.linspace(shortest, longest, count, device=times.device))
+    angles = times.float().unsqueeze(-1) * rates
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
 class CavMaeSyncLMPreTrainedModel(PreTrainedModel):
@@ -59,7 +97,9 @@ class CavMaeSyncLMPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Small projections; the audio-visual and the language model initialise themselves."""
-        if isinstance(module, nn.Linear):
+        if isinstance(module, CavMaeSyncLMProjector) and module.time_frequencies:
+            init.zeros_(module.time_projection.weight)
+        elif isinstance(module, nn.Linear):
             init.normal_(module.weight, std=getattr(self.config.text_config, "initializer_range", 0.02))
             if module.bias is not None:
                 init.zeros_(module.bias)
@@ -133,6 +173,7 @@ class CavMaeSyncLMModel(CavMaeSyncLMPreTrainedModel):
         pixel_values_videos: Tensor | None = None,
         padding_mask_videos: Tensor | None = None,
         video_tokens: Tensor | None = None,
+        video_times: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple | BaseModelOutputWithPooling:
         """Frames as the language model reads them.
@@ -144,12 +185,14 @@ class CavMaeSyncLMModel(CavMaeSyncLMPreTrainedModel):
                 False for absent frames, which have no tokens.
             video_tokens (`torch.Tensor` of shape `(clips, frames, tokens, width)`, *optional*):
                 From `encode_tokens`, in place of `pixel_values_videos`.
+            video_times (`torch.Tensor` of shape `(clips, frames)`, *optional*):
+                Of the frames, seconds; needed unless `config.time_frequencies` is 0.
 
         Returns:
             `last_hidden_state` are the tokens before the projector; `pooler_output` is a list with, for each clip,
             `(tokens of its present frames, hidden)`.
         """
-        return self._features("video", pixel_values_videos, padding_mask_videos, video_tokens)
+        return self._features("video", pixel_values_videos, padding_mask_videos, video_tokens, video_times)
 
     @can_return_tuple
     def get_audio_features(
@@ -158,6 +201,7 @@ class CavMaeSyncLMModel(CavMaeSyncLMPreTrainedModel):
         padding_mask: Tensor | None = None,
         window_offsets: Tensor | None = None,
         audio_tokens: Tensor | None = None,
+        audio_times: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple | BaseModelOutputWithPooling:
         """Windows as the language model reads them.
@@ -171,11 +215,13 @@ class CavMaeSyncLMModel(CavMaeSyncLMPreTrainedModel):
                 As of [`CavMaeSyncModel`].
             audio_tokens (`torch.Tensor` of shape `(clips, windows, tokens, width)`, *optional*):
                 From `encode_tokens`, in place of `input_values`.
+            audio_times (`torch.Tensor` of shape `(clips, windows)`, *optional*):
+                Of the windows' middles, seconds; needed unless `config.time_frequencies` is 0.
 
         Returns:
             As `get_video_features`.
         """
-        return self._features("audio", input_values, padding_mask, audio_tokens, window_offsets)
+        return self._features("audio", input_values, padding_mask, audio_tokens, audio_times, window_offsets)
 
     def _features(
         self,
@@ -183,6 +229,7 @@ class CavMaeSyncLMModel(CavMaeSyncLMPreTrainedModel):
         inputs: Tensor | None,
         mask: Tensor | None,
         tokens: Tensor | None,
+        times: Tensor | None,
         window_offsets: Tensor | None = None,
     ) -> BaseModelOutputWithPooling:
         projector = getattr(self, f"{modality}_projector")
@@ -192,7 +239,7 @@ class CavMaeSyncLMModel(CavMaeSyncLMPreTrainedModel):
             if inputs is None:
                 raise ValueError(f"Got no {modality}; pass what CavMaeSyncLMProcessor makes of the clips.")
             tokens = self.encode_tokens(modality, inputs, mask, window_offsets)
-        projected = projector(tokens)
+        projected = projector(tokens, times)
         clips = (
             projected.unbind()
             if mask is None
@@ -224,6 +271,8 @@ class CavMaeSyncLMModel(CavMaeSyncLMPreTrainedModel):
         window_offsets: Tensor | None = None,
         video_tokens: Tensor | None = None,
         audio_tokens: Tensor | None = None,
+        video_times: Tensor | None = None,
+        audio_times: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Any = None,
@@ -237,9 +286,9 @@ class CavMaeSyncLMModel(CavMaeSyncLMPreTrainedModel):
         Args:
             input_ids (`torch.Tensor` of shape `(texts, tokens)`):
                 With a placeholder for every token of a moment, as [`CavMaeSyncLMProcessor`] makes them.
-            pixel_values_videos, padding_mask_videos, video_tokens (`torch.Tensor`, *optional*):
+            pixel_values_videos, padding_mask_videos, video_tokens, video_times (`torch.Tensor`, *optional*):
                 Clips with video, in the order of the texts; as of `get_video_features`.
-            input_values, padding_mask, window_offsets, audio_tokens (`torch.Tensor`, *optional*):
+            input_values, padding_mask, window_offsets, audio_tokens, audio_times (`torch.Tensor`, *optional*):
                 Clips with audio, in the order of the texts; as of `get_audio_features`.
             attention_mask, position_ids, past_key_values, inputs_embeds, use_cache:
                 As of any language model.
@@ -254,7 +303,8 @@ class CavMaeSyncLMModel(CavMaeSyncLMPreTrainedModel):
         media = {
             "pixel_values_videos": pixel_values_videos, "padding_mask_videos": padding_mask_videos,
             "video_tokens": video_tokens, "input_values": input_values, "padding_mask": padding_mask,
-            "window_offsets": window_offsets, "audio_tokens": audio_tokens,
+            "window_offsets": window_offsets, "audio_tokens": audio_tokens, "video_times": video_times,
+            "audio_times": audio_times,
         }  # fmt: skip
         encoded = self.encode_media(media)
         for modality, features in (mm_encoder_outputs or {}).items():
@@ -352,8 +402,7 @@ class CavMaeSyncForConditionalGeneration(CavMaeSyncLMPreTrainedModel, Generation
         for name in _MODALITIES:
             if getattr(model.model, f"{name}_projector") is not None:
                 projector = CavMaeSyncLMProjector(config).to(language.device, dtype)
-                for module in projector.modules():
-                    model._init_weights(module)
+                projector.apply(model._init_weights)
                 setattr(model.model, f"{name}_projector", projector)
         model.tie_weights()
         if language.can_generate():
@@ -395,6 +444,8 @@ class CavMaeSyncForConditionalGeneration(CavMaeSyncLMPreTrainedModel, Generation
         window_offsets: Tensor | None = None,
         video_tokens: Tensor | None = None,
         audio_tokens: Tensor | None = None,
+        video_times: Tensor | None = None,
+        audio_times: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Any = None,
@@ -410,8 +461,8 @@ class CavMaeSyncForConditionalGeneration(CavMaeSyncLMPreTrainedModel, Generation
 
         Args:
             input_ids, pixel_values_videos, input_values, padding_mask_videos, padding_mask, window_offsets,
-            video_tokens, audio_tokens, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache,
-            mm_encoder_outputs:
+            video_tokens, audio_tokens, video_times, audio_times, attention_mask, position_ids, past_key_values,
+            inputs_embeds, use_cache, mm_encoder_outputs:
                 As of [`CavMaeSyncLMModel`].
             labels (`torch.Tensor` of shape `(texts, tokens)`, *optional*):
                 The tokens to be said, -100 where none is asked for; they are shifted here.
@@ -423,9 +474,9 @@ class CavMaeSyncForConditionalGeneration(CavMaeSyncLMPreTrainedModel, Generation
         output = self.model(
             input_ids=input_ids, pixel_values_videos=pixel_values_videos, input_values=input_values,
             padding_mask_videos=padding_mask_videos, padding_mask=padding_mask, window_offsets=window_offsets,
-            video_tokens=video_tokens, audio_tokens=audio_tokens, attention_mask=attention_mask,
-            position_ids=position_ids, past_key_values=past_key_values, inputs_embeds=inputs_embeds,
-            use_cache=use_cache, mm_encoder_outputs=mm_encoder_outputs, **kwargs,
+            video_tokens=video_tokens, audio_tokens=audio_tokens, video_times=video_times, audio_times=audio_times,
+            attention_mask=attention_mask, position_ids=position_ids, past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds, use_cache=use_cache, mm_encoder_outputs=mm_encoder_outputs, **kwargs,
         )  # fmt: skip
         logits = self._scale(self.lm_head(slice_logits_to_keep(output.last_hidden_state, logits_to_keep)))
         loss = None

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ..model.alignment_cavmae_sync import frame_at
 from .captions import NAMES, SIDES, Wording
 from .voices import CLASS_NAMES
 
@@ -103,6 +104,7 @@ class Question:
         classes: The classes the question names, in order.
         time: The moment it asks about, seconds.
         span: Of `when`: the first and the last time that is right, seconds.
+        reason: What the answer follows from, such as when each of two classes first sounds; empty for none.
     """
 
     kind: str
@@ -112,6 +114,12 @@ class Question:
     classes: tuple[str, ...] = ()
     time: float | None = None
     span: tuple[float, float] | None = None
+    reason: str = ""
+
+    @property
+    def reasoned_answer(self) -> str:
+        """The answer behind what it follows from, `bell at 0.9s , drum at 3.4s : yes`, as models are taught to say."""
+        return f"{self.reason} : {self.answer}" if self.reason else self.answer
 
 
 def written_time(time: float) -> str:
@@ -132,7 +140,7 @@ def vocabulary(duration: float = 10.0) -> list[str]:
     """
     texts = [pattern for kind in PATTERNS.values() for pattern in kind["seen"]]
     texts += [word for name in CLASS_NAMES for word in question_names(name)]
-    texts += [NOTHING, "left", "right", "and", "yes", "no", ",", "at", *_NUMBERS]
+    texts += [NOTHING, "left", "right", "and", "yes", "no", ",", ":", ";", "at", *_NUMBERS]
     texts += [written_time(tenth / 10) for tenth in range(round(10 * duration) + 1)]
     return sorted({word for text in texts for word in text.split() if "{" not in word})
 
@@ -211,26 +219,32 @@ def twin_questions(
 
 
 def moment_labels(record: Mapping[str, Any]) -> list[str]:
-    """What sounds at each of the moments of `frame_times`, and on which side of the frame.
+    """What sounds at each of the moments of `frame_times` and then what is silent, and on which side of the frame.
 
-    ` bell left`, ` bell` in the middle, ` bell left and drum right`, ` nothing`; each begins with a space.
+    `bell left ; drum right`, `bell ; drum right` (in the middle), `bell left and drum right` (both sound), `nothing ;
+    bell left and drum right`.
     """
     labels = []
-    for slots, boxes in zip(record["sounding_objects"], record["sounding_boxes"], strict=True):
-        heard = []
-        for slot, box in zip(slots, boxes, strict=True):
-            side = _side(box, record["width"])
-            heard.append(f"{record['objects'][slot]['label_name']} {side}".rstrip())
-        labels.append(f" {' and '.join(sorted(heard)) or NOTHING}")
+    for time, slots in zip(record["frame_times"], record["sounding_objects"], strict=True):
+        frame = min(frame_at(time, record["fps"]), record["num_video_frames"] - 1)
+        places = [
+            f"{item['label_name']} {_side(item['boxes'][frame], record['width'])}".rstrip()
+            for item in record["objects"]
+        ]
+        heard = sorted(place for slot, place in enumerate(places) if slot in slots)
+        silent = sorted(place for slot, place in enumerate(places) if slot not in slots)
+        labels.append(" ; ".join(filter(None, [" and ".join(heard) or NOTHING, " and ".join(silent)])))
     return labels
 
 
 def is_right(question: Question, answer: str) -> bool:
     """Whether an answer in words is right.
 
-    The answer must hold the right choice and no other one; of `when` one time, at most the distance of two moments
-    from the true one; of `describe` the right classes in the right order.
+    What comes before a colon is a reason, which does not count. The answer must hold the right choice and no other
+    one; of `when` one time, at most the distance of two moments from the true one; of `describe` the right classes in
+    the right order.
     """
+    answer = answer.rpartition(":")[2]
     if question.span is not None:
         times = re.findall(r"\d+(?:\.\d+)?", answer)
         return len(times) == 1 and question.span[0] <= float(times[0]) <= question.span[1]
@@ -317,7 +331,7 @@ def conversation(asked: Sequence[Question], video: str) -> dict[str, Any]:
     for question in asked:
         media = [] if messages else [{"type": "video", "path": video}]
         messages.append({"role": "user", "content": [*media, {"type": "text", "text": question.text}]})
-        messages.append({"role": "assistant", "content": [{"type": "text", "text": question.answer}]})
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": question.reasoned_answer}]})
     return {"messages": messages}
 
 
@@ -349,6 +363,7 @@ def _candidates(record: Mapping[str, Any], kind: str) -> list[Question]:
     for event in sorted(record["events"], key=lambda event: event["start"]):
         events.setdefault(event["label_name"], []).append(event)
     onsets = {name: own[0]["start"] for name, own in events.items()}  # in the order in which they begin
+    begins = {name: [written_time(_first_moment(event, times)) for event in own] for name, own in events.items()}
     hop = record["duration"] / len(times)
     if kind == "what":
         edges = [event[edge] for event in record["events"] for edge in ("start", "end")]
@@ -356,7 +371,7 @@ def _candidates(record: Mapping[str, Any], kind: str) -> list[Question]:
         inner = list(zip(times, record["sounding_objects"], strict=True))[1:-2]
         choices = (*CLASS_NAMES, NOTHING)
         return [
-            Question(kind, "", names[slots[0]] if slots else NOTHING, choices, time=time)
+            Question(kind, "", names[slots[0]] if slots else NOTHING, choices, time=time, reason=written_time(time))
             for time, slots in inner
             if len(slots) < 2 and all(abs(edge - time) >= STEADY_SECONDS for edge in edges)
         ]
@@ -364,23 +379,49 @@ def _candidates(record: Mapping[str, Any], kind: str) -> list[Question]:
         choices = tuple(written_time(time) for time in times)
         late = hop + 0.05  # a written time is off by up to half of its last digit
         return [
-            Question(kind, "", written_time(moment), choices, (name,), span=(onsets[name] - late, onsets[name] + late))
+            Question(
+                kind,
+                "",
+                written_time(moment),
+                choices,
+                (name,),
+                span=(onsets[name] - late, onsets[name] + late),
+                reason=name,
+            )  # fmt: skip
             for name, own in events.items()
             if own[0]["start"] <= (moment := _first_moment(own[0], times)) < own[0]["end"]
         ]
     if kind == "count":
         counts = [(name, len(own)) for name, own in events.items() if len(own) <= len(_NUMBERS)]
-        return [Question(kind, "", _NUMBERS[count - 1], _NUMBERS, (name,)) for name, count in counts]
+        return [
+            Question(kind, "", _NUMBERS[count - 1], _NUMBERS, (name,), reason=f"{name} at {' '.join(begins[name])}")
+            for name, count in counts
+        ]
     if kind == "order":
         return [
-            Question(kind, "", "yes" if onsets[a] < onsets[b] else "no", ("yes", "no"), (a, b))
+            Question(
+                kind,
+                "",
+                "yes" if onsets[a] < onsets[b] else "no",
+                ("yes", "no"),
+                (a, b),
+                reason=f"{a} at {begins[a][0]} , {b} at {begins[b][0]}",
+            )  # fmt: skip
             for a in events
             for b in events
             if abs(onsets[a] - onsets[b]) >= hop / 2
         ]
     if kind == "side":
         return [
-            Question(kind, "", side, ("left", "right"), (names[slot],), time=time)
+            Question(
+                kind,
+                "",
+                side,
+                ("left", "right"),
+                (names[slot],),
+                time=time,
+                reason=f"{written_time(time)} {names[slot]}",
+            )
             for time, slots, boxes in zip(times, record["sounding_objects"], record["sounding_boxes"], strict=True)
             for slot, box in zip(slots, boxes, strict=True)
             if (side := _side(box, record["width"]))
@@ -390,8 +431,7 @@ def _candidates(record: Mapping[str, Any], kind: str) -> list[Question]:
         return [Question(kind, "", silent[0], CLASS_NAMES)] if len(silent) == 1 else []
     if not events or len(set(onsets.values())) < len(onsets):  # nothing to say, or no one order to say it in
         return []
-    firsts = {name: written_time(_first_moment(own[0], times)) for name, own in events.items()}
-    return [Question(kind, "", " , ".join(f"{name} at {time}" for name, time in firsts.items()))]
+    return [Question(kind, "", " , ".join(f"{name} at {own[0]}" for name, own in begins.items()))]
 
 
 def _first_moment(event: Mapping[str, Any], times: Sequence[float]) -> float:

@@ -65,6 +65,7 @@ _WORD_TEMPLATE = (
 )
 _INPUTS = (
     "input_ids", "attention_mask", "labels", "video_tokens", "audio_tokens", "padding_mask_videos", "padding_mask",
+    "video_times", "audio_times",
 )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from ..files import StrPath, parse_json
 from ..model.batching_cavmae_sync import stack_padded
 from ..model.errors_cavmae_sync import TrainingError, printable
 from ..model.processing_lm_cavmae_sync import CavMaeSyncLMProcessor
-from ..syncworld.questions import KINDS, Question, moment_labels, questions
+from ..syncworld.questions import KINDS, Question, conversation, moment_labels, questions
 
 _MEDIA = ("video", "audio")
 # Where a chat comes from: its file's rows under one of these names, or in these columns.
@@ -29,12 +29,14 @@ class Chat:
     Attributes:
         messages: `role` and `content` of each turn, content a list of texts, videos and audio clips.
         clips: Number of the clip of each video and audio clip, in the order of the messages.
-        moment_texts: What is said at each moment of each clip; `None` for nothing.
+        moment_texts: What is said at each moment of each clip; `None` or empty for nothing.
+        told: Whether the clips are told by these texts alone, without audio and video; then nobody asks for them.
     """
 
     messages: list[dict[str, Any]]
     clips: list[int]
     moment_texts: list[Sequence[str]] | None = None
+    told: bool = False
 
 
 @dataclass
@@ -162,34 +164,31 @@ class FileChats(Dataset):
 
 def question_chat(asked: Sequence[Question], clip: int) -> Chat:
     """Questions about one clip, one after the other, with their answers."""
-    messages: list[dict[str, Any]] = []
-    for question in asked:
-        content: list[dict[str, Any]] = [{"type": "text", "text": question.text}]
-        if not messages:
-            content.insert(0, {"type": "video"})
-        messages.append({"role": "user", "content": content})
-        messages.append({"role": "assistant", "content": [{"type": "text", "text": question.answer}]})
-    return Chat(messages, [clip])
+    return Chat(conversation(asked, f"clip {clip}")["messages"], [clip])
 
 
 @dataclass
 class LabelSchedule:
-    """How many chats say, at each moment of their clips, what is true of it.
+    """At how many moments of a clip a chat says what is true of it.
 
-    All of them do so up to `start`, a share of the steps; then fewer and fewer, and from `end` on a share of `least`.
+    Up to `text`, a share of the steps, clips are told by these words alone: what the language model learns of words
+    comes first. Then it sees and hears them as well, and up to `start` all moments have their words; then fewer and
+    fewer, and from `end` on a share of `least`.
 
     Attributes:
-        start: Share of the steps.
+        text: Share of the steps.
+        start: Likewise.
         end: Likewise.
-        least: Share of the chats.
+        least: Share of the moments.
     """
 
+    text: float = 0.0
     start: float = 0.0
     end: float = 0.0
     least: float = 0.0
 
     def share(self, done: float) -> float:
-        """Share of the chats after a share of the steps."""
+        """Share of the moments after a share of the steps."""
         if done < self.start:
             return 1.0
         if done >= self.end:
@@ -232,13 +231,18 @@ class SyncWorldChats(Dataset):
 
     def __getitem__(self, index: int) -> Chat:
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, self.epoch, int(index)]))
-        known = questions(self.records[index], rng, per_kind=2, kinds=self.kinds)
+        known = questions(self.records[index], rng, per_kind=-(-self.per_chat // 3), kinds=self.kinds)
         asked = [known[place] for place in rng.permutation(len(known))[: self.per_chat]]
         chat = question_chat(asked, int(index))
         # An epoch is short beside the whole, so that its middle stands for all of it.
         done = (self.epoch + 0.5) * len(self) / self.total
-        if rng.random() < self.schedule.share(done):
-            chat.moment_texts = [self._labels[index]]
+        share = self.schedule.share(done)
+        if share:
+            # Some chats with more of them, some with fewer, so that each trains the step from words to what they name.
+            share = min(1.0, max(0.0, share + rng.uniform(-0.3, 0.3))) if share < 1 else share
+            kept = rng.random(len(self._labels[index])) < share
+            words = [text if there else "" for text, there in zip(self._labels[index], kept, strict=True)]
+            chat.moment_texts, chat.told = [words], done < self.schedule.text
         return chat
 
 
@@ -286,8 +290,8 @@ class ChatWriter:
             yield answered[len(asked) :], True
             done = answered
 
-    def clip_pieces(self, clip: ClipTokens, texts: Sequence[str] | None) -> list[tuple[str, bool]]:
-        """What stands for a clip, in pieces, and whether each is to be said: the texts of its moments are."""
+    def clip_pieces(self, clip: ClipTokens, texts: Sequence[str] | None, asked: bool = True) -> list[tuple[str, bool]]:
+        """What stands for a clip, in pieces, and whether each is to be said: with `asked` the texts of its moments."""
         times = [float(time) for time in clip.times]
         masks = [clip.present.get(name, torch.zeros(len(times), dtype=torch.bool)).tolist() for name in _MEDIA]
         if texts is None:
@@ -296,7 +300,7 @@ class ChatWriter:
         for place, (time, text) in enumerate(zip(times, texts, strict=True)):
             plain = self.processor.clip_text([time], [masks[0][place]], [masks[1][place]])
             whole = self.processor.clip_text([time], [masks[0][place]], [masks[1][place]], [text])
-            pieces += [(plain, False), (whole[len(plain) :], True)]
+            pieces += [(plain, False), (whole[len(plain) :], asked)]
         return pieces
 
     def write(self, chat: Chat, clips: Sequence[ClipTokens]) -> dict[str, Tensor]:
@@ -306,7 +310,8 @@ class ChatWriter:
             TrainingError: It has more than `max_length` tokens.
         """
         texts: Sequence[Any] = chat.moment_texts or [None] * len(clips)
-        left = iter([self.clip_pieces(clip, said) for clip, said in zip(clips, texts, strict=True)])
+        pairs = zip(clips, texts, strict=True)
+        left = iter([self.clip_pieces(clip, said, asked=not chat.told) for clip, said in pairs])
         text, spans = "", []
         for piece, answers in self._pieces(chat.messages):
             for part, is_said in [(piece, True)] if answers else self._split(piece, left):
@@ -354,6 +359,7 @@ def media_inputs(clips: Sequence[ClipTokens]) -> dict[str, Tensor]:
             longest = max(len(clip.times) for clip in there)
             inputs[f"{name}_tokens"] = stack_padded([clip.tokens[name].float() for clip in there], longest)
             inputs[mask] = stack_padded([clip.present[name] for clip in there], longest)
+            inputs[f"{name}_times"] = stack_padded([clip.times.float() for clip in there], longest)
     return inputs
 
 
@@ -375,7 +381,7 @@ class ChatCollator:
 
     def __call__(self, chats: Sequence[Chat]) -> dict[str, Tensor]:
         """Make a batch."""
-        clips = [[self._maybe_less(self.clip(number)) for number in chat.clips] for chat in chats]
+        clips = [[self._shown(self.clip(number), chat) for number in chat.clips] for chat in chats]
         rows = [self.writer.write(chat, own) for chat, own in zip(chats, clips, strict=True)]
         batch = {
             name: torch.nn.utils.rnn.pad_sequence([row[name] for row in rows], batch_first=True, padding_value=fill)
@@ -385,8 +391,10 @@ class ChatCollator:
         batch["attention_mask"] = torch.nn.utils.rnn.pad_sequence(mask, batch_first=True)
         return batch | media_inputs([clip for own in clips for clip in own])
 
-    def _maybe_less(self, clip: ClipTokens) -> ClipTokens:
+    def _shown(self, clip: ClipTokens, chat: Chat) -> ClipTokens:
         """The clip, or it without one of its modalities; drawn from torch's generator, which checkpoints keep."""
+        if chat.told:
+            return clip.without("audio", "video")
         if not self.drop:
             return clip
         drawn = float(torch.rand(()))

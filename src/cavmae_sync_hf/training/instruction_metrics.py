@@ -160,7 +160,8 @@ def _by_moments(
     """The time of the moment that the model scores highest as the answer."""
     inputs = _prompts(model, writer, [question_chat([question], number)], clips)
     times = [written_time(float(time)) for time in clip.times]
-    return times[int(answer_scores(model, writer.processor, inputs, times).argmax())]
+    answers = [replace(question, answer=time).reasoned_answer for time in times]
+    return times[int(answer_scores(model, writer.processor, inputs, answers).argmax())]
 
 
 def exact_answers(chats: Sequence[Chat], answers: Sequence[str]) -> float:

@@ -316,8 +316,8 @@ class InstructionArguments:
         num_frames: Moments of a clip; default: as the model.
         max_length: Most tokens of a chat.
         questions_per_chat: Questions about a SyncWorld clip in a chat.
-        moment_labels: Course of what is said at each moment of SyncWorld clips: `start`, `end` (shares of the steps)
-            and `least` (share of the chats), see `LabelSchedule`; without it nothing is said.
+        moment_labels: Course of what is said at the moments of SyncWorld clips: `text`, `start`, `end` (shares of the
+            steps) and `least` (share of the moments), see `LabelSchedule`; without it nothing is said.
         drop_modality: Share of the chats without audio, and of those without video, while training.
         controls: Whether evaluation on SyncWorld measures controls.
         cache_dir: Where tokens of clips are kept, a folder per set; default: `clips` in `output_dir`.
@@ -343,7 +343,7 @@ class InstructionArguments:
     max_length: int | None = setting(None, "Most tokens of a chat.")
     questions_per_chat: int = setting(6, "Questions about a SyncWorld clip in a chat.")
     moment_labels: dict[str, float] | str | None = setting(
-        None, "What is said at each moment of SyncWorld clips, as JSON: start, end, least."
+        None, "What is said at the moments of SyncWorld clips, as JSON: text, start, end, least."
     )
     drop_modality: float = setting(0.0, "Share of the chats without audio, and of those without video.")
     controls: bool = setting(True, "Measure controls on SyncWorld.")
@@ -361,9 +361,11 @@ class InstructionArguments:
             raise TrainingError(f"`drop_modality` is {self.drop_modality}; use 0 to 0.5.")
         if self.text_model and self.text_config:
             raise TrainingError("`text_config` makes a language model and `text_model` names one; leave one out.")
-        unknown = set(self.moment_labels or {}) - {"start", "end", "least"}
+        unknown = set(self.moment_labels or {}) - {"text", "start", "end", "least"}
         if unknown:
-            raise TrainingError(f"`moment_labels` has {', '.join(sorted(unknown))}; it takes start, end and least.")
+            raise TrainingError(
+                f"`moment_labels` has {', '.join(sorted(unknown))}; it takes text, start, end and least."
+            )
 
 
 @dataclass
