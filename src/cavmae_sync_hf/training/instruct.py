@@ -60,8 +60,8 @@ _MODALITIES = ("video", "audio")
 # Of a language model that is made here: turns between marks of their own, each word a token.
 _MARKS = {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "<end>"}
 _WORD_TEMPLATE = (
-    "{% for message in messages %}{% if message.role == 'assistant' %}{{ message.content }} <end>"
-    "{% else %}<ask> {{ message.content }} <answer> {% endif %}{% endfor %}"
+    "{% for message in messages %}{% if message.role == 'assistant' %}<answer> {{ message.content }} <end>"
+    "{% else %}<ask> {{ message.content }} {% endif %}{% endfor %}{% if add_generation_prompt %}<answer> {% endif %}"
 )
 _INPUTS = (
     "input_ids", "attention_mask", "labels", "video_tokens", "audio_tokens", "padding_mask_videos", "padding_mask",

@@ -269,12 +269,18 @@ class ChatWriter:
                 "The tokenizer has no chat template; set `chat_template` (a Jinja template, see transformers' "
                 "documentation of chat templates)."
             )
+        self._marks = self._find_marks()
 
     def _render(self, messages: Sequence[Mapping[str, Any]], ask: bool) -> str:
         return self.processor.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=ask)
 
     def _pieces(self, messages: list[dict[str, Any]]) -> Iterator[tuple[str, bool]]:
         """The chat's text in pieces, and whether each is an answer."""
+        if self._marks is not None:
+            found = self._marked_pieces(messages, *self._marks)
+            if found is not None:
+                yield from found
+                return
         done = ""
         for place, turn in enumerate(messages):
             if turn["role"] != "assistant":
@@ -289,6 +295,32 @@ class ChatWriter:
             yield asked[len(done) :], False
             yield answered[len(asked) :], True
             done = answered
+
+    def _find_marks(self) -> tuple[str, str] | None:
+        """What the template writes before and after an answer, where that is always the same."""
+        asked, answer = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+        plain, prompt = self._render([asked], False), self._render([asked], True)
+        whole = self._render([asked, answer], False)
+        if not prompt.startswith(plain) or prompt == plain or not whole.startswith(f"{prompt}b"):
+            return None
+        return prompt[len(plain) :], whole[len(prompt) + 1 :]
+
+    def _marked_pieces(self, messages: list[dict[str, Any]], before: str, after: str) -> list[tuple[str, bool]] | None:
+        """As `_pieces`, of one rendering; `None` where an answer is not found in it as it was given."""
+        text, done = self._render(messages, False), 0
+        pieces: list[tuple[str, bool]] = []
+        for turn in messages:
+            if turn["role"] != "assistant":
+                continue
+            content = turn["content"]
+            words = content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+            place = text.find(before + words + after, done)
+            if place < 0:
+                return None
+            begin = place + len(before)
+            pieces += [(text[done:begin], False), (words + after, True)]
+            done = begin + len(words) + len(after)
+        return pieces
 
     def clip_pieces(self, clip: ClipTokens, texts: Sequence[str] | None, asked: bool = True) -> list[tuple[str, bool]]:
         """What stands for a clip, in pieces, and whether each is to be said: with `asked` the texts of its moments."""
