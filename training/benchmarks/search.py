@@ -14,15 +14,22 @@ search's hits they have, apart for queries whose own file a pattern leaves out: 
 (`--themes` says of how many there are), all that is left is equally far. The index lies in a temporary
 folder (`--folder`), which is removed; `--index` keeps it, and uses the one that is there.
 
+`--before SRC`, the `src` folder of another version of the package, lets its searches take turns with these, in a
+process of its own and on the same queries, and tells what its time is and how many of its hits are the same.
+
 The second form indexes the clips of a SyncWorld and asks for each by its audio alone, among the frames of all, and
 by its frames, among all audio: whether its own file comes first, and whether the moment found is the one asked for.
 """
 
 import argparse
 import fnmatch
+import json
 import os
+import random
 import resource
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -52,6 +59,17 @@ HOP = 0.5
 MOMENTS_PER_VIDEO = 1000
 THEMES = 2000
 REFINE = 20
+LATE = MOMENTS_PER_VIDEO * HOP * 0.6
+FILTERS = {
+    "no filter": SearchFilters(),
+    "files: half of them": SearchFilters(files="*[02468].mp4"),
+    "files: one in a hundred": SearchFilters(files="*00.mp4"),
+    "files: a tenth": SearchFilters(files="*7.mp4"),
+    "time: the first 60 %": SearchFilters(within=(None, LATE)),
+    "time: a tenth": SearchFilters(within=(LATE, LATE + MOMENTS_PER_VIDEO * HOP * 0.1)),
+    "time: a hundredth": SearchFilters(within=(LATE, LATE + MOMENTS_PER_VIDEO * HOP * 0.01)),
+    "louder than -30 dB: all are": SearchFilters(min_loudness=-30.0),
+}
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -64,6 +82,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--noise", type=float, default=0.5, help="of the queries, as a share of their length")
     parser.add_argument("--folder", help="where the temporary folder is made")
     parser.add_argument("--index", type=Path, help="index that is kept, and used where there is one")
+    parser.add_argument("--before", type=Path, metavar="SRC", help="another version, which takes turns")
+    parser.add_argument("--answer", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--world", type=Path, help="folder of a SyncWorld split instead")
     parser.add_argument("--model", help="folder or Hub name of a model, for --world")
     parser.add_argument("--hop", type=float, default=HOP, help="seconds between moments, for --world")
@@ -215,45 +235,78 @@ def as_query(path: str, audio: np.ndarray) -> Query:
     )  # fmt: skip
 
 
+def search_queries(store: MomentStore, arguments: argparse.Namespace) -> dict[int, list[Query]]:
+    """Queries of one moment and of sixteen."""
+    count = arguments.queries // 4
+    return {
+        windows: [as_query(*made) for made in make_queries(store, count, windows, arguments.noise, seed=windows)]
+        for windows in (1, 16)
+    }
+
+
+class Before:
+    """Another version of the package, which searches the same index in a process of its own."""
+
+    def __init__(self, store: MomentStore, arguments: argparse.Namespace) -> None:
+        given = f"--answer --queries {arguments.queries} --noise {arguments.noise} --index".split()
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, *given, store.uri], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env=os.environ | {"PYTHONPATH": str(arguments.before.resolve())},
+        )  # fmt: skip
+
+    def search(self, windows: int, number: int, name: str) -> tuple[list[tuple[str, float]], np.ndarray]:
+        """Paths and starts of the hits; milliseconds, and those of the processor."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        print(json.dumps([windows, number, name]), file=self._process.stdin, flush=True)
+        hits, took = json.loads(self._process.stdout.readline())
+        return [(path, start) for path, start in hits], np.array(took)
+
+
+def answer(arguments: argparse.Namespace) -> None:
+    """The other side of `Before`."""
+    store = MomentStore.open(arguments.index)
+    queries = search_queries(store, arguments)
+    for line in sys.stdin:
+        windows, number, name = json.loads(line)
+        query, chosen = queries[windows][number], FILTERS[name]
+        result, took = timed(
+            lambda query=query, chosen=chosen: search_moments(store, query, find="audio", filters=chosen)
+        )
+        print(json.dumps([[(hit.path, hit.start) for hit in result], took.tolist()]), flush=True)
+
+
 def measure_searches(store: MomentStore, arguments: argparse.Namespace) -> None:
     """Time of whole searches beside the approximate call, and whether they give what exact ones do."""
     count = arguments.queries // 4
     partitions = partitions_to_search(store.partitions("audio"))
-    queries = {
-        windows: [as_query(*made) for made in make_queries(store, count, windows, arguments.noise, seed=windows)]
-        for windows in (1, 16)
-    }
-    half, late = "*[02468].mp4", MOMENTS_PER_VIDEO * HOP * 0.6
-    filters = {
-        "no filter": SearchFilters(),
-        "files: half of them": SearchFilters(files=half),
-        "files: one in a hundred": SearchFilters(files="*00.mp4"),
-        "files: a tenth": SearchFilters(files="*7.mp4"),
-        "time: the first 60 %": SearchFilters(within=(None, late)),
-        "time: a tenth": SearchFilters(within=(late, late + MOMENTS_PER_VIDEO * HOP * 0.1)),
-        "time: a hundredth": SearchFilters(within=(late, late + MOMENTS_PER_VIDEO * HOP * 0.01)),
-        "louder than -30 dB: all are": SearchFilters(min_loudness=-30.0),
-    }
-    times: dict[Any, list[float]] = {"call": []} | {(w, name): [] for w in queries for name in filters}
+    queries = search_queries(store, arguments)
+    kinds = [(windows, name) for windows in queries for name in FILTERS]
+    before = None if arguments.before is None else Before(store, arguments)
+    times: dict[Any, list[np.ndarray]] = {key: [] for key in ["call", *kinds, *(("before", *kind) for kind in kinds)]}
     found: dict[Any, list[Any]] = {key: [] for key in times}
     for number in range(-2, count):  # the first ones open files
-        for key in times:
+        # In another order each time: what comes after a rest finds caches cold.
+        for key in random.Random(number).sample(list(times), len(times)):
             if key == "call":
                 audio = queries[1][number].audio[0]
                 result, took = timed(lambda audio=audio: nearest(store, audio, partitions, REFINE))
-            else:
-                query, chosen = queries[key[0]][number], filters[key[1]]
+            elif key[0] != "before":
+                query, chosen = queries[key[0]][number], FILTERS[key[1]]
                 result, took = timed(
                     lambda query=query, chosen=chosen: search_moments(store, query, find="audio", filters=chosen)
                 )
+            elif before is not None:
+                result, took = before.search(key[1], number, key[2])
+            else:
+                continue
             if number >= 0:
                 times[key].append(took)
                 found[key].append(result)
-    medians = {key: np.median(values, axis=0) for key, values in times.items()}
+    medians = {key: np.median(values, axis=0) for key, values in times.items() if values}
     (passed, worked), least = medians["call"], np.min(times["call"], axis=0)
     print(f"approximate call: median {passed:.1f} ms, least {least[0]:.1f}; of the processor {worked:.1f} ms")
     for windows in queries:
-        for name in filters:
+        for name in FILTERS:
             key = windows, name
             (passed, worked), least = medians[key], np.min(times[key], axis=0)
             of_call, of_none = medians[key] / medians["call"], medians[key] / medians[windows, "no filter"]
@@ -263,15 +316,29 @@ def measure_searches(store: MomentStore, arguments: argparse.Namespace) -> None:
                 f"ms, {of_call[1]:.2f} times the call, {of_none[1]:.2f} times no filter",
                 flush=True,
             )
-    for windows, name in ((w, name) for w in queries for name in list(filters)[:-1]):
-        pattern = filters[name].files
+            if before is not None:
+                (passed, worked), pairs = medians["before", *key], zip(found["before", *key], found[key], strict=True)
+                # Where neither finds anything they agree.
+                same = [
+                    len(set(old) & {(h.path, h.start) for h in new}) / len(old) if old else float(not len(new))
+                    for old, new in pairs
+                ]
+                print(
+                    f"    before: {passed:.1f} ms; of the processor {worked:.1f} ms, "
+                    f"{worked / medians['call'][1]:.2f} times the call, "
+                    f"{worked / medians['before', windows, 'no filter'][1]:.2f} times no filter; "
+                    f"{np.mean(same):.3f} of its hits are the same",
+                    flush=True,
+                )
+    for windows, name in ((w, name) for w in queries for name in list(FILTERS)[:-1]):
+        pattern = FILTERS[name].files
         pairs = list(zip(queries[windows], found[windows, name], strict=True))
         inside = [pair for pair in pairs if pattern is None or fnmatch.fnmatch(pair[0].name, pattern)]
         outside = [pair for pair in pairs if pattern is not None and not fnmatch.fnmatch(pair[0].name, pattern)]
         for kind, chosen in (("own file in", inside), ("own file left out", outside)):
             tell_agreement(
                 f"{windows} moments, {name}" + (f", {kind}" if pattern else ""), store, chosen[: arguments.exact],
-                filters[name],
+                FILTERS[name],
             )  # fmt: skip
     print(f"peak {peak():.0f} MiB")
 
@@ -378,7 +445,9 @@ def tell(
 
 def main() -> None:
     arguments = parse_arguments()
-    if arguments.world is None:
+    if arguments.answer:
+        answer(arguments)
+    elif arguments.world is None:
         synthetic(arguments)
     elif arguments.model is None:
         raise SystemExit("--world needs --model.")

@@ -347,8 +347,10 @@ def _hits(view: View, found: Found) -> list[Hit]:
         ids[places[np.argmin(np.abs(windows[places] - (first + (length - 1) / 2)))]]
         for places, first, length in zip(under, firsts, lengths, strict=True)
     ]
-    images = view.store.take(np.unique(middles), ["thumbnail"])
-    thumbnails = dict(zip(images["_rowid"].to_pylist(), images["thumbnail"].to_pylist(), strict=True))
+    thumbnails: dict[int, bytes | None] = {}
+    if view.store.has_thumbnails:
+        images = view.store.take(np.unique(middles), ["thumbnail"])
+        thumbnails = dict(zip(images["_rowid"].to_pylist(), images["thumbnail"].to_pylist(), strict=True))
     hop = view.store.settings.hop
     earliest, latest = view.filters.within
     hits = []
@@ -364,7 +366,7 @@ def _hits(view: View, found: Found) -> list[Hit]:
                 clip_start=entry.start,
                 clip_end=entry.end,
                 loudness=float(loudness[under[number]].max()),
-                thumbnail=thumbnails[middles[number]],
+                thumbnail=thumbnails.get(middles[number]),
             )
         )
     return hits
