@@ -18,7 +18,14 @@ from cavmae_sync_hf import (
 )
 from cavmae_sync_hf.training.instruct import run_instruction
 from cavmae_sync_hf.training.instruction_arguments import InstructionRunArguments
-from cavmae_sync_hf.training.instruction_data import Chat, ChatWriter, ClipTokens, LabelSchedule, read_chats
+from cavmae_sync_hf.training.instruction_data import (
+    Chat,
+    ChatCollator,
+    ChatWriter,
+    ClipTokens,
+    LabelSchedule,
+    read_chats,
+)
 from cavmae_sync_hf.training.instruction_metrics import CONTROLS, changed
 from cavmae_sync_hf.training.recipe import RECIPES, read_recipe
 from cavmae_sync_hf.training.settings import InstructionArguments
@@ -103,7 +110,7 @@ def test_chats_of_a_file__train_a_model_that_answers(desk, tmp_path):
 def test_syncworld__is_asked_and_told_beside_controls(desk, tmp_path):
     run = arguments(
         desk, tmp_path / "out", eval_data={"mixed": str(desk / "world" / "mixed")}, drop_modality=0.2,
-        moment_labels={"start": 0.5, "end": 0.9, "least": 0.1},
+        moment_labels={"text": 0.4, "start": 0.5, "end": 0.9, "least": 0.1},
     )  # fmt: skip
     status, record = run_instruction(*run)
 
@@ -241,6 +248,28 @@ def test_labels__are_the_answers_and_the_texts_of_moments_alone():
     assert said(processor, told) == [" bark\n", " nothing\n", "dog\n"]
     text = processor.tokenizer.decode(told["input_ids"])
     assert text == f"[user] 0.5s{V}{A} bark\n1.5s{V} nothing\nwho?\n[assistant] dog\n"
+
+
+def test_a_chat_that_is_told__shows_no_clip_and_asks_for_no_text_of_moments():
+    processor = make()
+    collate = ChatCollator(ChatWriter(processor), lambda number: clip(), 0)
+
+    batch = collate([Chat(turns(("who?", "dog")), [0], [["bark", ""]], told=True)])
+
+    assert set(batch) == {"input_ids", "labels", "attention_mask"}
+    assert processor.tokenizer.decode(batch["input_ids"][0]) == "[user] 0.5s bark\n1.5swho?\n[assistant] dog\n"
+    assert said(processor, {"labels": batch["labels"][0]}) == ["dog\n"]
+
+
+def test_dropped_modalities__have_no_tokens():
+    processor = make()
+    torch.manual_seed(0)
+    collate = ChatCollator(ChatWriter(processor), lambda number: clip(), 0, drop=0.5)
+
+    batch = collate([Chat(turns(("who?", "dog")), [0]) for _ in range(40)])
+
+    shown = [(V in text, A in text) for text in processor.tokenizer.batch_decode(batch["input_ids"])]
+    assert set(shown) == {(True, False), (False, True)}
 
 
 def test_a_chat_too_long__is_refused_with_its_length():

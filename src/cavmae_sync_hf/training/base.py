@@ -619,11 +619,8 @@ def _rank(multiple: float, decays: bool) -> tuple[bool, float, bool]:
 
 def _clips_and_frames(inputs: dict[str, Any]) -> tuple[int, int]:
     """Size of a batch of either modality or both."""
-    values = next(
-        inputs[name]
-        for name in ("input_values", "pixel_values_videos", "audio_tokens", "audio_embeds")
-        if name in inputs
-    )
+    names = ("input_values", "pixel_values_videos", "audio_tokens", "video_tokens", "audio_embeds", "input_ids")
+    values = next(inputs[name] for name in names if name in inputs)
     return values.shape[0], values.shape[1]
 
 
