@@ -15,12 +15,15 @@ from cavmae_sync_hf.data.augmentation import (
     BackgroundNoise,
     SampleAugmentation,
     blank,
+    change_speed,
     make_generator,
     mix_windows,
     mixing_weight,
     random_crop,
+    shift_pitch,
     smooth_labels,
 )
+from cavmae_sync_hf.data.captions import TimedText
 from cavmae_sync_hf.data.clips import LoadedClip
 from cavmae_sync_hf.data.dataset import CavMaeSyncCollator, CavMaeSyncDataset
 from cavmae_sync_hf.model.feature_extraction_cavmae_sync import SILENCE, CavMaeSyncFeatureExtractor
@@ -262,6 +265,101 @@ def test_time_roll__shifts_circularly_up_to_the_limit():
     assert shifts == set(range(-3, 4))
 
 
+# --- pitch and speed ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bins", [-6, 0, 9])
+def test_pitch__moves_the_peak_of_a_tone_by_so_many_bins(bins):
+    tone = 0.3 * torch.sin(2 * math.pi * 1000 * torch.arange(16000) / 16000)
+    log_mel = CavMaeSyncFeatureExtractor().log_mel(tone)
+
+    shifted = shift_pitch(log_mel, bins)
+
+    assert shifted.shape == log_mel.shape
+    assert int(shifted.mean(dim=0).argmax()) == int(log_mel.mean(dim=0).argmax()) + bins
+    kept = slice(max(0, -bins), 128 - max(0, bins))
+    assert torch.equal(shifted.roll(-bins, 1)[:, kept], log_mel[:, kept])
+    # What no bin moved to holds its neighbour's value, not that of the other end of the spectrum.
+    edge = shifted[:, :bins] if bins >= 0 else shifted[:, bins:]
+    assert torch.equal(edge, log_mel[:, [0 if bins >= 0 else -1]].expand_as(edge))
+
+
+def test_pitch__is_one_draw_up_to_the_limit_for_all_windows_of_a_sample():
+    clip = Tones().read(5, None)
+    peaks = [augmentation(pitch=2).clip(clip, seed).log_mel.argmax(dim=1).unique().tolist() for seed in range(60)]
+    assert {tuple(peak) for peak in peaks} == {(bin,) for bin in range(3, 8)}
+
+
+@pytest.mark.parametrize("factor", [0.9, 1.0, 1.1])
+def test_speed__keeps_audio_frames_and_captions_aligned(factor):
+    """Clicks of 30 ms at the times of frames stay at the times of those frames, and of captions."""
+    times = [0.3 + 0.25 * number for number in range(10)]
+    log_mel = torch.full((300, 16), SILENCE)
+    for time in times:
+        log_mel[round(100 * time) - 1 : round(100 * time) + 2] = 0.0
+    clip = LoadedClip(
+        clip_id="clicks", frames=None, frame_times=times, chosen=[0, 9], log_mel=log_mel, labels=[], duration=3.0,
+        captions=[TimedText("last", ((times[-1], 3.0),)), TimedText("whole")],
+    )  # fmt: skip
+
+    played = change_speed(clip, factor)
+
+    assert len(played.log_mel) == math.floor(300 / factor) and played.duration == pytest.approx(3.0 / factor)
+    assert played.frame_times == pytest.approx([time / factor for time in times])
+    assert played.captions[0].spans[0] == pytest.approx((times[-1] / factor, 3.0 / factor))
+    assert played.captions[1] == clip.captions[1] and played.chosen == clip.chosen
+    loud = played.log_mel.mean(dim=1) - SILENCE
+    for time in played.frame_times:
+        near = torch.arange(max(0, round(100 * time) - 6), round(100 * time) + 7)
+        centre = float((loud[near] * (near + 0.5)).sum() / loud[near].sum()) / 100
+        assert centre == pytest.approx(time, abs=0.006)
+    assert (factor == 1.0) == torch.equal(played.log_mel, log_mel)
+    assert torch.equal(clip.log_mel, log_mel) and clip.frame_times == times  # never in place
+
+
+def test_speed__of_clips_without_audio():
+    clip = dataclasses.replace(Tones().read(0, None), log_mel=None)
+    assert change_speed(clip, 2.0).frame_times == [0.05] and change_speed(clip, 2.0).log_mel is None
+    assert augmentation(pitch=3).clip(clip, 0) is clip
+
+
+def test_speed__is_drawn_evenly_and_repeatably():
+    clip = Tones().read(0, None)
+    lengths = [augmentation(speed=(0.8, 1.25)).clip(clip, seed).duration for seed in range(100)]
+    assert 0.4 <= min(lengths) < 0.42 and 0.6 < max(lengths) <= 0.625
+    assert augmentation(speed=(0.8, 1.25), pitch=4).clip(clip, 7).duration == lengths[7]
+
+
+def test_pitch_and_speed__reach_samples(tmp_path):
+    shards = write_shards(tmp_path / "shards", [5])
+    plain, off, higher, faster = (
+        CavMaeSyncDataset(shards, tiny_processor(), frames="all", augmentation=options)[2]
+        for options in (
+            None, AugmentationOptions(), AugmentationOptions(pitch=8), AugmentationOptions(speed=(1.1, 1.1))
+        )
+    )  # fmt: skip
+
+    assert all(torch.equal(plain[name], off[name]) for name in ("input_values", "pixel_values_videos", "frame_times"))
+    assert torch.equal(plain["input_values"], higher["input_values"])  # the clip's bins are all alike
+    assert torch.allclose(faster["frame_times"], plain["frame_times"] / 1.1)
+    assert torch.equal(plain["pixel_values_videos"], faster["pixel_values_videos"])
+    # A ramp over time, 0.005 a row: the middle of a frame's window is what it was, to half a row; the ramp is steeper.
+    before, after = plain["input_values"][1:3], faster["input_values"][1:3]
+    assert torch.allclose(after[:, 24], before[:, 24], atol=0.003)
+    assert torch.allclose(after[:, 40] - after[:, 8], 1.1 * (before[:, 40] - before[:, 8]), atol=0.004)
+    assert not torch.allclose(after[:, 40] - after[:, 8], before[:, 40] - before[:, 8], atol=0.008)
+
+
+def test_pitch_and_speed__need_log_mels_and_the_times_of_frames():
+    with pytest.raises(ValueError, match='`speed` needs `alignment="time"`'):
+        SampleAugmentation(AugmentationOptions(speed=(0.9, 1.1)), tiny_processor(alignment="reference"))
+    processor = tiny_processor()
+    processor.feature_extractor = CavMaeSyncFeatureExtractor(features="waveform")
+    for options in ({"pitch": 2}, {"speed": (0.9, 1.1)}):
+        with pytest.raises(ValueError, match=f"`{next(iter(options))}` varies log-mels"):
+            SampleAugmentation(AugmentationOptions(**options), processor)
+
+
 # --- mixing ---------------------------------------------------------------------------------------------------------
 
 
@@ -401,6 +499,9 @@ def test_single_label__becomes_probabilities_when_softened():
         {"label_smoothing": 1.1},
         {"time_mask": -1},
         {"noise": -0.1},
+        {"pitch": -1},
+        {"speed": (1.1, 0.9)},
+        {"speed": (0.0, 1.0)},
         {"noise_snr_db": (5.0, -5.0)},
         {"noise_snr_db": (-101.0, 0.0)},
         {"crop_scale": (0.5, 0.1)},

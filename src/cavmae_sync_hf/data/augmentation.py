@@ -1,5 +1,5 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""Variation of training samples: crops, flips and colours of frames; masks, noise and shifts of windows; mixed clips.
+"""Variation of training samples: crops, flips, colours; masks, noise and shifts of windows; pitch, speed; mixed clips.
 
 Everything is off by default and switched on by a field of [`AugmentationOptions`]; `AUGMENTATION_PRESETS` holds what
 the published recipes use. Every random choice comes from a generator of its own, seeded by (seed, epoch, clip,
@@ -8,11 +8,12 @@ purpose), so that switching one augmentation changes no other, and neither does 
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import torchvision.transforms.v2.functional as tvF
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
@@ -20,7 +21,7 @@ from torchvision.transforms import InterpolationMode
 from ..model.feature_extraction_cavmae_sync import PREEMPHASIS, CavMaeSyncFeatureExtractor
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from ..model.video_processing_cavmae_sync import CavMaeSyncVideoProcessor
-from .clips import ClipSource, open_clips
+from .clips import ClipSource, LoadedClip, open_clips
 from .sources import read_source
 
 # Clips that speak at once in babble.
@@ -56,6 +57,10 @@ class AugmentationOptions:
             recordings, one of which is drawn. Several of these: one is drawn for every sample.
         time_roll: Windows are shifted, circularly, by up to so many spectrogram frames either way. This breaks the
             alignment within a window by as much, so it suits classification and whole-clip windows.
+        pitch: Log-mels are shifted by up to so many mel bins either way, all windows of a sample alike: a voice
+            becomes lower or higher.
+        speed: Smallest and largest factor by which a clip is played faster, audio and frame times together, so that
+            they stay aligned; drawn evenly for every sample. The pitch stays. `None` leaves it as it is.
         mixup: Probability that a sample is mixed with another of its batch (done by the collator).
         mixup_alpha: Weights of the mixture come from a Beta(alpha, alpha) distribution.
         mixup_audio: `"waveform"`: mel energies are added with squared weights, which is what mixing the two waveforms
@@ -78,6 +83,8 @@ class AugmentationOptions:
     noise_snr_db: tuple[float, float] | None = None
     noise_source: str | tuple[str, ...] = "white"
     time_roll: int = 0
+    pitch: int = 0
+    speed: tuple[float, float] | None = None
     mixup: float = 0.0
     mixup_alpha: float = 10.0
     mixup_audio: str = "waveform"
@@ -88,7 +95,7 @@ class AugmentationOptions:
             value = getattr(self, name)
             if not 0.0 <= value <= 1.0:
                 raise ValueError(f"`{name}` is {value}; it must lie in [0, 1].")
-        for name in ("frequency_mask", "time_mask", "noise", "time_roll"):
+        for name in ("frequency_mask", "time_mask", "noise", "time_roll", "pitch"):
             value = getattr(self, name)
             if not value >= 0:
                 raise ValueError(f"`{name}` is {value}; it must not be negative.")
@@ -98,6 +105,8 @@ class AugmentationOptions:
                 raise ValueError(
                     f"`noise_snr_db` is {self.noise_snr_db}; give two numbers of dB in [-100, 100], the smaller first."
                 )
+        if self.speed is not None and not 0.5 <= self.speed[0] <= self.speed[1] <= 2.0:
+            raise ValueError(f"`speed` is {self.speed}; give two factors in [0.5, 2], the smaller one first.")
         if not self.noise_source:
             raise ValueError("`noise_source` is empty; name white, babble or a folder of recordings.")
         if self.crop_scale is not None and not 0.0 < self.crop_scale[0] <= self.crop_scale[1] <= 1.0:
@@ -138,13 +147,33 @@ class SampleAugmentation:
         self.options = options
         self.frame_size = frame_size(processor.video_processor)
         extractor = processor.feature_extractor
-        wrong = [name for name in ("frequency_mask", "noise") if getattr(options, name)]
+        wrong = [name for name in ("frequency_mask", "noise", "pitch", "speed") if getattr(options, name)]
         if extractor.features == "waveform" and wrong:
             raise ValueError(
-                f"`{wrong[0]}` varies log-mels, and this model's encoder hears waveforms; set it to 0 (`time_mask` "
-                "and `time_roll` work on both)."
+                f"`{wrong[0]}` varies log-mels, and this model's encoder hears waveforms; turn it off "
+                "(`time_mask` and `time_roll` work on both)."
+            )
+        if options.speed is not None and extractor.alignment != "time":
+            raise ValueError(
+                f'`speed` needs `alignment="time"`: with "{extractor.alignment}", windows do not follow frame times.'
             )
         self.fill = 0.0 if options.mask_fill == "mean" else -extractor.mean / extractor.std
+
+    def clip(self, clip: LoadedClip, *key: Any) -> LoadedClip:
+        """Vary what audio and frames of a clip have in common, its speed, and the pitch of its audio.
+
+        Args:
+            clip: The clip; not changed.
+            key: Seeds the choices.
+        """
+        options = self.options
+        if options.speed is not None:
+            clip = change_speed(clip, _uniform(make_generator("speed", *key), *options.speed))
+        if options.pitch and clip.log_mel is not None:
+            generator = make_generator("pitch", *key)
+            bins = int(torch.randint(-options.pitch, options.pitch + 1, (), generator=generator))
+            clip = replace(clip, log_mel=shift_pitch(clip.log_mel, bins))
+        return clip
 
     def frames(self, frames: Tensor, *key: Any) -> Tensor:
         """Vary frames `(num_frames, 3, height, width)` uint8; all of them alike.
@@ -324,6 +353,40 @@ def random_crop(
     aspect = min(max(width / height, ratio[0]), ratio[1])
     crop_width, crop_height = min(width, round(height * aspect)), min(height, round(width / aspect))
     return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
+
+
+def change_speed(clip: LoadedClip, factor: float) -> LoadedClip:
+    """A clip played `factor` times as fast: log-mel, frame times, length and spans of captions alike.
+
+    Log-mels are interpolated linearly in time, so that the pitch stays. Frames that are shown as one moment
+    (`frames_per_moment`) stay the same ones and lie closer together.
+
+    Args:
+        clip: The clip, with log-mels; not changed.
+        factor: Above 1 for faster.
+    """
+    log_mel = clip.log_mel
+    if log_mel is not None and len(log_mel) > 1:
+        # The factor itself, not the ratio of the whole lengths, or the end would drift from the frames.
+        log_mel = F.interpolate(
+            log_mel.t().unsqueeze(0), scale_factor=1.0 / factor, mode="linear", recompute_scale_factor=False
+        )[0].t()
+    return replace(
+        clip,
+        frame_times=[time / factor for time in clip.frame_times],
+        log_mel=log_mel,
+        duration=clip.duration / factor,
+        captions=[
+            replace(text, spans=tuple((start / factor, end / factor) for start, end in text.spans))
+            for text in clip.captions
+        ],
+    )
+
+
+def shift_pitch(log_mel: Tensor, bins: int) -> Tensor:
+    """A log-mel `(time, num_mel_bins)` with its spectrum `bins` mel bins higher; the bin at the edge fills the gap."""
+    last = log_mel.shape[-1] - 1
+    return log_mel[:, (torch.arange(last + 1) - bins).clamp(0, last)]
 
 
 def blank(window: Tensor, axis: int, largest: int, *, fill: float, generator: torch.Generator) -> None:

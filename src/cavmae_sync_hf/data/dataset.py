@@ -82,8 +82,11 @@ class InputMaker:
             See `sample`.
         """
         clip = source.read(number, lambda clip_id, count: self.choose(clip_id, count, epoch, draw))
+        key = (self.seed, epoch, clip.clip_id, draw)
+        if self.augmentation is not None:
+            clip = self.augmentation.clip(clip, *key)
         if self.noise is not None and clip.log_mel is not None:
-            heard = self.noise.add(clip.log_mel, source, number, self.seed, epoch, clip.clip_id, draw)
+            heard = self.noise.add(clip.log_mel, source, number, *key)
             clip = replace(clip, log_mel=heard)
         return self.sample(clip, epoch, draw)
 
