@@ -29,6 +29,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
     "phi": {},  # a head with a bias
     "gpt_neox": {},
+    "lfm2": {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},  # no attention alone
 }
 
 
@@ -172,9 +173,10 @@ def test_clips_without_video_or_audio__and_several_of_a_text():
     torch.testing.assert_close(together[1, 31:], alone[0])
 
 
+@pytest.mark.parametrize("family", ["qwen3", "lfm2"])
 @pytest.mark.parametrize("settings", [{}, {"num_beams": 3}, {"num_beams": 2, "num_return_sequences": 2}], ids=str)
-def test_generation__of_a_batch_gives_what_each_text_alone_gives(settings):
-    model = build()
+def test_generation__of_a_batch_gives_what_each_text_alone_gives(settings, family):
+    model = build(family)
     given = inputs(2)
     given["input_ids"][1] = torch.tensor([0] * 2 + prompt()[1:-2] + [9])  # padded on the left
     given["attention_mask"][1, :2] = 0

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from ..model.alignment_cavmae_sync import frame_at
 from .captions import NAMES, SIDES, Wording
 from .voices import CLASS_NAMES
 
@@ -140,7 +139,7 @@ def vocabulary(duration: float = 10.0) -> list[str]:
     """
     texts = [pattern for kind in PATTERNS.values() for pattern in kind["seen"]]
     texts += [word for name in CLASS_NAMES for word in question_names(name)]
-    texts += [NOTHING, "left", "right", "and", "yes", "no", ",", ":", ";", "at", *_NUMBERS]
+    texts += [NOTHING, "left", "right", "and", "yes", "no", ",", ":", "at", *_NUMBERS]
     texts += [written_time(tenth / 10) for tenth in range(round(10 * duration) + 1)]
     return sorted({word for text in texts for word in text.split() if "{" not in word})
 
@@ -219,21 +218,17 @@ def twin_questions(
 
 
 def moment_labels(record: Mapping[str, Any]) -> list[str]:
-    """What sounds at each of the moments of `frame_times` and then what is silent, and on which side of the frame.
+    """What sounds at each of the moments of `frame_times`, and on which side of the frame.
 
-    `bell left ; drum right`, `bell ; drum right` (in the middle), `bell left and drum right` (both sound), `nothing ;
-    bell left and drum right`.
+    `bell left`, `bell` in the middle, `bell left and drum right`, `nothing`.
     """
     labels = []
-    for time, slots in zip(record["frame_times"], record["sounding_objects"], strict=True):
-        frame = min(frame_at(time, record["fps"]), record["num_video_frames"] - 1)
-        places = [
-            f"{item['label_name']} {_side(item['boxes'][frame], record['width'])}".rstrip()
-            for item in record["objects"]
+    for slots, boxes in zip(record["sounding_objects"], record["sounding_boxes"], strict=True):
+        heard = [
+            f"{record['objects'][slot]['label_name']} {_side(box, record['width'])}".rstrip()
+            for slot, box in zip(slots, boxes, strict=True)
         ]
-        heard = sorted(place for slot, place in enumerate(places) if slot in slots)
-        silent = sorted(place for slot, place in enumerate(places) if slot not in slots)
-        labels.append(" ; ".join(filter(None, [" and ".join(heard) or NOTHING, " and ".join(silent)])))
+        labels.append(" and ".join(sorted(heard)) or NOTHING)
     return labels
 
 
