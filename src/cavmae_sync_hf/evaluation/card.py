@@ -12,7 +12,7 @@ import yaml
 from huggingface_hub import EvalResult
 
 from ..files import StrPath
-from ..inference.loading import has_text, model_folder, read_config, read_processor, read_text_config
+from ..inference.loading import has_text, model_folder, read_config, read_processor, read_joined_config
 from ..model.errors_cavmae_sync import EvaluationError
 from ..model.modeling_cavmae_sync import (
     CavMaeSyncForAudioVisualClassification,
@@ -241,7 +241,7 @@ def card_text(
 def _describe(folder: Path) -> tuple[Any, CavMaeSyncProcessor]:
     """A model without values, of the class that was saved, and its processor."""
     processor = read_processor(str(folder))
-    config: Any = read_text_config(str(folder)) if has_text(str(folder)) else read_config(str(folder))
+    config: Any = read_joined_config(str(folder)) if has_text(str(folder)) else read_config(str(folder))
     kinds = getattr(config, "architectures", None) or [CavMaeSyncModel.__name__]
     if kinds[0] not in _CLASSES:
         raise EvaluationError(f"{folder} holds a {kinds[0]}, which is no model of this package.")
