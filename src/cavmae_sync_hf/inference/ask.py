@@ -408,6 +408,7 @@ def find_moments(
     start: float | None = None,
     end: float | None = None,
     damaged: str = "error",
+    batch_size: int = 32,
     progress: Progress | None = None,
 ) -> list[float]:
     """The moments of a film that a text tells of, in memory that does not grow with its length.
@@ -422,6 +423,7 @@ def find_moments(
         start: Where to start, seconds.
         end: Where to end.
         damaged: As of `watch`.
+        batch_size: Moments that the model is given at a time.
         progress: Called with the seconds done and in all.
 
     Returns:
@@ -440,8 +442,9 @@ def find_moments(
     told = report_seconds(progress, span)
     number = 0
     for _, chunks in embed_moments(
-        model.base_model, processor, [span], features, hop=hop, missing="mask", damaged=damaged, decoders=1
-    ):
+        model.base_model, processor, [span], features, hop=hop, missing="mask", damaged=damaged, decoders=1,
+        batch_size=batch_size,
+    ):  # fmt: skip
         for chunk in chunks:
             for score in _text_scores(vectors, chunk).tolist():
                 time = (start or 0.0) + (number + 0.5) * hop

@@ -3,7 +3,7 @@
 
 import glob
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, overload
 
 from ..files import StrPath
@@ -96,6 +96,36 @@ def ask(
         ModelError: A model cannot be loaded.
         QueryError: The index does not hold the film.
     """
+    found = list(
+        iter_ask(
+            source, question, model, processor, num_frames=num_frames, fps=fps, start=start, end=end,
+            max_new_tokens=max_new_tokens, search_model=search_model, index=index, search_text=search_text,
+            most_moments=most_moments, damaged=damaged, stream=stream, progress=progress,
+        )
+    )  # fmt: skip
+    return found[0] if isinstance(question, str) else found
+
+
+def iter_ask(
+    source: Any,
+    question: str | Sequence[str],
+    model: CavMaeSyncForConditionalGeneration | StrPath,
+    processor: CavMaeSyncLMProcessor | None = None,
+    *,
+    num_frames: int | None = None,
+    fps: float | None = None,
+    start: float | None = None,
+    end: float | None = None,
+    max_new_tokens: int = 128,
+    search_model: Any = None,
+    index: StrPath | MomentStore | None = None,
+    search_text: str | None = None,
+    most_moments: int | None = None,
+    damaged: str = "error",
+    stream: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
+) -> Iterator[Answer]:
+    """As `ask`, one answer after the other: the film is read when the first is asked for."""
     questions = [question] if isinstance(question, str) else list(question)
     if not questions:
         raise InferenceError("There is no question; ask something, such as 'When does the bell ring?'.")
@@ -130,10 +160,8 @@ def ask(
         model, processor, source, num_frames=num_frames, fps=fps, times=times, start=start, end=end, damaged=damaged,
         most_tokens=room, progress=progress,
     )  # fmt: skip
-    found = [
-        answer(model, processor, watched, one, max_new_tokens=max_new_tokens, stream=stream) for one in questions
-    ]
-    return found[0] if isinstance(question, str) else found
+    for one in questions:
+        yield answer(model, processor, watched, one, max_new_tokens=max_new_tokens, stream=stream)
 
 
 def find_in_index(
@@ -200,4 +228,4 @@ def _loaded(search_model: Any) -> tuple[Any, Any]:
     return search_model[0], search_model[1]
 
 
-__all__ = ["ask", "find_in_index"]
+__all__ = ["ask", "find_in_index", "iter_ask"]
