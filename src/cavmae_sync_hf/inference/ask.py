@@ -36,6 +36,8 @@ _MOST_TOLD = 3
 _CLEARLY = 2.0
 # What is read around a moment beside what is heard with it: resampling and frames need a little.
 _MARGIN_SECONDS = 1.0
+# Clips up to this length are read whole in any case.
+_WHOLE_SECONDS = 30.0
 # So much that lies in both or in neither counts, as in a search of an index.
 _LEAST_SHARE = 1e-6
 _MODALITIES = (("video", "padding_mask_videos"), ("audio", "padding_mask"))
@@ -104,6 +106,10 @@ class Watched:
     clip_text: str
     encoded: Mapping[str, BaseModelOutputWithPooling]
     seconds: float
+
+    def tokens(self, processor: CavMaeSyncLMProcessor) -> int:
+        """How many tokens of a text it takes."""
+        return len(processor.tokenizer(self.clip_text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 @torch.no_grad()
@@ -230,7 +236,7 @@ def _read(
     """
     extractor = plain.feature_extractor
     around = extractor.context_seconds + _MARGIN_SECONDS
-    if times is None and seconds / count <= 2 * around:
+    if times is None and (seconds <= _WHOLE_SECONDS or seconds / count <= 2 * around):
         inputs = plain(
             videos=[source], num_frames=count, start=begin or None, return_times=True, return_tensors="pt", **rules
         )
