@@ -75,7 +75,8 @@ def test_ask__answers_as_python_does_and_keeps_the_clip(handler, demo, folder, m
     assert pieces[-1].strip() == expected.text and len(pieces) > 3
     _, token, name = second["downloads"][0]["url"].split("/")
     saved = json.loads(handler.workspace.find(token, name)[0].read_bytes())
-    assert name == "in-sync-answers.json" and saved["answers"][1]["answer"] == expected.text
+    assert second["downloads"][0]["name"] == "in-sync-answers.json"
+    assert saved["answers"][1]["answer"] == expected.text
     json.dumps(second, allow_nan=False)
 
 

@@ -82,7 +82,7 @@ def test_ask__looks_through_the_film_first(run, saved, clip):
         (["{clip}", " ", "-m", "{saved}/lm"], "The question is ' '; ask something"),
         (["{clip}", "why " * 400, "-m", "{saved}/lm"], "Add --max-new-tokens 32 to leave more room."),
         (["{clip}", "why", "-m", "{saved}/bare"], "has no chat template"),
-        (["{clip}", "why", "-m", "{saved}/words"], "has no language model; name a model with one: `cavmae-sync instruct`"),
+        (["{clip}", "why", "-m", "{saved}/words"], "no language model; name a model with one: `cavmae-sync instruct`"),
         (["{clip}", "why", "-m", "{saved}/lm", "--search-model", "{saved}/lm"], "has no text encoder"),
         (["{clip}", "why", "-m", "{saved}/lm", "--most-moments", 3], "Leave out --most-moments."),
         (["{notes}", "why", "-m", "{saved}/lm"], "notes.mp4"),

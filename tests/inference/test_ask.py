@@ -169,7 +169,8 @@ def test_model_of_one_tower__takes_its_track_alone(clip, tmp_path, modality):
     found = watch(loaded, processor, clip)
 
     assert list(found.encoded) == [modality]
-    other = {"audio": False} if modality == "audio" else {"video": False, "audio_codec": "pcm_s16le", "audio": noise(1)}
+    sound = {"video": False, "audio_codec": "pcm_s16le", "audio": noise(1)}
+    other = {"audio": False} if modality == "audio" else sound
     path = write_clip(tmp_path / ("b.mp4" if modality == "audio" else "b.wav"), seconds=1, **other)
     with pytest.raises(InferenceError, match=f"holds nothing here that the model takes, which is {modality};"):
         watch(loaded, processor, path)
@@ -183,8 +184,8 @@ def test_context__has_room_for_fewer_moments(clip):
     # Letters are tokens: 7 of a question's frame and prompt each, 6 of a moment.
     assert 1 <= len(found.times) < 16
     watched = watch(model, processor, clip, num_frames=len(found.times))
-    whole = len(processor.tokenizer(processor.expand(f"[user] <|video|>{QUESTION}\n[assistant] ", [watched.clip_text]))[
-        "input_ids"])  # fmt: skip
+    text = processor.expand(f"[user] <|video|>{QUESTION}\n[assistant] ", [watched.clip_text])
+    whole = len(processor.tokenizer(text)["input_ids"])
     assert whole + 20 <= 120 < whole + 20 + 8
 
 

@@ -110,9 +110,7 @@ class Endpoints:
 
         return self._answer(visitor, [(video, "clip")], work, progress)
 
-    def ask(
-        self, visitor: str, video: Any, question: Any, progress: Progress | None = None
-    ) -> dict[str, Any]:
+    def ask(self, visitor: str, video: Any, question: Any, progress: Progress | None = None) -> dict[str, Any]:
         """An answer in words and its moments: `Answer.to_dict`.
 
         Args:

@@ -15,9 +15,7 @@ from .options import AsJson, Damaged, Device, End, Model, Start
 
 
 def ask(
-    video: Annotated[
-        str, typer.Argument(metavar="VIDEO", help="Video or audio file, or address of one."), MediaIn()
-    ],
+    video: Annotated[str, typer.Argument(metavar="VIDEO", help="Video or audio file, or address of one."), MediaIn()],
     questions: Annotated[list[str], typer.Argument(metavar="QUESTION...", help="One or more, about the same film.")],
     *,
     model: Model,

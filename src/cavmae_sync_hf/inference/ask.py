@@ -22,7 +22,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..model.alignment_cavmae_sync import center_times
 from ..model.clips_lm_cavmae_sync import MediaClip
-from ..model.errors_cavmae_sync import CavMaeSyncError, Hint, InferenceError
+from ..model.errors_cavmae_sync import Hint, InferenceError
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from ..model.processing_lm_cavmae_sync import CavMaeSyncLMProcessor
 from ..syncworld.questions import written_time
@@ -390,9 +390,7 @@ def room_for_moments(
     limit = context_length(model, processor)
     if limit is None:
         return None
-    counts = [
-        len(processor.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) for text in texts
-    ]
+    counts = [len(processor.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) for text in texts]
     return limit - max(counts) - max_new_tokens
 
 
@@ -490,7 +488,7 @@ def with_neighbours(best: Sequence[float], most: int, hop: float, span: tuple[fl
 
 
 def _text_scores(vectors: TextVectors, chunk: MomentChunk) -> np.ndarray:
-    """Cosines of a text with moments, `(moments,)`, weighted as in a search of an index; NaN where nothing is there."""
+    """Cosines of a text with moments, `(moments,)`, weighted as in a search of an index; NaN where none is there."""
     share = min(max(float(vectors.video_shares[0]), _LEAST_SHARE), 1 - _LEAST_SHARE)
     total, weight = np.zeros(len(chunk)), np.zeros(len(chunk))
     sides = (("a", "audio", 1 - share, chunk.audio_present), ("v", "video", share, chunk.video_present))
