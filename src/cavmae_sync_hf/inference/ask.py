@@ -335,7 +335,7 @@ def answer(
         **inputs, mm_encoder_outputs=media, max_new_tokens=max_new_tokens, do_sample=False, temperature=None,
         top_p=None, top_k=None, pad_token_id=pad, streamer=streamer,
     )  # fmt: skip
-    said = tokenizer.decode(given[0, length:], skip_special_tokens=True).strip()
+    said = str(tokenizer.decode(given[0, length:], skip_special_tokens=True)).strip()
     written = [written_time(time) for time in (watched.times - watched.start).tolist()]
     scores = answer_scores(model, processor, inputs | {"mm_encoder_outputs": media}, written).softmax(dim=0)
     return Answer(question, said, watched.times.numpy(), scores.numpy(), watched.source, watched.seconds)

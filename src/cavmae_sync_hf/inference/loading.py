@@ -340,7 +340,8 @@ def read_processor(name: str, kind: type[Any] = CavMaeSyncProcessor) -> Any:
     if kind is CavMaeSyncProcessor and isinstance(processor, CavMaeSyncLMProcessor):
         processor = CavMaeSyncProcessor(processor.feature_extractor, processor.video_processor)
     parts = (processor, getattr(processor, "feature_extractor", None), getattr(processor, "video_processor", None))
-    for made, wanted in zip(parts, (kind, CavMaeSyncFeatureExtractor, CavMaeSyncVideoProcessor), strict=True):
+    kinds: tuple[type[Any], ...] = (kind, CavMaeSyncFeatureExtractor, CavMaeSyncVideoProcessor)
+    for made, wanted in zip(parts, kinds, strict=True):
         if not isinstance(made, wanted):
             raise ModelError(
                 f"{name}: its processor files make a {type(made).__name__} in place of a {wanted.__name__}; save the "

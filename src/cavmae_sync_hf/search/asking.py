@@ -4,7 +4,7 @@
 import glob
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, overload
+from typing import Any, TypedDict, Unpack, overload
 
 from ..files import StrPath
 from ..inference.ask import (
@@ -27,12 +27,41 @@ from .tables import file_key
 from .view import SearchFilters
 
 
-@overload
-def ask(source: Any, question: str, model: Any, processor: Any = None, **options: Any) -> Answer: ...
+class AskOptions(TypedDict, total=False):
+    """What `ask` takes beside the film, the question and the model; see there."""
+
+    num_frames: int | None
+    fps: float | None
+    start: float | None
+    end: float | None
+    max_new_tokens: int
+    search_model: Any
+    index: StrPath | MomentStore | None
+    search_text: str | None
+    most_moments: int | None
+    damaged: str
+    stream: Callable[[str], None] | None
+    progress: Progress | None
 
 
 @overload
-def ask(source: Any, question: Sequence[str], model: Any, processor: Any = None, **options: Any) -> list[Answer]: ...
+def ask(
+    source: Any,
+    question: str,
+    model: CavMaeSyncForConditionalGeneration | StrPath,
+    processor: CavMaeSyncLMProcessor | None = None,
+    **options: Unpack[AskOptions],
+) -> Answer: ...
+
+
+@overload
+def ask(
+    source: Any,
+    question: Sequence[str],
+    model: CavMaeSyncForConditionalGeneration | StrPath,
+    processor: CavMaeSyncLMProcessor | None = None,
+    **options: Unpack[AskOptions],
+) -> list[Answer]: ...
 
 
 def ask(
@@ -134,8 +163,8 @@ def iter_ask(
         if searched and value is not None:
             raise InferenceError(f"{name} chooses moments evenly, and a search chooses them by the question.",
                                  hint=Hint(name, None))  # fmt: skip
-    for name, value in (("search_text", search_text), ("most_moments", most_moments)):
-        if not searched and value is not None:
+    for name, given in (("search_text", search_text), ("most_moments", most_moments)):
+        if not searched and given is not None:
             raise InferenceError(f"{name} goes with `search_model` or `index`.", hint=Hint(name, None))
     if isinstance(model, str | os.PathLike):
         model, processor = load_model(model, use="answer")
@@ -228,4 +257,4 @@ def _loaded(search_model: Any) -> tuple[Any, Any]:
     return search_model[0], search_model[1]
 
 
-__all__ = ["ask", "find_in_index", "iter_ask"]
+__all__ = ["AskOptions", "ask", "find_in_index", "iter_ask"]
