@@ -95,4 +95,8 @@ def lm_model(
     model = CavMaeSyncForConditionalGeneration.from_av_text_pretrained(
         av_model, language, processor.tokenizer, tokens_per_frame=0, tokens_per_window=0
     )
+    for name in ("video", "audio"):  # else times would change nothing
+        projector = getattr(model.model, f"{name}_projector")
+        if projector is not None:
+            torch.nn.init.normal_(projector.time_projection.weight, std=0.1)
     return model, processor

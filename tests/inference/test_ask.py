@@ -92,6 +92,23 @@ def test_scores__are_those_of_the_written_times_and_sum_to_1(model, clip):
     json.dumps(found.to_dict(), allow_nan=False)
 
 
+def test_scores__are_of_times_in_the_place_of_the_one_that_was_said(model, clip, monkeypatch):
+    loaded, processor = model
+    batch = processor.apply_chat_template(
+        chat(clip, QUESTION), add_generation_prompt=True, tokenize=True, return_dict=True,
+        processor_kwargs={"return_tensors": "pt"},
+    )  # fmt: skip
+    words = processor.tokenizer("bell at 1.5s : 2.5s .", return_tensors="pt")["input_ids"]
+    monkeypatch.setattr(loaded, "generate", lambda input_ids, **_: torch.cat([input_ids, words], dim=1))
+
+    found = ask(clip, QUESTION, loaded, processor)
+
+    assert found.text == "bell at 1.5s : 2.5s ."
+    answers = [f"bell at 1.5s : {time:.1f}s ." for time in found.times]
+    expected = answer_scores(loaded, processor, batch, answers).softmax(0)
+    np.testing.assert_allclose(found.scores, expected, rtol=1e-4)
+
+
 def test_moments__are_the_clearly_likely_ones_best_first(model, clip):
     found = ask(clip, QUESTION, *model, max_new_tokens=1)
 
@@ -212,7 +229,9 @@ def test_moments_far_apart__are_read_one_by_one_and_are_the_same(model, film, mo
 
     assert spans == [pytest.approx(SECONDS, abs=0.3)]
     np.testing.assert_allclose(apart.times, whole["frame_times"][0], atol=1e-3)
-    expected = loaded.model.encode_media({name: whole[name] for name in ("pixel_values_videos", "input_values")})
+    given = {name: whole[name] for name in ("pixel_values_videos", "input_values")}
+    times = whole["frame_times"].float()
+    expected = loaded.model.encode_media(given | {"video_times": times, "audio_times": times})
     for modality, features in expected.items():
         found = apart.encoded[modality].pooler_output[0]
         torch.testing.assert_close(found, features.pooler_output[0], atol=2e-3, rtol=2e-3)

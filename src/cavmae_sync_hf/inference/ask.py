@@ -10,6 +10,7 @@ all of it in one call.
 import copy
 import heapq
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +41,8 @@ _MARGIN_SECONDS = 1.0
 _WHOLE_SECONDS = 30.0
 # So much that lies in both or in neither counts, as in a search of an index.
 _LEAST_SHARE = 1e-6
+# As `written_time` writes it.
+_TIME = re.compile(r"\d+\.\d+s\b")
 _MODALITIES = (("video", "padding_mask_videos"), ("audio", "padding_mask"))
 
 
@@ -51,8 +54,8 @@ class Answer:
         question: As it was asked.
         text: The answer.
         times: The moments that the model saw and heard, seconds of the film, `(moments,)`.
-        scores: How likely each of them is as the answer, `(moments,)`; they sum to 1. They mean something where the
-            answer is a time.
+        scores: How likely each of them is in the place of the last time in the answer, or as the whole of an answer
+            without one, `(moments,)`; they sum to 1. They mean something where the question asks for a time.
         source: What the film is called.
         seconds_watched: Length of the film, or of the span of it that was asked about.
     """
@@ -187,7 +190,7 @@ def watch(
     plain = CavMaeSyncProcessor(extractor, processor.video_processor)
     rules = {"end": end, "missing": "mask", "damaged": damaged}
     parts = _read(plain, source, times, count, begin, seconds, rules)
-    told, masks, features = _encode(model, parts, count, progress)
+    told, masks, features = _encode(model, parts, begin, count, progress)
     for modality, _ in _MODALITIES:
         # A model of one tower takes nothing of the other track.
         if modality in features and not bool(features[modality].isfinite().all()):
@@ -266,7 +269,7 @@ def _read(
 
 
 def _encode(
-    model: Any, parts: Iterable[dict[str, Any]], count: int, progress: Progress | None
+    model: Any, parts: Iterable[dict[str, Any]], begin: float, count: int, progress: Progress | None
 ) -> tuple[Tensor, dict[str, list[bool]], dict[str, Tensor]]:
     """Times, which frames and windows are present, and features by modality of the inputs of some moments."""
     times: list[Tensor] = []
@@ -283,7 +286,9 @@ def _encode(
             if values in given and getattr(model.model, f"{modality}_projector") is not None:
                 there = given[mask][0].bool().cpu() if mask in given else ~there
             masks[modality] += there.tolist()
-            if not bool(there.any()):
+            if bool(there.any()):
+                given[f"{modality}_times"] = (here - begin).float()[None].to(model.device)
+            else:
                 for name in (values, mask, *(("window_offsets",) if modality == "audio" else ())):
                     given.pop(name, None)
         for modality, output in model.model.encode_media(given).items():
@@ -336,7 +341,10 @@ def answer(
         top_p=None, top_k=None, pad_token_id=pad, streamer=streamer,
     )  # fmt: skip
     said = str(tokenizer.decode(given[0, length:], skip_special_tokens=True)).strip()
-    written = [written_time(time) for time in (watched.times - watched.start).tolist()]
+    said_times = list(_TIME.finditer(said))
+    before, after = (said[: said_times[-1].start()], said[said_times[-1].end() :]) if said_times else ("", "")
+    times = (watched.times - watched.start).tolist()
+    written = [f"{before}{written_time(time)}{after}" for time in times]
     scores = answer_scores(model, processor, inputs | {"mm_encoder_outputs": media}, written).softmax(dim=0)
     return Answer(question, said, watched.times.numpy(), scores.numpy(), watched.source, watched.seconds)
 
