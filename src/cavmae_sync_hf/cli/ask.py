@@ -59,8 +59,8 @@ def ask(
 
     Examples:
         cavmae-sync ask film.mp4 "When does the bell ring?" --model my-lm
-        cavmae-sync ask film.mp4 "What rings?" "On which side is it?" -m my-lm --fps 2
-        cavmae-sync ask film.mp4 "When does the bell ring?" -m my-lm --search-model my-text-model
+        cavmae-sync ask film.mp4 "What rings?" "Left or right?" -m my-lm --fps 2
+        cavmae-sync ask film.mp4 "When does it ring?" -m my-lm --search-model words
     """
     device = terminal.choose_device(device)
     from ..loading import load_model
