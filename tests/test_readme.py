@@ -21,6 +21,7 @@ from cavmae_sync_hf.cli import app
 from cavmae_sync_hf.export import export_model
 from cavmae_sync_hf.training import list_recipes
 from helpers.clips import noise, write_clip
+from helpers.lm import lm_model
 from helpers.tiny import tiny_config
 from helpers.words import save as save_words
 from helpers.words import text_model
@@ -41,6 +42,10 @@ PROMISED = {
     "text": (
         "vectors.shape[0], len(hits) > 0, hits.texts, found.text, len(result.moment_labels) == len(result.spans)",
         (2, True, ("rain",), "the bell", True),
+    ),
+    "ask": (
+        "found.scores.sum().round(3), len(found.times), len(answers), 0 < len(answer.times) <= 6",
+        (1.0, 16, 2, True),
     ),
     "features": ("len(found.timing) == len(found.features['av'])", True),
     "evaluate": ("record['counts']['clips_seen']", 1),
@@ -76,6 +81,7 @@ def desk(tmp_path_factory) -> Path:
     save_for_hub(CavMaeSyncForAudioVisualClassification(config), processor, folder / "my-classifier")
     words = text_model(CavMaeSyncModel(config))
     save_words(*words, folder / "text-model")
+    save_words(*lm_model(av={"num_frames": 16}), folder / "my-lm")
     export_model(*words, folder / "exported", int8=True)
     for name in ("clip", "rain"):
         write_clip(folder / f"{name}.mp4", seconds=3, audio=noise(3))

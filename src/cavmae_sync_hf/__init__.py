@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from .model.video_processing_cavmae_sync import CavMaeSyncVideoProcessor
     from .model_card import CardDetails
     from .search import index_videos
+    from .search.asking import ask
     from .search.searching import search
     from .syncworld import make_world
 
@@ -87,6 +88,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
         "evaluate_sync",
     ),
     "search": ("index_videos", "search"),
+    "search.asking": ("ask",),
 }
 _MODULES = {name: module for module, names in _PUBLIC.items() for name in names}
 

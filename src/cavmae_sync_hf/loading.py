@@ -16,8 +16,10 @@ from .model.modeling_cavmae_sync import (
     CavMaeSyncForPreTraining,
     CavMaeSyncModel,
 )
+from .model.modeling_lm_cavmae_sync import CavMaeSyncForConditionalGeneration
 from .model.modeling_text_cavmae_sync import CavMaeSyncTextDualEncoderModel
 from .model.processing_cavmae_sync import CavMaeSyncProcessor
+from .model.processing_lm_cavmae_sync import CavMaeSyncLMProcessor
 
 Backend = Literal["torch", "onnx"]
 Precision = Literal["float32", "bfloat16", "int8"]
@@ -59,17 +61,23 @@ def load_model(
 ) -> tuple[CavMaeSyncTextDualEncoderModel, CavMaeSyncProcessor]: ...
 
 
+@overload
+def load_model(
+    name: StrPath, *, use: Literal["answer"], **options: Unpack[LoadOptions]
+) -> tuple[CavMaeSyncForConditionalGeneration, CavMaeSyncLMProcessor]: ...
+
+
 def load_model(
     name: StrPath,
     *,
-    use: Literal["embedding", "classification", "pretraining", "text"] = "embedding",
+    use: Literal["embedding", "classification", "pretraining", "text", "answer"] = "embedding",
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     modalities: Literal["any", "both"] = "any",
     backend: Backend = "torch",
     precision: Precision = "float32",
     progress: Callable[..., None] | None = None,
-) -> tuple[Any, CavMaeSyncProcessor]:
+) -> tuple[Any, Any]:
     """A model in evaluation mode, and its processor, from a folder or the Hub.
 
     Args:
@@ -77,9 +85,10 @@ def load_model(
             branch, tag or commit of it, `published:NAME` for weights of the methods' authors
             (`cavmae_sync_hf.convert.published_weights` lists them; fetched and converted once), or `example` for the
             small model that comes with the package. The Hub is asked for nothing else.
-        use: `"embedding"` loads the encoder of any checkpoint, of a model with text the audio-visual model inside;
-            `"classification"` and `"pretraining"` need a checkpoint that has that head, `"text"` one of a
-            `CavMaeSyncTextDualEncoderModel` with its tokenizer.
+        use: `"embedding"` loads the encoder of any checkpoint, of a model with text or with a language model the
+            audio-visual model inside; `"classification"` and `"pretraining"` need a checkpoint that has that head,
+            `"text"` one of a `CavMaeSyncTextDualEncoderModel` with its tokenizer, `"answer"` one of a
+            `CavMaeSyncForConditionalGeneration` with its `CavMaeSyncLMProcessor`.
         device: Where the model goes, `"auto"` for the first of CUDA, MPS and CPU that this machine has; inputs that
             you hand to it yourself have to go there, too.
         dtype: Of its weights, in place of `precision`; in PyTorch alone.
@@ -101,6 +110,8 @@ def load_model(
         dtype = dtype or getattr(torch, precision)
         return load_torch_model(name, use=use, device=device, dtype=dtype, modalities=modalities)
     in_torch = Hint("backend", "torch", "run it in PyTorch")
+    if use == "answer":
+        raise ModelError("ONNX Runtime runs the towers alone, without the language model.", hint=in_torch)
     if use not in ("embedding", "text"):
         raise ModelError(f"ONNX Runtime runs the towers alone, without the {use} head that this needs.", hint=in_torch)
     if str(device) not in ("auto", "cpu"):

@@ -11,12 +11,14 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import torch
 
 from cavmae_sync_hf import load_model
 from cavmae_sync_hf.app import demo_clips
 from cavmae_sync_hf.app.workspace import Limits
 from helpers.clips import clicks, write_audio_tracks, write_clip
 from helpers.little_app import decode_here, write_tone
+from helpers.lm import lm_model
 from helpers.words import save as save_words
 from helpers.words import text_model
 
@@ -434,6 +436,36 @@ def test_words__search_look_and_name(browser, serve, tmp_path):
             assert page.evaluate("window.harmed") is None and visit.errors == [] and visit.elsewhere == []
         finally:
             visit.context.close()
+
+
+def test_ask__answers_with_moments_to_press(browser, serve, tmp_path, monkeypatch):
+    """On a desktop and on a phone, with a question that would be HTML."""
+    folder = save_words(*lm_model(av={"num_frames": 10}), tmp_path / "lm")
+    scores = torch.tensor([0.02, 0.02, 0.04, 0.6, 0.2, 0.02, 0.02, 0.02, 0.04, 0.02]).log()
+    monkeypatch.setattr("cavmae_sync_hf.inference.ask.answer_scores", lambda *_: scores)
+    with serve(decode_here, model=folder) as app:
+        for options in (
+            {"viewport": {"width": 1440, "height": 900}},
+            {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True},
+        ):
+            visit = Visit(browser, app, **options)
+            page, width = visit.page, options["viewport"]["width"]
+            try:
+                visit.choose(0)
+                visit.tab("Ask")
+                for question in ("When does <b>it</b> ring?", "What rings?"):
+                    page.get_by_label("Question about this clip").fill(question)
+                    page.get_by_label("Question about this clip").press("Enter")
+                    page.wait_for_function(f"cavmaeSync.state.answers?.[0].question === {question!r}")
+                assert page.locator(".cs-question").all_inner_texts() == ["What rings?", "When does <b>it</b> ring?"]
+                buttons = page.locator(".cs-answers li").first.locator(".cs-likely button")
+                assert buttons.all_inner_texts() == ["0:03.5, 60 %", "0:04.5, 20 %"]
+                buttons.first.click()
+                page.wait_for_function("Math.abs(cavmaeSync.time() - 3.5) < 0.1")
+                assert page.evaluate(f"document.documentElement.scrollWidth <= {width}")
+                assert page.evaluate(SMALL_TEXTS) == [] and visit.errors == [] and visit.elsewhere == []
+            finally:
+                visit.context.close()
 
 
 def test_page__files_go_when_the_visitor_leaves(browser, app):

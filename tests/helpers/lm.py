@@ -3,10 +3,16 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from cavmae_sync_hf import CavMaeSyncLMProcessor, CavMaeSyncProcessor
+from cavmae_sync_hf import (
+    CavMaeSyncForConditionalGeneration,
+    CavMaeSyncLMProcessor,
+    CavMaeSyncModel,
+    CavMaeSyncProcessor,
+)
 from helpers.clips import noise, write_clip
 from helpers.tiny import tiny_config
 
@@ -70,3 +76,27 @@ def write_media(folder: Path) -> dict[str, Path]:
             folder / "sound.wav", seconds=2, video=False, audio=noise(2, seed=2), audio_codec="pcm_s16le"
         ),
     }
+
+
+def lm_model(
+    tokenizer: PreTrainedTokenizerFast | None = None, *, av: dict[str, Any] | None = None, seed: int = 0, **text: Any
+) -> tuple[Any, CavMaeSyncLMProcessor]:
+    """A model with random weights that reads letters, and its processor; `text` are sizes of the language model."""
+    torch.manual_seed(seed)
+    processor = make(tokenizer, av)
+    ids = {"pad_token_id": processor.tokenizer.pad_token_id, "eos_token_id": processor.tokenizer.eos_token_id}
+    sizes = {
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+        "intermediate_size": 48, "max_position_embeddings": 1024, "tie_word_embeddings": True,
+        "vocab_size": len(processor.tokenizer), "bos_token_id": None,
+    }  # fmt: skip
+    language = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen3", **(sizes | ids | text)))
+    av_model = CavMaeSyncModel(tiny_config(**(av or {}))).eval()
+    model = CavMaeSyncForConditionalGeneration.from_av_text_pretrained(
+        av_model, language, processor.tokenizer, tokens_per_frame=0, tokens_per_window=0
+    )
+    for name in ("video", "audio"):  # else times would change nothing
+        projector = getattr(model.model, f"{name}_projector")
+        if projector is not None:
+            torch.nn.init.normal_(projector.time_projection.weight, std=0.1)
+    return model, processor

@@ -110,6 +110,25 @@ class Endpoints:
 
         return self._answer(visitor, [(video, "clip")], work, progress)
 
+    def ask(self, visitor: str, video: Any, question: Any, progress: Progress | None = None) -> dict[str, Any]:
+        """An answer in words and its moments: `Answer.to_dict`.
+
+        Args:
+            visitor: Who asks.
+            video: Where the video lies that was sent, or the audio file.
+            question: In words.
+            progress: As for `sync`.
+
+        Raises:
+            AppError: As for `sync`, or the model of the page has no language model.
+        """
+
+        def work(copies: list[Copy], tell: Progress) -> dict[str, Any]:
+            words = self.handler.read_question(question)
+            return dict(self.handler.engine.ask(copies[0].file, words, tell)[1].to_dict())
+
+        return self._answer(visitor, [(video, "clip")], work, progress)
+
     def search(
         self,
         visitor: str,

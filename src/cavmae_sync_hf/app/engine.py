@@ -1,5 +1,5 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
-"""Model, with or without text, classifier and index behind the page."""
+"""Model, with or without text or a language model, classifier and index behind the page."""
 
 import math
 import os
@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 
-from ..inference.loading import has_text
+from ..inference.loading import has_language_model, has_text
 from ..inference.local import has_local_heads
 from ..inference.relevance import has_relevance
 from ..loading import Backend, Precision, load_model
 from ..model.errors_cavmae_sync import ModelError
+from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from ..names import EXAMPLE, HUB, hub_name
 from .demo_clips import DemoClips
 
@@ -35,10 +36,12 @@ _TRIAL_MOMENTS = 4
 _RELEVANCE_PASSES = 6
 # A pass forward with the head, and three with a place left out.
 _LOCAL_PASSES = 4.5
+# Of an answer, at most.
+_MOST_TOKENS = 128
 
 
 class Engine:
-    """The model, its text encoder or classifier where it has one, and the index.
+    """The model, its text encoder, language model or classifier where it has one, and the index.
 
     Args:
         model: Folder or Hub name; `None` for the model that comes with the package.
@@ -69,9 +72,18 @@ class Engine:
         self.text_model: Any = None
         self._load = partial(load_model, name, device=device, modalities="both")
         run: dict[str, Any] = {"backend": backend, "precision": precision, "progress": progress}
-        if has_text(name):
+        # A model with a language model and its processor, in PyTorch; `None` without one.
+        self.language: Any = None
+        if has_language_model(name):
+            in_torch: dict[str, Any] = {"precision": precision} if backend == "torch" else {}
+            self.language = load_model(name, use="answer", device=device, modalities="both", **in_torch)
+        if self.language is not None and backend == "torch":
+            whole, processor = self.language
+            self.model: Any = whole.model.av_model
+            self.processor = CavMaeSyncProcessor(processor.feature_extractor, processor.video_processor)
+        elif has_text(name):
             self.text_model, self.processor = self._load(use="text", **run)
-            self.model: Any = self.text_model.base_model
+            self.model = self.text_model.base_model
         else:
             self.model, self.processor = self._load(**run)
         # With its text encoder, if it has one.
@@ -127,6 +139,31 @@ class Engine:
             if moments * cost <= _MAP_SECONDS:
                 return dict(plan)
         return dict(_QUICK_PLAN)
+
+    def ask(self, file: Any, question: str, tell: Callable[..., None], watched: Any = None) -> tuple[Any, Any]:
+        """What the language model keeps of a clip, for more questions, and its answer.
+
+        Args:
+            file: The clip.
+            question: In words.
+            tell: Called with moments read, their number and a remark, then with the words that are there as a remark.
+            watched: What it kept of the clip before.
+        """
+        from ..inference.ask import answer, room_for_moments, watch
+
+        model, processor = self.language
+        room = room_for_moments(model, processor, [question], _MOST_TOKENS)
+        if watched is not None and room is not None and watched.tokens(processor) > room:
+            watched = None  # a longer question leaves room for fewer moments
+        if watched is None:
+            watched = watch(model, processor, file, damaged="keep", most_tokens=room, progress=tell)
+        said: list[str] = []
+
+        def stream(piece: str) -> None:
+            said.append(piece)
+            tell(0, 0, "".join(said))
+
+        return watched, answer(model, processor, watched, question, max_new_tokens=_MOST_TOKENS, stream=stream)
 
     def _grids(self) -> list[tuple[str, tuple[int, int]]]:
         return [("audio", self.model.config.audio_grid), ("video", self.model.config.video_grid)]

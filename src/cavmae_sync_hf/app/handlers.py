@@ -23,7 +23,7 @@ from .demo_clips import DemoClips
 from .engine import Engine
 from .guard import copy_safely, display_name
 from .spelling import AUDIO_CHOICES, on_page
-from .views import frame_numbers, labels_view, places_view, sound_view, sync_view
+from .views import answers_view, frame_numbers, labels_view, places_view, sound_view, sync_view
 from .workspace import Limits, Session, Workspace
 
 View = dict[str, Any]
@@ -358,8 +358,12 @@ class RequestHandler:
         """
         if self.engine.text_model is None:
             raise AppError("The model of this page has no text encoder, so it cannot be asked in words.")
+        return self._checked(text, "Write some words first, such as: a dog barks.")
+
+    def _checked(self, text: Any, empty: str) -> str:
+        """A text of a visitor's, within the limits; `empty` says what to do where there is none."""
         if not isinstance(text, str) or not text.strip():
-            raise AppError("Write some words first, such as: a dog barks.")
+            raise AppError(empty)
         if len(text) > self.limits.letters:
             raise AppError(
                 f"The text has {len(text)} letters, and at most {self.limits.letters} are taken here; shorten it."
@@ -381,6 +385,33 @@ class RequestHandler:
                 f"There are {len(names)} labels, and at most {self.limits.labels} are taken; leave some out."
             )
         return names
+
+    # --- questions -----------------------------------------------------------------------------------------------
+
+    def ask(self, visitor: str, turn: Any, question: Any, progress: Progress | None = None) -> View:
+        """Answers to the questions about the clip, the last one first; words come with the progress."""
+
+        def work(session: Session, clip: Clip, tell: Progress) -> View:
+            words, state = self.read_question(question), session.state
+            state["watched"], found = self.engine.ask(clip.file, words, tell, state.get("watched"))
+            answers = state.setdefault("answers", [])
+            answers.insert(0, found)
+            told = {"answers": [one.to_dict() for one in answers]}
+            facts = write_json(session.path("answers.json"), self._facts(clip) | told)
+            entry = _download(session, facts, f"{clip.stem}-answers.json", "Answers and their moments")
+            return {"answers": answers_view(answers), "downloads": [entry]}
+
+        return self._work(work, visitor, turn, progress)
+
+    def read_question(self, question: Any) -> str:
+        """A question of a visitor's, within the limits.
+
+        Raises:
+            AppError: There is none, it is too long, or the model answers none.
+        """
+        if self.engine.language is None:
+            raise AppError("The model of this page has no language model, so it answers no questions.")
+        return self._checked(question, "Write a question first, such as: When does the bell ring?")
 
     # --- search --------------------------------------------------------------------------------------------------
 

@@ -62,6 +62,8 @@ lies on the diagonal. On the right the audio is moved: it fits best where it is.
 _WORDS = """<p class="cs-model">This model knows words: search for them, look for them in the frame, and give labels of
 your own, under the tabs beside the clip.</p>"""
 
+_ASKS = """<p class="cs-model">This model answers questions about a clip, under the tab Ask.</p>"""
+
 # Runs once a part of the page is there; the script of the page may still be on its way.
 _MOUNT = """
 const mount = () => window.cavmaeSync ? window.cavmaeSync.mount(element, "{part}", trigger) : setTimeout(mount, 20);
@@ -123,7 +125,7 @@ class _Layout:
 
     def __init__(self, handler: RequestHandler) -> None:
         self.handler, limits = handler, handler.limits
-        self.words = handler.engine.text_model is not None
+        self.words, self.asks = handler.engine.text_model is not None, handler.engine.language is not None
         gr.HTML(_intro(handler))
         with gr.Row(elem_classes="cs-choose"):
             with gr.Column(scale=4, min_width=320):
@@ -154,7 +156,8 @@ class _Layout:
                 self._tabs()
         # What the server found, for the script to draw. One for each step, so that none overtakes another.
         self.views = {
-            name: gr.JSON(visible="hidden") for name in ("clip", "sync", "places", "labels", "video", "hits")
+            name: gr.JSON(visible="hidden")
+            for name in ("clip", "sync", "places", "labels", "video", "hits", "answers")
         }
         self.turn, self.time = gr.Number(-1, visible="hidden"), gr.Number(0, visible="hidden")
 
@@ -172,6 +175,13 @@ class _Layout:
             _part("images")
             self.video = gr.Button("Make a video of it", size="md")
             gr.HTML('<p class="cs-waiting">The clip with these colours drawn in, as an mp4 file; also under Save.</p>')
+        if self.asks:
+            with gr.Tab("Ask"):
+                self.question = self._words(
+                    "Question about this clip", "When does the bell ring?", "What is heard and seen, when, and where."
+                )
+                self.ask = gr.Button("Ask", variant="primary")
+                _part("answers")
         with gr.Tab("Similar"):
             self.what = gr.Radio(list(SEARCHES), value=next(iter(SEARCHES)), label="Look for")
             self.find = gr.Button("Search with the moment in the player", variant="primary")
@@ -276,6 +286,8 @@ class _Layout:
 
         if self.words:
             self._wire_words(model_steps)
+        if self.asks:
+            self._wire_questions(model_steps)
         self._serve_programs(model_steps)
 
         def leave(request: gr.Request) -> None:
@@ -313,6 +325,18 @@ class _Layout:
                     step, inputs, views[shown], js=f"(turn, text, share, what, time) => {given}", **options
                 ).then(None, views[shown], None, js=_SHOW)  # fmt: skip
 
+    def _wire_questions(self, options: dict[str, Any]) -> None:
+        """Say what the field for questions does, by its button and by Enter."""
+        handler, shown = self.handler, self.views["answers"]
+
+        def ask(turn: float, question: str, request: gr.Request, progress: Any = gr.Progress()) -> Any:  # noqa: B008
+            return handler.ask(_visitor(request), _whole(turn), question, _reporter(progress, "answering"))
+
+        for event in (self.ask.click, self.question.submit):
+            event(
+                ask, [self.turn, self.question], shown, js=f"(turn, question) => [{_TURN}, question]", **options
+            ).then(None, shown, None, js=_SHOW)  # fmt: skip
+
     def _serve_programs(self, options: dict[str, Any]) -> None:
         """Name what programs may ask for; `docs/web_page.md` says how."""
         endpoints = Endpoints(self.handler)
@@ -345,6 +369,10 @@ class _Layout:
             show = _reporter(progress, "classify")
             return _answer(endpoints.classify, _visitor(request), video, labels, progress=show)
 
+        def ask(video: str, question: str, request: gr.Request, progress: Any = gr.Progress()) -> Any:  # noqa: B008
+            show = _reporter(progress, "ask")
+            return _answer(endpoints.ask, _visitor(request), video, question, progress=show)
+
         def search(
             request: gr.Request, query: str | None = None, by: str = "audio", find: str = "video",
             start: float | None = None, end: float | None = None, text: str | None = None, text_weight: float = 0.5,
@@ -371,6 +399,7 @@ class _Layout:
             (localize, [file("video"), file("other audio"), words("words")],
              "Where in the frame the audio comes from, or what words say."),
             (classify, [file("video or audio"), words("labels, between commas")], "What is heard and seen."),
+            (ask, [file("video or audio"), words("question")], "An answer in words, and its moments."),
             (search, [file("video, audio or image"), choice("by", "audio"), choice("find", "video"), *span,
                       words("words"), share],
              "Moments of the page's index that are like a file, or what words say."),
@@ -442,6 +471,7 @@ def _intro(handler: RequestHandler) -> str:
     engine = handler.engine
     about = _EXAMPLE if engine.is_example else _MODEL.format(name=html.escape(engine.name))
     about += _WORDS if engine.text_model is not None else ""
+    about += _ASKS if engine.language is not None else ""
     links = [("Paper", _PAPER), ("Code of its authors", _CODE)]
     card = engine.card
     if isinstance(card, Path):

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..inference.ask import Answer
 from ..inference.classify import ClipLabels
 from ..inference.localize import LocalizationResult
 from ..inference.plots import joined_audio_maps
@@ -149,6 +150,20 @@ def labels_view(result: ClipLabels, names: Sequence[str]) -> dict[str, Any]:
         "labels": [[str(entry["label"]), round(float(entry["score"]), 4)] for entry in result.labels],
         "moments": result.num_moments,
     }
+
+
+def answers_view(answers: Sequence[Answer]) -> list[dict[str, Any]]:
+    """What the answers show: words, the likely moments, and how likely each moment is."""
+    return [
+        {
+            "question": one.question,
+            "text": one.text,
+            "moments": [[round(time, 3), round(share, 4)] for time, share in one.moments],
+            "times": _rounded(one.times, 3),
+            "scores": _rounded(one.scores, 4),
+        }
+        for one in answers
+    ]
 
 
 def _signed(value: float) -> str:

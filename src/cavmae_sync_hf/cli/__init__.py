@@ -14,7 +14,7 @@ import typer
 from cavmae_sync_command import interruptible, report_interrupt
 
 from ..model.errors_cavmae_sync import printable
-from . import commands, completion, data, evaluate, inference, localize, model, page, search, terminal, training
+from . import ask, commands, completion, data, evaluate, inference, localize, model, page, search, terminal, training
 from .kinds import Needs
 
 app = commands.group("cavmae-sync", "CAV-MAE and CAV-MAE Sync: which sound belongs to which moment of a video.")
@@ -28,6 +28,7 @@ _TRAINING = "Training"
 for _command, _panel, *_needs in (
     (inference.sync, _USING),
     (localize.localize, _USING),
+    (ask.ask, _USING),
     (search.index, _USING, _SEARCH),
     (search.search, _USING, _SEARCH),
     (search.index_info, _USING, _SEARCH),

@@ -244,7 +244,7 @@ def instruct(context: typer.Context) -> None:
     Examples:
         cavmae-sync instruct instruction/syncworld
         cavmae-sync instruct qwen3_projectors --model MODEL --train_data chats.jsonl
-        cavmae-sync instruct qwen3_lora --model outputs/qwen3_projectors/model --train_data ...
+        cavmae-sync instruct qwen3_lora --model MODEL --train_data chats.jsonl
     """
     with _start(context.args, "instruction"):
         from ..training.instruct import instruct as run

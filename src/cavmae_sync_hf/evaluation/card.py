@@ -12,15 +12,24 @@ import yaml
 from huggingface_hub import EvalResult
 
 from ..files import StrPath
-from ..inference.loading import has_text, model_folder, read_config, read_processor, read_text_config
+from ..inference.loading import (
+    has_language_model,
+    has_text,
+    model_folder,
+    read_config,
+    read_joined_config,
+    read_processor,
+)
 from ..model.errors_cavmae_sync import EvaluationError
 from ..model.modeling_cavmae_sync import (
     CavMaeSyncForAudioVisualClassification,
     CavMaeSyncForPreTraining,
     CavMaeSyncModel,
 )
+from ..model.modeling_lm_cavmae_sync import CavMaeSyncForConditionalGeneration
 from ..model.modeling_text_cavmae_sync import CavMaeSyncTextDualEncoderModel
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
+from ..model.processing_lm_cavmae_sync import CavMaeSyncLMProcessor
 from ..model_card import CardDetails, create_model_card
 from ..names import HUB, PUBLISHED
 from ..provenance import folder_digest
@@ -33,6 +42,7 @@ _CLASSES: dict[str, type[Any]] = {
         CavMaeSyncForPreTraining,
         CavMaeSyncForAudioVisualClassification,
         CavMaeSyncTextDualEncoderModel,
+        CavMaeSyncForConditionalGeneration,
     )
 }
 # Task type and name of a card's entries, by task of a results file, in the order of the card. The types differ, since
@@ -238,10 +248,12 @@ def card_text(
     return str(create_model_card(described, processor, details))
 
 
-def _describe(folder: Path) -> tuple[Any, CavMaeSyncProcessor]:
+def _describe(folder: Path) -> tuple[Any, CavMaeSyncProcessor | CavMaeSyncLMProcessor]:
     """A model without values, of the class that was saved, and its processor."""
-    processor = read_processor(str(folder))
-    config: Any = read_text_config(str(folder)) if has_text(str(folder)) else read_config(str(folder))
+    name = str(folder)
+    answers = has_language_model(name)
+    processor = read_processor(name, CavMaeSyncLMProcessor if answers else CavMaeSyncProcessor)
+    config: Any = read_joined_config(name) if answers or has_text(name) else read_config(name)
     kinds = getattr(config, "architectures", None) or [CavMaeSyncModel.__name__]
     if kinds[0] not in _CLASSES:
         raise EvaluationError(f"{folder} holds a {kinds[0]}, which is no model of this package.")

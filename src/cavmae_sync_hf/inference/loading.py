@@ -16,6 +16,7 @@ from ..convert.reading import not_finite, read_json_object, read_shapes, shorten
 from ..files import StrPath
 from ..hub import register_auto_classes
 from ..model.configuration_cavmae_sync import CONFIG_VALUES, CavMaeSyncConfig
+from ..model.configuration_lm_cavmae_sync import LM_CONFIG_VALUES, CavMaeSyncLMConfig
 from ..model.configuration_text_cavmae_sync import (
     TEXT_CONFIG_VALUES,
     CavMaeSyncTextDualEncoderConfig,
@@ -30,8 +31,10 @@ from ..model.modeling_cavmae_sync import (
     CavMaeSyncModel,
     CavMaeSyncPreTrainedModel,
 )
+from ..model.modeling_lm_cavmae_sync import CavMaeSyncForConditionalGeneration
 from ..model.modeling_text_cavmae_sync import CavMaeSyncTextDualEncoderModel
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
+from ..model.processing_lm_cavmae_sync import CavMaeSyncLMProcessor
 from ..model.values_cavmae_sync import Allowed, check_values, choice, optional, shown
 from ..model.video_processing_cavmae_sync import VIDEO_VALUES, CavMaeSyncVideoProcessor
 from ..names import EXAMPLE, HUB, PUBLISHED, check_model_name, example_model, split_revision
@@ -52,7 +55,11 @@ _FILE_VALUES = {
 _ENCODER = optional(Allowed("a mapping, with kernels of transformers' own", lambda value: _is_harmless(value)))
 _CONFIG_FILE_VALUES = CONFIG_VALUES | _FILE_VALUES
 _CONFIG_FILE_VALUES |= {f"{modality}_encoder_config": _ENCODER for modality in ("audio", "video")}
-_TEXT_FILE_VALUES = TEXT_CONFIG_VALUES | _FILE_VALUES | {"text_config": _ENCODER}
+# Of models that have an audio-visual one inside, by their type.
+_JOINED_FILE_VALUES = {
+    kind.model_type: values | _FILE_VALUES | {"text_config": _ENCODER}
+    for kind, values in ((CavMaeSyncTextDualEncoderConfig, TEXT_CONFIG_VALUES), (CavMaeSyncLMConfig, LM_CONFIG_VALUES))
+}
 # File, the part of it, and what its settings may be; transformers takes the parts from files of their own as well.
 _PROCESSOR_FILES = (
     ("processor_config.json", "feature_extractor", FEATURE_VALUES),
@@ -69,10 +76,12 @@ _CLASSES: dict[str, Any] = {
     "classification": CavMaeSyncForAudioVisualClassification,
     "pretraining": CavMaeSyncForPreTraining,
     "text": CavMaeSyncTextDualEncoderModel,
+    "answer": CavMaeSyncForConditionalGeneration,
 }
-Use = Literal["embedding", "classification", "pretraining", "text"]
-# Of the audio-visual model in the weights of a model with text.
+Use = Literal["embedding", "classification", "pretraining", "text", "answer"]
+# Of the audio-visual model in the weights of a model with text, and of one with a language model.
 _INSIDE = f"{CavMaeSyncTextDualEncoderModel.base_model_prefix}."
+_INSIDE_LM = f"{CavMaeSyncForConditionalGeneration.base_model_prefix}.{_INSIDE}"
 
 
 def load_torch_model(
@@ -82,18 +91,20 @@ def load_torch_model(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     modalities: Literal["any", "both"] = "any",
-) -> tuple[Any, CavMaeSyncProcessor]:
+) -> tuple[Any, Any]:
     """A model that PyTorch runs, and its processor; arguments and errors as of `loading.load_model`."""
     name, outer, processor = read_model(name, use=use, modalities=modalities)
     config = audio_visual_config(outer)
-    check_weight_files(name, _CLASSES[use], outer if use == "text" else config)
+    whole = use in ("text", "answer")
+    check_weight_files(name, _CLASSES[use], outer if whole else config)
     inside: dict[str, Any] = {}
-    if outer is not config and use != "text":
-        inside = {"config": config, "key_mapping": {f"^{re.escape(_INSIDE)}": ""}}
+    if outer is not config and not whole:
+        prefix = _INSIDE_LM if isinstance(outer, CavMaeSyncLMConfig) else _INSIDE
+        inside = {"config": config, "key_mapping": {f"^{re.escape(prefix)}": ""}}
     with _reasons_told(name):
         model, report = _CLASSES[use].from_pretrained(name, dtype=dtype, output_loading_info=True, **inside)
-    if use == "text":
-        model.base_model.config._name_or_path = str(name)
+    if whole:
+        _inside(model).config._name_or_path = str(name)
     missing = sorted(report["missing_keys"])
     if missing:
         raise ModelError(f"{name}: the weights lack {shorten(missing, 3)}; save the model anew.")
@@ -103,18 +114,19 @@ def load_torch_model(
 
 def read_model(
     name: StrPath, *, use: Use = "embedding", modalities: Literal["any", "both"] = "any"
-) -> tuple[str, Any, CavMaeSyncProcessor]:
+) -> tuple[str, Any, Any]:
     """All of a saved model but its weights, fit for a use: name, configuration and processor.
 
-    Arguments and errors are those of `loading.load_model`. The configuration of a model with text is the whole of it.
+    Arguments and errors are those of `loading.load_model`. The configuration of a model with text, or with a language
+    model, is the whole of it.
     """
     name = saved_model(name)
     from transformers.utils import logging
 
     register_auto_classes()
     logging.disable_progress_bar()
-    with_text = has_text(name)
-    outer = read_text_config(name) if with_text else read_config(name)
+    with_text, answers = has_text(name), has_language_model(name)
+    outer = read_joined_config(name) if with_text or answers else read_config(name)
     config = audio_visual_config(outer)
     if modalities == "both" and config.modality != "multimodal":
         raise ModelError(f"{name} has the {config.modality} tower alone; this compares audio and video.")
@@ -122,6 +134,11 @@ def read_model(
         raise ModelError(
             f"{name} has no text encoder; name a model with text: `cavmae-sync text` trains one, and "
             "CavMaeSyncTextDualEncoderModel.from_av_text_pretrained joins two models."
+        )
+    if use == "answer" and not answers:
+        raise ModelError(
+            f"{name} has no language model; name a model with one: `cavmae-sync instruct` trains one, and "
+            "CavMaeSyncForConditionalGeneration.from_av_text_pretrained joins two models."
         )
     kinds = outer.architectures or []
     if use in ("classification", "pretraining") and _CLASSES[use].__name__ not in kinds:
@@ -132,7 +149,7 @@ def read_model(
             f"{remedy}.",
             hint=hint,
         )
-    processor = read_processor(name)
+    processor: Any = read_processor(name, CavMaeSyncLMProcessor if use == "answer" else CavMaeSyncProcessor)
     if use == "text" and not processor.has_tokenizer:
         raise ModelError(
             f"{name} holds no tokenizer; save the text encoder's beside the model: "
@@ -201,14 +218,14 @@ def _first_line(error: Exception) -> str:
 def read_config(name: str) -> CavMaeSyncConfig:
     """The configuration of a saved model, whose values are checked before anything is made of them.
 
-    Of a model with text it is that of the audio-visual model inside.
+    Of a model with text, or with a language model, it is that of the audio-visual model inside.
 
     Raises:
         ModelError: There is no such model, it is of another kind, or a value is not allowed; the file is named.
     """
     name = saved_model(name)
-    if has_text(name):
-        return audio_visual_config(read_text_config(name))
+    if has_text(name) or has_language_model(name):
+        return audio_visual_config(read_joined_config(name))
     file, values = _read_config_file(name)
     kind = values.get("model_type")
     if kind != CavMaeSyncConfig.model_type:
@@ -227,17 +244,22 @@ def has_text(name: str) -> bool:
     return bool(saved_model_type(name) == CavMaeSyncTextDualEncoderConfig.model_type)
 
 
-def read_text_config(name: str) -> CavMaeSyncTextDualEncoderConfig:
-    """The configuration of a saved model with text; see `read_config`."""
+def has_language_model(name: str) -> bool:
+    """Whether a saved model is one with a language model; errors as of `has_text`."""
+    return bool(saved_model_type(name) == CavMaeSyncLMConfig.model_type)
+
+
+def read_joined_config(name: str) -> Any:
+    """The whole configuration of a saved model with text, or with a language model; see `read_config`."""
     name = saved_model(name)
     file, values = _read_config_file(name)
     with _told(file.parent, file.name):
-        check_values(values, _TEXT_FILE_VALUES)
+        check_values(values, _JOINED_FILE_VALUES[str(values.get("model_type"))])
         inside = values.get("av_config")
         if not isinstance(inside, dict) or not isinstance(values.get("text_config"), dict):
             raise ValueError("`av_config` and `text_config` must hold settings by name.")
         check_values(inside, _CONFIG_FILE_VALUES)
-    return cast(CavMaeSyncTextDualEncoderConfig, _made_config(name, file))
+    return _made_config(name, file)
 
 
 def _made_config(name: str, file: Path) -> Any:
@@ -284,8 +306,13 @@ def has_processor(name: str) -> bool:
     return any(_saved_file(name, file).is_file() for file, _, _ in _PROCESSOR_FILES)
 
 
-def read_processor(name: str) -> CavMaeSyncProcessor:
+def read_processor(name: str, kind: type[Any] = CavMaeSyncProcessor) -> Any:
     """The processor saved beside a model; code in the folder, or that it names, is not run.
+
+    Args:
+        name: Folder or Hub name.
+        kind: `CavMaeSyncLMProcessor` for that of a model with a language model, which otherwise becomes one of the
+            audio-visual model inside.
 
     Raises:
         ModelError: There is none, or of another kind, or a setting is not allowed; the file is named.
@@ -310,16 +337,17 @@ def read_processor(name: str) -> CavMaeSyncProcessor:
     register_auto_classes()
     with _reasons_told(name):
         processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
+    if kind is CavMaeSyncProcessor and isinstance(processor, CavMaeSyncLMProcessor):
+        processor = CavMaeSyncProcessor(processor.feature_extractor, processor.video_processor)
     parts = (processor, getattr(processor, "feature_extractor", None), getattr(processor, "video_processor", None))
-    for made, kind in zip(
-        parts, (CavMaeSyncProcessor, CavMaeSyncFeatureExtractor, CavMaeSyncVideoProcessor), strict=True
-    ):
-        if not isinstance(made, kind):
+    kinds: tuple[type[Any], ...] = (kind, CavMaeSyncFeatureExtractor, CavMaeSyncVideoProcessor)
+    for made, wanted in zip(parts, kinds, strict=True):
+        if not isinstance(made, wanted):
             raise ModelError(
-                f"{name}: its processor files make a {type(made).__name__} in place of a {kind.__name__}; save the "
+                f"{name}: its processor files make a {type(made).__name__} in place of a {wanted.__name__}; save the "
                 "processor anew."
             )
-    return cast(CavMaeSyncProcessor, processor)
+    return processor
 
 
 def check_weight_files(
@@ -376,7 +404,7 @@ def _check_shapes(shapes: Mapping[str, tuple[int, ...]], kind: type[PreTrainedMo
     own = audio_visual_config(config)
     counts = [(name, getattr(own, name)) for name in _LAYERS]
     if own is not config:
-        counts += [(name, getattr(config, name)) for name in ("num_text_layers", "num_clip_layers")]
+        counts += [(name, getattr(config, name, 0)) for name in ("num_text_layers", "num_clip_layers")]
         counts += [("num_hidden_layers", getattr(config.text_config, "num_hidden_layers", 0))]
     for name, count in counts:
         if count > layers:
@@ -389,8 +417,11 @@ def _check_shapes(shapes: Mapping[str, tuple[int, ...]], kind: type[PreTrainedMo
             )
     with torch.device("meta"):
         made: Any = kind(config)
-        inside = made.av_model if own is not config else made
-        elsewhere = {_INSIDE * (own is not config) + name for name in inside.referenced_weights()}
+        inside = _inside(made) if own is not config else made
+        place = next(f"{name}." if name else "" for name, module in made.named_modules() if module is inside)
+        elsewhere = {place + name for name in inside.referenced_weights()}
+        if getattr(config, "tie_word_embeddings", False):
+            elsewhere |= set(getattr(made, "_tied_weights_keys", None) or {})
         wanted = {name: tuple(tensor.shape) for name, tensor in made.state_dict().items() if name not in elsewhere}
     if kind is CavMaeSyncModel:
         for start in (prefix, _INSIDE):  # else it was saved alone
@@ -411,6 +442,11 @@ def _check_shapes(shapes: Mapping[str, tuple[int, ...]], kind: type[PreTrainedMo
                 f"`{name}` has shape {shapes[name]} in the weights, and config.json asks for {shape}: they are not of "
                 "one model; take both from one place."
             )
+
+
+def _inside(model: Any) -> Any:
+    """The audio-visual model inside a model with text, or with a language model."""
+    return getattr(model, "model", model).av_model
 
 
 def _part(name: str, prefix: str) -> str:

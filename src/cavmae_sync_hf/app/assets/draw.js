@@ -167,8 +167,8 @@ window.cavmaeDraw = (() => {
   // One moment can fall far below chance; beyond this the bars are cut, or all others would be too small to see.
   const LOWEST = -3;
 
-  /* Fit of every moment; the place of the drawing is left in `sync.line`. */
-  function timeline(canvas, sync, time, length) {
+  /* Fit of every moment, with marks where an answer lies; the place of the drawing is left in `sync.line`. */
+  function timeline(canvas, sync, time, length, marks = []) {
     const prepared = prepare(canvas);
     if (!prepared) return;
     const { context, width, height } = prepared;
@@ -197,6 +197,12 @@ window.cavmaeDraw = (() => {
     context.strokeStyle = colour("--body-text-color-subdued");
     context.lineWidth = 1;
     line(context, left, y(0), left + room, y(0));
+    for (const [moment, share] of marks) { // the likelier, the more it stands out
+      context.fillStyle = colour("--cs-accent");
+      context.globalAlpha = 0.25 + 0.6 * share;
+      context.fillRect(x(moment) - 3, top, 6, tall);
+    }
+    context.globalAlpha = 1;
     cursor(context, x(time), top, height - bottom);
   }
 

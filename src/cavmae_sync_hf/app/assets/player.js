@@ -9,7 +9,7 @@
 
   const draw = window.cavmaeDraw, { clock, signed, nearest } = draw;
   const state = { turn: -1, clip: null, time: 0, hover: null, failed: {}, downloads: new Map() };
-  const FOUND = ["sync", "places", "frames", "sound", "hits", "labels", "video"];
+  const FOUND = ["sync", "places", "frames", "sound", "hits", "labels", "video", "answers"];
   const parts = {};
 
   function make(tag, attributes = {}, ...children) {
@@ -68,7 +68,7 @@
     drawHeat();
     if (sync && parts.player) {
       const line = within("player", ".cs-timeline");
-      draw.timeline(line, sync, time, duration());
+      draw.timeline(line, sync, time, duration(), state.answers ? state.answers[0].moments : []);
       line.setAttribute("aria-valuenow", time.toFixed(1));
       line.setAttribute("aria-valuemax", duration().toFixed(1));
     }
@@ -333,6 +333,20 @@
         : "Labels come last, after the places."))]));
   }
 
+  /* Answers, the last first; its moments are marked on the timeline, too. */
+  function fillAnswers() {
+    if (!parts.answers) return;
+    const { answers } = state;
+    parts.answers.replaceChildren(...(answers
+      ? [make("ol", { class: "cs-answers" }, ...answers.map(({ question, text, moments: likely, times, scores }) =>
+        make("li", {}, make("p", { class: "cs-question" }, question), make("p", { class: "cs-answer" }, text || "(no words)"),
+          make("div", { class: "cs-likely" }, ...likely.map(([time, share]) =>
+            make("button", { type: "button", class: "cs-button", onclick: () => seek(time) }, `${clock(time)}, ${Math.round(100 * share)} %`))),
+          ...(likely.length ? moments("The answer", times, scores) : [])))),
+      caption("Moments", "are those that the model finds likeliest as an answer, if that is a time. Press one to go there; those of the last answer are marked under the player.")]
+      : [waiting("Write a question, and press the button. The answer comes in words, with the moments that it may mean.")]));
+  }
+
   function fillDownloads() {
     if (!parts.downloads) return;
     const size = (bytes) => (bytes < 1e6 ? `${Math.max(1, Math.round(bytes / 1e3))} kB` : `${(bytes / 1e6).toFixed(1)} MB`);
@@ -384,7 +398,7 @@
   }
 
   const builders = { status: buildStatus, cards: buildCards, verdict: buildVerdict, player: buildPlayer, matrix: buildMatrix,
-    offset: buildOffset, images: fillImages, hits: fillHits, labels: fillLabels, downloads: fillDownloads };
+    offset: buildOffset, images: fillImages, hits: fillHits, labels: fillLabels, answers: fillAnswers, downloads: fillDownloads };
 
   // --- what the page calls ------------------------------------------------------------------------------------
 
@@ -437,6 +451,8 @@
     if (view.clip || view.sync || view.frames || view.video || view.error) fillImages();
     if (view.clip || view.hits) fillHits();
     if (view.clip || view.labels || view.error) fillLabels();
+    if (view.clip || view.answers) fillAnswers();
+    if (view.answers) tell(`The answer: ${view.answers[0].text || "no words"}`);
     if (view.frames) tell(view.places && view.places.asked ? "The words were looked for." : "The source of the audio is found.");
     if (view.labels) tell("The labels are there.");
     if (view.hits) tell(`${view.hits.length} moments are found.`);
