@@ -116,7 +116,7 @@ def test_syncworld__is_asked_and_told_beside_controls(desk, tmp_path):
 
     metrics = record["metrics"]["mixed"]
     assert status == 0 and {"describe", "side"} <= set(metrics["seen"]) & set(metrics["unseen"])
-    assert set(metrics["controls"]) == set(CONTROLS)
+    assert set(metrics["controls"]) == set(CONTROLS) and set(metrics["told"]) == set(metrics["seen"])
     for kind, row in metrics["seen"].items():
         assert set(row) == {"accuracy", "majority", "chance", "count"} and row["count"] > 0, kind
     assert 0 <= metrics["moments"]["scores"] <= 100 and metrics["twins"]

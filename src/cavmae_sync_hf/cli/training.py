@@ -269,7 +269,7 @@ def _answer_lines(metrics: dict[str, Any]) -> Iterator[str]:
         other = metrics["unseen"].get(kind, {}).get("accuracy", float("nan"))
         guessed = f"{row['majority']:9.1f} {row['chance']:6.1f} {row['count']:9}"
         yield f"{kind:9} {row['accuracy']:6.1f} {other:11.1f} {guessed}"
-    for control, kinds in metrics["controls"].items():
+    for control, kinds in (metrics["controls"] | {"told in words": metrics["told"]}).items():
         yield f"{control}: {', '.join(f'{kind} {value:.1f}' for kind, value in kinds.items())}"
     if "twins" in metrics:
         pairs = (f"{kind} {row['accuracy']:.1f} of {row['count']}" for kind, row in metrics["twins"].items())

@@ -38,6 +38,11 @@ class Chat:
     moment_texts: list[Sequence[str]] | None = None
     told: bool = False
 
+    def shown(self, clip: Callable[[int], "ClipTokens"]) -> list["ClipTokens"]:
+        """Its clips, by their numbers, as the model gets them."""
+        clips = [clip(number) for number in self.clips]
+        return [one.without(*_MEDIA) for one in clips] if self.told else clips
+
 
 @dataclass
 class ClipTokens:
@@ -376,10 +381,13 @@ class ChatWriter:
             yield from next(clips)
             text = text[place + len(token) :]
 
-    def prompt(self, messages: list[dict[str, Any]], clips: Sequence[ClipTokens]) -> str:
-        """The text of a chat up to the answer that is asked for, with what stands for its clips."""
-        texts = ["".join(piece for piece, _ in self.clip_pieces(clip, None)) for clip in clips]
-        return self.processor.expand(self._render(messages, True), texts)
+    def prompt(self, chat: Chat, clips: Sequence[ClipTokens]) -> str:
+        """The text of a chat up to its last answer, with what stands for its clips."""
+        said: Sequence[Any] = chat.moment_texts or [None] * len(clips)
+        pieces = [self.clip_pieces(clip, texts) for clip, texts in zip(clips, said, strict=True)]
+        texts = ["".join(piece for piece, _ in own) for own in pieces]
+        answered = chat.messages[-1]["role"] == "assistant"
+        return self.processor.expand(self._render(chat.messages[: -1 if answered else None], True), texts)
 
 
 def media_inputs(clips: Sequence[ClipTokens]) -> dict[str, Tensor]:
@@ -413,7 +421,7 @@ class ChatCollator:
 
     def __call__(self, chats: Sequence[Chat]) -> dict[str, Tensor]:
         """Make a batch."""
-        clips = [[self._shown(self.clip(number), chat) for number in chat.clips] for chat in chats]
+        clips = [[self._maybe_less(clip) for clip in chat.shown(self.clip)] for chat in chats]
         rows = [self.writer.write(chat, own) for chat, own in zip(chats, clips, strict=True)]
         batch = {
             name: torch.nn.utils.rnn.pad_sequence([row[name] for row in rows], batch_first=True, padding_value=fill)
@@ -423,10 +431,8 @@ class ChatCollator:
         batch["attention_mask"] = torch.nn.utils.rnn.pad_sequence(mask, batch_first=True)
         return batch | media_inputs([clip for own in clips for clip in own])
 
-    def _shown(self, clip: ClipTokens, chat: Chat) -> ClipTokens:
+    def _maybe_less(self, clip: ClipTokens) -> ClipTokens:
         """The clip, or it without one of its modalities; drawn from torch's generator, which checkpoints keep."""
-        if chat.told:
-            return clip.without("audio", "video")
         if not self.drop:
             return clip
         drawn = float(torch.rand(()))

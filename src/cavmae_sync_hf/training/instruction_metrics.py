@@ -3,7 +3,8 @@
 
 Every accuracy of questions about SyncWorld stands beside those of controls: without the clip, with its audio or its
 video alone, with another clip, and with the times of its moments shuffled. The first and the last two should answer
-what can be guessed.
+what can be guessed. What the language model can do at all with words is seen where the clip is told in words alone,
+each moment's label in the place of what is seen and heard.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,16 @@ import numpy as np
 import torch
 
 from ..inference.ask import answer_scores
-from ..syncworld.questions import KINDS, Question, questions, score_answers, score_twins, twin_questions, written_time
+from ..syncworld.questions import (
+    KINDS,
+    Question,
+    moment_labels,
+    questions,
+    score_answers,
+    score_twins,
+    twin_questions,
+    written_time,
+)
 from .instruction_data import Chat, ChatWriter, ClipTokens, media_inputs, question_chat
 
 CONTROLS = ("no clip", "audio alone", "video alone", "another clip", "times shuffled")
@@ -80,9 +90,8 @@ def answers_of(
 
 def _prompts(model: Any, writer: ChatWriter, chats: Sequence[Chat], clips: Sequence[ClipTokens]) -> dict[str, Any]:
     """The model's inputs of chats up to their last answers."""
-    own = [[clips[number] for number in chat.clips] for chat in chats]
-    asked = [chat.messages[:-1] if chat.messages[-1]["role"] == "assistant" else chat.messages for chat in chats]
-    texts = [writer.prompt(messages, media) for messages, media in zip(asked, own, strict=True)]
+    own = [chat.shown(clips.__getitem__) for chat in chats]
+    texts = [writer.prompt(chat, media) for chat, media in zip(chats, own, strict=True)]
     encoded = writer.processor.tokenizer(
         texts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt"
     )
@@ -108,15 +117,17 @@ def evaluate_syncworld(
 
     Returns:
         `seen` and `unseen` wordings: by kind `accuracy`, `majority`, `chance` in per cent and `count`; `controls`: by
-        control and kind the accuracy on seen wordings; `twins`: by kind, where there are temporal pairs; `moments`:
-        accuracy of "when" by digits and by the scores of the moments.
+        control and kind the accuracy on seen wordings; `told`: likewise, of clips told in words alone; `twins`: by
+        kind, where there are temporal pairs; `moments`: accuracy of "when" by digits and by the scores of the moments.
     """
     found: dict[str, Any] = {}
     rng = np.random.default_rng(np.random.SeedSequence([seed, len(records)]))
     asked = {wording: _asked(records, rng, wording) for wording in ("seen", "unseen")}
 
-    def answers(pairs: Sequence[tuple[int, Question]], shown: Sequence[ClipTokens]) -> list[str]:
+    def answers(pairs: Sequence[tuple[int, Question]], shown: Sequence[ClipTokens], told: bool = False) -> list[str]:
         chats = [question_chat([question], number) for number, question in pairs]
+        if told:
+            chats = [replace(chat, moment_texts=[moment_labels(records[chat.clips[0]])], told=True) for chat in chats]
         return answers_of(model, writer, chats, shown, progress=progress)
 
     for wording, pairs in asked.items():
@@ -126,6 +137,8 @@ def evaluate_syncworld(
     for control in controls:
         scores = score_answers([question for _, question in pairs], answers(pairs, changed(clips, control, seed)))
         found["controls"][control] = {kind: values["accuracy"] for kind, values in scores.items()}
+    told = score_answers([question for _, question in pairs], answers(pairs, clips, told=True))
+    found["told"] = {kind: values["accuracy"] for kind, values in told.items()}
     whens = [(number, question) for number, question in pairs if question.kind == "when"]
     if whens:
         by_scores = [_by_moments(model, writer, question, clips[number], number, clips) for number, question in whens]
