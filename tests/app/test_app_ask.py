@@ -73,7 +73,7 @@ def test_ask__answers_as_python_does_and_keeps_the_clip(handler, demo, folder, m
     assert shown["scores"] == pytest.approx(expected.scores.tolist(), abs=1e-3)
     assert [one["question"] for one in second["answers"]] == ["What is seen?", QUESTION]
     pieces = [step[2] for step in told if len(step) > 2]
-    assert pieces[-1] == "".join(streamed) and len(pieces) > 3  # bytes that are no UTF-8 come in other pieces
+    assert pieces[-1] == "".join(streamed) and len(pieces) > 1  # bytes that are no UTF-8 come in other pieces
     _, token, name = second["downloads"][0]["url"].split("/")
     saved = json.loads(handler.workspace.find(token, name)[0].read_bytes())
     assert second["downloads"][0]["name"] == "in-sync-answers.json"
