@@ -91,13 +91,14 @@ def test_ask__of_another_clip_starts_anew(handler):
 
 
 def test_ask__stops_when_the_visitor_goes_on(handler):
-    turn = handler.pick("visitor", 0)["turn"]
+    turn, left = handler.pick("visitor", 0)["turn"], []
 
-    def leave(done=0, total=0, remark=""):
-        if remark and "looking" not in remark:
+    def leave(*step):
+        if not left:
+            left.append(step)
             handler.pick("visitor", 1)
 
-    assert handler.ask("visitor", turn, QUESTION, leave) == {}
+    assert handler.ask("visitor", turn, QUESTION, leave) == {} and left
 
 
 def test_ask__audio_alone_and_from_programs(handler, tmp_path, monkeypatch, folder):
