@@ -369,7 +369,7 @@ def test_programs__are_told_in_a_sentence_what_cannot_be(
 
 def test_programs__are_offered_what_is_meant_for_them_and_are_bounded_like_visitors(page, client, visitor, video):
     offered = client.view_api(print_info=False, return_format="dict")
-    assert set(offered["named_endpoints"]) == {"/sync", "/localize", "/classify", "/search"}
+    assert set(offered["named_endpoints"]) == {"/sync", "/localize", "/classify", "/search", "/ask"}
     assert not offered["unnamed_endpoints"]
 
     assert visitor.ask("sync", {"path": "/etc/passwd"}, None).status_code == 400

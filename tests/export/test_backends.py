@@ -229,7 +229,8 @@ WITH = {
     "index", "search", "sync", "localize", "extract", "app", "evaluate retrieval", "evaluate classification",
     "evaluate localization", "evaluate sync",
 }  # fmt: skip
-WITHOUT = {"classify", "selfcheck", "export", "card"}  # a head, a check of the weights, and what makes exports
+# A head, a language model, a check of the weights, and what makes exports.
+WITHOUT = {"classify", "ask", "selfcheck", "export", "card"}
 
 
 def test_commands__that_take_a_model_say_what_runs_it():

@@ -148,7 +148,8 @@ class CavMaeSyncLMProcessor(SavedWithCode, OmniModalProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         """Names of the inputs that the model takes from this processor."""
-        return ["input_ids", "attention_mask", *self._media_processor.model_input_names]
+        times = ["video_times", "audio_times"]
+        return ["input_ids", "attention_mask", *self._media_processor.model_input_names, *times]
 
     @property
     def _media_processor(self) -> CavMaeSyncProcessor:
