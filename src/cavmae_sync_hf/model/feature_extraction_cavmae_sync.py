@@ -430,7 +430,7 @@ class CavMaeSyncFeatureExtractor(SavedWithCode, SequenceFeatureExtractor):
             sampling_rate: Rate of the waveforms, Hz; default: the extractor's.
 
         Returns:
-            `{"array": (num_samples,), "sampling_rate": ...}` in place of each file.
+            In place of each file a mapping of `array` `(num_samples,)` and `sampling_rate`.
 
         Raises:
             MediaError: A file cannot be used.

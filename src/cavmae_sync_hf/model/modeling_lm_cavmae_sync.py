@@ -460,9 +460,13 @@ class CavMaeSyncForConditionalGeneration(CavMaeSyncLMPreTrainedModel, Generation
         """Logits of the next tokens, and with `labels` the loss.
 
         Args:
-            input_ids, pixel_values_videos, input_values, padding_mask_videos, padding_mask, window_offsets,
-            video_tokens, audio_tokens, video_times, audio_times, attention_mask, position_ids, past_key_values,
-            inputs_embeds, use_cache, mm_encoder_outputs:
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache:
+                As of [`CavMaeSyncLMModel`].
+            pixel_values_videos, padding_mask_videos, video_tokens, video_times (`torch.Tensor`, *optional*):
+                As of [`CavMaeSyncLMModel`].
+            input_values, padding_mask, window_offsets, audio_tokens, audio_times (`torch.Tensor`, *optional*):
+                As of [`CavMaeSyncLMModel`].
+            mm_encoder_outputs (`dict`, *optional*):
                 As of [`CavMaeSyncLMModel`].
             labels (`torch.Tensor` of shape `(texts, tokens)`, *optional*):
                 The tokens to be said, -100 where none is asked for; they are shifted here.
