@@ -220,6 +220,15 @@ def test_generation__with_and_without_a_cache_and_with_encoded_clips():
         answers(model, **inputs(), mm_encoder_outputs=encoded)
 
 
+def test_generation__goes_on_where_a_placeholder_is_said():
+    model, given = build("llama"), inputs(1)
+    with torch.no_grad():  # which the model then says at every step
+        model.lm_head.weight.zero_()
+        model.lm_head.weight[AUDIO] = model.model(**given).last_hidden_state[0, -1]
+
+    assert (answers(model, **given)[0] == AUDIO).all()
+
+
 def test_generation__encodes_clips_once():
     model, calls = build(), []
     model.model.av_model.video_tower.register_forward_hook(lambda *_: calls.append("video"))

@@ -315,7 +315,8 @@ class CavMaeSyncLMModel(CavMaeSyncLMPreTrainedModel):
             encoded[modality] = features
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
-        first = past_key_values is None or past_key_values.get_seq_length() == 0
+        known = past_key_values if past_key_values is not None else kwargs.get("cache")  # its name from 5.24 on
+        first = known is None or known.get_seq_length() == 0
         for modality in _MODALITIES:
             # Later steps have new tokens alone, none of which stands for a moment.
             if modality in encoded or (first and input_ids is not None and not torch.compiler.is_compiling()):
