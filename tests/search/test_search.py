@@ -10,7 +10,7 @@ import pytest
 from lancedb.index import IvfRq
 
 from cavmae_sync_hf import SearchError
-from cavmae_sync_hf.search import MomentStore, SearchFilters, search_clips, search_moments
+from cavmae_sync_hf.search import MomentStore, SearchFilters, candidates, search_clips, search_moments
 from cavmae_sync_hf.search.approximate import index_config, partitions_to_search
 from helpers.indexes import HOP, make_store, random_vectors, unit, vector_query
 
@@ -283,17 +283,21 @@ def test_search_moments__approximate_heeds_filters(large):
 
 
 @pytest.mark.parametrize(
-    ("filters", "told"),
+    ("filters", "told", "many"),
     [
         # Most of the moments are left: more are looked for and some dropped.
-        ({"within": (None, 30.0)}, set()),
-        ({"min_loudness": -25.0}, set()),
+        ({"within": (None, 30.0)}, set(), False),
+        ({"min_loudness": -25.0}, set(), False),
         # Few are: the approximate index is told of it, but of no more than it takes.
-        ({"min_loudness": -15.0}, {"loudness"}),
-        ({"within": (3.0, 5.0), "min_loudness": -25.0}, {"start"}),
+        ({"min_loudness": -15.0}, {"loudness"}, False),
+        ({"within": (3.0, 5.0), "min_loudness": -25.0}, {"start"}, False),
+        # Few of many millions: telling it would take longer than to drop the others.
+        ({"within": (3.0, 5.0), "min_loudness": -25.0}, set(), True),
     ],
 )
-def test_search_moments__approximate_limits_give_what_exact_ones_do(tmp_path, monkeypatch, filters, told):
+def test_search_moments__approximate_limits_give_what_exact_ones_do(tmp_path, monkeypatch, filters, told, many):
+    if many:
+        monkeypatch.setattr(candidates, "_TOLD_MOMENTS", 0)
     loudness = np.tile([-10.0, -20.0, -20.0, -20.0, -40.0], 16)
     clips = {f"/{n}.mp4": {"audio": clustered(80, n), "loudness": loudness} for n in range(12)}
     store = make_store(tmp_path / "index", clips)

@@ -13,9 +13,11 @@ from .store import MomentStore
 
 # Comparing as many moments takes about a second on two cores.
 DEFAULT_THRESHOLD = 100_000
-# Where a pattern of files and limits of time leave no more for each window of a query, or no more bytes of vectors,
-# all of it is compared, which takes no longer than the approximate index.
-COMPARED_ALL, COMPARED_ALL_MOST, COMPARED_ALL_BYTES = 2_000, 20_000, 6 << 20
+# Where a pattern of files and limits of time leave few moments, or few bytes of vectors, all of them are compared, which
+# takes no longer than the approximate index. Its time grows with the windows that ask (no more than so many do) and with
+# the moments that it finds before the filters, of which there are the more the fewer are left: so the root.
+COMPARED_ALL, COMPARED_ALL_BYTES = 2_000, 6 << 20
+COMPARED_ALL_OF, COMPARED_ALL_WINDOWS = 75, 16
 # Small pieces of the tables that a search may have to visit.
 _PIECES = 32
 # Rows that the index does not cover are compared one by one: exact, but slow.

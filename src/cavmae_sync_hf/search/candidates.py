@@ -29,6 +29,9 @@ _CANDIDATES = (64, 800)
 # Where filters leave less, the approximate index is told of them, which makes it look at each row of them; for one
 # probe it is cheaper to find as many more and drop the others.
 _LEAST_SHARE, _LEAST_SHARE_OF_ONE = 0.3, 0.06
+# Telling it takes time in proportion to all moments, for every probe. So of as many times as many moments as each probe
+# is to find, a fixed number is found at any share, of which so few are enough.
+_TOLD_MOMENTS, _FOUND_OF_MANY, _LEFT_OF_MANY = 9_000, 10_000, 60
 # Of the moments that each probe finds, and of the places compared, where filters leave few.
 _LEAST_PART = 0.25
 # As many times more parts are looked into for one probe then: filters may leave out the nearest part, and there are no
@@ -127,9 +130,13 @@ def _efforts(view: View, wanted: int, probes: int) -> list[_Effort]:
     # Each place of several windows takes many rows, and several probes speak for the right one.
     places = part if probes == 1 else max(part**2, _LEAST_PART)
     wanted = math.ceil(part * wanted)
-    if loud >= _LEAST_SHARE and loud * share >= (_LEAST_SHARE_OF_ONE if probes == 1 else _LEAST_SHARE):
+    many = view.clips.moments.sum() >= _TOLD_MOMENTS * wanted
+    enough = loud * share >= (_LEAST_SHARE_OF_ONE if probes == 1 and not many else _LEAST_SHARE)
+    if loud >= _LEAST_SHARE and (many or enough):
         # Loudness is dropped when the rows have been read.
-        first = _Effort(math.ceil(wanted / (loud * share)), math.ceil(wanted / loud), places / loud, None, parts)
+        count, kept = math.ceil(wanted / (loud * share)), math.ceil(wanted / loud)
+        count, kept = (count, kept) if enough else (_FOUND_OF_MANY, _LEFT_OF_MANY)
+        first = _Effort(count, kept, places / loud, None, parts)
         wider = first._replace(found=_WIDER * first.found, compared=_WIDER * first.compared, parts=_WIDER_PARTS)
         return [first, wider, last]
     if loud >= _LEAST_SHARE:

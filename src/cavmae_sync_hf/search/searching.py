@@ -23,7 +23,7 @@ from ..loading import load_model
 from ..model.errors_cavmae_sync import Hint, QueryError, SearchError
 from ..model.modeling_cavmae_sync import CavMaeSyncModel
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
-from .approximate import COMPARED_ALL, COMPARED_ALL_BYTES, COMPARED_ALL_MOST
+from .approximate import COMPARED_ALL, COMPARED_ALL_BYTES, COMPARED_ALL_OF, COMPARED_ALL_WINDOWS
 from .candidates import Found, compare_all, compare_candidates
 from .comparing import Comparison, clip_similarity
 from .querying import (
@@ -266,10 +266,11 @@ def search_moments(
                              hint=Hint("exact", None))  # fmt: skip
         exact = True
     if exact is None:
-        few = min(COMPARED_ALL * len(query), COMPARED_ALL_MOST)
+        total = int(view.clips.moments.sum())
+        few = max(COMPARED_ALL, math.sqrt(COMPARED_ALL_OF * total * min(len(query), COMPARED_ALL_WINDOWS)))
         if filters.within == (None, None):  # whole clips, the rows of which lie side by side
             few = max(few, COMPARED_ALL_BYTES // (2 * store.settings.hidden_size * len(comparison.stored)))
-        left = view.clips.moments.sum() * view.place_share()
+        left = total * view.place_share()
         exact = not approximate or ((filters.files is not None or filters.within != (None, None)) and left <= few)
     elif not exact and not approximate:
         raise SearchError(f"{store.uri}: has no approximate index; search exactly.")
