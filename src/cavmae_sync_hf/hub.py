@@ -231,7 +231,7 @@ def _check_tokens(config: Any, processor: CavMaeSyncProcessor | CavMaeSyncLMProc
     """Refuse a processor that writes other placeholders than a model with a language model reads."""
     if not isinstance(processor, CavMaeSyncLMProcessor):
         raise ModelError(f"Got a {type(processor).__name__} for a model with a language model; pass its LM processor.")
-    for name in ("tokens_per_frame", "tokens_per_window", "video_token_id", "audio_token_id"):
+    for name in ("tokens_per_frame", "tokens_per_window", "merge_tokens", "video_token_id", "audio_token_id"):
         if getattr(processor, name) != getattr(config, name):
             raise ModelError(
                 f"`{name}` of the processor is {getattr(processor, name)} and of the model {getattr(config, name)}; "

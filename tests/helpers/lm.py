@@ -90,7 +90,8 @@ def lm_model(
         "intermediate_size": 48, "max_position_embeddings": 1024, "tie_word_embeddings": True,
         "vocab_size": len(processor.tokenizer), "bos_token_id": None,
     }  # fmt: skip
-    language = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen3", **(sizes | ids | text)))
+    settings = {"model_type": "qwen3"} | sizes | ids | text
+    language = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings))
     av_model = CavMaeSyncModel(tiny_config(**(av or {}))).eval()
     model = CavMaeSyncForConditionalGeneration.from_av_text_pretrained(
         av_model, language, processor.tokenizer, tokens_per_frame=0, tokens_per_window=0

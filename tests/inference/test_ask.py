@@ -92,6 +92,27 @@ def test_scores__are_those_of_the_written_times_and_sum_to_1(model, clip):
     json.dumps(found.to_dict(), allow_nan=False)
 
 
+@pytest.mark.parametrize("family", [{}, {"layer_types": ["conv", "full_attention"], "model_type": "lfm2"}])
+def test_answer_scores__are_those_of_whole_texts(family, clip):
+    # The beginning is read once for all answers, also by layers of short convolutions, which keep other things of it.
+    loaded, processor = lm_model(**family)
+    batch = processor.apply_chat_template(
+        chat(clip, QUESTION), add_generation_prompt=True, tokenize=True, return_dict=True,
+        processor_kwargs={"return_tensors": "pt"},
+    )  # fmt: skip
+    answers = ["dog", "a cat", "3.4s"]
+
+    found = answer_scores(loaded, processor, batch, answers)
+
+    for answer_text, score in zip(answers, found.tolist(), strict=True):
+        ids = processor.tokenizer(f"{answer_text}<eos>", add_special_tokens=False, return_tensors="pt")["input_ids"]
+        whole = dict(batch) | {"input_ids": torch.cat([batch["input_ids"], ids], dim=1)}
+        whole["attention_mask"] = torch.ones_like(whole["input_ids"])
+        with torch.no_grad():
+            likely = loaded(**whole).logits[0, -ids.shape[1] - 1 : -1].log_softmax(-1)
+        assert score == pytest.approx(likely.gather(1, ids.T).sum().item(), abs=1e-3)
+
+
 def test_scores__are_of_times_in_the_place_of_the_one_that_was_said(model, clip, monkeypatch):
     loaded, processor = model
     batch = processor.apply_chat_template(

@@ -136,6 +136,26 @@ def test_tokens__are_the_global_one_and_means_over_places_and_times():
     torch.testing.assert_close(audio[:, :, 1], heard[:, :, :, :3].mean(dim=(2, 3)))  # the first half
 
 
+def test_merged_tokens__are_one_of_each_that_knows_all_parts(tmp_path):
+    model, given = build(merge_tokens=True), inputs(1)
+    ids = torch.tensor([prompt(frame=1, window=1)])
+    given |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    assert (model.config.frame_tokens, model.config.window_tokens) == (1, 1)
+    tokens = model.model.encode_tokens("video", given["pixel_values_videos"])
+    seen = model.model.get_video_features(video_tokens=tokens, video_times=given["video_times"]).pooler_output
+    swapped = tokens.clone()
+    swapped[:, :, [1, 2]] = tokens[:, :, [2, 1]]  # left and right of the top
+
+    other = model.model.get_video_features(video_tokens=swapped, video_times=given["video_times"]).pooler_output
+
+    assert tokens.shape[2] == 5 and seen[0].shape == (3, 32) and not torch.allclose(seen[0], other[0])
+    model.save_pretrained(tmp_path)
+    again = CavMaeSyncForConditionalGeneration.from_pretrained(tmp_path)
+    assert torch.equal(answers(again, **given), answers(model, **given))
+    with pytest.raises(ValueError, match="placeholders"):
+        model(**inputs(1))
+
+
 def test_kept_tokens__are_as_good_as_the_clips():
     model, given = build(), inputs()
     kept = {

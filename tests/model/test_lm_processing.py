@@ -45,6 +45,8 @@ def test_clip_text__has_pooled_tokens_and_texts():
     )
 
     assert text == f"0.5s{V * 5} hello\n1.5s{A * 3}"
+    merged = make(tokens_per_frame=4, tokens_per_window=2, merge_tokens=True)
+    assert merged.clip_text([0.5, 1.5], [True, False], [False, True]) == f"0.5s{V}1.5s{A}"
 
 
 @pytest.mark.parametrize(

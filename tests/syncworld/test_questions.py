@@ -155,13 +155,16 @@ def test_short_answers__are_right_in_a_sentence_but_not_among_others():
     assert is_right(one, "The drum.") and not is_right(one, "the drum or the bell") and not is_right(one, "")
 
 
-def test_moment_labels__tell_class_and_side():
+def test_moment_labels__tell_class_side_and_what_begins():
     record = hand_made([("bell", 1.2, 2.4), ("bark", 2.1, 3.9), ("drum", 5.0, 6.0)], PLACES)
     assert moment_labels(record)[:7] == [
-        "nothing", "bell left", "bark right", "bark right", "nothing", "drum", "nothing"
+        "0.5s nothing", "1.5s first bell left", "2.5s first bark right", "3.5s bark right", "4.5s nothing",
+        "5.5s first drum", "6.5s nothing",
     ]  # fmt: skip
+    again = hand_made([("bell", 1.2, 2.4), ("bell", 5.0, 7.0)], PLACES)
+    assert moment_labels(again)[4:8] == ["4.5s nothing", "5.5s start bell left", "6.5s bell left", "7.5s nothing"]
     both = hand_made([("drum", 1.2, 2.4), ("bell", 1.2, 2.4)], PLACES)
-    assert moment_labels(both)[1] == "bell left and drum"
+    assert moment_labels(both)[1] == "1.5s first bell left and first drum"
 
 
 def test_answers__may_come_behind_a_reason_that_does_not_count():
@@ -170,8 +173,8 @@ def test_answers__may_come_behind_a_reason_that_does_not_count():
     (order,) = questions(RECORD, np.random.default_rng(0), kinds=["order"])
     assert order.reasoned_answer.count(" at ") == 2 and order.reasoned_answer.endswith(f" : {order.answer}")
     (count,) = questions(RECORD, np.random.default_rng(1), kinds=["count"])
-    assert len(count.reason.split()) == 2 + {"one": 1, "two": 2}[count.answer]
-    wrong = order.reasoned_answer.replace(": yes", ": no") if order.answer == "yes" else f"{order.reason} : yes"
+    assert len(count.reason.split()) == 3 + {"one": 1, "two": 2}[count.answer]
+    wrong = order.reasoned_answer.replace(": yes", ": no") if order.answer == "yes" else f"{order.reason} yes"
     assert not is_right(order, wrong)
 
 

@@ -24,13 +24,14 @@ from cavmae_sync_hf.training.instruction_data import (
     ChatWriter,
     ClipTokens,
     LabelSchedule,
+    apart_masks,
     read_chats,
 )
 from cavmae_sync_hf.training.instruction_metrics import CONTROLS, changed
 from cavmae_sync_hf.training.recipe import RECIPES, read_recipe
 from cavmae_sync_hf.training.settings import InstructionArguments
 from helpers.clips import noise, write_clip
-from helpers.lm import A, V, letters, make
+from helpers.lm import A, V, letters, lm_model, make
 from helpers.tiny import tiny_config
 
 LANGUAGE = {
@@ -248,6 +249,41 @@ def test_labels__are_the_answers_and_the_texts_of_moments_alone():
     assert said(processor, told) == [" bark\n", " nothing\n", "dog\n"]
     text = processor.tokenizer.decode(told["input_ids"])
     assert text == f"[user] 0.5s{V}{A} bark\n1.5s{V} nothing\nwho?\n[assistant] dog\n"
+
+
+@pytest.mark.parametrize("layer_types", [None, ["full_attention", "full_attention"]])
+@pytest.mark.parametrize("texts", [None, [["bark", "nothing"]]])
+def test_questions_apart__are_answered_as_each_alone(layer_types, texts):
+    model, processor = lm_model()
+    asked = [("who?", "dog"), ("when is it?", "now"), ("where?", "there")]
+    shown = clip()
+    collate = ChatCollator(ChatWriter(processor), lambda number: shown, int(processor.tokenizer.pad_token_id))
+    together = collate([Chat(turns(*asked), [0], texts, apart=True), Chat(turns(*asked[:2]), [0], texts, apart=True)])
+    alone = [collate([Chat(turns(pair), [0], texts)]) for pair in asked]
+
+    masks = apart_masks(together.pop("question_ids"), layer_types)
+    with torch.no_grad():
+        logits = model(**(together | {"attention_mask": masks})).logits
+        lone = [model(**batch).logits[0] for batch in alone]
+
+    # What all share and the first question, then what each of the others adds to it.
+    lengths = [batch["input_ids"].shape[1] for batch in alone]
+    assert torch.allclose(logits[0, : lengths[0]], lone[0], atol=1e-5)
+    begin, start = lengths[0], int(together["position_ids"][0, lengths[0]])
+    for length, single in zip(lengths[1:], lone[1:], strict=True):
+        assert torch.allclose(logits[0, begin : begin + length - start], single[start:], atol=1e-5)
+        begin += length - start
+    labels = [said(processor, {"labels": together["labels"][row]}) for row in (0, 1)]
+    clips = [] if texts is None else [" bark\n", " nothing\n"]
+    assert labels == [[*clips, "dog\n", "now\n", "there\n"], [*clips, "dog\n", "now\n"]]
+
+
+def test_questions_apart__need_a_language_model_that_can(desk, tmp_path):
+    language = LANGUAGE | {"layer_types": ["sliding_attention"], "sliding_window": 8, "use_sliding_window": True}
+    with pytest.raises(TrainingError, match="sliding_attention.*questions_apart: false"):
+        run_instruction(*arguments(desk, tmp_path / "out", text_config=language))
+    status, _ = run_instruction(*arguments(desk, tmp_path / "out", text_config=language, questions_apart=False))
+    assert status == 0
 
 
 def test_a_chat_that_is_told__shows_no_clip_and_asks_for_no_text_of_moments():

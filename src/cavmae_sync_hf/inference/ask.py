@@ -529,7 +529,8 @@ def answer_scores(model: Any, processor: Any, inputs: Mapping[str, Tensor], answ
     there = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(model.device)
     asked = model(**inputs, use_cache=True, logits_to_keep=1)
     cache = asked.past_key_values
-    cache.batch_repeat_interleave(len(rows))
+    # Of beams; `batch_repeat_interleave` knows no short convolutions.
+    cache.reorder_cache(torch.zeros(len(rows), dtype=torch.long, device=model.device))
     mask = torch.cat([inputs["attention_mask"].expand(len(rows), -1), there], dim=1)
     # The last token of each answer is only looked for, so that nothing needs to follow it.
     said = model(input_ids=ids, attention_mask=mask, past_key_values=cache).logits[:, :-1]

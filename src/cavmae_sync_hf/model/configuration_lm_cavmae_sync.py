@@ -11,7 +11,7 @@ from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
 from .auto_map_cavmae_sync import LM_AUTO_MAP, ConfigSavedWithCode
 from .configuration_cavmae_sync import CavMaeSyncConfig
-from .values_cavmae_sync import Allowed, check_values, optional, whole
+from .values_cavmae_sync import Allowed, check_values, flag, optional, whole
 
 # Of every setting of its own.
 LM_CONFIG_VALUES: dict[str, Allowed] = {
@@ -20,6 +20,7 @@ LM_CONFIG_VALUES: dict[str, Allowed] = {
         lambda value: whole(0, 256)(value) and math.isqrt(value) ** 2 == value,
     ),
     "tokens_per_window": whole(0, 256),
+    "merge_tokens": flag(),
     "time_frequencies": whole(0, 256),
     "video_token_id": optional(whole(0, 1 << 30)),
     "audio_token_id": optional(whole(0, 1 << 30)),
@@ -53,6 +54,9 @@ class CavMaeSyncLMConfig(ConfigSavedWithCode, PreTrainedConfig):
             token alone (0) does not tell where something is.
         tokens_per_window (`int`, *optional*, defaults to 4):
             Tokens of parts of a window beside its global token: means over equal spans of its time.
+        merge_tokens (`bool`, *optional*, defaults to `False`):
+            Whether all of these of a frame are laid side by side before the projector, and become one token; likewise
+            of a window. Where something is can then be told from one token, and texts are short.
         time_frequencies (`int`, *optional*, defaults to 32):
             How many sines and cosines of a moment's time are added, projected, to its tokens, so that each token knows
             its time without looking for it in the text; 0 for none. Their weights are 0 at the start.
@@ -90,6 +94,7 @@ class CavMaeSyncLMConfig(ConfigSavedWithCode, PreTrainedConfig):
     audio_token_id: int | None = None
     tokens_per_frame: int = 9
     tokens_per_window: int = 4
+    merge_tokens: bool = False
     time_frequencies: int = 32
     projector_hidden_act: str = "gelu"
     tie_word_embeddings: bool | None = None
@@ -97,12 +102,12 @@ class CavMaeSyncLMConfig(ConfigSavedWithCode, PreTrainedConfig):
     @property
     def frame_tokens(self) -> int:
         """Tokens of a frame."""
-        return 1 + self.tokens_per_frame
+        return 1 if self.merge_tokens else 1 + self.tokens_per_frame
 
     @property
     def window_tokens(self) -> int:
         """Tokens of a window."""
-        return 1 + self.tokens_per_window
+        return 1 if self.merge_tokens else 1 + self.tokens_per_window
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)

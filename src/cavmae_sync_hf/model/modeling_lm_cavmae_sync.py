@@ -29,13 +29,19 @@ _PERIODS = (0.5, 40.0)
 
 
 class CavMaeSyncLMProjector(nn.Module):
-    """From the width of the audio-visual model to that of the language model, with the time of each moment."""
+    """From the width of the audio-visual model to that of the language model, with the time of each moment.
 
-    def __init__(self, config: CavMaeSyncLMConfig):
+    Args:
+        config: Sizes.
+        tokens: That are laid side by side, with `config.merge_tokens`.
+    """
+
+    def __init__(self, config: CavMaeSyncLMConfig, tokens: int = 1):
         super().__init__()
         width, hidden = cast(CavMaeSyncConfig, config.av_config).hidden_size, cast(Any, config.text_config).hidden_size
         self.norm = nn.LayerNorm(width)
-        self.linear_1 = nn.Linear(width, hidden)
+        self.merge_tokens = config.merge_tokens
+        self.linear_1 = nn.Linear(width * (tokens if config.merge_tokens else 1), hidden)
         self.activation = ACT2FN[config.projector_hidden_act]
         self.linear_2 = nn.Linear(hidden, hidden)
         self.time_frequencies = config.time_frequencies
@@ -50,13 +56,16 @@ class CavMaeSyncLMProjector(nn.Module):
             times: Of the moments in seconds, `(clips, moments)`.
 
         Returns:
-            `(clips, moments, tokens, hidden)`.
+            `(clips, moments, tokens, hidden)`; with `merge_tokens` one token.
 
         Raises:
             ValueError: Times are needed, and not given.
         """
         dtype = self.linear_1.weight.dtype
-        projected = self.linear_2(self.activation(self.linear_1(self.norm(tokens.to(dtype)))))
+        normed = self.norm(tokens.to(dtype))
+        if self.merge_tokens:
+            normed = normed.flatten(2).unsqueeze(2)
+        projected = self.linear_2(self.activation(self.linear_1(normed)))
         if not self.time_frequencies:
             return projected
         if times is None:
@@ -65,6 +74,11 @@ class CavMaeSyncLMProjector(nn.Module):
                 "CavMaeSyncLMProcessor gives."
             )
         return projected + self.time_projection(time_features(times, self.time_frequencies).to(dtype)).unsqueeze(2)
+
+
+def _pooled(config: CavMaeSyncLMConfig, modality: str) -> int:
+    """Vectors of a frame or a window: the global one, and those of its parts."""
+    return 1 + (config.tokens_per_frame if modality == "video" else config.tokens_per_window)
 
 
 def time_features(times: Tensor, count: int) -> Tensor:
@@ -122,7 +136,7 @@ class CavMaeSyncLMModel(CavMaeSyncLMPreTrainedModel):
         self.av_model = CavMaeSyncModel._from_config(av_config)
         for name in _MODALITIES:
             there = av_config.modality in (name, "multimodal")
-            setattr(self, f"{name}_projector", CavMaeSyncLMProjector(config) if there else None)
+            setattr(self, f"{name}_projector", CavMaeSyncLMProjector(config, _pooled(config, name)) if there else None)
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
 
@@ -402,7 +416,7 @@ class CavMaeSyncForConditionalGeneration(CavMaeSyncLMPreTrainedModel, Generation
         dtype = language.get_input_embeddings().weight.dtype
         for name in _MODALITIES:
             if getattr(model.model, f"{name}_projector") is not None:
-                projector = CavMaeSyncLMProjector(config).to(language.device, dtype)
+                projector = CavMaeSyncLMProjector(config, _pooled(config, name)).to(language.device, dtype)
                 projector.apply(model._init_weights)
                 setattr(model.model, f"{name}_projector", projector)
         model.tie_weights()

@@ -83,6 +83,7 @@ class CavMaeSyncLMProcessor(SavedWithCode, OmniModalProcessorMixin):
         tokens_per_frame: Pooled patch vectors of a frame beside its global one, as in the model's configuration: a
             square number, 0 for none.
         tokens_per_window: Those of a window, any number.
+        merge_tokens: Whether all of a frame are one token, and all of a window.
 
     Attributes:
         video_token: Placeholder of a video and of each vector of a frame.
@@ -108,8 +109,10 @@ class CavMaeSyncLMProcessor(SavedWithCode, OmniModalProcessorMixin):
         chat_template: str | dict[str, str] | None = None,
         tokens_per_frame: int = 9,
         tokens_per_window: int = 4,
+        merge_tokens: bool = False,
     ) -> None:
         given = {"tokens_per_frame": tokens_per_frame, "tokens_per_window": tokens_per_window}
+        given |= {"merge_tokens": merge_tokens}
         check_values(given, LM_CONFIG_VALUES)
         if chat_template is None:
             chat_template = _for_lists(getattr(tokenizer, "chat_template", None))
@@ -127,6 +130,7 @@ class CavMaeSyncLMProcessor(SavedWithCode, OmniModalProcessorMixin):
         self.audio_token_id = tokenizer.convert_tokens_to_ids(AUDIO_TOKEN)
         self.tokens_per_frame = tokens_per_frame
         self.tokens_per_window = tokens_per_window
+        self.merge_tokens = merge_tokens
         # Written into `processor_config.json`. Set here, so that saving changes nothing and loading gives the same.
         self.auto_map = dict(LM_AUTO_MAP)
 
@@ -166,7 +170,8 @@ class CavMaeSyncLMProcessor(SavedWithCode, OmniModalProcessorMixin):
         """What stands for one clip in the text that the model reads.
 
         Each moment is its time, `f"{time:.1f}s"`, then `1 + tokens_per_frame` times `<|video|>` where its frame is
-        present, `1 + tokens_per_window` times `<|audio|>` where its window is, and its text after a space, which a
+        present, `1 + tokens_per_window` times `<|audio|>` where its window is (each once with `merge_tokens`), and its
+        text after a space, which a
         line break ends. Without pooled vectors:
         `"0.3s<|video|><|audio|>0.9s<|video|><|audio|>1.6s<|audio|>"`. Needs no media, so it serves for cached vectors
         as well.
@@ -195,8 +200,8 @@ class CavMaeSyncLMProcessor(SavedWithCode, OmniModalProcessorMixin):
                 raise ValueError(f"The text of moment {place} holds a placeholder of media: {text!r}; remove it.")
             if math.isfinite(time):
                 parts.append(f"{time:.1f}s")
-                parts.append(self.video_token * (1 + self.tokens_per_frame) * sees)
-                parts.append(self.audio_token * (1 + self.tokens_per_window) * hears)
+                parts.append(self.video_token * self._counts[0] * sees)
+                parts.append(self.audio_token * self._counts[1] * hears)
                 parts.append(f" {text.strip()}\n" if text and text.strip() else "")
             elif sees or hears:
                 raise ValueError(f"Moment {place} is present and its time is {time}; give it in seconds.")
@@ -476,9 +481,14 @@ class CavMaeSyncLMProcessor(SavedWithCode, OmniModalProcessorMixin):
                 )
             share -= 1
 
+    @property
+    def _counts(self) -> tuple[int, int]:
+        """Placeholders of a frame and of a window."""
+        return (1, 1) if self.merge_tokens else (1 + self.tokens_per_frame, 1 + self.tokens_per_window)
+
     def _least(self, counts: list[tuple[MediaClip, int]]) -> int:
         """The placeholders of clips with so many moments, and one token for each time."""
-        frame, window = 1 + self.tokens_per_frame, 1 + self.tokens_per_window
+        frame, window = self._counts
         return sum(count * (1 + frame * clip.is_seen + window * clip.is_heard) for clip, count in counts)
 
     def _draft(self, clip: MediaClip, count: int) -> str:

@@ -13,9 +13,9 @@ from .store import MomentStore
 
 # Comparing as many moments takes about a second on two cores.
 DEFAULT_THRESHOLD = 100_000
-# Where a pattern of files and limits of time leave few moments, or few bytes of vectors, all of them are compared, which
-# takes no longer than the approximate index. Its time grows with the windows that ask (no more than so many do) and with
-# the moments that it finds before the filters, of which there are the more the fewer are left: so the root.
+# Where a pattern of files and limits of time leave few moments, or few bytes of vectors, all of them are compared,
+# which takes no longer than the approximate index. Its time grows with the windows that ask (no more than so many do)
+# and with the moments that it finds before the filters, the more the fewer are left: so the root.
 COMPARED_ALL, COMPARED_ALL_BYTES = 2_000, 6 << 20
 COMPARED_ALL_OF, COMPARED_ALL_WINDOWS = 75, 16
 # Small pieces of the tables that a search may have to visit.

@@ -29,9 +29,9 @@ _CANDIDATES = (64, 800)
 # Where filters leave less, the approximate index is told of them, which makes it look at each row of them; for one
 # probe it is cheaper to find as many more and drop the others.
 _LEAST_SHARE, _LEAST_SHARE_OF_ONE = 0.3, 0.06
-# Telling it takes time in proportion to all moments, for every probe. So of as many times as many moments as each probe
-# is to find, a fixed number is found at any share, of which so few are enough.
-_TOLD_MOMENTS, _FOUND_OF_MANY, _LEFT_OF_MANY = 9_000, 10_000, 60
+# Telling it takes time in proportion to all moments, for every probe. So where there are as many times as many moments
+# as each probe is to find, a fixed number is found at any share, of which so few are enough.
+_TOLD_MOMENTS, _FOUND_OF_MANY, _LEFT_OF_MANY = 9_000, 16_000, 60
 # Of the moments that each probe finds, and of the places compared, where filters leave few.
 _LEAST_PART = 0.25
 # As many times more parts are looked into for one probe then: filters may leave out the nearest part, and there are no

@@ -103,7 +103,8 @@ class Question:
         classes: The classes the question names, in order.
         time: The moment it asks about, seconds.
         span: Of `when`: the first and the last time that is right, seconds.
-        reason: What the answer follows from, such as when each of two classes first sounds; empty for none.
+        reason: What stands before the answer: what it follows from, such as when each of two classes first sounds, and
+            a colon; empty for none.
     """
 
     kind: str
@@ -118,7 +119,7 @@ class Question:
     @property
     def reasoned_answer(self) -> str:
         """The answer behind what it follows from, `bell at 0.9s , drum at 3.4s : yes`, as models are taught to say."""
-        return f"{self.reason} : {self.answer}" if self.reason else self.answer
+        return f"{self.reason} {self.answer}".lstrip()
 
 
 def written_time(time: float) -> str:
@@ -218,17 +219,24 @@ def twin_questions(
 
 
 def moment_labels(record: Mapping[str, Any]) -> list[str]:
-    """What sounds at each of the moments of `frame_times`, and on which side of the frame.
+    """What sounds at each of the moments of `frame_times`, and on which side of the frame, behind the moment's time.
 
-    `bell left`, `bell` in the middle, `bell left and drum right`, `nothing`.
+    `3.4s bell left`, `3.4s bell` in the middle, `3.4s bell left and drum right`, `3.4s nothing`. A class at the moment
+    of its first beginning is a `first bell`, at that of a later one `start bell`.
     """
+    times = record["frame_times"]
+    begins: dict[str, list[float]] = {}
+    for event in sorted(record["events"], key=lambda event: event["start"]):
+        begins.setdefault(event["label_name"], []).append(_first_moment(event, times))
     labels = []
-    for slots, boxes in zip(record["sounding_objects"], record["sounding_boxes"], strict=True):
-        heard = [
-            f"{record['objects'][slot]['label_name']} {_side(box, record['width'])}".rstrip()
-            for slot, box in zip(slots, boxes, strict=True)
-        ]
-        labels.append(" and ".join(sorted(heard)) or NOTHING)
+    for time, slots, boxes in zip(times, record["sounding_objects"], record["sounding_boxes"], strict=True):
+        heard = {}
+        for slot, box in zip(slots, boxes, strict=True):
+            name = record["objects"][slot]["label_name"]
+            mark = "" if time not in begins[name] else "start " if time > begins[name][0] else "first "
+            heard[name] = f"{mark}{name} {_side(box, record['width'])}".rstrip()
+        said = " and ".join(heard[name] for name in sorted(heard))
+        labels.append(f"{written_time(time)} {said or NOTHING}")
     return labels
 
 
@@ -366,7 +374,9 @@ def _candidates(record: Mapping[str, Any], kind: str) -> list[Question]:
         inner = list(zip(times, record["sounding_objects"], strict=True))[1:-2]
         choices = (*CLASS_NAMES, NOTHING)
         return [
-            Question(kind, "", names[slots[0]] if slots else NOTHING, choices, time=time, reason=written_time(time))
+            Question(
+                kind, "", names[slots[0]] if slots else NOTHING, choices, time=time, reason=f"{written_time(time)} :"
+            )
             for time, slots in inner
             if len(slots) < 2 and all(abs(edge - time) >= STEADY_SECONDS for edge in edges)
         ]
@@ -381,7 +391,7 @@ def _candidates(record: Mapping[str, Any], kind: str) -> list[Question]:
                 choices,
                 (name,),
                 span=(onsets[name] - late, onsets[name] + late),
-                reason=name,
+                reason=f"{name} at",
             )  # fmt: skip
             for name, own in events.items()
             if own[0]["start"] <= (moment := _first_moment(own[0], times)) < own[0]["end"]
@@ -389,7 +399,7 @@ def _candidates(record: Mapping[str, Any], kind: str) -> list[Question]:
     if kind == "count":
         counts = [(name, len(own)) for name, own in events.items() if len(own) <= len(_NUMBERS)]
         return [
-            Question(kind, "", _NUMBERS[count - 1], _NUMBERS, (name,), reason=f"{name} at {' '.join(begins[name])}")
+            Question(kind, "", _NUMBERS[count - 1], _NUMBERS, (name,), reason=f"{name} at {' '.join(begins[name])} :")
             for name, count in counts
         ]
     if kind == "order":
@@ -400,7 +410,7 @@ def _candidates(record: Mapping[str, Any], kind: str) -> list[Question]:
                 "yes" if onsets[a] < onsets[b] else "no",
                 ("yes", "no"),
                 (a, b),
-                reason=f"{a} at {begins[a][0]} , {b} at {begins[b][0]}",
+                reason=f"{a} at {begins[a][0]} , {b} at {begins[b][0]} :",
             )  # fmt: skip
             for a in events
             for b in events
@@ -415,7 +425,7 @@ def _candidates(record: Mapping[str, Any], kind: str) -> list[Question]:
                 ("left", "right"),
                 (names[slot],),
                 time=time,
-                reason=f"{written_time(time)} {names[slot]}",
+                reason=f"{written_time(time)} {names[slot]} :",
             )
             for time, slots, boxes in zip(times, record["sounding_objects"], record["sounding_boxes"], strict=True)
             for slot, box in zip(slots, boxes, strict=True)

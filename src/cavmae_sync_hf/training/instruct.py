@@ -46,6 +46,7 @@ from .instruction_data import (
     FileChats,
     LabelSchedule,
     SyncWorldChats,
+    apart_masks,
     holds_chats,
     media_paths,
     read_chats,
@@ -64,7 +65,7 @@ _WORD_TEMPLATE = (
     "{% else %}<ask> {{ message.content }} {% endif %}{% endfor %}{% if add_generation_prompt %}<answer> {% endif %}"
 )
 _INPUTS = (
-    "input_ids", "attention_mask", "labels", "video_tokens", "audio_tokens", "padding_mask_videos", "padding_mask",
+    "input_ids", "attention_mask", "position_ids", "labels", "video_tokens", "audio_tokens", "padding_mask_videos", "padding_mask",
     "video_times", "audio_times",
 )  # fmt: skip
 
@@ -87,8 +88,13 @@ class InstructionTrainer(CavMaeSyncBaseTrainer):
 
     def _model_inputs(self, model: torch.nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor]:
         base: Any = self._unwrapped()
-        (base.get_base_model() if is_lora(base) else base).model.av_model.eval()
-        return {name: inputs[name] for name in _INPUTS if name in inputs}
+        whole = base.get_base_model() if is_lora(base) else base
+        whole.model.av_model.eval()
+        found = {name: inputs[name] for name in _INPUTS if name in inputs}
+        if "question_ids" in inputs:
+            kinds = getattr(whole.config.text_config, "layer_types", None)
+            found["attention_mask"] = apart_masks(inputs["question_ids"], kinds)
+        return found
 
 
 def run_instruction(
@@ -207,6 +213,7 @@ class _Run:
         processor = CavMaeSyncLMProcessor(
             av_processor.feature_extractor, av_processor.video_processor, tokenizer,
             tokens_per_frame=model.config.tokens_per_frame, tokens_per_window=model.config.tokens_per_window,
+            merge_tokens=model.config.merge_tokens,
         )  # fmt: skip
         return model, processor, av_processor
 
@@ -271,9 +278,28 @@ class _Run:
         total = self.training.max_steps * self.training.train_batch_size * self.training.world_size
         chats = SyncWorldChats(
             timed(records, clips), per_chat=self.arguments.questions_per_chat, seed=self.training.seed,
-            schedule=LabelSchedule(**labels) if labels else None, total=total,
+            schedule=LabelSchedule(**labels) if labels else None, total=total, apart=self._apart(),
         )  # fmt: skip
         return chats, clips
+
+    def _apart(self) -> bool:
+        """Whether the questions of a chat are kept apart.
+
+        Raises:
+            TrainingError: They are to be, and the language model cannot.
+        """
+        if not self.arguments.questions_apart or self.arguments.questions_per_chat == 1:
+            return False
+        config = self.model.config.text_config
+        kinds = set(getattr(config, "layer_types", None) or ["full_attention"]) - {"full_attention", "conv"}
+        reason = f"has layers of {', '.join(sorted(kinds))}" if kinds else ""
+        if config._attn_implementation != "sdpa":
+            reason = reason or f"computes attention by {config._attn_implementation!r}, not by 'sdpa'"
+        if reason:
+            raise TrainingError(
+                f"Questions of a chat cannot be kept apart: the language model {reason}; set `questions_apart: false`."
+            )
+        return True
 
     def _open(self, source: str) -> tuple[Any, list[dict[str, Any]], CavMaeSyncDataset]:
         """Truth of a SyncWorld, or else rows of a file of chats; and the clips."""

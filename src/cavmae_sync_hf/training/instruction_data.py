@@ -2,7 +2,7 @@
 """Chats about clips for training and evaluation: read from files, made from SyncWorld's truth, written as tokens."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from ..model.processing_lm_cavmae_sync import CavMaeSyncLMProcessor
 from ..syncworld.questions import KINDS, Question, conversation, moment_labels, questions
 
 _MEDIA = ("video", "audio")
+# What batches of chats are filled up with.
+_FILLS = {"labels": -100, "question_ids": -1, "position_ids": 0}
 # Where a chat comes from: its file's rows under one of these names, or in these columns.
 _MESSAGES = ("messages", "conversations", "conversation")
 
@@ -31,17 +33,26 @@ class Chat:
         clips: Number of the clip of each video and audio clip, in the order of the messages.
         moment_texts: What is said at each moment of each clip; `None` or empty for nothing.
         told: Whether the clips are told by these texts alone, without audio and video; then nobody asks for them.
+        apart: Whether each question stands alone, about the media of the first one: none sees the others.
     """
 
     messages: list[dict[str, Any]]
     clips: list[int]
     moment_texts: list[Sequence[str]] | None = None
     told: bool = False
+    apart: bool = False
 
     def shown(self, clip: Callable[[int], "ClipTokens"]) -> list["ClipTokens"]:
         """Its clips, by their numbers, as the model gets them."""
         clips = [clip(number) for number in self.clips]
         return [one.without(*_MEDIA) for one in clips] if self.told else clips
+
+    def questions(self) -> Iterator["Chat"]:
+        """Each question, with the media of the first one, and its answer as a chat of its own."""
+        media = [part for part in self.messages[0]["content"] if part["type"] in _MEDIA]
+        for asked, answer in zip(self.messages[::2], self.messages[1::2], strict=True):
+            texts = [part for part in asked["content"] if part["type"] == "text"]
+            yield replace(self, messages=[{"role": "user", "content": [*media, *texts]}, answer], apart=False)
 
 
 @dataclass
@@ -210,6 +221,7 @@ class SyncWorldChats(Dataset):
         seed: Seeds what is asked, and how.
         schedule: Of the moments' labels; default: there are none.
         total: Chats that the training sees in all, for the schedule.
+        apart: Whether the questions of a chat see the clip and not each other.
         kinds: Of questions.
     """
 
@@ -221,9 +233,10 @@ class SyncWorldChats(Dataset):
         seed: int = 0,
         schedule: LabelSchedule | None = None,
         total: int = 1,
+        apart: bool = False,
         kinds: Sequence[str] = KINDS,
     ) -> None:
-        self.records, self.per_chat, self.seed, self.kinds = records, per_chat, seed, kinds
+        self.records, self.per_chat, self.seed, self.apart, self.kinds = records, per_chat, seed, apart, kinds
         self.schedule, self.total, self.epoch = schedule or LabelSchedule(), total, 0
         self._labels = [moment_labels(record) for record in records]
 
@@ -238,7 +251,7 @@ class SyncWorldChats(Dataset):
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, self.epoch, int(index)]))
         known = questions(self.records[index], rng, per_kind=-(-self.per_chat // 3), kinds=self.kinds)
         asked = [known[place] for place in rng.permutation(len(known))[: self.per_chat]]
-        chat = question_chat(asked, int(index))
+        chat = replace(question_chat(asked, int(index)), apart=self.apart)
         # An epoch is short beside the whole, so that its middle stands for all of it.
         done = (self.epoch + 0.5) * len(self) / self.total
         share = self.schedule.share(done)
@@ -341,44 +354,81 @@ class ChatWriter:
         return pieces
 
     def write(self, chat: Chat, clips: Sequence[ClipTokens]) -> dict[str, Tensor]:
-        """`input_ids` and `labels` `(tokens,)` of a chat; labels are -100 but for answers and texts of moments.
+        """A chat as tokens.
+
+        Returns:
+            `input_ids` and `labels` `(tokens,)`; labels are -100 but for answers and texts of moments. Of a chat whose
+            questions stand apart also `question_ids`, 0 for what all share and then 1, 2, ..., and `position_ids`,
+            which go on from what is shared for each question.
 
         Raises:
             TrainingError: It has more than `max_length` tokens.
         """
-        texts: Sequence[Any] = chat.moment_texts or [None] * len(clips)
-        pairs = zip(clips, texts, strict=True)
-        left = iter([self.clip_pieces(clip, said, asked=not chat.told) for clip, said in pairs])
-        text, spans = "", []
+        if not chat.apart:
+            text, spans, _ = self._text(chat, clips)
+            row = self._encode(text, spans, 0)
+            self._check_length(len(row["input_ids"]))
+            return row
+        parts: list[dict[str, Tensor]] = []
+        for question in chat.questions():
+            text, spans, shared = self._text(question, clips)
+            # What stands for a clip ends with a placeholder or a line break, over which no token reaches.
+            if not parts:
+                parts.append(self._encode(text[:shared], spans, 0))
+            parts.append(self._encode(text[shared:], spans, shared))
+        lengths = [len(part["input_ids"]) for part in parts]
+        self._check_length(lengths[0] + max(lengths[1:]))
+        row = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        row["question_ids"] = torch.arange(len(parts)).repeat_interleave(torch.tensor(lengths))
+        begins = [0] + [lengths[0]] * (len(parts) - 1)
+        row["position_ids"] = torch.cat(
+            [torch.arange(begin, begin + length) for begin, length in zip(begins, lengths, strict=True)]
+        )
+        return row
+
+    def _text(self, chat: Chat, clips: Sequence[ClipTokens]) -> tuple[str, list[tuple[int, int]], int]:
+        """The text of a chat, the spans in it that are to be said, and where its last clip ends."""
+        said: Sequence[Any] = chat.moment_texts or [None] * len(clips)
+        pairs = zip(clips, said, strict=True)
+        left = iter([self.clip_pieces(clip, texts, asked=not chat.told) for clip, texts in pairs])
+        text, spans, shared = "", [], 0
         for piece, answers in self._pieces(chat.messages):
-            for part, is_said in [(piece, True)] if answers else self._split(piece, left):
+            for part, is_said, is_clip in [(piece, True, False)] if answers else self._split(piece, left):
                 if is_said:
                     spans.append((len(text), len(text) + len(part)))
                 text += part
+                shared = len(text) if is_clip else shared
+        return text, spans, shared
+
+    def _encode(self, text: str, spans: Sequence[tuple[int, int]], start: int) -> dict[str, Tensor]:
+        """Tokens and labels of a text; `spans` are to be said, and tell places where the text begins at `start`."""
         encoded = self.processor.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ids = torch.tensor(encoded["input_ids"])
-        if self.max_length is not None and len(ids) > self.max_length:
-            raise TrainingError(
-                f"A chat has {len(ids)} tokens, more than `max_length` ({self.max_length}); raise it, or take fewer "
-                "moments (`num_frames`), `tokens_per_frame` or `tokens_per_window`."
-            )
-        begins, ends = torch.tensor(encoded["offset_mapping"]).T
+        ids = torch.tensor(encoded["input_ids"], dtype=torch.long)
+        begins, ends = (torch.tensor(encoded["offset_mapping"], dtype=torch.long).reshape(-1, 2) + start).T
         said = torch.zeros(len(ids), dtype=torch.bool)
         for begin, end in spans:
             said |= (begins < end) & (ends > begin)
         return {"input_ids": ids, "labels": torch.where(said, ids, -100)}
 
-    def _split(self, text: str, clips: Iterator[list[tuple[str, bool]]]) -> Iterator[tuple[str, bool]]:
-        """A text with its placeholders replaced by what stands for clips, in pieces."""
+    def _check_length(self, tokens: int) -> None:
+        if self.max_length is not None and tokens > self.max_length:
+            raise TrainingError(
+                f"A chat has {tokens} tokens, more than `max_length` ({self.max_length}); raise it, or take fewer "
+                "moments (`num_frames`), `tokens_per_frame` or `tokens_per_window`."
+            )
+
+    def _split(self, text: str, clips: Iterator[list[tuple[str, bool]]]) -> Iterator[tuple[str, bool, bool]]:
+        """A text with its placeholders replaced by what stands for clips, in pieces; whether each is to be said, and
+        is of a clip."""
         tokens = (self.processor.video_token, self.processor.audio_token)
         while True:
             found = [(place, token) for token in tokens if (place := text.find(token)) >= 0]
             if not found:
-                yield text, False
+                yield text, False, False
                 return
             place, token = min(found)
-            yield text[:place], False
-            yield from next(clips)
+            yield text[:place], False, False
+            yield from ((piece, is_said, True) for piece, is_said in next(clips))
             text = text[place + len(token) :]
 
     def prompt(self, chat: Chat, clips: Sequence[ClipTokens]) -> str:
@@ -403,6 +453,22 @@ def media_inputs(clips: Sequence[ClipTokens]) -> dict[str, Tensor]:
     return inputs
 
 
+def apart_masks(question_ids: Tensor, layer_types: Sequence[str] | None) -> Any:
+    """What a language model takes as `attention_mask` so that questions see what all share, and themselves.
+
+    Args:
+        question_ids: `(texts, tokens)`, 0 for what all share, see `ChatWriter.write`.
+        layer_types: Of the language model, where its configuration tells them.
+
+    Returns:
+        `(texts, 1, tokens, tokens)`, True where a row's token sees a column's; with `layer_types` by their kind, and
+        none for short convolutions, which see the few tokens before them.
+    """
+    own, other = question_ids.unsqueeze(2), question_ids.unsqueeze(1)
+    mask = (((own == other) | (other == 0)).tril()).unsqueeze(1)
+    return mask if layer_types is None else {"full_attention": mask, "conv": None}
+
+
 @dataclass
 class ChatCollator:
     """Makes batches of chats, filled up on the right.
@@ -425,7 +491,8 @@ class ChatCollator:
         rows = [self.writer.write(chat, own) for chat, own in zip(chats, clips, strict=True)]
         batch = {
             name: torch.nn.utils.rnn.pad_sequence([row[name] for row in rows], batch_first=True, padding_value=fill)
-            for name, fill in (("input_ids", self.pad_token_id), ("labels", -100))
+            for name, fill in (_FILLS | {"input_ids": self.pad_token_id}).items()
+            if name in rows[0]
         }
         mask = [torch.ones(len(row["input_ids"]), dtype=torch.long) for row in rows]
         batch["attention_mask"] = torch.nn.utils.rnn.pad_sequence(mask, batch_first=True)

@@ -316,6 +316,8 @@ class InstructionArguments:
         num_frames: Moments of a clip; default: as the model.
         max_length: Most tokens of a chat.
         questions_per_chat: Questions about a SyncWorld clip in a chat.
+        questions_apart: Whether each of these questions sees the clip and not the other questions, as when it is asked
+            alone, at the cost of one chat. For language models of attention, or of it and short convolutions.
         moment_labels: Course of what is said at the moments of SyncWorld clips: `text`, `start`, `end` (shares of the
             steps) and `least` (share of the moments), see `LabelSchedule`; without it nothing is said.
         drop_modality: Share of the chats without audio, and of those without video, while training.
@@ -342,6 +344,7 @@ class InstructionArguments:
     num_frames: int | None = setting(None, "Moments of a clip.")
     max_length: int | None = setting(None, "Most tokens of a chat.")
     questions_per_chat: int = setting(6, "Questions about a SyncWorld clip in a chat.")
+    questions_apart: bool = setting(True, "These questions do not see each other.")
     moment_labels: dict[str, float] | str | None = setting(
         None, "What is said at the moments of SyncWorld clips, as JSON: text, start, end, least."
     )
