@@ -65,8 +65,8 @@ _WORD_TEMPLATE = (
     "{% else %}<ask> {{ message.content }} {% endif %}{% endfor %}{% if add_generation_prompt %}<answer> {% endif %}"
 )
 _INPUTS = (
-    "input_ids", "attention_mask", "position_ids", "labels", "video_tokens", "audio_tokens", "padding_mask_videos", "padding_mask",
-    "video_times", "audio_times",
+    "input_ids", "attention_mask", "position_ids", "labels", "video_tokens", "audio_tokens", "padding_mask_videos",
+    "padding_mask", "video_times", "audio_times",
 )  # fmt: skip
 
 
