@@ -79,6 +79,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--themes", type=int, default=THEMES, help="the fewer, the more videos are alike")
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--exact", type=int, default=5, help="searches of each kind that are compared with exact ones")
+    parser.add_argument(
+        "--only", action="append", choices=list(FILTERS), help="a filter that is measured; default: all"
+    )
     parser.add_argument("--noise", type=float, default=0.5, help="of the queries, as a share of their length")
     parser.add_argument("--folder", help="where the temporary folder is made")
     parser.add_argument("--index", type=Path, help="index that is kept, and used where there is one")
@@ -280,7 +283,8 @@ def measure_searches(store: MomentStore, arguments: argparse.Namespace) -> None:
     count = arguments.queries // 4
     partitions = partitions_to_search(store.partitions("audio"))
     queries = search_queries(store, arguments)
-    kinds = [(windows, name) for windows in queries for name in FILTERS]
+    names = [name for name in FILTERS if name == "no filter" or name in (arguments.only or FILTERS)]
+    kinds = [(windows, name) for windows in queries for name in names]
     before = None if arguments.before is None else Before(store, arguments)
     times: dict[Any, list[np.ndarray]] = {key: [] for key in ["call", *kinds, *(("before", *kind) for kind in kinds)]}
     found: dict[Any, list[Any]] = {key: [] for key in times}
@@ -306,7 +310,7 @@ def measure_searches(store: MomentStore, arguments: argparse.Namespace) -> None:
     (passed, worked), least = medians["call"], np.min(times["call"], axis=0)
     print(f"approximate call: median {passed:.1f} ms, least {least[0]:.1f}; of the processor {worked:.1f} ms")
     for windows in queries:
-        for name in FILTERS:
+        for name in names:
             key = windows, name
             (passed, worked), least = medians[key], np.min(times[key], axis=0)
             of_call, of_none = medians[key] / medians["call"], medians[key] / medians[windows, "no filter"]
@@ -330,7 +334,8 @@ def measure_searches(store: MomentStore, arguments: argparse.Namespace) -> None:
                     f"{np.mean(same):.3f} of its hits are the same",
                     flush=True,
                 )
-    for windows, name in ((w, name) for w in queries for name in list(FILTERS)[:-1]):
+    compared = arguments.only or list(FILTERS)[:-1]
+    for windows, name in ((w, name) for w in queries for name in compared):
         pattern = FILTERS[name].files
         pairs = list(zip(queries[windows], found[windows, name], strict=True))
         inside = [pair for pair in pairs if pattern is None or fnmatch.fnmatch(pair[0].name, pattern)]
