@@ -200,8 +200,8 @@ class CavMaeSyncLMProcessor(SavedWithCode, OmniModalProcessorMixin):
                 raise ValueError(f"The text of moment {place} holds a placeholder of media: {text!r}; remove it.")
             if math.isfinite(time):
                 parts.append(f"{time:.1f}s")
-                parts.append(self.video_token * self._counts[0] * sees)
-                parts.append(self.audio_token * self._counts[1] * hears)
+                parts.append(self.video_token * self.frame_tokens * sees)
+                parts.append(self.audio_token * self.window_tokens * hears)
                 parts.append(f" {text.strip()}\n" if text and text.strip() else "")
             elif sees or hears:
                 raise ValueError(f"Moment {place} is present and its time is {time}; give it in seconds.")
@@ -482,13 +482,18 @@ class CavMaeSyncLMProcessor(SavedWithCode, OmniModalProcessorMixin):
             share -= 1
 
     @property
-    def _counts(self) -> tuple[int, int]:
-        """Placeholders of a frame and of a window."""
-        return (1, 1) if self.merge_tokens else (1 + self.tokens_per_frame, 1 + self.tokens_per_window)
+    def frame_tokens(self) -> int:
+        """Placeholders of a frame, as `CavMaeSyncLMConfig.frame_tokens`."""
+        return 1 if self.merge_tokens else 1 + self.tokens_per_frame
+
+    @property
+    def window_tokens(self) -> int:
+        """Placeholders of a window."""
+        return 1 if self.merge_tokens else 1 + self.tokens_per_window
 
     def _least(self, counts: list[tuple[MediaClip, int]]) -> int:
         """The placeholders of clips with so many moments, and one token for each time."""
-        frame, window = self._counts
+        frame, window = self.frame_tokens, self.window_tokens
         return sum(count * (1 + frame * clip.is_seen + window * clip.is_heard) for clip, count in counts)
 
     def _draft(self, clip: MediaClip, count: int) -> str:

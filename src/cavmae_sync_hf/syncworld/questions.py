@@ -225,9 +225,7 @@ def moment_labels(record: Mapping[str, Any]) -> list[str]:
     of its first beginning is a `first bell`, at that of a later one `start bell`.
     """
     times = record["frame_times"]
-    begins: dict[str, list[float]] = {}
-    for event in sorted(record["events"], key=lambda event: event["start"]):
-        begins.setdefault(event["label_name"], []).append(_first_moment(event, times))
+    begins = {name: [_first_moment(event, times) for event in own] for name, own in _events_by_class(record).items()}
     labels = []
     for time, slots, boxes in zip(times, record["sounding_objects"], record["sounding_boxes"], strict=True):
         heard = {}
@@ -362,9 +360,7 @@ def _candidates(record: Mapping[str, Any], kind: str) -> list[Question]:
     """All questions of a kind that can be asked about a clip, without words."""
     times = record["frame_times"]
     names = [item["label_name"] for item in record["objects"]]
-    events: dict[str, list[Mapping[str, Any]]] = {}
-    for event in sorted(record["events"], key=lambda event: event["start"]):
-        events.setdefault(event["label_name"], []).append(event)
+    events = _events_by_class(record)
     onsets = {name: own[0]["start"] for name, own in events.items()}  # in the order in which they begin
     begins = {name: [written_time(_first_moment(event, times)) for event in own] for name, own in events.items()}
     hop = record["duration"] / len(times)
@@ -437,6 +433,14 @@ def _candidates(record: Mapping[str, Any], kind: str) -> list[Question]:
     if not events or len(set(onsets.values())) < len(onsets):  # nothing to say, or no one order to say it in
         return []
     return [Question(kind, "", " , ".join(f"{name} at {own[0]}" for name, own in begins.items()))]
+
+
+def _events_by_class(record: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
+    """The events of each class that sounds, by their starts; classes in the order in which they begin."""
+    events: dict[str, list[Mapping[str, Any]]] = {}
+    for event in sorted(record["events"], key=lambda event: event["start"]):
+        events.setdefault(event["label_name"], []).append(event)
+    return events
 
 
 def _first_moment(event: Mapping[str, Any], times: Sequence[float]) -> float:
