@@ -42,7 +42,9 @@ if TYPE_CHECKING:
     from .model_card import CardDetails
     from .search import index_videos
     from .search.asking import ask
+    from .search.scoring import score_film
     from .search.searching import search
+    from .search.soundtrack import write_film, write_score, write_stems
     from .syncworld import make_world
 
     __version__: str
@@ -89,6 +91,8 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     ),
     "search": ("index_videos", "search"),
     "search.asking": ("ask",),
+    "search.scoring": ("score_film",),
+    "search.soundtrack": ("write_film", "write_score", "write_stems"),
 }
 _MODULES = {name: module for module, names in _PUBLIC.items() for name in names}
 

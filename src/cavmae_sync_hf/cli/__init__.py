@@ -14,7 +14,21 @@ import typer
 from cavmae_sync_command import interruptible, report_interrupt
 
 from ..model.errors_cavmae_sync import printable
-from . import ask, commands, completion, data, evaluate, inference, localize, model, page, search, terminal, training
+from . import (
+    ask,
+    commands,
+    completion,
+    data,
+    evaluate,
+    inference,
+    localize,
+    model,
+    page,
+    score,
+    search,
+    terminal,
+    training,
+)
 from .kinds import Needs
 
 app = commands.group("cavmae-sync", "CAV-MAE and CAV-MAE Sync: which sound belongs to which moment of a video.")
@@ -32,6 +46,7 @@ for _command, _panel, *_needs in (
     (search.index, _USING, _SEARCH),
     (search.search, _USING, _SEARCH),
     (search.index_info, _USING, _SEARCH),
+    (score.score, _USING, _SEARCH),
     (inference.classify, _USING),
     (inference.extract, _USING),
     (page.app, _USING, Needs("app", "The web page")),

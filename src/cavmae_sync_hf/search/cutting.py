@@ -44,7 +44,7 @@ _SECONDS_BACK = (0.0, 2.0, 12.0)
 _MOST_WAITING = 64
 _FRAMES_AT_A_TIME = 8
 # Visually without loss, and small enough.
-_ENCODER = {"crf": "18", "preset": "veryfast"}
+ENCODER = {"crf": "18", "preset": "veryfast"}
 _AUDIO_BITS_PER_CHANNEL = 96_000
 # What AAC can carry.
 _AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)
@@ -189,7 +189,7 @@ def _copy(source: str, partial: Path, request: MediaRequest) -> float:
             except ValueError as error:  # PyAV's word for a codec that the container cannot hold
                 raise _NoCopyError from error
             shifts = {track: round((begin + reader.origin) / track.stream.time_base) for track in tracks}
-            for packet in _with_decode_times(_packets_of_span(reader, begin, request.end)):
+            for packet in with_decode_times(packets_of_span(reader, begin, request.end)):
                 data, shift = packet.data, shifts[packet.track]
                 data.pts, data.dts = data.pts - shift, data.dts - shift
                 data.stream = streams[packet.track]
@@ -225,7 +225,7 @@ def _order(packet: TimedPacket) -> float:
     return next((time for time in (packet.decode_time, packet.time) if time is not None), 0.0)
 
 
-def _packets_of_span(reader: MediaReader, begin: float, end: float) -> Iterator[TimedPacket]:
+def packets_of_span(reader: MediaReader, begin: float, end: float) -> Iterator[TimedPacket]:
     """The packets of what is shown or heard from `begin`, where a key frame is, to `end`."""
     tracks = {track for track in (reader.video, reader.audio) if track is not None}
     has_begun = reader.video is None
@@ -245,7 +245,7 @@ def _packets_of_span(reader: MediaReader, begin: float, end: float) -> Iterator[
             yield packet
 
 
-def _with_decode_times(packets: Iterator[TimedPacket]) -> Iterator[TimedPacket]:
+def with_decode_times(packets: Iterator[TimedPacket]) -> Iterator[TimedPacket]:
     """Packets that all say when they are decoded: Matroska does not, for the first ones of video."""
     waiting: list[TimedPacket] = []
     for packet in packets:
@@ -283,20 +283,20 @@ def _encode(source: str, partial: Path, request: MediaRequest, info: MediaInfo) 
         packets: list[Iterator[Any]] = []
         if info.has_video:
             rate = Fraction(info.frame_rate or DEFAULT_FRAME_RATE).limit_denominator(1001)
-            stream = file.add_stream("libx264", rate=rate, options=_ENCODER)
-            packets.append(_video_packets(stream, _frames(source, request, rate), rate))
+            stream = file.add_stream("libx264", rate=rate, options=ENCODER)
+            packets.append(video_packets(stream, frames_of_span(source, request, rate), rate))
         if info.has_audio:
             wanted = replace(request, want_video=False, missing="error")
             reader = stack.enter_context(MediaReader(stack.enter_context(MediaSource(source)), wanted))
             assert reader.audio is not None  # it is wanted
             heard = reader.audio.stream
             stream = _audio_stream(file, heard.rate, heard.channels, info.has_video)
-            packets.append(_audio_packets(stream, _samples(reader, request, stream)))
+            packets.append(audio_packets(stream, track_samples(reader, request, stream)))
         for packet in heapq.merge(*packets, key=lambda packet: packet.dts * packet.time_base):
             file.mux(packet)
 
 
-def _frames(source: str, request: MediaRequest, rate: Fraction) -> Iterator[np.ndarray]:
+def frames_of_span(source: str, request: MediaRequest, rate: Fraction) -> Iterator[np.ndarray]:
     """Frame after frame of a span, `(height, width, 3)` uint8: number k is on screen in the middle of its time."""
     chunks = iter_media(
         source, hop=float(1 / rate), num_frames=_FRAMES_AT_A_TIME, context=0.0, start=request.start, end=request.end,
@@ -307,7 +307,7 @@ def _frames(source: str, request: MediaRequest, rate: Fraction) -> Iterator[np.n
         yield from chunk.frames.permute(0, 2, 3, 1).numpy()
 
 
-def _video_packets(stream: Any, frames: Iterator[np.ndarray], rate: Fraction) -> Iterator[Any]:
+def video_packets(stream: Any, frames: Iterator[np.ndarray], rate: Fraction) -> Iterator[Any]:
     for number, image in enumerate(frames):
         height, width = (side // 2 * 2 for side in image.shape[:2])  # H.264 as all players know it has even sides
         if not number:
@@ -330,7 +330,7 @@ def _audio_stream(file: Any, rate: int, channels: int, with_video: bool) -> Any:
     return stream
 
 
-def _samples(reader: MediaReader, request: MediaRequest, stream: Any) -> Iterator[np.ndarray]:
+def track_samples(reader: MediaReader, request: MediaRequest, stream: Any) -> Iterator[np.ndarray]:
     """The samples of a span without gaps, `(channels, samples)` float32, as a stream wants them."""
     rate, layout = stream.rate, stream.layout
     resampler = av.AudioResampler(format="fltp", layout=layout, rate=rate)
@@ -357,7 +357,7 @@ def _samples(reader: MediaReader, request: MediaRequest, stream: Any) -> Iterato
                     written += kept.shape[1]
 
 
-def _audio_packets(stream: Any, pieces: Iterator[np.ndarray]) -> Iterator[Any]:
+def audio_packets(stream: Any, pieces: Iterator[np.ndarray]) -> Iterator[Any]:
     written = 0
     for samples in pieces:
         frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples), format="fltp", layout=stream.layout)

@@ -202,7 +202,7 @@ def embed_query(
             name=name, by="video", audio=np.zeros_like(vector), video=vector, audio_present=~there,
             video_present=there, start=0.0, seconds=hop, path=path, content=content,
         )  # fmt: skip
-    media = _as_wave(query, name) if isinstance(query, Mapping) and "array" in query else query
+    media = as_wave(query, name) if isinstance(query, Mapping) and "array" in query else query
     moments = _embed_media(media, name, model, processor, hop=hop, start=start, end=end)
     has_audio, has_video, loudness = moments.audio_present, moments.video_present, moments.loudness
     if by == "auto":
@@ -422,7 +422,7 @@ def _as_image(query: Any, name: str) -> Any:
         raise QueryError(f"{name}: is an image that cannot be read ({error}); save it anew.") from error
 
 
-def _as_wave(query: Mapping[str, Any], name: str) -> bytes:
+def as_wave(query: Mapping[str, Any], name: str) -> bytes:
     """Samples in memory as a WAV file, which is read as every other file is."""
     rate = query.get("sampling_rate")
     if isinstance(rate, bool) or not isinstance(rate, int | float | np.number) or not rate > 0 or rate != int(rate):

@@ -8,7 +8,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,15 @@ from ..model.errors_cavmae_sync import CavMaeSyncError, printable
 from ..model.media_cavmae_sync import probe_media
 from ..model.media_tracks_cavmae_sync import DEFAULT_FRAME_RATE
 from ..provenance import require_package
+from .placements import FilmScore
 from .searching import Hit, SearchResult
 
 OnError = Callable[[str, CavMaeSyncError], None]
 
 _LONGEST_REEL = 8
 _LONGEST_TITLE = 70
+# What times of placed sounds are counted in, Hz.
+_SOUND_RATE = 48000
 # Frame rates whose time codes leave out numbers, to keep up with the clock.
 _DROPPING = (29.97, 59.94)
 
@@ -111,6 +114,55 @@ def write_otio(
             timeline.tracks.append(track)
     text = otio.adapters.write_to_string(timeline, "otio_json")
     return write_text(path, text + "\n", overwrite=overwrite)
+
+
+def score_timeline(found: FilmScore) -> str:
+    """A film with the sounds that `score_film` placed, as an OpenTimelineIO timeline in JSON.
+
+    The film is a video track; each layer's sounds are one audio track, or more where some overlap. Times of sounds are
+    counted in samples of 48 kHz, so that none is moved to a frame.
+
+    Raises:
+        ImportError: OpenTimelineIO is not installed.
+        MediaError: The film cannot be read.
+    """
+    otio = _require_otio()
+    info = probe_media(found.film)
+    film = _File(
+        found.film, info.frame_rate or DEFAULT_FRAME_RATE, info.timecode, info.duration, channels=info.channels
+    )
+    timeline = otio.schema.Timeline(f"Sounds for {printable(os.path.basename(found.film))}")
+    picture = otio.schema.Track("V1", kind=otio.schema.TrackKind.Video)
+    picture.append(_reference_clip(film, 0.0, found.seconds, {}))
+    timeline.tracks.append(picture)
+
+    def samples(seconds: float) -> Any:
+        return otio.opentime.RationalTime(round(seconds * _SOUND_RATE), _SOUND_RATE)
+
+    tracks: list[tuple[int, float, Any]] = []  # the layer, where the track ends so far, and the track
+    for sound in found.placements:
+        place = next(
+            (n for n, (layer, end, _) in enumerate(tracks) if layer == sound.layer and end <= sound.time + 1e-6), None
+        )
+        if place is None:
+            place = len(tracks)
+            track = otio.schema.Track(f"A{place + 1}", kind=otio.schema.TrackKind.Audio)
+            tracks.append((sound.layer, 0.0, track))
+        layer, end, track = tracks[place]
+        if sound.time > end:
+            gap = otio.opentime.TimeRange(samples(0), samples(sound.time) - samples(end))
+            track.append(otio.schema.Gap(source_range=gap))
+        about = {name: value for name, value in plain(asdict(sound)).items() if name not in ("path", "start", "end")}
+        name = printable(os.path.basename(sound.path))
+        reference = otio.schema.ExternalReference(media_address(sound.path))
+        reference.name = name
+        begin, stop = samples(sound.time), samples(sound.time + sound.seconds)
+        source = otio.opentime.TimeRange(samples(sound.start), stop - begin)
+        track.append(otio.schema.Clip(name, reference, source, metadata={"cavmae_sync": about}))
+        tracks[place] = (layer, sound.time + sound.seconds, track)
+    for _, _, track in tracks:
+        timeline.tracks.append(track)
+    return str(otio.adapters.write_to_string(timeline, "otio_json")) + "\n"
 
 
 def write_edl(
@@ -225,16 +277,20 @@ def _span(file: _File, start: float, end: float) -> Any:
 
 
 def _clip(file: _File, hit: Hit, number: int) -> Any:
+    return _reference_clip(file, hit.start, hit.end, {"hit": number} | plain(hit.to_dict()))
+
+
+def _reference_clip(file: _File, start: float, end: float, about: dict[str, Any]) -> Any:
+    """A span of a file, with what is known of it."""
     otio = _require_otio()
-    name = printable(os.path.basename(hit.path))
+    name = printable(os.path.basename(file.path))
     if file.is_there:
         there = None if file.seconds is None else _span(file, 0.0, file.seconds)
-        reference = otio.schema.ExternalReference(media_address(hit.path), there)
+        reference = otio.schema.ExternalReference(media_address(file.path), there)
         reference.name = name
     else:
-        reference = otio.schema.MissingReference(name=name, metadata={"cavmae_sync": {"path": printable(hit.path)}})
-    about = {"cavmae_sync": {"hit": number} | plain(hit.to_dict())}
-    return otio.schema.Clip(name, reference, _span(file, hit.start, hit.end), metadata=about)
+        reference = otio.schema.MissingReference(name=name, metadata={"cavmae_sync": {"path": printable(file.path)}})
+    return otio.schema.Clip(name, reference, _span(file, start, end), metadata={"cavmae_sync": about})
 
 
 def _reels(paths: Iterable[str]) -> dict[str, str]:
