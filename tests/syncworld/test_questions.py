@@ -15,8 +15,8 @@ from cavmae_sync_hf.syncworld.questions import (
     PATTERNS,
     Question,
     conversation,
+    dense_captions,
     is_right,
-    moment_labels,
     question_names,
     questions,
     score_answers,
@@ -155,16 +155,15 @@ def test_short_answers__are_right_in_a_sentence_but_not_among_others():
     assert is_right(one, "The drum.") and not is_right(one, "the drum or the bell") and not is_right(one, "")
 
 
-def test_moment_labels__tell_class_side_and_what_begins():
+def test_dense_captions__tell_what_is_seen_what_begins_and_what_goes_on():
     record = hand_made([("bell", 1.2, 2.4), ("bark", 2.1, 3.9), ("drum", 5.0, 6.0)], PLACES)
-    assert moment_labels(record)[:7] == [
-        "0.5s nothing", "1.5s first bell left", "2.5s first bark right", "3.5s bark right", "4.5s nothing",
-        "5.5s first drum", "6.5s nothing",
-    ]  # fmt: skip
+    assert dense_captions(record).startswith(
+        "bark bell drum seen 0.5s nothing 1.5s first bell 2.5s first bark 3.5s on 4.5s nothing 5.5s first drum 6.5s"
+    )
     again = hand_made([("bell", 1.2, 2.4), ("bell", 5.0, 7.0)], PLACES)
-    assert moment_labels(again)[4:8] == ["4.5s nothing", "5.5s start bell left", "6.5s bell left", "7.5s nothing"]
+    assert " 4.5s nothing 5.5s again bell 6.5s on 7.5s nothing" in dense_captions(again)
     both = hand_made([("drum", 1.2, 2.4), ("bell", 1.2, 2.4)], PLACES)
-    assert moment_labels(both)[1] == "1.5s first bell left and first drum"
+    assert " 1.5s first bell and first drum " in dense_captions(both)
 
 
 def test_answers__may_come_behind_a_reason_that_does_not_count():
@@ -188,7 +187,7 @@ def test_every_word__is_in_the_vocabulary_and_new_patterns_have_no_new_word(worl
             for one in questions(record, np.random.default_rng(record["index"]), wording, per_kind=2):
                 assert set(one.text.split()) | set(one.reasoned_answer.split()) <= words, one
                 assert all(set(choice.split()) <= words for choice in one.choices)
-        assert {word for label in moment_labels(record) for word in label.split()} <= words
+        assert set(dense_captions(record).split()) <= words
     assert len(words) < 250 and "9.7s" in words and "12.0s" in set(vocabulary(12))
     assert all(word == word.lower() for word in words)
 

@@ -23,7 +23,6 @@ from cavmae_sync_hf.training.instruction_data import (
     ChatCollator,
     ChatWriter,
     ClipTokens,
-    LabelSchedule,
     apart_masks,
     read_chats,
 )
@@ -108,16 +107,19 @@ def test_chats_of_a_file__train_a_model_that_answers(desk, tmp_path):
     assert [text.strip() for text in said] == ["noise", "nothing"]
 
 
-def test_syncworld__is_asked_and_told_beside_controls(desk, tmp_path):
+def test_syncworld__is_captioned_and_asked_beside_controls(desk, tmp_path):
     run = arguments(
         desk, tmp_path / "out", eval_data={"mixed": str(desk / "world" / "mixed")}, drop_modality=0.2,
-        moment_labels={"text": 0.4, "start": 0.5, "end": 0.9, "least": 0.1},
+        caption_prompt="tell every moment .",
     )  # fmt: skip
     status, record = run_instruction(*run)
 
     metrics = record["metrics"]["mixed"]
     assert status == 0 and {"describe", "side"} <= set(metrics["seen"]) & set(metrics["unseen"])
-    assert set(metrics["controls"]) == set(CONTROLS) and set(metrics["told"]) == set(metrics["seen"])
+    assert set(metrics["controls"]) == set(CONTROLS) and set(metrics["true captions"]) == set(metrics["seen"])
+    assert set(metrics["captions"]) == {"seen", "moments"}
+    processor = AutoProcessor.from_pretrained(tmp_path / "out" / "model")
+    assert processor.caption_prompt == "tell every moment ." and "tell" in processor.tokenizer.get_vocab()
     for kind, row in metrics["seen"].items():
         assert set(row) == {"accuracy", "majority", "chance", "count"} and row["count"] > 0, kind
     assert 0 <= metrics["moments"]["scores"] <= 100 and metrics["twins"]
@@ -238,28 +240,28 @@ def said(processor, written: dict[str, torch.Tensor]) -> list[str]:
     return [processor.tokenizer.decode(run) for run in runs if run]
 
 
-def test_labels__are_the_answers_and_the_texts_of_moments_alone():
+def test_labels__are_the_answers_alone():
     processor = make()
-    writer = ChatWriter(processor)
+    written = ChatWriter(processor).write(Chat(turns(("who?", "dog"), ("when?", "now")), [0]), [clip()])
 
-    plain = writer.write(Chat(turns(("who?", "dog"), ("when?", "now")), [0]), [clip()])
-    told = writer.write(Chat(turns(("who?", "dog")), [0], [["bark", "nothing"]]), [clip()])
-
-    assert said(processor, plain) == ["dog\n", "now\n"]
-    assert said(processor, told) == [" bark\n", " nothing\n", "dog\n"]
-    text = processor.tokenizer.decode(told["input_ids"])
-    assert text == f"[user] 0.5s{V}{A} bark\n1.5s{V} nothing\nwho?\n[assistant] dog\n"
+    assert said(processor, written) == ["dog\n", "now\n"]
+    text = processor.tokenizer.decode(written["input_ids"])
+    assert text == f"[user] 0.5s{V}{A}1.5s{V}who?\n[assistant] dog\n[user] when?\n[assistant] now\n"
 
 
 @pytest.mark.parametrize("layer_types", [None, ["full_attention", "full_attention"]])
-@pytest.mark.parametrize("texts", [None, [["bark", "nothing"]]])
-def test_questions_apart__are_answered_as_each_alone(layer_types, texts):
+@pytest.mark.parametrize("captions", [[], [("tell all", "barks, nothing")]])
+def test_questions_apart__are_answered_as_each_alone(layer_types, captions):
     model, processor = lm_model()
     asked = [("who?", "dog"), ("when is it?", "now"), ("where?", "there")]
     shown = clip()
+
+    def chat(*pairs: tuple[str, str], apart: bool) -> Chat:
+        return Chat(turns(*captions, *pairs), [0], apart=apart, captions=bool(captions))
+
     collate = ChatCollator(ChatWriter(processor), lambda number: shown, int(processor.tokenizer.pad_token_id))
-    together = collate([Chat(turns(*asked), [0], texts, apart=True), Chat(turns(*asked[:2]), [0], texts, apart=True)])
-    alone = [collate([Chat(turns(pair), [0], texts)]) for pair in asked]
+    together = collate([chat(*asked, apart=True), chat(*asked[:2], apart=True)])
+    alone = [collate([chat(pair, apart=False)]) for pair in asked]
 
     masks = apart_masks(together.pop("question_ids"), layer_types)
     with torch.no_grad():
@@ -274,8 +276,8 @@ def test_questions_apart__are_answered_as_each_alone(layer_types, texts):
         assert torch.allclose(logits[0, begin : begin + length - start], single[start:], atol=1e-5)
         begin += length - start
     labels = [said(processor, {"labels": together["labels"][row]}) for row in (0, 1)]
-    clips = [] if texts is None else [" bark\n", " nothing\n"]
-    assert labels == [[*clips, "dog\n", "now\n", "there\n"], [*clips, "dog\n", "now\n"]]
+    told = ["barks, nothing\n"] * bool(captions)
+    assert labels == [[*told, "dog\n", "now\n", "there\n"], [*told, "dog\n", "now\n"]]
 
 
 def test_questions_apart__need_a_language_model_that_can(desk, tmp_path):
@@ -284,17 +286,6 @@ def test_questions_apart__need_a_language_model_that_can(desk, tmp_path):
         run_instruction(*arguments(desk, tmp_path / "out", text_config=language))
     status, _ = run_instruction(*arguments(desk, tmp_path / "out", text_config=language, questions_apart=False))
     assert status == 0
-
-
-def test_a_chat_that_is_told__shows_no_clip_and_asks_for_no_text_of_moments():
-    processor = make()
-    collate = ChatCollator(ChatWriter(processor), lambda number: clip(), 0)
-
-    batch = collate([Chat(turns(("who?", "dog")), [0], [["bark", ""]], told=True)])
-
-    assert set(batch) == {"input_ids", "labels", "attention_mask"}
-    assert processor.tokenizer.decode(batch["input_ids"][0]) == "[user] 0.5s bark\n1.5swho?\n[assistant] dog\n"
-    assert said(processor, {"labels": batch["labels"][0]}) == ["dog\n"]
 
 
 def test_dropped_modalities__have_no_tokens():
@@ -322,12 +313,6 @@ def test_a_template_that_rewrites_earlier_turns__is_refused():
 def test_a_tokenizer_without_a_template__is_refused():
     with pytest.raises(TrainingError, match="no chat template; set `chat_template`"):
         ChatWriter(make(letters(None)))
-
-
-def test_schedule__starts_with_all_and_ends_with_the_least():
-    schedule = LabelSchedule(0.1, 0.2, 0.6, 0.1)
-    assert [round(schedule.share(done), 3) for done in (0.0, 0.19, 0.4, 0.6, 1.0)] == [1.0, 1.0, 0.55, 0.1, 0.1]
-    assert LabelSchedule().share(0.0) == 0.0
 
 
 @pytest.mark.parametrize("control", CONTROLS)
@@ -399,11 +384,10 @@ def test_forms_of_a_file__give_the_same_chats(form, desk, tmp_path):
         ({"text_config": None}, "There is no language model"),
         ({"text_config": {"hidden_size": 8}}, 'needs "model_type"'),
         ({"text_model": "somewhere"}, "leave one out"),
-        ({"moment_labels": {"begin": 1}}, "has begin; it takes text, start, end and least"),
         ({"train": "lora", "lora_targets": ["nobody"]}, "names none of the language model's layers"),
         ({"drop_modality": 0.7}, "use 0 to 0.5"),
     ],
-    ids=["none", "no type", "two", "labels", "targets", "drop"],
+    ids=["none", "no type", "two", "targets", "drop"],
 )
 def test_settings_that_cannot_work__are_refused(settings, message, desk, tmp_path):
     with pytest.raises(TrainingError, match=message):

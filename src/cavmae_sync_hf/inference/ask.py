@@ -12,7 +12,7 @@ import heapq
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,8 @@ _MARGIN_SECONDS = 1.0
 _WHOLE_SECONDS = 30.0
 # So much that lies in both or in neither counts, as in a search of an index.
 _LEAST_SHARE = 1e-6
+# Of captions, for each moment.
+MOST_CAPTION_TOKENS = 16
 # As `written_time` writes it.
 _TIME = re.compile(r"\d+\.\d+s\b")
 _MODALITIES = (("video", "padding_mask_videos"), ("audio", "padding_mask"))
@@ -101,6 +103,8 @@ class Watched:
         clip_text: What stands for it in the text that the model reads.
         encoded: Features by modality, as `mm_encoder_outputs` of the model.
         seconds: Length of the film, or of the span of it.
+        captions: What the model says of every moment before it answers, where it was trained to
+            (`caption_prompt` of the processor).
     """
 
     source: str
@@ -109,6 +113,7 @@ class Watched:
     clip_text: str
     encoded: Mapping[str, BaseModelOutputWithPooling]
     seconds: float
+    captions: str | None = None
 
     def tokens(self, processor: CavMaeSyncLMProcessor) -> int:
         """How many tokens of a text it takes."""
@@ -177,6 +182,7 @@ def watch(
     if most_tokens is not None:
         longest = processor.clip_text([seconds], [clip.is_seen], [clip.is_heard])
         each = len(processor.tokenizer(longest, add_special_tokens=False)["input_ids"])
+        each += MOST_CAPTION_TOKENS * (processor.caption_prompt is not None)
         room = most_tokens // each
         if room < 1:
             raise InferenceError(
@@ -201,7 +207,7 @@ def watch(
             f"{name}: holds nothing here that the model takes, which is "
             f"{'audio and video' if takes == 'multimodal' else takes}; take another file, or another span of it."
         )
-    return Watched(
+    watched = Watched(
         source=name,
         times=told,
         start=begin,
@@ -212,6 +218,10 @@ def watch(
         },
         seconds=seconds,
     )
+    if processor.caption_prompt is None:
+        return watched
+    _, captions = _say(model, processor, watched, processor.caption_prompt, MOST_CAPTION_TOKENS * len(told))
+    return replace(watched, captions=captions)
 
 
 def _read(
@@ -322,8 +332,26 @@ def answer(
     Raises:
         InferenceError: The question is empty or too long, or there is no chat template.
     """
+    inputs, said = _say(model, processor, watched, question, max_new_tokens, stream)
+    said_times = list(_TIME.finditer(said))
+    before, after = (said[: said_times[-1].start()], said[said_times[-1].end() :]) if said_times else ("", "")
+    times = (watched.times - watched.start).tolist()
+    written = [f"{before}{written_time(time)}{after}" for time in times]
+    scores = answer_scores(model, processor, inputs, written).softmax(dim=0)
+    return Answer(question, said, watched.times.numpy(), scores.numpy(), watched.source, watched.seconds)
+
+
+def _say(
+    model: Any,
+    processor: CavMaeSyncLMProcessor,
+    watched: Watched,
+    question: str,
+    max_new_tokens: int,
+    stream: Callable[[str], None] | None = None,
+) -> tuple[dict[str, Any], str]:
+    """The model's inputs for a question about a film, and what it says."""
     tokenizer = processor.tokenizer
-    text = processor.expand(prompt(processor, question), [watched.clip_text])
+    text = processor.expand(prompt(processor, question, watched.captions), [watched.clip_text])
     tokens = tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False)
     length, limit = tokens["input_ids"].shape[1], context_length(model, processor)
     if limit is not None and length + max_new_tokens > limit:
@@ -333,20 +361,14 @@ def answer(
             hint=Hint("max_new_tokens", 32, "leave more room"),
         )
     inputs = {name: tokens[name].to(model.device) for name in ("input_ids", "attention_mask")}
-    media = dict(watched.encoded)
+    inputs["mm_encoder_outputs"] = dict(watched.encoded)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     streamer = None if stream is None else _Streamer(tokenizer, stream)
     given = model.generate(
-        **inputs, mm_encoder_outputs=media, max_new_tokens=max_new_tokens, do_sample=False, temperature=None,
-        top_p=None, top_k=None, pad_token_id=pad, streamer=streamer,
+        **inputs, max_new_tokens=max_new_tokens, do_sample=False, temperature=None, top_p=None, top_k=None,
+        pad_token_id=pad, streamer=streamer,
     )  # fmt: skip
-    said = str(tokenizer.decode(given[0, length:], skip_special_tokens=True)).strip()
-    said_times = list(_TIME.finditer(said))
-    before, after = (said[: said_times[-1].start()], said[said_times[-1].end() :]) if said_times else ("", "")
-    times = (watched.times - watched.start).tolist()
-    written = [f"{before}{written_time(time)}{after}" for time in times]
-    scores = answer_scores(model, processor, inputs | {"mm_encoder_outputs": media}, written).softmax(dim=0)
-    return Answer(question, said, watched.times.numpy(), scores.numpy(), watched.source, watched.seconds)
+    return inputs, str(tokenizer.decode(given[0, length:], skip_special_tokens=True)).strip()
 
 
 class _Streamer(TextStreamer):
@@ -362,8 +384,8 @@ class _Streamer(TextStreamer):
             self.stream(text)
 
 
-def prompt(processor: CavMaeSyncLMProcessor, question: str) -> str:
-    """The text of a question about one film, with `<|video|>` where that belongs.
+def prompt(processor: CavMaeSyncLMProcessor, question: str, captions: str | None = None) -> str:
+    """The text of a question about one film, with `<|video|>` where that belongs, behind the film's captions.
 
     Raises:
         InferenceError: The question is empty or holds a placeholder, or there is no chat template.
@@ -379,9 +401,12 @@ def prompt(processor: CavMaeSyncLMProcessor, question: str) -> str:
             "`processor.chat_template` (Jinja) and save the processor again, or train the model with one "
             "(`chat_template` of `cavmae-sync instruct`)."
         )
-    content = [{"type": "video"}, {"type": "text", "text": question.strip()}]
-    message = {"role": "user", "content": content}
-    return str(processor.apply_chat_template([message], tokenize=False, add_generation_prompt=True))
+    turns = [{"role": "user", "content": [{"type": "text", "text": question.strip()}]}]
+    if captions is not None:
+        asked = {"role": "user", "content": [{"type": "text", "text": processor.caption_prompt}]}
+        turns = [asked, {"role": "assistant", "content": [{"type": "text", "text": captions}]}, *turns]
+    turns[0]["content"] = [{"type": "video"}, *turns[0]["content"]]
+    return str(processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
 
 
 def room_for_moments(
@@ -394,7 +419,8 @@ def room_for_moments(
     """
     if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
         raise InferenceError(f"max_new_tokens is {max_new_tokens!r}; it must be a whole number of at least 1.")
-    texts = [processor.expand(prompt(processor, question), [""]) for question in questions]
+    captions = None if processor.caption_prompt is None else ""
+    texts = [processor.expand(prompt(processor, question, captions), [""]) for question in questions]
     limit = context_length(model, processor)
     if limit is None:
         return None

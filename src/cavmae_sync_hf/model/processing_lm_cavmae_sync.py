@@ -84,6 +84,8 @@ class CavMaeSyncLMProcessor(SavedWithCode, OmniModalProcessorMixin):
             square number, 0 for none.
         tokens_per_window: Those of a window, any number.
         merge_tokens: Whether all of a frame are one token, and all of a window.
+        caption_prompt: What the model was trained to be asked first about every clip: it then says what is seen and
+            heard at each moment, and what it said precedes the questions, in the same chat.
 
     Attributes:
         video_token: Placeholder of a video and of each vector of a frame.
@@ -110,6 +112,7 @@ class CavMaeSyncLMProcessor(SavedWithCode, OmniModalProcessorMixin):
         tokens_per_frame: int = 9,
         tokens_per_window: int = 4,
         merge_tokens: bool = False,
+        caption_prompt: str | None = None,
     ) -> None:
         given = {"tokens_per_frame": tokens_per_frame, "tokens_per_window": tokens_per_window}
         given |= {"merge_tokens": merge_tokens}
@@ -131,6 +134,7 @@ class CavMaeSyncLMProcessor(SavedWithCode, OmniModalProcessorMixin):
         self.tokens_per_frame = tokens_per_frame
         self.tokens_per_window = tokens_per_window
         self.merge_tokens = merge_tokens
+        self.caption_prompt = caption_prompt
         # Written into `processor_config.json`. Set here, so that saving changes nothing and loading gives the same.
         self.auto_map = dict(LM_AUTO_MAP)
 

@@ -31,42 +31,63 @@ PATTERNS: dict[str, dict[Wording, tuple[str, ...]]] = {
         "seen": (
             "what sounds at {time} ?",
             "what is heard at {time} ?",
-            "at {time} , what can be heard ?",
+            "what can be heard at {time} ?",
+            "what sound is there at {time} ?",
+            "what sound is heard at {time} ?",
             "which sound is there at {time} ?",
+            "which sound can be heard at {time} ?",
+            "at {time} , what can be heard ?",
+            "at {time} , what sound is there ?",
+            "at {time} , which sound is heard ?",
         ),
         "unseen": ("at {time} , what sounds ?", "what sound can be heard at {time} ?", "at {time} , what is heard ?"),
     },
     "when": {
         "seen": (
             "when does the {a} first sound ?",
+            "when does the {a} sound first ?",
             "when is the {a} heard first ?",
-            "at what time does the {a} start ?",
+            "when is the {a} first heard ?",
             "when can the {a} first be heard ?",
+            "at what time does the {a} start ?",
+            "at what time does the {a} first sound ?",
+            "at what time is the {a} heard first ?",
+            "at what time can the {a} first be heard ?",
         ),
         "unseen": ("when does the {a} start ?", "at what time is the {a} first heard ?"),
     },
     "count": {
         "seen": (
             "how often does the {a} sound ?",
+            "how often does the {a} start ?",
             "how many times does the {a} sound ?",
+            "how many times does the {a} start ?",
             "how many times is the {a} heard ?",
+            "how many times can the {a} be heard ?",
         ),
         "unseen": ("how often is the {a} heard ?", "how often can the {a} be heard ?"),
     },
     "order": {
         "seen": (
             "does the {a} first sound before the {b} ?",
+            "does the {b} first sound after the {a} ?",
             "is the {a} first heard before the {b} ?",
-            "does the {a} start before the {b} ?",
             "is the {b} first heard after the {a} ?",
+            "does the {a} start before the {b} ?",
+            "can the {b} first be heard after the {a} ?",
+            "is the {a} heard first , before the {b} ?",
         ),
         "unseen": ("does the {b} start after the {a} ?", "can the {a} first be heard before the {b} ?"),
     },
     "side": {
         "seen": (
             "is the {a} left or right at {time} ?",
+            "is the {a} seen left or right at {time} ?",
             "at {time} , is the {a} left or right ?",
+            "at {time} , can the {a} be seen left or right ?",
             "on which side is the {a} at {time} ?",
+            "on which side is the {a} seen at {time} ?",
+            "at {time} , on which side can the {a} be seen ?",
         ),
         "unseen": ("at {time} , on which side is the {a} ?", "on which side can the {a} be seen at {time} ?"),
     },
@@ -75,6 +96,8 @@ PATTERNS: dict[str, dict[Wording, tuple[str, ...]]] = {
             "what is seen but never sounds ?",
             "what is seen but never heard ?",
             "what can be seen but not heard ?",
+            "what is there but never sounds ?",
+            "what can be seen but never heard ?",
         ),
         "unseen": ("what can be seen but never sounds ?", "what is seen but not heard ?"),
     },
@@ -82,7 +105,10 @@ PATTERNS: dict[str, dict[Wording, tuple[str, ...]]] = {
         "seen": (
             "describe the clip .",
             "describe what is heard .",
+            "describe what sounds .",
+            "describe what is heard , and when .",
             "what is heard , and when ?",
+            "what can be heard , and when ?",
         ),
         "unseen": ("describe what can be heard .", "describe what sounds , and when ."),
     },
@@ -140,7 +166,7 @@ def vocabulary(duration: float = 10.0) -> list[str]:
     """
     texts = [pattern for kind in PATTERNS.values() for pattern in kind["seen"]]
     texts += [word for name in CLASS_NAMES for word in question_names(name)]
-    texts += [NOTHING, "left", "right", "and", "yes", "no", ",", ":", "at", *_NUMBERS]
+    texts += [NOTHING, "left", "right", "and", "yes", "no", ",", ":", "at", "first", "again", "on", "seen", *_NUMBERS]
     texts += [written_time(tenth / 10) for tenth in range(round(10 * duration) + 1)]
     return sorted({word for text in texts for word in text.split() if "{" not in word})
 
@@ -218,24 +244,20 @@ def twin_questions(
     return pairs
 
 
-def moment_labels(record: Mapping[str, Any]) -> list[str]:
-    """What sounds at each of the moments of `frame_times`, and on which side of the frame, behind the moment's time.
+def dense_captions(record: Mapping[str, Any]) -> str:
+    """What is on screen in a clip, and what happens at each of its moments, `frame_times`.
 
-    `3.4s bell left`, `3.4s bell` in the middle, `3.4s bell left and drum right`, `3.4s nothing`. A class at the moment
-    of its first beginning is a `first bell`, at that of a later one `start bell`.
+    `bell drum seen 0.3s nothing 0.9s first bell 1.5s on 2.1s nothing 2.8s again bell`: a class where it begins to
+    sound, for the first time or again; `on` while something goes on sounding.
     """
     times = record["frame_times"]
     begins = {name: [_first_moment(event, times) for event in own] for name, own in _events_by_class(record).items()}
-    labels = []
-    for time, slots, boxes in zip(times, record["sounding_objects"], record["sounding_boxes"], strict=True):
-        heard = {}
-        for slot, box in zip(slots, boxes, strict=True):
-            name = record["objects"][slot]["label_name"]
-            mark = "" if time not in begins[name] else "start " if time > begins[name][0] else "first "
-            heard[name] = f"{mark}{name} {_side(box, record['width'])}".rstrip()
-        said = " and ".join(heard[name] for name in sorted(heard))
-        labels.append(f"{written_time(time)} {said or NOTHING}")
-    return labels
+    words = [*sorted({item["label_name"] for item in record["objects"]}), "seen"]
+    for time, sounding in zip(times, record["sounding_objects"], strict=True):
+        new = [(name, time == own[0]) for name, own in sorted(begins.items()) if time in own]
+        said = " and ".join(f"{'first' if is_first else 'again'} {name}" for name, is_first in new)
+        words += [written_time(time), said or ("on" if sounding else NOTHING)]
+    return " ".join(words)
 
 
 def is_right(question: Question, answer: str) -> bool:
@@ -317,22 +339,30 @@ def score_twins(
     return scores
 
 
-def conversation(asked: Sequence[Question], video: str) -> dict[str, Any]:
+def conversation(asked: Sequence[Question], video: str, captions: tuple[str, str] | None = None) -> dict[str, Any]:
     """Questions about one clip and their answers as a row of a chat data set.
 
     The video comes with the first question. Later answers may follow from earlier ones (`describe` tells the order):
     ask one question a row where that must not be.
 
+    Args:
+        asked: The questions.
+        video: The clip's file.
+        captions: The first two turns: a prompt, and what is said of every moment of the clip (`dense_captions`).
+
     Raises:
         ValueError: There are no questions.
     """
-    if not asked:
+    turns = [(question.text, question.reasoned_answer) for question in asked]
+    if captions is not None:
+        turns.insert(0, captions)
+    if not turns:
         raise ValueError(f"There are no questions about {video}; leave the clip out.")
     messages: list[dict[str, Any]] = []
-    for question in asked:
+    for said, answer in turns:
         media = [] if messages else [{"type": "video", "path": video}]
-        messages.append({"role": "user", "content": [*media, {"type": "text", "text": question.text}]})
-        messages.append({"role": "assistant", "content": [{"type": "text", "text": question.reasoned_answer}]})
+        messages.append({"role": "user", "content": [*media, {"type": "text", "text": said}]})
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
     return {"messages": messages}
 
 

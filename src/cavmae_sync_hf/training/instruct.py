@@ -44,7 +44,6 @@ from .instruction_data import (
     ChatWriter,
     ClipTokens,
     FileChats,
-    LabelSchedule,
     SyncWorldChats,
     apart_masks,
     holds_chats,
@@ -133,6 +132,8 @@ class _Run:
         if arguments.num_frames is not None:
             self.av_processor.feature_extractor.num_frames = arguments.num_frames
             self.av_processor.video_processor.num_frames = arguments.num_frames
+        if arguments.caption_prompt is not None:
+            self.processor.caption_prompt = arguments.caption_prompt
         self.model.to(training.device).eval()
         self.writer = ChatWriter(self.processor, arguments.max_length)
 
@@ -229,7 +230,7 @@ class _Run:
             ]  # fmt: skip
             words = sorted({word for text in texts for word in text.split()})
         else:
-            words = vocabulary()
+            words = sorted({*vocabulary(), *(self.arguments.caption_prompt or "").split()})
         known = [*_MARKS.values(), "<ask>", "<answer>", *words]
         plain = Tokenizer(models.WordLevel({word: place for place, word in enumerate(known)}, unk_token="<unk>"))
         plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -274,11 +275,9 @@ class _Run:
         clips = self._clips(name, dataset)
         if records is None:
             return self._file_chats(rows, dataset), clips
-        labels: Any = self.arguments.moment_labels
-        total = self.training.max_steps * self.training.train_batch_size * self.training.world_size
         chats = SyncWorldChats(
             timed(records, clips), per_chat=self.arguments.questions_per_chat, seed=self.training.seed,
-            schedule=LabelSchedule(**labels) if labels else None, total=total, apart=self._apart(),
+            apart=self._apart(), caption_prompt=self.processor.caption_prompt,
         )  # fmt: skip
         return chats, clips
 

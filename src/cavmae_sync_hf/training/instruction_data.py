@@ -15,7 +15,7 @@ from ..files import StrPath, parse_json
 from ..model.batching_cavmae_sync import stack_padded
 from ..model.errors_cavmae_sync import TrainingError, printable
 from ..model.processing_lm_cavmae_sync import CavMaeSyncLMProcessor
-from ..syncworld.questions import KINDS, Question, conversation, moment_labels, questions
+from ..syncworld.questions import KINDS, Question, conversation, dense_captions, questions
 
 _MEDIA = ("video", "audio")
 # What batches of chats are filled up with.
@@ -31,28 +31,24 @@ class Chat:
     Attributes:
         messages: `role` and `content` of each turn, content a list of texts, videos and audio clips.
         clips: Number of the clip of each video and audio clip, in the order of the messages.
-        moment_texts: What is said at each moment of each clip; `None` or empty for nothing.
-        told: Whether the clips are told by these texts alone, without audio and video; then nobody asks for them.
         apart: Whether each question stands alone, about the media of the first one: none sees the others.
+        captions: Whether the first two turns are a prompt for captions and these; every question sees them.
     """
 
     messages: list[dict[str, Any]]
     clips: list[int]
-    moment_texts: list[Sequence[str]] | None = None
-    told: bool = False
     apart: bool = False
-
-    def shown(self, clip: Callable[[int], "ClipTokens"]) -> list["ClipTokens"]:
-        """Its clips, by their numbers, as the model gets them."""
-        clips = [clip(number) for number in self.clips]
-        return [one.without(*_MEDIA) for one in clips] if self.told else clips
+    captions: bool = False
 
     def questions(self) -> Iterator["Chat"]:
-        """Each question, with the media of the first one, and its answer as a chat of its own."""
-        media = [part for part in self.messages[0]["content"] if part["type"] in _MEDIA]
-        for asked, answer in zip(self.messages[::2], self.messages[1::2], strict=True):
+        """Each question, with the captions or the media of the first one, and its answer as a chat of its own."""
+        shared = self.messages[: 2 * self.captions]
+        media = [part for part in self.messages[0]["content"] if part["type"] in _MEDIA and not shared]
+        turns = self.messages[len(shared) :]
+        for asked, answer in zip(turns[::2], turns[1::2], strict=True):
             texts = [part for part in asked["content"] if part["type"] == "text"]
-            yield replace(self, messages=[{"role": "user", "content": [*media, *texts]}, answer], apart=False)
+            own = [{"role": "user", "content": [*media, *texts]}, answer]
+            yield replace(self, messages=[*shared, *own], apart=False)
 
 
 @dataclass
@@ -178,38 +174,10 @@ class FileChats(Dataset):
         return self.chats[index]
 
 
-def question_chat(asked: Sequence[Question], clip: int) -> Chat:
-    """Questions about one clip, one after the other, with their answers."""
-    return Chat(conversation(asked, f"clip {clip}")["messages"], [clip])
-
-
-@dataclass
-class LabelSchedule:
-    """At how many moments of a clip a chat says what is true of it.
-
-    Up to `text`, a share of the steps, clips are told by these words alone: what the language model learns of words
-    comes first. Then it sees and hears them as well, and up to `start` all moments have their words; then fewer and
-    fewer, and from `end` on a share of `least`.
-
-    Attributes:
-        text: Share of the steps.
-        start: Likewise.
-        end: Likewise.
-        least: Share of the moments.
-    """
-
-    text: float = 0.0
-    start: float = 0.0
-    end: float = 0.0
-    least: float = 0.0
-
-    def share(self, done: float) -> float:
-        """Share of the moments after a share of the steps."""
-        if done < self.start:
-            return 1.0
-        if done >= self.end:
-            return self.least
-        return 1.0 - (1.0 - self.least) * (done - self.start) / (self.end - self.start)
+def question_chat(asked: Sequence[Question], clip: int, captions: tuple[str, str] | None = None) -> Chat:
+    """Questions about one clip, one after the other, with their answers; after captions where there are some."""
+    messages = conversation(asked, f"clip {clip}", captions)["messages"]
+    return Chat(messages, [clip], captions=captions is not None)
 
 
 class SyncWorldChats(Dataset):
@@ -219,9 +187,8 @@ class SyncWorldChats(Dataset):
         records: Truth of every clip.
         per_chat: Questions of a chat.
         seed: Seeds what is asked, and how.
-        schedule: Of the moments' labels; default: there are none.
-        total: Chats that the training sees in all, for the schedule.
         apart: Whether the questions of a chat see the clip and not each other.
+        caption_prompt: Each chat begins with it and the clip's dense captions.
         kinds: Of questions.
     """
 
@@ -231,14 +198,15 @@ class SyncWorldChats(Dataset):
         *,
         per_chat: int = 6,
         seed: int = 0,
-        schedule: LabelSchedule | None = None,
-        total: int = 1,
         apart: bool = False,
+        caption_prompt: str | None = None,
         kinds: Sequence[str] = KINDS,
     ) -> None:
         self.records, self.per_chat, self.seed, self.apart, self.kinds = records, per_chat, seed, apart, kinds
-        self.schedule, self.total, self.epoch = schedule or LabelSchedule(), total, 0
-        self._labels = [moment_labels(record) for record in records]
+        self.epoch = 0
+        self._captions = [
+            None if caption_prompt is None else (caption_prompt, dense_captions(record)) for record in records
+        ]
 
     def set_epoch(self, epoch: int) -> None:
         """Ask other questions."""
@@ -251,21 +219,11 @@ class SyncWorldChats(Dataset):
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, self.epoch, int(index)]))
         known = questions(self.records[index], rng, per_kind=-(-self.per_chat // 3), kinds=self.kinds)
         asked = [known[place] for place in rng.permutation(len(known))[: self.per_chat]]
-        chat = replace(question_chat(asked, int(index)), apart=self.apart)
-        # An epoch is short beside the whole, so that its middle stands for all of it.
-        done = (self.epoch + 0.5) * len(self) / self.total
-        share = self.schedule.share(done)
-        if share:
-            # Some chats with more of them, some with fewer, so that each trains the step from words to what they name.
-            share = min(1.0, max(0.0, share + rng.uniform(-0.3, 0.3))) if share < 1 else share
-            kept = rng.random(len(self._labels[index])) < share
-            words = [text if there else "" for text, there in zip(self._labels[index], kept, strict=True)]
-            chat.moment_texts, chat.told = [words], done < self.schedule.text
-        return chat
+        return replace(question_chat(asked, int(index), self._captions[index]), apart=self.apart)
 
 
 class ChatWriter:
-    """Writes chats as tokens, with labels on the answers (and on the texts of moments) alone.
+    """Writes chats as tokens, with labels on the answers alone.
 
     Args:
         processor: Of the model.
@@ -340,24 +298,17 @@ class ChatWriter:
             done = begin + len(words) + len(after)
         return pieces
 
-    def clip_pieces(self, clip: ClipTokens, texts: Sequence[str] | None, asked: bool = True) -> list[tuple[str, bool]]:
-        """What stands for a clip, in pieces, and whether each is to be said: with `asked` the texts of its moments."""
+    def clip_text(self, clip: ClipTokens) -> str:
+        """What stands for a clip."""
         times = [float(time) for time in clip.times]
         masks = [clip.present.get(name, torch.zeros(len(times), dtype=torch.bool)).tolist() for name in _MEDIA]
-        if texts is None:
-            return [(self.processor.clip_text(times, *masks), False)]
-        pieces = []
-        for place, (time, text) in enumerate(zip(times, texts, strict=True)):
-            plain = self.processor.clip_text([time], [masks[0][place]], [masks[1][place]])
-            whole = self.processor.clip_text([time], [masks[0][place]], [masks[1][place]], [text])
-            pieces += [(plain, False), (whole[len(plain) :], asked)]
-        return pieces
+        return self.processor.clip_text(times, *masks)
 
     def write(self, chat: Chat, clips: Sequence[ClipTokens]) -> dict[str, Tensor]:
         """A chat as tokens.
 
         Returns:
-            `input_ids` and `labels` `(tokens,)`; labels are -100 but for answers and texts of moments. Of a chat whose
+            `input_ids` and `labels` `(tokens,)`; labels are -100 but for answers. Of a chat whose
             questions stand apart also `question_ids`, 0 for what all share and then 1, 2, ..., and `position_ids`,
             which go on from what is shared for each question.
 
@@ -372,7 +323,7 @@ class ChatWriter:
         parts: list[dict[str, Tensor]] = []
         for question in chat.questions():
             text, spans, shared = self._text(question, clips)
-            # What stands for a clip ends with a placeholder or a line break, over which no token reaches.
+            # What is shared ends with a placeholder or an answer's end, over which no token reaches.
             if not parts:
                 parts.append(self._encode(text[:shared], spans, 0))
             parts.append(self._encode(text[shared:], spans, shared))
@@ -387,15 +338,16 @@ class ChatWriter:
         return row
 
     def _text(self, chat: Chat, clips: Sequence[ClipTokens]) -> tuple[str, list[tuple[int, int]], int]:
-        """The text of a chat, the spans in it that are to be said, and where its last clip ends."""
-        said: Sequence[Any] = chat.moment_texts or [None] * len(clips)
-        pairs = zip(clips, said, strict=True)
-        left = iter([self.clip_pieces(clip, texts, asked=not chat.told) for clip, texts in pairs])
-        text, spans, shared = "", [], 0
-        for piece, answers in self._pieces(chat.messages):
-            for part, is_said, is_clip in [(piece, True, False)] if answers else self._split(piece, left):
-                if is_said:
-                    spans.append((len(text), len(text) + len(part)))
+        """The text of a chat, the spans in it that are to be said, and where what all its questions share ends."""
+        left = iter([self.clip_text(clip) for clip in clips])
+        text, spans, shared, captions = "", [], 0, chat.captions
+        for piece, is_said in self._pieces(chat.messages):
+            if is_said:
+                spans.append((len(text), len(text) + len(piece)))
+                text += piece
+                shared, captions = (len(text), False) if captions else (shared, False)
+                continue
+            for part, is_clip in self._split(piece, left):
                 text += part
                 shared = len(text) if is_clip else shared
         return text, spans, shared
@@ -417,25 +369,22 @@ class ChatWriter:
                 "moments (`num_frames`), `tokens_per_frame` or `tokens_per_window`."
             )
 
-    def _split(self, text: str, clips: Iterator[list[tuple[str, bool]]]) -> Iterator[tuple[str, bool, bool]]:
-        """A text with its placeholders replaced by what stands for clips, in pieces; whether each is to be said, and
-        is of a clip."""
+    def _split(self, text: str, clips: Iterator[str]) -> Iterator[tuple[str, bool]]:
+        """A text with its placeholders replaced by what stands for clips, in pieces; whether each is of a clip."""
         tokens = (self.processor.video_token, self.processor.audio_token)
         while True:
             found = [(place, token) for token in tokens if (place := text.find(token)) >= 0]
             if not found:
-                yield text, False, False
+                yield text, False
                 return
             place, token = min(found)
-            yield text[:place], False, False
-            yield from ((piece, is_said, True) for piece, is_said in next(clips))
+            yield text[:place], False
+            yield next(clips), True
             text = text[place + len(token) :]
 
     def prompt(self, chat: Chat, clips: Sequence[ClipTokens]) -> str:
         """The text of a chat up to its last answer, with what stands for its clips."""
-        said: Sequence[Any] = chat.moment_texts or [None] * len(clips)
-        pieces = [self.clip_pieces(clip, texts) for clip, texts in zip(clips, said, strict=True)]
-        texts = ["".join(piece for piece, _ in own) for own in pieces]
+        texts = [self.clip_text(clip) for clip in clips]
         answered = chat.messages[-1]["role"] == "assistant"
         return self.processor.expand(self._render(chat.messages[: -1 if answered else None], True), texts)
 
@@ -487,7 +436,7 @@ class ChatCollator:
 
     def __call__(self, chats: Sequence[Chat]) -> dict[str, Tensor]:
         """Make a batch."""
-        clips = [[self._maybe_less(clip) for clip in chat.shown(self.clip)] for chat in chats]
+        clips = [[self._maybe_less(self.clip(number)) for number in chat.clips] for chat in chats]
         rows = [self.writer.write(chat, own) for chat, own in zip(chats, clips, strict=True)]
         batch = {
             name: torch.nn.utils.rnn.pad_sequence([row[name] for row in rows], batch_first=True, padding_value=fill)

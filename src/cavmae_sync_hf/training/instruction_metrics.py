@@ -3,10 +3,11 @@
 
 Every accuracy of questions about SyncWorld stands beside those of controls: without the clip, with its audio or its
 video alone, with another clip, and with the times of its moments shuffled. The first and the last two should answer
-what can be guessed. What the language model can do at all with words is seen where the clip is told in words alone,
-each moment's label in the place of what is seen and heard.
+what can be guessed. A model that captions a clip before it answers does so anew for each control; what it can do with
+words is seen where the true captions precede the question, without the clip.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,11 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..inference.ask import answer_scores
+from ..inference.ask import MOST_CAPTION_TOKENS, answer_scores
 from ..syncworld.questions import (
     KINDS,
     Question,
-    moment_labels,
+    dense_captions,
     questions,
     score_answers,
     score_twins,
@@ -90,7 +91,7 @@ def answers_of(
 
 def _prompts(model: Any, writer: ChatWriter, chats: Sequence[Chat], clips: Sequence[ClipTokens]) -> dict[str, Any]:
     """The model's inputs of chats up to their last answers."""
-    own = [chat.shown(clips.__getitem__) for chat in chats]
+    own = [[clips[number] for number in chat.clips] for chat in chats]
     texts = [writer.prompt(chat, media) for chat, media in zip(chats, own, strict=True)]
     encoded = writer.processor.tokenizer(
         texts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt"
@@ -117,31 +118,53 @@ def evaluate_syncworld(
 
     Returns:
         `seen` and `unseen` wordings: by kind `accuracy`, `majority`, `chance` in per cent and `count`; `controls`: by
-        control and kind the accuracy on seen wordings; `told`: likewise, of clips told in words alone; `twins`: by
-        kind, where there are temporal pairs; `moments`: accuracy of "when" by digits and by the scores of the moments.
+        control and kind the accuracy on seen wordings; `twins`: by kind, where there are temporal pairs; `moments`:
+        accuracy of "when" by digits and by the scores of the moments. Of a model that captions clips first also
+        `captions`: per cent of the captions that are true, of moments as far as there are both, and `true captions`:
+        by kind the accuracy where these stand in the place of the clip and of its own.
     """
     found: dict[str, Any] = {}
     rng = np.random.default_rng(np.random.SeedSequence([seed, len(records)]))
     asked = {wording: _asked(records, rng, wording) for wording in ("seen", "unseen")}
 
-    def answers(pairs: Sequence[tuple[int, Question]], shown: Sequence[ClipTokens], told: bool = False) -> list[str]:
-        chats = [question_chat([question], number) for number, question in pairs]
-        if told:
-            chats = [replace(chat, moment_texts=[moment_labels(records[chat.clips[0]])], told=True) for chat in chats]
+    prompt = writer.processor.caption_prompt
+
+    def captions_of(shown: Sequence[ClipTokens]) -> list[Any]:
+        if prompt is None:
+            return [None] * len(shown)
+        chats = [question_chat([], number, (prompt, "")) for number in range(len(shown))]
+        longest = MOST_CAPTION_TOKENS * max(len(clip.times) for clip in clips)
+        return [(prompt, said) for said in answers_of(model, writer, chats, shown, max_new_tokens=longest)]
+
+    def answers(
+        pairs: Sequence[tuple[int, Question]], shown: Sequence[ClipTokens], captions: Sequence[Any]
+    ) -> list[str]:
+        chats = [question_chat([question], number, captions[number]) for number, question in pairs]
         return answers_of(model, writer, chats, shown, progress=progress)
 
+    own = captions_of(clips)
     for wording, pairs in asked.items():
-        found[wording] = score_answers([question for _, question in pairs], answers(pairs, clips))
+        found[wording] = score_answers([question for _, question in pairs], answers(pairs, clips, own))
     pairs = asked["seen"]
+
+    def accuracies(shown: Sequence[ClipTokens], captions: Sequence[Any]) -> dict[str, float]:
+        scores = score_answers([question for _, question in pairs], answers(pairs, shown, captions))
+        return {kind: values["accuracy"] for kind, values in scores.items()}
+
     found["controls"] = {}
     for control in controls:
-        scores = score_answers([question for _, question in pairs], answers(pairs, changed(clips, control, seed)))
-        found["controls"][control] = {kind: values["accuracy"] for kind, values in scores.items()}
-    told = score_answers([question for _, question in pairs], answers(pairs, clips, told=True))
-    found["told"] = {kind: values["accuracy"] for kind, values in told.items()}
+        shown = changed(clips, control, seed)
+        found["controls"][control] = accuracies(shown, captions_of(shown))
+    if prompt is not None:
+        true = [(prompt, dense_captions(record)) for record in records]
+        found["true captions"] = accuracies(changed(clips, "no clip"), true)
+        found["captions"] = _caption_accuracy([said for _, said in true], [said for _, said in own])
     whens = [(number, question) for number, question in pairs if question.kind == "when"]
     if whens:
-        by_scores = [_by_moments(model, writer, question, clips[number], number, clips) for number, question in whens]
+        by_scores = [
+            _by_moments(model, writer, question, clips[number], question_chat([question], number, own[number]), clips)
+            for number, question in whens
+        ]
         found["moments"] = {
             "digits": found["seen"]["when"]["accuracy"],
             "scores": score_answers([question for _, question in whens], by_scores)["when"]["accuracy"],
@@ -153,7 +176,7 @@ def evaluate_syncworld(
         for pair in twin_questions(record, records[record["partner"]], rng)
     ]
     if twins:
-        both = answers([(a, one) for a, _, one, _ in twins] + [(b, other) for _, b, _, other in twins], clips)
+        both = answers([(a, one) for a, _, one, _ in twins] + [(b, other) for _, b, _, other in twins], clips, own)
         half = len(twins)
         found["twins"] = score_twins([pair[2:] for pair in twins], list(zip(both[:half], both[half:], strict=True)))
     return found
@@ -168,13 +191,23 @@ def _asked(records: Sequence[Mapping[str, Any]], rng: np.random.Generator, wordi
 
 
 def _by_moments(
-    model: Any, writer: ChatWriter, question: Question, clip: ClipTokens, number: int, clips: Sequence[ClipTokens]
+    model: Any, writer: ChatWriter, question: Question, clip: ClipTokens, chat: Chat, clips: Sequence[ClipTokens]
 ) -> str:
     """The time of the moment that the model scores highest as the answer."""
-    inputs = _prompts(model, writer, [question_chat([question], number)], clips)
+    inputs = _prompts(model, writer, [chat], clips)
     times = [written_time(float(time)) for time in clip.times]
     answers = [replace(question, answer=time).reasoned_answer for time in times]
     return times[int(answer_scores(model, writer.processor, inputs, answers).argmax())]
+
+
+def _caption_accuracy(true: Sequence[str], said: Sequence[str]) -> dict[str, float]:
+    """Per cent of the parts of dense captions that are true: of what is seen, and of the moments."""
+    right: dict[str, list[bool]] = {"seen": [], "moments": []}
+    for whole, own in zip(true, said, strict=True):
+        (seen, *moments), (also_seen, *also) = (re.split(r" (?=\d+\.\d+s)", text) for text in (whole, own))
+        right["seen"].append(seen == also_seen)
+        right["moments"] += [moment in also for moment in moments]
+    return {name: 100 * float(np.mean(values)) for name, values in right.items()}
 
 
 def exact_answers(chats: Sequence[Chat], answers: Sequence[str]) -> float:

@@ -318,8 +318,8 @@ class InstructionArguments:
         questions_per_chat: Questions about a SyncWorld clip in a chat.
         questions_apart: Whether each of these questions sees the clip and not the other questions, as when it is asked
             alone, at the cost of one chat. For language models of attention, or of it and short convolutions.
-        moment_labels: Course of what is said at the moments of SyncWorld clips: `text`, `start`, `end` (shares of the
-            steps) and `least` (share of the moments), see `LabelSchedule`; without it nothing is said.
+        caption_prompt: What the model is asked first about every clip, so that it answers from what it said; kept in
+            the processor. Chats about SyncWorld then begin with dense captions; those of a file have to.
         drop_modality: Share of the chats without audio, and of those without video, while training.
         controls: Whether evaluation on SyncWorld measures controls.
         cache_dir: Where tokens of clips are kept, a folder per set; default: `clips` in `output_dir`.
@@ -345,9 +345,7 @@ class InstructionArguments:
     max_length: int | None = setting(None, "Most tokens of a chat.")
     questions_per_chat: int = setting(6, "Questions about a SyncWorld clip in a chat.")
     questions_apart: bool = setting(True, "These questions do not see each other.")
-    moment_labels: dict[str, float] | str | None = setting(
-        None, "What is said at the moments of SyncWorld clips, as JSON: text, start, end, least."
-    )
+    caption_prompt: str | None = setting(None, "What the model is asked first about every clip.")
     drop_modality: float = setting(0.0, "Share of the chats without audio, and of those without video.")
     controls: bool = setting(True, "Measure controls on SyncWorld.")
     cache_dir: str | None = setting(None, "Where tokens of clips are kept; default: in output_dir.")
@@ -355,7 +353,7 @@ class InstructionArguments:
 
     def __post_init__(self) -> None:
         self.eval_data = evaluation_sources(self.eval_data)
-        for name in ("syncworld", "text_config", "lm_config", "moment_labels"):
+        for name in ("syncworld", "text_config", "lm_config"):
             setattr(self, name, mapping(name, getattr(self, name)))
         for name in ("lora_rank", "questions_per_chat"):
             if getattr(self, name) < 1:
@@ -364,11 +362,6 @@ class InstructionArguments:
             raise TrainingError(f"`drop_modality` is {self.drop_modality}; use 0 to 0.5.")
         if self.text_model and self.text_config:
             raise TrainingError("`text_config` makes a language model and `text_model` names one; leave one out.")
-        unknown = set(self.moment_labels or {}) - {"text", "start", "end", "least"}
-        if unknown:
-            raise TrainingError(
-                f"`moment_labels` has {', '.join(sorted(unknown))}; it takes text, start, end and least."
-            )
 
 
 @dataclass
