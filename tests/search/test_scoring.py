@@ -121,6 +121,20 @@ def test_files__restrict_the_recordings(studio):
         score_film(film, index, model, processor, files="*/nobody_*")
 
 
+def test_columns_of_a_table__are_kept_beside_what_is_placed(studio, tmp_path):
+    folder, model, processor = studio
+    film = films(folder)[0][0]
+    table = tmp_path / "about.csv"
+    names = sorted(path.name for path in (folder / "sounds").iterdir())
+    table.write_text("file,Licence\n" + "".join(f"{name},CC BY {number}\n" for number, name in enumerate(names)))
+    found = score_film(film, folder / "sounds.index", model, processor, about=table)
+    assert all(s.about == {"licence": f"CC BY {names.index(Path(s.path).name)}"} for s in found.placements)
+    assert ",CC BY " in write_score(found, tmp_path / "a.csv").read_text().splitlines()[1]
+    table.write_text("licence\nCC0\n")
+    with pytest.raises(CavMaeSyncError, match="names no files"):
+        score_film(film, folder / "sounds.index", model, processor, about=table)
+
+
 def test_an_interrupted_run__goes_on_where_it_was(studio, tmp_path, monkeypatch):
     folder, model, processor = studio
     film, work = films(folder)[1][0], tmp_path / "work.jsonl"

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from cavmae_sync_hf import CavMaeSyncProcessor, ModelError, QueryError, SearchError, search
+from cavmae_sync_hf import CavMaeSyncProcessor, ModelError, QueryError, SearchError, score_film, search
+from cavmae_sync_hf.model.errors_cavmae_sync import InferenceError
 from cavmae_sync_hf.search import IndexSettings, SearchFilters, search_moments
 from cavmae_sync_hf.search.alignment import align_sequence
 from cavmae_sync_hf.search.approximate import index_config
 from cavmae_sync_hf.search.querying import embed_words, join_words, split_text
+from helpers.clips import write_clip
 from helpers.indexes import HALF, HOP, make_store, random_vectors, vector_query
 from helpers.words import save, teach, text_model
 
@@ -366,3 +368,26 @@ def test_joining__refuses_orders_and_weights(words):
 def test_split_text__at_what_says_an_order(text, parts):
     assert split_text(text) == tuple(parts.split("|"))
     assert not re.search(r"[,;.]$", split_text(text)[0])
+
+
+@pytest.mark.parametrize(
+    ("text", "best"),
+    [(DOG, "dog"), (BELL, "bell"), (f"{DOG}, not {BELL}", "dog"), (f"{BELL} not {DOG}", "bell")],
+)
+def test_recordings_for_a_film__are_those_that_words_tell_of(words, tmp_path, text, best):
+    heard = {"dog": DOG_VECTOR, "bell": BELL_VECTOR, "both": (DOG_VECTOR + BELL_VECTOR) / np.sqrt(2)}
+    clips = {name: clip(seed, audio={5: vector}) for seed, (name, vector) in enumerate(heard.items())}
+    store = index_of(words, tmp_path / "index", clips)
+    film = write_clip(tmp_path / "film.mp4", seconds=1, audio=False)
+    tried: dict[str, Exception] = {}
+    with pytest.raises(InferenceError, match="nothing in it asks"):  # as their files are not there
+        score_film(
+            film, store, *words, text=text, text_weight=1.0, min_fit=-99.0, on_error=tried.setdefault, change=99.0
+        )
+    assert best in next(iter(tried))
+
+
+def test_recordings_for_a_film__need_words_beside_what_they_are_not(words, store, tmp_path):
+    film = write_clip(tmp_path / "film.mp4", seconds=1, audio=False)
+    with pytest.raises(QueryError):
+        score_film(film, store, *words, text=f"not {DOG}")

@@ -158,12 +158,12 @@ def test_short_answers__are_right_in_a_sentence_but_not_among_others():
 def test_dense_captions__tell_what_is_seen_what_begins_and_what_goes_on():
     record = hand_made([("bell", 1.2, 2.4), ("bark", 2.1, 3.9), ("drum", 5.0, 6.0)], PLACES)
     assert dense_captions(record).startswith(
-        "bark bell drum seen 0.5s nothing 1.5s first bell 2.5s first bark 3.5s on 4.5s nothing 5.5s first drum 6.5s"
+        "bark bell drum seen 0.5s nothing 1.5s bell first 2.5s bark first 3.5s on 4.5s nothing 5.5s drum first 6.5s"
     )
     again = hand_made([("bell", 1.2, 2.4), ("bell", 5.0, 7.0)], PLACES)
-    assert " 4.5s nothing 5.5s again bell 6.5s on 7.5s nothing" in dense_captions(again)
+    assert " 4.5s nothing 5.5s bell again 6.5s on 7.5s nothing" in dense_captions(again)
     both = hand_made([("drum", 1.2, 2.4), ("bell", 1.2, 2.4)], PLACES)
-    assert " 1.5s first bell and first drum " in dense_captions(both)
+    assert " 1.5s bell first and drum first " in dense_captions(both)
 
 
 def test_answers__may_come_behind_a_reason_that_does_not_count():

@@ -5,8 +5,8 @@
     python training/benchmarks/score.py out --table
 
 Models of the recipe `syncworld_tiny`, one for each seed, score `--films` semantic clips whose audio they do not hear,
-with a library of the single events of another world. Each result is judged by `measure_sync` with the model itself and
-with that of the next seed, which has chosen nothing, beside
+with a library of the single events of another world. The first `--judged` results are judged by `measure_sync` with
+the model itself and with that of the next seed, which has chosen nothing, beside
 
 - the true track, and the true events of the clip put in their places by the same mixing (the ceiling of the method),
 - as many random recordings, as long, at random times (chance).
@@ -48,10 +48,15 @@ def write_wav(path: Path, samples: np.ndarray) -> None:
             file.mux(packet)
 
 
+def truths(folder: Path, names: list[str]) -> list[dict[str, Any]]:
+    """Truth of clips of a world."""
+    return [dict(record) for record in find_truth(folder, names) or ()]
+
+
 def events_as_files(folder: Path, names: list[str], target: Path) -> dict[str, list[Path]]:
     """Each event of clips as a file of its own, by the clip's name."""
     found = {}
-    for name, record in zip(names, find_truth(folder, names), strict=True):
+    for name, record in zip(names, truths(folder, names), strict=True):
         paths = [target / f"{event['label_name']}_{name}_{n}.wav" for n, event in enumerate(record["events"])]
         found[name] = paths
         if all(path.exists() for path in paths):
@@ -108,16 +113,14 @@ def at_random(
     return tuple(found)
 
 
-def score_seed(out: Path, seed: int, seeds: int, count: int, place: str) -> dict[str, Any]:
+def score_seed(out: Path, seed: int, seeds: int, count: int, judged_films: int, place: str) -> dict[str, Any]:
     """All figures of one seed."""
     names = [f"{number:06d}" for number in range(count)]
     own = events_as_files(out / "world" / "films", names, out / "own")
     library = [
         path for paths in events_as_files(out / "world" / "others", names, out / "sounds").values() for path in paths
     ]
-    others = find_truth(out / "world" / "others", names[:1])
-    assert others is not None
-    write_room(out / "world" / "others", names[0], others[0], out / "room.wav")
+    write_room(out / "world" / "others", names[0], truths(out / "world" / "others", names[:1])[0], out / "room.wav")
     model, processor = load_model(out / f"model{seed}")
     index = out / f"sounds{seed}.index"
     if not index.exists():
@@ -126,7 +129,7 @@ def score_seed(out: Path, seed: int, seeds: int, count: int, place: str) -> dict
     rng = np.random.default_rng(seed)
     rows: dict[str, list[dict[str, Any]]] = {"scored": [], "random": []}
     judged: dict[str, dict[str, list[bool]]] = {judge: {track: [] for track in TRACKS} for judge in judges}
-    for done, (name, record) in enumerate(zip(names, find_truth(out / "world" / "films", names), strict=True), 1):
+    for done, (name, record) in enumerate(zip(names, truths(out / "world" / "films", names), strict=True), 1):
         film, seconds = out / "world" / "films" / f"{name}.mp4", record["duration"]
         try:
             sounds = score_film(film, index, model, processor, place=place).placements  # type: ignore[arg-type]
@@ -139,6 +142,8 @@ def score_seed(out: Path, seed: int, seeds: int, count: int, place: str) -> dict
         )
         rows["scored"].append(compare(sounds, record["events"]))
         rows["random"].append(compare(chance, record["events"]))
+        if done > judged_films:
+            continue
         for track, placed in (("true track", None), ("scored", sounds), ("true events", true), ("random", chance)):
             wave = (
                 None
@@ -153,7 +158,7 @@ def score_seed(out: Path, seed: int, seeds: int, count: int, place: str) -> dict
                     judged[judge][track].append(False)
         if done % 20 == 0:
             print(f"seed {seed}: {done} of {count} films", file=sys.stderr)
-    values: dict[str, Any] = {"seed": seed, "films": count, "place": place}
+    values: dict[str, Any] = {"seed": seed, "films": count, "judged": min(count, judged_films), "place": place}
     for kind, found in rows.items():
         errors = np.array([error for row in found for error in row["errors"]])
         events = sum(row["events"] for row in found)
@@ -198,6 +203,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--films", type=int, default=200)
+    parser.add_argument("--judged", type=int, default=200, help="films that are judged by `measure_sync`")
     parser.add_argument("--place", choices=("onset", "sync"), default="onset")
     parser.add_argument("--table", action="store_true", help="print what is there")
     arguments = parser.parse_args()
@@ -214,7 +220,7 @@ def main() -> None:
     for seed in range(arguments.seeds):
         path = out / f"{arguments.place}{seed}.json"
         if not path.exists() and not arguments.table:
-            values = score_seed(out, seed, arguments.seeds, arguments.films, arguments.place)
+            values = score_seed(out, seed, arguments.seeds, arguments.films, arguments.judged, arguments.place)
             path.write_text(json.dumps(values, indent=2))
     show([json.loads(path.read_text()) for path in sorted(out.glob(f"{arguments.place}[0-9].json"))])
 

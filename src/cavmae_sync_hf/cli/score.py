@@ -10,7 +10,7 @@ from ..data.clock import format_clock
 from ..model.errors_cavmae_sync import printable
 from . import terminal
 from .completion import model_names
-from .kinds import FileOut, FolderIn, FolderOut, MediaIn, ModelName
+from .kinds import FileIn, FileOut, FolderIn, FolderOut, MediaIn, ModelName
 from .options import AsJson, Damaged, Device, End, Overwrite, Start
 from .search import HitsOut
 
@@ -61,6 +61,11 @@ def score(
     text_weight: Annotated[float, typer.Option(min=0, max=1, help="Share of --text.")] = 0.5,
     files: Annotated[
         str | None, typer.Option(help="Take only recordings whose paths are like this pattern, such as '*/metal/*'.")
+    ] = None,
+    about: Annotated[
+        Path | None,
+        typer.Option(metavar="TABLE", help="CSV or JSON: what is kept beside each file, such as its licence."),
+        FileIn(),
     ] = None,
     original: Annotated[
         Literal["refuse", "under", "replace"],
@@ -126,8 +131,8 @@ def score(
     with terminal.progress_bar("looking", unit="s") as show:
         found = score_film(
             film, store, loaded, processor, text=text, text_weight=text_weight, files=files, start=start, end=end,
-            hop=hop, change=change, min_fit=min_fit, top=top, layers=layers, place=place, seed=seed, work=work,
-            damaged=damaged, progress=show, on_error=lose,
+            hop=hop, change=change, min_fit=min_fit, top=top, layers=layers, place=place, seed=seed, about=about,
+            work=work, damaged=damaged, progress=show, on_error=lose,
         )  # fmt: skip
     written: list[Path] = []
     if out is not None:

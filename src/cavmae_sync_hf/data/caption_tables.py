@@ -27,7 +27,7 @@ from .captions import (
 from .tables import AUDIO_SUFFIXES, LIST_SUFFIXES, MEDIA_SUFFIXES, csv_rows, named_rows, parquet_rows
 
 # What the column that says which clip or file a row is about is called.
-_NAMES = (
+CLIP_NAMES = (
     "clip_id",
     "file",
     "file_name",
@@ -75,9 +75,9 @@ def read_texts(path: StrPath) -> list[tuple[str, TimedText]]:
         DataError: The table cannot be read, lacks a column, or a row has no text or wrong times.
     """
     address = os.fspath(path)
-    rows = _rows(address)
+    rows = table_rows(address)
     columns = dict.fromkeys(name for row in rows for name in row)
-    for what, names in (("the clip", _NAMES), ("the text", TEXT_NAMES)):
+    for what, names in (("the clip", CLIP_NAMES), ("the text", TEXT_NAMES)):
         if not any(name in columns for name in names):
             raise DataError(
                 f"{address}: no column says {what}, it has {', '.join(columns)}; name it {names[0]!r} or {names[1]!r}."
@@ -85,7 +85,7 @@ def read_texts(path: StrPath) -> list[tuple[str, TimedText]]:
     found = []
     for number, row in enumerate(rows):
         place = f"{address}: row {number + 1}"
-        name, text = one_line(first_of(row, _NAMES)), one_line(first_of(row, TEXT_NAMES))
+        name, text = one_line(first_of(row, CLIP_NAMES)), one_line(first_of(row, TEXT_NAMES))
         for what, value in (("name of a clip", name), ("text", text)):
             if not value:
                 raise DataError(f"{place} has no {what}; fill it or take the row out.")
@@ -96,14 +96,14 @@ def read_texts(path: StrPath) -> list[tuple[str, TimedText]]:
     return found
 
 
-def _rows(address: str) -> list[dict[str, Any]]:
+def table_rows(address: str) -> list[dict[str, Any]]:
     suffix = os.path.splitext(address)[1].lower()
     if suffix not in LIST_SUFFIXES:
         raise DataError(f"{address}: a table of texts ends in {', '.join(LIST_SUFFIXES)}.")
     try:
         system, root = fsspec.url_to_fs(address if "://" in address else os.path.abspath(address))
         if suffix == ".parquet":
-            return _lower(parquet_rows(system, root, [*_NAMES, *TEXT_NAMES, *START_NAMES, *END_NAMES]))
+            return _lower(parquet_rows(system, root, [*CLIP_NAMES, *TEXT_NAMES, *START_NAMES, *END_NAMES]))
         with system.open(root, "rb") as file:
             text = file.read().decode("utf-8-sig")
         if suffix in (".csv", ".tsv"):

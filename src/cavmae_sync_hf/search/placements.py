@@ -1,7 +1,7 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
 """What `score_film` finds: segments of a film, files of a library that fit them, and what was placed."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 
@@ -59,6 +59,7 @@ class Placement:
         segment: Start and end of the segment of the film it is for.
         reason: Why it is there, in words.
         choices: Other files for this segment, best first.
+        about: What a table says of the file, such as its licence, by column.
     """
 
     time: float
@@ -70,6 +71,7 @@ class Placement:
     segment: tuple[float, float]
     reason: str
     choices: tuple[Candidate, ...] = ()
+    about: dict[str, str] = field(default_factory=dict)
 
     @property
     def seconds(self) -> float:

@@ -15,6 +15,7 @@ Memory grows with the number of segments alone.
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,12 +24,14 @@ from typing import Any, Literal, cast
 import numpy as np
 from transformers import PreTrainedModel
 
+from ..data.caption_tables import CLIP_NAMES, table_rows
+from ..data.captions import first_of
 from ..files import StrPath, parse_json, write_text, writing
 from ..inference.features import check_towers, evaluating
 from ..inference.moments import MediaSpan, OnError, Progress, embed_moments, report_seconds, source_name
 from ..inference.sync_band import Band, band_contrast, find_offset
 from ..model.alignment_cavmae_sync import window_seconds
-from ..model.errors_cavmae_sync import CavMaeSyncError, Hint, InferenceError, QueryError
+from ..model.errors_cavmae_sync import CavMaeSyncError, DataError, Hint, InferenceError, QueryError, printable
 from ..model.media_cavmae_sync import probe_media
 from ..model.modeling_cavmae_sync import CavMaeSyncModel
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
@@ -86,6 +89,7 @@ def score_film(
     layers: int = 1,
     place: Place = "onset",
     seed: int | None = None,
+    about: StrPath | None = None,
     work: StrPath | None = None,
     batch_size: int = 32,
     damaged: Literal["error", "keep"] = "error",
@@ -107,7 +111,7 @@ def score_film(
         model: The model of the index; with `text` one with text that has it inside. Default: the one that the index
             remembers.
         processor: Its processor, where the model is not a name.
-        text: What recordings are to be like, in words, beside the frames.
+        text: What recordings are to be like, in words, beside the frames; `"metal, not music"` also says what not.
         text_weight: Share of the words, 0 to 1.
         files: Pattern of the paths of recordings, such as `*/metal/*`.
         start: Where in the film to start, seconds.
@@ -122,6 +126,8 @@ def score_film(
         place: `"onset"`: the first sound of a recording at the first frame of its segment; `"sync"`: moved to where
             the offset estimate of `measure_sync` finds it, where that is sure.
         seed: Draws another choice among recordings that fit nearly as well; default: the best.
+        about: Table (CSV, TSV, JSON) with a column such as `file` and others, such as `licence`, that are kept
+            beside what is placed of the file: it is named by its path, its name, or that without its suffix.
         work: File in which segments are kept as they are found: run again, the same call goes on after the last one.
         batch_size: Frames decoded and embedded at a time.
         damaged: `"keep"` uses what can be decoded of damaged films.
@@ -132,7 +138,8 @@ def score_film(
     Raises:
         InferenceError: An argument cannot work, or nothing in the film asks for a sound of this library.
         MediaError: The film cannot be read.
-        QueryError: The library holds no audio, or for audio no video.
+        DataError: The table cannot be read.
+        QueryError: The library holds no audio, or for audio no video; or a text is empty.
         SearchError: There is no index, or it was made with another model.
     """
     _check(hop=hop, change=change, top=top, layers=layers, place=place, batch_size=batch_size)
@@ -150,17 +157,16 @@ def score_film(
     base = cast(CavMaeSyncModel, model.base_model)
     check_towers(cast(Any, base))
     store.settings.check(IndexSettings.of(base, processor, store.settings.hop), store.uri, adding=False)
-    words = None
-    if text is not None:
-        words = embed_words((text,), model, processor, hop=store.settings.hop, then_within=1.0)
+    words = None if text is None else _wanted(text, model, processor, store.settings.hop)
+    known = {} if about is None else _read_about(about)
     with evaluating(base):
         quiet = _silence(base, processor) if kind == "audio" else _mean_vector(store, kind)
         finder = _Finder(store, kind, base.config.temperature, quiet, words, text_weight, files, top)
-        about = {
+        call = {
             "film": str(film), "library": store.uri, "hop": hop, "change": change, "text": text, "files": files,
             "text_weight": text_weight, "start": start, "end": end, "top": top,
         }  # fmt: skip
-        journal = _Journal(work, about)
+        journal = _Journal(work, call)
         segments = list(
             _segments(
                 base, processor, film, finder, journal, start=start, end=end, hop=hop, change=change,
@@ -206,6 +212,7 @@ def score_film(
             f"{least:.1f} are needed.",
             hint=Hint("min_fit", round(best - 0.5, 1), "take what fits less well") if best > 0 else (),
         )
+    placements = [replace(placed, about=_about(placed.path, known)) for placed in placements]
     placements.sort(key=lambda placed: (placed.time, placed.layer))
     return FilmScore(str(film), store.uri, segments[-1].end, tuple(segments), tuple(placements), kind)
 
@@ -219,6 +226,38 @@ def _check(*, hop: float, change: float, top: int, layers: int, place: str, batc
             raise InferenceError(f"{name} is {count!r}; it must be a whole number of at least {least}.")
     if place not in ("onset", "sync"):
         raise InferenceError(f'place is {place!r}; it must be "onset" or "sync".')
+
+
+def _wanted(text: str, model: Any, processor: CavMaeSyncProcessor, hop: float) -> Query:
+    """A text as a query, less what follows "not"."""
+    wanted, *unwanted = (part.strip(" ,") for part in re.split(r"\bnot\b", text, maxsplit=1))
+    found = embed_words((wanted,), model, processor, hop=hop)
+    if not unwanted:
+        return found
+    other = embed_words((unwanted[0],), model, processor, hop=hop)
+    assert found.text is not None and other.text is not None  # they are of words
+    less = found.text - other.text
+    less = less / np.maximum(np.linalg.norm(less, axis=1, keepdims=True), 1e-12)
+    return replace(found, text=less, texts=(text,), name=f'"{text}"')
+
+
+def _read_about(table: StrPath) -> dict[str, dict[str, str]]:
+    """Rows of a table by the name of the file."""
+    found = {}
+    for row in table_rows(os.fspath(table)):
+        name = first_of(row, CLIP_NAMES)
+        if name is not None:
+            found[str(name)] = {key: str(value) for key, value in row.items() if value is not None and value != name}
+    if not found:
+        raise DataError(
+            f"{printable(os.fspath(table))}: names no files; give it a column such as {', '.join(CLIP_NAMES[:3])}."
+        )
+    return found
+
+
+def _about(path: str, known: dict[str, dict[str, str]]) -> dict[str, str]:
+    name = os.path.basename(path)
+    return next((known[key] for key in (path, name, os.path.splitext(name)[0]) if key in known), {})
 
 
 def change_points(vectors: np.ndarray, change: float, longest: int = _LONGEST_SEGMENT) -> list[int]:

@@ -396,6 +396,7 @@ def sound_rows(found: FilmScore) -> list[dict[str, Any]]:
             "segment_start": round(sound.segment[0], 3), "segment_end": round(sound.segment[1], 3),
             "reason": sound.reason, "others": " | ".join(choice.path for choice in sound.choices),
         }
+        | {f"about_{name}": value for name, value in sound.about.items()}
         for sound in found.placements
     ]  # fmt: skip
 

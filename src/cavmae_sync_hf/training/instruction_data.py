@@ -189,6 +189,7 @@ class SyncWorldChats(Dataset):
         seed: Seeds what is asked, and how.
         apart: Whether the questions of a chat see the clip and not each other.
         caption_prompt: Each chat begins with it and the clip's dense captions.
+        plain_epochs: Epochs at the beginning without these: questions are answered from what is seen and heard.
         kinds: Of questions.
     """
 
@@ -200,10 +201,11 @@ class SyncWorldChats(Dataset):
         seed: int = 0,
         apart: bool = False,
         caption_prompt: str | None = None,
+        plain_epochs: int = 0,
         kinds: Sequence[str] = KINDS,
     ) -> None:
         self.records, self.per_chat, self.seed, self.apart, self.kinds = records, per_chat, seed, apart, kinds
-        self.epoch = 0
+        self.plain_epochs, self.epoch = plain_epochs, 0
         self._captions = [
             None if caption_prompt is None else (caption_prompt, dense_captions(record)) for record in records
         ]
@@ -219,7 +221,8 @@ class SyncWorldChats(Dataset):
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, self.epoch, int(index)]))
         known = questions(self.records[index], rng, per_kind=-(-self.per_chat // 3), kinds=self.kinds)
         asked = [known[place] for place in rng.permutation(len(known))[: self.per_chat]]
-        return replace(question_chat(asked, int(index), self._captions[index]), apart=self.apart)
+        captions = None if self.epoch < self.plain_epochs else self._captions[index]
+        return replace(question_chat(asked, int(index), captions), apart=self.apart)
 
 
 class ChatWriter:
