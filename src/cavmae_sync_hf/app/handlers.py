@@ -11,7 +11,7 @@ import os
 import secrets
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ from .demo_clips import DemoClips
 from .engine import Engine
 from .guard import copy_safely, display_name
 from .spelling import AUDIO_CHOICES, on_page
-from .views import answers_view, frame_numbers, labels_view, places_view, sound_view, sync_view
+from .views import answers_view, frame_numbers, labels_view, places_view, scored_view, sound_view, sync_view
 from .workspace import Limits, Session, Workspace
 
 View = dict[str, Any]
@@ -413,6 +413,53 @@ class RequestHandler:
             raise AppError("The model of this page has no language model, so it answers no questions.")
         return self._checked(question, "Write a question first, such as: When does the bell ring?")
 
+    # --- sounds --------------------------------------------------------------------------------------------------
+
+    def score(self, visitor: str, turn: Any, progress: Progress | None = None) -> View:
+        """Sounds of the index for what happens in the clip, and the clip with them."""
+        from ..search.scoring import score_film
+
+        def work(session: Session, clip: Clip, tell: Progress) -> View:
+            if not clip.has_video:
+                raise AppError("This file has no video to find sounds for.")
+            store = self.open_index(tell)
+            session.state["scored"] = score_film(
+                clip.path, store, self.engine.torch_model(), self.engine.processor, damaged="keep", progress=tell,
+                on_error=lambda name, error: logger.warning("%s is left out: %s", name, error),
+            )  # fmt: skip
+            return self._scored(session, clip)
+
+        return self._work(work, visitor, turn, progress)
+
+    def exchange(self, visitor: str, turn: Any, number: Any, choice: Any, progress: Progress | None = None) -> View:
+        """Another of the sounds that were found for a place."""
+        from ..search.scoring import exchange
+
+        def work(session: Session, clip: Clip, tell: Progress) -> View:
+            found = session.state.get("scored")
+            if found is None or not all(type(value) is int for value in (number, choice)):
+                raise AppError("The sounds are not found yet; press the button first.")
+            session.state["scored"] = exchange(found, number, choice)
+            return self._scored(session, clip)
+
+        return self._work(work, visitor, turn, progress)
+
+    def _scored(self, session: Session, clip: Clip) -> View:
+        """The clip with its sounds, and what they are."""
+        from ..search.soundtrack import write_film, write_score
+
+        found = session.state["scored"]
+        session.state["mixes"] = count = session.state.get("mixes", 0) + 1
+        session.remove("scored-")  # another address each time, or a browser would show what it has kept
+        film, table = session.path(f"scored-{count}.mp4"), session.path(f"scored-{count}.csv")
+        write_film(found, film, original="replace")
+        write_score(_with_names(found), table)
+        downloads = [
+            _download(session, film, f"{clip.stem}-sounds.mp4", "The clip with sounds of the index"),
+            _download(session, table, f"{clip.stem}-sounds.csv", "Which sounds, and where"),
+        ]
+        return {"scored": scored_view(found) | {"url": downloads[0]["url"]}, "downloads": downloads}
+
     # --- search --------------------------------------------------------------------------------------------------
 
     def search(self, visitor: str, turn: Any, what: Any, seconds: Any, progress: Progress | None = None) -> View:
@@ -519,10 +566,7 @@ class RequestHandler:
 
         filters = SearchFilters(exclude_same_file=True, per_file=2)
         try:
-            store = self.engine.store(
-                self.demo, self.workspace.root, lambda done, total, _="": tell(done, total, "indexing")
-            )
-            tell()
+            store = self.open_index(tell)
             model = self.engine.model if options.get("text") is None else self.engine.text_model
             result = search(
                 store, query, model, self.engine.processor, by=by, find=find,  # type: ignore[arg-type]
@@ -536,6 +580,14 @@ class RequestHandler:
         if not result.hits:
             raise AppError("The index holds no moment to compare with but this clip itself; index more videos.")
         return result
+
+    def open_index(self, tell: Progress) -> Any:
+        """The index of the page, made of the demo clips where the operator has named none."""
+        store = self.engine.store(
+            self.demo, self.workspace.root, lambda done, total, _="": tell(done, total, "indexing")
+        )
+        tell()
+        return store
 
     def _hit_view(self, session: Session, name: str, hit: Any) -> View:
         """A hit with a video to play it from, if there still is one."""
@@ -637,6 +689,18 @@ class RequestHandler:
 
     def _facts(self, clip: Clip) -> dict[str, Any]:
         return {"clip": clip.title, "model": self.engine.name, "cavmae_sync_hf": package_version()}
+
+
+def _with_names(found: Any) -> Any:
+    """Placed sounds under their names: where they lie on the server is nobody's business."""
+    placements = [
+        replace(
+            placed, path=display_name(placed.path),
+            choices=tuple(replace(choice, path=display_name(choice.path)) for choice in placed.choices),
+        )
+        for placed in found.placements
+    ]  # fmt: skip
+    return replace(found, placements=tuple(placements))
 
 
 def _around(seconds: Any) -> dict[str, float]:

@@ -157,7 +157,7 @@ class _Layout:
         # What the server found, for the script to draw. One for each step, so that none overtakes another.
         self.views = {
             name: gr.JSON(visible="hidden")
-            for name in ("clip", "sync", "places", "labels", "video", "hits", "answers")
+            for name in ("clip", "sync", "places", "labels", "video", "hits", "answers", "scored")
         }
         self.turn, self.time = gr.Number(-1, visible="hidden"), gr.Number(0, visible="hidden")
 
@@ -202,6 +202,13 @@ class _Layout:
                     self.image = gr.File(label="Image", elem_classes="cs-image-file", height=150)
                 self.voice = gr.Audio(label="Microphone", sources=["microphone"], type="filepath")
             _part("hits")
+        with gr.Tab("Sounds"):
+            self.score = gr.Button("Find sounds for the silent clip", variant="primary")
+            gr.HTML(
+                '<p class="cs-waiting">From the index of this page, for what happens in the picture; the audio of the '
+                "clip is not listened to, and left out.</p>"
+            )
+            self.scored = _part("scored")
         with gr.Tab("Labels"):
             if self.words:
                 self.labels = self._words("Labels in words", "a dog, rain, a bell", "With commas between them.")
@@ -283,6 +290,22 @@ class _Layout:
             event(_sender(handler, kind), [source, self.what], [views["hits"], source], **model_steps).then(
                 None, views["hits"], None, js=_SHOW
             )
+
+        def score(turn: float, request: gr.Request, progress: Any = gr.Progress()) -> Any:  # noqa: B008
+            return handler.score(_visitor(request), _whole(turn), _reporter(progress, "looking for sounds"))
+
+        def exchange(event: gr.EventData, request: gr.Request, progress: Any = gr.Progress()) -> Any:  # noqa: B008
+            data = getattr(event, "_data", None) or {}
+            show = _reporter(progress, "mixing")
+            return handler.exchange(
+                _visitor(request), _whole(data.get("turn")), data.get("sound"), data.get("choice"), show
+            )
+
+        for done in (
+            self.score.click(score, self.turn, views["scored"], js=f"() => {_TURN}", **model_steps),
+            self.scored.click(exchange, None, views["scored"], **model_steps),
+        ):
+            done.then(None, views["scored"], None, js=_SHOW)
 
         if self.words:
             self._wire_words(model_steps)

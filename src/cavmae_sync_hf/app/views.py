@@ -6,6 +6,7 @@ for; 0 is what is absent. Texts are plain: the script never takes them for HTML.
 """
 
 import base64
+import os
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from ..inference.localize import LocalizationResult
 from ..inference.plots import joined_audio_maps
 from ..inference.sync import SyncResult
 from ..inference.verdict import SyncVerdict
+from ..search.placements import FilmScore
 
 # More are narrower than a pixel of a phone, and sixty seconds have three thousand.
 _SPECTROGRAM_COLUMNS = 800
@@ -164,6 +166,23 @@ def answers_view(answers: Sequence[Answer]) -> list[dict[str, Any]]:
         }
         for one in answers
     ]
+
+
+def scored_view(found: FilmScore) -> dict[str, Any]:
+    """What was placed in a clip: when, of which file, why, and what else there is."""
+    return {
+        "seconds": round(found.seconds, 3),
+        "sounds": [
+            {
+                "time": round(placed.time, 3),
+                "end": round(placed.time + placed.seconds, 3),
+                "name": os.path.basename(placed.path),
+                "fit": round(placed.fit, 1),
+                "choices": [os.path.basename(choice.path) for choice in placed.choices],
+            }
+            for placed in found.placements
+        ],
+    }
 
 
 def _signed(value: float) -> str:

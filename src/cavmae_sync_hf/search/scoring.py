@@ -106,7 +106,7 @@ def score_film(
 
     Args:
         film: Path or address of a video, whose own audio is not listened to; or of audio alone, for which parts of
-            videos are chosen.
+            videos are chosen. Where it is in the library itself, it is left out.
         library: An index of recordings, audio files or videos with audio; for audio one of videos.
         model: The model of the index; with `text` one with text that has it inside. Default: the one that the index
             remembers.
@@ -161,7 +161,7 @@ def score_film(
     known = {} if about is None else _read_about(about)
     with evaluating(base):
         quiet = _silence(base, processor) if kind == "audio" else _mean_vector(store, kind)
-        finder = _Finder(store, kind, base.config.temperature, quiet, words, text_weight, files, top)
+        finder = _Finder(store, kind, base.config.temperature, quiet, words, text_weight, files, top, str(film))
         call = {
             "film": str(film), "library": store.uri, "hop": hop, "change": change, "text": text, "files": files,
             "text_weight": text_weight, "start": start, "end": end, "top": top,
@@ -226,6 +226,35 @@ def _check(*, hop: float, change: float, top: int, layers: int, place: str, batc
             raise InferenceError(f"{name} is {count!r}; it must be a whole number of at least {least}.")
     if place not in ("onset", "sync"):
         raise InferenceError(f'place is {place!r}; it must be "onset" or "sync".')
+
+
+def exchange(found: FilmScore, number: int, choice: int) -> FilmScore:
+    """Take another of the choices of a placement.
+
+    Args:
+        found: From `score_film`.
+        number: Which of its placements.
+        choice: Which of its choices; the file that was there becomes the first of them.
+
+    Raises:
+        InferenceError: There is no such placement or choice.
+        MediaError: The file cannot be read.
+    """
+    if not 0 <= number < len(found.placements):
+        raise InferenceError(f"There is no placement {number}; there are {len(found.placements)}, counted from 0.")
+    old = found.placements[number]
+    if not 0 <= choice < len(old.choices):
+        raise InferenceError(f"Placement {number} has no choice {choice}; it has {len(old.choices)}, counted from 0.")
+    taken = old.choices[choice]
+    before = next(
+        candidate for segment in found.segments if segment.start >= old.segment[0] - 1e-9
+        for candidate in segment.candidates if candidate.path == old.path
+    )  # fmt: skip
+    others = (before, *(one for one in old.choices if one != taken))
+    segment = FilmSegment(*old.segment)
+    new = _pictures(segment, taken, others) if found.kind == "video" else _place(segment, taken, old.layer, others)
+    placements = [*found.placements[:number], new, *found.placements[number + 1 :]]
+    return replace(found, placements=tuple(placements))
 
 
 def _wanted(text: str, model: Any, processor: CavMaeSyncProcessor, hop: float) -> Query:
@@ -321,6 +350,7 @@ class _Finder:
     text_weight: float
     files: str | None
     top: int
+    film: str
 
     def find(self, vector: np.ndarray, start: float) -> tuple[Candidate, ...]:
         """Files for a segment by the mean of its moments' vectors, a unit vector."""
@@ -328,10 +358,11 @@ class _Finder:
         query = Query(
             name="the film", by="video" if self.kind == "audio" else "audio", audio=vector[None], video=vector[None],
             audio_present=~is_seen, video_present=is_seen, start=start, seconds=self.store.settings.hop,
+            path=self.film,
         )  # fmt: skip
         if self.words is not None:
             query = join_words(query, self.words, self.text_weight)
-        filters = SearchFilters(files=self.files, per_file=1)
+        filters = SearchFilters(files=self.files, per_file=1, exclude_same_file=True)
         hits = search_moments(self.store, query, find=self.kind, top=max(_CANDIDATES, self.top + 1), filters=filters)
         quiet = float(vector @ self.quiet)
         return tuple(self._candidate(hit, quiet) for hit in hits)
@@ -589,4 +620,4 @@ def _moved(
     return replace(sound, time=time, reason=f"{sound.reason}, moved by {time - sound.time:+.2f} s")
 
 
-__all__ = ["change_points", "choose_sounds", "score_film", "silence_threshold"]
+__all__ = ["change_points", "choose_sounds", "exchange", "score_film", "silence_threshold"]

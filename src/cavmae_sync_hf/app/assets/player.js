@@ -9,7 +9,7 @@
 
   const draw = window.cavmaeDraw, { clock, signed, nearest } = draw;
   const state = { turn: -1, clip: null, time: 0, hover: null, failed: {}, downloads: new Map() };
-  const FOUND = ["sync", "places", "frames", "sound", "hits", "labels", "video", "answers"];
+  const FOUND = ["sync", "places", "frames", "sound", "hits", "labels", "video", "answers", "scored"];
   const parts = {};
 
   function make(tag, attributes = {}, ...children) {
@@ -266,7 +266,7 @@
     watch(spectrogram);
   }
 
-  const players = () => [video(), ...document.querySelectorAll(".cs-hits video")];
+  const players = () => [video(), ...document.querySelectorAll(".cs-hits video, .cs-scored video")];
   function pauseOthers(but) {
     for (const other of players()) if (other && other !== but) other.pause();
   }
@@ -397,8 +397,32 @@
     });
   }
 
+  /* The clip with the sounds that were found, and for each what else there is. */
+  let exchange = () => {};
+  function fillScored(place, trigger) {
+    if (trigger) exchange = trigger;
+    if (!parts.scored) return;
+    const { scored } = state;
+    if (!scored) { parts.scored.replaceChildren(waiting("Each sound is a file of the index, placed where the picture asks for it.")); return; }
+    const player = make("video", { class: "cs-video", src: scored.url, controls: true, playsinline: true, preload: "metadata", "aria-label": "The clip with the sounds that were found" });
+    player.addEventListener("play", () => pauseOthers(player));
+    parts.scored.replaceChildren(make("div", { class: "cs-scored" },
+      caption(`${scored.sounds.length} sounds placed.`, "Fit is how much likelier than silence the picture finds it, in nats. Choose another in its place."),
+      player,
+      make("ol", { class: "cs-answers" }, ...scored.sounds.map(({ time, end, name, fit, choices }, sound) => {
+        const select = make("select", { "aria-label": `Sound at ${clock(time)}` },
+          ...[name, ...choices].map((title, number) => make("option", { value: number - 1 }, title)));
+        select.addEventListener("change", () => {
+          if (Number(select.value) >= 0) exchange("click", { turn: state.turn, sound, choice: Number(select.value) });
+        });
+        return make("li", {},
+          make("button", { type: "button", class: "cs-button", onclick: () => { player.currentTime = time; player.play(); } }, `${clock(time)} – ${clock(end)}`),
+          " ", select, make("span", { class: "cs-hit-facts" }, ` fit ${fit.toFixed(1)}`));
+      }))));
+  }
+
   const builders = { status: buildStatus, cards: buildCards, verdict: buildVerdict, player: buildPlayer, matrix: buildMatrix,
-    offset: buildOffset, images: fillImages, hits: fillHits, labels: fillLabels, answers: fillAnswers, downloads: fillDownloads };
+    offset: buildOffset, images: fillImages, hits: fillHits, labels: fillLabels, answers: fillAnswers, scored: fillScored, downloads: fillDownloads };
 
   // --- what the page calls ------------------------------------------------------------------------------------
 
@@ -452,6 +476,8 @@
     if (view.clip || view.hits) fillHits();
     if (view.clip || view.labels || view.error) fillLabels();
     if (view.clip || view.answers) fillAnswers();
+    if (view.clip || view.scored) fillScored();
+    if (view.scored) tell(`${view.scored.sounds.length} sounds are placed.`);
     if (view.answers) tell(`The answer: ${view.answers[0].text || "no words"}`);
     if (view.frames) tell(view.places && view.places.asked ? "The words were looked for." : "The source of the audio is found.");
     if (view.labels) tell("The labels are there.");
