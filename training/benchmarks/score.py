@@ -3,6 +3,8 @@
     python training/benchmarks/score.py out --seeds 3
     python training/benchmarks/score.py out --seeds 3 --place sync
     python training/benchmarks/score.py out --table
+    python training/benchmarks/score.py out --library 100000
+    python training/benchmarks/score.py out --minutes 2 10 40
 
 Models of the recipe `syncworld_tiny`, one for each seed, score `--films` semantic clips whose audio they do not hear,
 with a library of the single events of another world. The first `--judged` results are judged by `measure_sync` with
@@ -13,26 +15,38 @@ the model itself and with that of the next seed, which has chosen nothing, besid
 
 All but the true track have the background of another clip as room tone.
 
+`--library` times a film of 10 s with a library of so many recordings (links to one file, with vectors made at random)
+and the example model; `--minutes` the memory and time of films of these lengths, each in a process of its own.
+
 What is there already in `out` is not made again.
 """
 
 import argparse
 import json
+import resource
 import statistics
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
+import pyarrow as pa
 
 from cavmae_sync_hf import index_videos, load_model, make_world, measure_sync
 from cavmae_sync_hf.model.errors_cavmae_sync import InferenceError
+from cavmae_sync_hf.search.approximate import keep_index
+from cavmae_sync_hf.search.indexing import DEFAULT_THRESHOLD
 from cavmae_sync_hf.search.placements import Placement
 from cavmae_sync_hf.search.scoring import score_film
-from cavmae_sync_hf.search.soundtrack import RATE, mix, read_samples
+from cavmae_sync_hf.search.settings import IndexSettings
+from cavmae_sync_hf.search.soundtrack import RATE, mix, read_samples, write_film
+from cavmae_sync_hf.search.store import MomentStore, open_index
+from cavmae_sync_hf.search.tables import ClipEntry, moments_schema, new_rows_name
 from cavmae_sync_hf.syncworld import find_truth
 
 NEAR = 0.1
@@ -106,7 +120,7 @@ def at_random(
     for sound in sounds:
         path = library[rng.integers(len(library))]
         with av.open(str(path)) as file:
-            length = float(file.duration / av.time_base)
+            length = float((file.duration or 0) / av.time_base)
         length = min(length, sound.seconds)
         time = float(rng.uniform(0, seconds - length))
         found.append(replace(sound, path=str(path), time=time, start=0.0, end=length))
@@ -177,6 +191,79 @@ def score_seed(out: Path, seed: int, seeds: int, count: int, judged_films: int, 
     return values
 
 
+def make_library(out: Path, count: int) -> Path:
+    """An index of so many recordings of four moments each: all are one file, and their vectors random."""
+    folder, index = out / f"library{count}", out / f"library{count}.index"
+    if index.exists():
+        return index
+    model, processor = load_model("example")
+    settings = IndexSettings.of(model, processor, 0.25)
+    (out / "world").mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True)
+    write_wav(out / "sound.wav", np.random.default_rng(0).normal(scale=0.1, size=(1, RATE)))
+    store, generator = MomentStore.create(index, settings), np.random.default_rng(0)
+    schema = moments_schema(settings.hidden_size)
+    entries: list[ClipEntry] = []
+
+    def batches() -> Iterator[Any]:
+        for first in range(0, count, 1000):
+            names = [new_rows_name() for _ in range(min(1000, count - first))]
+            for number, name in enumerate(names, first):
+                path = (folder / f"{number:06d}.wav").absolute()
+                path.symlink_to((out / "sound.wav").absolute())
+                key = f"{number:032x}:-"
+                entries.append(ClipEntry(key=key, rows=name, path=str(path), end=1.0, moments=4, has_audio=True))
+            windows = np.tile(np.arange(4, dtype=np.int32), len(names))
+            vectors = generator.standard_normal((len(windows), settings.hidden_size), dtype=np.float32)
+            vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+            values = pa.array(vectors.astype(np.float16).ravel())
+            columns = {
+                "rows": pa.array([name for name in names for _ in range(4)]),
+                "window": windows,
+                "start": windows * 0.25,
+                "end": (windows + 1) * 0.25,
+                "time": (windows + 0.5) * 0.25,
+                "loudness": np.full(len(windows), -20, np.float32),
+                "audio": pa.FixedSizeListArray.from_arrays(values, settings.hidden_size),
+                "video": pa.nulls(len(windows), schema.field("video").type),
+                "thumbnail": pa.nulls(len(windows), pa.binary()),
+            }
+            yield pa.record_batch(columns, schema=schema)
+
+    store.append(batches())
+    store.register(entries)
+    keep_index(store, DEFAULT_THRESHOLD)
+    return index
+
+
+def time_library(out: Path, count: int) -> None:
+    """How long a film of 10 s takes with a library of so many recordings."""
+    index = make_library(out, count)
+    make_world(out / "world", clips=1, seed=101, split="timed", preset="semantic", workers=1)
+    film, (model, processor) = out / "world" / "timed" / "000000.mp4", load_model("example")
+    store = open_index(index)
+    for run in ("first", "second"):  # an open index remembers its files
+        began, used = time.perf_counter(), time.process_time()
+        found = score_film(film, store, model, processor, min_fit=-99.0)
+        took = f"{time.perf_counter() - began:.1f} s ({time.process_time() - used:.1f} s of processor time)"
+        print(f"{count} recordings, {run} time: {took} for {len(found.segments)} segments")
+
+
+def measure_film(out: Path, minutes: float) -> None:
+    """Memory and time of one film, with the first seed's model and index."""
+    split = f"long{minutes:g}"
+    make_world(out / "world", clips=1, seed=103, split=split, preset="semantic", seconds=60 * minutes, workers=1)
+    film, (model, processor) = out / "world" / split / "000000.mp4", load_model(out / "model0")
+    began = time.perf_counter()
+    found = score_film(film, out / "sounds0.index", model, processor)
+    scored = time.perf_counter() - began
+    write_film(found, out / "long.mp4", original="replace", overwrite=True)
+    written = time.perf_counter() - began - scored
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    counted = f"{len(found.placements)} sounds in {len(found.segments)} segments"
+    print(f"{minutes:g} minutes: {counted}, {scored:.0f} s to find, {written:.0f} s to write, peak {peak:.0f} MiB")
+
+
 def show(found: list[dict[str, Any]]) -> None:
     def cells(values: list[float]) -> str:
         return f"{statistics.mean(values):.1f} ({', '.join(f'{value:.1f}' for value in values)})"
@@ -206,8 +293,20 @@ def main() -> None:
     parser.add_argument("--judged", type=int, default=200, help="films that are judged by `measure_sync`")
     parser.add_argument("--place", choices=("onset", "sync"), default="onset")
     parser.add_argument("--table", action="store_true", help="print what is there")
+    parser.add_argument("--library", type=int, help="recordings of a library that is timed")
+    parser.add_argument("--minutes", type=float, nargs="+", help="lengths of films that are measured")
     arguments = parser.parse_args()
     out: Path = arguments.out
+    if arguments.library:
+        time_library(out, arguments.library)
+        return
+    if arguments.minutes and len(arguments.minutes) == 1:
+        measure_film(out, arguments.minutes[0])
+        return
+    if arguments.minutes:
+        for minutes in arguments.minutes:
+            subprocess.run([sys.executable, __file__, str(out), "--minutes", str(minutes)], check=True)
+        return
     for split, seed in (("films", 101), ("others", 102)):
         if not arguments.table:
             make_world(out / "world", clips=arguments.films, seed=seed, split=split, preset="semantic", workers=1)
