@@ -162,8 +162,12 @@ def score_film(
     with evaluating(base):
         quiet = _silence(base, processor) if kind == "audio" else _mean_vector(store, kind)
         finder = _Finder(store, kind, base.config.temperature, quiet, words, text_weight, files, top, str(film))
+        # What was found for another film under this name, or before the library changed, does not count.
+        file = Path(film).stat() if "://" not in str(film) else None
         call = {
-            "film": str(film), "library": store.uri, "hop": hop, "change": change, "text": text, "files": files,
+            "film": str(film), "bytes": file and file.st_size, "changed": file and file.st_mtime_ns, "hop": hop,
+            "library": store.uri, "recordings": len(store.entries()),
+            "model": store.settings.weights, "change": change, "text": text, "files": files,
             "text_weight": text_weight, "start": start, "end": end, "top": top,
         }  # fmt: skip
         journal = _Journal(work, call)
