@@ -76,6 +76,29 @@ def test_answer__is_what_generate_says_to_the_chat(model, clip):
     assert found.to_dict()["source"].endswith("1.mp4") and found.seconds_watched == pytest.approx(4, abs=0.1)
 
 
+def test_a_model_that_captions__is_asked_after_what_it_said_of_every_moment(clip):
+    loaded, processor = lm_model(seed=1, tie_word_embeddings=False)
+    torch.nn.init.normal_(loaded.get_output_embeddings().weight, std=0.5)
+    processor.caption_prompt = "tell all"
+    first = chat(clip, "tell all")
+
+    def said(turns: list[dict[str, Any]], most: int) -> str:
+        batch = processor.apply_chat_template(
+            turns, add_generation_prompt=True, tokenize=True, return_dict=True,
+            processor_kwargs={"return_tensors": "pt"},
+        )  # fmt: skip
+        given = loaded.generate(**batch, max_new_tokens=most, do_sample=False)[0, batch["input_ids"].shape[1] :]
+        return processor.tokenizer.decode(given, skip_special_tokens=True).strip()
+
+    watched = watch(loaded, processor, clip)
+    one, other = (answer(loaded, processor, watched, text, max_new_tokens=6) for text in (QUESTION, "why?"))
+
+    assert watched.captions and watched.captions == said(first, 16 * 4)
+    turns = [*first, {"role": "assistant", "content": watched.captions}]
+    assert one.text == said([*turns, {"role": "user", "content": QUESTION}], 6)
+    assert other.text == said([*turns, {"role": "user", "content": "why?"}], 6)
+
+
 def test_scores__are_those_of_the_written_times_and_sum_to_1(model, clip):
     loaded, processor = model
     batch = processor.apply_chat_template(
