@@ -39,6 +39,7 @@ PROMISED = {
     "sync": ("len(result.times) == len(result.scores) and str(result.verdict) != ''", True),
     "localize": ("len(found.video_maps) == len(found.peaks())", True),
     "search_moments": ("len(hits) == len(clips) > 0 and Path('found/hits.html').stat().st_size > 10_000", True),
+    "score": ("len(found.placements) > 0 and Path('film.mp4').stat().st_size > 10_000", True),
     "text": (
         "vectors.shape[0], len(hits) > 0, hits.texts, found.text, len(result.moment_labels) == len(result.spans)",
         (2, True, ("rain",), "the bell", True),

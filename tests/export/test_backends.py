@@ -226,7 +226,7 @@ def test_app__measures_in_8_bits_and_finds_places_in_pytorch_without_local_heads
 
 
 WITH = {
-    "index", "search", "sync", "localize", "extract", "app", "evaluate retrieval", "evaluate classification",
+    "index", "search", "score", "sync", "localize", "extract", "app", "evaluate retrieval", "evaluate classification",
     "evaluate localization", "evaluate sync",
 }  # fmt: skip
 # A head, a language model, a check of the weights, and what makes exports.

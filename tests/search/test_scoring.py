@@ -308,6 +308,9 @@ def test_a_recording_too_short_for_its_segment__is_worth_less():
 def test_the_threshold__parts_two_kinds_and_is_five_nats_without_them():
     fits = [1.0, 1.2, 0.9, 6.0, 9.0, 14.0]
     assert 1.2 < silence_threshold([segment(n, ("a", fit)) for n, fit in enumerate(fits)]) < 6.0
+    # What sounds may itself be two kinds.
+    fits = [1.0, 1.1, 1.2, 1.1, 2.2, 2.3, 14.0, 16.0, 15.0]
+    assert 1.2 < silence_threshold([segment(n, ("a", fit)) for n, fit in enumerate(fits)]) < 2.2
     assert silence_threshold([segment(n, ("a", 7.0 + 0.01 * n)) for n in range(2)]) == 5.0
     assert silence_threshold([segment(n) for n in range(5)]) == 5.0
 

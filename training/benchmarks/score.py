@@ -289,6 +289,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seed", type=int, help="one of them alone, once all models are there")
     parser.add_argument("--films", type=int, default=200)
     parser.add_argument("--judged", type=int, default=200, help="films that are judged by `measure_sync`")
     parser.add_argument("--place", choices=("onset", "sync"), default="onset")
@@ -316,7 +317,7 @@ def main() -> None:
             command += ["--output_dir", str(out / f"run{seed}"), "--eval_strategy", "no"]
             subprocess.run(command, check=True)
             (out / f"run{seed}").rename(out / f"model{seed}")
-    for seed in range(arguments.seeds):
+    for seed in range(arguments.seeds) if arguments.seed is None else [arguments.seed]:
         path = out / f"{arguments.place}{seed}.json"
         if not path.exists() and not arguments.table:
             values = score_seed(out, seed, arguments.seeds, arguments.films, arguments.judged, arguments.place)

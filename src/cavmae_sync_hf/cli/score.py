@@ -11,7 +11,7 @@ from ..model.errors_cavmae_sync import printable
 from . import terminal
 from .completion import model_names
 from .kinds import FileIn, FileOut, FolderIn, FolderOut, MediaIn, ModelName
-from .options import AsJson, Damaged, Device, End, Overwrite, Start
+from .options import AsJson, Backend, Damaged, Device, End, Overwrite, Precision, Start
 from .search import HitsOut
 
 # As `search.soundtrack` has them, which would load torch.
@@ -93,6 +93,8 @@ def score(
     seed: Annotated[int | None, typer.Option(min=0, help="Another choice among what fits nearly as well.")] = None,
     damaged: Damaged = "error",
     device: Device = "auto",
+    backend: Backend = "torch",
+    precision: Precision = "float32",
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
@@ -107,7 +109,7 @@ def score(
         cavmae-sync score silent.mp4 --library sounds.index --timeline film.otio
         cavmae-sync score a.mp4 --library my.index --original replace --out b.mp4
     """
-    device = terminal.choose_device(device)
+    device = terminal.choose_device(device, backend)
     from ..model.media_cavmae_sync import probe_media
     from ..search.scoring import score_film
     from ..search.searching import load_index_model
@@ -118,7 +120,11 @@ def score(
         info = probe_media(film)
         check_original(film, info.has_audio and info.has_video, original)
     store = open_index(library)
-    loaded, processor = load_index_model(store, model, words=text is not None, device=device)
+    with terminal.export_progress(model or store.settings.model) as show_export:
+        loaded, processor = load_index_model(
+            store, model, words=text is not None, device=device, backend=backend, precision=precision,
+            progress=show_export,
+        )  # fmt: skip
     target = out or timeline
     work = None if target is None else target.with_name(f"{target.name}.segments.jsonl")
     if work is not None:
@@ -151,6 +157,7 @@ def score(
     failed = terminal.failures(lost)
     if as_json:
         told = {"failed": [failure.to_dict() for failure in failed], "device": device}
+        told |= {"backend": backend, "precision": precision}
         terminal.print_json(found.to_dict() | told | {"written": [str(path) for path in written]})
     else:
         for placed in found.placements:

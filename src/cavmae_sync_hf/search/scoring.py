@@ -50,6 +50,8 @@ DEFAULT_MIN_FIT = 5.0
 # Share of the variance of the logarithms of a film's fits that lies between two kinds where there are two; and what
 # counts as no fit at all, nats.
 _TWO_KINDS, _NO_FIT = 0.6, 0.1
+# What sounds hardly may be a kind of its own between silence and what fits well: it then fits so much better.
+_APART = 1.4
 # A new segment has to spare so much of the squared distances of unit vectors from their mean.
 DEFAULT_CHANGE = 0.2
 # Moments of a segment at most, and of the film that are cut into segments at a time.
@@ -330,16 +332,26 @@ def silence_threshold(segments: Sequence[FilmSegment]) -> float:
     to 20 nats, and what is silent alike. Where they are hardly two kinds, 5 nats.
     """
     fits = np.sort([max(segment.candidates[0].fit, _NO_FIT) for segment in segments if segment.candidates])
+    split = _two_kinds(fits)
+    while True:
+        # What is silent may be two kinds again, of which one sounds, as long as that leaves a quarter of the segments.
+        lower = None if split is None else _two_kinds(fits[:split])
+        if lower is None or lower < len(fits) / 4 or fits[lower] < _APART * fits[lower - 1]:
+            break
+        split = lower
+    return DEFAULT_MIN_FIT if split is None else float(np.sqrt(fits[split - 1] * fits[split]))
+
+
+def _two_kinds(fits: np.ndarray) -> int | None:
+    """How many of ascending fits are of the lower of two kinds; `None` where they are hardly two."""
     if len(fits) < 3:
-        return DEFAULT_MIN_FIT
+        return None
     logs = np.log(fits)
     share = np.arange(1, len(logs)) / len(logs)
     below = np.cumsum(logs)[:-1] / len(logs)
     between = np.square(logs.mean() * share - below) / (share * (1 - share))
     place = int(between.argmax())
-    if between[place] <= _TWO_KINDS * logs.var():
-        return DEFAULT_MIN_FIT
-    return float(np.sqrt(fits[place] * fits[place + 1]))
+    return place + 1 if between[place] > _TWO_KINDS * logs.var() else None
 
 
 @dataclass
