@@ -8,12 +8,20 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 
 from cavmae_sync_hf import index_videos, load_model, make_world
-from cavmae_sync_hf.model.errors_cavmae_sync import AlreadyExistsError, CavMaeSyncError, InferenceError, QueryError
+from cavmae_sync_hf.model.errors_cavmae_sync import (
+    AlreadyExistsError,
+    CavMaeSyncError,
+    InferenceError,
+    QueryError,
+    SearchError,
+)
 from cavmae_sync_hf.model.media_cavmae_sync import decode_media, probe_media
 from cavmae_sync_hf.search.placements import Candidate, FilmScore, FilmSegment, Placement
 from cavmae_sync_hf.search.scoring import change_points, choose_sounds, score_film, silence_threshold
+from cavmae_sync_hf.search.settings import IndexSettings
 from cavmae_sync_hf.search.soundtrack import (
     RATE,
     first_sound,
@@ -24,6 +32,7 @@ from cavmae_sync_hf.search.soundtrack import (
     write_score,
     write_stems,
 )
+from cavmae_sync_hf.search.store import MomentStore
 from cavmae_sync_hf.syncworld import find_truth
 from helpers.clips import noise, onset, tone, write_clip
 
@@ -223,6 +232,30 @@ def test_a_library_without_what_is_looked_for__is_refused(studio, tmp_path):
     index_videos(tmp_path / "films", tmp_path / "mute.index", model, processor)
     with pytest.raises(QueryError, match="holds no audio"):
         score_film(films(folder)[0][0], tmp_path / "mute.index", model, processor)
+
+
+def test_an_empty_library_and_one_of_another_model__are_refused(studio, tmp_path):
+    folder, model, processor = studio
+    film = films(folder)[0][0]
+    settings = IndexSettings.of(model, processor, 0.25)
+    MomentStore.create(tmp_path / "empty.index", settings)
+    with pytest.raises(QueryError, match="holds no audio"):
+        score_film(film, tmp_path / "empty.index", model, processor)
+    other, its = load_model("example")
+    with torch.no_grad():
+        next(other.parameters()).add_(1.0)
+    with pytest.raises(SearchError, match="another model|other weights|made with"):
+        score_film(film, folder / "sounds.index", other, its)
+
+
+def test_a_recording_longer_than_the_film__is_cut_where_its_segment_ends(studio, tmp_path):
+    folder, model, processor = studio
+    (tmp_path / "long").mkdir()
+    write_wav(tmp_path / "long" / "hiss.wav", 0.3 * noise(25, 16000, 1), 16000)
+    index_videos(tmp_path / "long", tmp_path / "long.index", model, processor, hop=0.5)
+    found = score_film(films(folder)[0][0], tmp_path / "long.index", model, processor, min_fit=-50.0)
+    assert found.placements
+    assert all(p.time + p.seconds <= p.segment[1] + 1e-6 <= 6.0 + 1e-5 for p in found.placements)
 
 
 def test_a_still_picture__asks_for_nothing(studio, tmp_path):
