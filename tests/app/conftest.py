@@ -29,3 +29,12 @@ def serve(tmp_path_factory):
         assert not page.workspace.root.exists()
 
     return served
+
+
+@pytest.fixture(scope="module")
+def demo(request, tmp_path_factory):
+    """Small demo clips, with as many in the library as the module's `LIBRARY_CLIPS` says."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo_clips, "LIBRARY_CLIPS", getattr(request.module, "LIBRARY_CLIPS", 1))
+        patch.setattr(demo_clips, "SIDE", 96)
+        return demo_clips.make_demo_clips(tmp_path_factory.mktemp("demo"))

@@ -29,14 +29,6 @@ from helpers.words import text_model
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory) -> demo_clips.DemoClips:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo_clips, "LIBRARY_CLIPS", 1)
-        patch.setattr(demo_clips, "SIDE", 96)
-        return demo_clips.make_demo_clips(tmp_path_factory.mktemp("demo"))
-
-
-@pytest.fixture(scope="module")
 def engine() -> Engine:
     engine = Engine()
     engine.map_plan = lambda seconds: {"fps": 1.0, "method": "cosine"}

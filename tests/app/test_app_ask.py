@@ -32,14 +32,6 @@ def engine(folder):
     return Engine(folder)
 
 
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo_clips, "LIBRARY_CLIPS", 1)
-        patch.setattr(demo_clips, "SIDE", 96)
-        return demo_clips.make_demo_clips(tmp_path_factory.mktemp("demo"))
-
-
 @pytest.fixture
 def handler(engine, demo, tmp_path):
     with Workspace(Limits(), parent=tmp_path) as workspace:

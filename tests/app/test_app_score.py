@@ -5,19 +5,12 @@ import csv
 
 import pytest
 
-from cavmae_sync_hf.app import demo_clips
 from cavmae_sync_hf.app.engine import Engine
 from cavmae_sync_hf.app.handlers import RequestHandler
 from cavmae_sync_hf.app.workspace import Limits, Workspace
 from cavmae_sync_hf.model.media_cavmae_sync import probe_media
 
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo_clips, "LIBRARY_CLIPS", 3)
-        patch.setattr(demo_clips, "SIDE", 96)
-        return demo_clips.make_demo_clips(tmp_path_factory.mktemp("demo"))
+LIBRARY_CLIPS = 3
 
 
 @pytest.fixture

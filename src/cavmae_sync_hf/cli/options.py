@@ -45,6 +45,18 @@ ModelArgument = Annotated[
 Model = Annotated[
     str, typer.Option("--model", "-m", metavar="MODEL", help=MODEL_HELP, autocompletion=model_names), ModelName()
 ]
+# Of an index, which remembers its own.
+IndexModel = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="MODEL",
+        help="The index's model, where it now lies elsewhere; for words one with text that has it inside.",
+        autocompletion=model_names,
+    ),
+    ModelName(unnamed="of the index"),
+]
 Device = Annotated[
     str,
     typer.Option(

@@ -9,10 +9,9 @@ import typer
 from ..data.clock import format_clock
 from ..model.errors_cavmae_sync import printable
 from . import terminal
-from .completion import model_names
-from .kinds import FileIn, FileOut, FolderIn, FolderOut, MediaIn, ModelName
-from .options import AsJson, Backend, Damaged, Device, End, Overwrite, Precision, Start
-from .search import HitsOut
+from .kinds import FileIn, FileOut, FolderIn, FolderOut, MediaIn
+from .options import AsJson, Backend, Damaged, Device, End, IndexModel, Overwrite, Precision, Start
+from .search import HitsOut, open_with_model
 
 # As `search.soundtrack` has them, which would load torch.
 FILM_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv")
@@ -44,17 +43,7 @@ def score(
         typer.Option(metavar="FOLDER", help="Write each recording's sounds as a WAV file as long as the film."),
         FolderOut(new=True),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            "-m",
-            metavar="MODEL",
-            help="The index's model, where it now lies elsewhere; with --text one with text that has it inside.",
-            autocompletion=model_names,
-        ),
-        ModelName(unnamed="of the index"),
-    ] = None,
+    model: IndexModel = None,
     text: Annotated[
         str | None, typer.Option(metavar="WORDS", help="What recordings are to be like, beside the picture.")
     ] = None,
@@ -112,19 +101,14 @@ def score(
     device = terminal.choose_device(device, backend)
     from ..model.media_cavmae_sync import probe_media
     from ..search.scoring import score_film
-    from ..search.searching import load_index_model
     from ..search.soundtrack import check_original, write_film, write_score, write_stems
-    from ..search.store import open_index
 
     if out is not None:
         info = probe_media(film)
         check_original(film, info.has_audio and info.has_video, original)
-    store = open_index(library)
-    with terminal.export_progress(model or store.settings.model) as show_export:
-        loaded, processor = load_index_model(
-            store, model, words=text is not None, device=device, backend=backend, precision=precision,
-            progress=show_export,
-        )  # fmt: skip
+    store, loaded, processor = open_with_model(
+        library, model, words=text is not None, device=device, backend=backend, precision=precision
+    )
     target = out or timeline
     work = None if target is None else target.with_name(f"{target.name}.segments.jsonl")
     if work is not None:

@@ -12,9 +12,20 @@ import typer
 
 from ..model.errors_cavmae_sync import on_command_line, printable
 from . import terminal
-from .completion import model_names
-from .kinds import FileOut, FolderIn, FolderOut, MediaIn, ModelName, Needs, SourceIn
-from .options import AudioTrack, Backend, Channel, Device, Engine, Media, Model, Overwrite, Precision, time_option
+from .kinds import FileOut, FolderIn, FolderOut, MediaIn, Needs, SourceIn
+from .options import (
+    AudioTrack,
+    Backend,
+    Channel,
+    Device,
+    Engine,
+    IndexModel,
+    Media,
+    Model,
+    Overwrite,
+    Precision,
+    time_option,
+)
 
 _INDEX = FolderIn("index", holds="moments.lance", remedy="`cavmae-sync index SOURCE INDEX` makes one.")
 # As `search.writing` has them, which would load torch.
@@ -152,6 +163,16 @@ def index(
     )
 
 
+def open_with_model(index: str, model: str | None, **options: Any) -> tuple[Any, Any, Any]:
+    """An index, the model to search it with and its processor; `options` are those of `load_index_model`."""
+    from ..search import MomentStore
+    from ..search.searching import load_index_model
+
+    store = MomentStore.open(index)
+    with terminal.export_progress(model or store.settings.model) as show:
+        return store, *load_index_model(store, model, progress=show, **options)
+
+
 def search(
     index: Annotated[str, typer.Argument(metavar="INDEX", help="Folder or address of an index."), _INDEX],
     query: Annotated[
@@ -218,17 +239,7 @@ def search(
     ] = None,
     channel: Channel = None,
     audio_track: AudioTrack = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            "-m",
-            metavar="MODEL",
-            help="The index's model, where it now lies elsewhere; for words one with text that has it inside.",
-            autocompletion=model_names,
-        ),
-        ModelName(unnamed="of the index"),
-    ] = None,
+    model: IndexModel = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -269,20 +280,16 @@ def search(
         raise typer.BadParameter("--reencode and --padding go with --clips.")
     words, query = _words(query, text, then or [])
     device = terminal.choose_device(device, backend)
-    from ..search import CutClip, MomentStore, SearchFilters, cut_hits, write_hits
+    from ..search import CutClip, SearchFilters, cut_hits, write_hits
     from ..search import search as run_search
-    from ..search.searching import load_index_model
 
     filters = SearchFilters(
         exclude_same_file=exclude_same_file, within=(after, before), files=files, min_loudness=min_loudness,
         min_gap=min_gap, per_file=per_file,
     )  # fmt: skip
-    store = MomentStore.open(index)
-    with terminal.export_progress(model or store.settings.model) as show_export:
-        loaded, processor = load_index_model(
-            store, model, words=words is not None, device=device, backend=backend, precision=precision,
-            progress=show_export,
-        )  # fmt: skip
+    store, loaded, processor = open_with_model(
+        index, model, words=words is not None, device=device, backend=backend, precision=precision
+    )
     result = run_search(
         store, query, loaded, processor, text=words, by=by, find=find, start=start, end=end, text_weight=text_weight,
         then_within=then_within, top=top, whole_clips=whole_clips, exact=exact, filters=filters, channel=channel,

@@ -190,20 +190,17 @@ def score_film(
             chosen = choose_sounds(segments, least, rng, taken)
             for first, after in _runs(segments, chosen):
                 whole = replace(segments[first], end=segments[after - 1].end)
-                left = [c for c in whole.candidates if c.fit >= least and c.path not in taken[first]]
+                left = [c for c in whole.candidates if c.fit >= least]
                 for candidate in [cast(Candidate, chosen[first]), *left]:  # the next best where a file is gone
                     if candidate.path in taken[first]:
                         continue
-                    for number in range(first, after):
-                        taken[number].add(candidate.path)
+                    for paths in taken[first:after]:
+                        paths.add(candidate.path)
                     others = tuple(c for c in whole.candidates if c.path not in taken[first])[:top]
                     try:
-                        if kind == "video":
-                            placed = _pictures(whole, candidate, others)
-                        else:
-                            placed = _place(whole, candidate, layer, others)
-                            if place == "sync":
-                                placed = _moved(base, processor, film, placed, hop, quiet)
+                        placed = _placed(kind, whole, candidate, layer, others)
+                        if place == "sync" and kind == "audio":
+                            placed = _moved(base, processor, film, placed, hop, quiet)
                     except CavMaeSyncError as error:
                         if on_error is None:
                             raise
@@ -257,8 +254,7 @@ def exchange(found: FilmScore, number: int, choice: int) -> FilmScore:
         for candidate in segment.candidates if candidate.path == old.path
     )  # fmt: skip
     others = (before, *(one for one in old.choices if one != taken))
-    segment = FilmSegment(*old.segment)
-    new = _pictures(segment, taken, others) if found.kind == "video" else _place(segment, taken, old.layer, others)
+    new = _placed(found.kind, FilmSegment(*old.segment), taken, old.layer, others)
     placements = [*found.placements[:number], new, *found.placements[number + 1 :]]
     return replace(found, placements=tuple(placements))
 
@@ -518,10 +514,9 @@ def choose_sounds(
             worth = candidate.fit - _COVER * (1 - cover) + float(extra)
             options = []
             for path, (value, at, before) in states.items():
-                alike = (
-                    segment.alike[number - 1 - at] if path is not None and number - 1 - at < len(segment.alike) else 0
-                )
-                agrees = _AGREEMENT * max(0.0, (alike - _ALIKE) / (1 - _ALIKE)) if path == candidate.path else 0.0
+                back, agrees = number - 1 - at, 0.0
+                if path == candidate.path and back < len(segment.alike):
+                    agrees = _AGREEMENT * max(0.0, (segment.alike[back] - _ALIKE) / (1 - _ALIKE))
                 options.append((value + worth + agrees, before))
             value, before = max(options, key=lambda option: option[0])
             known = following.get(candidate.path)
@@ -549,12 +544,19 @@ def _runs(segments: Sequence[FilmSegment], chosen: Sequence[Candidate | None]) -
         first = number
 
 
-def _place(segment: FilmSegment, candidate: Candidate, layer: int, choices: tuple[Candidate, ...]) -> Placement:
+def _placed(
+    kind: str, segment: FilmSegment, candidate: Candidate, layer: int, choices: tuple[Candidate, ...]
+) -> Placement:
+    """A file of the library at its place: a recording, or of `"video"` a part of a film."""
+    if kind == "video":
+        return _picture(segment, candidate, choices)
+    return _sound(segment, candidate, layer, choices)
+
+
+def _sound(segment: FilmSegment, candidate: Candidate, layer: int, choices: tuple[Candidate, ...]) -> Placement:
     """A recording with its first sound at the first frame of its segment, cut where the segment ends."""
     begin = 0.0 if candidate.seconds <= _SHORT_SECONDS else max(0.0, candidate.at - segment.seconds / 2)
     onset = first_sound(candidate.path, begin, candidate.seconds)
-    # What the recording has before its first sound is left out where the film has no room for it.
-    time = segment.start
     end = min(candidate.seconds, onset + segment.seconds)
     covered = (end - onset) / max(segment.seconds, 1e-6)
     reason = (
@@ -562,10 +564,10 @@ def _place(segment: FilmSegment, candidate: Candidate, layer: int, choices: tupl
         f"{segment.seconds:.1f} s"
     )
     fit, span = candidate.fit, (segment.start, segment.end)
-    return Placement(time, candidate.path, onset, end, fit, layer, span, reason, choices)
+    return Placement(segment.start, candidate.path, onset, end, fit, layer, span, reason, choices)
 
 
-def _pictures(segment: FilmSegment, candidate: Candidate, choices: tuple[Candidate, ...]) -> Placement:
+def _picture(segment: FilmSegment, candidate: Candidate, choices: tuple[Candidate, ...]) -> Placement:
     """A part of a video around where it fits best, as long as its segment, or as the video is."""
     probe_media(candidate.path)  # which tells where it is gone
     length = min(segment.seconds, candidate.seconds)
