@@ -287,6 +287,10 @@ def test_audio_alone__gets_pictures_all_along(studio, tmp_path):
         right.append(event["label_name"] in [e["label_name"] for e in sounding])
     assert np.mean(right) >= 0.5
 
+    for option in ({"layers": 2}, {"place": "sync"}):
+        with pytest.raises(InferenceError, match=f"{next(iter(option))} is for recordings"):
+            score_film(track, folder / "pictures.index", model, processor, **option)
+
     write_film(found, tmp_path / "film.mp4")
     info = probe_media(tmp_path / "film.mp4")
     assert info.has_video and info.has_audio and info.duration == pytest.approx(6.0, abs=0.15)

@@ -149,6 +149,11 @@ def score_film(
     name = source_name(film)
     info = probe_media(film)
     kind: Literal["audio", "video"] = "audio" if info.has_video else "video"
+    if kind == "video" and (layers > 1 or place == "sync"):
+        given = "layers" if layers > 1 else "place"
+        raise InferenceError(
+            f"{name}: has no pictures, and gets some; {given} is for recordings.", hint=Hint(given, None)
+        )
     if not store.has_vectors(kind):
         files_of = "recordings" if kind == "audio" else "videos"
         raise QueryError(f"{store.uri}: holds no {kind}; index {files_of} (`cavmae-sync index FOLDER INDEX`).")
@@ -237,7 +242,7 @@ def exchange(found: FilmScore, number: int, choice: int) -> FilmScore:
     Args:
         found: From `score_film`.
         number: Which of its placements.
-        choice: Which of its choices; the file that was there becomes the first of them.
+        choice: Which of its choices; the file that was there becomes the first of them. What a table said of it goes.
 
     Raises:
         InferenceError: There is no such placement or choice.
