@@ -3,6 +3,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -20,7 +21,7 @@ from cavmae_sync_hf.model.errors_cavmae_sync import (
 )
 from cavmae_sync_hf.model.media_cavmae_sync import decode_media, probe_media
 from cavmae_sync_hf.search.placements import Candidate, FilmScore, FilmSegment, Placement
-from cavmae_sync_hf.search.scoring import change_points, choose_sounds, score_film, silence_threshold
+from cavmae_sync_hf.search.scoring import change_points, choose_sounds, exchange, score_film, silence_threshold
 from cavmae_sync_hf.search.settings import IndexSettings
 from cavmae_sync_hf.search.soundtrack import (
     RATE,
@@ -376,6 +377,18 @@ def test_the_first_sound__is_where_it_begins(desk):
     folder, _ = desk
     assert first_sound(folder / "loud.wav", 0.0, 1.5) == pytest.approx(0.5, abs=0.006)
     assert first_sound(folder / "loud.wav", 0.7, 1.5) == pytest.approx(0.7, abs=0.006)
+
+
+@pytest.mark.parametrize(("at", "start"), [(0.6, 0.5), (2.0, 0.5), (5.5, 5.2)])
+def test_a_recording__begins_with_its_first_sound_or_where_what_fits_is(desk, tmp_path, at, start):
+    _, found = desk
+    hush = np.zeros((1, RATE // 2), np.float32)
+    path = write_wav(tmp_path / "long.wav", np.concatenate([hush, 0.3 * noise(7, RATE, 1)], axis=1))
+    old = replace(found.placements[0], segment=(1.0, 1.6), choices=(Candidate(str(path), at, 7.5, 6.0),))
+    before = FilmSegment(1.0, 1.6, (), (Candidate(old.path, 0.5, 1.5, 7.0),))
+    new = exchange(replace(found, segments=(before,), placements=(old,)), 0, 0).placements[0]
+    assert (new.path, new.time) == (str(path), 1.0) and new.start == pytest.approx(start, abs=0.01)
+    assert new.seconds == pytest.approx(0.6) and [choice.path for choice in new.choices] == [old.path]
 
 
 def test_loudness__is_that_of_ebu_r_128():

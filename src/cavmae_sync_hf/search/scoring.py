@@ -65,8 +65,8 @@ _CANDIDATES = 12
 _AGREEMENT, _COVER = 1.0, 1.0
 # Segments less alike than the first are none of the same; through those as alike as the second a recording goes on.
 _ALIKE, _SAME = 0.5, 0.8
-# A recording longer than this is an atmosphere: it begins where it fits.
-_SHORT_SECONDS = 10.0
+# A recording in which what fits comes so long after its first sound, and not within its segment, begins there.
+_LATE_SECONDS = 2.0
 # How alternatives differ, nats.
 _SPREAD = 1.0
 # Around a recording, where the offset estimate places it.
@@ -560,8 +560,9 @@ def _placed(
 
 def _sound(segment: FilmSegment, candidate: Candidate, layer: int, choices: tuple[Candidate, ...]) -> Placement:
     """A recording with its first sound at the first frame of its segment, cut where the segment ends."""
-    begin = 0.0 if candidate.seconds <= _SHORT_SECONDS else max(0.0, candidate.at - segment.seconds / 2)
-    onset = first_sound(candidate.path, begin, candidate.seconds)
+    onset = first_sound(candidate.path, 0.0, candidate.seconds)
+    if candidate.at > onset + max(_LATE_SECONDS, segment.seconds):
+        onset = first_sound(candidate.path, candidate.at - segment.seconds / 2, candidate.at + segment.seconds / 2)
     end = min(candidate.seconds, onset + segment.seconds)
     covered = (end - onset) / max(segment.seconds, 1e-6)
     reason = (
