@@ -280,6 +280,30 @@ def test_results__are_saved_under_their_names(visit, tmp_path):
     assert saved["sync"]["offset"] == pytest.approx(demo_clips.LATE_SECONDS, abs=0.1)
 
 
+def test_sounds__for_the_silent_clip_play_and_are_exchanged(visit):
+    page, film = visit.page, "document.querySelector('.cs-scored video')"
+    visit.choose(1)
+    visit.tab("Sounds")
+    assert page.locator(".cs-scored").count() == 0
+    page.get_by_role("button", name="Find sounds for the silent clip").click()
+    page.wait_for_selector(".cs-scored li")
+    page.wait_for_function(f"{film}.readyState >= 1")
+    before = page.evaluate("[cavmaeSync.state.scored.url, cavmaeSync.state.scored.sounds]")
+
+    page.evaluate(f"{film}.muted = true")
+    page.locator(".cs-scored li button").last.press("Enter")
+    page.wait_for_function(f"!{film}.paused && {film}.currentTime >= {before[1][-1]['time']}")
+    page.evaluate(f"{film}.pause()")
+
+    page.locator(".cs-scored select").first.select_option(index=1)
+    page.wait_for_function(f"cavmaeSync.state.scored.url !== {before[0]!r}")
+    first, *others = page.evaluate("cavmaeSync.state.scored.sounds")
+    assert first["name"] == before[1][0]["choices"][0] and others == before[1][1:]
+    assert page.locator(".cs-scored select").first.input_value() == "-1"
+    page.wait_for_function(f"{film}.readyState >= 1")
+    assert visit.errors == []
+
+
 def test_labels__without_a_head_are_explained(visit):
     visit.tab("Labels")
 
@@ -379,7 +403,7 @@ def test_page__fits_a_phone(browser, app):
     try:
         assert visit.page.evaluate(fits) and visit.page.evaluate(SMALL_TEXTS) == []
         visit.choose(0)
-        for name in ("In sync?", "Where?", "Similar", "Labels", "Save"):
+        for name in ("In sync?", "Where?", "Similar", "Sounds", "Labels", "Save"):
             visit.tab(name)
             visit.page.wait_for_timeout(100)
             assert visit.page.evaluate(fits), name

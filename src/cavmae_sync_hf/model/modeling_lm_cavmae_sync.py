@@ -470,6 +470,7 @@ class CavMaeSyncForConditionalGeneration(CavMaeSyncLMPreTrainedModel, Generation
         logits_to_keep: int | Tensor = 0,
         mm_encoder_outputs: Mapping[str, BaseModelOutputWithPooling] | None = None,
         num_items_in_batch: Any = None,
+        only_labelled: bool = False,
         **kwargs: Any,
     ) -> tuple | CausalLMOutputWithPast:
         """Logits of the next tokens, and with `labels` the loss.
@@ -489,6 +490,9 @@ class CavMaeSyncForConditionalGeneration(CavMaeSyncLMPreTrainedModel, Generation
                 Number of last positions whose logits are wanted, 0 for all; or the positions.
             num_items_in_batch (*optional*):
                 By what the sum of the losses is divided, as Trainer gives it.
+            only_labelled (`bool`, *optional*, defaults to `False`):
+                Compute logits where `labels` ask for a token alone, `(labelled tokens, vocabulary)`: the loss is the
+                same, and a prompt takes no memory for its logits.
         """
         output = self.model(
             input_ids=input_ids, pixel_values_videos=pixel_values_videos, input_values=input_values,
@@ -497,12 +501,18 @@ class CavMaeSyncForConditionalGeneration(CavMaeSyncLMPreTrainedModel, Generation
             attention_mask=attention_mask, position_ids=position_ids, past_key_values=past_key_values,
             inputs_embeds=inputs_embeds, use_cache=use_cache, mm_encoder_outputs=mm_encoder_outputs, **kwargs,
         )  # fmt: skip
-        logits = self._scale(self.lm_head(slice_logits_to_keep(output.last_hidden_state, logits_to_keep)))
+        hidden = slice_logits_to_keep(output.last_hidden_state, logits_to_keep)
+        following = None if labels is None else nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]
+        if only_labelled and following is not None:
+            is_labelled = following != -100
+            hidden, following = hidden[is_labelled], following[is_labelled]
+        logits = self._scale(self.lm_head(hidden))
         loss = None
-        if labels is not None:
+        if following is not None:
             loss = self.loss_function(
-                logits=logits, labels=labels, vocab_size=logits.shape[-1], num_items_in_batch=num_items_in_batch
-            )
+                logits=logits, labels=None, shift_labels=following, vocab_size=logits.shape[-1],
+                num_items_in_batch=num_items_in_batch,
+            )  # fmt: skip
         return CausalLMOutputWithPast(
             loss=loss, logits=logits, past_key_values=output.past_key_values, hidden_states=output.hidden_states,
             attentions=output.attentions,

@@ -47,6 +47,8 @@ Place = Literal["onset", "sync"]
 DEFAULT_HOP = 0.1
 # In nats: e^5, 150 times as likely as silence. Where a film does not tell by itself.
 DEFAULT_MIN_FIT = 5.0
+# Pink noise that is a silent room's, dB of full scale.
+_ROOM_DB = -60.0
 # Share of the variance of the logarithms of a film's fits that lies between two kinds where there are two; and what
 # counts as no fit at all, nats.
 _TWO_KINDS, _NO_FIT = 0.6, 0.1
@@ -591,10 +593,13 @@ def _mean_vector(store: MomentStore, kind: str) -> np.ndarray:
 
 
 def _silence(model: CavMaeSyncModel, processor: CavMaeSyncProcessor) -> np.ndarray:
-    """The model's vector of digital silence."""
+    """The model's vector of a silent room: recordings hold noise where nothing sounds, and never digital silence."""
     rate = processor.feature_extractor.sampling_rate
     seconds = 2 * window_seconds(processor.feature_extractor.audio_length)
-    return _audio_vectors(model, processor, np.zeros(round(seconds * rate), np.float32), seconds)[1][0]
+    spectrum = np.fft.rfft(np.random.default_rng(0).standard_normal(round(seconds * rate)))
+    pink = np.fft.irfft(spectrum / np.sqrt(np.maximum(np.arange(len(spectrum)), 1)))
+    noise = pink * 10 ** (_ROOM_DB / 20) / np.sqrt(np.square(pink).mean())
+    return _audio_vectors(model, processor, noise.astype(np.float32), seconds)[1][0]
 
 
 def _audio_vectors(

@@ -89,7 +89,7 @@ class InstructionTrainer(CavMaeSyncBaseTrainer):
         base: Any = self._unwrapped()
         whole = base.get_base_model() if is_lora(base) else base
         whole.model.av_model.eval()
-        found = {name: inputs[name] for name in _INPUTS if name in inputs}
+        found = {name: inputs[name] for name in _INPUTS if name in inputs} | {"only_labelled": model.training}
         if "question_ids" in inputs:
             kinds = getattr(whole.config.text_config, "layer_types", None)
             found["attention_mask"] = apart_masks(inputs["question_ids"], kinds)

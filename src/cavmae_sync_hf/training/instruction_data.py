@@ -219,9 +219,14 @@ class SyncWorldChats(Dataset):
 
     def __getitem__(self, index: int) -> Chat:
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, self.epoch, int(index)]))
-        known = questions(self.records[index], rng, per_kind=-(-self.per_chat // 3), kinds=self.kinds)
-        asked = [known[place] for place in rng.permutation(len(known))[: self.per_chat]]
         captions = None if self.epoch < self.plain_epochs else self._captions[index]
+        # Of what is read off the captions a clip has little to ask: each kind is asked as often, again in other words.
+        per_kind, rounds = (-(-self.per_chat // 3), 1) if captions is None else (1, -(-self.per_chat // len(self.kinds)))
+        known = [
+            question for _ in range(rounds)
+            for question in questions(self.records[index], rng, per_kind=per_kind, kinds=self.kinds)
+        ]  # fmt: skip
+        asked = [known[place] for place in rng.permutation(len(known))[: self.per_chat]]
         return replace(question_chat(asked, int(index), captions), apart=self.apart)
 
 

@@ -271,6 +271,9 @@
     for (const other of players()) if (other && other !== but) other.pause();
   }
 
+  /* A pause before the first frame is there is no error. */
+  const play = element => element.play().catch(() => {});
+
   function hit(found) {
     const facts = [make("span", { class: "cs-hit-name" }, found.title),
       make("span", { class: "cs-hit-facts" }, `${clock(found.start)} – ${clock(found.end)}, similarity ${found.score.toFixed(2)}`)];
@@ -281,7 +284,7 @@
       if (!element.paused) { element.pause(); return; }
       pauseOthers(element);
       if (element.currentTime < found.from - 0.05 || element.currentTime > found.to - 0.05) element.currentTime = found.from;
-      element.play();
+      play(element);
     });
     for (const name of ["play", "pause"]) element.addEventListener(name, () => button.classList.toggle("cs-playing", !element.paused));
     element.addEventListener("timeupdate", () => { if (element.currentTime > found.to) element.pause(); });
@@ -416,7 +419,7 @@
           if (Number(select.value) >= 0) exchange("click", { turn: state.turn, sound, choice: Number(select.value) });
         });
         return make("li", {},
-          make("button", { type: "button", class: "cs-button", onclick: () => { player.currentTime = time; player.play(); } }, `${clock(time)} – ${clock(end)}`),
+          make("button", { type: "button", class: "cs-button", onclick: () => { player.currentTime = time; play(player); } }, `${clock(time)} – ${clock(end)}`),
           " ", select, make("span", { class: "cs-hit-facts" }, ` fit ${fit.toFixed(1)}`));
       }))));
   }
