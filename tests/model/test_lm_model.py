@@ -289,6 +289,19 @@ def test_loss__is_that_of_the_answer_alone_and_trains_what_is_not_frozen():
     assert model.model.audio_projector.linear_1.weight.grad is None
 
 
+def test_logits_of_labelled_tokens_alone__give_the_same_loss():
+    model, given = build(), inputs()
+    labels = torch.full_like(given["input_ids"], -100)
+    labels[0, -2:], labels[1:, -1] = 7, 9
+    with torch.no_grad():
+        whole = model(**given, labels=labels)
+        fewer = model(**given, labels=labels, only_labelled=True)
+
+    torch.testing.assert_close(fewer.loss, whole.loss)
+    asked = torch.cat([whole.logits[0, -3:-1], whole.logits[1:, -2]])
+    torch.testing.assert_close(fewer.logits, asked)
+
+
 def test_gradient_checkpointing__changes_no_gradient():
     model, given = build().train(), inputs()
     labels = given["input_ids"].clone()

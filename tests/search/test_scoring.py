@@ -407,10 +407,20 @@ def test_a_mix__has_each_sound_at_its_sample_and_all_alike_loud(desk):
     assert wave.shape == (2, 4 * RATE)
     (heard,) = (np.flatnonzero(np.abs(wave[0]) > 1e-6),)
     assert abs(heard[0] - RATE) < 20 and abs(heard[-1] - 3.3 * RATE) < 40
-    assert not np.abs(wave[:, round(1.81 * RATE) : round(2.99 * RATE)]).any()
+    assert not np.abs(wave[:, round(1.86 * RATE) : round(2.99 * RATE)]).any()
     loud, quiet = wave[:, RATE : round(1.8 * RATE)], wave[:, 3 * RATE : round(3.3 * RATE)]
     levels = [measure_loudness([np.tile(part, 4)]).integrated for part in (loud, quiet)]
     assert levels == pytest.approx([-23.0, -23.0], abs=1.0)  # fades take a little
+
+
+def test_recordings_one_after_the_other__are_cross_faded(desk):
+    folder, found = desk
+    before, after = placed(folder / "loud.wav", 1.0, 0.5, 1.0), placed(folder / "loud.wav", 1.5, 0.7, 1.2)
+    alone, both = (np.concatenate(list(mix(sounds, 2.5)), axis=1) for sounds in ((before,), (before, after)))
+    tail = np.abs(alone[0, round(1.5 * RATE) : round(1.55 * RATE)]).reshape(5, -1).max(axis=1)
+    assert tail[0] > 0.5 * np.abs(alone).max() and 0 < tail[-1] < 0.3 * tail[0]  # it fades out under the next one
+    assert not alone[:, round(1.551 * RATE) :].any()
+    assert np.array_equal(both[:, : round(1.5 * RATE)], alone[:, : round(1.5 * RATE)])
 
 
 def test_a_mix_in_blocks__is_the_mix_in_one(desk, monkeypatch):

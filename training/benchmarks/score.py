@@ -6,9 +6,9 @@
     python training/benchmarks/score.py out --library 100000
     python training/benchmarks/score.py out --minutes 2 10 40
 
-Models of the recipe `syncworld_tiny`, one for each seed, score `--films` semantic clips whose audio they do not hear,
-with a library of the single events of another world. The first `--judged` results are judged by `measure_sync` with
-the model itself and with that of the next seed, which has chosen nothing, beside
+Models of the recipe `syncworld_tiny`, trained for `--steps` with one seed each, score `--films` semantic clips whose
+audio they do not hear, with a library of the single events of another world. The first `--judged` results are judged
+by `measure_sync` with the model itself and with that of the next seed, which has chosen nothing, beside
 
 - the true track, and the true events of the clip put in their places by the same mixing (the ceiling of the method),
 - as many random recordings, as long, at random times (chance).
@@ -290,6 +290,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--seed", type=int, help="one of them alone, once all models are there")
+    parser.add_argument("--steps", type=int, default=1200, help="steps in which each model is trained")
     parser.add_argument("--films", type=int, default=200)
     parser.add_argument("--judged", type=int, default=200, help="films that are judged by `measure_sync`")
     parser.add_argument("--place", choices=("onset", "sync"), default="onset")
@@ -314,7 +315,7 @@ def main() -> None:
     for seed in range(arguments.seeds):
         if not (out / f"model{seed}" / "config.json").exists() and not arguments.table:
             command = ["cavmae-sync", "pretrain", "syncworld_tiny", "--seed", str(seed), "--disable_tqdm", "true"]
-            command += ["--output_dir", str(out / f"run{seed}"), "--eval_strategy", "no"]
+            command += ["--output_dir", str(out / f"run{seed}"), "--max_steps", str(arguments.steps)]
             subprocess.run(command, check=True)
             (out / f"run{seed}").rename(out / f"model{seed}")
     for seed in range(arguments.seeds) if arguments.seed is None else [arguments.seed]:

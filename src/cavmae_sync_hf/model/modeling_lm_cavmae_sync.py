@@ -502,7 +502,7 @@ class CavMaeSyncForConditionalGeneration(CavMaeSyncLMPreTrainedModel, Generation
             inputs_embeds=inputs_embeds, use_cache=use_cache, mm_encoder_outputs=mm_encoder_outputs, **kwargs,
         )  # fmt: skip
         hidden = slice_logits_to_keep(output.last_hidden_state, logits_to_keep)
-        following = None if labels is None else nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]
+        following = None if labels is None else nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
         if only_labelled and following is not None:
             is_labelled = following != -100
             hidden, following = hidden[is_labelled], following[is_labelled]

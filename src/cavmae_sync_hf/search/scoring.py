@@ -51,7 +51,7 @@ DEFAULT_MIN_FIT = 5.0
 _ROOM_DB = -60.0
 # Share of the variance of the logarithms of a film's fits that lies between two kinds where there are two; and what
 # counts as no fit at all, nats.
-_TWO_KINDS, _NO_FIT = 0.6, 0.1
+_TWO_KINDS, _NO_FIT = 0.6, 1.5
 # What sounds hardly may be a kind of its own between silence and what fits well: it then fits so much better.
 _APART = 1.4
 # A new segment has to spare so much of the squared distances of unit vectors from their mean.

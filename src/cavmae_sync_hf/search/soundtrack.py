@@ -146,12 +146,13 @@ class _Track:
 
     @property
     def stop(self) -> int:
-        """The sample after its last."""
-        return self.first + round(self.sound.seconds * RATE)
+        """The sample after its last, with what fades out under what follows it."""
+        return self.first + round((self.sound.seconds + _FADE_OUT) * RATE)
 
     def decode(self) -> np.ndarray:
-        """Its samples at the right loudness, with fades."""
-        samples = read_samples(self.sound.path, self.sound.start, self.sound.end)[:, : self.stop - self.first]
+        """Its samples at the right loudness, with fades: a recording that is cut fades out after its place."""
+        samples = read_samples(self.sound.path, self.sound.start, self.sound.end + _FADE_OUT)
+        samples = samples[:, : self.stop - self.first]
         least = round(_LEAST_MEASURED * RATE)
         times = -(-least // max(1, samples.shape[1]))
         samples = samples * np.float32(measure_loudness([np.tile(samples, times)]).gain())

@@ -18,6 +18,8 @@ from ..model.processing_lm_cavmae_sync import CavMaeSyncLMProcessor
 from ..syncworld.questions import KINDS, Question, conversation, dense_captions, questions
 
 _MEDIA = ("video", "audio")
+# Kinds of questions that what is seen and heard at a moment answers, without looking anything up.
+_OF_A_MOMENT = ("what", "side", "silent")
 # What batches of chats are filled up with.
 _FILLS = {"labels": -100, "question_ids": -1, "position_ids": 0}
 # Where a chat comes from: its file's rows under one of these names, or in these columns.
@@ -189,7 +191,8 @@ class SyncWorldChats(Dataset):
         seed: Seeds what is asked, and how.
         apart: Whether the questions of a chat see the clip and not each other.
         caption_prompt: Each chat begins with it and the clip's dense captions.
-        plain_epochs: Epochs at the beginning without these: questions are answered from what is seen and heard.
+        plain_epochs: Epochs at the beginning without these, in which questions are about what is seen and heard at one
+            moment.
         kinds: Of questions.
     """
 
@@ -220,14 +223,24 @@ class SyncWorldChats(Dataset):
     def __getitem__(self, index: int) -> Chat:
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, self.epoch, int(index)]))
         captions = None if self.epoch < self.plain_epochs else self._captions[index]
-        # Of what is read off the captions a clip has little to ask: each kind is asked as often, again in other words.
-        per_kind, rounds = (-(-self.per_chat // 3), 1) if captions is None else (1, -(-self.per_chat // len(self.kinds)))
-        known = [
-            question for _ in range(rounds)
-            for question in questions(self.records[index], rng, per_kind=per_kind, kinds=self.kinds)
-        ]  # fmt: skip
+        known = self._asked(self.records[index], rng, plain=captions is None and self._captions[index] is not None)
         asked = [known[place] for place in rng.permutation(len(known))[: self.per_chat]]
         return replace(question_chat(asked, int(index), captions), apart=self.apart)
+
+    def _asked(self, record: Mapping[str, Any], rng: np.random.Generator, plain: bool) -> list[Question]:
+        """Questions about a clip: in plain epochs those that one moment answers, then of every kind alike.
+
+        A clip has little of some kinds to ask, which is asked again in other words. Sides come more often, as captions
+        tell none.
+        """
+        kinds = [kind for kind in self.kinds if kind in _OF_A_MOMENT]
+        if plain and kinds and (known := questions(record, rng, per_kind=-(-self.per_chat // 2), kinds=kinds)):
+            return known
+        rounds = -(-self.per_chat // len(self.kinds))
+        known = [one for _ in range(rounds) for one in questions(record, rng, kinds=self.kinds)]
+        if "side" in self.kinds:
+            known += questions(record, rng, per_kind=rounds, kinds=["side"])
+        return known
 
 
 class ChatWriter:
