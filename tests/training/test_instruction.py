@@ -16,8 +16,6 @@ from cavmae_sync_hf import (
     make_world,
     save_for_hub,
 )
-from cavmae_sync_hf.syncworld import find_truth
-from cavmae_sync_hf.syncworld.questions import PATTERNS
 from cavmae_sync_hf.training.instruct import run_instruction
 from cavmae_sync_hf.training.instruction_arguments import InstructionRunArguments
 from cavmae_sync_hf.training.instruction_data import (
@@ -25,7 +23,6 @@ from cavmae_sync_hf.training.instruction_data import (
     ChatCollator,
     ChatWriter,
     ClipTokens,
-    SyncWorldChats,
     apart_masks,
     read_chats,
 )
@@ -281,20 +278,6 @@ def test_questions_apart__are_answered_as_each_alone(layer_types, captions):
     labels = [said(processor, {"labels": together["labels"][row]}) for row in (0, 1)]
     told = ["barks, nothing\n"] * bool(captions)
     assert labels == [[*told, "dog\n", "now\n", "there\n"], [*told, "dog\n", "now\n"]]
-
-
-def test_questions_after_captions__are_of_all_kinds_alike(desk):
-    records = find_truth(desk / "world" / "train", ["000000", "000001"])
-    chats = SyncWorldChats(records, per_chat=28, caption_prompt="describe every moment .", plain_epochs=1)
-
-    def described(chat: Chat) -> int:
-        asked = [turn["content"][-1]["text"] for turn in chat.messages if turn["role"] == "user"]
-        assert len(asked) <= 28 + chat.captions
-        return sum(text in PATTERNS["describe"]["seen"] for text in asked)
-
-    assert [described(chat) for chat in chats] == [1, 1]
-    chats.set_epoch(1)
-    assert [described(chat) for chat in chats] == [4, 4]
 
 
 def test_questions_apart__need_a_language_model_that_can(desk, tmp_path):

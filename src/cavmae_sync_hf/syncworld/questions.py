@@ -245,19 +245,19 @@ def twin_questions(
 
 
 def dense_captions(record: Mapping[str, Any]) -> str:
-    """What happens at each of a clip's moments, `frame_times`, and what is on screen.
+    """What is on screen in a clip, and what happens at each of its moments, `frame_times`.
 
-    `0.3s nothing 0.9s bell first 1.5s on 2.1s nothing 2.8s bell again seen bell drum`: a class where it begins to
+    `bell drum seen 0.3s nothing 0.9s bell first 1.5s on 2.1s nothing 2.8s bell again`: a class where it begins to
     sound, for the first time or again; `on` while something goes on sounding.
     """
     times = record["frame_times"]
     begins = {name: [_first_moment(event, times) for event in own] for name, own in _events_by_class(record).items()}
-    words = []
+    words = [*sorted({item["label_name"] for item in record["objects"]}), "seen"]
     for time, sounding in zip(times, record["sounding_objects"], strict=True):
         new = [(name, time == own[0]) for name, own in sorted(begins.items()) if time in own]
         said = " and ".join(f"{name} {'first' if is_first else 'again'}" for name, is_first in new)
         words += [written_time(time), said or ("on" if sounding else NOTHING)]
-    return " ".join([*words, "seen", *sorted({item["label_name"] for item in record["objects"]})])
+    return " ".join(words)
 
 
 def is_right(question: Question, answer: str) -> bool:

@@ -18,8 +18,6 @@ from ..model.processing_lm_cavmae_sync import CavMaeSyncLMProcessor
 from ..syncworld.questions import KINDS, Question, conversation, dense_captions, questions
 
 _MEDIA = ("video", "audio")
-# Kinds of questions that what is seen and heard at a moment answers, without looking anything up.
-_OF_A_MOMENT = ("what", "side", "silent")
 # What batches of chats are filled up with.
 _FILLS = {"labels": -100, "question_ids": -1, "position_ids": 0}
 # Where a chat comes from: its file's rows under one of these names, or in these columns.
@@ -191,8 +189,7 @@ class SyncWorldChats(Dataset):
         seed: Seeds what is asked, and how.
         apart: Whether the questions of a chat see the clip and not each other.
         caption_prompt: Each chat begins with it and the clip's dense captions.
-        plain_epochs: Epochs at the beginning without these, in which questions are about what is seen and heard at one
-            moment.
+        plain_epochs: Epochs at the beginning without these: questions are answered from what is seen and heard.
         kinds: Of questions.
     """
 
@@ -222,25 +219,10 @@ class SyncWorldChats(Dataset):
 
     def __getitem__(self, index: int) -> Chat:
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, self.epoch, int(index)]))
-        captions = None if self.epoch < self.plain_epochs else self._captions[index]
-        known = self._asked(self.records[index], rng, plain=captions is None and self._captions[index] is not None)
+        known = questions(self.records[index], rng, per_kind=-(-self.per_chat // 3), kinds=self.kinds)
         asked = [known[place] for place in rng.permutation(len(known))[: self.per_chat]]
+        captions = None if self.epoch < self.plain_epochs else self._captions[index]
         return replace(question_chat(asked, int(index), captions), apart=self.apart)
-
-    def _asked(self, record: Mapping[str, Any], rng: np.random.Generator, plain: bool) -> list[Question]:
-        """Questions about a clip: in plain epochs those that one moment answers, then of every kind alike.
-
-        A clip has little of some kinds to ask, which is asked again in other words. Sides come more often, as captions
-        tell none.
-        """
-        kinds = [kind for kind in self.kinds if kind in _OF_A_MOMENT]
-        if plain and kinds and (known := questions(record, rng, per_kind=-(-self.per_chat // 2), kinds=kinds)):
-            return known
-        rounds = -(-self.per_chat // len(self.kinds))
-        known = [one for _ in range(rounds) for one in questions(record, rng, kinds=self.kinds)]
-        if "side" in self.kinds:
-            known += questions(record, rng, per_kind=rounds, kinds=["side"])
-        return known
 
 
 class ChatWriter:
