@@ -282,6 +282,7 @@ def test_results__are_saved_under_their_names(visit, tmp_path):
 
 def test_sounds__for_the_silent_clip_play_and_are_exchanged(visit):
     page, film = visit.page, "document.querySelector('.cs-scored video')"
+    visit.unfold()
     visit.choose(1)
     visit.tab("Sounds")
     assert page.locator(".cs-scored").count() == 0
