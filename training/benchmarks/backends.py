@@ -85,6 +85,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--still", type=float, default=0, help="also with this `--still` of `cavmae-sync index`")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--no-bfloat16", action="store_true", help="for processors without it, which take minutes")
     parser.add_argument("--no-speed", action="store_true", help="retrieval alone")
     parser.add_argument("--world", type=Path, help="SyncWorld split for the retrieval")
     parser.add_argument("--cache", type=Path, help="folder of exports to keep; default: made anew and removed")
@@ -149,7 +150,7 @@ def words(how: tuple[str, ...]) -> str:
 
 
 def show_speed(arguments: argparse.Namespace, model: str, films: Path, folder: Path, **env: str) -> None:
-    runs = [*RUNS]
+    runs = [how for how in RUNS if how[1] != "bfloat16" or not arguments.no_bfloat16]
     if arguments.still:
         runs += [(*how[:2], str(arguments.still)) for how in (RUNS[0], RUNS[-1])]
     results: dict[tuple[str, ...], list[dict]] = {how: [] for how in runs}
