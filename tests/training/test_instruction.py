@@ -3,6 +3,7 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from cavmae_sync_hf import (
     make_world,
     save_for_hub,
 )
+from cavmae_sync_hf.syncworld import find_truth
+from cavmae_sync_hf.syncworld.questions import PATTERNS, written_time
 from cavmae_sync_hf.training.instruct import run_instruction
 from cavmae_sync_hf.training.instruction_arguments import InstructionRunArguments
 from cavmae_sync_hf.training.instruction_data import (
@@ -23,7 +26,9 @@ from cavmae_sync_hf.training.instruction_data import (
     ChatCollator,
     ChatWriter,
     ClipTokens,
+    SyncWorldChats,
     apart_masks,
+    media_inputs,
     read_chats,
 )
 from cavmae_sync_hf.training.instruction_metrics import CONTROLS, changed
@@ -278,6 +283,49 @@ def test_questions_apart__are_answered_as_each_alone(layer_types, captions):
     labels = [said(processor, {"labels": together["labels"][row]}) for row in (0, 1)]
     told = ["barks, nothing\n"] * bool(captions)
     assert labels == [[*told, "dog\n", "now\n", "there\n"], [*told, "dog\n", "now\n"]]
+
+
+def test_questions_after_captions__are_of_all_kinds_alike(desk):
+    records = find_truth(desk / "world" / "train", ["000000", "000001"])
+    chats = SyncWorldChats(records, per_chat=28, caption_prompt="describe every moment .")
+
+    def described(chat: Chat) -> int:
+        asked = [turn["content"][-1]["text"] for turn in chat.messages if turn["role"] == "user"]
+        assert len(asked) <= 28 + chat.captions
+        return sum(text in PATTERNS["describe"]["seen"] for text in asked)
+
+    assert [described(chat) for chat in chats] == [4, 4]
+    plain = SyncWorldChats(records, per_chat=28)
+    assert [described(chat) for chat in plain] == [1, 1]
+
+
+def test_moment_epochs__show_one_moment_and_ask_about_it(desk):
+    records = find_truth(desk / "world" / "train", ["000000", "000001"])
+    chats = SyncWorldChats(records, per_chat=12, apart=True, caption_prompt="describe .", moment_epochs=1)
+    for epoch in range(3):
+        chats.set_epoch(epoch)
+        for chat, record in zip(chats, records, strict=True):
+            asked = " ".join(turn["content"][-1]["text"] for turn in chat.messages if turn["role"] == "user")
+            assert chat.captions == (epoch > 0) == (chat.moment is None)
+            if chat.moment is not None:
+                named = set(re.findall(r"\d+\.\ds", asked))
+                assert named == {written_time(record["frame_times"][chat.moment])}
+
+
+def test_a_chat_of_one_moment__has_its_tokens_alone():
+    processor, whole = make(), clip()
+    writer = ChatWriter(processor)
+    collate = ChatCollator(writer, lambda number: whole, 0)
+    batch = collate([Chat(turns(("who?", "dog")), [0], moment=1)])
+
+    (text,) = processor.tokenizer.batch_decode(batch["input_ids"])
+    one = ClipTokens(
+        whole.times[1:2], {name: values[1:2] for name, values in whole.tokens.items()},
+        {name: mask[1:2] for name, mask in whole.present.items()},
+    )  # fmt: skip
+    assert writer.clip_text(one) in text and writer.clip_text(whole) not in text
+    for name, values in media_inputs([one]).items():
+        assert torch.equal(batch[name], values)
 
 
 def test_questions_apart__need_a_language_model_that_can(desk, tmp_path):

@@ -31,12 +31,12 @@ _CANDIDATES = (64, 800)
 _LEAST_SHARE, _LEAST_SHARE_OF_ONE = 0.3, 0.06
 # Telling it takes time in proportion to all moments, for every probe. So where there are as many times as many moments
 # as each probe is to find, a fixed number is found at any share, of which so few are enough.
-_TOLD_MOMENTS, _FOUND_OF_MANY, _LEFT_OF_MANY = 9_000, 10_000, 60
+_TOLD_MOMENTS, _FOUND_OF_MANY, _LEFT_OF_MANY = 9_000, 8_000, 50
 # Of the moments that each probe finds, and of the places compared, where filters leave few.
 _LEAST_PART = 0.25
 # As many times more parts are looked into for one probe then: filters may leave out the nearest part, and there are no
-# other probes that find what this one misses.
-_PARTS_OF_ONE = 2
+# other probes that find what this one misses. Where the index is told of the filters, each part takes twice as long.
+_PARTS_OF_ONE, _PARTS_OF_ONE_TOLD = 2.0, 1.75
 # Where the first search leaves less than this of what it was to find, as where the moments that are most alike are
 # those that filters leave out, the next one finds and compares so many times more, in so many times more parts.
 _ENOUGH = 0.5
@@ -96,7 +96,7 @@ class _Effort(NamedTuple):
     kept: int
     compared: float
     where: str | None
-    parts: int = 1
+    parts: float = 1.0
 
 
 # Clips, moments there that the query's first window meets, and what each counts, `(places,)` each.
@@ -126,13 +126,14 @@ def _efforts(view: View, wanted: int, probes: int) -> list[_Effort]:
     last = _Effort(_LAST * wanted, 0, _LAST, view.where, _WIDER_PARTS)
     # Among fewer moments fewer are nearly as much alike as the best.
     part = float(np.clip(math.sqrt(loud * share / _LEAST_SHARE), _LEAST_PART, 1))
-    parts = _PARTS_OF_ONE if probes == 1 and part < 1 else 1
     # Each place of several windows takes many rows, and several probes speak for the right one.
     places = part if probes == 1 else max(part**2, _LEAST_PART)
     wanted = math.ceil(part * wanted)
     many = view.clips.moments.sum() >= _TOLD_MOMENTS * wanted
     enough = loud * share >= (_LEAST_SHARE_OF_ONE if probes == 1 and not many else _LEAST_SHARE)
-    if loud >= _LEAST_SHARE and (many or enough):
+    is_told = loud < _LEAST_SHARE or not (many or enough)
+    parts = 1.0 if probes > 1 or part == 1 else _PARTS_OF_ONE_TOLD if is_told else _PARTS_OF_ONE
+    if not is_told:
         # Loudness is dropped when the rows have been read.
         count, kept = math.ceil(wanted / (loud * share)), math.ceil(wanted / loud)
         count, kept = (count, kept) if enough else (_FOUND_OF_MANY, _LEFT_OF_MANY)
@@ -150,7 +151,7 @@ def _look(view: View, query: Query, comparison: Comparison, probes: np.ndarray, 
     for asked, stored in comparison.all_pairs:
         vectors = query.probes(asked, stored, probes)
         total = view.clips.partitions[stored]
-        partitions = min(total, effort.parts * partitions_to_search(total))
+        partitions = min(total, math.ceil(effort.parts * partitions_to_search(total)))
         ids, which, cosines = view.store.nearest(stored, vectors, effort.found, effort.where, partitions=partitions)
         # Each of as many moments is near by chance: they speak for their places by how much nearer they are than the
         # farthest that the probe found.

@@ -21,6 +21,8 @@ from .captions import NAMES, SIDES, Wording
 from .voices import CLASS_NAMES
 
 KINDS = ("what", "when", "count", "order", "side", "silent", "describe")
+# Those that one moment answers, the one that they name.
+MOMENT_KINDS = ("what", "side")
 NOTHING = "nothing"
 # What sounds must not change for so long before and after a moment, seconds, to be asked about.
 STEADY_SECONDS = 0.2
@@ -245,19 +247,20 @@ def twin_questions(
 
 
 def dense_captions(record: Mapping[str, Any]) -> str:
-    """What is on screen in a clip, and what happens at each of its moments, `frame_times`.
+    """What sounds at each of a clip's moments, `frame_times`, on which side, and what is on screen.
 
-    `bell drum seen 0.3s nothing 0.9s bell first 1.5s on 2.1s nothing 2.8s bell again`: a class where it begins to
-    sound, for the first time or again; `on` while something goes on sounding.
+    `0.3s nothing 0.9s bell first left 1.5s bell left 2.1s nothing 2.8s bell again left seen bell drum`: a class where
+    it begins to sound, for the first time or again, and where it goes on; no side for the middle of the frame.
     """
-    times = record["frame_times"]
+    times, names = record["frame_times"], [item["label_name"] for item in record["objects"]]
     begins = {name: [_first_moment(event, times) for event in own] for name, own in _events_by_class(record).items()}
-    words = [*sorted({item["label_name"] for item in record["objects"]}), "seen"]
-    for time, sounding in zip(times, record["sounding_objects"], strict=True):
-        new = [(name, time == own[0]) for name, own in sorted(begins.items()) if time in own]
-        said = " and ".join(f"{name} {'first' if is_first else 'again'}" for name, is_first in new)
-        words += [written_time(time), said or ("on" if sounding else NOTHING)]
-    return " ".join(words)
+    words = []
+    for time, slots, boxes in zip(times, record["sounding_objects"], record["sounding_boxes"], strict=True):
+        sides = {names[slot]: _side(box, record["width"]) for slot, box in zip(slots, boxes, strict=True)}
+        new = {name: "first" if time == own[0] else "again" for name, own in begins.items() if time in own}
+        said = [" ".join((name, new.get(name, ""), sides.get(name, ""))) for name in sorted({*new, *sides})]
+        words += [written_time(time), *(" and ".join(said) or NOTHING).split()]
+    return " ".join([*words, "seen", *sorted(set(names))])
 
 
 def is_right(question: Question, answer: str) -> bool:

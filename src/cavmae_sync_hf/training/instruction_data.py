@@ -15,7 +15,7 @@ from ..files import StrPath, parse_json
 from ..model.batching_cavmae_sync import stack_padded
 from ..model.errors_cavmae_sync import TrainingError, printable
 from ..model.processing_lm_cavmae_sync import CavMaeSyncLMProcessor
-from ..syncworld.questions import KINDS, Question, conversation, dense_captions, questions
+from ..syncworld.questions import KINDS, MOMENT_KINDS, Question, conversation, dense_captions, questions
 
 _MEDIA = ("video", "audio")
 # What batches of chats are filled up with.
@@ -33,12 +33,14 @@ class Chat:
         clips: Number of the clip of each video and audio clip, in the order of the messages.
         apart: Whether each question stands alone, about the media of the first one: none sees the others.
         captions: Whether the first two turns are a prompt for captions and these; every question sees them.
+        moment: Place of the only moment of the clips that is shown; default: all are.
     """
 
     messages: list[dict[str, Any]]
     clips: list[int]
     apart: bool = False
     captions: bool = False
+    moment: int | None = None
 
     def questions(self) -> Iterator["Chat"]:
         """Each question, with the captions or the media of the first one, and its answer as a chat of its own."""
@@ -69,6 +71,12 @@ class ClipTokens:
         """The clip without the tokens of modalities."""
         present = {name: mask & (name not in modalities) for name, mask in self.present.items()}
         return ClipTokens(self.times, self.tokens, present)
+
+    def at(self, moment: int) -> "ClipTokens":
+        """One moment of the clip."""
+        one = slice(moment, moment + 1)
+        tokens, present = ({name: values[one] for name, values in own.items()} for own in (self.tokens, self.present))
+        return ClipTokens(self.times[one], tokens, present)
 
 
 def holds_chats(path: StrPath) -> bool:
@@ -189,7 +197,8 @@ class SyncWorldChats(Dataset):
         seed: Seeds what is asked, and how.
         apart: Whether the questions of a chat see the clip and not each other.
         caption_prompt: Each chat begins with it and the clip's dense captions.
-        plain_epochs: Epochs at the beginning without these: questions are answered from what is seen and heard.
+        moment_epochs: Epochs at the beginning in which a chat shows one moment alone and asks about it: what is seen
+            and heard there is learned in fewer steps than where the moment must be found among others.
         kinds: Of questions.
     """
 
@@ -201,11 +210,11 @@ class SyncWorldChats(Dataset):
         seed: int = 0,
         apart: bool = False,
         caption_prompt: str | None = None,
-        plain_epochs: int = 0,
+        moment_epochs: int = 0,
         kinds: Sequence[str] = KINDS,
     ) -> None:
         self.records, self.per_chat, self.seed, self.apart, self.kinds = records, per_chat, seed, apart, kinds
-        self.plain_epochs, self.epoch = plain_epochs, 0
+        self.moment_epochs, self.epoch = moment_epochs, 0
         self._captions = [
             None if caption_prompt is None else (caption_prompt, dense_captions(record)) for record in records
         ]
@@ -219,9 +228,21 @@ class SyncWorldChats(Dataset):
 
     def __getitem__(self, index: int) -> Chat:
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, self.epoch, int(index)]))
-        known = questions(self.records[index], rng, per_kind=-(-self.per_chat // 3), kinds=self.kinds)
+        record, captions = self.records[index], self._captions[index]
+        if self.epoch < self.moment_epochs:
+            known = questions(record, rng, per_kind=len(record["frame_times"]), kinds=MOMENT_KINDS)
+            if known:
+                time = known[rng.integers(len(known))].time
+                asked = [question for question in known if question.time == time]
+                chat = question_chat(asked, int(index))
+                return replace(chat, apart=self.apart, moment=record["frame_times"].index(time))
+        # Of what is read off the captions a clip has little to ask: each kind is asked as often, again in other words.
+        per_kind, rounds = (-(-self.per_chat // 3), 1) if captions is None else (1, -(-self.per_chat // len(self.kinds)))
+        known = [
+            question for _ in range(rounds)
+            for question in questions(record, rng, per_kind=per_kind, kinds=self.kinds)
+        ]  # fmt: skip
         asked = [known[place] for place in rng.permutation(len(known))[: self.per_chat]]
-        captions = None if self.epoch < self.plain_epochs else self._captions[index]
         return replace(question_chat(asked, int(index), captions), apart=self.apart)
 
 
@@ -439,7 +460,7 @@ class ChatCollator:
 
     def __call__(self, chats: Sequence[Chat]) -> dict[str, Tensor]:
         """Make a batch."""
-        clips = [[self._maybe_less(self.clip(number)) for number in chat.clips] for chat in chats]
+        clips = [[self._maybe_less(self._shown(chat, number)) for number in chat.clips] for chat in chats]
         rows = [self.writer.write(chat, own) for chat, own in zip(chats, clips, strict=True)]
         batch = {
             name: torch.nn.utils.rnn.pad_sequence([row[name] for row in rows], batch_first=True, padding_value=fill)
@@ -449,6 +470,10 @@ class ChatCollator:
         mask = [torch.ones(len(row["input_ids"]), dtype=torch.long) for row in rows]
         batch["attention_mask"] = torch.nn.utils.rnn.pad_sequence(mask, batch_first=True)
         return batch | media_inputs([clip for own in clips for clip in own])
+
+    def _shown(self, chat: Chat, number: int) -> ClipTokens:
+        clip = self.clip(number)
+        return clip if chat.moment is None else clip.at(chat.moment)
 
     def _maybe_less(self, clip: ClipTokens) -> ClipTokens:
         """The clip, or it without one of its modalities; drawn from torch's generator, which checkpoints keep."""

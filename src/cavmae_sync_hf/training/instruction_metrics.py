@@ -204,8 +204,8 @@ def _caption_accuracy(true: Sequence[str], said: Sequence[str]) -> dict[str, flo
     """Per cent of the parts of dense captions that are true: of what is seen, and of the moments."""
     right: dict[str, list[bool]] = {"seen": [], "moments": []}
     for whole, own in zip(true, said, strict=True):
-        (seen, *moments), (also_seen, *also) = (re.split(r" (?=\d+\.\d+s)", text) for text in (whole, own))
-        right["seen"].append(seen == also_seen)
+        (*moments, seen), also = (re.split(r" (?=\d+\.\d+s|seen)", text) for text in (whole, own))
+        right["seen"].append(seen in also)
         right["moments"] += [moment in also for moment in moments]
     return {name: 100 * float(np.mean(values)) for name, values in right.items()}
 
