@@ -159,10 +159,12 @@ def test_dense_captions__tell_what_sounds_on_which_side_and_what_is_seen():
     record = hand_made([("bell", 1.2, 2.4), ("bark", 2.1, 3.9), ("drum", 5.0, 6.0)], PLACES)
     captions = dense_captions(record)
     assert captions.startswith(
-        "0.5s nothing 1.5s bell first left 2.5s bark first right 3.5s bark right 4.5s nothing 5.5s drum first 6.5s nothing "
+        "0.5s nothing 1.5s bell first left 2.5s bark first right 3.5s bark right 4.5s nothing 5.5s drum first 6.5s "
     )
-    assert captions.endswith(" 9.5s nothing seen bark bell drum")
+    assert captions.endswith(" 9.5s nothing : bell at 1.5s , bark at 2.5s , drum at 5.5s seen bark bell drum")
     again = hand_made([("bell", 1.2, 2.4), ("bell", 5.0, 7.0)], PLACES)
+    assert " : bell at 1.5s 5.5s seen " in dense_captions(again)
+    assert " : nothing seen " in dense_captions(hand_made([], PLACES))
     assert " 4.5s nothing 5.5s bell again left 6.5s bell left 7.5s nothing" in dense_captions(again)
     both = hand_made([("drum", 1.2, 2.8), ("bell", 1.2, 2.8)], PLACES)
     assert " 1.5s bell first left and drum first 2.5s bell left and drum 3.5s " in dense_captions(both)

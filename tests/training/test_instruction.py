@@ -17,6 +17,7 @@ from cavmae_sync_hf import (
     make_world,
     save_for_hub,
 )
+from cavmae_sync_hf.cli.training import _answer_lines
 from cavmae_sync_hf.syncworld import find_truth
 from cavmae_sync_hf.syncworld.questions import PATTERNS, written_time
 from cavmae_sync_hf.training.instruct import run_instruction
@@ -31,7 +32,7 @@ from cavmae_sync_hf.training.instruction_data import (
     media_inputs,
     read_chats,
 )
-from cavmae_sync_hf.training.instruction_metrics import CONTROLS, changed
+from cavmae_sync_hf.training.instruction_metrics import CONTROLS, caption_accuracy, changed
 from cavmae_sync_hf.training.recipe import RECIPES, read_recipe
 from cavmae_sync_hf.training.settings import InstructionArguments
 from helpers.clips import noise, write_clip
@@ -122,7 +123,10 @@ def test_syncworld__is_captioned_and_asked_beside_controls(desk, tmp_path):
     metrics = record["metrics"]["mixed"]
     assert status == 0 and {"describe", "side"} <= set(metrics["seen"]) & set(metrics["unseen"])
     assert set(metrics["controls"]) == set(CONTROLS) and set(metrics["true captions"]) == set(metrics["seen"])
-    assert set(metrics["captions"]) == {"seen", "moments"}
+    assert set(metrics["captions"]) == {"moments", "begins", "seen"}
+    printed = "\n".join(_answer_lines(metrics))
+    for name in ("what", "no clip", "true captions", "captions", "both of temporal twins"):
+        assert re.search(rf"^{name}\b", printed, re.MULTILINE), name
     processor = AutoProcessor.from_pretrained(tmp_path / "out" / "model")
     assert processor.caption_prompt == "tell every moment ." and "tell" in processor.tokenizer.get_vocab()
     for kind, row in metrics["seen"].items():
@@ -297,6 +301,18 @@ def test_questions_after_captions__are_of_all_kinds_alike(desk):
     assert [described(chat) for chat in chats] == [4, 4]
     plain = SyncWorldChats(records, per_chat=28)
     assert [described(chat) for chat in plain] == [1, 1]
+
+
+def test_caption_accuracy__counts_moments_and_both_lists():
+    true = "0.5s bell first left 1.5s nothing : bell at 0.5s seen bell drum"
+    for said, moments, begins, seen in (
+        (true, 100, 100, 100),
+        ("0.5s bell first right 1.5s nothing : bell at 0.5s seen bell", 50, 100, 0),
+        ("0.5s nothing 1.5s nothing : nothing seen bell drum", 50, 0, 100),
+        ("1.5s nothing", 50, 0, 0),
+        ("", 0, 0, 0),
+    ):
+        assert caption_accuracy([true], [said]) == {"moments": moments, "begins": begins, "seen": seen}, said
 
 
 def test_moment_epochs__show_one_moment_and_ask_about_it(desk):

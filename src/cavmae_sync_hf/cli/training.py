@@ -269,8 +269,11 @@ def _answer_lines(metrics: dict[str, Any]) -> Iterator[str]:
         other = metrics["unseen"].get(kind, {}).get("accuracy", float("nan"))
         guessed = f"{row['majority']:9.1f} {row['chance']:6.1f} {row['count']:9}"
         yield f"{kind:9} {row['accuracy']:6.1f} {other:11.1f} {guessed}"
-    for control, kinds in (metrics["controls"] | {"told in words": metrics["told"]}).items():
+    for control, kinds in metrics["controls"].items():
         yield f"{control}: {', '.join(f'{kind} {value:.1f}' for kind, value in kinds.items())}"
+    for name in ("true captions", "captions"):
+        if name in metrics:
+            yield f"{name}: {', '.join(f'{kind} {value:.1f}' for kind, value in metrics[name].items())}"
     if "twins" in metrics:
         pairs = (f"{kind} {row['accuracy']:.1f} of {row['count']}" for kind, row in metrics["twins"].items())
         yield f"both of temporal twins: {', '.join(pairs)}"

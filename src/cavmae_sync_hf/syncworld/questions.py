@@ -89,7 +89,9 @@ PATTERNS: dict[str, dict[Wording, tuple[str, ...]]] = {
             "at {time} , can the {a} be seen left or right ?",
             "on which side is the {a} at {time} ?",
             "on which side is the {a} seen at {time} ?",
+            "at {time} , on which side is the {a} seen ?",
             "at {time} , on which side can the {a} be seen ?",
+            "at {time} , is the {a} seen left or right ?",
         ),
         "unseen": ("at {time} , on which side is the {a} ?", "on which side can the {a} be seen at {time} ?"),
     },
@@ -247,10 +249,11 @@ def twin_questions(
 
 
 def dense_captions(record: Mapping[str, Any]) -> str:
-    """What sounds at each of a clip's moments, `frame_times`, on which side, and what is on screen.
+    """What sounds at each of a clip's moments, `frame_times`, on which side; when classes begin; what is on screen.
 
-    `0.3s nothing 0.9s bell first left 1.5s bell left 2.1s nothing 2.8s bell again left seen bell drum`: a class where
-    it begins to sound, for the first time or again, and where it goes on; no side for the middle of the frame.
+    `0.3s nothing 0.9s bell first left 1.5s bell left 2.1s nothing 2.8s bell again left : bell at 0.9s 2.8s seen bell
+    drum`: a class where it begins to sound, for the first time or again, and where it goes on; no side for the middle
+    of the frame. The times at which a class begins are gathered in the order of the first ones, as answers tell them.
     """
     times, names = record["frame_times"], [item["label_name"] for item in record["objects"]]
     begins = {name: [_first_moment(event, times) for event in own] for name, own in _events_by_class(record).items()}
@@ -260,7 +263,8 @@ def dense_captions(record: Mapping[str, Any]) -> str:
         new = {name: "first" if time == own[0] else "again" for name, own in begins.items() if time in own}
         said = [" ".join((name, new.get(name, ""), sides.get(name, ""))) for name in sorted({*new, *sides})]
         words += [written_time(time), *(" and ".join(said) or NOTHING).split()]
-    return " ".join([*words, "seen", *sorted(set(names))])
+    gathered = [f"{name} at {' '.join(map(written_time, own))}" for name, own in begins.items()]
+    return " ".join([*words, ":", " , ".join(gathered) or NOTHING, "seen", *sorted(set(names))])
 
 
 def is_right(question: Question, answer: str) -> bool:

@@ -236,8 +236,10 @@ class SyncWorldChats(Dataset):
                 asked = [question for question in known if question.time == time]
                 chat = question_chat(asked, int(index))
                 return replace(chat, apart=self.apart, moment=record["frame_times"].index(time))
-        # Of what is read off the captions a clip has little to ask: each kind is asked as often, again in other words.
-        per_kind, rounds = (-(-self.per_chat // 3), 1) if captions is None else (1, -(-self.per_chat // len(self.kinds)))
+        per_kind, rounds = -(-self.per_chat // 3), 1
+        if captions is not None:
+            # Of what is read off them a clip has little to ask: each kind is asked as often, again in other words.
+            per_kind, rounds = 1, -(-self.per_chat // len(self.kinds))
         known = [
             question for _ in range(rounds)
             for question in questions(record, rng, per_kind=per_kind, kinds=self.kinds)

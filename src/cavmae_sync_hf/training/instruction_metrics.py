@@ -30,6 +30,8 @@ from .instruction_data import Chat, ChatWriter, ClipTokens, media_inputs, questi
 
 CONTROLS = ("no clip", "audio alone", "video alone", "another clip", "times shuffled")
 Progress = Callable[..., None] | None
+# Between the moments of dense captions.
+_MOMENTS = re.compile(r" (?=\d+\.\d+s)")
 
 
 def changed(clips: Sequence[ClipTokens], control: str | None, seed: int = 0) -> list[ClipTokens]:
@@ -158,7 +160,7 @@ def evaluate_syncworld(
     if prompt is not None:
         true = [(prompt, dense_captions(record)) for record in records]
         found["true captions"] = accuracies(changed(clips, "no clip"), true)
-        found["captions"] = _caption_accuracy([said for _, said in true], [said for _, said in own])
+        found["captions"] = caption_accuracy([said for _, said in true], [said for _, said in own])
     whens = [(number, question) for number, question in pairs if question.kind == "when"]
     if whens:
         by_scores = [
@@ -200,13 +202,14 @@ def _by_moments(
     return times[int(answer_scores(model, writer.processor, inputs, answers).argmax())]
 
 
-def _caption_accuracy(true: Sequence[str], said: Sequence[str]) -> dict[str, float]:
-    """Per cent of the parts of dense captions that are true: of what is seen, and of the moments."""
-    right: dict[str, list[bool]] = {"seen": [], "moments": []}
+def caption_accuracy(true: Sequence[str], said: Sequence[str]) -> dict[str, float]:
+    """Per cent of the parts of dense captions that are true: moments, when classes begin, what is seen."""
+    right: dict[str, list[bool]] = {"moments": [], "begins": [], "seen": []}
     for whole, own in zip(true, said, strict=True):
-        (*moments, seen), also = (re.split(r" (?=\d+\.\d+s|seen)", text) for text in (whole, own))
-        right["seen"].append(seen in also)
-        right["moments"] += [moment in also for moment in moments]
+        (moments, *rest), (also, *others) = (re.split(" : | seen ", text, maxsplit=2) for text in (whole, own))
+        right["moments"] += [moment in _MOMENTS.split(also) for moment in _MOMENTS.split(moments)]
+        for place, name in enumerate(("begins", "seen")):
+            right[name].append(others[place : place + 1] == rest[place : place + 1])
     return {name: 100 * float(np.mean(values)) for name, values in right.items()}
 
 
