@@ -10,6 +10,7 @@ import contextlib
 import functools
 import http.server
 import math
+import os
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -170,7 +171,7 @@ def write_clip(
     options = dict(container_options or {})
     if apart:
         options["max_interleave_delta"] = "1"  # microseconds for which FFmpeg would put packets in order itself
-    with av.open(str(path), "w", options=options) as container:
+    with _ordinary_priority(), av.open(str(path), "w", options=options) as container:
         video_stream = audio_stream = unused_stream = None
         if unused_track:
             unused_stream = container.add_stream("mpeg4", rate=25)
@@ -212,6 +213,20 @@ def write_clip(
         packets.sort(key=lambda packet: (apart and packet.stream.type != apart, packet.dts * packet.time_base))
         container.mux(packets)
     return path
+
+
+@contextlib.contextmanager
+def _ordinary_priority() -> Iterator[None]:
+    """Undo what SVT-AV1 does where root encodes: it gives its caller, and what that starts, real-time priority."""
+    if not hasattr(os, "sched_getscheduler"):
+        yield
+        return
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        if os.sched_getscheduler(0) != before[0]:
+            os.sched_setscheduler(0, *before)
 
 
 def write_audio_tracks(
