@@ -462,7 +462,7 @@ class ChatCollator:
 
     def __call__(self, chats: Sequence[Chat]) -> dict[str, Tensor]:
         """Make a batch."""
-        clips = [[self._maybe_less(self._shown(chat, number)) for number in chat.clips] for chat in chats]
+        clips = [[self._shown(chat, number) for number in chat.clips] for chat in chats]
         rows = [self.writer.write(chat, own) for chat, own in zip(chats, clips, strict=True)]
         batch = {
             name: torch.nn.utils.rnn.pad_sequence([row[name] for row in rows], batch_first=True, padding_value=fill)
@@ -474,11 +474,8 @@ class ChatCollator:
         return batch | media_inputs([clip for own in clips for clip in own])
 
     def _shown(self, chat: Chat, number: int) -> ClipTokens:
-        clip = self.clip(number)
-        return clip if chat.moment is None else clip.at(chat.moment)
-
-    def _maybe_less(self, clip: ClipTokens) -> ClipTokens:
-        """The clip, or it without one of its modalities; drawn from torch's generator, which checkpoints keep."""
+        """A clip as the chat shows it, or without a modality; drawn from torch's generator, which checkpoints keep."""
+        clip = self.clip(number) if chat.moment is None else self.clip(number).at(chat.moment)
         if not self.drop:
             return clip
         drawn = float(torch.rand(()))

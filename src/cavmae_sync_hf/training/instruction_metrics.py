@@ -207,7 +207,8 @@ def caption_accuracy(true: Sequence[str], said: Sequence[str]) -> dict[str, floa
     right: dict[str, list[bool]] = {"moments": [], "begins": [], "seen": []}
     for whole, own in zip(true, said, strict=True):
         (moments, *rest), (also, *others) = (re.split(" : | seen ", text, maxsplit=2) for text in (whole, own))
-        right["moments"] += [moment in _MOMENTS.split(also) for moment in _MOMENTS.split(moments)]
+        said_moments = _MOMENTS.split(also)
+        right["moments"] += [moment in said_moments for moment in _MOMENTS.split(moments)]
         for place, name in enumerate(("begins", "seen")):
             right[name].append(others[place : place + 1] == rest[place : place + 1])
     return {name: 100 * float(np.mean(values)) for name, values in right.items()}
