@@ -17,6 +17,7 @@ from cavmae_sync_hf.syncworld.questions import (
     conversation,
     dense_captions,
     is_right,
+    made_up_times,
     question_names,
     questions,
     score_answers,
@@ -143,7 +144,7 @@ def test_side__is_that_of_what_sounds_and_is_clearly_there():
 
 
 def test_describe__names_all_that_sounds_in_order():
-    assert all_questions(RECORD, "describe") == {"": {"bell at 1.5s , bark at 4.5s"}}
+    assert all_questions(RECORD, "describe") == {"": {"bell 1.5s , bark 4.5s"}}
     (one,) = questions(RECORD, np.random.default_rng(0), kinds=["describe"])
     assert is_right(one, "Bell at 0.5s, bark at 9.5s.") and is_right(one, "bell , bark")
     for wrong in ("bark at 4.5s , bell at 1.5s", "bell", "bell , bark , bell", "bell , bark , drum", ""):
@@ -159,24 +160,42 @@ def test_dense_captions__tell_what_sounds_on_which_side_and_what_is_seen():
     record = hand_made([("bell", 1.2, 2.4), ("bark", 2.1, 3.9), ("drum", 5.0, 6.0)], PLACES)
     captions = dense_captions(record)
     assert captions.startswith(
-        "0.5s nothing 1.5s bell first left 2.5s bark first right 3.5s bark right 4.5s nothing 5.5s drum first 6.5s "
+        "0.5s nothing 1.5s first bell left 2.5s first bark right 3.5s bark right 4.5s nothing 5.5s first drum middle "
     )
-    assert captions.endswith(" 9.5s nothing : bell at 1.5s , bark at 2.5s , drum at 5.5s seen bark bell drum")
+    assert captions.endswith(" 9.5s nothing : bell 1.5s , bark 2.5s , drum 5.5s seen bark bell drum")
     again = hand_made([("bell", 1.2, 2.4), ("bell", 5.0, 7.0)], PLACES)
-    assert " : bell at 1.5s 5.5s seen " in dense_captions(again)
+    assert " : bell 1.5s 5.5s seen " in dense_captions(again)
     assert " : nothing seen " in dense_captions(hand_made([], PLACES))
-    assert " 4.5s nothing 5.5s bell again left 6.5s bell left 7.5s nothing" in dense_captions(again)
+    assert " 4.5s nothing 5.5s again bell left 6.5s bell left 7.5s nothing" in dense_captions(again)
     both = hand_made([("drum", 1.2, 2.8), ("bell", 1.2, 2.8)], PLACES)
-    assert " 1.5s bell first left and drum first 2.5s bell left and drum 3.5s " in dense_captions(both)
+    assert " 1.5s first bell left and first drum middle 2.5s bell left and drum middle 3.5s " in dense_captions(both)
+
+
+def test_made_up_times__are_asked_for_once_for_each_class():
+    texts = set()
+    for seed in range(20):
+        told, asked = made_up_times(np.random.default_rng(seed), TIMES, count=5)
+        gathered, _, seen = told.removeprefix(": ").partition(" seen ")
+        entries = {name: times for name, *times in (entry.split() for entry in gathered.split(" , "))}
+        assert sorted(entries) == seen.split() == sorted(one.classes[0] for one in asked)
+        for one in asked:
+            (name,) = one.classes
+            assert one.reasoned_answer == f"{name} {entries[name][0]}" and is_right(one, one.answer)
+            assert not any(is_right(one, time) for time in one.choices if time != one.answer)
+        assert [times[0] for times in entries.values()] == sorted(times[0] for times in entries.values())
+        assert {word for one in asked for word in one.text.split()} | set(told.split()) <= set(vocabulary())
+        texts.add(told)
+    assert len(texts) == 20
+    assert made_up_times(np.random.default_rng(0), [0.5], count=2)[0].count("0.5s") >= 2  # a clip of one moment
 
 
 def test_answers__may_come_behind_a_reason_that_does_not_count():
     for one in questions(RECORD, np.random.default_rng(0)):
         assert is_right(one, one.reasoned_answer), one
     (order,) = questions(RECORD, np.random.default_rng(0), kinds=["order"])
-    assert order.reasoned_answer.count(" at ") == 2 and order.reasoned_answer.endswith(f" : {order.answer}")
+    assert re.fullmatch(rf"[a-z]+ \d\.\ds , [a-z]+ \d\.\ds : {order.answer}", order.reasoned_answer)
     (count,) = questions(RECORD, np.random.default_rng(1), kinds=["count"])
-    assert len(count.reason.split()) == 3 + {"one": 1, "two": 2}[count.answer]
+    assert len(count.reason.split()) == 2 + {"one": 1, "two": 2}[count.answer]
     wrong = order.reasoned_answer.replace(": yes", ": no") if order.answer == "yes" else f"{order.reason} yes"
     assert not is_right(order, wrong)
 
@@ -286,7 +305,7 @@ def test_twins__of_two_clips_by_hand():
     assert found["order"] == {("bell", "bark", None, "yes", "no"), ("bark", "bell", None, "no", "yes")}
     assert found["when"] == {("bell", None, "1.5s", "6.5s"), ("bark", None, "4.5s", "1.5s")}
     assert ("1.5", "bell", "bark") in {(str(time), *rest) for time, *rest in found["what"]}
-    assert found["describe"] == {(None, "bell at 1.5s , bark at 4.5s", "bark at 1.5s , bell at 6.5s")}
+    assert found["describe"] == {(None, "bell 1.5s , bark 4.5s", "bark 1.5s , bell 6.5s")}
 
 
 def test_twins__must_be_a_pair():
@@ -301,7 +320,7 @@ def test_scores__stand_beside_the_best_guess_and_chance():
     yes = Question("order", "?", "yes", ("yes", "no"))
     when = Question("when", "?", "1.5s", ("0.5s", "1.5s", "2.5s", "3.5s"), span=(0.0, 2.0))
     late = replace(when, answer="2.5s", span=(1.0, 3.0))
-    first = Question("describe", "?", "bell at 1.5s , bark at 2.5s")
+    first = Question("describe", "?", "bell 1.5s , bark 2.5s")
     asked = [
         yes,
         yes,
@@ -309,7 +328,7 @@ def test_scores__stand_beside_the_best_guess_and_chance():
         when,
         late,
         first,
-        replace(first, answer="bell at 0.5s , bark at 1.5s"),
+        replace(first, answer="bell 0.5s , bark 1.5s"),
     ]
     scores = score_answers(asked, ["yes", "no", "no", "0.5s", "0.5s", "bell , bark", "bark , bell"])
     assert scores["order"] == pytest.approx({"accuracy": 200 / 3, "count": 3, "majority": 200 / 3, "chance": 50})
@@ -325,6 +344,8 @@ def test_conversation__has_the_video_once():
     assert messages[0]["content"] == [{"type": "video", "path": "clip.mp4"}, {"type": "text", "text": asked[0].text}]
     assert messages[2]["content"] == [{"type": "text", "text": asked[1].text}]
     assert messages[3]["content"] == [{"type": "text", "text": asked[1].reasoned_answer}]
+    told = conversation(asked, None, ("describe .", "nothing"))["messages"]
+    assert [part["type"] for turn in told for part in turn["content"]] == ["text"] * 6
 
 
 def test_bad_input__is_told():

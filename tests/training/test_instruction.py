@@ -304,15 +304,56 @@ def test_questions_after_captions__are_of_all_kinds_alike(desk):
 
 
 def test_caption_accuracy__counts_moments_and_both_lists():
-    true = "0.5s bell first left 1.5s nothing : bell at 0.5s seen bell drum"
+    true = "0.5s first bell left 1.5s nothing : bell 0.5s seen bell drum"
     for said, moments, begins, seen in (
         (true, 100, 100, 100),
-        ("0.5s bell first right 1.5s nothing : bell at 0.5s seen bell", 50, 100, 0),
+        ("0.5s first bell right 1.5s nothing : bell 0.5s seen bell", 50, 100, 0),
         ("0.5s nothing 1.5s nothing : nothing seen bell drum", 50, 0, 100),
         ("1.5s nothing", 50, 0, 0),
         ("", 0, 0, 0),
     ):
         assert caption_accuracy([true], [said]) == {"moments": moments, "begins": begins, "seen": seen}, said
+
+
+def test_caption_epochs__show_no_clip_and_ask_for_every_class(desk):
+    records = find_truth(desk / "world" / "train", ["000000", "000001"])
+    chats = SyncWorldChats(records, apart=True, caption_prompt="describe .", caption_epochs=1)
+    told = []
+    for chat in chats:
+        assert chat.clips == [] and chat.captions and chat.apart and len(chat.messages) == 2 + 2 * 8
+        assert all(part["type"] == "text" for turn in chat.messages for part in turn["content"])
+        told.append(chat.messages[1]["content"][0]["text"])
+    assert len(set(told)) == 2 and not {"left", "right", "nothing"} & set(" ".join(told).split())
+    chats.set_epoch(1)
+    assert all(chat.clips and chat.captions for chat in chats)
+
+
+def test_epochs_of_captions_and_moments__have_half_of_each(desk):
+    records = find_truth(desk / "world" / "train", ["000000", "000001"])
+    chats = SyncWorldChats(records, apart=True, caption_prompt="describe .", caption_epochs=2, moment_epochs=3)
+    without = []
+    for epoch in range(4):
+        chats.set_epoch(epoch)
+        without.append([chat.clips == [] for chat in chats])
+        assert [chat.moment is not None for chat in chats] == [epoch < 3 and not other for other in without[-1]]
+    assert without == [[True, False], [False, True], [False, False], [False, False]]
+
+
+def test_captions_of_no_clip__are_given_not_said():
+    processor, whole = make(), clip()
+    writer = ChatWriter(processor)
+    shown = Chat(turns(("describe", "dog"), ("who?", "cat")), [0], captions=True, apart=True)
+    messages = [
+        turn | {"content": [part for part in turn["content"] if part["type"] == "text"]} for turn in shown.messages
+    ]
+    told = dataclasses.replace(shown, messages=messages, clips=[])
+
+    def said(chat: Chat, clips: list) -> str:
+        labels = writer.write(chat, clips)["labels"]
+        return processor.tokenizer.decode(labels[labels != -100])
+
+    assert "dog" in said(shown, [whole]) and "cat" in said(shown, [whole])
+    assert "dog" not in said(told, []) and "cat" in said(told, [])
 
 
 def test_moment_epochs__show_one_moment_and_ask_about_it(desk):

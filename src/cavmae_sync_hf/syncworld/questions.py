@@ -148,7 +148,11 @@ class Question:
 
     @property
     def reasoned_answer(self) -> str:
-        """The answer behind what it follows from, `bell at 0.9s , drum at 3.4s : yes`, as models are taught to say."""
+        """The answer behind what it follows from, `bell 0.9s , drum 3.4s : yes`, as models are taught to say.
+
+        What is looked up in the captions stands behind what it is looked up by, as there: with a word between them
+        small models do not learn to look it up.
+        """
         return f"{self.reason} {self.answer}".lstrip()
 
 
@@ -170,7 +174,7 @@ def vocabulary(duration: float = 10.0) -> list[str]:
     """
     texts = [pattern for kind in PATTERNS.values() for pattern in kind["seen"]]
     texts += [word for name in CLASS_NAMES for word in question_names(name)]
-    texts += [NOTHING, "left", "right", "and", "yes", "no", ",", ":", "at", "first", "again", "on", "seen", *_NUMBERS]
+    texts += [NOTHING, "left", "middle", "right", "yes", "no", ",", ":", "and", "first", "again", "seen", *_NUMBERS]
     texts += [written_time(tenth / 10) for tenth in range(round(10 * duration) + 1)]
     return sorted({word for text in texts for word in text.split() if "{" not in word})
 
@@ -251,20 +255,49 @@ def twin_questions(
 def dense_captions(record: Mapping[str, Any]) -> str:
     """What sounds at each of a clip's moments, `frame_times`, on which side; when classes begin; what is on screen.
 
-    `0.3s nothing 0.9s bell first left 1.5s bell left 2.1s nothing 2.8s bell again left : bell at 0.9s 2.8s seen bell
-    drum`: a class where it begins to sound, for the first time or again, and where it goes on; no side for the middle
-    of the frame. The times at which a class begins are gathered in the order of the first ones, as answers tell them.
+    `0.3s nothing 0.9s first bell left 1.5s bell left 2.1s nothing 2.8s again bell left : bell 0.9s 2.8s seen bell
+    drum`: a class where it begins to sound, for the first time or again, and where it goes on. The times at which a
+    class begins are gathered in the order of the first ones, as answers tell them.
     """
     times, names = record["frame_times"], [item["label_name"] for item in record["objects"]]
     begins = {name: [_first_moment(event, times) for event in own] for name, own in _events_by_class(record).items()}
     words = []
     for time, slots, boxes in zip(times, record["sounding_objects"], record["sounding_boxes"], strict=True):
-        sides = {names[slot]: _side(box, record["width"]) for slot, box in zip(slots, boxes, strict=True)}
+        sides = {names[slot]: _side(box, record["width"]) or "middle" for slot, box in zip(slots, boxes, strict=True)}
         new = {name: "first" if time == own[0] else "again" for name, own in begins.items() if time in own}
-        said = [" ".join((name, new.get(name, ""), sides.get(name, ""))) for name in sorted({*new, *sides})]
+        said = [" ".join((new.get(name, ""), name, sides.get(name, ""))) for name in sorted({*new, *sides})]
         words += [written_time(time), *(" and ".join(said) or NOTHING).split()]
-    gathered = [f"{name} at {' '.join(map(written_time, own))}" for name, own in begins.items()]
-    return " ".join([*words, ":", " , ".join(gathered) or NOTHING, "seen", *sorted(set(names))])
+    return " ".join([*words, _gathered(begins, names)])
+
+
+def made_up_times(rng: np.random.Generator, times: Sequence[float], count: int = 8) -> tuple[str, list[Question]]:
+    """Times at which classes begin, as captions gather them, of no clip; and when each of them first sounds.
+
+    To learn to look up what a question names. A clip has few classes, and which of their times is asked for can be
+    guessed; here each of many is asked for once.
+
+    Args:
+        rng: Chooses the classes, their times and how it is asked.
+        times: The moments there are, seconds.
+        count: Of the classes.
+    """
+    begins = {
+        str(name): sorted(rng.choice(times, size=rng.integers(1, 4), replace=len(times) < 3).tolist())
+        for name in rng.permutation(CLASS_NAMES)[:count]
+    }
+    begins = dict(sorted(begins.items(), key=lambda item: item[1][0]))
+    choices = tuple(written_time(time) for time in times)
+    asked = [
+        Question("when", "", written_time(own[0]), choices, (name,), span=(own[0], own[0]), reason=name)
+        for name, own in begins.items()
+    ]
+    return _gathered(begins, list(begins)), [_worded(asked[place], rng, "seen") for place in rng.permutation(count)]
+
+
+def _gathered(begins: Mapping[str, Sequence[float]], seen: Sequence[str]) -> str:
+    """The end of dense captions: when classes begin, and which are on screen."""
+    told = [" ".join((name, *map(written_time, own))) for name, own in begins.items()]
+    return " ".join([":", " , ".join(told) or NOTHING, "seen", *sorted(set(seen))])
 
 
 def is_right(question: Question, answer: str) -> bool:
@@ -346,7 +379,9 @@ def score_twins(
     return scores
 
 
-def conversation(asked: Sequence[Question], video: str, captions: tuple[str, str] | None = None) -> dict[str, Any]:
+def conversation(
+    asked: Sequence[Question], video: str | None, captions: tuple[str, str] | None = None
+) -> dict[str, Any]:
     """Questions about one clip and their answers as a row of a chat data set.
 
     The video comes with the first question. Later answers may follow from earlier ones (`describe` tells the order):
@@ -354,7 +389,7 @@ def conversation(asked: Sequence[Question], video: str, captions: tuple[str, str
 
     Args:
         asked: The questions.
-        video: The clip's file.
+        video: The clip's file; none for captions alone.
         captions: The first two turns: a prompt, and what is said of every moment of the clip (`dense_captions`).
 
     Raises:
@@ -364,10 +399,10 @@ def conversation(asked: Sequence[Question], video: str, captions: tuple[str, str
     if captions is not None:
         turns.insert(0, captions)
     if not turns:
-        raise ValueError(f"There are no questions about {video}; leave the clip out.")
+        raise ValueError(f"There are no questions about {video or 'these captions'}; leave the chat out.")
     messages: list[dict[str, Any]] = []
     for said, answer in turns:
-        media = [] if messages else [{"type": "video", "path": video}]
+        media = [] if messages or video is None else [{"type": "video", "path": video}]
         messages.append({"role": "user", "content": [*media, {"type": "text", "text": said}]})
         messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
     return {"messages": messages}
@@ -407,9 +442,7 @@ def _candidates(record: Mapping[str, Any], kind: str) -> list[Question]:
         inner = list(zip(times, record["sounding_objects"], strict=True))[1:-2]
         choices = (*CLASS_NAMES, NOTHING)
         return [
-            Question(
-                kind, "", names[slots[0]] if slots else NOTHING, choices, time=time, reason=f"{written_time(time)} :"
-            )
+            Question(kind, "", names[slots[0]] if slots else NOTHING, choices, time=time, reason=written_time(time))
             for time, slots in inner
             if len(slots) < 2 and all(abs(edge - time) >= STEADY_SECONDS for edge in edges)
         ]
@@ -424,7 +457,7 @@ def _candidates(record: Mapping[str, Any], kind: str) -> list[Question]:
                 choices,
                 (name,),
                 span=(onsets[name] - late, onsets[name] + late),
-                reason=f"{name} at",
+                reason=name,
             )  # fmt: skip
             for name, own in events.items()
             if own[0]["start"] <= (moment := _first_moment(own[0], times)) < own[0]["end"]
@@ -432,7 +465,7 @@ def _candidates(record: Mapping[str, Any], kind: str) -> list[Question]:
     if kind == "count":
         counts = [(name, len(own)) for name, own in events.items() if len(own) <= len(_NUMBERS)]
         return [
-            Question(kind, "", _NUMBERS[count - 1], _NUMBERS, (name,), reason=f"{name} at {' '.join(begins[name])} :")
+            Question(kind, "", _NUMBERS[count - 1], _NUMBERS, (name,), reason=f"{name} {' '.join(begins[name])} :")
             for name, count in counts
         ]
     if kind == "order":
@@ -443,7 +476,7 @@ def _candidates(record: Mapping[str, Any], kind: str) -> list[Question]:
                 "yes" if onsets[a] < onsets[b] else "no",
                 ("yes", "no"),
                 (a, b),
-                reason=f"{a} at {begins[a][0]} , {b} at {begins[b][0]} :",
+                reason=f"{a} {begins[a][0]} , {b} {begins[b][0]} :",
             )  # fmt: skip
             for a in events
             for b in events
@@ -458,7 +491,7 @@ def _candidates(record: Mapping[str, Any], kind: str) -> list[Question]:
                 ("left", "right"),
                 (names[slot],),
                 time=time,
-                reason=f"{written_time(time)} {names[slot]} :",
+                reason=f"{written_time(time)} {names[slot]}",
             )
             for time, slots, boxes in zip(times, record["sounding_objects"], record["sounding_boxes"], strict=True)
             for slot, box in zip(slots, boxes, strict=True)
@@ -469,7 +502,7 @@ def _candidates(record: Mapping[str, Any], kind: str) -> list[Question]:
         return [Question(kind, "", silent[0], CLASS_NAMES)] if len(silent) == 1 else []
     if not events or len(set(onsets.values())) < len(onsets):  # nothing to say, or no one order to say it in
         return []
-    return [Question(kind, "", " , ".join(f"{name} at {own[0]}" for name, own in begins.items()))]
+    return [Question(kind, "", " , ".join(f"{name} {own[0]}" for name, own in begins.items()))]
 
 
 def _events_by_class(record: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:

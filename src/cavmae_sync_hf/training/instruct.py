@@ -278,7 +278,7 @@ class _Run:
         chats = SyncWorldChats(
             timed(records, clips), per_chat=self.arguments.questions_per_chat, seed=self.training.seed,
             apart=self._apart(), caption_prompt=self.processor.caption_prompt,
-            moment_epochs=self.arguments.moment_epochs,
+            caption_epochs=self.arguments.caption_epochs, moment_epochs=self.arguments.moment_epochs,
         )  # fmt: skip
         return chats, clips
 

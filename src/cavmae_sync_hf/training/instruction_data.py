@@ -15,7 +15,7 @@ from ..files import StrPath, parse_json
 from ..model.batching_cavmae_sync import stack_padded
 from ..model.errors_cavmae_sync import TrainingError, printable
 from ..model.processing_lm_cavmae_sync import CavMaeSyncLMProcessor
-from ..syncworld.questions import KINDS, MOMENT_KINDS, Question, conversation, dense_captions, questions
+from ..syncworld.questions import KINDS, MOMENT_KINDS, Question, conversation, dense_captions, made_up_times, questions
 
 _MEDIA = ("video", "audio")
 # What batches of chats are filled up with.
@@ -182,10 +182,10 @@ class FileChats(Dataset):
         return self.chats[index]
 
 
-def question_chat(asked: Sequence[Question], clip: int, captions: tuple[str, str] | None = None) -> Chat:
-    """Questions about one clip, one after the other, with their answers; after captions where there are some."""
-    messages = conversation(asked, f"clip {clip}", captions)["messages"]
-    return Chat(messages, [clip], captions=captions is not None)
+def question_chat(asked: Sequence[Question], clip: int | None, captions: tuple[str, str] | None = None) -> Chat:
+    """Questions about one clip, or captions alone, one after the other; after captions where there are some."""
+    messages = conversation(asked, None if clip is None else f"clip {clip}", captions)["messages"]
+    return Chat(messages, [] if clip is None else [clip], captions=captions is not None)
 
 
 class SyncWorldChats(Dataset):
@@ -197,8 +197,12 @@ class SyncWorldChats(Dataset):
         seed: Seeds what is asked, and how.
         apart: Whether the questions of a chat see the clip and not each other.
         caption_prompt: Each chat begins with it and the clip's dense captions.
+        caption_epochs: Epochs at the beginning in which a chat shows no clip, but captions that gather made-up times
+            (`made_up_times`): to look up there what a question names is learned in few steps, and late or never where
+            the clip is shown as well.
         moment_epochs: Epochs at the beginning in which a chat shows one moment alone and asks about it: what is seen
-            and heard there is learned in fewer steps than where the moment must be found among others.
+            and heard there is learned in fewer steps than where the moment must be found among others. Of epochs that
+            are both, every other chat is the one and the other: after one another the first is forgotten.
         kinds: Of questions.
     """
 
@@ -210,11 +214,13 @@ class SyncWorldChats(Dataset):
         seed: int = 0,
         apart: bool = False,
         caption_prompt: str | None = None,
+        caption_epochs: int = 0,
         moment_epochs: int = 0,
         kinds: Sequence[str] = KINDS,
     ) -> None:
         self.records, self.per_chat, self.seed, self.apart, self.kinds = records, per_chat, seed, apart, kinds
-        self.moment_epochs, self.epoch = moment_epochs, 0
+        self.early, self.epoch = {"captions": caption_epochs, "moment": moment_epochs}, 0
+        self.caption_prompt = caption_prompt
         self._captions = [
             None if caption_prompt is None else (caption_prompt, dense_captions(record)) for record in records
         ]
@@ -229,7 +235,12 @@ class SyncWorldChats(Dataset):
     def __getitem__(self, index: int) -> Chat:
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, self.epoch, int(index)]))
         record, captions = self.records[index], self._captions[index]
-        if self.epoch < self.moment_epochs:
+        early = [name for name, epochs in self.early.items() if self.epoch < epochs]
+        shown = early[(index + self.epoch) % len(early)] if early else "clip"
+        if shown == "captions" and self.caption_prompt is not None:
+            told, asked = made_up_times(rng, record["frame_times"])
+            return replace(question_chat(asked, None, (self.caption_prompt, told)), apart=self.apart)
+        if shown == "moment":
             known = questions(record, rng, per_kind=len(record["frame_times"]), kinds=MOMENT_KINDS)
             if known:
                 time = known[rng.integers(len(known))].time
@@ -369,7 +380,8 @@ class ChatWriter:
         text, spans, shared, captions = "", [], 0, chat.captions
         for piece, is_said in self._pieces(chat.messages):
             if is_said:
-                spans.append((len(text), len(text) + len(piece)))
+                if chat.clips or not captions:  # captions of no clip are made up: nothing could have told them
+                    spans.append((len(text), len(text) + len(piece)))
                 text += piece
                 shared, captions = (len(text), False) if captions else (shared, False)
                 continue

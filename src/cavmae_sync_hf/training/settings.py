@@ -320,7 +320,9 @@ class InstructionArguments:
             alone, at the cost of one chat. For language models of attention, or of it and short convolutions.
         caption_prompt: What the model is asked first about every clip, so that it answers from what it said; kept in
             the processor. Chats about SyncWorld then begin with dense captions; those of a file have to.
-        moment_epochs: Epochs at the beginning in which chats about SyncWorld show one moment of a clip alone.
+        caption_epochs: Epochs at the beginning in which chats about SyncWorld show captions of made-up times, no clip.
+        moment_epochs: Epochs at the beginning in which they show one moment of a clip alone; every other chat where
+            an epoch is both.
         drop_modality: Share of the chats without audio, and of those without video, while training.
         controls: Whether evaluation on SyncWorld measures controls.
         cache_dir: Where tokens of clips are kept, a folder per set; default: `clips` in `output_dir`.
@@ -347,6 +349,7 @@ class InstructionArguments:
     questions_per_chat: int = setting(6, "Questions about a SyncWorld clip in a chat.")
     questions_apart: bool = setting(True, "These questions do not see each other.")
     caption_prompt: str | None = setting(None, "What the model is asked first about every clip.")
+    caption_epochs: int = setting(0, "Epochs at the beginning with captions of made-up times, without clips.")
     moment_epochs: int = setting(0, "Epochs at the beginning with single moments of SyncWorld clips.")
     drop_modality: float = setting(0.0, "Share of the chats without audio, and of those without video.")
     controls: bool = setting(True, "Measure controls on SyncWorld.")
@@ -362,6 +365,8 @@ class InstructionArguments:
                 raise TrainingError(f"`{name}` is {getattr(self, name)}; it must be at least 1.")
         if not 0 <= self.drop_modality <= 0.5:
             raise TrainingError(f"`drop_modality` is {self.drop_modality}; use 0 to 0.5.")
+        if self.caption_epochs and self.caption_prompt is None:
+            raise TrainingError("`caption_epochs` need captions; set a `caption_prompt`.")
         if self.text_model and self.text_config:
             raise TrainingError("`text_config` makes a language model and `text_model` names one; leave one out.")
 
