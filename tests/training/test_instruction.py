@@ -116,7 +116,7 @@ def test_chats_of_a_file__train_a_model_that_answers(desk, tmp_path):
 def test_syncworld__is_captioned_and_asked_beside_controls(desk, tmp_path):
     run = arguments(
         desk, tmp_path / "out", eval_data={"mixed": str(desk / "world" / "mixed")}, drop_modality=0.2,
-        caption_prompt="tell every moment .",
+        caption_prompt="tell every moment .", caption_epochs=1,
     )  # fmt: skip
     status, record = run_instruction(*run)
 
@@ -337,6 +337,11 @@ def test_epochs_of_captions_and_moments__have_half_of_each(desk):
         without.append([chat.clips == [] for chat in chats])
         assert [chat.moment is not None for chat in chats] == [epoch < 3 and not other for other in without[-1]]
     assert without == [[True, False], [False, True], [False, False], [False, False]]
+
+
+def test_caption_epochs__need_captions(desk, tmp_path):
+    with pytest.raises(TrainingError, match="`caption_epochs` ask about captions.*set a `caption_prompt`"):
+        run_instruction(*arguments(desk, tmp_path / "out", caption_epochs=1))
 
 
 def test_captions_of_no_clip__are_given_not_said():

@@ -256,8 +256,8 @@ def dense_captions(record: Mapping[str, Any]) -> str:
     """What sounds at each of a clip's moments, `frame_times`, on which side; when classes begin; what is on screen.
 
     `0.3s nothing 0.9s first bell left 1.5s bell left 2.1s nothing 2.8s again bell left : bell 0.9s 2.8s seen bell
-    drum`: a class where it begins to sound, for the first time or again, and where it goes on. The times at which a
-    class begins are gathered in the order of the first ones, as answers tell them.
+    drum`: a class where it begins to sound, for the first time or again, and where it goes on; left, right or middle.
+    The times at which a class begins are gathered in the order of the first ones, as answers tell them.
     """
     times, names = record["frame_times"], [item["label_name"] for item in record["objects"]]
     begins = {name: [_first_moment(event, times) for event in own] for name, own in _events_by_class(record).items()}

@@ -365,8 +365,6 @@ class InstructionArguments:
                 raise TrainingError(f"`{name}` is {getattr(self, name)}; it must be at least 1.")
         if not 0 <= self.drop_modality <= 0.5:
             raise TrainingError(f"`drop_modality` is {self.drop_modality}; use 0 to 0.5.")
-        if self.caption_epochs and self.caption_prompt is None:
-            raise TrainingError("`caption_epochs` need captions; set a `caption_prompt`.")
         if self.text_model and self.text_config:
             raise TrainingError("`text_config` makes a language model and `text_model` names one; leave one out.")
 
