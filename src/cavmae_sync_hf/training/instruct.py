@@ -275,10 +275,6 @@ class _Run:
         clips = self._clips(name, dataset)
         if records is None:
             return self._file_chats(rows, dataset), clips
-        if self.arguments.caption_epochs and self.processor.caption_prompt is None:
-            raise TrainingError(
-                "`caption_epochs` ask about captions, which the model lacks; set a `caption_prompt` or leave them out."
-            )
         chats = SyncWorldChats(
             timed(records, clips), per_chat=self.arguments.questions_per_chat, seed=self.training.seed,
             apart=self._apart(), caption_prompt=self.processor.caption_prompt,

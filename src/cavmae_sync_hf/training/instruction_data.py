@@ -204,6 +204,9 @@ class SyncWorldChats(Dataset):
             and heard there is learned in fewer steps than where the moment must be found among others. Of epochs that
             are both, every other chat is the one and the other: after one another the first is forgotten.
         kinds: Of questions.
+
+    Raises:
+        TrainingError: There are `caption_epochs` and no `caption_prompt`.
     """
 
     def __init__(
@@ -220,7 +223,11 @@ class SyncWorldChats(Dataset):
     ) -> None:
         self.records, self.per_chat, self.seed, self.apart, self.kinds = records, per_chat, seed, apart, kinds
         self.early, self.epoch = {"captions": caption_epochs, "moment": moment_epochs}, 0
-        self.caption_prompt = caption_prompt
+        if caption_epochs and caption_prompt is None:
+            raise TrainingError(
+                "`caption_epochs` ask about captions, which the model lacks; set a `caption_prompt` or leave them out."
+            )
+        self.caption_prompt = caption_prompt or ""
         self._captions = [
             None if caption_prompt is None else (caption_prompt, dense_captions(record)) for record in records
         ]
@@ -237,7 +244,7 @@ class SyncWorldChats(Dataset):
         record, captions = self.records[index], self._captions[index]
         early = [name for name, epochs in self.early.items() if self.epoch < epochs]
         shown = early[(index + self.epoch) % len(early)] if early else "clip"
-        if shown == "captions" and self.caption_prompt is not None:
+        if shown == "captions":
             told, asked = made_up_times(rng, record["frame_times"])
             return replace(question_chat(asked, None, (self.caption_prompt, told)), apart=self.apart)
         if shown == "moment":
