@@ -156,6 +156,24 @@ def test_merged_tokens__are_one_of_each_that_knows_all_parts(tmp_path):
         model(**inputs(1))
 
 
+@pytest.mark.parametrize("merge", [False, True])
+def test_standardised_projectors__take_tokens_of_mean_0_and_variance_1(merge):
+    model = build(merge_tokens=merge, time_frequencies=0).model
+    tokens = model.encode_tokens("video", tiny_inputs(8)["pixel_values_videos"])
+    tokens = (tokens + 3 * torch.randn(tokens.shape[-1])).flatten(0, 1)  # most of what they hold is alike
+    projector, seen = model.video_projector, []
+    projector.linear_1.register_forward_hook(lambda layer, inputs, output: seen.append((inputs[0], output)))
+
+    projector(tokens[None])
+    projector.standardise(tokens)
+    projector(tokens[None])
+
+    (before, _), (after, output) = seen
+    assert before.std(dim=1).mean() < 0.7 < 0.9 < after.std(dim=1).mean() < 1.1
+    mean = output.mean(dim=(0, 1)) if merge else output.mean(dim=(0, 1, 2))
+    torch.testing.assert_close(mean, torch.zeros_like(mean), rtol=0, atol=1e-4)
+
+
 def test_kept_tokens__are_as_good_as_the_clips():
     model, given = build(), inputs()
     kept = {

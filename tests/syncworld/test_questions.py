@@ -17,7 +17,7 @@ from cavmae_sync_hf.syncworld.questions import (
     conversation,
     dense_captions,
     is_right,
-    made_up_times,
+    made_up_captions,
     question_names,
     questions,
     score_answers,
@@ -171,22 +171,33 @@ def test_dense_captions__tell_what_sounds_on_which_side_and_what_is_seen():
     assert " 1.5s first bell left and first drum middle 2.5s bell left and drum middle 3.5s " in dense_captions(both)
 
 
-def test_made_up_times__are_asked_for_once_for_each_class():
-    texts = set()
-    for seed in range(20):
-        told, asked = made_up_times(np.random.default_rng(seed), TIMES, count=5)
-        gathered, _, seen = told.removeprefix(": ").partition(" seen ")
-        entries = {name: times for name, *times in (entry.split() for entry in gathered.split(" , "))}
-        assert sorted(entries) == seen.split() == sorted(one.classes[0] for one in asked)
+def test_made_up_captions__tell_what_their_questions_ask():
+    texts, asked_of = set(), Counter()
+    for seed in range(40):
+        told, asked = made_up_captions(RECORD, np.random.default_rng(seed), count=5)
+        moments, gathered = told.split(" : ")
+        said = dict(re.findall(r"(\d+\.\ds) ((?:first |again )?[a-z]+(?: left| middle| right)?)", moments))
+        assert list(said) == [f"{time:.1f}s" for time in TIMES]
+        begins, seen = gathered.split(" seen ")
+        entries = {name: times for name, *times in (entry.split() for entry in begins.split(" , "))}
+        firsts = {text.split()[1]: time for time, text in said.items() if text.startswith("first ")}
+        assert firsts == {name: times[0] for name, times in entries.items()}
+        assert set(entries) <= set(seen.split()) and len(seen.split()) == 5
         for one in asked:
-            (name,) = one.classes
-            assert one.reasoned_answer == f"{name} {entries[name][0]}" and is_right(one, one.answer)
-            assert not any(is_right(one, time) for time in one.choices if time != one.answer)
-        assert [times[0] for times in entries.values()] == sorted(times[0] for times in entries.values())
+            assert is_right(one, one.answer)
+            if one.kind == "when":
+                assert one.reasoned_answer == f"{one.classes[0]} {entries[one.classes[0]][0]}"
+            else:
+                time, _, name = one.reasoned_answer.partition(" ")
+                assert name in said[time].split() and one.kind == "what"
+            asked_of[one.kind, one.answer == "nothing"] += 1
+        whens = [one.classes for one in asked if one.kind == "when"]
+        assert len(set(whens)) == len(whens) == len(entries)
         assert {word for one in asked for word in one.text.split()} | set(told.split()) <= set(vocabulary())
         texts.add(told)
-    assert len(texts) == 20
-    assert made_up_times(np.random.default_rng(0), [0.5], count=2)[0].count("0.5s") >= 2  # a clip of one moment
+    assert len(texts) == 40 and asked_of["what", True] > 20 and asked_of["what", False] > 60
+    one_moment = {"frame_times": [0.5], "duration": 1.0}
+    assert made_up_captions(one_moment, np.random.default_rng(0), count=2)[0].startswith("0.5s ")
 
 
 def test_answers__may_come_behind_a_reason_that_does_not_count():

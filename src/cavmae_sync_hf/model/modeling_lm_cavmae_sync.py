@@ -48,6 +48,22 @@ class CavMaeSyncLMProjector(nn.Module):
         if config.time_frequencies:
             self.time_projection = nn.Linear(2 * config.time_frequencies, hidden, bias=False)
 
+    @torch.no_grad()
+    def standardise(self, tokens: Tensor) -> None:
+        """Set the norm and the first bias so that what goes in has about mean 0 and variance 1.
+
+        Most of what patches hold is alike in all of them, and what tells them apart is learned late beside it.
+
+        Args:
+            tokens: Of some moments, `(moments, tokens, width)`.
+        """
+        tokens = tokens.to(self.norm.weight)
+        spread = nn.functional.layer_norm(tokens, tokens.shape[-1:]).std(dim=(0, 1), correction=0)
+        self.norm.weight.copy_(1 / spread.clamp_min(0.1))
+        normed = self.norm(tokens)
+        mean = normed.mean(dim=0).flatten() if self.merge_tokens else normed.mean(dim=(0, 1))
+        self.linear_1.bias.copy_(-self.linear_1.weight @ mean)
+
     def forward(self, tokens: Tensor, times: Tensor | None = None) -> Tensor:
         """Tokens as the language model reads them.
 

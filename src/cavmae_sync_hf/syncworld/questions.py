@@ -207,7 +207,7 @@ def questions(
     _check(kinds, per_kind)
     asked = []
     for kind in kinds:
-        asked += [_worded(found, rng, wording) for found in _chosen(_candidates(record, kind), rng, per_kind)]
+        asked += [worded(found, rng, wording) for found in _chosen(_candidates(record, kind), rng, per_kind)]
     return asked
 
 
@@ -247,7 +247,7 @@ def twin_questions(
         found = [(one, other) for one, other in found if other is not None and _exclude(one, other)]
         for place in rng.permutation(len(found))[:per_kind]:
             one, other = found[place]
-            one = _worded(one, rng, wording)
+            one = worded(one, rng, wording)
             pairs.append((one, replace(other, text=one.text)))
     return pairs
 
@@ -270,28 +270,45 @@ def dense_captions(record: Mapping[str, Any]) -> str:
     return " ".join([*words, _gathered(begins, names)])
 
 
-def made_up_times(rng: np.random.Generator, times: Sequence[float], count: int = 8) -> tuple[str, list[Question]]:
-    """Times at which classes begin, as captions gather them, of no clip; and when each of them first sounds.
+def made_up_captions(
+    record: Mapping[str, Any], rng: np.random.Generator, count: int = 8
+) -> tuple[str, list[Question]]:
+    """Dense captions of no clip, and questions that they answer: when classes first sound, and what at a moment.
 
     To learn to look up what a question names. A clip has few classes, and which of their times is asked for can be
-    guessed; here each of many is asked for once.
+    guessed; here many sound at any times, and each is asked for once.
 
     Args:
-        rng: Chooses the classes, their times and how it is asked.
-        times: The moments there are, seconds.
-        count: Of the classes.
+        record: Truth of a clip with the moments and the duration to take.
+        rng: Chooses what sounds, what is asked and how.
+        count: Of the classes, and of the questions about moments.
     """
-    begins = {
-        str(name): sorted(rng.choice(times, size=rng.integers(1, 4), replace=len(times) < 3).tolist())
-        for name in rng.permutation(CLASS_NAMES)[:count]
+    times, hop = record["frame_times"], record["duration"] / len(record["frame_times"])
+    names = rng.permutation(CLASS_NAMES)[:count].tolist()
+    events: list[dict[str, Any]] = []
+    slots: list[int] = []
+    for time in times:
+        goes_on = bool(slots) and rng.random() < 0.25
+        slots.append(slots[-1] if goes_on else int(rng.integers(-(count // 2), count)))  # a third is silent
+        if slots[-1] < 0:
+            continue
+        if goes_on:
+            events[-1]["end"] = time + hop / 2
+        else:
+            events.append({"label_name": names[slots[-1]], "start": time - hop / 2, "end": time + hop / 2})
+    centres = [(1 + 2 * side) / 6 for side in rng.integers(3, size=len(times))]
+    made_up = {
+        "frame_times": times,
+        "duration": record["duration"],
+        "width": 1.0,
+        "objects": [{"label_name": name} for name in names],
+        "events": events,
+        "sounding_objects": [[slot] if slot >= 0 else [] for slot in slots],
+        "sounding_boxes": [[[x, 0, x, 1]] if slot >= 0 else [] for x, slot in zip(centres, slots, strict=True)],
     }
-    begins = dict(sorted(begins.items(), key=lambda item: item[1][0]))
-    choices = tuple(written_time(time) for time in times)
-    asked = [
-        Question("when", "", written_time(own[0]), choices, (name,), span=(own[0], own[0]), reason=name)
-        for name, own in begins.items()
-    ]
-    return _gathered(begins, list(begins)), [_worded(asked[place], rng, "seen") for place in rng.permutation(count)]
+    whats = _candidates(made_up, "what")
+    asked = [*_candidates(made_up, "when"), *(whats[place] for place in rng.permutation(len(whats))[:count])]
+    return dense_captions(made_up), [worded(asked[place], rng) for place in rng.permutation(len(asked))]
 
 
 def _gathered(begins: Mapping[str, Sequence[float]], seen: Sequence[str]) -> str:
@@ -549,8 +566,8 @@ def _chosen(candidates: Sequence[Question], rng: np.random.Generator, most: int)
     return chosen
 
 
-def _worded(question: Question, rng: np.random.Generator, wording: Wording) -> Question:
-    """The question in words of a wording."""
+def worded(question: Question, rng: np.random.Generator, wording: Wording = "seen") -> Question:
+    """The question in words of a wording, drawn by `rng`."""
     names = [str(rng.choice(question_names(name))) for name in question.classes]
     parts = dict(zip("ab", names, strict=False))
     if question.time is not None:

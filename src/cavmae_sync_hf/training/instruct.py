@@ -57,6 +57,8 @@ from .token_cache import TokenCache
 
 Progress = Callable[..., None] | None
 _MODALITIES = ("video", "audio")
+# Clips whose tokens new projectors are fitted to.
+_FITTED = 256
 # Of a language model that is made here: turns between marks of their own, each word a token.
 _MARKS = {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "<end>"}
 _WORD_TEMPLATE = (
@@ -187,7 +189,8 @@ class _Run:
         name = str(arguments.model)
         register_auto_classes()  # the command line does without it as long as it can
         config = AutoConfig.from_pretrained(saved_model(name)) if not name.startswith("published:") else None
-        if config is not None and config.model_type == "cavmae_sync_lm":
+        self.is_new = config is None or config.model_type != "cavmae_sync_lm"
+        if not self.is_new:
             if arguments.text_model or arguments.text_config or arguments.lm_config:
                 raise TrainingError(
                     f"{name} has a language model; leave out `text_model`, `text_config`, `lm_config`."
@@ -273,6 +276,8 @@ class _Run:
         """The chats of a training set, and its clips' tokens."""
         records, rows, dataset = self._open(source)
         clips = self._clips(name, dataset)
+        if self.is_new:
+            self._standardise(clips, len(dataset))
         if records is None:
             return self._file_chats(rows, dataset), clips
         chats = SyncWorldChats(
@@ -281,6 +286,15 @@ class _Run:
             caption_epochs=self.arguments.caption_epochs, moment_epochs=self.arguments.moment_epochs,
         )  # fmt: skip
         return chats, clips
+
+    def _standardise(self, clips: Callable[[int], ClipTokens], count: int) -> None:
+        """Fit new projectors to what the clips hold; of many clips some tell it."""
+        some = [clips(number) for number in sorted({place * count // _FITTED for place in range(_FITTED)})]
+        for name in _MODALITIES:
+            projector = getattr(self.model.model, f"{name}_projector")
+            there = [clip.tokens[name][clip.present[name]] for clip in some if name in clip.tokens]
+            if projector is not None and any(len(tokens) for tokens in there):
+                projector.standardise(torch.cat(there).to(self.model.device))
 
     def _apart(self) -> bool:
         """Whether the questions of a chat are kept apart.

@@ -15,7 +15,16 @@ from ..files import StrPath, parse_json
 from ..model.batching_cavmae_sync import stack_padded
 from ..model.errors_cavmae_sync import TrainingError, printable
 from ..model.processing_lm_cavmae_sync import CavMaeSyncLMProcessor
-from ..syncworld.questions import KINDS, MOMENT_KINDS, Question, conversation, dense_captions, made_up_times, questions
+from ..syncworld.questions import (
+    KINDS,
+    MOMENT_KINDS,
+    Question,
+    conversation,
+    dense_captions,
+    made_up_captions,
+    questions,
+    worded,
+)
 
 _MEDIA = ("video", "audio")
 # What batches of chats are filled up with.
@@ -197,9 +206,9 @@ class SyncWorldChats(Dataset):
         seed: Seeds what is asked, and how.
         apart: Whether the questions of a chat see the clip and not each other.
         caption_prompt: Each chat begins with it and the clip's dense captions.
-        caption_epochs: Epochs at the beginning in which a chat shows no clip, but captions that gather made-up times
-            (`made_up_times`): to look up there what a question names is learned in few steps, and late or never where
-            the clip is shown as well.
+        caption_epochs: Epochs at the beginning in which a chat shows no clip, but captions of none
+            (`made_up_captions`): to look up there what a question names is learned in few steps, and late or never
+            where the clip is shown as well.
         moment_epochs: Epochs at the beginning in which a chat shows one moment alone and asks about it: what is seen
             and heard there is learned in fewer steps than where the moment must be found among others. Of epochs that
             are both, every other chat is the one and the other: after one another the first is forgotten.
@@ -245,14 +254,16 @@ class SyncWorldChats(Dataset):
         early = [name for name, epochs in self.early.items() if self.epoch < epochs]
         shown = early[(index + self.epoch) % len(early)] if early else "clip"
         if shown == "captions":
-            told, asked = made_up_times(rng, record["frame_times"])
+            told, asked = made_up_captions(record, rng)
             return replace(question_chat(asked, None, (self.caption_prompt, told)), apart=self.apart)
         if shown == "moment":
             known = questions(record, rng, per_kind=len(record["frame_times"]), kinds=MOMENT_KINDS)
             if known:
                 time = known[rng.integers(len(known))].time
                 asked = [question for question in known if question.time == time]
-                chat = question_chat(asked, int(index))
+                # A moment has little to ask: each question comes again in other words.
+                again = [worded(asked[place % len(asked)], rng) for place in range(len(asked), self.per_chat)]
+                chat = question_chat([*asked, *again], int(index))
                 return replace(chat, apart=self.apart, moment=record["frame_times"].index(time))
         per_kind, rounds = -(-self.per_chat // 3), 1
         if captions is not None:
