@@ -12,6 +12,7 @@ from lancedb.index import IvfRq
 from cavmae_sync_hf import SearchError
 from cavmae_sync_hf.search import MomentStore, SearchFilters, candidates, search_clips, search_moments
 from cavmae_sync_hf.search.approximate import index_config, partitions_to_search
+from cavmae_sync_hf.search.view import View
 from helpers.indexes import HOP, make_store, random_vectors, unit, vector_query
 
 # Half precision resolves cosines near 1 to 2 ** -11.
@@ -173,6 +174,30 @@ def test_search_moments__filters(store):
     late = found(within=(5.0, 9.0))
     assert min(hit.start for hit in late) == 5.0 and max(hit.end for hit in late) == 9.0
     assert spans(late)[0] == ("b", 6.0, 7.0)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_search_moments__passes_over_clips_that_have_no_room_for_the_query(large, monkeypatch, exact):
+    query = vector_query(clustered(80, 6)[20:24].astype(np.float32))
+
+    def found(last: float, overlap: float) -> list:
+        filters = SearchFilters(within=(10.0, last), min_overlap=overlap)
+        return spans(search_moments(large, query, find="audio", top=100, exact=exact, filters=filters))
+
+    cases = [(last, overlap) for last in (10.4, 10.5, 11.0, 11.49, 11.5, 12.0) for overlap in (0.2, 0.5, 0.75, 1.0)]
+    results = [found(*case) for case in cases]
+    with monkeypatch.context() as patch:
+        patch.setattr(View, "holding", lambda view, count: view)
+        assert results == [found(*case) for case in cases]
+    for hits, (last, overlap) in zip(results, cases, strict=True):
+        assert bool(hits) == ((last - 10.0) // HOP >= 4 * overlap), (last, overlap)
+
+    def fail(*args, **kwargs):
+        raise AssertionError("nothing is to be read")
+
+    monkeypatch.setattr(MomentStore, "scan", fail)
+    monkeypatch.setattr(MomentStore, "nearest", fail)
+    assert found(11.49, 0.75) == []
 
 
 def test_search_moments__copies_of_the_file_count_as_the_same(tmp_path):

@@ -146,7 +146,9 @@ def test_new_projectors__are_fitted_to_the_clips_and_trained_ones_are_kept(desk,
 
     for name in ("video", "audio"):
         weight = first[f"model.{name}_projector.norm.weight"]
-        assert not torch.equal(weight, torch.ones_like(weight)) and first[f"model.{name}_projector.linear_1.bias"].any()
+        assert (
+            not torch.equal(weight, torch.ones_like(weight)) and first[f"model.{name}_projector.linear_1.bias"].any()
+        )
     for name, value in weights_of(tmp_path / "second").items():
         assert torch.equal(value, first[name]), name
 

@@ -15,7 +15,7 @@ from .approximate import partitions_to_search
 from .comparing import Comparison, similarity
 from .querying import Query
 from .runs import code
-from .view import View
+from .view import SearchFilters, View
 
 # Windows that look for candidates: all of so many, half of more up to so many; all of the query's are compared.
 _PROBES = (8, 16)
@@ -77,7 +77,7 @@ def compare_all(view: View, query: Query, comparison: Comparison, top: int) -> F
         hops = math.floor(query.then_within / view.store.settings.hop + 1e-9)
         found = align_sequence(*places, most=max(1, hops))
     else:
-        found = align(*places, present=query.present, min_pairs=_min_pairs(view, query))
+        found = align(*places, present=query.present, min_pairs=min_pairs(query, view.filters))
     return Found(found, _pick(view, found, top))
 
 
@@ -183,7 +183,7 @@ def _compare(
     kept = (numbers >= 0) & view.loud_enough(rows)
     compared = align(
         similarity(query, comparison, rows)[:, kept], numbers[kept], windows[kept], present=query.present,
-        min_pairs=_min_pairs(view, query),
+        min_pairs=min_pairs(query, view.filters),
     )  # fmt: skip
     # Others hang over the borders of what was fetched.
     wanted = (chosen[:, None] + np.arange(-slack, slack + 1)).ravel()
@@ -191,8 +191,9 @@ def _compare(
     return Alignments(*(values[fetched] for values in compared)), rows
 
 
-def _min_pairs(view: View, query: Query) -> int:
-    return max(1, math.ceil(view.filters.min_overlap * int(query.present.sum()) - 1e-9))
+def min_pairs(query: Query, filters: SearchFilters) -> int:
+    """Windows of a query that must meet a moment."""
+    return max(1, math.ceil(filters.min_overlap * int(query.present.sum()) - 1e-9))
 
 
 def _strongest(clips: np.ndarray, firsts: np.ndarray, votes: np.ndarray, most: int) -> np.ndarray:

@@ -24,7 +24,7 @@ from ..model.errors_cavmae_sync import Hint, QueryError, SearchError
 from ..model.modeling_cavmae_sync import CavMaeSyncModel
 from ..model.processing_cavmae_sync import CavMaeSyncProcessor
 from .approximate import COMPARED_ALL, COMPARED_ALL_BYTES, COMPARED_ALL_OF, COMPARED_ALL_WINDOWS
-from .candidates import Found, compare_all, compare_candidates
+from .candidates import Found, compare_all, compare_candidates, min_pairs
 from .comparing import Comparison, clip_similarity
 from .querying import (
     THEN_WITHIN,
@@ -259,6 +259,8 @@ def search_moments(
     _check_top(top)
     _check_width(store, query)
     view = View.of(store, query, comparison, filters)
+    if query.then_within is None:
+        view = view.holding(min_pairs(query, filters))
     approximate = set(comparison.stored) <= set(view.clips.partitions)
     if query.then_within is not None:
         if exact is False:
