@@ -320,7 +320,7 @@ class InstructionArguments:
             alone, at the cost of one chat. For language models of attention, or of it and short convolutions.
         caption_prompt: What the model is asked first about every clip, so that it answers from what it said; kept in
             the processor. Chats about SyncWorld then begin with dense captions; those of a file have to.
-        caption_epochs: Epochs at the beginning in which chats about SyncWorld show captions of made-up times, no clip.
+        caption_epochs: Epochs at the beginning in which chats about SyncWorld show made-up captions and no clip.
         moment_epochs: Epochs at the beginning in which they show one moment of a clip alone; every other chat where
             an epoch is both.
         drop_modality: Share of the chats without audio, and of those without video, while training.
@@ -349,7 +349,7 @@ class InstructionArguments:
     questions_per_chat: int = setting(6, "Questions about a SyncWorld clip in a chat.")
     questions_apart: bool = setting(True, "These questions do not see each other.")
     caption_prompt: str | None = setting(None, "What the model is asked first about every clip.")
-    caption_epochs: int = setting(0, "Epochs at the beginning with captions of made-up times, without clips.")
+    caption_epochs: int = setting(0, "Epochs at the beginning with made-up captions, without clips.")
     moment_epochs: int = setting(0, "Epochs at the beginning with single moments of SyncWorld clips.")
     drop_modality: float = setting(0.0, "Share of the chats without audio, and of those without video.")
     controls: bool = setting(True, "Measure controls on SyncWorld.")
