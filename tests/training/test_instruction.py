@@ -344,15 +344,21 @@ def test_caption_epochs__show_no_clip_and_ask_about_made_up_captions(desk):
     assert all(chat.clips and chat.captions for chat in chats)
 
 
-def test_epochs_of_captions_and_moments__have_half_of_each(desk):
+@pytest.mark.parametrize(("moments", "captions"), [(3, 2), (2, 2), (1, 3), (2, 0), (0, 2)])
+def test_epochs_of_captions_and_moments__end_together_and_share_chats(desk, moments, captions):
     records = find_truth(desk / "world" / "train", ["000000", "000001"])
-    chats = SyncWorldChats(records, apart=True, caption_prompt="describe .", caption_epochs=2, moment_epochs=3)
-    without = []
-    for epoch in range(4):
+    chats = SyncWorldChats(
+        records, apart=True, caption_prompt="describe .", caption_epochs=captions, moment_epochs=moments
+    )
+    count = max(moments, captions)
+    for epoch in range(count + 1):
         chats.set_epoch(epoch)
-        without.append([chat.clips == [] for chat in chats])
-        assert [chat.moment is not None for chat in chats] == [epoch < 3 and not other for other in without[-1]]
-    assert without == [[True, False], [False, True], [False, False], [False, False]]
+        kinds = ["captions" if not chat.clips else "clip" if chat.moment is None else "moment" for chat in chats]
+        of_moments, of_captions = epoch < moments, count - captions <= epoch < count
+        if of_moments and of_captions:
+            assert kinds == (["moment", "captions"] if epoch % 2 == 0 else ["captions", "moment"])
+        else:
+            assert kinds == ["moment" if of_moments else "captions" if of_captions else "clip"] * 2
 
 
 def test_caption_epochs__need_captions(desk, tmp_path):

@@ -206,12 +206,12 @@ class SyncWorldChats(Dataset):
         seed: Seeds what is asked, and how.
         apart: Whether the questions of a chat see the clip and not each other.
         caption_prompt: Each chat begins with it and the clip's dense captions.
-        caption_epochs: Epochs at the beginning in which a chat shows no clip, but captions of none
-            (`made_up_captions`): to look up there what a question names is learned in few steps, and late or never
-            where the clip is shown as well.
-        moment_epochs: Epochs at the beginning in which a chat shows one moment alone and asks about it: what is seen
-            and heard there is learned in fewer steps than where the moment must be found among others. Of epochs that
-            are both, every other chat is the one and the other: after one another the first is forgotten.
+        caption_epochs: Epochs before clips are shown in which a chat shows captions of none (`made_up_captions`): to
+            look up there what a question names is learned in few steps, and late or never where the clip is shown too.
+        moment_epochs: Epochs before whole clips are shown in which a chat shows one moment and asks about it: what is
+            seen and heard there is learned in fewer steps than where the moment must be found among others. Of epochs
+            that are both, every other chat is the one and the other, so that neither is forgotten; with more epochs of
+            moments than of captions, the first are of moments alone.
         kinds: Of questions.
 
     Raises:
@@ -231,7 +231,11 @@ class SyncWorldChats(Dataset):
         kinds: Sequence[str] = KINDS,
     ) -> None:
         self.records, self.per_chat, self.seed, self.apart, self.kinds = records, per_chat, seed, apart, kinds
-        self.early, self.epoch = {"captions": caption_epochs, "moment": moment_epochs}, 0
+        self.epoch, count = 0, max(caption_epochs, moment_epochs)
+        self.early = [
+            ["moment"] * (epoch < moment_epochs) + ["captions"] * (epoch >= count - caption_epochs)
+            for epoch in range(count)
+        ]
         if caption_epochs and caption_prompt is None:
             raise TrainingError(
                 "`caption_epochs` ask about captions, which the model lacks; set a `caption_prompt` or leave them out."
@@ -251,8 +255,8 @@ class SyncWorldChats(Dataset):
     def __getitem__(self, index: int) -> Chat:
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, self.epoch, int(index)]))
         record, captions = self.records[index], self._captions[index]
-        early = [name for name, epochs in self.early.items() if self.epoch < epochs]
-        shown = early[(index + self.epoch) % len(early)] if early else "clip"
+        shown = self.early[self.epoch] if self.epoch < len(self.early) else ["clip"]
+        shown = shown[(index + self.epoch) % len(shown)]
         if shown == "captions":
             told, asked = made_up_captions(record, rng)
             return replace(question_chat(asked, None, (self.caption_prompt, told)), apart=self.apart)
