@@ -187,7 +187,7 @@ def test_search_moments__passes_over_clips_that_have_no_room_for_the_query(large
     cases = [(last, overlap) for last in (10.4, 10.5, 11.0, 11.49, 11.5, 12.0) for overlap in (0.2, 0.5, 0.75, 1.0)]
     results = [found(*case) for case in cases]
     with monkeypatch.context() as patch:
-        patch.setattr(View, "holding", lambda view, count: view)
+        patch.setattr(View, "with_room_for", lambda view, count: view)
         assert results == [found(*case) for case in cases]
     for hits, (last, overlap) in zip(results, cases, strict=True):
         assert bool(hits) == ((last - 10.0) // HOP >= 4 * overlap), (last, overlap)

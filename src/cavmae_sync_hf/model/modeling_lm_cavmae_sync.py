@@ -52,7 +52,7 @@ class CavMaeSyncLMProjector(nn.Module):
     def standardise(self, tokens: Tensor) -> None:
         """Set the norm and the first bias so that what goes in has about mean 0 and variance 1.
 
-        Most of what patches hold is alike in all of them, and what tells them apart is learned late beside it.
+        Much of what patches hold is alike in all of them and tells nothing.
 
         Args:
             tokens: Of some moments, `(moments, tokens, width)`.

@@ -260,7 +260,7 @@ def search_moments(
     _check_width(store, query)
     view = View.of(store, query, comparison, filters)
     if query.then_within is None:
-        view = view.holding(min_pairs(query, filters))
+        view = view.with_room_for(min_pairs(query, filters))
     approximate = set(comparison.stored) <= set(view.clips.partitions)
     if query.then_within is not None:
         if exact is False:

@@ -162,14 +162,14 @@ class View:
             limits.append(("start", (first or 0.0) - _SECONDS_TOLERANCE, latest + _SECONDS_TOLERANCE))
         return cls(store=store, clips=clips, searched=searched, limits=tuple(limits), filters=filters)
 
-    def holding(self, count: int) -> "View":
+    def with_room_for(self, count: int) -> "View":
         """Without clips that have fewer moments within the limits of time: who needs so many has no place there."""
         hop, starts = self.store.settings.hop, self.clips.starts
         first, last = np.zeros(len(starts)), self.clips.moments - 1.0
         for name, least, greatest in self.limits:
-            if name == "start":  # a moment too many is no harm
-                first = np.maximum(first, np.ceil((least - starts) / hop - _SECONDS_TOLERANCE))
-                last = np.minimum(last, np.floor((greatest - starts) / hop + _SECONDS_TOLERANCE))
+            if name == "start":
+                first = np.maximum(first, np.ceil((least - starts) / hop))
+                last = np.minimum(last, np.floor((greatest - starts) / hop))
         return replace(self, searched=self.searched & (last - first + 1 >= count))
 
     @cached_property

@@ -273,7 +273,7 @@ class _Run:
         return model
 
     def _chats(self, name: str, source: str) -> tuple[Any, Callable[[int], ClipTokens]]:
-        """The chats of a training set, and its clips' tokens."""
+        """The chats of a training set, and its clips' tokens, to which new projectors are fitted."""
         records, rows, dataset = self._open(source)
         clips = self._clips(name, dataset)
         if self.is_new:

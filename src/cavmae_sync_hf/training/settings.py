@@ -320,9 +320,9 @@ class InstructionArguments:
             alone, at the cost of one chat. For language models of attention, or of it and short convolutions.
         caption_prompt: What the model is asked first about every clip, so that it answers from what it said; kept in
             the processor. Chats about SyncWorld then begin with dense captions; those of a file have to.
-        caption_epochs: Epochs at the beginning in which chats about SyncWorld show made-up captions and no clip.
-        moment_epochs: Epochs at the beginning in which they show one moment of a clip alone; every other chat where
-            an epoch is both.
+        caption_epochs: Epochs before clips are shown in which chats about SyncWorld show made-up captions.
+        moment_epochs: Epochs before whole clips are shown in which they show one moment alone; every other chat where
+            an epoch is both, as the last ones are.
         drop_modality: Share of the chats without audio, and of those without video, while training.
         controls: Whether evaluation on SyncWorld measures controls.
         cache_dir: Where tokens of clips are kept, a folder per set; default: `clips` in `output_dir`.
@@ -349,8 +349,8 @@ class InstructionArguments:
     questions_per_chat: int = setting(6, "Questions about a SyncWorld clip in a chat.")
     questions_apart: bool = setting(True, "These questions do not see each other.")
     caption_prompt: str | None = setting(None, "What the model is asked first about every clip.")
-    caption_epochs: int = setting(0, "Epochs at the beginning with made-up captions, without clips.")
-    moment_epochs: int = setting(0, "Epochs at the beginning with single moments of SyncWorld clips.")
+    caption_epochs: int = setting(0, "Epochs before clips are shown, with made-up captions.")
+    moment_epochs: int = setting(0, "Epochs before whole clips, with single moments of them.")
     drop_modality: float = setting(0.0, "Share of the chats without audio, and of those without video.")
     controls: bool = setting(True, "Measure controls on SyncWorld.")
     cache_dir: str | None = setting(None, "Where tokens of clips are kept; default: in output_dir.")
