@@ -18,6 +18,7 @@ from cavmae_sync_hf.syncworld.questions import (
     dense_captions,
     is_right,
     made_up_captions,
+    moment_questions,
     question_names,
     questions,
     score_answers,
@@ -42,7 +43,9 @@ def hand_made(events: list[tuple[str, float, float]], places: dict[str, int], in
         "partner": index ^ 1,
         "width": 100,
         "duration": 10.0,
-        "objects": [{"label_name": name} for name in names],
+        "fps": 10,
+        "num_video_frames": 100,
+        "objects": [{"label_name": name, "boxes": [box] * 100} for name, box in zip(names, boxes, strict=True)],
         "events": [{"label_name": name, "start": start, "end": end} for name, start, end in events],
         "frame_times": TIMES,
         "sounding_objects": on,
@@ -169,6 +172,31 @@ def test_dense_captions__tell_what_sounds_on_which_side_and_what_is_seen():
     assert " 4.5s nothing 5.5s again bell left 6.5s bell left 7.5s nothing" in dense_captions(again)
     both = hand_made([("drum", 1.2, 2.8), ("bell", 1.2, 2.8)], PLACES)
     assert " 1.5s first bell left and first drum middle 2.5s bell left and drum middle 3.5s " in dense_captions(both)
+
+
+def test_moment_questions__ask_what_sounds_and_where_all_on_screen_is():
+    seen = Counter()
+    moving = {"label_name": "siren", "boxes": [[10, 40, 20, 50]] * 50 + [[80, 40, 90, 50]] * 50}
+    record = RECORD | {"objects": [*RECORD["objects"], moving]}
+    for seed in range(60):
+        moment, asked = moment_questions(record, np.random.default_rng(seed), 9)
+        time = TIMES[moment]
+        answers = {(one.kind, one.classes): one.answer for one in asked}
+        assert len(asked) == 9 and {one.time for one in asked} == {time}
+        slots = record["sounding_objects"][moment]
+        assert answers == {
+            ("what", ()): list(PLACES)[slots[0]] if slots else "nothing",
+            ("side", ("bell",)): "left", ("side", ("bark",)): "right",  # whether it sounds or not; the drum is central
+            ("side", ("siren",)): "left" if time < 5 else "right",
+        }  # fmt: skip
+        assert len({one.text for one in asked}) > 4  # again in other words
+        seen[answers["what", ()]] += 1
+    assert seen["nothing"] > 15 and seen["bell"] > 8 and seen["bark"] > 8
+    loud = [(name, 0.0, 10.0) for name in ("bell", "bark")]
+    assert {one.kind for one in moment_questions(hand_made(loud, PLACES), np.random.default_rng(0), 4)[1]} == {"side"}
+    empty = hand_made([], {})
+    short = empty | {name: empty[name][:2] for name in ("frame_times", "sounding_objects", "sounding_boxes")}
+    assert moment_questions(short, np.random.default_rng(0), 4)[1] == []
 
 
 def test_made_up_captions__tell_what_their_questions_ask():

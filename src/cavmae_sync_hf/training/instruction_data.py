@@ -17,13 +17,12 @@ from ..model.errors_cavmae_sync import TrainingError, printable
 from ..model.processing_lm_cavmae_sync import CavMaeSyncLMProcessor
 from ..syncworld.questions import (
     KINDS,
-    MOMENT_KINDS,
     Question,
     conversation,
     dense_captions,
     made_up_captions,
+    moment_questions,
     questions,
-    worded,
 )
 
 _MEDIA = ("video", "audio")
@@ -255,20 +254,15 @@ class SyncWorldChats(Dataset):
     def __getitem__(self, index: int) -> Chat:
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, self.epoch, int(index)]))
         record, captions = self.records[index], self._captions[index]
-        shown = self.early[self.epoch] if self.epoch < len(self.early) else ["clip"]
-        shown = shown[(index + self.epoch) % len(shown)]
+        early = self.early[self.epoch] if self.epoch < len(self.early) else ["clip"]
+        shown = early[(index + self.epoch) % len(early)]
         if shown == "captions":
             told, asked = made_up_captions(record, rng)
             return replace(question_chat(asked, None, (self.caption_prompt, told)), apart=self.apart)
         if shown == "moment":
-            known = questions(record, rng, per_kind=len(record["frame_times"]), kinds=MOMENT_KINDS)
-            if known:
-                time = known[rng.integers(len(known))].time
-                asked = [question for question in known if question.time == time]
-                # A moment has little to ask: each question comes again in other words.
-                again = [worded(asked[place % len(asked)], rng) for place in range(len(asked), self.per_chat)]
-                chat = question_chat([*asked, *again], int(index))
-                return replace(chat, apart=self.apart, moment=record["frame_times"].index(time))
+            moment, asked = moment_questions(record, rng, self.per_chat)
+            if asked:
+                return replace(question_chat(asked, int(index)), apart=self.apart, moment=moment)
         per_kind, rounds = -(-self.per_chat // 3), 1
         if captions is not None:
             # Of what is read off them a clip has little to ask: each kind is asked as often, again in other words.
