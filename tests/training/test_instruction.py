@@ -4,6 +4,7 @@
 import dataclasses
 import json
 import re
+from collections import Counter
 
 import pytest
 import torch
@@ -344,21 +345,30 @@ def test_caption_epochs__show_no_clip_and_ask_about_made_up_captions(desk):
     assert all(chat.clips and chat.captions for chat in chats)
 
 
+BATCHES = [(0, 3, 5), (1, 2), (2, 4, 0), (3,), (4, 1, 2), (5, 0)]
+
+
 @pytest.mark.parametrize(("moments", "captions"), [(3, 2), (2, 2), (1, 3), (2, 0), (0, 2)])
-def test_epochs_of_captions_and_moments__end_together_and_share_chats(desk, moments, captions):
-    records = find_truth(desk / "world" / "train", ["000000", "000001"])
+def test_epochs_of_captions_and_moments__end_together_and_share_batches(desk, moments, captions):
+    records = find_truth(desk / "world" / "train", ["000000", "000001"]) * 3
     chats = SyncWorldChats(
         records, apart=True, caption_prompt="describe .", caption_epochs=captions, moment_epochs=moments
     )
     count = max(moments, captions)
+
+    def kind(chat: Chat) -> str:
+        return "captions" if not chat.clips else "clip" if chat.moment is None else "moment"
+
     for epoch in range(count + 1):
         chats.set_epoch(epoch)
-        kinds = ["captions" if not chat.clips else "clip" if chat.moment is None else "moment" for chat in chats]
         of_moments, of_captions = epoch < moments, count - captions <= epoch < count
-        if of_moments and of_captions:
-            assert kinds == (["moment", "captions"] if epoch % 2 == 0 else ["captions", "moment"])
-        else:
-            assert kinds == ["moment" if of_moments else "captions" if of_captions else "clip"] * 2
+        shares = {"moment": of_moments, "captions": (2 if of_moments else 1) * of_captions}
+        batches = [{kind(chat) for chat in chats.__getitems__([first, *others])} for first, *others in BATCHES]
+        assert all(len(batch) == 1 for batch in batches)
+        whole = sum(shares.values())
+        expected = {name: 6 * share // whole for name, share in shares.items() if share} if whole else {"clip": 6}
+        assert Counter(name for batch in batches for name in batch) == expected
+        assert [{kind(chats[index])} for index in range(6)] == batches  # alone as where it comes first
 
 
 def test_caption_epochs__need_captions(desk, tmp_path):

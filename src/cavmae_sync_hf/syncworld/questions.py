@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from ..model.alignment_cavmae_sync import frame_at
 from .captions import NAMES, SIDES, Wording
 from .voices import CLASS_NAMES
 
@@ -316,28 +315,23 @@ def made_up_captions(
 
 
 def moment_questions(record: Mapping[str, Any], rng: np.random.Generator, count: int) -> tuple[int, list[Question]]:
-    """Questions about one moment of a clip: what sounds, and on which side everything on screen is.
-
-    Of a clip only the side of what sounds is asked, which is less to learn from.
+    """Questions about one moment of a clip: what sounds, and on which side.
 
     Args:
         record: Truth of the clip.
         rng: Chooses the moment, and how it is asked about.
-        count: Of the questions; they come again in other words where the moment holds fewer.
+        count: Of the questions, which come again in other words.
 
     Returns:
         The moment's place in `frame_times`, and the questions; none where no moment can be asked about.
     """
     times = record["frame_times"]
-    known = _chosen(_candidates(record, "what"), rng, len(times))
-    known = [known[rng.integers(len(known))]] if known else []
-    moment = times.index(known[0].time) if known else int(rng.integers(len(times)))
-    shown = min(frame_at(times[moment], record["fps"]), record["num_video_frames"] - 1)
-    boxes = {item["label_name"]: item["boxes"][shown] for item in record["objects"]}
-    sides = {name: _side(box, record["width"]) for name, box in boxes.items()}
-    known += [_side_question(times[moment], name, side) for name, side in sides.items() if side]
-    order = rng.permutation(len(known))
-    return moment, [worded(known[order[place % len(known)]], rng) for place in range(count if known else 0)]
+    known = questions(record, rng, per_kind=len(times), kinds=("what", "side"))
+    if not known:
+        return 0, []
+    time = known[rng.integers(len(known))].time
+    asked = [question for question in known if question.time == time]
+    return times.index(time), [worded(asked[place % len(asked)], rng) for place in range(count)]
 
 
 def _gathered(begins: Mapping[str, Sequence[float]], seen: Sequence[str]) -> str:
@@ -530,7 +524,15 @@ def _candidates(record: Mapping[str, Any], kind: str) -> list[Question]:
         ]
     if kind == "side":
         return [
-            _side_question(time, names[slot], side)
+            Question(
+                kind,
+                "",
+                side,
+                ("left", "right"),
+                (names[slot],),
+                time=time,
+                reason=f"{written_time(time)} {names[slot]}",
+            )
             for time, slots, boxes in zip(times, record["sounding_objects"], record["sounding_boxes"], strict=True)
             for slot, box in zip(slots, boxes, strict=True)
             if (side := _side(box, record["width"]))
@@ -541,11 +543,6 @@ def _candidates(record: Mapping[str, Any], kind: str) -> list[Question]:
     if not events or len(set(onsets.values())) < len(onsets):  # nothing to say, or no one order to say it in
         return []
     return [Question(kind, "", " , ".join(f"{name} {own[0]}" for name, own in begins.items()))]
-
-
-def _side_question(time: float, name: str, side: str) -> Question:
-    """The question on which side a class is at a time, without words."""
-    return Question("side", "", side, ("left", "right"), (name,), time=time, reason=f"{written_time(time)} {name}")
 
 
 def _events_by_class(record: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:

@@ -208,8 +208,8 @@ class SyncWorldChats(Dataset):
         caption_epochs: Epochs before clips are shown in which a chat shows captions of none (`made_up_captions`): to
             look up there what a question names is learned in few steps, and late or never where the clip is shown too.
         moment_epochs: Epochs before whole clips are shown in which a chat shows one moment and asks about it: what is
-            seen and heard there is learned in fewer steps than where the moment must be found among others. Of epochs
-            that are both, every other chat is the one and the other, so that neither is forgotten; with more epochs of
+            seen and heard there is learned in fewer steps than where the moment must be found among others. In epochs
+            that are both, two of three batches are of captions, so that neither is forgotten; with more epochs of
             moments than of captions, the first are of moments alone.
         kinds: Of questions.
 
@@ -232,7 +232,7 @@ class SyncWorldChats(Dataset):
         self.records, self.per_chat, self.seed, self.apart, self.kinds = records, per_chat, seed, apart, kinds
         self.epoch, count = 0, max(caption_epochs, moment_epochs)
         self.early = [
-            ["moment"] * (epoch < moment_epochs) + ["captions"] * (epoch >= count - caption_epochs)
+            ["moment"] * (epoch < moment_epochs) + ["captions", "captions"] * (epoch >= count - caption_epochs)
             for epoch in range(count)
         ]
         if caption_epochs and caption_prompt is None:
@@ -252,10 +252,18 @@ class SyncWorldChats(Dataset):
         return len(self.records)
 
     def __getitem__(self, index: int) -> Chat:
+        return self._chat(index, index)
+
+    def __getitems__(self, indexes: Sequence[int]) -> list[Chat]:
+        """The chats of a batch, which are of one kind: short ones are not filled up to the length of others."""
+        return [self._chat(index, indexes[0]) for index in indexes]
+
+    def _chat(self, index: int, turn: int) -> Chat:
+        """The chat about a clip, of the kind whose turn it is."""
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, self.epoch, int(index)]))
         record, captions = self.records[index], self._captions[index]
         early = self.early[self.epoch] if self.epoch < len(self.early) else ["clip"]
-        shown = early[(index + self.epoch) % len(early)]
+        shown = early[(turn + self.epoch) % len(early)]
         if shown == "captions":
             told, asked = made_up_captions(record, rng)
             return replace(question_chat(asked, None, (self.caption_prompt, told)), apart=self.apart)
