@@ -67,6 +67,7 @@ FILTERS = {
     "files: a tenth": SearchFilters(files="*7.mp4"),
     "time: the first 60 %": SearchFilters(within=(None, LATE)),
     "time: a tenth": SearchFilters(within=(LATE, LATE + MOMENTS_PER_VIDEO * HOP * 0.1)),
+    "time: a fiftieth": SearchFilters(within=(LATE, LATE + MOMENTS_PER_VIDEO * HOP * 0.02)),  # room for sixteen
     "time: a hundredth": SearchFilters(within=(LATE, LATE + MOMENTS_PER_VIDEO * HOP * 0.01)),
     "louder than -30 dB: all are": SearchFilters(min_loudness=-30.0),
 }
