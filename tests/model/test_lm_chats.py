@@ -1,6 +1,7 @@
 # Copyright 2026 The cavmae-sync-hf authors. Licensed under the Apache License, Version 2.0.
 """Chats with videos and audio: templates of tokenizers, what users write, and what pipelines ask for."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM, pipeline
 
 from cavmae_sync_hf import CavMaeSyncForConditionalGeneration, CavMaeSyncLMProcessor, CavMaeSyncModel
+from helpers.apart import run_apart
 from helpers.clips import noise
 from helpers.lm import MASKED, TEMPLATE, A, V, chat, letters, make, write_media, written
 from helpers.tiny import tiny_config
@@ -215,6 +217,38 @@ def test_pipeline__answers_texts_with_files(folder, processor, media):
     inputs = processor(text=f"{V}{A}What?", videos=media["both"], audio=media["sound"], return_tensors="pt")
     ids = answer.model.generate(**inputs, **sizes)[:, inputs["input_ids"].shape[1] :]
     assert said[0]["generated_text"] == processor.decode(ids[0], skip_special_tokens=True)
+
+
+def test_saved__answers_without_the_package(folder, processor, media, tmp_path):
+    script = tmp_path / "stranger.py"
+    script.write_text(
+        "import sys\n"
+        "class Absent:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name.partition('.')[0] == 'cavmae_sync_hf': raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Absent())\n"
+        "from transformers import AutoModelForMultimodalLM, AutoProcessor\n"
+        "processor = AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
+        "model = AutoModelForMultimodalLM.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
+        "chat = [{'role': 'user', 'content': [{'type': 'video', 'path': sys.argv[2]}]}]\n"
+        "inputs = processor.apply_chat_template(chat, tokenize=True, return_dict=True, return_tensors='pt')\n"
+        "ids = model.generate(**inputs, max_new_tokens=4, min_new_tokens=4, do_sample=False)\n"
+        "assert 'cavmae_sync_hf' not in sys.modules\n"
+        "print(type(processor).__module__, type(model).__module__, ids.tolist())\n"
+    )
+
+    done = run_apart(["-I", str(script), str(folder), str(media["both"])], tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    of_processor, of_model, ids = done.stdout.split(" ", 2)
+    assert of_processor.startswith("transformers_modules.") and of_model.startswith("transformers_modules.")
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": [{"type": "video", "path": str(media["both"])}]}],
+        tokenize=True, return_dict=True, return_tensors="pt",
+    )  # fmt: skip
+    model = AutoModelForMultimodalLM.from_pretrained(folder)
+    own = model.generate(**inputs, max_new_tokens=4, min_new_tokens=4, do_sample=False)
+    assert json.loads(ids) == own.tolist() and own.shape[1] == inputs["input_ids"].shape[1] + 4
 
 
 def test_batch__answers_as_each_text_alone(folder, processor, media):

@@ -13,7 +13,6 @@ from transformers import AutoProcessor, PreTrainedTokenizerFast
 
 from cavmae_sync_hf import CavMaeSyncLMProcessor, CavMaeSyncProcessor, MediaError
 from cavmae_sync_hf.model.auto_map_cavmae_sync import LM_AUTO_MAP, code_files
-from helpers.apart import run_apart
 from helpers.clips import noise, numbered_frame, write_clip
 from helpers.lm import A, V, chat, letters, make, write_media, written
 from helpers.tiny import tiny_config, tiny_tokenizer
@@ -486,30 +485,6 @@ def test_saved_tokenizer__makes_the_same_template(folder):
     again = CavMaeSyncLMProcessor.from_pretrained(folder)
     other = CavMaeSyncLMProcessor(again.feature_extractor, again.video_processor, again.tokenizer)
     assert other.chat_template == again.chat_template
-
-
-def test_saved__works_without_the_package(folder, media, tmp_path):
-    script = tmp_path / "stranger.py"
-    script.write_text(
-        "import sys\n"
-        "class Absent:\n"
-        "    def find_spec(self, name, *_):\n"
-        "        if name.partition('.')[0] == 'cavmae_sync_hf': raise ModuleNotFoundError(name)\n"
-        "sys.meta_path.insert(0, Absent())\n"
-        "from transformers import AutoProcessor\n"
-        "processor = AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
-        "chat = [{'role': 'user', 'content': [{'type': 'video', 'path': sys.argv[2]}]}]\n"
-        "inputs = processor.apply_chat_template(chat, tokenize=True, return_dict=True, return_tensors='pt')\n"
-        "assert 'cavmae_sync_hf' not in sys.modules\n"
-        "shown = processor.tokenizer.decode(inputs['input_ids'][0])\n"
-        "print(type(processor).__module__, shown, len(inputs['input_values']))\n"
-    )
-
-    done = run_apart(["-I", str(script), str(folder), str(media["both"])], tmp_path)
-
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("transformers_modules.") and done.stdout.count(V) == 4 * 5
-    assert done.stdout.count(A) == 4 * 3 and done.stdout.strip().endswith(" 1")
 
 
 def test_tokenizer_of_words__serves_as_well(media):
