@@ -157,7 +157,8 @@ class Question:
         """The answer behind what it follows from, `bell 0.9s , drum 3.4s : yes`, as models are taught to say.
 
         What is looked up in the captions stands behind what it is looked up by, as there: with a word between them
-        small models do not learn to look it up.
+        small models do not learn to look it up. The side of what sounds comes before its class, for the same moment is
+        looked at for both; from the class on, small models did not learn to look there with every seed.
         """
         return f"{self.reason} {self.answer}".lstrip()
 
@@ -261,19 +262,20 @@ def twin_questions(
 def dense_captions(record: Mapping[str, Any]) -> str:
     """What sounds at each of a clip's moments, `frame_times`, on which side; when classes begin; what is on screen.
 
-    `0.3s nothing 0.9s first bell left 1.5s bell left 2.1s nothing 2.8s again bell left : bell 0.9s 2.8s seen bell
-    drum`: a class where it begins to sound, for the first time or again, and where it goes on; left, right or middle.
+    `0.3s nothing , 0.9s first left bell , 1.5s left bell , 2.1s nothing , 2.8s again left bell : bell 0.9s 2.8s seen
+    bell drum`: a class where it begins to sound, for the first time or again, and where it goes on; left, right or
+    middle.
     The times at which a class begins are gathered in the order of the first ones, as answers tell them.
     """
     times, names = record["frame_times"], [item["label_name"] for item in record["objects"]]
     begins = {name: [_first_moment(event, times) for event in own] for name, own in _events_by_class(record).items()}
-    words = []
+    moments = []
     for time, slots, boxes in zip(times, record["sounding_objects"], record["sounding_boxes"], strict=True):
-        sides = {names[slot]: _side(box, record["width"]) or "middle" for slot, box in zip(slots, boxes, strict=True)}
+        sides = {names[slot]: _side(box, record["width"]) for slot, box in zip(slots, boxes, strict=True)}
         new = {name: "first" if time == own[0] else "again" for name, own in begins.items() if time in own}
-        said = [" ".join((new.get(name, ""), name, sides.get(name, ""))) for name in sorted({*new, *sides})]
-        words += [written_time(time), *(" and ".join(said) or NOTHING).split()]
-    return " ".join([*words, _gathered(begins, names)])
+        said = [" ".join((new.get(name, ""), sides.get(name, ""), name)) for name in sorted({*new, *sides})]
+        moments.append(" ".join([written_time(time), *(" and ".join(said) or NOTHING).split()]))
+    return f"{' , '.join(moments)} {_gathered(begins, names)}"
 
 
 def made_up_captions(
@@ -466,9 +468,9 @@ def _check(kinds: Sequence[str], per_kind: int) -> None:
 
 
 def _side(box: Sequence[float], width: int) -> str:
-    """`left` or `right`, or nothing for the middle of the frame."""
+    """`left`, `middle` or `right` of the frame."""
     centre = (box[0] + box[2]) / 2 / width
-    return "" if SIDES[0] <= centre <= SIDES[1] else "left" if centre < SIDES[0] else "right"
+    return "middle" if SIDES[0] <= centre <= SIDES[1] else "left" if centre < SIDES[0] else "right"
 
 
 def _candidates(record: Mapping[str, Any], kind: str) -> list[Question]:
@@ -482,11 +484,18 @@ def _candidates(record: Mapping[str, Any], kind: str) -> list[Question]:
     if kind == "what":
         edges = [event[edge] for event in record["events"] for edge in ("start", "end")]
         # Clips begin with silence, and end with more of it: there the time alone would tell the answer.
-        inner = list(zip(times, record["sounding_objects"], strict=True))[1:-2]
+        inner = list(zip(times, record["sounding_objects"], record["sounding_boxes"], strict=True))[1:-2]
         choices = (*CLASS_NAMES, NOTHING)
         return [
-            Question(kind, "", names[slots[0]] if slots else NOTHING, choices, time=time, reason=written_time(time))
-            for time, slots in inner
+            Question(
+                kind,
+                "",
+                names[slots[0]] if slots else NOTHING,
+                choices,
+                time=time,
+                reason=" ".join([written_time(time), *(_side(box, record["width"]) for box in boxes)]),
+            )
+            for time, slots, boxes in inner
             if len(slots) < 2 and all(abs(edge - time) >= STEADY_SECONDS for edge in edges)
         ]
     if kind == "when":
@@ -527,18 +536,10 @@ def _candidates(record: Mapping[str, Any], kind: str) -> list[Question]:
         ]
     if kind == "side":
         return [
-            Question(
-                kind,
-                "",
-                side,
-                ("left", "right"),
-                (names[slot],),
-                time=time,
-                reason=f"{written_time(time)} {names[slot]}",
-            )
+            Question(kind, "", side, ("left", "right"), (names[slot],), time=time, reason=written_time(time))
             for time, slots, boxes in zip(times, record["sounding_objects"], record["sounding_boxes"], strict=True)
             for slot, box in zip(slots, boxes, strict=True)
-            if (side := _side(box, record["width"]))
+            if (side := _side(box, record["width"])) != "middle"
         ]
     if kind == "silent":
         silent = sorted({name for name in names if name not in events})

@@ -209,8 +209,8 @@ class SyncWorldChats(Dataset):
             look up there what a question names is learned in few steps, and late or never where the clip is shown too.
         moment_epochs: Epochs before whole clips are shown in which a chat shows one moment and asks about it: what is
             seen and heard there is learned in fewer steps than where the moment must be found among others. In epochs
-            that are both, two of three batches are of captions, so that neither is forgotten; with more epochs of
-            moments than of captions, the first are of moments alone.
+            that are both, every other batch is of captions, so that neither is forgotten; with more epochs of moments
+            than of captions, the first are of moments alone.
         kinds: Of questions.
 
     Raises:
@@ -232,7 +232,7 @@ class SyncWorldChats(Dataset):
         self.records, self.per_chat, self.seed, self.apart, self.kinds = records, per_chat, seed, apart, kinds
         self.epoch, count = 0, max(caption_epochs, moment_epochs)
         self.early = [
-            ["moment"] * (epoch < moment_epochs) + ["captions", "captions"] * (epoch >= count - caption_epochs)
+            ["captions"] * (epoch >= count - caption_epochs) + ["moment"] * (epoch < moment_epochs)
             for epoch in range(count)
         ]
         if caption_epochs and caption_prompt is None:

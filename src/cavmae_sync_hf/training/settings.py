@@ -321,7 +321,7 @@ class InstructionArguments:
         caption_prompt: What the model is asked first about every clip, so that it answers from what it said; kept in
             the processor. Chats about SyncWorld then begin with dense captions; those of a file have to.
         caption_epochs: Epochs before clips are shown in which chats about SyncWorld show made-up captions.
-        moment_epochs: Epochs before whole clips are shown in which they show one moment alone; one of three batches
+        moment_epochs: Epochs before whole clips are shown in which they show one moment alone; every other batch
             where an epoch is both, as the last ones are.
         drop_modality: Share of the chats without audio, and of those without video, while training.
         controls: Whether evaluation on SyncWorld measures controls.
