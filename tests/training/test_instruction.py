@@ -345,6 +345,20 @@ def test_caption_epochs__show_no_clip_and_ask_about_made_up_captions(desk):
     assert all(chat.clips and chat.captions for chat in chats)
 
 
+def test_caption_epochs__begin_with_the_lists_of_when_classes_begin(desk):
+    records = find_truth(desk / "world" / "train", ["000000", "000001"])
+    chats = SyncWorldChats(records, apart=True, caption_prompt="describe .", caption_epochs=2, moment_epochs=3)
+    for epoch, told_of_moments in ((1, False), (2, True)):
+        chats.set_epoch(epoch)
+        shown = [chat for chat in chats if not chat.clips]
+        assert shown
+        for chat in shown:
+            told, *asked = [turn["content"][0]["text"] for turn in chat.messages[1:]]
+            assert told.startswith(": ") != told_of_moments and " seen " in told
+            about_moments = [text for text in asked[::2] if re.search(r"\d\.\ds", text)]
+            assert asked and bool(about_moments) == told_of_moments
+
+
 BATCHES = [(0, 3, 5), (1, 2), (2, 4, 0), (3,), (4, 1, 2), (5, 0)]
 
 

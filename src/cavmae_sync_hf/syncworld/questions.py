@@ -279,7 +279,7 @@ def dense_captions(record: Mapping[str, Any]) -> str:
 
 
 def made_up_captions(
-    record: Mapping[str, Any], rng: np.random.Generator, count: int = 8
+    record: Mapping[str, Any], rng: np.random.Generator, count: int = 8, moments: bool = True
 ) -> tuple[str, list[Question]]:
     """Dense captions of no clip, and questions that they answer: when classes first sound, and what at a moment.
 
@@ -290,6 +290,7 @@ def made_up_captions(
         record: Truth of a clip with the moments and the duration to take.
         rng: Chooses what sounds, what is asked and how.
         count: Of the classes, and of the questions about moments.
+        moments: Whether the moments are told and asked about; else it is the list of when classes begin alone.
     """
     times, hop = record["frame_times"], record["duration"] / len(record["frame_times"])
     names = rng.permutation(CLASS_NAMES)[:count].tolist()
@@ -316,7 +317,10 @@ def made_up_captions(
     }
     whats = _candidates(made_up, "what")
     asked = [*_candidates(made_up, "when"), *(whats[place] for place in rng.permutation(len(whats))[:count])]
-    return dense_captions(made_up), [worded(asked[place], rng) for place in rng.permutation(len(asked))]
+    told, asked = dense_captions(made_up), [worded(asked[place], rng) for place in rng.permutation(len(asked))]
+    if moments:
+        return told, asked
+    return told[told.index(" : ") + 1 :], [question for question in asked if question.kind == "when"]
 
 
 def moment_questions(record: Mapping[str, Any], rng: np.random.Generator, count: int) -> tuple[int, list[Question]]:

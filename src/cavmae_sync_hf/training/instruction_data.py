@@ -207,6 +207,8 @@ class SyncWorldChats(Dataset):
         caption_prompt: Each chat begins with it and the clip's dense captions.
         caption_epochs: Epochs before clips are shown in which a chat shows captions of none (`made_up_captions`): to
             look up there what a question names is learned in few steps, and late or never where the clip is shown too.
+            Of several epochs the first shows the lists of when classes begin alone: what a question names by a class
+            is not learned with every seed once it is known how to look up moments.
         moment_epochs: Epochs before whole clips are shown in which a chat shows one moment and asks about it: what is
             seen and heard there is learned in fewer steps than where the moment must be found among others. In epochs
             that are both, every other batch is of captions, so that neither is forgotten; with more epochs of moments
@@ -231,8 +233,10 @@ class SyncWorldChats(Dataset):
     ) -> None:
         self.records, self.per_chat, self.seed, self.apart, self.kinds = records, per_chat, seed, apart, kinds
         self.epoch, count = 0, max(caption_epochs, moment_epochs)
+        first = count - caption_epochs
         self.early = [
-            ["captions"] * (epoch >= count - caption_epochs) + ["moment"] * (epoch < moment_epochs)
+            ["lists" if first == epoch < count - 1 else "captions"] * (epoch >= first)
+            + ["moment"] * (epoch < moment_epochs)
             for epoch in range(count)
         ]
         if caption_epochs and caption_prompt is None:
@@ -264,8 +268,8 @@ class SyncWorldChats(Dataset):
         record, captions = self.records[index], self._captions[index]
         early = self.early[self.epoch] if self.epoch < len(self.early) else ["clip"]
         shown = early[(turn + self.epoch) % len(early)]
-        if shown == "captions":
-            told, asked = made_up_captions(record, rng)
+        if shown in ("lists", "captions"):
+            told, asked = made_up_captions(record, rng, moments=shown == "captions")
             return replace(question_chat(asked, None, (self.caption_prompt, told)), apart=self.apart)
         if shown == "moment":
             moment, asked = moment_questions(record, rng, self.per_chat)

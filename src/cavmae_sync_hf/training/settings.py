@@ -320,7 +320,8 @@ class InstructionArguments:
             alone, at the cost of one chat. For language models of attention, or of it and short convolutions.
         caption_prompt: What the model is asked first about every clip, so that it answers from what it said; kept in
             the processor. Chats about SyncWorld then begin with dense captions; those of a file have to.
-        caption_epochs: Epochs before clips are shown in which chats about SyncWorld show made-up captions.
+        caption_epochs: Epochs before clips are shown in which chats about SyncWorld show made-up captions; the first
+            of several shows their lists of when classes begin alone.
         moment_epochs: Epochs before whole clips are shown in which they show one moment alone; every other batch
             where an epoch is both, as the last ones are.
         drop_modality: Share of the chats without audio, and of those without video, while training.
