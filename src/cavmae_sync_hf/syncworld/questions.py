@@ -157,8 +157,8 @@ class Question:
         """The answer behind what it follows from, `bell 0.9s , drum 3.4s : yes`, as models are taught to say.
 
         What is looked up in the captions stands behind what it is looked up by, as there: with a word between them
-        small models do not learn to look it up. The side of what sounds comes before its class, for the same moment is
-        looked at for both; from the class on, small models did not learn to look there with every seed.
+        small models do not learn to look it up. The side of what sounds comes before its class: both are
+        looked up by the time.
         """
         return f"{self.reason} {self.answer}".lstrip()
 
@@ -264,8 +264,7 @@ def dense_captions(record: Mapping[str, Any]) -> str:
 
     `0.3s nothing , 0.9s first left bell , 1.5s left bell , 2.1s nothing , 2.8s again left bell : bell 0.9s 2.8s seen
     bell drum`: a class where it begins to sound, for the first time or again, and where it goes on; left, right or
-    middle.
-    The times at which a class begins are gathered in the order of the first ones, as answers tell them.
+    middle. The times at which a class begins are gathered in the order of the first ones, as answers tell them.
     """
     times, names = record["frame_times"], [item["label_name"] for item in record["objects"]]
     begins = {name: [_first_moment(event, times) for event in own] for name, own in _events_by_class(record).items()}

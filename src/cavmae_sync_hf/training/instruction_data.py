@@ -207,8 +207,7 @@ class SyncWorldChats(Dataset):
         caption_prompt: Each chat begins with it and the clip's dense captions.
         caption_epochs: Epochs before clips are shown in which a chat shows captions of none (`made_up_captions`): to
             look up there what a question names is learned in few steps, and late or never where the clip is shown too.
-            Of several epochs the first shows the lists of when classes begin alone: what a question names by a class
-            is not learned with every seed once it is known how to look up moments.
+            Of several epochs the first shows the lists of when classes begin alone, which are less to look through.
         moment_epochs: Epochs before whole clips are shown in which a chat shows one moment and asks about it: what is
             seen and heard there is learned in fewer steps than where the moment must be found among others. In epochs
             that are both, every other batch is of captions, so that neither is forgotten; with more epochs of moments
