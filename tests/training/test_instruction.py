@@ -20,7 +20,7 @@ from cavmae_sync_hf import (
 )
 from cavmae_sync_hf.cli.training import _answer_lines
 from cavmae_sync_hf.syncworld import find_truth
-from cavmae_sync_hf.syncworld.questions import PATTERNS, dense_captions, written_time
+from cavmae_sync_hf.syncworld.questions import PATTERNS, caption_parts, dense_captions, written_time
 from cavmae_sync_hf.training.instruct import run_instruction
 from cavmae_sync_hf.training.instruction_arguments import InstructionRunArguments
 from cavmae_sync_hf.training.instruction_data import (
@@ -321,10 +321,10 @@ def test_questions_after_captions__are_of_all_kinds_alike(desk):
 
 
 def test_caption_accuracy__counts_moments_and_both_lists():
-    true = "0.5s first left bell , 1.5s nothing : bell 0.5s seen bell drum"
+    true = "0.5s left first bell , 1.5s nothing : bell 0.5s seen bell drum"
     for said, moments, begins, seen in (
         (true, 100, 100, 100),
-        ("0.5s first right bell , 1.5s nothing : bell 0.5s seen bell", 50, 100, 0),
+        ("0.5s right first bell , 1.5s nothing : bell 0.5s seen bell", 50, 100, 0),
         ("0.5s nothing 1.5s nothing : nothing seen bell drum", 50, 0, 100),
         ("1.5s nothing", 50, 0, 0),
         ("", 0, 0, 0),
@@ -355,6 +355,8 @@ def test_caption_epochs__begin_with_the_lists_of_when_classes_begin(desk):
         for chat in shown:
             told, *asked = [turn["content"][0]["text"] for turn in chat.messages[1:]]
             assert told.startswith(": ") != told_of_moments and " seen " in told
+            # What follows from the moments is said, to its end.
+            assert chat.follows == (f"{caption_parts(told)[1]} seen" if told_of_moments else "")
             about_moments = [text for text in asked[::2] if re.search(r"\d\.\ds", text)]
             assert asked and bool(about_moments) == told_of_moments
 
@@ -404,6 +406,8 @@ def test_captions_of_no_clip__are_given_not_said():
 
     assert "dog" in said(shown, [whole]) and "cat" in said(shown, [whole])
     assert "dog" not in said(told, []) and "cat" in said(told, [])
+    follows = dataclasses.replace(told, follows="dog")
+    assert "dog" in said(follows, []) and "cat" in said(follows, [])
 
 
 def test_moment_epochs__show_one_moment_and_ask_about_it(desk):

@@ -4,6 +4,7 @@
     python training/benchmarks/backends.py --model MODEL --films FOLDER
     python training/benchmarks/backends.py --model example --world world/test --no-speed
     python training/benchmarks/backends.py --scene 2 --still 0.02         # films in which little moves
+    python training/benchmarks/backends.py --no-vnni --no-bfloat16        # as if the processor had AVX2 alone
 
 Needs the extras `export` and `archive`. Every measurement is a process of its own, which indexes all films; the
 backends take turns, and what counts is the ratio of medians, by the clock and by processor time, which other work on
@@ -86,6 +87,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--still", type=float, default=0, help="also with this `--still` of `cavmae-sync index`")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--no-bfloat16", action="store_true", help="for processors without it, which take minutes")
+    parser.add_argument("--no-vnni", action="store_true", help="hide AVX-512, AMX and VNNI (Linux, Intel, C compiler)")
     parser.add_argument("--no-speed", action="store_true", help="retrieval alone")
     parser.add_argument("--world", type=Path, help="SyncWorld split for the retrieval")
     parser.add_argument("--cache", type=Path, help="folder of exports to keep; default: made anew and removed")
@@ -142,6 +144,27 @@ def processor_name() -> str:
     flags = {"avx2", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16"} & {*facts["flags"].split()}
     family = f"family {facts.get('cpu family')}, model {facts.get('model')}"
     return f"{facts['model name']} ({family}; {', '.join(sorted(flags))})"
+
+
+def hide_vnni(folder: Path) -> str:
+    """The library that hides AVX-512, AMX and VNNI from processes that preload it, built into a folder.
+
+    Raises:
+        SystemExit: This machine cannot.
+    """
+    library = folder / "without_vnni.so"
+    source = Path(__file__).with_name("without_vnni.c")
+    try:
+        subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise SystemExit(f"--no-vnni: {source.name} needs a C compiler, `cc`, on Linux: {error}") from error
+    show = "import torch; print(torch.backends.cpu.get_cpu_capability())"
+    shown = subprocess.run(
+        [sys.executable, "-c", show], env=os.environ | {"LD_PRELOAD": str(library)}, capture_output=True, text=True
+    ).stdout.strip()
+    if shown != "AVX2":
+        raise SystemExit(f"--no-vnni: the processor cannot be hidden here, PyTorch still finds {shown or 'nothing'}.")
+    return str(library)
 
 
 def words(how: tuple[str, ...]) -> str:
@@ -201,6 +224,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         env = {"CAVMAE_SYNC_CACHE": str(arguments.cache or folder / "cache")}
+        if arguments.no_vnni:
+            env["LD_PRELOAD"] = hide_vnni(folder)
+            print("AVX-512, AMX and VNNI are hidden from what is measured")
         model, films = arguments.model, arguments.films
         if model is None:
             torch.manual_seed(0)

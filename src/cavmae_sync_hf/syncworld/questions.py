@@ -262,9 +262,9 @@ def twin_questions(
 def dense_captions(record: Mapping[str, Any]) -> str:
     """What sounds at each of a clip's moments, `frame_times`, on which side; when classes begin; what is on screen.
 
-    `0.3s nothing , 0.9s first left bell , 1.5s left bell , 2.1s nothing , 2.8s again left bell : bell 0.9s 2.8s seen
-    bell drum`: a class where it begins to sound, for the first time or again, and where it goes on; left, right or
-    middle. The times at which a class begins are gathered in the order of the first ones, as answers tell them.
+    `0.3s nothing , 0.9s left first bell , 1.5s left bell , 2.1s nothing , 2.8s left again bell : bell 0.9s seen bell
+    drum`: a class where it begins to sound, for the first time or again, and where it goes on; left, right or middle.
+    The times at which classes first begin are gathered in their order, as answers tell them.
     """
     times, names = record["frame_times"], [item["label_name"] for item in record["objects"]]
     begins = {name: [_first_moment(event, times) for event in own] for name, own in _events_by_class(record).items()}
@@ -272,9 +272,16 @@ def dense_captions(record: Mapping[str, Any]) -> str:
     for time, slots, boxes in zip(times, record["sounding_objects"], record["sounding_boxes"], strict=True):
         sides = {names[slot]: _side(box, record["width"]) for slot, box in zip(slots, boxes, strict=True)}
         new = {name: "first" if time == own[0] else "again" for name, own in begins.items() if time in own}
-        said = [" ".join((new.get(name, ""), sides.get(name, ""), name)) for name in sorted({*new, *sides})]
+        said = [" ".join((sides.get(name, ""), new.get(name, ""), name)) for name in sorted({*new, *sides})]
         moments.append(" ".join([written_time(time), *(" and ".join(said) or NOTHING).split()]))
     return f"{' , '.join(moments)} {_gathered(begins, names)}"
+
+
+def caption_parts(captions: str) -> tuple[str, str, str]:
+    """Dense captions' moments, list of when classes begin, and list of what is on screen; "" for what is missing."""
+    moments, _, lists = captions.partition(" : ")
+    begins, _, seen = lists.partition(" seen ")
+    return moments, begins, seen
 
 
 def made_up_captions(
@@ -343,8 +350,8 @@ def moment_questions(record: Mapping[str, Any], rng: np.random.Generator, count:
 
 
 def _gathered(begins: Mapping[str, Sequence[float]], seen: Sequence[str]) -> str:
-    """The end of dense captions: when classes begin, and which are on screen."""
-    told = [" ".join((name, *map(written_time, own))) for name, own in begins.items()]
+    """The end of dense captions: when classes first begin, and which are on screen."""
+    told = [f"{name} {written_time(own[0])}" for name, own in begins.items()]
     return " ".join([":", " , ".join(told) or NOTHING, "seen", *sorted(set(seen))])
 
 

@@ -18,6 +18,7 @@ from ..model.processing_lm_cavmae_sync import CavMaeSyncLMProcessor
 from ..syncworld.questions import (
     KINDS,
     Question,
+    caption_parts,
     conversation,
     dense_captions,
     made_up_captions,
@@ -41,6 +42,7 @@ class Chat:
         clips: Number of the clip of each video and audio clip, in the order of the messages.
         apart: Whether each question stands alone, about the media of the first one: none sees the others.
         captions: Whether the first two turns are a prompt for captions and these; every question sees them.
+        follows: Part of captions of no clip that follows from what stands before it, and so is said.
         moment: Place of the only moment of the clips that is shown; default: all are.
     """
 
@@ -48,6 +50,7 @@ class Chat:
     clips: list[int]
     apart: bool = False
     captions: bool = False
+    follows: str = ""
     moment: int | None = None
 
     def questions(self) -> Iterator["Chat"]:
@@ -207,7 +210,8 @@ class SyncWorldChats(Dataset):
         caption_prompt: Each chat begins with it and the clip's dense captions.
         caption_epochs: Epochs before clips are shown in which a chat shows captions of none (`made_up_captions`): to
             look up there what a question names is learned in few steps, and late or never where the clip is shown too.
-            Of several epochs the first shows the lists of when classes begin alone, which are less to look through.
+            Of several epochs the first shows the lists of when classes begin alone, which are less to look through;
+            in the others these lists are said, as they follow from the moments.
         moment_epochs: Epochs before whole clips are shown in which a chat shows one moment and asks about it: what is
             seen and heard there is learned in fewer steps than where the moment must be found among others. In epochs
             that are both, every other batch is of captions, so that neither is forgotten; with more epochs of moments
@@ -269,7 +273,10 @@ class SyncWorldChats(Dataset):
         shown = early[(turn + self.epoch) % len(early)]
         if shown in ("lists", "captions"):
             told, asked = made_up_captions(record, rng, moments=shown == "captions")
-            return replace(question_chat(asked, None, (self.caption_prompt, told)), apart=self.apart)
+            # The word after the list tells that it is whole.
+            follows = f"{caption_parts(told)[1]} seen" if shown == "captions" else ""
+            chat = question_chat(asked, None, (self.caption_prompt, told))
+            return replace(chat, apart=self.apart, follows=follows)
         if shown == "moment":
             moment, asked = moment_questions(record, rng, self.per_chat)
             if asked:
@@ -407,8 +414,11 @@ class ChatWriter:
         text, spans, shared, captions = "", [], 0, chat.captions
         for piece, is_said in self._pieces(chat.messages):
             if is_said:
-                if chat.clips or not captions:  # captions of no clip are made up: nothing could have told them
+                if chat.clips or not captions:
                     spans.append((len(text), len(text) + len(piece)))
+                elif chat.follows:  # captions of no clip are made up: nothing could have told the rest
+                    begin = len(text) + piece.index(chat.follows)
+                    spans.append((begin, begin + len(chat.follows)))
                 text += piece
                 shared, captions = (len(text), False) if captions else (shared, False)
                 continue

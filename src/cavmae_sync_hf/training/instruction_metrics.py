@@ -19,6 +19,7 @@ from ..inference.ask import MOST_CAPTION_TOKENS, answer_scores
 from ..syncworld.questions import (
     KINDS,
     Question,
+    caption_parts,
     dense_captions,
     questions,
     score_answers,
@@ -206,11 +207,11 @@ def caption_accuracy(true: Sequence[str], said: Sequence[str]) -> dict[str, floa
     """Per cent of the parts of dense captions that are true: moments, when classes begin, what is seen."""
     right: dict[str, list[bool]] = {"moments": [], "begins": [], "seen": []}
     for whole, own in zip(true, said, strict=True):
-        (moments, *rest), (also, *others) = (re.split(" : | seen ", text, maxsplit=2) for text in (whole, own))
-        said_moments = _MOMENTS.split(also)
+        (moments, begins, seen), (told, *lists) = caption_parts(whole), caption_parts(own)
+        said_moments = _MOMENTS.split(told)
         right["moments"] += [moment in said_moments for moment in _MOMENTS.split(moments)]
-        for place, name in enumerate(("begins", "seen")):
-            right[name].append(others[place : place + 1] == rest[place : place + 1])
+        right["begins"].append(begins == lists[0])
+        right["seen"].append(seen == lists[1])
     return {name: 100 * float(np.mean(values)) for name, values in right.items()}
 
 
