@@ -377,7 +377,7 @@ def test_epochs_of_captions_and_moments__end_together_and_share_batches(desk, mo
 
     for epoch in range(count + 1):
         chats.set_epoch(epoch)
-        of_moments, of_captions = epoch < moments, count - captions <= epoch < count
+        of_moments, of_captions = (count - n <= epoch < count for n in (moments, captions))
         batches = [{kind(chat) for chat in chats.__getitems__([first, *others])} for first, *others in BATCHES]
         assert all(len(batch) == 1 for batch in batches)
         shown = ["moment"] * of_moments + ["captions"] * of_captions or ["clip"]

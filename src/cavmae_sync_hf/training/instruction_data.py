@@ -213,9 +213,9 @@ class SyncWorldChats(Dataset):
             Of several epochs the first shows the lists of when classes begin alone, which are less to look through;
             in the others these lists are said, as they follow from the moments.
         moment_epochs: Epochs before whole clips are shown in which a chat shows one moment and asks about it: what is
-            seen and heard there is learned in fewer steps than where the moment must be found among others. In epochs
-            that are both, every other batch is of captions, so that neither is forgotten; with more epochs of moments
-            than of captions, the first are of moments alone.
+            seen and heard there is learned in fewer steps than where the moment must be found among others. Both end
+            together: in epochs that are both, every other batch is of captions, so that neither is forgotten; with
+            more epochs of one kind, the first are of that kind alone.
         kinds: Of questions.
 
     Raises:
@@ -239,7 +239,7 @@ class SyncWorldChats(Dataset):
         first = count - caption_epochs
         self.early = [
             ["lists" if first == epoch < count - 1 else "captions"] * (epoch >= first)
-            + ["moment"] * (epoch < moment_epochs)
+            + ["moment"] * (epoch >= count - moment_epochs)
             for epoch in range(count)
         ]
         if caption_epochs and caption_prompt is None:

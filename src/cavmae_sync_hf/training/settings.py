@@ -323,7 +323,7 @@ class InstructionArguments:
         caption_epochs: Epochs before clips are shown in which chats about SyncWorld show made-up captions; the first
             of several shows their lists of when classes begin alone.
         moment_epochs: Epochs before whole clips are shown in which they show one moment alone; every other batch
-            where an epoch is both, as the last ones are.
+            where an epoch is both. Both end together.
         drop_modality: Share of the chats without audio, and of those without video, while training.
         controls: Whether evaluation on SyncWorld measures controls.
         cache_dir: Where tokens of clips are kept, a folder per set; default: `clips` in `output_dir`.
