@@ -1,8 +1,8 @@
 /* Hides AVX-512, AMX and VNNI from a process, as if the processor had AVX2 alone: `backends.py --no-vnni`.
 
    CPUID is made to fault (Linux on Intel's processors, or a virtual machine that passes this on: `cpuid_fault` in
-   /proc/cpuinfo), and the fault is answered with the processor's own facts less these. Threads inherit it; programs that
-   are started are hidden from by the same LD_PRELOAD. The bits are those of Intel's manual, volume 2, CPUID, leaf 7. */
+   /proc/cpuinfo), and the fault is answered with the processor's own facts less these. Threads inherit it, and the same
+   LD_PRELOAD hides them from programs that are started. The bits are those of Intel's manual, volume 2, CPUID, leaf 7. */
 #define _GNU_SOURCE
 #include <asm/prctl.h>
 #include <signal.h>
