@@ -410,18 +410,25 @@ def test_captions_of_no_clip__are_given_not_said():
     assert "dog" in said(follows, []) and "cat" in said(follows, [])
 
 
-def test_moment_epochs__show_one_moment_and_ask_about_it(desk):
+def test_moment_epochs__show_moments_alone_and_ask_about_each(desk):
     records = find_truth(desk / "world" / "train", ["000000", "000001"])
     chats = SyncWorldChats(records, per_chat=12, apart=True, caption_prompt="describe .", moment_epochs=1)
     for epoch in range(3):
         chats.set_epoch(epoch)
-        for chat, record in zip(chats, records, strict=True):
-            asked = " ".join(turn["content"][-1]["text"] for turn in chat.messages if turn["role"] == "user")
+        found = chats.__getitems__([0, 1])
+        assert [chats[index].messages for index in (0, 1)] == [
+            next(chat.messages for chat in found if chat.clips == [index]) for index in (0, 1)
+        ]
+        for chat in found:
             assert chat.captions == (epoch > 0) == (chat.moment is None)
             if chat.moment is not None:
-                named = set(re.findall(r"\d+\.\ds", asked))
-                assert named == {written_time(record["frame_times"][chat.moment])}
-                assert len(chat.messages) == 2 * 12  # again in other words
+                (named,) = re.findall(r"\d+\.\ds", chat.messages[0]["content"][-1]["text"])
+                assert named == written_time(records[chat.clips[0]]["frame_times"][chat.moment])
+        if epoch == 0:
+            kept = [(chat.clips[0], chat.moment, chat.messages[0]["content"][-1]["text"]) for chat in found]
+            assert len(set(kept)) == len(kept) > 8 and {number for number, _, _ in kept} == {0, 1}
+        else:
+            assert len(found) == 2
 
 
 def test_a_chat_of_one_moment__has_its_tokens_alone():

@@ -329,24 +329,19 @@ def made_up_captions(
     return told[told.index(" : ") + 1 :], [question for question in asked if question.kind == "when"]
 
 
-def moment_questions(record: Mapping[str, Any], rng: np.random.Generator, count: int) -> tuple[int, list[Question]]:
-    """Questions about one moment of a clip: what sounds, and on which side.
+def moment_questions(record: Mapping[str, Any], rng: np.random.Generator, per_kind: int) -> list[tuple[int, Question]]:
+    """Questions each of which one moment of a clip answers: what sounds, and on which side.
 
     Args:
         record: Truth of the clip.
-        rng: Chooses the moment, and how it is asked about.
-        count: Of the questions, which come again in other words.
+        rng: Chooses the moments, and how they are asked about.
+        per_kind: Most questions of either kind.
 
     Returns:
-        The moment's place in `frame_times`, and the questions; none where no moment can be asked about.
+        The moment's place in `frame_times`, and the question about it.
     """
-    times = record["frame_times"]
-    known = questions(record, rng, per_kind=len(times), kinds=("what", "side"))
-    if not known:
-        return 0, []
-    time = known[rng.integers(len(known))].time
-    asked = [question for question in known if question.time == time]
-    return times.index(time), [worded(asked[place % len(asked)], rng) for place in range(count)]
+    asked = questions(record, rng, per_kind=per_kind, kinds=("what", "side"))
+    return [(record["frame_times"].index(question.time), question) for question in asked]
 
 
 def _gathered(begins: Mapping[str, Sequence[float]], seen: Sequence[str]) -> str:

@@ -212,10 +212,10 @@ class SyncWorldChats(Dataset):
             look up there what a question names is learned in few steps, and late or never where the clip is shown too.
             Of several epochs the first shows the lists of when classes begin alone, which are less to look through;
             in the others these lists are said, as they follow from the moments.
-        moment_epochs: Epochs before whole clips are shown in which a chat shows one moment and asks about it: what is
-            seen and heard there is learned in fewer steps than where the moment must be found among others. Both end
-            together: in epochs that are both, every other batch is of captions, so that neither is forgotten; with
-            more epochs of one kind, the first are of that kind alone.
+        moment_epochs: Epochs before whole clips are shown in which a chat shows one moment and asks about it, several
+            of each clip in a batch: what is seen and heard there is learned in fewer steps than where the moment must
+            be found among others. Both end together: in epochs that are both, every other batch is of captions, so
+            that neither is forgotten; with more epochs of one kind, the first are of that kind alone.
         kinds: Of questions.
 
     Raises:
@@ -259,14 +259,14 @@ class SyncWorldChats(Dataset):
         return len(self.records)
 
     def __getitem__(self, index: int) -> Chat:
-        return self._chat(index, index)
+        return self._chats(index, index)[0]
 
     def __getitems__(self, indexes: Sequence[int]) -> list[Chat]:
         """The chats of a batch, which are of one kind: short ones are not filled up to the length of others."""
-        return [self._chat(index, indexes[0]) for index in indexes]
+        return [chat for index in indexes for chat in self._chats(index, indexes[0])]
 
-    def _chat(self, index: int, turn: int) -> Chat:
-        """The chat about a clip, of the kind whose turn it is."""
+    def _chats(self, index: int, turn: int) -> list[Chat]:
+        """The chat about a clip, of the kind whose turn it is; about single moments one for each of several."""
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, self.epoch, int(index)]))
         record, captions = self.records[index], self._captions[index]
         early = self.early[self.epoch] if self.epoch < len(self.early) else ["clip"]
@@ -276,11 +276,15 @@ class SyncWorldChats(Dataset):
             # The word after the list tells that it is whole.
             follows = f"{caption_parts(told)[1]} seen" if shown == "captions" else ""
             chat = question_chat(asked, None, (self.caption_prompt, told))
-            return replace(chat, apart=self.apart, follows=follows)
+            return [replace(chat, apart=self.apart, follows=follows)]
         if shown == "moment":
-            moment, asked = moment_questions(record, rng, self.per_chat)
-            if asked:
-                return replace(question_chat(asked, int(index)), apart=self.apart, moment=moment)
+            # As many moments as questions: of fewer, in several wordings each, the side is learned late or never.
+            found = moment_questions(record, rng, per_kind=-(-self.per_chat // 2))
+            if found:
+                return [
+                    replace(question_chat([question], int(index)), apart=self.apart, moment=moment)
+                    for moment, question in found
+                ]
         per_kind, rounds = -(-self.per_chat // 3), 1
         if captions is not None:
             # Of what is read off them a clip has little to ask: each kind is asked as often, again in other words.
@@ -290,7 +294,7 @@ class SyncWorldChats(Dataset):
             for question in questions(record, rng, per_kind=per_kind, kinds=self.kinds)
         ]  # fmt: skip
         asked = [known[place] for place in rng.permutation(len(known))[: self.per_chat]]
-        return replace(question_chat(asked, int(index), captions), apart=self.apart)
+        return [replace(question_chat(asked, int(index), captions), apart=self.apart)]
 
 
 class ChatWriter:
