@@ -114,6 +114,27 @@ def test_chats_of_a_file__train_a_model_that_answers(desk, tmp_path):
     assert [text.strip() for text in said] == ["noise", "nothing"]
 
 
+def test_projector_lr_multiple__gives_the_projectors_a_rate_of_their_own(desk, tmp_path):
+    run = {"optim": "sgd", "lr_scheduler_type": "constant", "max_grad_norm": 0.0, "max_steps": 1}
+    found = []
+    for multiple in (1.0, 11.0, 21.0):
+        output = tmp_path / str(multiple)
+        run_instruction(
+            *arguments(
+                desk, output, train_data=str(desk / "chats.jsonl"), projector_lr_multiple=multiple, learning_rate=0.01,
+                **run,
+            )
+        )  # fmt: skip
+        found.append(CavMaeSyncForConditionalGeneration.from_pretrained(output / "model").state_dict())
+    one, more, most = found
+    moved = [name for name in one if not torch.equal(one[name], more[name])]
+    assert {name.split(".")[1] for name in moved} == {"video_projector", "audio_projector"}
+    for name in ("model.video_projector.linear_2.weight", "model.audio_projector.linear_1.weight"):
+        torch.testing.assert_close(most[name] - one[name], 2 * (more[name] - one[name]), rtol=0.02, atol=1e-6)
+    with pytest.raises(TrainingError, match="`projector_lr_multiple` is 0; it must be positive"):
+        arguments(desk, tmp_path, projector_lr_multiple=0)
+
+
 def test_syncworld__is_captioned_and_asked_beside_controls(desk, tmp_path):
     run = arguments(
         desk, tmp_path / "out", eval_data={"mixed": str(desk / "world" / "mixed")}, drop_modality=0.2,

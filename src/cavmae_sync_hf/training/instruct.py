@@ -78,14 +78,28 @@ class ClipTokenCache(TokenCache):
 
 
 class InstructionTrainer(CavMaeSyncBaseTrainer):
-    """Trains what is not frozen of a model with a language model; batches come from memory and from kept tokens."""
+    """Trains what is not frozen of a model with a language model; batches come from memory and from kept tokens.
+
+    Args:
+        model: The model; what is trained of it needs gradients.
+        args: `InstructionRunArguments`. Its batch is made smaller where there are fewer chats.
+        projector_lr_multiple: The projectors' learning rate over `learning_rate`.
+        kwargs: Other arguments of `CavMaeSyncBaseTrainer`.
+    """
 
     args: InstructionRunArguments
 
-    def __init__(self, model: Any, args: InstructionRunArguments, **kwargs: Any) -> None:
+    def __init__(
+        self, model: Any, args: InstructionRunArguments, *, projector_lr_multiple: float = 1.0, **kwargs: Any
+    ) -> None:
+        self._projector_lr_multiple = projector_lr_multiple
         chats = max(1, len(kwargs["train_dataset"]) // args.world_size)
         args.per_device_train_batch_size = min(args.per_device_train_batch_size, chats)
         super().__init__(model, args, flops_per_pair=0, **kwargs)
+
+    def rate_multiple(self, name: str, weight: torch.nn.Parameter) -> float:
+        """That of the projectors for these, else 1."""
+        return self._projector_lr_multiple if "_projector." in name else 1.0
 
     def _model_inputs(self, model: torch.nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor]:
         base: Any = self._unwrapped()
@@ -151,8 +165,9 @@ class _Run:
             self.writer, clips, int(self.processor.tokenizer.pad_token_id or 0), drop=self.arguments.drop_modality
         )
         trainer = InstructionTrainer(
-            adapted, self.training, processor=self.processor, train_dataset=train_set, data_collator=collator
-        )
+            adapted, self.training, projector_lr_multiple=self.arguments.projector_lr_multiple,
+            processor=self.processor, train_dataset=train_set, data_collator=collator,
+        )  # fmt: skip
         trainer.train(resume_from_checkpoint=self.resume)
         if trainer.stopped_by is not None:
             print(f"Stopped by {trainer.stopped_by.name} after a checkpoint; --resume_from_checkpoint auto goes on.")

@@ -307,6 +307,7 @@ class InstructionArguments:
         lm_config: Settings of `CavMaeSyncLMConfig` that differ, as a mapping or JSON.
         train: What is trained: `"projectors"`; `"lora"`: them and low-rank changes of the language model; `"full"`:
             them and all of the language model. The audio-visual model stays as it is.
+        projector_lr_multiple: The projectors' learning rate over `learning_rate`, which is the language model's.
         lora_rank: Rank of the changes.
         lora_targets: Last parts of the names of the layers that are changed.
         train_data: File of chats (JSON, JSON lines, Parquet) or a folder saved by `datasets`; or a SyncWorld split.
@@ -335,6 +336,7 @@ class InstructionArguments:
     text_config: dict[str, Any] | str | None = setting(None, "Settings of a language model to be made, as JSON.")
     lm_config: dict[str, Any] | str | None = setting(None, "Settings of CavMaeSyncLMConfig that differ, as JSON.")
     train: Literal["projectors", "lora", "full"] = setting("lora", "What is trained.")
+    projector_lr_multiple: float = setting(1.0, "The projectors' learning rate over the language model's.")
     lora_rank: int = setting(16, "Rank of the language model's changes, with lora.")
     lora_targets: list[str] = setting(
         ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], "Layers that are changed."
@@ -364,6 +366,8 @@ class InstructionArguments:
         for name in ("lora_rank", "questions_per_chat"):
             if getattr(self, name) < 1:
                 raise TrainingError(f"`{name}` is {getattr(self, name)}; it must be at least 1.")
+        if not self.projector_lr_multiple > 0:
+            raise TrainingError(f"`projector_lr_multiple` is {self.projector_lr_multiple}; it must be positive.")
         if not 0 <= self.drop_modality <= 0.5:
             raise TrainingError(f"`drop_modality` is {self.drop_modality}; use 0 to 0.5.")
         if self.text_model and self.text_config:
