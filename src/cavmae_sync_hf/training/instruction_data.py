@@ -278,7 +278,7 @@ class SyncWorldChats(Dataset):
             chat = question_chat(asked, None, (self.caption_prompt, told))
             return [replace(chat, apart=self.apart, follows=follows)]
         if shown == "moment":
-            # As many moments as questions: of fewer, in several wordings each, the side is learned late or never.
+            # A batch shows as many moments as it asks questions: more differ than where each is asked about again.
             found = moment_questions(record, rng, per_kind=-(-self.per_chat // 2))
             if found:
                 return [
