@@ -31,7 +31,7 @@ _CANDIDATES = (64, 800)
 _LEAST_SHARE, _LEAST_SHARE_OF_ONE = 0.3, 0.06
 # Telling it takes time in proportion to all moments, for every probe. So where there are as many times as many moments
 # as each probe is to find, a fixed number is found at any share, of which so few are enough.
-_TOLD_MOMENTS, _FOUND_OF_MANY, _LEFT_OF_MANY = 9_000, 8_000, 50
+_TOLD_MOMENTS, _FOUND_OF_MANY, _LEFT_OF_MANY = 9_000, 8_000, 30
 # Of the moments that each probe finds, and of the places compared, where filters leave few.
 _LEAST_PART = 0.25
 # As many times more parts are looked into for one probe then: filters may leave out the nearest part, and there are no
