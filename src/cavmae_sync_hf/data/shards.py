@@ -19,6 +19,7 @@ import json
 import os
 import re
 import tarfile
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -50,6 +51,8 @@ BAD_CLIPS_COLUMNS = ("number", "id", "source", "reason", "message")
 _KEY_LENGTH = 72
 _BLOCK = 512
 _FLAC_FRAME = 4608  # samples handed to the encoder at a time
+# numpy reads a header with `ast`, which fails at times in Python 3.11 when two threads use it (cpython#106905).
+_ONE_HEADER = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -322,7 +325,9 @@ def decode_clip(key: str, members: dict[str, bytes]) -> ShardClip:
     jpegs = [members[name] for name in sorted(members) if name.startswith("frame_")]
     info = parse_json(members["json"])
     if "log_mel.npy" in members:
-        return ShardClip(key, info, jpegs, np.load(io.BytesIO(members["log_mel.npy"]), allow_pickle=False))
+        with _ONE_HEADER:
+            log_mel = np.load(io.BytesIO(members["log_mel.npy"]), allow_pickle=False)
+        return ShardClip(key, info, jpegs, log_mel)
     if info["has_audio"] and FLAC_NAME not in members:
         raise KeyError(FLAC_NAME)
     return ShardClip(key, info, jpegs, np.empty((0, info["num_mel_bins"]), np.float16), members.get(FLAC_NAME))
