@@ -294,6 +294,8 @@ def test_offsets__are_found_and_told_from_another_clips(processor, talks, late, 
         assert (found[f"shifted_{shift}_auc"] == 1.0) == (late == 0)
     assert found["other_audio_auc_best_contrast"] == 1.0
     assert record["protocol"]["name"] == "offsets, num frames 24"
+    assert sorted(record["offsets"]) == list("012345")
+    assert list(record["offsets"].values()) == pytest.approx([late * 0.1] * 6, abs=0.03)
 
 
 def test_noise__is_added_and_said(model, processor, talks):

@@ -127,7 +127,8 @@ def test_torch__files_hold_one_tower_each(as_torch, model):
     [
         {"use_global_tokens": False, "num_register_tokens": 0, "position_embedding_type": "learned"},
         {"num_contrastive_head_layers": 1, "num_joint_layers": 2},
-        {"modality": "video", "frames_per_moment": 3},
+        {"modality": "video", "frames_per_moment": 3, "subtract_mean_frame": True},
+        {"modality": "audio", "subtract_mean_spectrum": True},
     ],
 )
 def test_trace__other_architectures(settings):

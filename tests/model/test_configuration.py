@@ -50,6 +50,7 @@ def test_save_and_load__keeps_every_field(tmp_path):
         ({"audio_length": "416"}, "audio_length"),
         ({"frames_per_moment": 4}, "`frames_per_moment` is 4; it must be an odd whole number from 1 to 99"),
         ({"frame_step": 0}, "`frame_step` is 0.*above 0"),
+        ({"subtract_mean_frame": True}, "`subtract_mean_frame` is True and `frames_per_moment` 1.*use 3"),
     ],
 )
 def test_values_that_cannot_work__are_refused_with_what_would(bad, says):

@@ -528,6 +528,8 @@ BAD = [
     ({"video_encoder_config": encoder_settings("video", "vit"), "video_encoder_layer": 3}, "has 2 blocks, use 1 to 2"),
     ({"video_encoder_config": encoder_settings("video", "swin"), "video_encoder_layer": 1}, "leave it out"),
     ({"video_encoder_config": encoder_settings("video", "swin"), "encoder_masking": "drop"}, "use 'auto' or 'input'"),
+    ({"audio_encoder_config": encoder_settings("audio", "wavlm"), "subtract_mean_spectrum": True, "num_mel_bins": 160},
+     "leave the mean"),
     ({"audio_encoder_config": encoder_settings("audio", "wavlm"), "encoder_masking": "drop", "num_mel_bins": 160},
      "use 'auto' or 'input'"),
     ({"audio_encoder_config": encoder_settings("audio", "pe_audio_encoder"), "num_mel_bins": 160},

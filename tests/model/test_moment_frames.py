@@ -117,6 +117,30 @@ def test_pretraining__sees_all_frames_and_reconstructs_the_middle_one():
         several(**inputs)
 
 
+def test_subtracted_means__hide_what_stands_still_and_leave_what_changes():
+    config = tiny_config(frames_per_moment=3, subtract_mean_frame=True, subtract_mean_spectrum=True)
+    model, inputs = CavMaeSyncModel(config).eval(), tiny_inputs()
+    frames = torch.cat([tiny_inputs(seed=seed)["pixel_values_videos"] for seed in (1, 0, 2)], dim=2)
+    windows = inputs["input_values"]
+    face, voice = torch.randn_like(frames[:, :, :3]).repeat(1, 1, 3, 1, 1), torch.randn_like(windows[:, :, :1])
+    expected = model(pixel_values_videos=frames, input_values=windows)
+    same = model(pixel_values_videos=frames + face, input_values=windows + voice)
+    torch.testing.assert_close(same.video_embeds, expected.video_embeds)
+    torch.testing.assert_close(same.audio_embeds, expected.audio_embeds)
+    changed = model(pixel_values_videos=frames.flip(2), input_values=windows.flip(2))
+    assert not torch.allclose(changed.video_embeds, expected.video_embeds, atol=1e-3)
+    assert not torch.allclose(changed.audio_embeds, expected.audio_embeds, atol=1e-3)
+
+
+def test_subtracted_means__are_saved_where_they_are_on(tmp_path):
+    CavMaeSyncModel(tiny_config()).save_pretrained(tmp_path / "off")
+    assert "subtract" not in (tmp_path / "off" / "config.json").read_text()
+    config = tiny_config(frames_per_moment=3, subtract_mean_frame=True, subtract_mean_spectrum=True)
+    CavMaeSyncModel(config).save_pretrained(tmp_path / "on")
+    loaded = CavMaeSyncModel.from_pretrained(tmp_path / "on").config
+    assert (loaded.subtract_mean_frame, loaded.subtract_mean_spectrum) == (True, True)
+
+
 def test_motion__is_told_by_several_frames_alone():
     places = [8, 16, 24]
     clips = np.full((2, 3, 32, 32, 3), 20, dtype=np.uint8)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..data.failures import Failure
+from ..files import plain
 from ..inference.sync import SyncResult, sync_from_embeddings
 from ..metrics.synchrony import (
     alignment_test,
@@ -75,7 +76,8 @@ def evaluate_sync(
         `"offsets"`: for each limit of `OFFSET_LIMITS` the share of clips whose offset is found to within it, with its
         interval of 95 %, the share with another clip's audio, and chance; `median_error` in seconds; `shifted_..._auc`
         of telling the true alignment from one shifted by so many seconds, and `other_audio_auc_...` of telling a
-        clip's own audio from another's, by the mean contrast without an offset and at the best one.
+        clip's own audio from another's, by the mean contrast without an offset and at the best one. Beside the
+        metrics `offsets` has the offset of each clip, seconds, as of `SyncResult`.
         `"labelled"`: `auc` and `equal_error_rate` of the protocol's score and, with its name before them, of each.
 
     Raises:
@@ -95,6 +97,7 @@ def evaluate_sync(
     clips = open_evaluation(data, processor, rules, options)
     embeddings = embed_clips(model, clips)
     settings: dict[str, Any]
+    offsets: dict[str, float | None] | None = None
     if rules.truth == "labels":
         metrics, settings = _labelled(clips, embeddings, rules, positive), {"positive": positive}
     else:
@@ -103,12 +106,13 @@ def evaluate_sync(
         counted = _counted(clips, embeddings, rules.moments) & kept[:, None]
         settings = {"seconds_between_moments": round(step, 6)}
         if rules.truth == "offsets":
-            metrics = _offsets(model, clips, embeddings, counted, twins, step=step, rules=rules)
+            metrics, offsets = _offsets(model, clips, embeddings, counted, twins, step=step, rules=rules)
         else:
             smallest = rules.min_shift or default_min_shift(step, embeddings.audio.shape[1])
             metrics = _shifted(embeddings, counted, twins, step=step, min_shift=smallest)
             settings["smallest_shift"] = round(smallest, 6)
-    return clips.record("sync", metrics, model=model, frames_per_clip=embeddings.audio.shape[1], **settings)
+    record = clips.record("sync", metrics, model=model, frames_per_clip=embeddings.audio.shape[1], **settings)
+    return record if offsets is None else record | {"offsets": offsets}
 
 
 def _shifted(
@@ -142,8 +146,8 @@ def _shifted(
 def _offsets(
     model: CavMaeSyncModel, clips: EvaluationClips, embeddings: ClipEmbeddings, counted: Tensor,
     twins: list[int | None] | None, *, step: float, rules: SyncProtocol,
-) -> dict[str, float | int]:  # fmt: skip
-    """What `measure_sync` finds of clips in sync, and of their frames with another clip's audio.
+) -> tuple[dict[str, float | int], dict[str, float | None]]:  # fmt: skip
+    """What `measure_sync` finds of clips in sync, and of their frames with another clip's audio; offsets by clip.
 
     Frames count as `counted` says, windows wherever they are: at an offset, speech meets the silence beside it.
     """
@@ -212,7 +216,8 @@ def _offsets(
         aligned, shifted = ([value for value in values if value is not None] for values in pairs)
         if aligned and shifted:
             metrics[f"other_audio_auc_{name}"] = sync_detection(aligned, shifted)["auc"]
-    return metrics
+    names = [clips.ids[embeddings.places[row]] for row in rows.tolist()]
+    return metrics, {name: plain(result.offset) for name, result in zip(names, own, strict=True)}
 
 
 def _at(result: SyncResult, offset: float) -> float | None:

@@ -44,6 +44,8 @@ CONFIG_VALUES: dict[str, Allowed] = {
     "num_frames": whole(1, 1 << 16),
     "frames_per_moment": odd(1, 99),
     "frame_step": number(0, 10, above=True),
+    "subtract_mean_frame": flag(),
+    "subtract_mean_spectrum": flag(),
     "use_global_tokens": flag(),
     "num_register_tokens": whole(0, 1 << 12),
     "num_contrastive_head_layers": whole(0, 1 << 9),
@@ -99,6 +101,7 @@ _ENCODER_SETTINGS = ("audio_encoder_config", "video_encoder_config") + tuple(
 # Saved where they are not as published, likewise.
 _OPTIONS = {
     "decoder_type": "self", "decoder_mask_ratio": 0, "local_head_size": 0, "frames_per_moment": 1, "frame_step": 0.04,
+    "subtract_mean_frame": False, "subtract_mean_spectrum": False,
 }  # fmt: skip
 _DENSE_OPTIONS = {
     "dense_loss_weight": 0, "dense_size": 128, "dense_nonnegative_weight": 0.01, "dense_silence_weight": 0.01,
@@ -159,6 +162,12 @@ class CavMaeSyncConfig(ConfigSavedWithCode, PreTrainedConfig):
             single frame, as published.
         frame_step (`float`, *optional*, defaults to 0.04):
             Seconds between these frames, where there are several.
+        subtract_mean_frame (`bool`, *optional*, defaults to `False`):
+            Whether the video tower sees the frames of a moment less their mean: what moves, and nothing of what stands
+            still, such as whose face it is and its light. Needs several frames a moment.
+        subtract_mean_spectrum (`bool`, *optional*, defaults to `False`):
+            Whether the audio tower hears each window less its mean over time in every mel bin (cepstral mean
+            normalisation, Atal 1974, of log-mel): what changes, and little of the voice and the microphone.
         use_global_tokens (`bool`, *optional*, defaults to `True`):
             Whether each modality has a global token that carries the contrastive objective. Without them the mean
             of the patch tokens does (plain CAV-MAE).
@@ -327,6 +336,8 @@ class CavMaeSyncConfig(ConfigSavedWithCode, PreTrainedConfig):
     num_frames: int = 16
     frames_per_moment: int = 1
     frame_step: float | int = 0.04
+    subtract_mean_frame: bool = False
+    subtract_mean_spectrum: bool = False
     use_global_tokens: bool = True
     num_register_tokens: int = 8
     num_contrastive_head_layers: int = 0
@@ -484,6 +495,11 @@ class CavMaeSyncConfig(ConfigSavedWithCode, PreTrainedConfig):
                 for name in names:
                     _require_multiple(name, getattr(self, name), "patch_size", self.patch_size)
         self._check_encoders()
+        if self.subtract_mean_frame and self.frames_per_moment == 1:
+            raise ValueError(
+                "`subtract_mean_frame` is True and `frames_per_moment` 1: nothing is left of a single frame less its "
+                "mean; use 3 frames or more, or leave the mean."
+            )
         if self.dense_loss_weight and (self.local_head_size or not self.contrastive_loss_weight):
             raise ValueError(
                 f"`dense_loss_weight` is {self.dense_loss_weight}, which needs `contrastive_loss_weight` above 0 and "
@@ -523,6 +539,11 @@ class CavMaeSyncConfig(ConfigSavedWithCode, PreTrainedConfig):
                 )
             if modality == "video":
                 self._check_image_encoder(encoder)
+            elif self.subtract_mean_spectrum:
+                raise ValueError(
+                    f"`subtract_mean_spectrum` is True; the encoder {kind!r} takes its input as it was trained on: "
+                    "leave the mean, or use this package's own audio tower."
+                )
             else:
                 self._check_audio_encoder(encoder)
             if self.save_encoders == "reference" and not getattr(self, f"{modality}_encoder_source"):

@@ -143,8 +143,12 @@ class CavMaeSyncEmbeddings(nn.Module):
     Tokens are ordered (global, patches, registers); there is no position on the global and register tokens.
     """
 
-    def __init__(self, config: CavMaeSyncConfig, num_channels: int, grid: tuple[int, int]):
+    def __init__(self, config: CavMaeSyncConfig, modality: str):
         super().__init__()
+        video = modality == "video"
+        num_channels, grid = (config.frame_channels, config.video_grid) if video else (1, config.audio_grid)
+        self.num_frames = config.frames_per_moment if video else 0
+        self.subtracts_mean = config.subtract_mean_frame if video else config.subtract_mean_spectrum
         self.patch_size = config.patch_size
         self.projection = nn.Conv2d(
             num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
@@ -166,7 +170,13 @@ class CavMaeSyncEmbeddings(nn.Module):
             images: Frames, or spectrograms as one-channel images of (mel, time).
             ids_keep: Patches to keep, `(samples, kept)`; all when absent.
         """
-        patches = self.projection(images.to(self.projection.weight.dtype))
+        images = images.to(self.projection.weight.dtype)
+        if self.subtracts_mean and self.num_frames:
+            frames = images.unflatten(1, (self.num_frames, -1))
+            images = (frames - frames.mean(dim=1, keepdim=True)).flatten(1, 2)
+        elif self.subtracts_mean:
+            images = images - images.mean(dim=-1, keepdim=True)
+        patches = self.projection(images)
         grid = (patches.shape[2], patches.shape[3])
         # Sine-cosine positions stay in float32 when weights are loaded in half precision; the tokens must not.
         places = (self.positions(grid) + self.modality_embedding).to(self.modality_embedding.dtype)
@@ -347,11 +357,11 @@ def run_layers(
 class CavMaeSyncTower(nn.Module):
     """One modality's own part of the encoder: embeddings and layers."""
 
-    def __init__(self, config: CavMaeSyncConfig, num_channels: int, grid: tuple[int, int]):
+    def __init__(self, config: CavMaeSyncConfig, modality: str):
         super().__init__()
         self.num_register_tokens = config.num_register_tokens
         self.patch_size = config.patch_size
-        self.embeddings = CavMaeSyncEmbeddings(config, num_channels, grid)
+        self.embeddings = CavMaeSyncEmbeddings(config, modality)
         self.layers = nn.ModuleList([CavMaeSyncLayer(config) for _ in range(config.num_modality_layers)])
 
     def forward(self, images: Tensor, ids_keep: Tensor | None = None, record: LayerRecord | None = None) -> Tensor:
@@ -382,9 +392,7 @@ def make_tower(config: CavMaeSyncConfig, modality: str) -> CavMaeSyncTower | Cav
         return None
     if modality in config.encoders:
         return CavMaeSyncEncoderTower(config, modality)
-    if modality == "audio":
-        return CavMaeSyncTower(config, 1, config.audio_grid)
-    return CavMaeSyncTower(config, config.frame_channels, config.video_grid)
+    return CavMaeSyncTower(config, modality)
 
 
 def make_local_heads(config: CavMaeSyncConfig) -> nn.ModuleDict:
