@@ -220,7 +220,7 @@ def augmentation_options(value: str | Mapping[str, Any] | None) -> AugmentationO
 
 def make_syncworld(
     settings: Mapping[str, Any],
-    num_frames: int = 16,
+    num_frames: int | None = 16,
     alignment: str = "time",
     is_main: bool = True,
     waveform_rate: int | None = None,
@@ -229,7 +229,7 @@ def make_syncworld(
 
     Args:
         settings: As `DataArguments.syncworld`.
-        num_frames: Frames kept per clip.
+        num_frames: Frames kept per clip; `None`: all, where a moment has several, and the clips are read as they are.
         alignment: Which frames, see `prepare`; each choice has shards of its own beside the one world.
         is_main: Whether this process makes them; the others must wait until it has.
         waveform_rate: Rate in Hz at which waveforms are kept, for encoders that hear samples; `None`: log-mels are.
@@ -249,12 +249,14 @@ def make_syncworld(
     shards = {}
     for split, clips in counts.items():
         kept = f"_waveform_{waveform_rate}" if waveform_rate else ""
-        shards[split] = str(folder / f"shards_{alignment}_{num_frames}{kept}" / split)
+        place = "" if num_frames is None else f"shards_{alignment}_{num_frames}{kept}"
+        shards[split] = str(folder / place / split)
         if is_main:
             chosen = preset if split == "train" else split
             make_world(
                 folder, clips=clips, split=split, preset=chosen, progress=counter(f"clips of {split}"), **options
             )
+        if is_main and num_frames is not None:
             prepare(
                 folder / split, shards[split], name=split, short_side=None, num_frames=num_frames,
                 alignment=alignment, workers=options.get("workers"),
@@ -284,7 +286,8 @@ def find_sources(
     if settings and not (train and evaluation):
         extractor = processor.feature_extractor
         rate = extractor.sampling_rate if extractor.features == "waveform" else None
-        made, made_evaluation = make_syncworld(settings, extractor.num_frames, extractor.alignment, is_main, rate)
+        frames = extractor.num_frames if processor.video_processor.frames_per_moment == 1 else None
+        made, made_evaluation = make_syncworld(settings, frames, extractor.alignment, is_main, rate)
         train, evaluation = train or made, evaluation or made_evaluation
     if train is None:
         raise TrainingError("There is nothing to train on; name `train_data`, or a `syncworld` to make.")
