@@ -205,7 +205,7 @@ def _reasons(result: SelfCheckResult, min_margin: float) -> list[str]:
         # Written so that a NaN fails.
         if margin is not None and not margin > min_margin:
             reasons.append(
-                f"audio scores no higher with its own frames than with those of {where} (margin {margin:+.4f}, "
+                f"audio scores no higher with its own frames than with those of {where} (margin {margin:+z.4f}, "
                 f"needed above {min_margin:g})"
             )
     return reasons

@@ -55,7 +55,7 @@ hears and sees. Whoever runs the page can give it a fine-tuned classifier, as
 words.</p>"""
 _REAL = """<figure class="cs-real">
 <img alt="Similarities of audio and frames of a talking face, and the fit with the audio moved" src="{image}">
-<figcaption>A talking face, and a small model that was trained on 800 clips of the same person (recipe
+<figcaption>A talking face, and a small model that was trained on 800 clips of another person (recipe
 <code>grid_lips</code>). On the left each row is a moment of the audio, each column a frame: what belongs together
 lies on the diagonal. On the right the audio is moved: it fits best where it is. Picture made from the GRID corpus
 (M. Cooke, J. Barker, S. Cunningham, X. Shao, 2006; CC BY 4.0).</figcaption></figure>"""

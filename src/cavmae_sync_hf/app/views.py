@@ -186,7 +186,7 @@ def scored_view(found: FilmScore) -> dict[str, Any]:
 
 
 def _signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", _MINUS)
+    return f"{value:+z.2f}".replace("-", _MINUS)
 
 
 def _rounded(values: Any, digits: int) -> list[float | None]:

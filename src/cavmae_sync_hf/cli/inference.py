@@ -391,7 +391,7 @@ def _show_sync(results: "list[SyncResult]", summary: dict[str, Any]) -> None:
                 escape(_name(result)),
                 f"{result.confidence:.0%}" if result.verdict.fits else "-",
                 f"{result.similarity:.3f}",
-                "-" if result.lead is None else f"{result.lead:+.2f}",
+                "-" if result.lead is None else f"{result.lead:+z.2f}",
             )
         terminal.console.print(table)
         terminal.say(

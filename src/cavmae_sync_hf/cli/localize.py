@@ -210,7 +210,7 @@ def _cells(moment: dict[str, Any], said: bool) -> list[str]:
     if moment["source"]:
         x, y = moment["peak"]
         place, box = f"{x:.0%}, {y:.0%}", ", ".join(f"{edge:.0f}" for edge in moment["box"])
-    strength = "silence" if moment["silent"] and not said else f"{round(strength, 1) + 0.0:.1f}"  # no -0.0
+    strength = "silence" if moment["silent"] and not said else f"{strength:z.1f}"
     return [time, place if moment["source"] else absence, strength, f"{moment['similarity']:.3f}", box]
 
 

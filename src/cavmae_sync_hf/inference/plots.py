@@ -208,7 +208,7 @@ def _strength_words(found: LocalizationResult, index: int, *, short: bool) -> tu
         return "no audio or video" if found.text is None else "no frame", True
     if not found.compared[index]:
         return f"{NO_SOURCE}: silence", True
-    number = f"{round(float(found.strength[index]), 1) + 0.0:.1f}"  # no -0.0
+    number = f"{float(found.strength[index]):z.1f}"
     if found.has_source[index]:
         return f"strength {number}", False
     return f"{found.absence} ({number if short else f'strength {number}'})", True
@@ -477,7 +477,7 @@ def _draw_curve(axis: Any, result: SyncResult) -> None:
     )  # fmt: skip
     if result.verdict.offset is not None:
         axis.axvline(
-            result.verdict.offset, color=_ACCENT, linewidth=1.2, label=f"best: {result.verdict.offset:+.2f} s"
+            result.verdict.offset, color=_ACCENT, linewidth=1.2, label=f"best: {result.verdict.offset:+z.2f} s"
         )
         if result.interval is not None:
             axis.axvspan(*result.interval, color=_ACCENT, alpha=0.15, linewidth=0, label="90 % of draws")

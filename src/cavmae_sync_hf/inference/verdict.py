@@ -78,7 +78,7 @@ def give_verdict(
             "does not fit",
             "audio does not fit",
             f"At no offset within {reach:g} s do audio and frames fit better than chance "
-            f"(the best fit is {score:+.2f}, chance is 0).",
+            f"(the best fit is {score:+z.2f}, chance is 0).",
         )
     if best in (0, len(offsets) - 1):
         return _cannot_tell(
@@ -87,13 +87,13 @@ def give_verdict(
         )
     if score < FITS:
         return _cannot_tell(
-            f"audio and frames fit hardly better than chance (the best fit is {score:+.2f}, chance is 0)"
+            f"audio and frames fit hardly better than chance (the best fit is {score:+z.2f}, chance is 0)"
         )
     if confidence < LEAST_CONFIDENCE:
         return _cannot_tell(f"only {confidence:.0%} of random selections of the moments agree on an offset")
     reason = (
         f"To within {resolution:.2g} s; {confidence:.0%} of random selections of the moments agree, and the fit is "
-        f"{score:+.2f} (chance is 0)."
+        f"{score:+z.2f} (chance is 0)."
     )
     if abs(offset) <= resolution:
         return SyncVerdict("in sync", "in sync", reason, offset)

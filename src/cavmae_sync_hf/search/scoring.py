@@ -646,7 +646,7 @@ def _moved(
     if found.offset is None or found.confidence < 0.5 or found.at_edge:
         return sound
     time = max(0.0, sound.time - found.offset)
-    return replace(sound, time=time, reason=f"{sound.reason}, moved by {time - sound.time:+.2f} s")
+    return replace(sound, time=time, reason=f"{sound.reason}, moved by {time - sound.time:+z.2f} s")
 
 
 __all__ = ["change_points", "choose_sounds", "exchange", "score_film", "silence_threshold"]
