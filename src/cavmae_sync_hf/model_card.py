@@ -315,7 +315,11 @@ def _facts(model: PreTrainedModel) -> list[tuple[str, str]]:
         *_encoders(config),
         ("Width", str(config.hidden_size)),
         ("Moments per clip", f"{config.num_frames} by default, any number works"),
-        ("Audio of a moment", f"{config.audio_length} x {config.num_mel_bins} {heard}, {rows} x {columns} patches"),
+        (
+            "Audio of a moment",
+            f"{config.audio_length} x {config.num_mel_bins} {heard}{_less_mean(config.subtract_mean_spectrum)}, "
+            f"{rows} x {columns} patches",
+        ),
         (_frames_of(config), f"{config.image_size} x {config.image_size} pixels, {patches}"),
         *text,
     ]
@@ -325,7 +329,12 @@ def _frames_of(config: CavMaeSyncConfig) -> str:
     """How many frames are seen of a moment."""
     if config.frames_per_moment == 1:
         return "Frame of a moment"
-    return f"{config.frames_per_moment} frames of a moment, {config.frame_step:g} s apart"
+    frames = f"{config.frames_per_moment} frames of a moment, {config.frame_step:g} s apart"
+    return frames + _less_mean(config.subtract_mean_frame)
+
+
+def _less_mean(subtracted: bool) -> str:
+    return ", less their mean" if subtracted else ""
 
 
 def _encoders(config: CavMaeSyncConfig) -> list[tuple[str, str]]:

@@ -7,6 +7,7 @@ import torch
 
 from cavmae_sync_hf import CavMaeSyncForPreTraining, CavMaeSyncModel, CavMaeSyncProcessor
 from cavmae_sync_hf.model.media_cavmae_sync import decode_media
+from cavmae_sync_hf.model_card import create_model_card
 from helpers.clips import numbered_frame, numbers, write_clip
 from helpers.moments import SIDE, moment_config, shown_numbers
 from helpers.tiny import tiny_config, tiny_inputs
@@ -139,6 +140,8 @@ def test_subtracted_means__are_saved_where_they_are_on(tmp_path):
     CavMaeSyncModel(config).save_pretrained(tmp_path / "on")
     loaded = CavMaeSyncModel.from_pretrained(tmp_path / "on").config
     assert (loaded.subtract_mean_frame, loaded.subtract_mean_spectrum) == (True, True)
+    card = str(create_model_card(CavMaeSyncModel(config), CavMaeSyncProcessor.from_config(config)))
+    assert "3 frames of a moment, 0.04 s apart, less their mean" in card and "log-mel, less their mean, " in card
 
 
 def test_motion__is_told_by_several_frames_alone():
