@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import ViTMAEConfig, ViTMAEForPreTraining, ViTMAEModel
 
+from cavmae_sync_hf.model.errors_cavmae_sync import TrainingError
 from cavmae_sync_hf.model.modeling_cavmae_sync import CavMaeSyncModel, sincos_positions
 from cavmae_sync_hf.training import ModelArguments, build_for_pretraining
 
@@ -184,6 +185,8 @@ def test_single_frames__become_several_that_see_a_still_alike(source, mae, tmp_p
             again.get_video_features(frame.repeat(1, 1, 3, 1, 1)),
         )
     torch.testing.assert_close(seen.last_hidden_state, before.last_hidden_state)
+    with pytest.raises(TrainingError, match="single frames, .* nothing of several less their mean; leave out `subtract"):
+        build(KINDS[0], mae, tmp_path, model_config=settings | {"subtract_mean_frame": True})
     with pytest.raises(ValueError, match="several: `frames_per_moment` is 3, and weights of several .* those of 5"):
         build_for_pretraining(
             ModelArguments(init_from=str(tmp_path / "several"), model_config={"frames_per_moment": 5})

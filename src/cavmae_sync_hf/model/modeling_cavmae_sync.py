@@ -1022,6 +1022,7 @@ class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
             with torch.no_grad():
                 projection.weight = nn.Parameter(projection.weight.repeat(1, count, 1, 1) / count)
             projection.in_channels *= count
+            self.video_tower.embeddings.num_frames = count
         for name, value in changes.items():
             setattr(self.config, name, value)
 

@@ -66,6 +66,11 @@ def build_for_pretraining(
     alignment = "time"
     # Weights of single frames are those of one of several.
     moment = {} if source is None else {name: changes.pop(name) for name in _MOMENT_SETTINGS if name in changes}
+    if source is not None and changes.get("subtract_mean_frame") and _sees_single_frames(source):
+        raise TrainingError(
+            f"{source}: was trained on single frames, and its weights would see nothing of several less their mean; "
+            "leave out `subtract_mean_frame`, or `init_from`."
+        )
     if source is None:
         encoders = {"audio": arguments.audio_encoder, "video": arguments.video_encoder}
         config = getattr(CavMaeSyncConfig, arguments.family)(**encoder_settings(**encoders, settings=changes))
@@ -306,6 +311,10 @@ def _is_foreign(source: str) -> bool:
     if path.is_file():
         return True
     return (path / "config.json").is_file() and saved_model_type(str(path)) != CavMaeSyncConfig.model_type
+
+
+def _sees_single_frames(source: str) -> bool:
+    return _is_foreign(source) or CavMaeSyncConfig.from_pretrained(source).frames_per_moment == 1
 
 
 def _convert(source: str, changes: Mapping[str, Any], family: str) -> tuple[Conversion, str]:
