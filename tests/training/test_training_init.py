@@ -185,7 +185,7 @@ def test_single_frames__become_several_that_see_a_still_alike(source, mae, tmp_p
             again.get_video_features(frame.repeat(1, 1, 3, 1, 1)),
         )
     torch.testing.assert_close(seen.last_hidden_state, before.last_hidden_state)
-    with pytest.raises(TrainingError, match="single frames, .* nothing of several less their mean; leave out `subtract"):
+    with pytest.raises(TrainingError, match="single frames, .* several less their mean; leave out `subtract"):
         build(KINDS[0], mae, tmp_path, model_config=settings | {"subtract_mean_frame": True})
     with pytest.raises(ValueError, match="several: `frames_per_moment` is 3, and weights of several .* those of 5"):
         build_for_pretraining(
