@@ -69,7 +69,7 @@ def other_frames(rows: list[dict[str, str]]) -> list[dict[str, str]]:
 
 def make_shards(grid: Path, out: Path) -> None:
     """The words of both parts, and those of validation with other frames."""
-    kept: dict[str, Any] = {"num_frames": 6, "short_side": 96}
+    kept: dict[str, Any] = {"num_frames": 20, "short_side": 96}  # 0.04 s apart
     for part in ("train", "validation"):
         prepare(grid / "words.csv", out / part, media=grid / part, split=part, name=part, **kept)
     with open(grid / "words.csv", newline="") as file:
