@@ -1,6 +1,7 @@
 """The package's layers: arrows between rooms go down only, and no module is part of a circle of imports."""
 
 import ast
+import re
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -55,3 +56,12 @@ def test_modules__import_each_other_in_no_circle():
     except CycleError as error:
         circle = error.args[1]
     assert circle == []
+
+
+def test_signed_numbers__show_no_minus_before_a_rounded_nothing():
+    signed = [
+        f"{path.relative_to(ROOT)}: {found}"
+        for path in ROOT.rglob("*.py")
+        for found in re.findall(r":\+\.\d+f\}", path.read_text(encoding="utf-8"))
+    ]
+    assert not signed, "use the format `+z.2f`"
