@@ -1,11 +1,11 @@
-"""Are talking clips out of step themselves? Their offsets by linear regression, beside those that models found.
+"""Offsets of talking clips by linear regression, beside those that models found: which clips are out of step.
 
     python training/benchmarks/lips_offsets.py grid --results seed0.json seed1.json seed2.json
 
 `grid` holds `train` and `validation`, clips of 3 s cut to the face; the results are those of `cavmae-sync evaluate
 sync MODEL validation --protocol offsets --out FILE`. From the mouth's pixels around a frame (40 principal components
-of five frames) ridge regression foretells 16 bands of the log-mel at that time, each clip less its mean. Of a clip of
-`validation` the offset is that at which what is foretold correlates best with its audio, among -0.3 to 0.3 s. No
+of five frames) ridge regression predicts 16 bands of the log-mel at that time, each clip less its mean. Of a clip of
+`validation` the offset is that at which the prediction correlates best with its audio, among -0.3 to 0.3 s. No
 network takes part, so what it finds of a clip as models do is the clip's own. Control: the audio of the next clip.
 """
 
@@ -22,7 +22,7 @@ from torchaudio.transforms import MelSpectrogram
 
 from cavmae_sync_hf.model.media_cavmae_sync import decode_media
 
-RATE, FPS, FRAMES, MOST = 16_000, 25, 75, 30  # the largest offset in spectrogram frames of 10 ms
+RATE, FPS, FRAMES, MAX_OFFSET = 16_000, 25, 75, 30  # offset in spectrogram frames of 10 ms
 MOUTH = (slice(60, 132), slice(44, 116))  # of 160 x 160 pixels
 
 
@@ -38,8 +38,8 @@ def read(folder: Path) -> tuple[list[str], Tensor, Tensor]:
         names.append(path.stem)
         mouths.append(F.avg_pool2d(frames[:, *MOUTH], 3).flatten(1))
         audio.append(F.avg_pool1d(bands.T, 5, 1, 2).T)
-    heard = torch.stack(audio)
-    return names, torch.stack(mouths), heard - heard.mean(dim=1, keepdim=True)
+    bands = torch.stack(audio)
+    return names, torch.stack(mouths), bands - bands.mean(dim=1, keepdim=True)
 
 
 def main() -> None:
@@ -51,28 +51,28 @@ def main() -> None:
     mean = mouths.mean(dim=(0, 1))
     axes = torch.linalg.svd((mouths - mean).flatten(0, 1)[::7], full_matrices=False)[2][:40].T
 
-    def seen(values: Tensor) -> Tensor:
+    def components(values: Tensor) -> Tensor:
         parts = (values - mean) @ axes
         parts = parts - parts.mean(dim=1, keepdim=True)
         return torch.cat([parts.roll(shift, 1) for shift in range(-2, 3)], dim=-1)
 
     inner = torch.arange(4, FRAMES - 4)
-    given, wanted = seen(mouths)[:, inner].flatten(0, 1), audio[:, inner * 4 + 2].flatten(0, 1)
-    ridge = 0.01 * len(given) * given.var() * torch.eye(given.shape[1])
-    weights = torch.linalg.solve(given.T @ given + ridge, given.T @ wanted)
+    inputs, targets = components(mouths)[:, inner].flatten(0, 1), audio[:, inner * 4 + 2].flatten(0, 1)
+    ridge = 0.01 * len(inputs) * inputs.var() * torch.eye(inputs.shape[1])
+    weights = torch.linalg.solve(inputs.T @ inputs + ridge, inputs.T @ targets)
 
     names, mouths, audio = read(arguments.grid / "validation")
-    middle, lags = torch.arange(18, 57), range(-MOST, MOST + 1)
-    foretold = (seen(mouths) @ weights)[:, middle]
-    foretold = foretold - foretold.mean(dim=1, keepdim=True)
+    middle, lags = torch.arange(18, 57), range(-MAX_OFFSET, MAX_OFFSET + 1)
+    predicted = (components(mouths) @ weights)[:, middle]
+    predicted = predicted - predicted.mean(dim=1, keepdim=True)
 
-    def offsets(heard: Tensor) -> np.ndarray:
+    def offsets(spectra: Tensor) -> np.ndarray:
         fits = []
         for lag in lags:
-            there = heard[:, middle * 4 + 2 + lag]
-            there = there - there.mean(dim=1, keepdim=True)
-            fits.append(F.cosine_similarity(foretold.flatten(1), there.flatten(1)))
-        return (torch.stack(fits).argmax(dim=0).numpy() - MOST) / 100
+            shifted = spectra[:, middle * 4 + 2 + lag]
+            shifted = shifted - shifted.mean(dim=1, keepdim=True)
+            fits.append(F.cosine_similarity(predicted.flatten(1), shifted.flatten(1)))
+        return (torch.stack(fits).argmax(dim=0).numpy() - MAX_OFFSET) / 100
 
     found, control = offsets(audio), offsets(audio.roll(1, 0))
     for words, values in (("its own audio", found), ("another clip's", control)):

@@ -52,7 +52,7 @@ _KEY_LENGTH = 72
 _BLOCK = 512
 _FLAC_FRAME = 4608  # samples handed to the encoder at a time
 # numpy reads a header with `ast`, which fails at times in Python 3.11 when two threads use it (cpython#106905).
-_ONE_HEADER = threading.Lock()
+_HEADER_LOCK = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -325,7 +325,7 @@ def decode_clip(key: str, members: dict[str, bytes]) -> ShardClip:
     jpegs = [members[name] for name in sorted(members) if name.startswith("frame_")]
     info = parse_json(members["json"])
     if "log_mel.npy" in members:
-        with _ONE_HEADER:
+        with _HEADER_LOCK:
             log_mel = np.load(io.BytesIO(members["log_mel.npy"]), allow_pickle=False)
         return ShardClip(key, info, jpegs, log_mel)
     if info["has_audio"] and FLAC_NAME not in members:

@@ -97,7 +97,7 @@ def evaluate_sync(
     clips = open_evaluation(data, processor, rules, options)
     embeddings = embed_clips(model, clips)
     settings: dict[str, Any]
-    offsets: dict[str, float | None] | None = None
+    beside_metrics: dict[str, Any] = {}
     if rules.truth == "labels":
         metrics, settings = _labelled(clips, embeddings, rules, positive), {"positive": positive}
     else:
@@ -106,13 +106,15 @@ def evaluate_sync(
         counted = _counted(clips, embeddings, rules.moments) & kept[:, None]
         settings = {"seconds_between_moments": round(step, 6)}
         if rules.truth == "offsets":
-            metrics, offsets = _offsets(model, clips, embeddings, counted, twins, step=step, rules=rules)
+            metrics, beside_metrics["offsets"] = _offsets(
+                model, clips, embeddings, counted, twins, step=step, rules=rules
+            )
         else:
             smallest = rules.min_shift or default_min_shift(step, embeddings.audio.shape[1])
             metrics = _shifted(embeddings, counted, twins, step=step, min_shift=smallest)
             settings["smallest_shift"] = round(smallest, 6)
     record = clips.record("sync", metrics, model=model, frames_per_clip=embeddings.audio.shape[1], **settings)
-    return record if offsets is None else record | {"offsets": offsets}
+    return record | beside_metrics
 
 
 def _shifted(

@@ -147,7 +147,7 @@ class CavMaeSyncEmbeddings(nn.Module):
         super().__init__()
         video = modality == "video"
         num_channels, grid = (config.frame_channels, config.video_grid) if video else (1, config.audio_grid)
-        self.num_frames = config.frames_per_moment if video else 0
+        self.frames_per_moment = config.frames_per_moment if video else None
         self.subtracts_mean = config.subtract_mean_frame if video else config.subtract_mean_spectrum
         self.patch_size = config.patch_size
         self.projection = nn.Conv2d(
@@ -171,8 +171,8 @@ class CavMaeSyncEmbeddings(nn.Module):
             ids_keep: Patches to keep, `(samples, kept)`; all when absent.
         """
         images = images.to(self.projection.weight.dtype)
-        if self.subtracts_mean and self.num_frames:
-            frames = images.unflatten(1, (self.num_frames, -1))
+        if self.subtracts_mean and self.frames_per_moment:
+            frames = images.unflatten(1, (self.frames_per_moment, -1))
             images = (frames - frames.mean(dim=1, keepdim=True)).flatten(1, 2)
         elif self.subtracts_mean:
             images = images - images.mean(dim=-1, keepdim=True)
@@ -1022,7 +1022,7 @@ class CavMaeSyncModel(CavMaeSyncPreTrainedModel):
             with torch.no_grad():
                 projection.weight = nn.Parameter(projection.weight.repeat(1, count, 1, 1) / count)
             projection.in_channels *= count
-            self.video_tower.embeddings.num_frames = count
+            self.video_tower.embeddings.frames_per_moment = count
         for name, value in changes.items():
             setattr(self.config, name, value)
 
